@@ -1,0 +1,1 @@
+//! Low-rank experts: LoRA, banks of experts, scalings and task gates on burn tensors.

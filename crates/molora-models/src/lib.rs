@@ -1,0 +1,1 @@
+//! Hugging Face models on burn with sites for mixtures of LoRA experts.

@@ -1,0 +1,1 @@
+//! Routing losses and weight penalties for mixtures of LoRA experts.

@@ -1,0 +1,1 @@
+//! Routers for mixtures of experts: scorers, selection and granularity on burn tensors.

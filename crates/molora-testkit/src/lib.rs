@@ -1,0 +1,1 @@
+//! Golden-vector reading and tolerances for the tests of molora.
