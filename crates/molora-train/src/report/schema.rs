@@ -1,0 +1,237 @@
+//! The records that a run leaves behind, as plain serialisable data.
+//!
+//! | file | content |
+//! |---|---|
+//! | `steps.jsonl` | one [`StepRecord`] a line |
+//! | `eval.json` | [`EvalReport`] |
+//! | `routing.json` | [`RoutingReport`] |
+//! | `summary.json` | [`RunSummary`] |
+//!
+//! Each carries [`SCHEMA_VERSION`], so that a reader can tell an older file. Scores and shares are
+//! fractions from 0 to 1, times are seconds, memory is bytes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of every record in this module; it grows when a field changes its meaning.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// What one optimiser step measured: one line of `steps.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepRecord {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub version: u32,
+    /// Optimiser step, counted from 1 through all stages.
+    pub step: usize,
+    /// Name of the training stage that the step belongs to.
+    pub stage: String,
+    /// The minimised loss: `task_loss` plus the weighted auxiliary terms, in nats.
+    pub loss: f64,
+    /// Loss of the tasks alone, in nats.
+    pub task_loss: f64,
+    /// Unweighted value of each auxiliary term, by its name.
+    pub terms: BTreeMap<String, f64>,
+    /// Mean loss of each task that this step's batch holds, in nats.
+    pub tasks: BTreeMap<String, f64>,
+    /// Learning rate of this step (of the first parameter group, if groups differ).
+    pub learning_rate: f64,
+    /// Global gradient norm before clipping.
+    pub gradient_norm: f64,
+    /// Real tokens in the batch.
+    pub tokens: usize,
+    /// Tokens in the batch with padding.
+    pub padded_tokens: usize,
+    /// Wall time of the step in seconds.
+    pub seconds: f64,
+}
+
+/// Score of one task on one split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskScore {
+    /// Name of the metric, such as `accuracy`, `macro_f1` or `mcc`.
+    pub metric: String,
+    /// Value of the metric, as a fraction (a correlation may be negative).
+    pub value: f64,
+    /// Number of records scored.
+    pub n: usize,
+    /// Share of records whose label was predicted.
+    pub accuracy: f64,
+    /// Accuracy of always answering the most frequent label.
+    pub majority: f64,
+}
+
+/// Scores of all tasks on one split: `eval.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalReport {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub version: u32,
+    /// The split that was scored, such as `test`.
+    pub split: String,
+    /// Score of each task, by its name.
+    pub tasks: BTreeMap<String, TaskScore>,
+    /// Mean of [`TaskScore::value`] over the tasks; 0 without tasks.
+    pub mean: f64,
+    /// Mean of [`TaskScore::accuracy`] over the tasks; 0 without tasks.
+    pub mean_accuracy: f64,
+}
+
+impl EvalReport {
+    /// Builds the report of `split` and computes both means.
+    pub fn new(split: impl Into<String>, tasks: BTreeMap<String, TaskScore>) -> Self {
+        let mean_of = |field: fn(&TaskScore) -> f64| {
+            tasks.values().map(field).sum::<f64>() / tasks.len().max(1) as f64
+        };
+        let (mean, mean_accuracy) = (mean_of(|score| score.value), mean_of(|score| score.accuracy));
+        Self { version: SCHEMA_VERSION, split: split.into(), tasks, mean, mean_accuracy }
+    }
+}
+
+/// How one site shared each task among its experts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SiteRouting {
+    /// Full name of the site, such as `encoder.layer.0.attention.self.query`.
+    pub site: String,
+    /// Index of the layer that holds the site, from 0.
+    pub layer: usize,
+    /// Mean routing weight of each expert over the real tokens of a task, by the task's name.
+    pub weights: BTreeMap<String, Vec<f64>>,
+}
+
+impl SiteRouting {
+    /// Number of experts at this site: the longest row of weights.
+    pub fn num_experts(&self) -> usize {
+        self.weights.values().map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// Experts (from 0) that got less than `share` of the weight from every task.
+    ///
+    /// The share is taken of a row's sum, so that it also holds where weights do not add up to 1.
+    pub fn idle_experts(&self, share: f64) -> Vec<usize> {
+        let is_idle = |expert: usize| {
+            self.weights.values().all(|row| {
+                let weight = row.get(expert).copied().unwrap_or(0.0);
+                weight < share * row.iter().sum::<f64>().max(f64::MIN_POSITIVE)
+            })
+        };
+        (0..self.num_experts()).filter(|&expert| is_idle(expert)).collect()
+    }
+}
+
+/// Routing of all sites that have a router: `routing.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoutingReport {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub version: u32,
+    /// The routed sites, in the order of the model; sites without a router are absent.
+    pub sites: Vec<SiteRouting>,
+}
+
+/// Numbers of parameters (scalars), by what they are for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParameterCounts {
+    /// Parameters of the base model; frozen.
+    pub base: usize,
+    /// Parameters of the low-rank matrices.
+    pub adapters: usize,
+    /// Parameters of the routers.
+    pub routers: usize,
+    /// Parameters of the task gates.
+    pub gates: usize,
+    /// Parameters of the tasks' output heads.
+    pub heads: usize,
+}
+
+impl ParameterCounts {
+    /// Number of parameters that training may change: all but the base.
+    pub fn trainable(&self) -> usize {
+        self.adapters + self.routers + self.gates + self.heads
+    }
+
+    /// Number of all parameters.
+    pub fn total(&self) -> usize {
+        self.base + self.trainable()
+    }
+}
+
+/// Facts of a finished run: `summary.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSummary {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub version: u32,
+    /// Name of the recipe.
+    pub recipe: String,
+    /// Paper of the recipe.
+    pub citation: String,
+    /// Name of the base model.
+    pub model: String,
+    /// Device that the run used, such as `cpu`.
+    pub device: String,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Number of optimiser steps done.
+    pub steps: usize,
+    /// Names of the tasks trained on.
+    pub tasks: Vec<String>,
+    /// Parameters by what they are for.
+    pub parameters: ParameterCounts,
+    /// Wall time of training in seconds, without loading and evaluation.
+    pub train_seconds: f64,
+    /// Real tokens trained on per second of `train_seconds`.
+    pub tokens_per_second: f64,
+    /// Share of padding among all tokens of the batches.
+    pub padding_share: f64,
+    /// Peak resident memory of the process in bytes, where the system tells it.
+    pub peak_memory_bytes: Option<u64>,
+    /// Version of molora that wrote the run.
+    pub molora_version: String,
+    /// Commit that the program was run from, if known.
+    pub git_commit: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn score(value: f64, accuracy: f64) -> TaskScore {
+        TaskScore { metric: "accuracy".into(), value, n: 10, accuracy, majority: 0.5 }
+    }
+
+    #[test]
+    fn means_are_over_tasks_not_records() {
+        let tasks = [("a".to_owned(), score(0.2, 0.6)), ("b".to_owned(), score(0.4, 1.0))];
+        let report = EvalReport::new("test", tasks.into());
+        assert!((report.mean - 0.3).abs() < 1e-12);
+        assert!((report.mean_accuracy - 0.8).abs() < 1e-12);
+        assert_eq!(EvalReport::new("test", BTreeMap::new()).mean, 0.0);
+    }
+
+    #[test]
+    fn an_expert_is_idle_only_if_every_task_leaves_it() {
+        let weights = [("a", vec![0.999, 0.0, 0.001]), ("b", vec![0.495, 0.5, 0.005])];
+        let weights = weights.map(|(task, row)| (task.to_owned(), row)).into();
+        let site = SiteRouting { site: "s".into(), layer: 0, weights };
+        assert_eq!(site.num_experts(), 3);
+        assert_eq!(site.idle_experts(0.01), [2]);
+    }
+
+    #[test]
+    fn base_is_not_trainable() {
+        let counts = ParameterCounts { base: 100, adapters: 5, routers: 4, gates: 3, heads: 2 };
+        assert_eq!((counts.trainable(), counts.total()), (14, 114));
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let text = r#"{"base":1,"adapters":1,"routers":1,"gates":1,"heads":1,"extra":1}"#;
+        let error = serde_json::from_str::<ParameterCounts>(text).unwrap_err();
+        assert!(error.to_string().contains("unknown field `extra`"), "{error}");
+    }
+}
