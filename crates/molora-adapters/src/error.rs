@@ -1,0 +1,45 @@
+//! What can be wrong with an adapter's configuration or inputs.
+
+/// An invalid value in the configuration of a bank or gate, or an unknown task.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterError {
+    /// A size that must be at least one is zero.
+    #[error("{field} is 0, expected at least 1")]
+    Zero {
+        /// Name of the field.
+        field: &'static str,
+    },
+    /// A probability outside `[0, 1)`.
+    #[error("{field} is {value}, expected at least 0 and less than 1")]
+    Probability {
+        /// Name of the field.
+        field: &'static str,
+        /// What was found.
+        value: f64,
+    },
+    /// A number that must be finite and positive is not.
+    #[error("{field} is {value}, expected a finite number above 0")]
+    NotPositive {
+        /// Name of the field.
+        field: &'static str,
+        /// What was found.
+        value: f64,
+    },
+    /// The rank exceeds what the site can hold.
+    #[error("rank {rank} exceeds the smaller width {limit} of a site")]
+    RankTooLarge {
+        /// The configured rank.
+        rank: usize,
+        /// The smaller of the site's input and output width.
+        limit: usize,
+    },
+    /// A task number that was not in training and was not marked as unknown.
+    #[error("task {task} is out of range, expected less than {num_tasks} or no task")]
+    TaskOutOfRange {
+        /// The task number that was found.
+        task: usize,
+        /// How many tasks exist.
+        num_tasks: usize,
+    },
+}

@@ -1,0 +1,150 @@
+//! Scorers: features to logits. The only files with router parameters.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+use molora_kernels::random::{Seed, uniform};
+use serde::{Deserialize, Serialize};
+
+/// Which score an expert gets from the features.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ScorerConfig {
+    /// `W u (+ b)`.
+    Linear {
+        /// Whether there is a bias `b`.
+        bias: bool,
+    },
+    /// The cosine of the features with one key per expert. SAMoRA, arXiv:2604.19048.
+    Cosine,
+}
+
+impl ScorerConfig {
+    /// A scorer for features of width `d_features`; all parameters from U(-1/sqrt(F), 1/sqrt(F)),
+    /// PyTorch's default for linear layers and the reference code's choice for keys.
+    pub fn init(
+        &self,
+        d_features: usize,
+        num_experts: usize,
+        seed: Seed,
+        device: &Device,
+    ) -> Scorer {
+        let bound = 1.0 / (d_features as f64).sqrt();
+        let matrix = |name| uniform([num_experts, d_features], bound, seed.child(name), device);
+        match *self {
+            Self::Linear { bias } => {
+                let bias = bias.then(|| uniform([num_experts], bound, seed.child("bias"), device));
+                Scorer::Linear(LinearScorer {
+                    weight: Param::from_tensor(matrix("weight")),
+                    bias: bias.map(Param::from_tensor),
+                })
+            }
+            Self::Cosine => Scorer::Cosine(CosineScorer { keys: Param::from_tensor(matrix("keys")) }),
+        }
+    }
+}
+
+/// A linear map from features to logits.
+#[derive(Module, Debug)]
+pub struct LinearScorer {
+    /// One row per expert, `[E, F]`.
+    pub weight: Param<Tensor<2>>,
+    /// Bias, `[E]`.
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl LinearScorer {
+    /// `[N, F]` to logits `[N, E]`.
+    pub fn score(&self, features: Tensor<2>) -> Tensor<2> {
+        let logits = features.matmul(self.weight.val().transpose());
+        match &self.bias {
+            Some(bias) => logits + bias.val().unsqueeze(),
+            None => logits,
+        }
+    }
+}
+
+/// Cosine similarity with one key per expert.
+#[derive(Module, Debug)]
+pub struct CosineScorer {
+    /// One key per expert, `[E, F]`.
+    pub keys: Param<Tensor<2>>,
+}
+
+impl CosineScorer {
+    /// `[N, F]` to cosines `[N, E]`; features of norm 0 have cosine 0 with every key.
+    pub fn score(&self, features: Tensor<2>) -> Tensor<2> {
+        unit_rows(features).matmul(unit_rows(self.keys.val()).transpose())
+    }
+}
+
+/// Rows divided by `max(norm, 1e-12)`.
+///
+/// The square is clamped before the root, so the gradient at a zero row is zero instead of NaN.
+fn unit_rows(rows: Tensor<2>) -> Tensor<2> {
+    let norm = rows.clone().square().sum_dim(1).clamp_min(1e-24).sqrt();
+    rows / norm
+}
+
+/// A scorer of any kind.
+#[derive(Module, Debug)]
+#[non_exhaustive]
+pub enum Scorer {
+    /// See [`LinearScorer`].
+    Linear(LinearScorer),
+    /// See [`CosineScorer`].
+    Cosine(CosineScorer),
+}
+
+impl Scorer {
+    /// `[N, F]` to logits `[N, E]`.
+    pub fn score(&self, features: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::Linear(scorer) => scorer.score(features),
+            Self::Cosine(scorer) => scorer.score(features),
+        }
+    }
+
+    /// The keys `[E, F]`, where the score is a comparison with keys.
+    pub fn keys(&self) -> Option<Tensor<2>> {
+        match self {
+            Self::Linear(_) => None,
+            Self::Cosine(scorer) => Some(scorer.keys.val()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use molora_testkit::{FORWARD, assert_close};
+
+    #[test]
+    fn cosines_of_the_worked_example() {
+        let device = molora_testkit::device();
+        let keys = Param::from_data([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], &device);
+        let features = Tensor::from_data([[3.0, 1.5], [0.0, 0.0]], &device);
+        let cosines = CosineScorer { keys }.score(features);
+        let expected = [[0.894427, 0.447214, 0.948683], [0.0, 0.0, 0.0]];
+        assert_close(cosines, expected, FORWARD, "cosines");
+    }
+
+    #[test]
+    fn the_gradient_at_zero_features_is_finite() {
+        let device = molora_testkit::autodiff_device();
+        let scorer = ScorerConfig::Cosine.init(3, 2, Seed::new(1), &device);
+        let features = Tensor::<2>::zeros([2, 3], &device).require_grad();
+        let gradients = scorer.score(features.clone()).sum().backward();
+        let gradient = features.grad(&gradients).expect("tracked").into_data();
+        assert!(gradient.try_to_vec::<f32>().expect("f32").iter().all(|value| value.is_finite()));
+    }
+
+    #[test]
+    fn a_linear_score_has_a_bias_on_demand() {
+        let device = molora_testkit::device();
+        for bias in [false, true] {
+            let scorer = ScorerConfig::Linear { bias }.init(4, 3, Seed::new(1), &device);
+            let zero = scorer.score(Tensor::zeros([1, 4], &device)).abs().max();
+            assert_eq!(zero.into_scalar::<f32>() > 0.0, bias);
+        }
+    }
+}
