@@ -4,7 +4,20 @@
 
 pub mod schema;
 
+mod error;
+mod format;
+#[cfg(test)]
+mod sample;
+mod table;
+mod writer;
+
+pub use error::ReportError;
 pub use schema::{
     EvalReport, ParameterCounts, RoutingReport, RunSummary, SCHEMA_VERSION, SiteRouting,
     StepRecord, TaskScore,
+};
+pub use table::{summary_table, summary_table_markdown, task_table, task_table_markdown};
+pub use writer::{
+    StepWriter, peak_memory_bytes, read_steps, truncate_after, write_atomically,
+    write_json_atomically,
 };

@@ -85,8 +85,17 @@ impl EvalReport {
         let mean_of = |field: fn(&TaskScore) -> f64| {
             tasks.values().map(field).sum::<f64>() / tasks.len().max(1) as f64
         };
-        let (mean, mean_accuracy) = (mean_of(|score| score.value), mean_of(|score| score.accuracy));
-        Self { version: SCHEMA_VERSION, split: split.into(), tasks, mean, mean_accuracy }
+        let (mean, mean_accuracy) = (
+            mean_of(|score| score.value),
+            mean_of(|score| score.accuracy),
+        );
+        Self {
+            version: SCHEMA_VERSION,
+            split: split.into(),
+            tasks,
+            mean,
+            mean_accuracy,
+        }
     }
 }
 
@@ -118,7 +127,9 @@ impl SiteRouting {
                 weight < share * row.iter().sum::<f64>().max(f64::MIN_POSITIVE)
             })
         };
-        (0..self.num_experts()).filter(|&expert| is_idle(expert)).collect()
+        (0..self.num_experts())
+            .filter(|&expert| is_idle(expert))
+            .collect()
     }
 }
 
@@ -201,12 +212,21 @@ mod tests {
     use super::*;
 
     fn score(value: f64, accuracy: f64) -> TaskScore {
-        TaskScore { metric: "accuracy".into(), value, n: 10, accuracy, majority: 0.5 }
+        TaskScore {
+            metric: "accuracy".into(),
+            value,
+            n: 10,
+            accuracy,
+            majority: 0.5,
+        }
     }
 
     #[test]
     fn means_are_over_tasks_not_records() {
-        let tasks = [("a".to_owned(), score(0.2, 0.6)), ("b".to_owned(), score(0.4, 1.0))];
+        let tasks = [
+            ("a".to_owned(), score(0.2, 0.6)),
+            ("b".to_owned(), score(0.4, 1.0)),
+        ];
         let report = EvalReport::new("test", tasks.into());
         assert!((report.mean - 0.3).abs() < 1e-12);
         assert!((report.mean_accuracy - 0.8).abs() < 1e-12);
@@ -215,16 +235,29 @@ mod tests {
 
     #[test]
     fn an_expert_is_idle_only_if_every_task_leaves_it() {
-        let weights = [("a", vec![0.999, 0.0, 0.001]), ("b", vec![0.495, 0.5, 0.005])];
+        let weights = [
+            ("a", vec![0.999, 0.0, 0.001]),
+            ("b", vec![0.495, 0.5, 0.005]),
+        ];
         let weights = weights.map(|(task, row)| (task.to_owned(), row)).into();
-        let site = SiteRouting { site: "s".into(), layer: 0, weights };
+        let site = SiteRouting {
+            site: "s".into(),
+            layer: 0,
+            weights,
+        };
         assert_eq!(site.num_experts(), 3);
         assert_eq!(site.idle_experts(0.01), [2]);
     }
 
     #[test]
     fn base_is_not_trainable() {
-        let counts = ParameterCounts { base: 100, adapters: 5, routers: 4, gates: 3, heads: 2 };
+        let counts = ParameterCounts {
+            base: 100,
+            adapters: 5,
+            routers: 4,
+            gates: 3,
+            heads: 2,
+        };
         assert_eq!((counts.trainable(), counts.total()), (14, 114));
     }
 
@@ -232,6 +265,9 @@ mod tests {
     fn unknown_fields_are_refused() {
         let text = r#"{"base":1,"adapters":1,"routers":1,"gates":1,"heads":1,"extra":1}"#;
         let error = serde_json::from_str::<ParameterCounts>(text).unwrap_err();
-        assert!(error.to_string().contains("unknown field `extra`"), "{error}");
+        assert!(
+            error.to_string().contains("unknown field `extra`"),
+            "{error}"
+        );
     }
 }

@@ -1,0 +1,143 @@
+//! A made-up run for the tests of this module; its numbers mean nothing.
+
+use std::collections::BTreeMap;
+
+use super::schema::{
+    EvalReport, ParameterCounts, RoutingReport, RunSummary, SCHEMA_VERSION, SiteRouting,
+    StepRecord, TaskScore,
+};
+
+const TASKS: [(&str, &str, f64, f64, usize); 4] = [
+    ("banking77", "accuracy", 0.913, 0.013, 3080),
+    ("clinc_domain", "macro_f1", 0.8842, 0.1, 900),
+    ("sms_spam", "f1:spam", 0.9771, 0.866, 557),
+    ("stackoverflow", "mcc", -0.0312, 0.05, 1000),
+];
+
+pub(crate) fn eval() -> EvalReport {
+    let score = |(task, metric, value, majority, n): (&str, &str, f64, f64, usize)| {
+        let accuracy = (value + 0.012_f64).max(majority);
+        (
+            task.to_owned(),
+            TaskScore {
+                metric: metric.to_owned(),
+                value,
+                n,
+                accuracy,
+                majority,
+            },
+        )
+    };
+    EvalReport::new("test", TASKS.map(score).into())
+}
+
+pub(crate) fn summary() -> RunSummary {
+    RunSummary {
+        version: SCHEMA_VERSION,
+        recipe: "samora".into(),
+        citation: "Authors <A & B>, A Paper, arXiv:0000.00000".into(),
+        model: "all-MiniLM-L6-v2".into(),
+        device: "cpu".into(),
+        seed: 17,
+        steps: 600,
+        tasks: TASKS.iter().map(|task| task.0.to_owned()).collect(),
+        parameters: ParameterCounts {
+            base: 22_713_216,
+            adapters: 294_912,
+            routers: 576,
+            gates: 1_536,
+            heads: 43_120,
+        },
+        train_seconds: 417.3,
+        tokens_per_second: 3456.7,
+        padding_share: 0.0832,
+        peak_memory_bytes: Some(1_288_490_189),
+        molora_version: "0.1.0".into(),
+        git_commit: Some("0123abc".into()),
+    }
+}
+
+/// A repeatable stand-in for noise, within -1 and 1.
+fn wobble(index: usize) -> f64 {
+    (index as f64 * 12.9898).sin() * (index as f64 * 0.7713).cos()
+}
+
+pub(crate) fn steps(count: usize) -> Vec<StepRecord> {
+    let record = |step: usize| {
+        let progress = step as f64 / count as f64;
+        let tasks: BTreeMap<_, _> = (0..3)
+            .map(|offset| (step * 7 + offset * 3) % TASKS.len())
+            .map(|task| {
+                let start = [4.3, 2.3, 0.7, 3.0][task];
+                let noise = 1.0 + 0.25 * wobble(step * 31 + task);
+                (
+                    TASKS[task].0.to_owned(),
+                    start * ((-6.0 * progress).exp() + 0.08) * noise,
+                )
+            })
+            .collect();
+        let task_loss = tasks.values().sum::<f64>() / tasks.len() as f64;
+        let terms: BTreeMap<_, _> = [
+            (
+                "key_matching".to_owned(),
+                0.6 * (-3.0 * progress).exp() + 0.05,
+            ),
+            (
+                "orthogonality".to_owned(),
+                1.8 - 1.1 * progress + 0.03 * wobble(step),
+            ),
+        ]
+        .into();
+        StepRecord {
+            version: SCHEMA_VERSION,
+            step,
+            stage: "joint".into(),
+            loss: task_loss + 0.1 * terms.values().sum::<f64>(),
+            task_loss,
+            terms,
+            tasks,
+            learning_rate: 1e-3 * (progress * 10.0).min(1.0 - progress + 1e-9),
+            gradient_norm: 2.0 * (-2.0 * progress).exp() * (1.0 + 0.4 * wobble(step + 5)),
+            tokens: 2300,
+            padded_tokens: 2500,
+            seconds: 0.69 + 0.03 * wobble(step + 9),
+        }
+    };
+    (1..=count).map(record).collect()
+}
+
+pub(crate) fn routing(layers: usize, experts: usize) -> RoutingReport {
+    let site = |layer: usize, part: &str, salt: usize| SiteRouting {
+        site: format!("encoder.layer.{layer}.attention.{part}"),
+        layer,
+        weights: TASKS
+            .iter()
+            .enumerate()
+            .map(|(task, names)| (names.0.to_owned(), row(experts, layer * 5 + task + salt)))
+            .collect(),
+    };
+    let parts = ["self.query", "self.key", "self.value", "output.dense"];
+    let sites = (0..layers).flat_map(|layer| {
+        parts
+            .iter()
+            .enumerate()
+            .map(move |(salt, part)| site(layer, part, salt * 11))
+    });
+    RoutingReport {
+        version: SCHEMA_VERSION,
+        sites: sites.collect(),
+    }
+}
+
+/// A row of weights with sum 1 in which every fourth salt leaves the last expert idle.
+fn row(experts: usize, salt: usize) -> Vec<f64> {
+    let score = |expert: usize| (2.0 * wobble(salt * 13 + expert * 3)).exp();
+    let mut scores: Vec<f64> = (0..experts).map(score).collect();
+    if salt >= 33
+        && let Some(last) = scores.last_mut()
+    {
+        *last = 1e-4;
+    }
+    let sum: f64 = scores.iter().sum();
+    scores.iter().map(|score| score / sum).collect()
+}

@@ -1,0 +1,242 @@
+//! Tables for the terminal and, in Markdown, for the documents. ASCII only.
+
+use comfy_table::presets::{ASCII_BORDERS_ONLY_CONDENSED, ASCII_MARKDOWN};
+use comfy_table::{CellAlignment, ContentArrangement, Table, TableStyle};
+
+use super::format::{duration, mebibytes, percent, share, thousands};
+use super::schema::{EvalReport, RunSummary, TaskScore};
+
+/// Scores task by task, with a last row of means.
+pub fn task_table(report: &EvalReport) -> String {
+    with_total(scores(ASCII_BORDERS_ONLY_CONDENSED, report))
+}
+
+/// [`task_table`] as a Markdown table.
+pub fn task_table_markdown(report: &EvalReport) -> String {
+    markdown(scores(ASCII_MARKDOWN, report), 2)
+}
+
+fn scores(style: TableStyle, report: &EvalReport) -> Table {
+    aligned(style, task_header(report), task_rows(report), 2)
+}
+
+/// Parameters by kind, then speed, memory, time and padding of a run.
+pub fn summary_table(summary: &RunSummary) -> String {
+    let (counts, facts) = summary_tables(ASCII_BORDERS_ONLY_CONDENSED, summary);
+    format!("{}\n{facts}", with_total(counts))
+}
+
+/// [`summary_table`] as two Markdown tables.
+pub fn summary_table_markdown(summary: &RunSummary) -> String {
+    let (counts, facts) = summary_tables(ASCII_MARKDOWN, summary);
+    format!("{}\n\n{}", markdown(counts, 1), markdown(facts, 1))
+}
+
+fn summary_tables(style: TableStyle, summary: &RunSummary) -> (Table, Table) {
+    let header = ["parameters", "count", "of base"].map(str::to_owned);
+    let counts = aligned(style, header, parameter_rows(summary).into(), 1);
+    let header = ["training", ""].map(str::to_owned);
+    (counts, aligned(style, header, fact_rows(summary).into(), 1))
+}
+
+/// Heads of [`task_rows`], whose last column counts records of the report's split.
+pub(super) fn task_header(report: &EvalReport) -> [String; 6] {
+    let records = format!("{} records", report.split);
+    [
+        "task",
+        "metric",
+        "score %",
+        "accuracy %",
+        "majority %",
+        &records,
+    ]
+    .map(str::to_owned)
+}
+
+/// One row of text per task and the row of means.
+pub(super) fn task_rows(report: &EvalReport) -> Vec<[String; 6]> {
+    let row = |(task, score): (&String, &TaskScore)| {
+        let [value, accuracy, majority] =
+            [score.value, score.accuracy, score.majority].map(percent);
+        [
+            task.clone(),
+            score.metric.clone(),
+            value,
+            accuracy,
+            majority,
+            thousands(score.n),
+        ]
+    };
+    let mean = [
+        "mean".to_owned(),
+        String::new(),
+        percent(report.mean),
+        percent(report.mean_accuracy),
+        String::new(),
+        thousands(report.tasks.values().map(|score| score.n).sum()),
+    ];
+    report.tasks.iter().map(row).chain([mean]).collect()
+}
+
+/// Kind of parameter, count, and share of the base model.
+pub(super) fn parameter_rows(summary: &RunSummary) -> [[String; 3]; 6] {
+    let counts = &summary.parameters;
+    let kinds = [
+        ("base (frozen)", counts.base),
+        ("adapters", counts.adapters),
+        ("routers", counts.routers),
+        ("gates", counts.gates),
+        ("heads", counts.heads),
+        ("trainable", counts.trainable()),
+    ];
+    kinds.map(|(kind, count)| [kind.to_owned(), thousands(count), share(count, counts.base)])
+}
+
+/// Name and value of each fact about speed, memory and time.
+pub(super) fn fact_rows(summary: &RunSummary) -> [[String; 2]; 5] {
+    let facts = [
+        ("steps", thousands(summary.steps)),
+        ("training time", duration(summary.train_seconds)),
+        (
+            "tokens/s",
+            thousands(summary.tokens_per_second.round().max(0.0) as usize),
+        ),
+        ("padding", format!("{} %", percent(summary.padding_share))),
+        ("peak memory", mebibytes(summary.peak_memory_bytes)),
+    ];
+    facts.map(|(name, value)| [name.to_owned(), value])
+}
+
+/// A table whose columns from `first_number` on are aligned to the right.
+fn aligned<const N: usize>(
+    style: TableStyle,
+    header: [String; N],
+    rows: Vec<[String; N]>,
+    first_number: usize,
+) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(style)
+        .set_content_arrangement(ContentArrangement::Disabled);
+    table.force_no_tty().set_header(header).add_rows(rows);
+    for column in table.column_iter_mut().skip(first_number) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// Sets the last row off by a rule: it sums up the rows above it.
+fn with_total(table: Table) -> String {
+    let mut lines: Vec<String> = table.lines().collect();
+    if let Some(rule) = lines.last().cloned() {
+        lines.insert(lines.len().saturating_sub(2), rule);
+    }
+    lines.join("\n")
+}
+
+/// Marks the number columns in the second line, which Markdown reads the alignment from.
+fn markdown(table: Table, first_number: usize) -> String {
+    let mut lines: Vec<String> = table.lines().collect();
+    if let Some(rule) = lines.get_mut(1) {
+        let cells = rule.trim_matches('|').split('|').enumerate();
+        let cells = cells.map(|(column, dashes)| match column < first_number {
+            true => dashes.to_owned(),
+            false => format!("{}:", &dashes[1..]),
+        });
+        *rule = format!("|{}|", cells.collect::<Vec<_>>().join("|"));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample;
+
+    #[test]
+    fn task_table_reads_well() {
+        insta::assert_snapshot!(task_table(&sample::eval()), @r"
+        +-----------------------------------------------------------------------------+
+        | task            metric     score %   accuracy %   majority %   test records |
+        +=============================================================================+
+        | banking77       accuracy      91.3         92.5          1.3          3,080 |
+        | clinc_domain    macro_f1      88.4         89.6         10.0            900 |
+        | sms_spam        f1:spam       97.7         98.9         86.6            557 |
+        | stackoverflow   mcc           -3.1          5.0          5.0          1,000 |
+        +-----------------------------------------------------------------------------+
+        | mean                          68.6         71.5                       5,537 |
+        +-----------------------------------------------------------------------------+
+        ");
+    }
+
+    #[test]
+    fn task_table_is_markdown() {
+        insta::assert_snapshot!(task_table_markdown(&sample::eval()), @r"
+        | task          | metric   | score % | accuracy % | majority % | test records |
+        |---------------|----------|--------:|-----------:|-----------:|-------------:|
+        | banking77     | accuracy |    91.3 |       92.5 |        1.3 |        3,080 |
+        | clinc_domain  | macro_f1 |    88.4 |       89.6 |       10.0 |          900 |
+        | sms_spam      | f1:spam  |    97.7 |       98.9 |       86.6 |          557 |
+        | stackoverflow | mcc      |    -3.1 |        5.0 |        5.0 |        1,000 |
+        | mean          |          |    68.6 |       71.5 |            |        5,537 |
+        ");
+    }
+
+    #[test]
+    fn summary_table_reads_well() {
+        insta::assert_snapshot!(summary_table(&sample::summary()), @r"
+        +---------------------------------------+
+        | parameters           count    of base |
+        +=======================================+
+        | base (frozen)   22,713,216   100.00 % |
+        | adapters           294,912     1.30 % |
+        | routers                576     0.00 % |
+        | gates                1,536     0.01 % |
+        | heads               43,120     0.19 % |
+        +---------------------------------------+
+        | trainable          340,144     1.50 % |
+        +---------------------------------------+
+        +----------------------------+
+        | training                   |
+        +============================+
+        | steps                  600 |
+        | training time   6 min 57 s |
+        | tokens/s             3,457 |
+        | padding              8.3 % |
+        | peak memory      1,229 MiB |
+        +----------------------------+
+        ");
+    }
+
+    #[test]
+    fn summary_table_is_markdown() {
+        insta::assert_snapshot!(summary_table_markdown(&sample::summary()), @r"
+        | parameters    |      count |  of base |
+        |---------------|-----------:|---------:|
+        | base (frozen) | 22,713,216 | 100.00 % |
+        | adapters      |    294,912 |   1.30 % |
+        | routers       |        576 |   0.00 % |
+        | gates         |      1,536 |   0.01 % |
+        | heads         |     43,120 |   0.19 % |
+        | trainable     |    340,144 |   1.50 % |
+
+        | training      |            |
+        |---------------|-----------:|
+        | steps         |        600 |
+        | training time | 6 min 57 s |
+        | tokens/s      |      3,457 |
+        | padding       |      8.3 % |
+        | peak memory   |  1,229 MiB |
+        ");
+    }
+
+    #[test]
+    fn unknown_memory_and_base_are_said() {
+        let mut summary = sample::summary();
+        summary.peak_memory_bytes = None;
+        summary.parameters.base = 0;
+        let text = summary_table(&summary);
+        assert!(text.contains("unknown") && !text.contains("inf"), "{text}");
+        assert!(text.is_ascii());
+    }
+}

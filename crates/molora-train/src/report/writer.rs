@@ -1,0 +1,355 @@
+//! Writing a run's records so that a kill at any moment leaves whole files behind.
+//!
+//! `steps.jsonl` grows by whole lines, each in one write; every other file is replaced at once by
+//! a rename.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use tempfile::NamedTempFile;
+
+use super::error::ReportError;
+use super::schema::StepRecord;
+
+/// Appends [`StepRecord`]s to a JSON Lines file.
+#[derive(Debug)]
+pub struct StepWriter {
+    file: File,
+    path: PathBuf,
+}
+
+impl StepWriter {
+    /// Opens `path` for appending and creates it if it is missing.
+    ///
+    /// # Errors
+    /// If the file cannot be opened.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, ReportError> {
+        let path = path.into();
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(ReportError::io("open", &path))?;
+        Ok(Self { file, path })
+    }
+
+    /// Appends one record as one line, in a single write.
+    ///
+    /// # Errors
+    /// If a number of the record is not finite (nothing is written then), or the write fails.
+    pub fn write(&mut self, record: &StepRecord) -> Result<(), ReportError> {
+        refuse_non_finite(record)?;
+        let mut line = serde_json::to_vec(record).map_err(|source| ReportError::Serialize {
+            path: self.path.clone(),
+            source,
+        })?;
+        line.push(b'\n');
+        self.file
+            .write_all(&line)
+            .map_err(ReportError::io("append to", &self.path))
+    }
+
+    /// Waits until everything written so far is on the disk; call it before a checkpoint.
+    ///
+    /// # Errors
+    /// If the system cannot write the file out.
+    pub fn sync(&self) -> Result<(), ReportError> {
+        self.file
+            .sync_data()
+            .map_err(ReportError::io("sync", &self.path))
+    }
+}
+
+/// JSON has no NaN, so a line with one could never be read back.
+fn refuse_non_finite(record: &StepRecord) -> Result<(), ReportError> {
+    let plain = [
+        ("loss", record.loss),
+        ("task_loss", record.task_loss),
+        ("learning_rate", record.learning_rate),
+        ("gradient_norm", record.gradient_norm),
+        ("seconds", record.seconds),
+    ];
+    let plain = plain.map(|(name, value)| (name.to_owned(), value));
+    let terms = record
+        .terms
+        .iter()
+        .map(|(name, &value)| (format!("terms.{name}"), value));
+    let tasks = record
+        .tasks
+        .iter()
+        .map(|(name, &value)| (format!("tasks.{name}"), value));
+    match plain
+        .into_iter()
+        .chain(terms)
+        .chain(tasks)
+        .find(|(_, value)| !value.is_finite())
+    {
+        Some((field, value)) => Err(ReportError::NotFinite {
+            step: record.step,
+            field,
+            value,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Reads all records of a `steps.jsonl`; a last line without its line end is left out.
+///
+/// # Errors
+/// If the file cannot be read, or a whole line is no [`StepRecord`].
+pub fn read_steps(path: &Path) -> Result<Vec<StepRecord>, ReportError> {
+    let text = fs::read(path).map_err(ReportError::io("read", path))?;
+    whole_lines(&text)
+        .enumerate()
+        .map(|(index, line)| parse_step(path, index, line))
+        .collect()
+}
+
+/// Cuts a `steps.jsonl` back to the records up to and including `step`, for a run that resumes.
+///
+/// A half-written last line goes too. A missing file counts as empty.
+///
+/// # Errors
+/// If the file cannot be read or cut, or a whole line before the cut is no [`StepRecord`].
+pub fn truncate_after(path: &Path, step: usize) -> Result<(), ReportError> {
+    let text = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(ReportError::io("read", path))?,
+    };
+    let mut keep = 0;
+    for (index, line) in whole_lines(&text).enumerate() {
+        if parse_step(path, index, line)?.step > step {
+            break;
+        }
+        keep += line.len();
+    }
+    let file = OpenOptions::new()
+        .write(true)
+        .open(path)
+        .map_err(ReportError::io("open", path))?;
+    file.set_len(keep as u64)
+        .map_err(ReportError::io("truncate", path))?;
+    file.sync_all().map_err(ReportError::io("sync", path))
+}
+
+/// Lines that end in a line feed, each with it.
+fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split_inclusive(|&byte| byte == b'\n')
+        .filter(|line| line.ends_with(b"\n"))
+}
+
+fn parse_step(path: &Path, index: usize, line: &[u8]) -> Result<StepRecord, ReportError> {
+    serde_json::from_slice(line).map_err(|source| ReportError::Parse {
+        path: path.to_owned(),
+        line: index + 1,
+        source,
+    })
+}
+
+/// Writes `value` as indented JSON: to a temporary file in the same folder, then by a rename.
+///
+/// # Errors
+/// If the folder cannot be written to, or `value` cannot be serialised; an older file at `path`
+/// is whole either way.
+pub fn write_json_atomically<T: Serialize + ?Sized>(
+    path: &Path,
+    value: &T,
+) -> Result<(), ReportError> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|source| ReportError::Serialize {
+        path: path.to_owned(),
+        source,
+    })?;
+    text.push(b'\n');
+    write_atomically(path, &text)
+}
+
+/// Writes `content` to a temporary file beside `path`, waits for the disk and renames it.
+///
+/// # Errors
+/// If the folder cannot be written to; an older file at `path` is whole either way.
+pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), ReportError> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut file = temporary_file_in(folder).map_err(ReportError::io("create", path))?;
+    file.write_all(content)
+        .map_err(ReportError::io("write", path))?;
+    file.as_file()
+        .sync_all()
+        .map_err(ReportError::io("sync", path))?;
+    file.persist(path)
+        .map_err(|error| ReportError::io("replace", path)(error.error))?;
+    sync_folder(folder).map_err(ReportError::io("sync the folder of", path))
+}
+
+/// A temporary file with the rights of an ordinary new one (the default would be the owner's only).
+fn temporary_file_in(folder: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.prefix(".molora-").tempfile_in(folder)
+}
+
+/// Makes a rename last through a power cut; only Unix lets a folder be synced.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(folder)?.sync_all()
+    } else {
+        Ok(())
+    }
+}
+
+/// Peak resident memory of this process in bytes, so far; `None` where the system does not tell.
+pub fn peak_memory_bytes() -> Option<u64> {
+    peak_of_status(&fs::read_to_string("/proc/self/status").ok()?)
+}
+
+/// Reads `VmHWM` of Linux' `/proc/self/status`, which is in KiB.
+fn peak_of_status(status: &str) -> Option<u64> {
+    let value = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::SCHEMA_VERSION;
+
+    fn record(step: usize) -> StepRecord {
+        StepRecord {
+            version: SCHEMA_VERSION,
+            step,
+            stage: "joint".into(),
+            loss: 1.0 / step as f64,
+            task_loss: 0.1 + step as f64,
+            terms: [("orthogonality".to_owned(), 0.3)].into(),
+            tasks: [("sms_spam".to_owned(), 0.7)].into(),
+            learning_rate: 1e-4,
+            gradient_norm: 0.5,
+            tokens: 900,
+            padded_tokens: 1000,
+            seconds: 0.25,
+        }
+    }
+
+    fn written(steps: std::ops::RangeInclusive<usize>) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("steps.jsonl");
+        let mut writer = StepWriter::open(&path).unwrap();
+        steps.for_each(|step| writer.write(&record(step)).unwrap());
+        writer.sync().unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn records_come_back_to_the_last_bit() {
+        let (_folder, path) = written(1..=7);
+        assert_eq!(
+            read_steps(&path).unwrap(),
+            (1..=7).map(record).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn opening_again_appends() {
+        let (_folder, path) = written(1..=2);
+        StepWriter::open(&path).unwrap().write(&record(3)).unwrap();
+        assert_eq!(read_steps(&path).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_resumed_run_drops_later_records_and_a_half_line() {
+        for (last, resume_at, kept) in [(5, 3, 3), (5, 5, 5), (5, 9, 5), (5, 0, 0)] {
+            let (_folder, path) = written(1..=last);
+            let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+            file.write_all(br#"{"version":1,"step":6,"sta"#).unwrap();
+            truncate_after(&path, resume_at).unwrap();
+            let text = fs::read_to_string(&path).unwrap();
+            assert_eq!(text.lines().count(), kept, "resumed at {resume_at}");
+            assert!(text.is_empty() || text.ends_with('\n'));
+            StepWriter::open(&path)
+                .unwrap()
+                .write(&record(kept + 1))
+                .unwrap();
+            let steps: Vec<_> = read_steps(&path).unwrap().iter().map(|r| r.step).collect();
+            assert_eq!(steps, (1..=kept + 1).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_missing_file_needs_no_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        truncate_after(&folder.path().join("steps.jsonl"), 4).unwrap();
+    }
+
+    #[test]
+    fn a_broken_line_is_named() {
+        let (_folder, path) = written(1..=2);
+        let text = fs::read_to_string(&path)
+            .unwrap()
+            .replacen("\"step\":2", "\"step\":x", 1);
+        fs::write(&path, text).unwrap();
+        let message = read_steps(&path).unwrap_err().to_string();
+        assert!(message.contains("steps.jsonl, line 2: "), "{message}");
+        assert_eq!(truncate_after(&path, 2).unwrap_err().to_string(), message);
+    }
+
+    #[test]
+    fn numbers_that_json_cannot_hold_are_refused() {
+        let (_folder, path) = written(1..=1);
+        let mut bad = record(2);
+        bad.terms.insert("z_loss".into(), f64::NAN);
+        let message = StepWriter::open(&path)
+            .unwrap()
+            .write(&bad)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            message,
+            "step 2: terms.z_loss is NaN, expected a finite number"
+        );
+        assert_eq!(read_steps(&path).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn json_replaces_the_old_file_and_leaves_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("eval.json");
+        write_json_atomically(&path, &[1, 2, 3]).unwrap();
+        write_json_atomically(&path, &[4]).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "[\n  4\n]\n");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("none").join("eval.json");
+        let message = write_json_atomically(&path, &1).unwrap_err().to_string();
+        assert!(
+            message.starts_with("cannot create ") && message.contains("eval.json"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn peak_memory_is_read_in_bytes() {
+        assert_eq!(
+            peak_of_status("VmPeak:\t 9 kB\nVmHWM:\t    1536 kB\n"),
+            Some(1536 * 1024)
+        );
+        assert_eq!(peak_of_status("VmPeak:\t 9 kB\n"), None);
+        if cfg!(target_os = "linux") {
+            assert!(peak_memory_bytes().unwrap() > 100_000);
+        }
+    }
+}
