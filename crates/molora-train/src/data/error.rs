@@ -1,0 +1,221 @@
+//! What can be wrong with data, each as one line that names the file.
+
+use std::path::PathBuf;
+
+use crate::eval::metrics::MetricError;
+
+/// An error in task folders, tokenizers or sampler settings.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// A file or folder is missing or cannot be read.
+    #[error("{}: cannot be read: {source}", path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file, or one line of it, is no JSON.
+    #[error("{place}: broken JSON: {message}")]
+    Json {
+        /// File, or `file:line` for JSON lines.
+        place: Place,
+        /// The parser's message with line and column inside the text it was given.
+        message: String,
+    },
+    /// A key that has to be there is not.
+    #[error("{place}: key \"{key}\" is missing")]
+    MissingKey {
+        /// File, or `file:line`.
+        place: Place,
+        /// The key.
+        key: &'static str,
+    },
+    /// A key holds a value of the wrong type.
+    #[error("{place}: key \"{key}\" holds {found}, expected {expected}")]
+    WrongType {
+        /// File, or `file:line`.
+        place: Place,
+        /// The key.
+        key: &'static str,
+        /// What was found, shortened.
+        found: String,
+        /// What the schema asks for.
+        expected: &'static str,
+    },
+    /// A key holds a value of the right type that contradicts what was read before.
+    #[error("{place}: key \"{key}\" is \"{found}\", but {expected}")]
+    Contradiction {
+        /// File, or `file:line`.
+        place: Place,
+        /// The key.
+        key: &'static str,
+        /// The value found.
+        found: String,
+        /// The value expected and where it stands.
+        expected: String,
+    },
+    /// A label is no index into the labels (or choices).
+    #[error("{place}: label {found} is out of range: there are {count} {what} (0 to {})", count - 1)]
+    LabelRange {
+        /// `file:line`.
+        place: Place,
+        /// The label found.
+        found: i64,
+        /// Number of labels or choices, at least 1.
+        count: usize,
+        /// `labels` or `choices`.
+        what: &'static str,
+    },
+    /// A line in the middle of a file is blank.
+    #[error("{place}: blank line between records")]
+    BlankLine {
+        /// `file:line`.
+        place: Place,
+    },
+    /// A split has no record at all.
+    #[error("{}: holds no records", path.display())]
+    EmptySplit {
+        /// The split's file.
+        path: PathBuf,
+    },
+    /// A classification task lists fewer than two labels.
+    #[error("{}: key \"labels\" lists {found} labels, a classification task needs at least 2", path.display())]
+    TooFewLabels {
+        /// The `task.json`.
+        path: PathBuf,
+        /// Number of labels found.
+        found: usize,
+    },
+    /// A label name stands twice in the list.
+    #[error("{}: label \"{label}\" is listed twice, at {first} and {second}", path.display())]
+    DuplicateLabel {
+        /// The `task.json`.
+        path: PathBuf,
+        /// The label's name.
+        label: String,
+        /// Index of its first place.
+        first: usize,
+        /// Index of its second place.
+        second: usize,
+    },
+    /// The metric of a classification task is not known.
+    #[error("{}: {source}", path.display())]
+    Metric {
+        /// The `task.json`.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: MetricError,
+    },
+    /// A folder holds no task folder.
+    #[error("{}: no task in it: expected sub-folders that hold a task.json{hint}", path.display())]
+    NoTasks {
+        /// The folder.
+        path: PathBuf,
+        /// A further hint, or nothing.
+        hint: &'static str,
+    },
+    /// A task was asked for that is not there.
+    #[error("{}: no task \"{name}\"{}; there are {}", path.display(), did_you_mean(near), available.join(", "))]
+    UnknownTask {
+        /// The folder searched.
+        path: PathBuf,
+        /// The name asked for.
+        name: String,
+        /// Similar names that exist, the nearest first.
+        near: Vec<String>,
+        /// All names that exist.
+        available: Vec<String>,
+    },
+    /// The choice of tasks is empty or names one twice.
+    #[error("task selection: {0}")]
+    Selection(String),
+    /// Tasks of a kind that cannot be trained yet.
+    #[error("only classification tasks can be trained: {found}; choose others with --tasks")]
+    Unsupported {
+        /// `name (kind)` of every such task, joined by commas.
+        found: String,
+    },
+    /// The tokenizer file is broken.
+    #[error("{}: no usable tokenizer: {source}", path.display())]
+    Tokenizer {
+        /// The `tokenizer.json`.
+        path: PathBuf,
+        /// What the tokenizers crate said.
+        source: tokenizers::Error,
+    },
+    /// The tokenizer can yield ids that the model has no embedding for.
+    #[error(
+        "{}: yields token ids up to {max_id}, but the model's vocabulary has {vocab_size} entries",
+        path.display()
+    )]
+    Vocabulary {
+        /// The `tokenizer.json`.
+        path: PathBuf,
+        /// The largest id.
+        max_id: u32,
+        /// Rows of the model's embedding.
+        vocab_size: usize,
+    },
+    /// The length limit leaves no room for text.
+    #[error("max_length {max_length} leaves no room for text beside {special} special tokens")]
+    MaxLength {
+        /// The limit in tokens.
+        max_length: usize,
+        /// Special tokens that the tokenizer adds to this kind of input.
+        special: usize,
+    },
+    /// A text could not be tokenized.
+    #[error("text \"{text}\" cannot be tokenized: {source}")]
+    Encode {
+        /// The beginning of the text.
+        text: String,
+        /// What the tokenizers crate said.
+        source: tokenizers::Error,
+    },
+    /// A record yields no token.
+    #[error("record {id}: its text yields no token")]
+    NoTokens {
+        /// The record's id.
+        id: String,
+    },
+    /// A sampler setting is out of range.
+    #[error("sampler: {key} is {found}, expected {expected}")]
+    Sampler {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// The allowed range.
+        expected: &'static str,
+    },
+    /// A restored sampler does not belong to this data.
+    #[error("sampler: the saved state belongs to other data: {0}")]
+    SamplerData(String),
+}
+
+/// A file, and a line in it (from 1) where it is read line by line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub path: PathBuf,
+    /// The line, from 1.
+    pub line: Option<usize>,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}", self.path.display()),
+            None => write!(f, "{}", self.path.display()),
+        }
+    }
+}
+
+fn did_you_mean(near: &[String]) -> String {
+    if near.is_empty() {
+        return String::new();
+    }
+    format!(" (did you mean {}?)", near.join(" or "))
+}

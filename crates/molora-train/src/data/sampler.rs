@@ -1,0 +1,287 @@
+//! Which examples the next training step sees.
+//!
+//! Tasks are drawn with replacement by the [`Strategy`]; the records of a task without, a new
+//! permutation when they run out. Several batches are drawn together and rows of similar length
+//! put into the same batch, so that little padding is computed: which rows a pool holds, and how
+//! many batches each task gets, is as it would be without.
+
+use std::collections::VecDeque;
+
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::SeedableRng;
+use serde::{Deserialize, Serialize};
+
+use super::draw::{below, shuffle};
+use super::error::DataError;
+
+/// How often each task is drawn; `n_t` is the number of its training records.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Strategy {
+    /// `p_t` proportional to `n_t`.
+    Proportional,
+    /// `p_t` the same for all tasks.
+    #[default]
+    Uniform,
+    /// `p_t` proportional to `n_t^(1 / temperature)`: 1 is proportional, infinity is uniform
+    /// (Raffel et al., T5, arXiv:1910.10683, section 3.5.2).
+    Temperature {
+        /// Above 0, finite.
+        temperature: f64,
+    },
+}
+
+/// Settings of a [`Sampler`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "snake_case", deny_unknown_fields)]
+pub struct SamplerConfig {
+    /// How often each task is drawn.
+    pub strategy: Strategy,
+    /// Rows of a batch, at least 1.
+    pub batch_size: usize,
+    /// `false`: each batch holds one task. `true`: a task is drawn for each row.
+    pub mixed: bool,
+    /// Batches that are drawn together and sorted by length, at least 1; 1 means unsorted.
+    pub bucket_batches: usize,
+}
+
+impl Default for SamplerConfig {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::default(),
+            batch_size: 32,
+            mixed: false,
+            bucket_batches: 64,
+        }
+    }
+}
+
+impl SamplerConfig {
+    /// Checks the settings' ranges.
+    ///
+    /// # Errors
+    /// The first setting out of range, with its value.
+    pub fn check(&self) -> Result<(), DataError> {
+        let error = |key, found: String, expected| DataError::Sampler {
+            key,
+            found,
+            expected,
+        };
+        if self.batch_size == 0 {
+            return Err(error("batch_size", "0".into(), "at least 1"));
+        }
+        if self.bucket_batches == 0 {
+            return Err(error("bucket_batches", "0".into(), "at least 1"));
+        }
+        match self.strategy {
+            Strategy::Temperature { temperature }
+                if !(temperature > 0.0 && temperature.is_finite()) =>
+            {
+                Err(error(
+                    "temperature",
+                    temperature.to_string(),
+                    "a finite number above 0",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A training example: index of its task, index in the task's training split.
+pub type Pick = (usize, usize);
+
+/// Draws the batches of a run; its whole state can be saved and restored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sampler {
+    config: SamplerConfig,
+    lengths: Vec<Vec<usize>>,
+    /// Whole numbers, so that the draw of a task is the same on every platform.
+    weights: Vec<u64>,
+    decks: Vec<Deck>,
+    pending: VecDeque<Vec<Pick>>,
+    rng: Xoshiro256PlusPlus,
+}
+
+/// A task's records in the order in which they are drawn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Deck {
+    order: Vec<usize>,
+    next: usize,
+}
+
+impl Sampler {
+    /// A sampler over tasks whose training examples have these `lengths` (tokens, by task).
+    ///
+    /// # Errors
+    /// A setting out of range, no task, or a task without examples.
+    pub fn new(
+        config: SamplerConfig,
+        lengths: &[Vec<usize>],
+        seed: u64,
+    ) -> Result<Self, DataError> {
+        config.check()?;
+        let sizes: Vec<usize> = lengths.iter().map(Vec::len).collect();
+        if sizes.is_empty() || sizes.contains(&0) {
+            let (key, expected) = ("training examples by task", "tasks with at least 1 each");
+            return Err(DataError::Sampler {
+                key,
+                found: format!("{sizes:?}"),
+                expected,
+            });
+        }
+        Ok(Self {
+            weights: task_weights(config.strategy, &sizes),
+            config,
+            lengths: lengths.to_vec(),
+            decks: sizes.into_iter().map(Deck::new).collect(),
+            pending: VecDeque::new(),
+            rng: Xoshiro256PlusPlus::seed_from_u64(seed),
+        })
+    }
+
+    /// The rows of the next training step.
+    pub fn next_batch(&mut self) -> Vec<Pick> {
+        if self.pending.is_empty() {
+            self.fill();
+        }
+        self.pending
+            .pop_front()
+            .expect("a pool holds at least one batch")
+    }
+
+    /// Checks that a restored sampler belongs to these training examples.
+    ///
+    /// # Errors
+    /// If the number of tasks, or the examples or lengths of one, differ.
+    pub fn check_data(&self, lengths: &[Vec<usize>]) -> Result<(), DataError> {
+        if self.lengths.len() != lengths.len() {
+            let (saved, found) = (self.lengths.len(), lengths.len());
+            return Err(DataError::SamplerData(format!(
+                "it has {saved} tasks, found {found}"
+            )));
+        }
+        match (0..lengths.len()).find(|&task| self.lengths[task] != lengths[task]) {
+            Some(task) => {
+                let reason = format!("task number {task} has other training examples");
+                Err(DataError::SamplerData(reason))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Draws a pool of batches.
+    fn fill(&mut self) {
+        let mut batches = match self.config.mixed {
+            true => self.mixed_pool(),
+            false => self.task_pool(),
+        };
+        // Sorted batches come short ones first: their order has to be random again.
+        if self.config.bucket_batches > 1 {
+            shuffle(&mut self.rng, &mut batches);
+        }
+        self.pending = batches.into();
+    }
+
+    /// Batches of one task each: each task's rows are sorted among themselves and cut.
+    fn task_pool(&mut self) -> Vec<Vec<Pick>> {
+        let mut counts = vec![0; self.decks.len()];
+        for _ in 0..self.config.bucket_batches {
+            counts[self.draw_task()] += 1;
+        }
+        let mut batches = Vec::with_capacity(self.config.bucket_batches);
+        for (task, count) in counts.into_iter().enumerate() {
+            let rows = (0..count * self.config.batch_size)
+                .map(|_| self.draw_row(task))
+                .collect();
+            batches.extend(self.cut_by_length(rows));
+        }
+        batches
+    }
+
+    /// Batches of all tasks: the pool's rows are sorted together and cut.
+    fn mixed_pool(&mut self) -> Vec<Vec<Pick>> {
+        let count = self.config.bucket_batches * self.config.batch_size;
+        let mut rows = Vec::with_capacity(count);
+        for _ in 0..count {
+            let task = self.draw_task();
+            rows.push(self.draw_row(task));
+        }
+        self.cut_by_length(rows)
+    }
+
+    fn cut_by_length(&self, mut rows: Vec<Pick>) -> Vec<Vec<Pick>> {
+        if self.config.bucket_batches > 1 {
+            // Stable: rows of one length stay in the order drawn.
+            rows.sort_by_key(|&(task, index)| self.lengths[task][index]);
+        }
+        rows.chunks(self.config.batch_size)
+            .map(<[Pick]>::to_vec)
+            .collect()
+    }
+
+    fn draw_task(&mut self) -> usize {
+        let mut rest = below(&mut self.rng, self.weights.iter().sum());
+        for (task, &weight) in self.weights.iter().enumerate() {
+            if rest < weight {
+                return task;
+            }
+            rest -= weight;
+        }
+        unreachable!("the draw lies below the sum of the weights")
+    }
+
+    fn draw_row(&mut self, task: usize) -> Pick {
+        (task, self.decks[task].draw(&mut self.rng))
+    }
+}
+
+impl Deck {
+    /// A used-up deck of `size` records: the first draw shuffles it.
+    fn new(size: usize) -> Self {
+        Self {
+            order: (0..size).collect(),
+            next: size,
+        }
+    }
+
+    fn draw(&mut self, rng: &mut Xoshiro256PlusPlus) -> usize {
+        if self.next == self.order.len() {
+            shuffle(rng, &mut self.order);
+            self.next = 0;
+        }
+        self.next += 1;
+        self.order[self.next - 1]
+    }
+}
+
+/// Whole-number weights proportional to the tasks' probabilities, none of them 0.
+///
+/// Those of a temperature are rounded to 2^-32 of the largest: `powf` may differ in its last bit
+/// between platforms.
+fn task_weights(strategy: Strategy, sizes: &[usize]) -> Vec<u64> {
+    let largest = sizes.iter().copied().max().unwrap_or(1) as f64;
+    let weight = |&size: &usize| match strategy {
+        Strategy::Proportional => size as u64,
+        Strategy::Uniform => 1,
+        Strategy::Temperature { temperature } => {
+            let share = (size as f64 / largest).powf(1.0 / temperature);
+            ((share * 4_294_967_296.0).round() as u64).max(1)
+        }
+    };
+    sizes.iter().map(weight).collect()
+}
+
+/// Batches for evaluation: every index once, sorted by length so that little is padded.
+///
+/// # Panics
+/// If `batch_size` is 0.
+pub fn eval_batches(lengths: &[usize], batch_size: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&index| lengths[index]);
+    order.chunks(batch_size).map(<[usize]>::to_vec).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,216 @@
+//! Classification metrics, as fractions.
+//!
+//! The zero cases follow scikit-learn: macro-F1 averages over the classes that stand in the
+//! predictions or the targets, an F1 without any true positive is 0, and a Matthews correlation
+//! that is undefined (all predictions or all targets of one class) is 0. An empty split scores 0.
+
+use std::fmt;
+
+/// How a classification task is scored; higher is better.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Metric {
+    /// Share of right predictions, in `0..=1`.
+    Accuracy,
+    /// Unweighted mean of the classes' F1, in `0..=1`.
+    MacroF1,
+    /// Matthews correlation of any number of classes, in `-1..=1` (Gorodkin 2004, the R_K
+    /// statistic; for two classes it is the phi coefficient).
+    MatthewsCorrelation,
+    /// F1 of one class, in `0..=1`.
+    F1 {
+        /// Index of the class.
+        class: usize,
+        /// Its name.
+        label: String,
+    },
+}
+
+/// A metric's text that means nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MetricError {
+    /// No metric of that name.
+    #[error(
+        "unknown metric \"{0}\", expected accuracy, macro_f1, matthews_correlation or f1_<label>"
+    )]
+    Unknown(String),
+    /// `f1_<label>` with a label that the task does not have.
+    #[error("metric \"{text}\" names no label of the task, the labels are {}", labels.join(", "))]
+    UnknownLabel {
+        /// The metric's text.
+        text: String,
+        /// The task's labels.
+        labels: Vec<String>,
+    },
+}
+
+impl Metric {
+    /// Reads the text of `task.json`: a name, and after it, in parentheses or behind ` / `, any
+    /// remark, as in `f1_spam (accuracy second)`.
+    ///
+    /// A label's spaces may be written as underscores.
+    ///
+    /// # Errors
+    /// If the name, or the label behind `f1_`, is not known.
+    pub fn parse(text: &str, labels: &[String]) -> Result<Self, MetricError> {
+        // A label may itself hold parentheses: the whole text goes first.
+        if let Some(metric) = Self::f1_of(text.trim(), labels) {
+            return Ok(metric);
+        }
+        let name = text.split(" (").next().unwrap_or(text);
+        let name = name.split(" / ").next().unwrap_or(name).trim();
+        match name {
+            "accuracy" => Ok(Self::Accuracy),
+            "macro_f1" => Ok(Self::MacroF1),
+            "matthews_correlation" => Ok(Self::MatthewsCorrelation),
+            _ if name.starts_with("f1_") => {
+                Self::f1_of(name, labels).ok_or_else(|| MetricError::UnknownLabel {
+                    text: text.into(),
+                    labels: labels.to_vec(),
+                })
+            }
+            _ => Err(MetricError::Unknown(text.into())),
+        }
+    }
+
+    fn f1_of(name: &str, labels: &[String]) -> Option<Self> {
+        let wanted = name.strip_prefix("f1_")?;
+        let exact = labels.iter().position(|label| label == wanted);
+        let class = exact.or_else(|| {
+            let wanted = wanted.replace(' ', "_");
+            labels
+                .iter()
+                .position(|label| label.replace(' ', "_") == wanted)
+        })?;
+        Some(Self::F1 {
+            class,
+            label: labels[class].clone(),
+        })
+    }
+
+    /// The metric of `predictions` against `targets`, both class indices below `num_classes`.
+    ///
+    /// # Panics
+    /// If the two differ in length or a class index is too large.
+    pub fn score(&self, predictions: &[usize], targets: &[usize], num_classes: usize) -> f64 {
+        let counts = Counts::new(predictions, targets, num_classes);
+        match self {
+            Self::Accuracy => ratio(counts.hits() as f64, counts.total as f64),
+            Self::MacroF1 => counts.macro_f1(),
+            Self::MatthewsCorrelation => counts.matthews(),
+            Self::F1 { class, .. } => counts.f1(*class),
+        }
+    }
+
+    /// The metric of always predicting the most frequent class of `targets` (of equally frequent
+    /// ones, the first): the floor that a model has to beat.
+    ///
+    /// # Panics
+    /// If a class index is too large.
+    pub fn majority_share(&self, targets: &[usize], num_classes: usize) -> f64 {
+        let mut counts = vec![0_usize; num_classes];
+        targets.iter().for_each(|&class| counts[class] += 1);
+        let most = counts.iter().max().copied().unwrap_or(0);
+        let class = counts.iter().position(|&count| count == most).unwrap_or(0);
+        self.score(&vec![class; targets.len()], targets, num_classes)
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accuracy => f.write_str("accuracy"),
+            Self::MacroF1 => f.write_str("macro_f1"),
+            Self::MatthewsCorrelation => f.write_str("matthews_correlation"),
+            Self::F1 { label, .. } => write!(f, "f1_{}", label.replace(' ', "_")),
+        }
+    }
+}
+
+/// Share of right predictions.
+///
+/// # Panics
+/// If the two differ in length.
+pub fn accuracy(predictions: &[usize], targets: &[usize]) -> f64 {
+    let classes = predictions
+        .iter()
+        .chain(targets)
+        .max()
+        .map_or(0, |class| class + 1);
+    Metric::Accuracy.score(predictions, targets, classes)
+}
+
+/// What all metrics need of the confusion matrix: its diagonal and its margins.
+struct Counts {
+    total: usize,
+    hits: Vec<usize>,
+    predicted: Vec<usize>,
+    actual: Vec<usize>,
+}
+
+impl Counts {
+    fn new(predictions: &[usize], targets: &[usize], num_classes: usize) -> Self {
+        assert_eq!(
+            predictions.len(),
+            targets.len(),
+            "one prediction for each target"
+        );
+        let zeros = || vec![0; num_classes];
+        let (mut hits, mut predicted, mut actual) = (zeros(), zeros(), zeros());
+        for (&prediction, &target) in predictions.iter().zip(targets) {
+            predicted[prediction] += 1;
+            actual[target] += 1;
+            hits[target] += usize::from(prediction == target);
+        }
+        Self {
+            total: targets.len(),
+            hits,
+            predicted,
+            actual,
+        }
+    }
+
+    fn hits(&self) -> usize {
+        self.hits.iter().sum()
+    }
+
+    /// `2 TP / (2 TP + FP + FN)`: the denominator is what was predicted plus what was there.
+    fn f1(&self, class: usize) -> f64 {
+        let seen = self.predicted[class] + self.actual[class];
+        ratio(2.0 * self.hits[class] as f64, seen as f64)
+    }
+
+    fn macro_f1(&self) -> f64 {
+        let present: Vec<usize> = (0..self.actual.len())
+            .filter(|&class| self.predicted[class] + self.actual[class] > 0)
+            .collect();
+        let sum: f64 = present.iter().map(|&class| self.f1(class)).sum();
+        ratio(sum, present.len() as f64)
+    }
+
+    /// `(c s - sum_k p_k t_k) / sqrt((s^2 - sum_k p_k^2) (s^2 - sum_k t_k^2))` with `c` hits among
+    /// `s` records, `p_k` predicted and `t_k` actual counts.
+    fn matthews(&self) -> f64 {
+        let dot = |a: &[usize], b: &[usize]| -> f64 {
+            a.iter().zip(b).map(|(&x, &y)| x as f64 * y as f64).sum()
+        };
+        let total = self.total as f64;
+        let covariance = self.hits() as f64 * total - dot(&self.predicted, &self.actual);
+        let spread_predicted = total * total - dot(&self.predicted, &self.predicted);
+        let spread_actual = total * total - dot(&self.actual, &self.actual);
+        ratio(covariance, (spread_predicted * spread_actual).sqrt())
+    }
+}
+
+/// A quotient that is 0 where it is undefined.
+fn ratio(numerator: f64, denominator: f64) -> f64 {
+    if denominator == 0.0 {
+        0.0
+    } else {
+        numerator / denominator
+    }
+}
+
+#[cfg(test)]
+mod tests;
