@@ -4,14 +4,18 @@
 
 pub mod schema;
 
+mod chart;
 mod error;
 mod format;
+mod heatmap;
+mod html;
 #[cfg(test)]
 mod sample;
 mod table;
 mod writer;
 
 pub use error::ReportError;
+pub use html::render;
 pub use schema::{
     EvalReport, ParameterCounts, RoutingReport, RunSummary, SCHEMA_VERSION, SiteRouting,
     StepRecord, TaskScore,
