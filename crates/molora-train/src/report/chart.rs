@@ -167,6 +167,7 @@ fn draw_on(
     if y_label.is_some() {
         chart
             .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
             .legend_area_size(28 * SCALE)
             .label_font(font)
             .draw()?;
