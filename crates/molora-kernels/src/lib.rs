@@ -1,2 +1,61 @@
 //! Tensor operations with their own backward pass, and seeded random draws, for molora.
+//!
+//! Each operation has a *portable definition* in burn's tensor operations, which runs on every
+//! backend and whose gradient is burn's autodiff of it, and a *fast path* for the CPU backend
+//! `flex` in f32 (feature `flex`): loops compiled for AVX-512, AVX2, NEON and plain code and chosen
+//! at run time, on all cores, with a hand-written backward that keeps only what it needs. The
+//! function looks at its tensors and picks; a caller writes the same code for every device, with
+//! and without gradients, with any subset of the inputs tracked.
+//!
+//! | operation | computes | kept for the backward by the fast path |
+//! |---|---|---|
+//! | [`gelu`] | `x * P(X <= x)`, X standard normal | `x` |
+//! | [`layer_norm`] | `(x - mean) / sqrt(var + eps) * gamma + beta` | `x` |
+//! | [`attention`] | `softmax(q * k^T / sqrt(width)) * v` per head | `q`, `k`, `v` |
+//! | [`linear`] | `x * W + b` | nothing but `W` if it is frozen, else `x` |
+//! | [`softmax_cross_entropy`] | `-log softmax(logits)[target]` | (portable only) |
+//!
+//! Values are the same bits for any number of threads. Against an f64 evaluation the forward is
+//! within 2e-6 and the backward within 1e-5 of the largest value. NaN goes through.
+//!
+//! ```
+//! # #[cfg(feature = "flex")] {
+//! use burn::tensor::{Device, Tensor};
+//! use molora_kernels::{attention, layer_norm};
+//!
+//! let device = Device::flex().autodiff();
+//! let x = Tensor::<3>::ones([2, 5, 8], &device).require_grad();
+//! let (gamma, beta) = (Tensor::ones([8], &device), Tensor::zeros([8], &device));
+//!
+//! let normed = layer_norm(x.clone(), gamma, beta, 1e-5);
+//! let mixed = attention(normed.clone(), normed.clone(), normed, None, 2);
+//! let gradients = mixed.sum().backward();
+//! assert_eq!(x.grad(&gradients).map(|grad| grad.dims()), Some([2, 5, 8]));
+//! # }
+//! ```
+
+mod attention;
+mod cross_entropy;
+#[cfg(feature = "flex")]
+mod flex;
+mod gelu;
+mod layer_norm;
+mod linear;
 pub mod random;
+#[cfg(test)]
+mod testing;
+
+pub use attention::attention;
+pub use cross_entropy::softmax_cross_entropy;
+pub use gelu::gelu;
+pub use layer_norm::layer_norm;
+pub use linear::linear;
+
+/// The portable definitions, as oracles for tests and benches.
+#[doc(hidden)]
+pub mod portable {
+    pub use crate::attention::portable as attention;
+    pub use crate::gelu::portable as gelu;
+    pub use crate::layer_norm::portable as layer_norm;
+    pub use crate::linear::portable as linear;
+}

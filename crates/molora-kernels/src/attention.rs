@@ -1,0 +1,202 @@
+//! Scaled-dot-product attention over several heads.
+
+use burn::tensor::activation::softmax;
+use burn::tensor::{Bool, DType, Tensor};
+
+/// Computes `softmax(q * k^T / sqrt(W)) * v` for each head, where a head is a slice of `W`
+/// adjacent numbers of the width and `mask` says which keys may be attended to.
+///
+/// Without an allowed key the output is zero, and so is the gradient.
+///
+/// # Shapes
+/// B batch, T queries, S keys, H heads, W width of a head.
+/// - `query`: `[B, T, H * W]`
+/// - `key`, `value`: `[B, S, H * W]`
+/// - `mask`: `[B, S]`, `true` = may be attended to; `None` = all
+/// - returns `[B, T, H * W]`
+///
+/// # Panics
+/// If the shapes disagree, or `num_heads` does not divide the width.
+///
+/// # Source
+/// Vaswani et al., Attention Is All You Need, arXiv:1706.03762, eq. 1 and section 3.2.2.
+pub fn attention(
+    query: Tensor<3>,
+    key: Tensor<3>,
+    value: Tensor<3>,
+    mask: Option<Tensor<2, Bool>>,
+    num_heads: usize,
+) -> Tensor<3> {
+    let [batch, _, width] = query.dims();
+    let [_, keys, _] = key.dims();
+    assert_eq!(
+        (key.dims(), value.dims()),
+        ([batch, keys, width], [batch, keys, width]),
+        "key, value"
+    );
+    assert!(
+        num_heads > 0 && width % num_heads == 0,
+        "{num_heads} heads do not divide {width}"
+    );
+    if let Some(mask) = &mask {
+        assert_eq!(mask.dims(), [batch, keys], "mask");
+    }
+    #[cfg(feature = "flex")]
+    if crate::flex::takes(&query) && crate::flex::takes(&key) && crate::flex::takes(&value) {
+        use crate::flex::FastOps;
+        let mask = mask.unwrap_or_else(|| all_allowed(&key));
+        return Tensor::from_dispatch(burn::backend::Dispatch::fast_attention(
+            query.into_dispatch(),
+            key.into_dispatch(),
+            value.into_dispatch(),
+            mask.into_dispatch(),
+            num_heads,
+        ));
+    }
+    portable(query, key, value, mask, num_heads)
+}
+
+/// The definition by two batched matrix products.
+pub fn portable(
+    query: Tensor<3>,
+    key: Tensor<3>,
+    value: Tensor<3>,
+    mask: Option<Tensor<2, Bool>>,
+    num_heads: usize,
+) -> Tensor<3> {
+    let [batch, queries, width] = query.dims();
+    let keys = key.dims()[1];
+    let mask_bhts = mask
+        .unwrap_or_else(|| all_allowed(&key))
+        .reshape([batch, 1, 1, keys])
+        .expand([batch, num_heads, queries, keys]);
+    let scale = ((width / num_heads) as f64).sqrt().recip();
+    let [query, key, value] = [query, key, value].map(|x| split_heads(x, num_heads));
+
+    let scores_bhts = query.matmul(key.swap_dims(2, 3)).mul_scalar(scale);
+    // A finite number, so that a row without an allowed key is not NaN; it is zeroed below.
+    let lowest = if scores_bhts.dtype() == DType::F16 {
+        -6e4
+    } else {
+        -1e30
+    };
+    let hidden_bhts = mask_bhts.bool_not();
+    let weights_bhts = softmax(scores_bhts.mask_fill(hidden_bhts.clone(), lowest), 3);
+    let weights_bhts = weights_bhts.mask_fill(hidden_bhts, 0.0);
+    weights_bhts
+        .matmul(value)
+        .swap_dims(1, 2)
+        .reshape([batch, queries, width])
+}
+
+/// `[B, T, H * W]` as `[B, H, T, W]`.
+fn split_heads(x: Tensor<3>, num_heads: usize) -> Tensor<4> {
+    let [batch, rows, width] = x.dims();
+    x.reshape([batch, rows, num_heads, width / num_heads])
+        .swap_dims(1, 2)
+}
+
+/// A mask that allows every key.
+fn all_allowed(key: &Tensor<3>) -> Tensor<2, Bool> {
+    let [batch, keys, _] = key.dims();
+    Tensor::full([batch, keys], true, &key.device())
+}
+
+#[cfg(test)]
+mod tests {
+    use molora_testkit::{assert_close, device};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::Oracle;
+
+    #[test]
+    fn known_values() {
+        // One head of width 1 and scores 0 and ln 3: weights 1/4 and 3/4.
+        let query = Tensor::<3>::from_floats([[[1.0]]], &device());
+        let key = Tensor::<3>::from_floats([[[0.0], [1.098_612_3]]], &device());
+        let value = Tensor::<3>::from_floats([[[4.0], [8.0]]], &device());
+        let out = attention(query.clone(), key.clone(), value.clone(), None, 1);
+        assert_close(out, [[[7.0]]], 1e-6, "attention");
+        let mask = Tensor::<2, Bool>::from_data([[true, false]], &device());
+        assert_close(
+            attention(query, key, value, Some(mask), 1),
+            [[[4.0]]],
+            1e-6,
+            "masked",
+        );
+    }
+
+    #[test]
+    fn without_an_allowed_key_output_and_gradients_are_zero() {
+        let device = device().autodiff();
+        let mask = Tensor::<2, Bool>::from_data([[false; 3], [true, false, true]], &device);
+        for run in [attention, portable] {
+            let x = Tensor::<3>::from_floats([[[1.0, -2.0]; 3]; 2], &device).require_grad();
+            let out = run(x.clone(), x.clone(), x.clone(), Some(mask.clone()), 2);
+            let masked = out
+                .clone()
+                .slice([0..1])
+                .into_data()
+                .try_to_vec::<f32>()
+                .unwrap();
+            assert_eq!(masked, [0.0; 6]);
+            let grad = x.grad(&out.square().sum().backward()).unwrap();
+            assert_eq!(
+                grad.slice([0..1]).into_data().try_to_vec::<f32>().unwrap(),
+                [0.0; 6]
+            );
+        }
+    }
+
+    #[test]
+    fn nan_reaches_the_queries_that_see_it() {
+        let query = Tensor::<3>::ones([2, 1, 1], &device());
+        let key = Tensor::<3>::from_floats([[[1.0], [f32::NAN]], [[1.0], [1.0]]], &device());
+        let out = attention(query, key, Tensor::ones([2, 2, 1], &device()), None, 1);
+        let out = out.into_data().try_to_vec::<f32>().unwrap();
+        assert!(out[0].is_nan() && out[1] == 1.0);
+    }
+
+    #[test]
+    fn large_scores_do_not_overflow() {
+        let x = Tensor::<3>::from_floats([[[1e4], [-1e4], [1.0]]], &device());
+        let out = attention(x.clone(), x.clone(), x, None, 1);
+        assert_close(out, [[[1e4], [-1e4], [1e4]]], 1e-6, "attention");
+    }
+
+    #[test]
+    #[should_panic(expected = "3 heads do not divide 4")]
+    fn heads_that_do_not_divide_the_width_are_refused() {
+        let x = Tensor::<3>::ones([1, 2, 4], &device());
+        attention(x.clone(), x.clone(), x, None, 3);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn equals_the_portable_definition(
+            batch in 1usize..4, queries in 1usize..140, keys in 1usize..70, heads in 1usize..5,
+            width in 1usize..36, masked: bool, tracked: [bool; 3], seed: u64,
+        ) {
+            let mut oracle = Oracle::new(seed);
+            let query = oracle.tensor([batch * queries, heads * width], 2.0, tracked[0]);
+            let key = oracle.tensor([batch * keys, heads * width], 1.0, tracked[1]);
+            let value = oracle.tensor([batch * keys, heads * width], 1.0, tracked[2]);
+            let mask = masked.then(|| oracle.mask(batch, keys));
+            type Run = fn(
+                Tensor<3>, Tensor<3>, Tensor<3>, Option<Tensor<2, Bool>>, usize,
+            ) -> Tensor<3>;
+            let run = |attend: Run| {
+                let mask = mask.clone();
+                move |t: &[crate::testing::Input]| {
+                    let split = |i: usize| t[i].matrix().reshape([batch as i32, -1, (heads * width) as i32]);
+                    attend(split(0), split(1), split(2), mask.clone(), heads)
+                        .reshape([batch * queries, heads * width])
+                }
+            };
+            oracle.check(&[query, key, value], run(attention), run(portable));
+        }
+    }
+}

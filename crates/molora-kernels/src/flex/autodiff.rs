@@ -1,0 +1,212 @@
+//! Records the hand-written backward of each operation.
+//!
+//! What a backward needs is kept in one of two ways: an input through a checkpoint, so that under
+//! gradient checkpointing it may be computed again, and a small or frozen tensor as it is.
+
+use std::marker::PhantomData;
+
+use burn::backend::TensorMetadata;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
+use burn::backend::autodiff::checkpoint::state::BackwardStates;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::{Autodiff, NodeId};
+use burn::backend::tensor::{BoolTensor, FloatTensor};
+
+use super::{BackwardKernels, FastOps};
+
+impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
+    fn fast_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let again = GeluAgain::<B>(x.node().id(), PhantomData);
+        let prepared = Gelu.prepare::<C>([x.node()]).memory_bound();
+        match prepared.retro_forward(again).parents([&x]).stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let state = prepared.checkpoint(&x);
+                prepared.finish(state, B::fast_gelu(x.into_primitive()))
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_gelu(x.into_primitive())),
+        }
+    }
+
+    fn fast_layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node(), gamma.node(), beta.node()];
+        match LayerNorm.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let x_id = prepared.checkpoint(&x);
+                let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
+                let out = B::fast_layer_norm(x.into_primitive(), gamma.clone(), beta, epsilon);
+                prepared.finish((x_id, gamma, epsilon), out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_layer_norm(
+                x.into_primitive(),
+                gamma.into_primitive(),
+                beta.into_primitive(),
+                epsilon,
+            )),
+        }
+    }
+
+    fn fast_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        mask: BoolTensor<Self>,
+        num_heads: usize,
+    ) -> FloatTensor<Self> {
+        let nodes = [query.node(), key.node(), value.node()];
+        let run = |[query, key, value]: [FloatTensor<Self>; 3], mask: BoolTensor<B>| {
+            B::fast_attention(
+                query.into_primitive(),
+                key.into_primitive(),
+                value.into_primitive(),
+                mask,
+                num_heads,
+            )
+        };
+        match Attention.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let inputs = [query, key, value];
+                let ids = inputs.each_ref().map(|input| prepared.checkpoint(input));
+                let out = run(inputs, mask.clone());
+                prepared.finish((ids, mask, num_heads), out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(run([query, key, value], mask)),
+        }
+    }
+
+    fn fast_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node(), weight.node(), bias.node()];
+        match Linear.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                // A frozen weight needs no `x`, and a constant `x` no weight.
+                let x_id = weight.is_tracked().then(|| prepared.checkpoint(&x));
+                let weight_kept = x.is_tracked().then(|| weight.primitive().clone());
+                let out = B::fast_linear(
+                    x.into_primitive(),
+                    weight.into_primitive(),
+                    bias.into_primitive(),
+                );
+                prepared.finish((x_id, weight_kept), out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_linear(
+                x.into_primitive(),
+                weight.into_primitive(),
+                bias.into_primitive(),
+            )),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Gelu;
+
+impl<B: BackwardKernels> Backward<B, 1> for Gelu {
+    type State = NodeId;
+
+    fn backward(self, ops: Ops<NodeId, 1>, grads: &mut Gradients, saved: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let x: FloatTensor<B> = saved.retrieve_node_output(ops.state);
+        if let [Some(node)] = ops.parents {
+            grads.register::<B>(node.id, B::fast_gelu_backward(x, grad));
+        }
+    }
+}
+
+/// Computes the output again, which is cheaper than keeping it.
+#[derive(Debug)]
+struct GeluAgain<B>(NodeId, PhantomData<B>);
+
+impl<B: BackwardKernels> RetroForward for GeluAgain<B> {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let x = states.get_state::<FloatTensor<B>>(&self.0);
+        states.save(out_node, B::fast_gelu(x));
+    }
+}
+
+#[derive(Debug)]
+struct LayerNorm;
+
+impl<B: BackwardKernels> Backward<B, 3> for LayerNorm {
+    /// `x`, `gamma` and epsilon.
+    type State = (NodeId, FloatTensor<B>, f32);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, saved: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (x, gamma, epsilon) = ops.state;
+        let x: FloatTensor<B> = saved.retrieve_node_output(x);
+        let [x_node, gamma_node, beta_node] = ops.parents;
+        if gamma_node.is_some() || beta_node.is_some() {
+            let (to_gamma, to_beta) =
+                B::fast_layer_norm_backward_affine(x.clone(), grad.clone(), epsilon);
+            if let Some(node) = gamma_node {
+                grads.register::<B>(node.id, to_gamma);
+            }
+            if let Some(node) = beta_node {
+                grads.register::<B>(node.id, to_beta);
+            }
+        }
+        if let Some(node) = x_node {
+            grads.register::<B>(
+                node.id,
+                B::fast_layer_norm_backward_x(x, gamma, grad, epsilon),
+            );
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Attention;
+
+impl<B: BackwardKernels> Backward<B, 3> for Attention {
+    /// Query, key and value, the mask and the number of heads.
+    type State = ([NodeId; 3], BoolTensor<B>, usize);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, saved: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (ids, mask, num_heads) = ops.state;
+        let inputs = ids.map(|id| saved.retrieve_node_output::<FloatTensor<B>>(id));
+        let gradients = B::fast_attention_backward(inputs, mask, num_heads, grad);
+        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Linear;
+
+impl<B: BackwardKernels> Backward<B, 3> for Linear {
+    /// `x` if the weight is tracked, the weight if `x` is.
+    type State = (Option<NodeId>, Option<FloatTensor<B>>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, saved: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (x, weight) = ops.state;
+        let [x_node, weight_node, bias_node] = ops.parents;
+        if let (Some(node), Some(weight)) = (x_node, weight) {
+            grads.register::<B>(node.id, B::fast_linear_backward_x(weight, grad.clone()));
+        }
+        if let (Some(node), Some(x)) = (weight_node, x) {
+            let x = saved.retrieve_node_output::<FloatTensor<B>>(x);
+            grads.register::<B>(node.id, B::fast_linear_backward_weight(x, grad.clone()));
+        }
+        if let Some(node) = bias_node {
+            let width = grad.shape()[1];
+            let sums = B::float_reshape(B::float_sum_dim(grad, 0), [width].into());
+            grads.register::<B>(node.id, sums);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Reading and making the tensors of the backend `flex`, and handing out their rows to tasks.
+
+use std::mem::MaybeUninit;
+
+use burn::backend::{Flex, tensor::FloatTensor};
+use burn::tensor::{Shape, TensorData};
+use rayon::prelude::*;
+
+/// The primitive tensor of the backend.
+pub(crate) type FlexTensor = FloatTensor<Flex>;
+
+/// Elements that one task of a row-wise operation takes: large beside the cost of a task, small
+/// enough to stay in the second-level cache.
+const TASK_ELEMENTS: usize = 16 * 1024;
+
+/// The same values without gaps, in row-major order. Copies only if `tensor` is a view.
+pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    if tensor.is_contiguous() {
+        tensor
+    } else {
+        tensor.to_contiguous()
+    }
+}
+
+/// The elements of a contiguous tensor.
+///
+/// # Panics
+/// If `tensor` is not contiguous f32.
+pub(crate) fn elements(tensor: &FlexTensor) -> &[f32] {
+    tensor
+        .as_slice()
+        .expect("the operation made its inputs contiguous f32")
+}
+
+/// A tensor that owns `values`.
+pub(crate) fn from_values(values: Vec<f32>, shape: Shape) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}
+
+/// Elements of one task over rows of `width`, a function of the shape alone.
+pub(crate) fn task_elements(width: usize) -> usize {
+    (TASK_ELEMENTS / width.max(1)).max(1) * width.max(1)
+}
+
+/// Replaces the rows of `tensor` by `map(first, rows)`, where `first` is the index of the first
+/// element of `rows`. Works in place if nobody else holds the storage, on a copy otherwise.
+///
+/// `rows` is a whole number of rows of `width` elements, in row-major order whatever the strides
+/// of `tensor`; the tasks run in parallel.
+pub(crate) fn map_rows(
+    tensor: FlexTensor,
+    width: usize,
+    map: impl Fn(usize, &mut [f32]) + Sync,
+) -> FlexTensor {
+    let chunk = task_elements(width);
+    if tensor.is_unique() {
+        // No copy either, unless the tensor is a view.
+        let mut owned = tensor.to_contiguous();
+        drop(tensor);
+        for_each_task(owned.storage_mut::<f32>(), chunk, map);
+        return owned;
+    }
+    let tensor = contiguous(tensor);
+    let source = elements(&tensor);
+    let values = build(source.len(), chunk, |first, target| {
+        let rows = target.write_copy_of_slice(&source[first..first + target.len()]);
+        map(first, rows);
+        rows
+    });
+    from_values(values, tensor.layout().shape().clone())
+}
+
+/// A vector of `len` elements whose chunks are made by `init` in parallel.
+///
+/// `init(first, chunk)` must initialise its chunk and hand it back.
+///
+/// # Panics
+/// If `init` hands back fewer elements than it was given.
+pub(crate) fn build(
+    len: usize,
+    chunk: usize,
+    init: impl Fn(usize, &mut [MaybeUninit<f32>]) -> &mut [f32] + Sync,
+) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len);
+    for_each_task(
+        &mut values.spare_capacity_mut()[..len],
+        chunk,
+        |first, target| {
+            let wanted = target.as_ptr_range();
+            let made = init(first, target).as_ptr_range();
+            assert!(made.start == wanted.start.cast() && made.end == wanted.end.cast());
+        },
+    );
+    // SAFETY: the capacity is at least `len`, and the tasks cover `..len`: each handed back its
+    // chunk, the same addresses, as initialised f32.
+    #[allow(unsafe_code)]
+    unsafe {
+        values.set_len(len);
+    }
+    values
+}
+
+/// Fills `target` with copies of `row`.
+///
+/// # Panics
+/// If `target` is not a whole number of rows.
+pub(crate) fn write_tiled<'a>(target: &'a mut [MaybeUninit<f32>], row: &[f32]) -> &'a mut [f32] {
+    assert_eq!(target.len() % row.len(), 0);
+    for target in target.chunks_exact_mut(row.len()) {
+        target.write_copy_of_slice(row);
+    }
+    // SAFETY: the length is a multiple of the row's, so the loop initialised every element.
+    #[allow(unsafe_code)]
+    unsafe {
+        target.assume_init_mut()
+    }
+}
+
+/// Calls `task(first, chunk)` for the consecutive chunks of `target`, in parallel.
+pub(crate) fn for_each_task<T: Send>(
+    target: &mut [T],
+    chunk: usize,
+    task: impl Fn(usize, &mut [T]) + Sync,
+) {
+    if target.len() <= chunk {
+        // Not worth waking a thread.
+        return task(0, target);
+    }
+    target
+        .par_chunks_mut(chunk)
+        .enumerate()
+        .for_each(|(i, part)| task(i * chunk, part));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counting(shape: [usize; 2]) -> FlexTensor {
+        let values = (0..shape[0] * shape[1]).map(|i| i as f32).collect();
+        from_values(values, Shape::from(shape))
+    }
+
+    /// Adds the position of each element to it.
+    fn add_position(first: usize, rows: &mut [f32]) {
+        rows.iter_mut()
+            .zip(first..)
+            .for_each(|(value, i)| *value += i as f32);
+    }
+
+    #[test]
+    fn map_rows_leaves_a_shared_tensor_alone() {
+        let tensor = counting([100, 400]);
+        let mapped = map_rows(tensor.clone(), 400, add_position);
+        assert_eq!(elements(&tensor)[39_999], 39_999.0);
+        assert!(
+            elements(&mapped)
+                .iter()
+                .enumerate()
+                .all(|(i, &v)| v == 2.0 * i as f32)
+        );
+    }
+
+    #[test]
+    fn map_rows_reads_a_view_in_row_major_order() {
+        for shared in [false, true] {
+            let tensor = counting([3, 2]).transpose(0, 1);
+            let kept = shared.then(|| tensor.clone());
+            let mapped = map_rows(tensor, 3, |_, rows| rows.iter_mut().for_each(|v| *v += 1.0));
+            assert_eq!(elements(&mapped), [1.0, 3.0, 5.0, 2.0, 4.0, 6.0]);
+            assert_eq!(mapped.layout().shape().as_slice(), [2, 3]);
+            assert!(kept.is_none_or(|tensor| tensor.storage::<f32>()[5] == 5.0));
+        }
+    }
+
+    #[test]
+    fn map_rows_of_a_part_leaves_the_rest() {
+        let part = counting([4, 2]).narrow(0, 1, 2);
+        let mapped = map_rows(part, 2, add_position);
+        assert_eq!(elements(&mapped), [2.0, 4.0, 6.0, 8.0]);
+    }
+
+    #[test]
+    fn tasks_hold_whole_rows() {
+        assert_eq!(task_elements(384) % 384, 0);
+        assert_eq!(task_elements(1_000_000), 1_000_000);
+        assert_eq!(task_elements(0), TASK_ELEMENTS);
+    }
+}

@@ -1,0 +1,163 @@
+//! Comparison of a fast path with its portable definition evaluated in f64.
+
+use burn::tensor::{Bool, Device, FloatDType, Tensor, TensorData};
+use molora_testkit::assert_close;
+
+use crate::random::{Seed, unit};
+
+/// Largest difference of a forward value, relative to the largest value.
+const FORWARD: f32 = 2e-6;
+/// The same of a gradient.
+const BACKWARD: f32 = 1e-5;
+
+/// `len` numbers between -1 and 1.
+pub(crate) fn values(len: usize, seed: u64) -> Vec<f32> {
+    let mut generator = Seed::new(seed).generator();
+    (0..len)
+        .map(|_| 2.0 * unit(&mut generator) as f32 - 1.0)
+        .collect()
+}
+
+/// An input of an operation, and whether its gradient is asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Input {
+    value: Tensor<2>,
+    tracked: bool,
+}
+
+impl Input {
+    pub(crate) fn matrix(&self) -> Tensor<2> {
+        self.value.clone()
+    }
+
+    /// The only row of a matrix.
+    pub(crate) fn row(&self) -> Tensor<1> {
+        self.value.clone().reshape([-1])
+    }
+}
+
+/// Draws inputs and compares two definitions of an operation on them.
+#[derive(Debug)]
+pub(crate) struct Oracle {
+    seed: u64,
+    device: Device,
+}
+
+impl Oracle {
+    pub(crate) fn new(seed: u64) -> Self {
+        // Odd seeds compute activations again in the backward.
+        let device = molora_testkit::autodiff_device();
+        let device = if seed % 2 == 1 {
+            device.gradient_checkpointing()
+        } else {
+            device
+        };
+        Self { seed, device }
+    }
+
+    fn draw(&mut self, len: usize) -> Vec<f32> {
+        self.seed = self.seed.wrapping_add(1);
+        values(len, self.seed)
+    }
+
+    /// Numbers up to `bound`, in memory row by row, or (every third draw) column by column.
+    pub(crate) fn tensor(&mut self, [rows, cols]: [usize; 2], bound: f32, tracked: bool) -> Input {
+        let data: Vec<f32> = self
+            .draw(rows * cols)
+            .iter()
+            .map(|value| value * bound)
+            .collect();
+        let value = if self.seed % 3 == 0 {
+            let data = TensorData::new(data, [cols, rows]);
+            Tensor::<2>::from_data(data, &self.device).transpose()
+        } else {
+            Tensor::from_data(TensorData::new(data, [rows, cols]), &self.device)
+        };
+        Input { value, tracked }
+    }
+
+    /// A mask that allows about two thirds.
+    pub(crate) fn mask(&mut self, rows: usize, cols: usize) -> Tensor<2, Bool> {
+        let data = self
+            .draw(rows * cols)
+            .iter()
+            .map(|&value| value > -0.3)
+            .collect();
+        Tensor::from_data(TensorData::new::<bool, _>(data, [rows, cols]), &self.device)
+    }
+
+    /// Asserts that `fast` on f32 gives the output and the gradients of `exact` on f64.
+    #[track_caller]
+    pub(crate) fn check(
+        &mut self,
+        inputs: &[Input],
+        fast: impl Fn(&[Input]) -> Tensor<2>,
+        exact: impl Fn(&[Input]) -> Tensor<2>,
+    ) {
+        let wide: Vec<Input> = inputs
+            .iter()
+            .map(|input| Input {
+                value: input.matrix().cast(FloatDType::F64),
+                ..input.clone()
+            })
+            .collect();
+        let seed = self.seed;
+        let (out, grads) = evaluate(inputs, seed, fast);
+        let (expected, expected_grads) = evaluate(&wide, seed, exact);
+        assert_close(&out, &expected, FORWARD, "output");
+        for (index, (grad, expected)) in grads.iter().zip(&expected_grads).enumerate() {
+            assert_eq!(
+                grad.is_some(),
+                expected.is_some(),
+                "gradient of input {index}"
+            );
+            if let (Some(grad), Some(expected)) = (grad, expected) {
+                assert_close(
+                    grad,
+                    expected,
+                    BACKWARD,
+                    &format!("gradient of input {index}"),
+                );
+            }
+        }
+    }
+}
+
+/// The output and the gradients of a random weighted sum of it.
+fn evaluate(
+    inputs: &[Input],
+    seed: u64,
+    run: impl Fn(&[Input]) -> Tensor<2>,
+) -> (Tensor<2>, Vec<Option<Tensor<2>>>) {
+    let leaves: Vec<Input> = inputs
+        .iter()
+        .map(|input| {
+            let value = input.matrix().detach();
+            let value = if input.tracked {
+                value.require_grad()
+            } else {
+                value
+            };
+            Input { value, ..*input }
+        })
+        .collect();
+    // One operation between the leaf and the tested one, for checkpointing to compute again.
+    let shifted: Vec<Input> = leaves
+        .iter()
+        .map(|leaf| Input {
+            value: leaf.matrix() + 0.0,
+            ..*leaf
+        })
+        .collect();
+    let out = run(&shifted);
+    if !inputs.iter().any(|input| input.tracked) {
+        return (out, inputs.iter().map(|_| None).collect());
+    }
+    let upstream = TensorData::new(values(out.shape().num_elements(), seed ^ 1), out.shape());
+    let upstream = Tensor::<2>::from_data(upstream, &out.device()).cast(out.dtype());
+    let grads = (out.clone() * upstream).sum().backward();
+    (
+        out,
+        leaves.iter().map(|leaf| leaf.value.grad(&grads)).collect(),
+    )
+}
