@@ -36,7 +36,7 @@ pub enum MetricError {
     )]
     Unknown(String),
     /// `f1_<label>` with a label that the task does not have.
-    #[error("metric \"{text}\" names no label of the task, the labels are {}", labels.join(", "))]
+    #[error("metric \"{text}\" names no label of the task, the labels are {}", listed(labels))]
     UnknownLabel {
         /// The metric's text.
         text: String,
@@ -200,6 +200,15 @@ impl Counts {
         let spread_predicted = total * total - dot(&self.predicted, &self.predicted);
         let spread_actual = total * total - dot(&self.actual, &self.actual);
         ratio(covariance, (spread_predicted * spread_actual).sqrt())
+    }
+}
+
+/// The first ten labels, and how many more there are.
+fn listed(labels: &[String]) -> String {
+    let first = labels[..labels.len().min(10)].join(", ");
+    match labels.len().saturating_sub(10) {
+        0 => first,
+        more => format!("{first} and {more} more"),
     }
 }
 

@@ -96,10 +96,16 @@ fn blank_lines_are_fine_only_at_the_end() {
 #[test]
 fn broken_json_is_located() {
     let message = Pets::message_with_line("{\"id\": \"a\", \"task\"");
-    assert!(message.starts_with("train.jsonl:17: broken JSON: EOF"), "{message}");
+    assert!(
+        message.starts_with("train.jsonl:17: broken JSON: EOF"),
+        "{message}"
+    );
     assert!(message.ends_with("at column 18"), "{message}");
     let message = Pets::message_with_line("[1]");
-    assert!(message.contains(":17: broken JSON: found a list"), "{message}");
+    assert!(
+        message.contains(":17: broken JSON: found a list"),
+        "{message}"
+    );
     let message = Pets::message_with("task.json", "{\n\"task\": }");
     assert!(message.starts_with("task.json: broken JSON: "), "{message}");
     assert!(message.ends_with("at line 2 column 9"), "{message}");
@@ -107,7 +113,16 @@ fn broken_json_is_located() {
 
 #[test]
 fn missing_and_wrongly_typed_keys_are_named() {
-    for key in ["id", "task", "type", "instruction", "input", "input_b", "choices", "label"] {
+    for key in [
+        "id",
+        "task",
+        "type",
+        "instruction",
+        "input",
+        "input_b",
+        "choices",
+        "label",
+    ] {
         let renamed = line(0).replace(&format!("\"{key}\":"), "\"other\":");
         let expected = format!("train.jsonl:17: key \"{key}\" is missing");
         assert_eq!(Pets::message_with_line(&renamed), expected);
@@ -182,7 +197,10 @@ fn files_have_to_be_there_and_hold_records() {
         let pets = Pets::new();
         fs::remove_file(pets.dir().join(file)).unwrap();
         let message = pets.message();
-        assert!(message.starts_with(&format!("{file}: cannot be read: ")), "{message}");
+        assert!(
+            message.starts_with(&format!("{file}: cannot be read: ")),
+            "{message}"
+        );
     }
     let message = Pets::message_with("validation.jsonl", "\n \n");
     assert_eq!(message, "validation.jsonl: holds no records");
@@ -191,11 +209,22 @@ fn files_have_to_be_there_and_hold_records() {
 #[test]
 fn task_json_is_checked() {
     let check = |from: &str, to: &str, expected: &str| {
-        assert_eq!(Pets::message_with_meta(from, to), format!("task.json: {expected}"));
+        assert_eq!(
+            Pets::message_with_meta(from, to),
+            format!("task.json: {expected}")
+        );
     };
     let too_few = "lists 0 labels, a classification task needs at least 2";
-    check(r#"["cat", "dog"]"#, "null", &format!("key \"labels\" {too_few}"));
-    check(r#"["cat", "dog"]"#, "[]", &format!("key \"labels\" {too_few}"));
+    check(
+        r#"["cat", "dog"]"#,
+        "null",
+        &format!("key \"labels\" {too_few}"),
+    );
+    check(
+        r#"["cat", "dog"]"#,
+        "[]",
+        &format!("key \"labels\" {too_few}"),
+    );
     check(
         r#"["cat", "dog"]"#,
         r#"["dog", "cat", "dog"]"#,
@@ -250,11 +279,22 @@ fn other_kinds_are_read_but_not_trained() {
     };
     let choices = r#""choices": ["a", "b"], "label": 1, "output": "b""#;
     write("quiz", "multiple_choice", choices);
-    write("sums", "generation", r#""choices": null, "label": null, "output": "3""#);
-    write("near", "regression", r#""choices": null, "label": 2.5, "output": "2.5""#);
+    write(
+        "sums",
+        "generation",
+        r#""choices": null, "label": null, "output": "3""#,
+    );
+    write(
+        "near",
+        "regression",
+        r#""choices": null, "label": 2.5, "output": "2.5""#,
+    );
     let tasks = load_tasks(root.path(), None).unwrap();
     let labels: Vec<&Label> = tasks.iter().map(|task| &task.test[0].label).collect();
-    assert_eq!(labels, [&Label::Number(2.5), &Label::Index(1), &Label::Text]);
+    assert_eq!(
+        labels,
+        [&Label::Number(2.5), &Label::Index(1), &Label::Text]
+    );
     let message = require_classification(&tasks).unwrap_err().to_string();
     assert_eq!(
         message,
@@ -288,17 +328,19 @@ fn bundled_tasks_are_read_in_the_order_asked_for() {
     assert_eq!(counts, expected);
     let names = ["sms_spam".to_string(), "banking77".to_string()];
     let tasks = load_tasks(&bundled(), Some(&names)).unwrap();
-    assert_eq!(tasks.iter().map(|task| &task.meta.name).collect::<Vec<_>>(), [
-        "sms_spam",
-        "banking77"
-    ]);
+    assert_eq!(
+        tasks.iter().map(|task| &task.meta.name).collect::<Vec<_>>(),
+        ["sms_spam", "banking77"]
+    );
 }
 
 #[test]
 fn wrong_selections_are_errors() {
     let message = |names: &[&str]| {
         let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
-        load_tasks(&bundled(), Some(&names)).unwrap_err().to_string()
+        load_tasks(&bundled(), Some(&names))
+            .unwrap_err()
+            .to_string()
     };
     let unknown = message(&["sms_spam", "banking7"]);
     let expected = "no task \"banking7\" (did you mean banking77?); there are banking77, \
@@ -316,6 +358,8 @@ fn folders_without_tasks_are_errors() {
     assert_eq!(list_tasks(pets.root.path()).unwrap(), ["pets"]);
     let message = list_tasks(&pets.dir()).unwrap_err().to_string();
     assert!(message.contains("give the folder above it"), "{message}");
-    let message = list_tasks(&pets.dir().join("none")).unwrap_err().to_string();
+    let message = list_tasks(&pets.dir().join("none"))
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("none: cannot be read"), "{message}");
 }

@@ -110,4 +110,7 @@ fn unknown_names_are_errors() {
         message("f1_spma"),
         "metric \"f1_spma\" names no label of the task, the labels are ham, spam"
     );
+    let many: Vec<String> = (0..12).map(|label| label.to_string()).collect();
+    let message = Metric::parse("f1_x", &many).unwrap_err().to_string();
+    assert!(message.ends_with("are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"));
 }
