@@ -5,12 +5,12 @@
 //! the probabilities again from the inputs, the only thing that the forward leaves behind.
 
 use burn::tensor::Shape;
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::buffer::{FlexTensor, contiguous, elements, from_values};
 use super::math::{LANES, exp, join, sum};
 use super::matrix::{Into, Matrix, MatrixMut, multiply};
+use super::simd::vectorised;
 
 /// Queries that are scored at a time.
 const BLOCK: usize = 64;
@@ -265,7 +265,7 @@ fn weights(head: Head<'_>, first: usize, rows: usize) -> (Vec<f32>, Vec<f32>) {
         head.key.transposed(),
     );
     let mut totals = vec![0.0; rows];
-    Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             for (row, total) in scores.chunks_exact_mut(keep.len()).zip(&mut totals) {
@@ -279,8 +279,10 @@ fn weights(head: Head<'_>, first: usize, rows: usize) -> (Vec<f32>, Vec<f32>) {
 /// Replaces a row of scores by `exp(score - largest)`, 0 where not kept. Returns the sum.
 #[inline(always)]
 fn exponentials(row: &mut [f32], keep: &[f32]) -> f32 {
+    let (row, _) = row.as_chunks_mut::<LANES>();
+    let (keep, _) = keep.as_chunks::<LANES>();
     let mut largest = [f32::NEG_INFINITY; LANES];
-    for (row, keep) in row.chunks_exact(LANES).zip(keep.chunks_exact(LANES)) {
+    for (row, keep) in row.iter().zip(keep) {
         for lane in 0..LANES {
             let larger = keep[lane] != 0.0 && row[lane] > largest[lane];
             largest[lane] = if larger { row[lane] } else { largest[lane] };
@@ -289,12 +291,13 @@ fn exponentials(row: &mut [f32], keep: &[f32]) -> f32 {
     let largest = join(largest, |a, b| if b > a { b } else { a });
 
     let mut total = [0.0; LANES];
-    for (row, keep) in row.chunks_exact_mut(LANES).zip(keep.chunks_exact(LANES)) {
+    for (row, keep) in row.iter_mut().zip(keep) {
         for lane in 0..LANES {
             let value = exp(row[lane] - largest);
-            let value = if keep[lane] != 0.0 { value } else { 0.0 };
-            row[lane] = value;
-            total[lane] += value;
+            row[lane] = if keep[lane] != 0.0 { value } else { 0.0 };
+        }
+        for lane in 0..LANES {
+            total[lane] += row[lane];
         }
     }
     join(total, |a, b| a + b)
@@ -303,7 +306,7 @@ fn exponentials(row: &mut [f32], keep: &[f32]) -> f32 {
 /// Normalises the `weights` to probabilities `p`, and replaces the `slopes` `dp` by
 /// `p * (dp - sum(p * dp))`.
 fn score_gradients(weights: &mut [f32], slopes: &mut [f32], totals: &[f32], stride: usize) {
-    Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             let rows = weights

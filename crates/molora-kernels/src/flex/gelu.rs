@@ -1,18 +1,16 @@
 //! GELU and its derivative, 16 numbers at a time.
 
-use pulp::Arch;
-
 use super::buffer::{FlexTensor, contiguous, elements, map_rows};
 use super::math::normal;
+use super::simd::vectorised;
 
 /// `x * P(X <= x)`.
 pub(crate) fn forward(x: FlexTensor) -> FlexTensor {
-    let arch = Arch::new();
     map_rows(x, 1, |_, values| {
-        arch.dispatch(
+        vectorised(
             #[inline(always)]
             || {
-                for x in values {
+                for x in values.iter_mut() {
                     *x *= normal(*x).0;
                 }
             },
@@ -24,10 +22,9 @@ pub(crate) fn forward(x: FlexTensor) -> FlexTensor {
 pub(crate) fn backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let x = contiguous(x);
     let x = elements(&x);
-    let arch = Arch::new();
     map_rows(grad, 1, |first, grads| {
         let x = &x[first..first + grads.len()];
-        arch.dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for (grad, &x) in grads.iter_mut().zip(x) {

@@ -1,11 +1,11 @@
 //! Layer norm over the last axis: each row is read while it is in the first-level cache.
 
 use burn::tensor::Shape;
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, task_elements};
 use super::math::sum;
+use super::simd::vectorised;
 
 /// `(x - mean) / sqrt(variance + epsilon) * gamma + beta` of each row.
 pub(crate) fn forward(
@@ -16,9 +16,8 @@ pub(crate) fn forward(
 ) -> FlexTensor {
     let (gamma, beta) = (contiguous(gamma), contiguous(beta));
     let (gamma, beta) = (elements(&gamma), elements(&beta));
-    let arch = Arch::new();
     map_rows(x, gamma.len(), |_, rows| {
-        arch.dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for row in rows.chunks_exact_mut(gamma.len()) {
@@ -43,10 +42,9 @@ pub(crate) fn backward_x(
     let (x, gamma) = (contiguous(x), contiguous(gamma));
     let (x, gamma) = (elements(&x), elements(&gamma));
     let width = gamma.len();
-    let arch = Arch::new();
     map_rows(grad, width, |first, grads| {
         let x = &x[first..first + grads.len()];
-        arch.dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for (grad, x) in grads.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
@@ -82,11 +80,10 @@ pub(crate) fn backward_affine(
     let width = x.layout().shape().as_slice().last().copied().unwrap_or(1);
     let (x, grad) = (elements(&x), elements(&grad));
     let chunk = task_elements(width);
-    let arch = Arch::new();
 
     let partial = |(x, grad): (&[f32], &[f32])| {
         let mut sums = (vec![0.0; width], vec![0.0; width]);
-        arch.dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for (x, grad) in x.chunks_exact(width).zip(grad.chunks_exact(width)) {

@@ -88,11 +88,12 @@ pub(crate) fn normal(x: f32) -> (f32, f32) {
 #[inline(always)]
 pub(crate) fn sum(left: &[f32], right: &[f32], map: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
-    let (left, right) = (left.chunks_exact(LANES), right.chunks_exact(LANES));
-    for (lane, (&a, &b)) in left.remainder().iter().zip(right.remainder()).enumerate() {
+    let (left, left_rest) = left.as_chunks::<LANES>();
+    let (right, right_rest) = right.as_chunks::<LANES>();
+    for (lane, (&a, &b)) in left_rest.iter().zip(right_rest).enumerate() {
         lanes[lane] = map(a, b);
     }
-    for (a, b) in left.zip(right) {
+    for (a, b) in left.iter().zip(right) {
         for lane in 0..LANES {
             lanes[lane] += map(a[lane], b[lane]);
         }

@@ -13,6 +13,7 @@ mod layer_norm;
 mod linear;
 mod math;
 mod matrix;
+mod simd;
 
 use burn::backend::tensor::{BoolTensor, FloatTensor};
 use burn::backend::{Backend, Flex, backend_extension};
