@@ -1,1 +1,39 @@
-//! Hugging Face models on burn with sites for mixtures of LoRA experts.
+//! Hugging Face models on burn, with sites for mixtures of LoRA experts.
+//!
+//! A model is read from a folder in Hugging Face layout ([`Bert::from_folder`]). Each of its linear
+//! layers is a [`MoLoraLinear`]: the frozen weight and, once [`AdapterSpec`] has been attached, an
+//! [`Adapter`] of experts, router and gate. Forward is pure: routing decisions are returned, never
+//! kept in the model.
+//!
+//! ```no_run
+//! use burn::tensor::Device;
+//! use molora_kernels::random::Seed;
+//! use molora_models::{AdapterSpec, Bert};
+//!
+//! # fn main() -> Result<(), molora_models::ModelError> {
+//! let device = Device::default();
+//! let mut model = Bert::from_folder("all-MiniLM-L6-v2".as_ref(), &device)?;
+//! let spec = AdapterSpec { targets: vec!["query".into(), "value".into()], ..Default::default() };
+//! let sites = model.attach(&spec, 1, Seed::new(0), &device)?;
+//! println!("{} adapted layers", sites.len());
+//! # Ok(())
+//! # }
+//! ```
+
+mod adapter;
+mod checkpoint;
+mod classifier;
+mod encoder;
+mod error;
+mod layers;
+mod linear;
+mod site;
+
+pub use adapter::{Adapter, AdapterSpec};
+pub use checkpoint::{AdapterFiles, Weights, load_adapter, load_heads, save_adapter, save_heads};
+pub use classifier::{Classifier, ParameterKind, TaskHead};
+pub use encoder::{Bert, BertConfig, EncoderInput, EncoderOutput, masked_mean};
+pub use error::ModelError;
+pub use layers::LayerNorm;
+pub use linear::{ForwardContext, MoLoraLinear, RouteTrace};
+pub use site::{SitePattern, select_sites};

@@ -1,0 +1,225 @@
+//! Reading tensors from a safetensors file, one at a time.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use crate::ModelError;
+use crate::error::similar;
+
+/// A safetensors header is refused above this size, in bytes: a broken length must not allocate.
+const MAX_HEADER: u64 = 100 << 20;
+
+/// An opened safetensors file. Tensors are read on demand, so that memory holds one at a time.
+#[derive(Debug)]
+pub struct Weights {
+    path: PathBuf,
+    tensors: HashMap<String, TensorInfo>,
+    names: Vec<String>,
+    metadata: HashMap<String, String>,
+    data_start: u64,
+}
+
+impl Weights {
+    /// Reads the header of a file and checks that the file is as long as the header says.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`] if it cannot be read, [`ModelError::File`] if it is no safetensors file or
+    /// is cut short.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let io = |source| ModelError::Io { path: path.into(), source };
+        let mut file = File::open(path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        let mut length = [0; 8];
+        if size < 8 {
+            let problem = format!("{size} bytes are no safetensors file, which has at least 8");
+            return Err(ModelError::file(path, problem));
+        }
+        file.read_exact(&mut length).map_err(io)?;
+        let header_size = u64::from_le_bytes(length);
+        if header_size > MAX_HEADER || header_size + 8 > size {
+            let problem = format!(
+                "not a whole safetensors file: the header should have {header_size} bytes, the \
+                 file has {size}"
+            );
+            return Err(ModelError::file(path, problem));
+        }
+        let mut header = vec![0; header_size as usize];
+        file.read_exact(&mut header).map_err(io)?;
+        // The library's own reader wants the whole file in memory; its header type does not.
+        let metadata: Metadata = serde_json::from_slice(&header)
+            .map_err(|e| ModelError::file(path, format!("not a safetensors file: {e}")))?;
+        let tensors: HashMap<String, TensorInfo> =
+            metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+        for (name, info) in &tensors {
+            let (start, end) = info.data_offsets;
+            let bytes = info.shape.iter().product::<usize>() * info.dtype.bitsize() / 8;
+            if end.checked_sub(start) != Some(bytes) {
+                let problem = format!(
+                    "tensor `{name}` of {:?} {:?} lies at bytes {start} to {end}, expected {bytes} \
+                     bytes",
+                    info.dtype, info.shape
+                );
+                return Err(ModelError::file(path, problem));
+            }
+        }
+        let end = tensors.values().map(|info| info.data_offsets.1 as u64).max().unwrap_or(0);
+        let expected = 8 + header_size + end;
+        if size != expected {
+            let problem = format!("the file has {size} bytes, its header says {expected}");
+            return Err(ModelError::file(path, problem));
+        }
+        let mut names: Vec<String> = tensors.keys().cloned().collect();
+        names.sort_unstable();
+        Ok(Self {
+            path: path.into(),
+            tensors,
+            names,
+            metadata: metadata.metadata().clone().unwrap_or_default(),
+            data_start: 8 + header_size,
+        })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The file's own text metadata.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Reads a tensor of f32, f16 or bf16 as f32.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingTensor`], [`ModelError::Shape`], or [`ModelError::File`] for another
+    /// type of numbers.
+    pub fn tensor<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        device: &Device,
+    ) -> Result<Tensor<D>, ModelError> {
+        let values = self.values(name, &shape)?;
+        Ok(Tensor::from_data(TensorData::new(values, shape), device))
+    }
+
+    /// Reads the values of a tensor as f32, row by row.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let Some(info) = self.tensors.get(name) else {
+            return Err(ModelError::MissingTensor {
+                path: self.path.clone(),
+                name: name.into(),
+                similar: similar(name, self.names.iter().map(String::as_str)),
+            });
+        };
+        if info.shape != shape {
+            return Err(ModelError::Shape {
+                path: self.path.clone(),
+                name: name.into(),
+                found: info.shape.clone(),
+                expected: shape.to_vec(),
+            });
+        }
+        let bytes = self.bytes(info)?;
+        match info.dtype {
+            Dtype::F32 => Ok(decode(&bytes, f32::from_le_bytes)),
+            Dtype::F16 => Ok(decode(&bytes, |two| f16::from_le_bytes(two).to_f32())),
+            Dtype::BF16 => Ok(decode(&bytes, |two| bf16::from_le_bytes(two).to_f32())),
+            other => {
+                let problem =
+                    format!("tensor `{name}` holds {other:?}, expected F32, F16 or BF16");
+                Err(ModelError::file(&self.path, problem))
+            }
+        }
+    }
+
+    fn bytes(&self, info: &TensorInfo) -> Result<Vec<u8>, ModelError> {
+        let io = |source| ModelError::Io { path: self.path.clone(), source };
+        let (start, end) = info.data_offsets;
+        let mut file = File::open(&self.path).map_err(io)?;
+        file.seek(SeekFrom::Start(self.data_start + start as u64)).map_err(io)?;
+        let mut bytes = vec![0; end - start];
+        file.read_exact(&mut bytes).map_err(io)?;
+        Ok(bytes)
+    }
+}
+
+fn decode<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    let (numbers, _) = bytes.as_chunks::<N>();
+    numbers.iter().map(|&bytes| number(bytes)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::tensor::{TensorView, serialize};
+
+    fn write(path: &Path, dtype: Dtype, bytes: &[u8], shape: &[usize]) {
+        let view = TensorView::new(dtype, shape.to_vec(), bytes).expect("a valid view");
+        let file = serialize([("layer.weight", view)], None).expect("serialisable");
+        std::fs::write(path, file).expect("writable");
+    }
+
+    fn message<T: std::fmt::Debug>(result: Result<T, ModelError>) -> String {
+        let text = result.expect_err("must fail").to_string();
+        assert!(!text.contains('\n'), "one line: {text}");
+        text
+    }
+
+    #[test]
+    fn half_precision_is_widened() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.safetensors");
+        let numbers = [1.5f32, -0.25, 3.0, 0.0];
+        let as_f16: Vec<u8> = numbers.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
+        let as_bf16: Vec<u8> =
+            numbers.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
+        for (dtype, bytes) in [(Dtype::F16, as_f16), (Dtype::BF16, as_bf16)] {
+            write(&path, dtype, &bytes, &[2, 2]);
+            let weights = Weights::open(&path).expect("a whole file");
+            assert_eq!(weights.values("layer.weight", &[2, 2]).expect("present"), numbers);
+        }
+    }
+
+    #[test]
+    fn bad_files_are_named_with_what_was_found() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.safetensors");
+        assert!(message(Weights::open(&path)).contains("a.safetensors"));
+        write(&path, Dtype::F32, &[0; 16], &[2, 2]);
+        let weights = Weights::open(&path).expect("a whole file");
+        let text = message(weights.values("layer.wieght", &[2, 2]));
+        assert!(text.contains("`layer.wieght` is missing; near names: layer.weight"), "{text}");
+        let text = message(weights.values("layer.weight", &[4, 1]));
+        assert!(text.contains("has shape [2, 2], expected [4, 1]"), "{text}");
+        let whole = std::fs::read(&path).expect("readable");
+        for cut in [0, 5, 20, whole.len() - 1] {
+            std::fs::write(&path, &whole[..cut]).expect("writable");
+            assert!(message(Weights::open(&path)).contains("a.safetensors"));
+        }
+        write(&path, Dtype::I64, &[0; 16], &[2]);
+        let weights = Weights::open(&path).expect("a whole file");
+        assert!(message(weights.values("layer.weight", &[2])).contains("I64"));
+    }
+}

@@ -1,0 +1,8 @@
+//! Encoders: text to one hidden state per token.
+
+mod bert;
+mod config;
+mod load;
+
+pub use bert::{Bert, EncoderInput, EncoderOutput, masked_mean};
+pub use config::BertConfig;

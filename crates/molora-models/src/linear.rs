@@ -1,0 +1,72 @@
+//! A frozen linear layer with an optional mixture of experts: the heart of the project.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use molora_adapters::SiteDims;
+use molora_kernels::random::Seed;
+use molora_routing::RouterOutput;
+
+use crate::Adapter;
+
+/// What every site of a forward pass reads beside its input.
+#[derive(Debug, Clone)]
+pub struct ForwardContext {
+    /// 1 for real tokens, 0 for padding, `[B, T]`.
+    pub mask: Tensor<2>,
+    /// Rows that pick each sequence's task, `[B, tasks]`, from
+    /// [`task_selector`](molora_adapters::task_selector).
+    pub tasks: Option<Tensor<2>>,
+    /// Key of this step's dropout masks; `None` in evaluation.
+    pub dropout: Option<Seed>,
+}
+
+/// The routing decisions of one site in one forward pass.
+#[derive(Debug, Clone)]
+pub struct RouteTrace {
+    /// Number of the site among the model's adapted sites.
+    pub site: usize,
+    /// What was decided.
+    pub routed: RouterOutput,
+}
+
+/// `y = x W + b + delta(x)`, with `W` and `b` frozen and `delta` from the adapter, if any.
+#[derive(Module, Debug)]
+pub struct MoLoraLinear {
+    /// Frozen weight, `[D, O]`.
+    pub weight: Param<Tensor<2>>,
+    /// Frozen bias, `[O]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    /// The trainable part.
+    pub adapter: Option<Adapter>,
+}
+
+impl MoLoraLinear {
+    /// A layer without an adapter.
+    pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
+        let frozen = |bias| Param::from_tensor(bias).set_require_grad(false);
+        Self {
+            weight: Param::from_tensor(weight).set_require_grad(false),
+            bias: bias.map(frozen),
+            adapter: None,
+        }
+    }
+
+    /// Input and output width.
+    pub fn dims(&self) -> SiteDims {
+        let [d_input, d_output] = self.weight.dims();
+        SiteDims { d_input, d_output }
+    }
+
+    /// `[B, T, D]` to `[B, T, O]`, and the routing decisions if the adapter has a router.
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        context: &ForwardContext,
+    ) -> (Tensor<3>, Option<RouteTrace>) {
+        let bias = self.bias.as_ref().map(Param::val);
+        let y = molora_kernels::linear(x.clone(), self.weight.val(), bias);
+        let Some(adapter) = &self.adapter else { return (y, None) };
+        let (delta, routed) = adapter.delta(x, context);
+        (y + delta, routed.map(|routed| RouteTrace { site: adapter.site(), routed }))
+    }
+}

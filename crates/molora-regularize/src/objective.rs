@@ -1,0 +1,190 @@
+//! The weighted list of auxiliary terms of a recipe.
+
+use burn::tensor::Tensor;
+use molora_adapters::ExpertBank;
+use molora_routing::RouterOutput;
+use serde::{Deserialize, Serialize};
+
+use crate::{Reduction, key_matching, load_balance, orthogonality, router_z_loss};
+
+/// What a term computes at one site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Term {
+    /// See [`orthogonality`].
+    Orthogonality,
+    /// See [`key_matching`]; needs a router with keys in rank space.
+    KeyMatching,
+    /// See [`load_balance`]; needs a router.
+    LoadBalance,
+    /// See [`router_z_loss`]; needs a router.
+    RouterZLoss,
+}
+
+impl Term {
+    /// The name under which the term is reported.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Orthogonality => "orthogonality",
+            Self::KeyMatching => "key_matching",
+            Self::LoadBalance => "load_balance",
+            Self::RouterZLoss => "router_z_loss",
+        }
+    }
+
+    /// What the term needs that a site may lack, in words; `None` if the site has it all.
+    pub fn lacks(self, has_router: bool, has_rank_keys: bool) -> Option<&'static str> {
+        match self {
+            Self::KeyMatching if !has_rank_keys => {
+                Some("a router with cosine keys on the low-rank code of a shared A")
+            }
+            Self::LoadBalance | Self::RouterZLoss if !has_router => Some("a router"),
+            _ => None,
+        }
+    }
+
+    /// The term's value at one site, `[1]`; `None` if the site has nothing to show for it.
+    fn at(self, site: &SiteView<'_>, reduction: Reduction) -> Option<Tensor<1>> {
+        match self {
+            Self::Orthogonality => Some(orthogonality(site.bank, reduction)),
+            Self::KeyMatching => {
+                site.keys.clone().map(|keys| key_matching(keys, site.bank, reduction))
+            }
+            Self::LoadBalance => site.routed.map(|routed| load_balance(routed, reduction)),
+            Self::RouterZLoss => site.routed.map(|routed| router_z_loss(routed, reduction)),
+        }
+    }
+}
+
+/// One weighted term.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TermConfig {
+    /// What is computed.
+    pub term: Term,
+    /// Its weight in the total loss.
+    pub weight: f64,
+    /// How it is put together within a site.
+    #[serde(default)]
+    pub within_site: Reduction,
+    /// How it is put together over sites.
+    #[serde(default)]
+    pub over_sites: Reduction,
+}
+
+/// The auxiliary terms that are added to the task loss.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ObjectiveConfig {
+    /// The terms in the order in which they are reported.
+    pub terms: Vec<TermConfig>,
+}
+
+/// What one site lends to the objective.
+#[derive(Debug)]
+pub struct SiteView<'a> {
+    /// The site's experts.
+    pub bank: &'a ExpertBank,
+    /// The router's keys `[E, R]`, if it has keys in rank space.
+    pub keys: Option<Tensor<2>>,
+    /// The decisions of this batch, if the site has a router.
+    pub routed: Option<&'a RouterOutput>,
+}
+
+/// The values of all terms in one step.
+#[derive(Debug, Clone)]
+pub struct LossBreakdown {
+    /// Weighted sum, `[1]`; `None` if there are no terms.
+    pub total: Option<Tensor<1>>,
+    /// Unweighted value of each term, `[1]`, detached.
+    pub terms: Vec<(&'static str, Tensor<1>)>,
+}
+
+impl ObjectiveConfig {
+    /// Whether any term reads routing decisions, and not weights alone.
+    pub fn reads_routes(&self) -> bool {
+        let routes = |config: &TermConfig| {
+            matches!(config.term, Term::LoadBalance | Term::RouterZLoss)
+        };
+        self.terms.iter().any(routes)
+    }
+
+    /// Evaluates every term over all sites.
+    pub fn evaluate(&self, sites: &[SiteView<'_>]) -> LossBreakdown {
+        let mut breakdown = LossBreakdown { total: None, terms: Vec::new() };
+        for config in &self.terms {
+            let Some(value) = config.over(sites) else { continue };
+            breakdown.terms.push((config.term.name(), value.clone().detach()));
+            let weighted = value.mul_scalar(config.weight);
+            breakdown.total = Some(match breakdown.total.take() {
+                Some(total) => total + weighted,
+                None => weighted,
+            });
+        }
+        breakdown
+    }
+}
+
+impl TermConfig {
+    fn over(&self, sites: &[SiteView<'_>]) -> Option<Tensor<1>> {
+        let values: Vec<_> =
+            sites.iter().filter_map(|site| self.term.at(site, self.within_site)).collect();
+        if values.is_empty() {
+            return None;
+        }
+        let values = Tensor::cat(values, 0);
+        Some(match self.over_sites {
+            Reduction::Mean => values.mean(),
+            Reduction::Sum => values.sum(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use molora_adapters::{BankConfig, SiteDims};
+    use molora_kernels::random::Seed;
+    use molora_testkit::{FORWARD, assert_close};
+
+    fn term(term: Term, over_sites: Reduction) -> TermConfig {
+        TermConfig { term, weight: 0.5, within_site: Reduction::Mean, over_sites }
+    }
+
+    #[test]
+    fn terms_are_weighted_and_put_together_over_sites() {
+        let device = molora_testkit::device();
+        let dims = SiteDims { d_input: 6, d_output: 5 };
+        let init = |seed| BankConfig { rank: 2, ..Default::default() }.init(dims, seed, &device);
+        let banks = [init(Seed::new(1)), init(Seed::new(2))];
+        let sites: Vec<_> =
+            banks.iter().map(|bank| SiteView { bank, keys: None, routed: None }).collect();
+        let config = ObjectiveConfig {
+            terms: vec![
+                term(Term::Orthogonality, Reduction::Sum),
+                term(Term::Orthogonality, Reduction::Mean),
+                term(Term::KeyMatching, Reduction::Mean),
+            ],
+        };
+        let found = config.evaluate(&sites);
+        let sum = orthogonality(&banks[0], Reduction::Mean) + orthogonality(&banks[1], Reduction::Mean);
+        assert_eq!(found.terms.len(), 2, "without keys there is nothing to match");
+        assert_close(found.terms[0].1.clone(), sum.clone(), FORWARD, "sum over sites");
+        assert_close(found.total.expect("two terms"), sum.mul_scalar(0.75), FORWARD, "total");
+    }
+
+    #[test]
+    fn missing_needs_are_named() {
+        assert_eq!(Term::LoadBalance.lacks(false, false), Some("a router"));
+        assert!(Term::KeyMatching.lacks(true, false).is_some());
+        assert_eq!(Term::Orthogonality.lacks(false, false), None);
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused() {
+        let text = r#"{"term": "orthogonality", "wieght": 1}"#;
+        let error = serde_json::from_str::<TermConfig>(text).expect_err("misspelt").to_string();
+        assert!(error.contains("wieght") && error.contains("weight"), "{error}");
+    }
+}
