@@ -146,7 +146,10 @@ impl Sampler {
         })
     }
 
-    /// The rows of the next training step.
+    /// The rows of the next training step, `batch_size` of them.
+    ///
+    /// # Panics
+    /// Only if a restored state was altered by hand so that it contradicts itself.
     pub fn next_batch(&mut self) -> Vec<Pick> {
         if self.pending.is_empty() {
             self.fill();
