@@ -1,1 +1,48 @@
-fn main(){}
+//! Checks and chores of the workspace, run as `cargo xtask <command>`.
+//!
+//! Each command is a module of its own; none is a library that another crate could depend on.
+
+// A program talks to its user; the lint is meant for libraries.
+#![allow(clippy::print_stdout)]
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod ci;
+mod tidy;
+mod workspace;
+
+/// Checks and chores of the molora workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything a change has to pass: format, tidy, clippy, tests, documents; cheapest first.
+    Ci,
+    /// The project's own rules: dependency arrows, line budgets, documents, plain text.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Ci => ci::run(),
+        Command::Tidy => tidy::run(),
+    }
+}

@@ -1,0 +1,78 @@
+//! `cargo xtask ci`: all checks, cheapest first, stopping at the first that fails.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use xshell::{Shell, cmd};
+
+use crate::{tidy, workspace};
+
+/// A check with its name.
+type Step = (&'static str, fn(&Shell) -> Result<()>);
+
+/// The checks in their order; `test` is the command that README.md tells a newcomer to run.
+const STEPS: [Step; 6] = [
+    ("fmt", fmt),
+    ("tidy", |_| tidy::run()),
+    ("clippy", clippy),
+    ("test", test),
+    ("doc", doc),
+    ("libraries without a backend", libraries),
+];
+
+/// Runs every step and prints what each took.
+pub(crate) fn run() -> Result<()> {
+    let shell = workspace::shell()?;
+    let mut times = Vec::new();
+    for (name, step) in STEPS {
+        println!("\n== {name}");
+        let start = Instant::now();
+        step(&shell).with_context(|| format!("ci stopped at step `{name}`"))?;
+        times.push((name, start.elapsed()));
+        println!("== {name}: passed in {}", seconds(start.elapsed()));
+    }
+    println!("\nall {} steps passed", times.len());
+    times
+        .iter()
+        .for_each(|(name, time)| println!("{:>9}  {name}", seconds(*time)));
+    Ok(())
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+fn fmt(shell: &Shell) -> Result<()> {
+    cmd!(shell, "cargo fmt --all --check")
+        .run()
+        .context("run `cargo fmt --all` to format")
+}
+
+fn clippy(shell: &Shell) -> Result<()> {
+    Ok(cmd!(
+        shell,
+        "cargo clippy --release --workspace --all-targets -- -D warnings"
+    )
+    .run()?)
+}
+
+fn test(shell: &Shell) -> Result<()> {
+    Ok(cmd!(shell, "cargo test --release --workspace").run()?)
+}
+
+fn doc(shell: &Shell) -> Result<()> {
+    let command = cmd!(shell, "cargo doc --release --no-deps --workspace");
+    Ok(command.env("RUSTDOCFLAGS", "-D warnings").run()?)
+}
+
+/// The libraries must compile with no backend compiled in: only the program picks one.
+fn libraries(shell: &Shell) -> Result<()> {
+    let packages = [
+        "molora-adapters",
+        "molora-routing",
+        "molora-regularize",
+        "molora-models",
+    ];
+    let packages = packages.iter().flat_map(|package| ["-p", package]);
+    Ok(cmd!(shell, "cargo check --release {packages...}").run()?)
+}

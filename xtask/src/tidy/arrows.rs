@@ -1,0 +1,186 @@
+//! Dependency arrows between our crates: lower layers know nothing of higher ones.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result};
+use cargo_metadata::{DependencyKind, MetadataCommand, Package};
+use xshell::Shell;
+
+use super::Finding;
+
+/// Which of our crates each crate may depend on (beside dev-dependencies).
+const ALLOWED: [(&str, &[&str]); 8] = [
+    ("molora-kernels", &[]),
+    ("molora-adapters", &["molora-kernels"]),
+    ("molora-routing", &["molora-kernels"]),
+    (
+        "molora-regularize",
+        &["molora-adapters", "molora-kernels", "molora-routing"],
+    ),
+    (
+        "molora-models",
+        &["molora-adapters", "molora-kernels", "molora-routing"],
+    ),
+    (
+        "molora-train",
+        &[
+            "molora-adapters",
+            "molora-kernels",
+            "molora-models",
+            "molora-regularize",
+            "molora-routing",
+        ],
+    ),
+    ("molora-testkit", &[]),
+    ("xtask", &[]),
+];
+
+/// What tests may use although the arrows above leave it out.
+const DEV_ONLY: &str = "molora-testkit";
+
+/// Checks every crate of the workspace against [`ALLOWED`].
+pub(super) fn check(shell: &Shell) -> Result<Vec<Finding>> {
+    let root = shell.current_dir();
+    let metadata = MetadataCommand::new()
+        .current_dir(&root)
+        .no_deps()
+        .exec()
+        .context("cannot read the workspace with `cargo metadata`")?;
+    let packages: Vec<&Package> = metadata.workspace_packages();
+    let ours: BTreeSet<&str> = packages
+        .iter()
+        .map(|package| package.name.as_str())
+        .collect();
+    let mut findings = Vec::new();
+    for package in &packages {
+        let path = package
+            .manifest_path
+            .strip_prefix(&root)
+            .unwrap_or(&package.manifest_path);
+        let manifest = shell.read_file(path)?;
+        findings.extend(check_package(package, &ours, path.as_str(), &manifest));
+    }
+    Ok(findings)
+}
+
+fn check_package(
+    package: &Package,
+    ours: &BTreeSet<&str>,
+    path: &str,
+    manifest: &str,
+) -> Vec<Finding> {
+    let arrows = package
+        .dependencies
+        .iter()
+        .filter(|arrow| ours.contains(arrow.name.as_str()));
+    let problem = |arrow: &cargo_metadata::Dependency| {
+        let message = forbidden(&package.name, &arrow.name, arrow.kind)?;
+        Some(Finding::error(
+            path,
+            line_of(manifest, &arrow.name),
+            message,
+        ))
+    };
+    arrows
+        .filter_map(problem)
+        .chain(unplaced(&package.name, path))
+        .collect()
+}
+
+/// A crate that the table does not know has no layer yet.
+fn unplaced(package: &str, path: &str) -> Option<Finding> {
+    let is_known = ALLOWED.iter().any(|(name, _)| *name == package);
+    let message = format!("{package} has no layer: add it to ALLOWED in xtask/src/tidy/arrows.rs");
+    (!is_known).then(|| Finding::error(path, 1, message))
+}
+
+/// Says why `from` must not depend on `to`, or nothing where it may.
+fn forbidden(from: &str, to: &str, kind: DependencyKind) -> Option<String> {
+    let (_, allowed) = ALLOWED.iter().find(|(name, _)| *name == from)?;
+    let is_allowed = match kind {
+        DependencyKind::Development => to == DEV_ONLY || to == from || allowed.contains(&to),
+        _ => allowed.contains(&to),
+    };
+    let allowed = match allowed {
+        [] => "none of our crates".to_owned(),
+        names => names.join(", "),
+    };
+    (!is_allowed).then(|| format!("{from} must not depend on {to}; it may depend on {allowed}"))
+}
+
+/// Line of a manifest that begins with the name of a dependency; 1 if there is none.
+fn line_of(manifest: &str, dependency: &str) -> usize {
+    let names_it = |line: &str| {
+        let rest = line.trim_start().strip_prefix(dependency);
+        rest.is_some_and(|rest| rest.starts_with([' ', '=', '.']))
+    };
+    manifest
+        .lines()
+        .position(names_it)
+        .map_or(1, |index| index + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrows_point_down() {
+        use DependencyKind::{Build, Development, Normal};
+        let cases = [
+            ("molora-adapters", "molora-kernels", Normal, true),
+            ("molora-adapters", "molora-routing", Normal, false),
+            ("molora-routing", "molora-adapters", Build, false),
+            ("molora-regularize", "molora-models", Normal, false),
+            ("molora-models", "molora-train", Normal, false),
+            ("molora-train", "molora-regularize", Normal, true),
+            ("molora-train", "molora-testkit", Normal, false),
+            ("molora-train", "molora-testkit", Development, true),
+            ("molora-kernels", "molora-kernels", Development, true),
+            ("molora-kernels", "molora-adapters", Development, false),
+            ("molora-models", "xtask", Development, false),
+        ];
+        for (from, to, kind, allowed) in cases {
+            assert_eq!(
+                forbidden(from, to, kind).is_none(),
+                allowed,
+                "{from} -> {to}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_message_names_both_ends_and_what_is_allowed() {
+        let message = forbidden("molora-routing", "molora-models", DependencyKind::Normal);
+        let expected = "molora-routing must not depend on molora-models; \
+                        it may depend on molora-kernels";
+        assert_eq!(message.as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn a_new_crate_needs_a_layer() {
+        assert!(unplaced("molora-train", "Cargo.toml").is_none());
+        let finding = unplaced("molora-new", "crates/molora-new/Cargo.toml").unwrap();
+        assert!(
+            finding.message.contains("molora-new has no layer"),
+            "{finding}"
+        );
+    }
+
+    #[test]
+    fn the_line_of_a_dependency_is_found() {
+        let manifest = "[dependencies]\nmolora-a-b = \"1\"\nmolora-a.workspace = true\n";
+        assert_eq!(line_of(manifest, "molora-a"), 3);
+        assert_eq!(line_of(manifest, "molora-c"), 1);
+    }
+
+    #[test]
+    fn allowed_arrows_have_no_circle() {
+        for (from, targets) in ALLOWED {
+            for to in targets {
+                let kind = DependencyKind::Normal;
+                assert!(forbidden(to, from, kind).is_some(), "{from} <-> {to}");
+            }
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Where the workspace is and which files belong to it.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use xshell::{Shell, cmd};
+
+/// A shell whose folder is the root of the workspace.
+pub(crate) fn shell() -> Result<Shell> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let root = root
+        .parent()
+        .context("the folder of xtask has no parent")?
+        .to_owned();
+    let shell = Shell::new()?;
+    shell.change_dir(root);
+    Ok(shell)
+}
+
+/// Paths, relative to the root, of all files that are committed or could be: git's own list.
+pub(crate) fn files(shell: &Shell) -> Result<Vec<String>> {
+    let listed = cmd!(
+        shell,
+        "git ls-files -z --cached --others --exclude-standard"
+    )
+    .quiet()
+    .read()
+    .context("cannot list the files of the workspace with git")?;
+    let exists = |path: &&str| !path.is_empty() && shell.path_exists(path);
+    Ok(listed
+        .split('\0')
+        .filter(exists)
+        .map(str::to_owned)
+        .collect())
+}
