@@ -7,6 +7,7 @@
 pub mod batch;
 mod draw;
 pub mod error;
+mod kind;
 pub mod record;
 pub mod sampler;
 pub mod task;

@@ -1,81 +1,13 @@
 //! Task folders: `task.json` and the three splits, read and checked.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::error::{DataError, Place};
+pub use super::kind::{Split, TaskKind};
 use super::record::{Fields, Record, parse_record};
 use crate::eval::metrics::Metric;
-
-/// What a task asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum TaskKind {
-    /// One label out of a fixed list.
-    Classification,
-    /// One answer out of the record's own choices.
-    MultipleChoice,
-    /// A text.
-    Generation,
-    /// A number.
-    Regression,
-}
-
-impl TaskKind {
-    /// All kinds.
-    pub const ALL: [Self; 4] = [
-        Self::Classification,
-        Self::MultipleChoice,
-        Self::Generation,
-        Self::Regression,
-    ];
-
-    /// The name in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Classification => "classification",
-            Self::MultipleChoice => "multiple_choice",
-            Self::Generation => "generation",
-            Self::Regression => "regression",
-        }
-    }
-}
-
-impl fmt::Display for TaskKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// A part of a task's records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Split {
-    /// Seen by the optimizer.
-    Train,
-    /// For choices made while building a recipe.
-    Validation,
-    /// For the final figures only.
-    Test,
-}
-
-impl Split {
-    /// The split's name, which is its file's name without the ending.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Train => "train",
-            Self::Validation => "validation",
-            Self::Test => "test",
-        }
-    }
-}
-
-impl fmt::Display for Split {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What `task.json` says. Keys that are not listed here are allowed and ignored.
 #[derive(Debug, Clone, PartialEq)]

@@ -36,7 +36,10 @@ pub enum MetricError {
     )]
     Unknown(String),
     /// `f1_<label>` with a label that the task does not have.
-    #[error("metric \"{text}\" names no label of the task, the labels are {}", listed(labels))]
+    #[error(
+        "metric \"{text}\" names no label of the task, the labels are {}",
+        listed(labels)
+    )]
     UnknownLabel {
         /// The metric's text.
         text: String,
