@@ -7,6 +7,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 use xshell::Shell;
 
 use super::Finding;
+use super::source::BACKENDS;
 
 /// Which of our crates each crate may depend on (beside dev-dependencies).
 const ALLOWED: [(&str, &[&str]); 8] = [
@@ -34,6 +35,9 @@ const ALLOWED: [(&str, &[&str]); 8] = [
     ("molora-testkit", &[]),
     ("xtask", &[]),
 ];
+
+/// Crates whose manifests may name a backend: the program, the kernels, and what tests use.
+const WITH_BACKENDS: [&str; 3] = ["molora-kernels", "molora-testkit", "molora-train"];
 
 /// What tests may use although the arrows above leave it out.
 const DEV_ONLY: &str = "molora-testkit";
@@ -84,7 +88,36 @@ fn check_package(
     arrows
         .filter_map(problem)
         .chain(unplaced(&package.name, path))
+        .chain(backend_in(&package.name, path, manifest))
         .collect()
+}
+
+fn backend_in(package: &str, path: &str, manifest: &str) -> Option<Finding> {
+    if WITH_BACKENDS.contains(&package) {
+        return None;
+    }
+    let (line, backend) = manifest_backend(manifest)?;
+    let may = WITH_BACKENDS.join(", ");
+    let message = format!("{package} names the backend `{backend}`; only {may} may");
+    Some(Finding::error(path, line, message))
+}
+
+/// First line of a manifest that names a backend, as a feature or as a crate of its own.
+fn manifest_backend(manifest: &str) -> Option<(usize, &'static str)> {
+    let is_named = |line: &str, name: &str| {
+        let forms = [
+            format!("\"{name}\""),
+            format!("burn/{name}"),
+            format!("burn-{name}"),
+        ];
+        forms.iter().any(|form| line.contains(form))
+    };
+    let lines = manifest.lines().enumerate();
+    let mut code = lines.filter(|(_, line)| !line.trim_start().starts_with('#'));
+    code.find_map(|(index, line)| {
+        let backend = BACKENDS.iter().find(|name| is_named(line, name))?;
+        Some((index + 1, *backend))
+    })
 }
 
 /// A crate that the table does not know has no layer yet.
@@ -172,6 +205,23 @@ mod tests {
         let manifest = "[dependencies]\nmolora-a-b = \"1\"\nmolora-a.workspace = true\n";
         assert_eq!(line_of(manifest, "molora-a"), 3);
         assert_eq!(line_of(manifest, "molora-c"), 1);
+    }
+
+    #[test]
+    fn backends_are_found_in_manifests() {
+        let cases = [
+            ("[dependencies]\nburn = { workspace = true }\n", None),
+            ("# flex = [\"burn/flex\"]\n", None),
+            ("[features]\nflex = [\"burn/flex\"]\n", Some((2, "flex"))),
+            (
+                "\nburn = { version = \"1\", features = [\"std\", \"cuda\"] }\n",
+                Some((2, "cuda")),
+            ),
+            ("burn-wgpu = \"1\"\n", Some((1, "wgpu"))),
+        ];
+        for (manifest, expected) in cases {
+            assert_eq!(manifest_backend(manifest), expected, "{manifest}");
+        }
     }
 
     #[test]

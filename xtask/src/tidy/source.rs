@@ -8,7 +8,7 @@ use syn::visit::{self, Visit};
 use super::Finding;
 
 /// Backends that only the program, the kernels and tests may name.
-const BACKENDS: [&str; 6] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda"];
+pub(super) const BACKENDS: [&str; 6] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda"];
 
 /// Places that may name a backend: one file of the program, and the kernels.
 const BACKEND_PLACES: [&str; 4] = [
