@@ -282,19 +282,28 @@ fn exponentials(row: &mut [f32], keep: &[f32]) -> f32 {
     let (row, _) = row.as_chunks_mut::<LANES>();
     let (keep, _) = keep.as_chunks::<LANES>();
     let mut largest = [f32::NEG_INFINITY; LANES];
-    for (row, keep) in row.iter().zip(keep) {
+    for (row, keep) in row.iter_mut().zip(keep) {
         for lane in 0..LANES {
-            let larger = keep[lane] != 0.0 && row[lane] > largest[lane];
-            largest[lane] = if larger { row[lane] } else { largest[lane] };
+            row[lane] = if keep[lane] != 0.0 {
+                row[lane]
+            } else {
+                f32::NEG_INFINITY
+            };
+        }
+        for lane in 0..LANES {
+            largest[lane] = if row[lane] > largest[lane] {
+                row[lane]
+            } else {
+                largest[lane]
+            };
         }
     }
     let largest = join(largest, |a, b| if b > a { b } else { a });
 
     let mut total = [0.0; LANES];
-    for (row, keep) in row.iter_mut().zip(keep) {
+    for row in row.iter_mut() {
         for lane in 0..LANES {
-            let value = exp(row[lane] - largest);
-            row[lane] = if keep[lane] != 0.0 { value } else { 0.0 };
+            row[lane] = exp(row[lane] - largest);
         }
         for lane in 0..LANES {
             total[lane] += row[lane];

@@ -185,6 +185,29 @@ pub(crate) fn multiply(
     left: Matrix<'_>,
     right: Matrix<'_>,
 ) {
+    multiply_on(Parallelism::None, target, mode, factor, left, right);
+}
+
+/// As [`multiply`], on all threads if the product is large enough.
+pub(crate) fn multiply_parallel(
+    target: &mut MatrixMut<'_>,
+    mode: Into,
+    factor: f32,
+    left: Matrix<'_>,
+    right: Matrix<'_>,
+) {
+    // 0 stands for all threads. They share out tiles of the target: no sum depends on them.
+    multiply_on(Parallelism::Rayon(0), target, mode, factor, left, right);
+}
+
+fn multiply_on(
+    threads: Parallelism,
+    target: &mut MatrixMut<'_>,
+    mode: Into,
+    factor: f32,
+    left: Matrix<'_>,
+    right: Matrix<'_>,
+) {
     assert_eq!(left.cols, right.rows, "inner dimensions");
     assert_eq!(
         (target.rows, target.cols),
@@ -214,7 +237,7 @@ pub(crate) fn multiply(
             false,
             false,
             false,
-            Parallelism::None,
+            threads,
         );
     }
 }
