@@ -25,8 +25,10 @@ pub fn softmax_cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tens
 #[cfg(test)]
 mod tests {
     use molora_testkit::{assert_close, device};
+    use proptest::prelude::*;
 
     use super::*;
+    use crate::testing::Oracle;
 
     #[test]
     fn known_values_and_gradient() {
@@ -59,5 +61,21 @@ mod tests {
     fn a_missing_target_is_refused() {
         let targets = Tensor::<1, Int>::from_ints([0], &device());
         softmax_cross_entropy(Tensor::ones([2, 2], &device()), targets);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        #[test]
+        fn equals_its_evaluation_in_f64(rows in 1usize..40, classes in 1usize..60, seed: u64) {
+            let mut oracle = Oracle::new(seed);
+            let logits = oracle.tensor([rows, classes], 5.0, true);
+            let targets: Vec<i32> = (0..rows).map(|row| ((row * 7) % classes) as i32).collect();
+            let loss = |t: &[crate::testing::Input]| {
+                let targets = Tensor::<1, Int>::from_ints(&targets[..], &device());
+                softmax_cross_entropy(t[0].matrix(), targets).reshape([rows, 1])
+            };
+            oracle.check(&[logits], loss, loss);
+        }
     }
 }

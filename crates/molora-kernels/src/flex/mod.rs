@@ -19,11 +19,13 @@ use burn::backend::tensor::{BoolTensor, FloatTensor};
 use burn::backend::{Backend, Flex, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 
-/// Whether the fast path takes `tensor`. Must hold for every float input of an operation: a tensor
-/// of another backend would panic in [`FastOps`].
+/// Whether the fast path takes `tensor`: f32 on `flex`, and not empty. Must hold for every float
+/// input of an operation: a tensor of another backend would panic in [`FastOps`].
 pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     // Devices are equal whether or not they track gradients.
-    tensor.dtype() == DType::F32 && tensor.device() == Device::flex()
+    tensor.dtype() == DType::F32
+        && tensor.device() == Device::flex()
+        && tensor.shape().num_elements() > 0
 }
 
 /// The operations with a fast path, for tensors with and without gradients.
@@ -174,5 +176,59 @@ impl BackwardKernels for Flex {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         linear::backward_weight(x, grad)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{FloatDType, TensorData};
+
+    use super::*;
+    use crate::testing::values;
+
+    #[test]
+    fn only_filled_f32_tensors_are_taken() {
+        let device = Device::flex();
+        let tensor = Tensor::<2>::ones([2, 3], &device);
+        assert!(takes(&tensor));
+        assert!(takes(&Tensor::<2>::ones([2, 3], &device.autodiff())));
+        assert!(!takes(&tensor.clone().cast(FloatDType::F64)));
+        assert!(!takes(&tensor.cast(FloatDType::BF16)));
+        assert!(!takes(&Tensor::<2>::ones([0, 3], &Device::flex())));
+    }
+
+    /// One operation after the other with its backward: the bits of every gradient.
+    fn gradients() -> Vec<TensorData> {
+        let device = Device::flex().autodiff();
+        let leaf = |shape: [usize; 2], seed| {
+            let data = TensorData::new(values(shape[0] * shape[1], seed), shape);
+            Tensor::<2>::from_data(data, &device).require_grad()
+        };
+        let (x, weight) = (leaf([600, 192], 1), leaf([192, 192], 2));
+        let (gamma, beta) = (leaf([1, 192], 3), leaf([1, 192], 4));
+
+        let hidden = crate::linear(x.clone(), weight.clone(), Some(beta.clone().reshape([192])));
+        let (scale, shift) = (gamma.clone().reshape([192]), beta.clone().reshape([192]));
+        let hidden = crate::gelu(crate::layer_norm(hidden, scale, shift, 1e-5));
+        let hidden = hidden.reshape([2, 300, 192]);
+        let out = crate::attention(hidden.clone(), hidden.clone(), hidden, None, 3);
+        let grads = out.square().sum().backward();
+        [x, weight, gamma, beta]
+            .map(|leaf| leaf.grad(&grads).expect("every leaf is used").into_data())
+            .into()
+    }
+
+    #[test]
+    fn gradients_are_the_same_bits_for_any_number_of_threads() {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.expect("threads can be started").install(gradients)
+        };
+        let expected = run(1);
+        for threads in [2, 3, 5] {
+            for (actual, expected) in run(threads).iter().zip(&expected) {
+                actual.assert_eq(expected, true);
+            }
+        }
     }
 }
