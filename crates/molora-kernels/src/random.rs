@@ -35,6 +35,11 @@ impl Seed {
         Self(mix(self.0.wrapping_add(mix(index ^ 0x9e37_79b9_7f4a_7c15))))
     }
 
+    /// The key as a number, for generators that are seeded by one.
+    pub fn value(self) -> u64 {
+        self.0
+    }
+
     /// A generator that starts at this key.
     pub fn generator(self) -> Xoshiro256PlusPlus {
         Xoshiro256PlusPlus::seed_from_u64(self.0)
@@ -62,7 +67,9 @@ pub fn uniform<const D: usize>(
     device: &Device,
 ) -> Tensor<D> {
     let mut generator = seed.generator();
-    fill(shape, device, || ((2.0 * unit(&mut generator) - 1.0) * bound) as f32)
+    fill(shape, device, || {
+        ((2.0 * unit(&mut generator) - 1.0) * bound) as f32
+    })
 }
 
 /// A tensor of independent draws from `N(0, std^2)`, by the Box-Muller transform.
@@ -92,14 +99,21 @@ pub fn dropout_mask<const D: usize>(
     seed: Seed,
     device: &Device,
 ) -> Tensor<D> {
-    assert!((0.0..1.0).contains(&probability), "dropout {probability} is not in [0, 1)");
+    assert!(
+        (0.0..1.0).contains(&probability),
+        "dropout {probability} is not in [0, 1)"
+    );
     // Two 32-bit draws from each 64-bit output: masks are the largest random tensors of a step.
     let threshold = (probability * (1u64 << 32) as f64) as u32;
     let keep = (1.0 / (1.0 - probability)) as f32;
     let mut generator = seed.generator();
     let (mut pair, mut half) = (0u64, false);
     fill(shape, device, || {
-        pair = if half { pair >> 32 } else { generator.next_u64() };
+        pair = if half {
+            pair >> 32
+        } else {
+            generator.next_u64()
+        };
         half = !half;
         if (pair as u32) < threshold { 0.0 } else { keep }
     })
@@ -119,20 +133,33 @@ mod tests {
     use super::*;
 
     fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-        tensor.into_data().to_vec().expect("f32 data")
+        tensor.into_data().try_to_vec().expect("f32 data")
     }
 
     fn mean_and_variance(values: &[f32]) -> (f64, f64) {
         let n = values.len() as f64;
         let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
-        (mean, values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n)
+        (
+            mean,
+            values
+                .iter()
+                .map(|&v| (f64::from(v) - mean).powi(2))
+                .sum::<f64>()
+                / n,
+        )
     }
 
     #[test]
     fn seeds_split_by_name_and_index() {
         let seed = Seed::new(7);
         assert_eq!(seed.child("a").index(3), Seed::new(7).child("a").index(3));
-        let keys = [seed, seed.child("a"), seed.child("b"), seed.index(0), seed.index(1)];
+        let keys = [
+            seed,
+            seed.child("a"),
+            seed.child("b"),
+            seed.index(0),
+            seed.index(1),
+        ];
         for (i, a) in keys.iter().enumerate() {
             assert!(keys[i + 1..].iter().all(|b| a != b));
         }
@@ -155,7 +182,13 @@ mod tests {
         let mask = values(dropout_mask([101, 99], 0.05, Seed::new(3), &device));
         let zeros = mask.iter().filter(|&&v| v == 0.0).count() as f64 / mask.len() as f64;
         assert!((zeros - 0.05).abs() < 0.01, "share of zeros {zeros}");
-        assert!(mask.iter().all(|&v| v == 0.0 || (v - 1.0 / 0.95).abs() < 1e-6));
-        assert_eq!(mask, values(dropout_mask([101, 99], 0.05, Seed::new(3), &device)));
+        assert!(
+            mask.iter()
+                .all(|&v| v == 0.0 || (v - 1.0 / 0.95).abs() < 1e-6)
+        );
+        assert_eq!(
+            mask,
+            values(dropout_mask([101, 99], 0.05, Seed::new(3), &device))
+        );
     }
 }

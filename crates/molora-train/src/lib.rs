@@ -1,6 +1,33 @@
-//! Train, evaluate and compare mixtures of LoRA experts: recipes, data, loop, reports and the molora program.
+//! Recipes, data, training loop, evaluation, reports and the `molora` program.
+//!
+//! A [`Recipe`] is data: which layers get which experts, router and gate, which terms the
+//! objective has, and which stages train what. [`run::train`] takes a recipe, a base model and task
+//! folders, and leaves a run folder behind; [`run::evaluate`] reads it back.
+//!
+//! ```
+//! use molora_train::recipe;
+//!
+//! let samora = recipe::find("samora").expect("a recipe of that name");
+//! let text = samora.to_toml();
+//! assert_eq!(recipe::Recipe::from_toml(&text, "samora.toml").expect("its own text"), samora);
+//! ```
 
+pub mod bundled;
+pub mod checkpoint;
+pub mod cli;
 pub mod data;
+pub mod device;
+mod error;
 pub mod eval;
-
+pub mod optimizer;
+pub mod overrides;
+pub mod parameters;
+pub mod recipe;
 pub mod report;
+pub mod run;
+pub mod stage;
+pub mod step;
+pub mod trainer;
+
+pub use error::TrainError;
+pub use recipe::Recipe;

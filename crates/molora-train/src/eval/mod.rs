@@ -1,5 +1,6 @@
-//! Evaluation: what a trained model is worth on a test split.
+//! Evaluation: scores by task, and how the routers shared each task among the experts.
 
+mod classify;
 pub mod metrics;
 
-pub use metrics::{Metric, MetricError};
+pub use classify::evaluate;

@@ -1,0 +1,180 @@
+//! Checkpoints: everything that a run needs to go on as if it had never stopped.
+//!
+//! A checkpoint is a folder `checkpoints/step-00000100` that is written under another name and then
+//! renamed, so that a folder of that name is whole; older ones go away afterwards.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use burn::optim::ModuleOptimizer;
+use burn::tensor::Bytes;
+use molora_models::{Classifier, load_adapter, load_heads, save_adapter, save_heads};
+use serde::{Deserialize, Serialize};
+
+use crate::data::Sampler;
+use crate::{Recipe, TrainError};
+
+const STATE: &str = "state.json";
+const OPTIMIZER: &str = "optimizer.bpk";
+
+/// File of the heads beside the adapter's two files.
+pub const HEADS: &str = "heads.safetensors";
+
+/// Where a run is. Dropout masks and initial values are drawn from keys (seed, step, site), so that
+/// the step number is their whole state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Finished steps over all stages.
+    pub step: usize,
+    /// Number of the stage that the next step belongs to.
+    pub stage: usize,
+    /// Finished steps of that stage.
+    pub stage_step: usize,
+    /// Real tokens so far.
+    pub tokens: usize,
+    /// Tokens so far with padding.
+    pub padded_tokens: usize,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// The sampler with its generator.
+    pub sampler: Sampler,
+}
+
+/// Writes a checkpoint and removes older ones.
+///
+/// # Errors
+/// [`TrainError::Io`] or [`TrainError::Model`] if a file cannot be written.
+pub fn save(
+    run: &Path,
+    model: &Classifier,
+    optimizer: &ModuleOptimizer,
+    progress: &Progress,
+    recipe: &Recipe,
+    tasks: &[String],
+) -> Result<(), TrainError> {
+    let root = run.join("checkpoints");
+    std::fs::create_dir_all(&root).map_err(TrainError::io(&root))?;
+    let name = format!("step-{:08}", progress.step);
+    let temporary = root.join(format!(".{name}.tmp"));
+    if temporary.exists() {
+        std::fs::remove_dir_all(&temporary).map_err(TrainError::io(&temporary))?;
+    }
+    std::fs::create_dir(&temporary).map_err(TrainError::io(&temporary))?;
+    save_weights(&temporary, model, recipe, tasks, "")?;
+    let bytes = optimizer.into_bytes().map_err(|e| TrainError::run(&temporary, e.to_string()))?;
+    write(&temporary.join(OPTIMIZER), &bytes)?;
+    let state = serde_json::to_vec(progress).expect("plain data");
+    write(&temporary.join(STATE), &state)?;
+    sync_files(&temporary)?;
+    let path = root.join(&name);
+    if path.exists() {
+        std::fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
+    }
+    std::fs::rename(&temporary, &path).map_err(TrainError::io(&path))?;
+    sync(&root)?;
+    for (step, old) in all(run)? {
+        if step < progress.step {
+            std::fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes adapter and heads into an existing folder.
+///
+/// # Errors
+/// [`TrainError::Model`] if a file cannot be written.
+pub fn save_weights(
+    folder: &Path,
+    model: &Classifier,
+    recipe: &Recipe,
+    tasks: &[String],
+    base_model: &str,
+) -> Result<(), TrainError> {
+    save_adapter(folder, &model.encoder, &recipe.adapter, base_model)?;
+    Ok(save_heads(&folder.join(HEADS), tasks, &model.heads)?)
+}
+
+/// Reads adapter and heads into a model of the same recipe and tasks.
+///
+/// # Errors
+/// [`TrainError::Model`] for a missing, broken or foreign file.
+pub fn load_weights(
+    folder: &Path,
+    model: &mut Classifier,
+    recipe: &Recipe,
+    tasks: &[String],
+) -> Result<(), TrainError> {
+    load_adapter(folder, &mut model.encoder, &recipe.adapter)?;
+    Ok(load_heads(&folder.join(HEADS), tasks, &mut model.heads)?)
+}
+
+/// The newest whole checkpoint of a run.
+///
+/// # Errors
+/// [`TrainError::Io`] if the run folder cannot be read.
+pub fn latest(run: &Path) -> Result<Option<PathBuf>, TrainError> {
+    Ok(all(run)?.into_iter().next_back().map(|(_, path)| path))
+}
+
+/// Reads where a run was from a checkpoint.
+///
+/// # Errors
+/// [`TrainError::Io`] or [`TrainError::Run`] for a missing or broken file.
+pub fn load_progress(checkpoint: &Path) -> Result<Progress, TrainError> {
+    let path = checkpoint.join(STATE);
+    let bytes = std::fs::read(&path).map_err(TrainError::io(&path))?;
+    serde_json::from_slice(&bytes).map_err(|e| TrainError::run(&path, e.to_string()))
+}
+
+/// Reads the optimizer's state from a checkpoint.
+///
+/// # Errors
+/// [`TrainError::Io`] or [`TrainError::Run`] for a missing or broken file.
+pub fn load_optimizer(
+    checkpoint: &Path,
+    optimizer: ModuleOptimizer,
+) -> Result<ModuleOptimizer, TrainError> {
+    let path = checkpoint.join(OPTIMIZER);
+    let bytes = std::fs::read(&path).map_err(TrainError::io(&path))?;
+    let bytes = Bytes::from_bytes_vec(bytes);
+    optimizer.from_bytes(bytes).map_err(|e| TrainError::run(&path, e.to_string()))
+}
+
+/// Whole checkpoints with their steps, oldest first.
+fn all(run: &Path) -> Result<Vec<(usize, PathBuf)>, TrainError> {
+    let root = run.join("checkpoints");
+    if !root.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&root).map_err(TrainError::io(&root))? {
+        let path = entry.map_err(TrainError::io(&root))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let step = name.and_then(|name| name.strip_prefix("step-")?.parse().ok());
+        found.extend(step.map(|step: usize| (step, path.clone())));
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+    std::fs::write(path, bytes).map_err(TrainError::io(path))
+}
+
+fn sync_files(folder: &Path) -> Result<(), TrainError> {
+    for entry in std::fs::read_dir(folder).map_err(TrainError::io(folder))? {
+        sync(&entry.map_err(TrainError::io(folder))?.path())?;
+    }
+    sync(folder)
+}
+
+/// Waits until a file or folder is on the disk; a folder cannot be opened everywhere.
+fn sync(path: &Path) -> Result<(), TrainError> {
+    match File::open(path) {
+        Ok(file) => file.sync_all().map_err(TrainError::io(path)),
+        Err(_) if path.is_dir() => Ok(()),
+        Err(error) => Err(TrainError::io(path)(error)),
+    }
+}

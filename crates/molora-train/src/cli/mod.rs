@@ -1,0 +1,49 @@
+//! The command line of `molora`.
+
+mod eval;
+mod list;
+mod progress;
+mod train;
+
+use clap::{Parser, Subcommand};
+
+/// Train mixtures of LoRA experts, evaluate them, and see what they learned.
+#[derive(Debug, Parser)]
+#[command(name = "molora", version, about, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a recipe on several tasks at once and evaluate it on their test splits
+    Train(train::TrainArgs),
+    /// Evaluate a finished run again in a fresh process
+    Eval(eval::EvalArgs),
+    /// List the recipes and bundled tasks, or show a recipe as TOML
+    List(list::ListArgs),
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Whatever went wrong, to be shown in one line.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Train(args) => args.run(),
+            Command::Eval(args) => args.run(),
+            Command::List(args) => args.run(),
+        }
+    }
+}
+
+/// Writes to standard output; a reader that went away is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,126 @@
+//! `molora train`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use super::print;
+use super::progress::Progress;
+use crate::device::DeviceSpec;
+use crate::report::{summary_table, task_table};
+use crate::run::{Finished, Request, resume, train};
+use crate::{Recipe, bundled, overrides, recipe};
+
+/// Options of `molora train`.
+#[derive(Debug, Args)]
+pub(super) struct TrainArgs {
+    /// Name of a recipe (see `molora list`) or a TOML file derived from one
+    #[arg(required_unless_present = "resume", conflicts_with = "resume")]
+    recipe: Option<String>,
+    /// Go on with an unfinished run
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "data", "tasks", "out", "seed",
+        "steps", "device", "set", "force"])]
+    resume: Option<PathBuf>,
+    /// Folder of the base model in Hugging Face layout [default: the bundled all-MiniLM-L6-v2]
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
+    /// Folder with one sub-folder per task [default: the bundled tasks]
+    #[arg(long, value_name = "DIR")]
+    data: Option<String>,
+    /// Train on these tasks only, separated by commas [default: all in the folder]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    tasks: Option<Vec<String>>,
+    /// Folder to write [default: runs/<recipe>]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Seed of every random draw
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Number of optimizer steps of a recipe with one stage
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Where to compute: cpu, ndarray, wgpu or cuda
+    #[arg(long, default_value = "cpu")]
+    device: DeviceSpec,
+    /// Change a value of the recipe, for example adapter.bank.rank=4; may be repeated
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
+    /// Replace an older run in the same folder
+    #[arg(long)]
+    force: bool,
+}
+
+impl TrainArgs {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let stop = stop_on_signal()?;
+        let mut progress = Progress::new();
+        let (folder, finished) = match &self.resume {
+            Some(folder) => (folder.clone(), resume(folder, &stop, &mut |e| progress.show(e))?),
+            None => {
+                let request = self.request()?;
+                let finished = train(&request, &stop, &mut |event| progress.show(event))?;
+                (request.out, finished)
+            }
+        };
+        progress.finish();
+        print(&closing(&folder, &finished))
+    }
+
+    fn request(self) -> anyhow::Result<Request> {
+        let name = self.recipe.as_deref().unwrap_or_default();
+        let mut recipe = overrides::apply(&read_recipe(name)?, &self.set)?;
+        if let Some(steps) = self.steps {
+            let [stage] = &mut recipe.stages[..] else {
+                bail!(
+                    "--steps: recipe {} has {} stages; use --set stages.0.steps={steps}",
+                    recipe.name,
+                    recipe.stages.len()
+                );
+            };
+            stage.steps = steps;
+        }
+        Ok(Request {
+            out: self.out.unwrap_or_else(|| Path::new("runs").join(&recipe.name)),
+            recipe,
+            model: self.model.unwrap_or_else(|| bundled::MODEL.into()),
+            data: self.data.unwrap_or_else(|| bundled::TASKS.into()),
+            tasks: self.tasks,
+            force: self.force,
+            seed: self.seed,
+            device: self.device,
+        })
+    }
+}
+
+/// A recipe by name, or from a file if the name looks like one.
+fn read_recipe(name: &str) -> anyhow::Result<Recipe> {
+    if !name.ends_with(".toml") {
+        return Ok(recipe::find(name)?);
+    }
+    let text = std::fs::read_to_string(name).with_context(|| name.to_owned())?;
+    Ok(Recipe::from_toml(&text, name)?)
+}
+
+/// Ctrl-C ends the run after the current step with a checkpoint; a second one ends it at once.
+fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        if seen.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+    })?;
+    Ok(stop)
+}
+
+fn closing(folder: &Path, finished: &Finished) -> String {
+    format!(
+        "\n{}\n\n{}\n\nreport: {}\n",
+        task_table(&finished.eval),
+        summary_table(&finished.summary),
+        folder.join("report.html").display()
+    )
+}

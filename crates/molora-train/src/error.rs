@@ -1,0 +1,108 @@
+//! What can go wrong in a run.
+
+use std::path::PathBuf;
+
+use molora_adapters::AdapterError;
+use molora_models::ModelError;
+
+use crate::data::DataError;
+use crate::report::ReportError;
+
+/// A failure of a run, each as one line.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// No recipe or file of that name.
+    #[error("no recipe `{name}`; there are: {known}{hint}")]
+    NoSuchRecipe {
+        /// What was asked for.
+        name: String,
+        /// All recipes.
+        known: String,
+        /// A near name, if there is one.
+        hint: String,
+    },
+    /// A recipe's text cannot be read.
+    #[error("{place}: {problem}")]
+    RecipeText {
+        /// File and line, or the override.
+        place: String,
+        /// What was found and expected.
+        problem: String,
+    },
+    /// A recipe's values are out of range or do not go together.
+    #[error("recipe `{name}`: {}", problems.join("; "))]
+    Recipe {
+        /// The recipe.
+        name: String,
+        /// All problems, each with the path of its field.
+        problems: Vec<String>,
+    },
+    /// A problem with a model or an adapter.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A problem with tasks.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A problem with a report.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// A problem with a task number.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// A file or folder cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A run folder cannot be used as asked.
+    #[error("{}: {problem}", path.display())]
+    Run {
+        /// The folder or file.
+        path: PathBuf,
+        /// What was found and expected.
+        problem: String,
+    },
+    /// A device that was not compiled in or does not answer.
+    #[error("device {device}: {problem}")]
+    Device {
+        /// What was asked for.
+        device: String,
+        /// Why it cannot be had.
+        problem: String,
+    },
+    /// The loss stopped being a number.
+    #[error("step {step}: the {what} is {value}; {advice}")]
+    NotFinite {
+        /// The step, from 1.
+        step: usize,
+        /// Which number.
+        what: String,
+        /// What it is.
+        value: f64,
+        /// Where the last good state is.
+        advice: String,
+    },
+    /// The user asked to stop.
+    #[error("stopped after step {step}; continue with: molora train --resume {}", run.display())]
+    Interrupted {
+        /// The last finished step.
+        step: usize,
+        /// The run folder.
+        run: PathBuf,
+    },
+}
+
+impl TrainError {
+    pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn run(path: &std::path::Path, problem: impl Into<String>) -> Self {
+        Self::Run { path: path.to_owned(), problem: problem.into() }
+    }
+}

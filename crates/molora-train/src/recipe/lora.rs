@@ -1,0 +1,21 @@
+//! LoRA: one low-rank delta per layer. Hu et al., arXiv:2106.09685. Notes: docs/methods/lora.md
+use molora_adapters::{BankConfig, Scaling, Sharing};
+use molora_models::AdapterSpec;
+
+use super::{ATTENTION, Recipe};
+
+const CITATION: &str = "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, \
+                        arXiv:2106.09685";
+
+pub(super) fn recipe() -> Recipe {
+    let bank = BankConfig {
+        sharing: Sharing::Independent,
+        num_experts: 1,
+        rank: 8,
+        scaling: Scaling::AlphaOverRank(16.0),
+        rank_scale: false,
+        dropout: 0.05,
+    };
+    let targets = ATTENTION.map(String::from).to_vec();
+    Recipe::new("lora", CITATION, AdapterSpec { targets, bank, router: None, gate: None })
+}

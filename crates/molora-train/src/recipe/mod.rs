@@ -1,0 +1,211 @@
+//! Methods as values: one file per paper, each of which reads like the paper's table.
+
+mod hydralora;
+mod lora;
+mod samora;
+
+use molora_models::{AdapterSpec, Bert};
+use molora_regularize::ObjectiveConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+use crate::data::SamplerConfig;
+use crate::stage::StageConfig;
+
+/// All recipes by name, sorted.
+const RECIPES: [(&str, fn() -> Recipe); 3] =
+    [("hydralora", hydralora::recipe), ("lora", lora::recipe), ("samora", samora::recipe)];
+
+/// The layers that the bundled recipes adapt: query, key, value and output of every attention.
+const ATTENTION: [&str; 4] = ["query", "key", "value", "attention.output.dense"];
+
+/// A method and how it is trained, as data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Name of the method.
+    pub name: String,
+    /// Authors, title and arXiv number of its paper.
+    pub citation: String,
+    /// A checkpoint is written every so many steps.
+    pub checkpoint_every: usize,
+    /// Texts and batches.
+    pub data: DataConfig,
+    /// Which layers get which experts, router and gate.
+    pub adapter: AdapterSpec,
+    /// Auxiliary terms that are added to the task loss.
+    pub objective: ObjectiveConfig,
+    /// What is trained, one after the other.
+    pub stages: Vec<StageConfig>,
+}
+
+/// How texts become batches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// Texts are cut at this many tokens.
+    pub max_length: usize,
+    /// Rows per batch in evaluation.
+    pub eval_batch_size: usize,
+    /// How training batches are drawn.
+    pub sampling: SamplerConfig,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self { max_length: 64, eval_batch_size: 64, sampling: SamplerConfig::default() }
+    }
+}
+
+impl Recipe {
+    /// A recipe with the usual data, 600 joint steps and no auxiliary terms.
+    fn new(name: &str, citation: &str, adapter: AdapterSpec) -> Self {
+        Self {
+            name: name.into(),
+            citation: citation.into(),
+            checkpoint_every: 100,
+            data: DataConfig::default(),
+            adapter,
+            objective: ObjectiveConfig::default(),
+            stages: vec![StageConfig::joint(600)],
+        }
+    }
+
+    /// The recipe as TOML with every value spelled out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("recipes are plain data")
+    }
+
+    /// Reads a recipe; `file` is named in errors.
+    ///
+    /// # Errors
+    /// [`TrainError::RecipeText`] with file and line for text that is no recipe.
+    pub fn from_toml(text: &str, file: &str) -> Result<Self, TrainError> {
+        toml::from_str(text).map_err(|error: toml::de::Error| {
+            let line = error.span().map(|span| 1 + text[..span.start].matches('\n').count());
+            TrainError::RecipeText {
+                place: line.map_or(file.to_owned(), |line| format!("{file}:{line}")),
+                problem: error.message().replace('\n', " "),
+            }
+        })
+    }
+
+    /// Checks every value against the others and against the model.
+    ///
+    /// # Errors
+    /// [`TrainError::Recipe`] with all problems, each with the path of its field.
+    pub fn resolve(&self, model: &Bert) -> Result<(), TrainError> {
+        let mut problems: Vec<String> =
+            self.adapter.problems().iter().map(ToString::to_string).collect();
+        problems.extend(self.data_problems(model));
+        problems.extend(self.objective_problems());
+        if self.stages.is_empty() {
+            problems.push("stages is empty, expected at least one".into());
+        }
+        for (index, stage) in self.stages.iter().enumerate() {
+            let at = |problem| format!("stages.{index}.{problem}");
+            problems.extend(stage.problems().into_iter().map(at));
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(TrainError::Recipe { name: self.name.clone(), problems })
+    }
+
+    fn data_problems(&self, model: &Bert) -> Vec<String> {
+        let mut problems = Vec::new();
+        let (length, limit) = (self.data.max_length, model.max_tokens());
+        if length > limit {
+            let text = format!("data.max_length {length} exceeds the model's {limit} positions");
+            problems.push(text);
+        }
+        let at_least_one = [
+            ("checkpoint_every", self.checkpoint_every),
+            ("data.eval_batch_size", self.data.eval_batch_size),
+        ];
+        for (field, value) in at_least_one {
+            if value == 0 {
+                problems.push(format!("{field} is 0, expected at least 1"));
+            }
+        }
+        if let Err(problem) = self.data.sampling.check() {
+            problems.push(format!("data.sampling: {problem}"));
+        }
+        problems
+    }
+
+    fn objective_problems(&self) -> Vec<String> {
+        let (has_router, has_keys) = (self.adapter.router.is_some(), self.adapter.has_rank_keys());
+        let mut problems = Vec::new();
+        for (index, config) in self.objective.terms.iter().enumerate() {
+            let name = config.term.name();
+            if let Some(need) = config.term.lacks(has_router, has_keys) {
+                problems.push(format!("objective.{index}: {name} needs {need}"));
+            }
+            if !(config.weight.is_finite() && config.weight >= 0.0) {
+                let weight = config.weight;
+                problems.push(format!("objective.{index}.weight is {weight}, expected at least 0"));
+            }
+        }
+        problems
+    }
+}
+
+/// Names of all recipes, sorted.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    RECIPES.iter().map(|(name, _)| *name)
+}
+
+/// The recipe of that name.
+///
+/// # Errors
+/// [`TrainError::NoSuchRecipe`] with the names that exist and one that is near.
+pub fn find(name: &str) -> Result<Recipe, TrainError> {
+    if let Some((_, recipe)) = RECIPES.iter().find(|(known, _)| *known == name) {
+        return Ok(recipe());
+    }
+    let near = names()
+        .map(|known| (strsim::jaro_winkler(name, known), known))
+        .filter(|(score, _)| *score > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    Err(TrainError::NoSuchRecipe {
+        name: name.into(),
+        known: names().collect::<Vec<_>>().join(", "),
+        hint: near.map_or(String::new(), |(_, known)| format!("; did you mean `{known}`?")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_recipe_survives_its_own_text() {
+        for name in names() {
+            let recipe = find(name).expect("it is listed");
+            assert_eq!(recipe.name, name);
+            assert!(recipe.citation.contains("arXiv:"), "{name} has a citation");
+            assert_eq!(Recipe::from_toml(&recipe.to_toml(), name).expect("its own text"), recipe);
+            assert!(recipe.adapter.problems().is_empty() && recipe.objective_problems().is_empty());
+        }
+        assert!(names().is_sorted());
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named_with_its_line() {
+        let text = find("samora").expect("listed").to_toml().replace("rank = ", "rnak = ");
+        let error = Recipe::from_toml(&text, "mine.toml").expect_err("misspelt").to_string();
+        let line = 1 + text.lines().position(|line| line.starts_with("rnak")).expect("replaced");
+        assert!(error.starts_with(&format!("mine.toml:{line}: unknown field `rnak`")), "{error}");
+        assert!(error.contains("`rank`") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_recipe_lists_what_there_is() {
+        let error = find("samroa").expect_err("misspelt").to_string();
+        assert_eq!(
+            error,
+            "no recipe `samroa`; there are: hydralora, lora, samora; did you mean `samora`?"
+        );
+    }
+}

@@ -1,0 +1,46 @@
+//! SAMoRA: shared A, cosine router in rank space, task gate. arXiv:2604.19048.
+//! Notes and differences from the released code: docs/methods/samora.md
+use molora_adapters::{BankConfig, GateConfig, Scaling, Sharing};
+use molora_models::AdapterSpec;
+use molora_regularize::{ObjectiveConfig, Reduction, Term, TermConfig};
+use molora_routing::{Granularity, RouteFrom, RouterConfig, ScorerConfig, Selection};
+
+use super::{ATTENTION, Recipe};
+
+const CITATION: &str = "SAMoRA: Semantic-Aware Mixture of LoRA Experts for Task-Adaptive Learning, \
+                        Findings of ACL 2026, arXiv:2604.19048";
+
+pub(super) fn recipe() -> Recipe {
+    let bank = BankConfig {
+        sharing: Sharing::SharedA,
+        num_experts: 3,
+        rank: 8,
+        scaling: Scaling::Unit,
+        rank_scale: true,
+        dropout: 0.05,
+    };
+    let router = RouterConfig {
+        scorer: ScorerConfig::Cosine,
+        route_from: RouteFrom::LowRank,
+        granularity: Granularity::Token,
+        temperature: 0.8,
+        selection: Selection::Dense,
+        ..RouterConfig::default()
+    };
+    let gate = GateConfig { width: 8, bias: false };
+    let targets = ATTENTION.map(String::from).to_vec();
+    let adapter = AdapterSpec { targets, bank, router: Some(router), gate: Some(gate) };
+    // Within a site the code's means, over sites the code's sum.
+    let term = |term, weight| TermConfig {
+        term,
+        weight,
+        within_site: Reduction::Mean,
+        over_sites: Reduction::Sum,
+    };
+    Recipe {
+        objective: ObjectiveConfig {
+            terms: vec![term(Term::Orthogonality, 1e-3), term(Term::KeyMatching, 1e-2)],
+        },
+        ..Recipe::new("samora", CITATION, adapter)
+    }
+}

@@ -1,0 +1,184 @@
+//! One optimizer step: a batch in, a changed model and what was measured out.
+
+use std::collections::BTreeMap;
+
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use molora_adapters::task_selector;
+use molora_kernels::random::Seed;
+use molora_models::{Classifier, EncoderInput, ForwardContext, RouteTrace};
+use molora_regularize::{LossBreakdown, SiteView};
+
+use crate::data::{Batch, Target};
+use crate::optimizer::clip_global_norm;
+use crate::stage::StageConfig;
+use crate::{Recipe, TrainError};
+
+/// What a step measured, before it is put into words.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepValues {
+    /// Mean task loss plus weighted auxiliary terms.
+    pub loss: f64,
+    /// Mean task loss over the rows of the batch.
+    pub task_loss: f64,
+    /// Unweighted auxiliary terms by name.
+    pub terms: BTreeMap<String, f64>,
+    /// Mean loss of each task in the batch, by task number.
+    pub tasks: BTreeMap<usize, f64>,
+    /// Global norm of the gradient before clipping.
+    pub gradient_norm: f64,
+}
+
+/// The tensors of a batch that an encoder reads, and the context of the pass.
+///
+/// # Errors
+/// A task number out of range.
+pub fn inputs(
+    batch: &Batch,
+    num_tasks: usize,
+    dropout: Option<Seed>,
+    device: &Device,
+) -> Result<(EncoderInput, ForwardContext), TrainError> {
+    let mask = batch.mask(device);
+    let tasks: Vec<_> = batch.task_ids.iter().copied().map(Some).collect();
+    let context = ForwardContext {
+        mask: mask.clone().float(),
+        tasks: Some(task_selector(&tasks, num_tasks, device)?),
+        dropout,
+    };
+    let input =
+        EncoderInput { ids: batch.input_ids(device), type_ids: batch.type_ids(device), mask };
+    Ok((input, context))
+}
+
+/// The sum of the cross-entropy of each task's rows, `[1]`, by task number.
+fn task_losses(
+    model: &Classifier,
+    pooled: Tensor<2>,
+    batch: &Batch,
+) -> Vec<(usize, Tensor<1>)> {
+    let device = pooled.device();
+    let by_task = batch.rows_by_task();
+    let is_single = by_task.len() == 1;
+    let loss = |(task, rows): (usize, Vec<usize>)| {
+        let classes = rows.iter().map(|&row| match batch.targets[row] {
+            Target::Class(class) => class as i32,
+        });
+        let classes = TensorData::new(classes.collect::<Vec<_>>(), [rows.len()]);
+        let rows_of_task = match is_single {
+            true => pooled.clone(),
+            false => {
+                let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+                let index = TensorData::new(rows.clone(), [rows.len()]);
+                pooled.clone().select(0, Tensor::<1, Int>::from_data(index, &device))
+            }
+        };
+        let logits = model.heads[task].forward(rows_of_task);
+        let targets = Tensor::<1, Int>::from_data(classes, &device);
+        (task, molora_kernels::softmax_cross_entropy(logits, targets).sum())
+    };
+    by_task.into_iter().map(loss).collect()
+}
+
+/// Evaluates the recipe's auxiliary terms on the routes of a pass.
+fn auxiliary(model: &Classifier, recipe: &Recipe, routes: &[RouteTrace]) -> LossBreakdown {
+    let has_keys = recipe.adapter.has_rank_keys();
+    let sites = model.encoder.sites();
+    let views: Vec<SiteView<'_>> = sites
+        .iter()
+        .map(|(_, adapter)| SiteView {
+            bank: &adapter.bank,
+            keys: adapter.router.as_ref().filter(|_| has_keys).and_then(|router| router.keys()),
+            routed: routes
+                .iter()
+                .find(|route| route.site == adapter.site())
+                .map(|route| &route.routed),
+        })
+        .collect();
+    recipe.objective.evaluate(&views)
+}
+
+/// A number of the step that is still on the device.
+enum Name {
+    Task(usize),
+    Term(&'static str),
+    GradientNorm,
+}
+
+/// Runs one step: forward and backward over the micro-batches, clipping, AdamW.
+///
+/// The task loss is the mean over all rows of the batch and gradients of micro-batches are added
+/// up, so that splitting a batch changes nothing but rounding (and dropout masks). Auxiliary terms
+/// are weighted by each micro-batch's share of the tokens.
+///
+/// # Errors
+/// A task number out of range.
+pub fn train_step(
+    model: Classifier,
+    optimizer: &mut ModuleOptimizer,
+    recipe: &Recipe,
+    stage: &StageConfig,
+    batch: &Batch,
+    rate_factor: f64,
+    dropout: Seed,
+    device: &Device,
+) -> Result<(Classifier, StepValues), TrainError> {
+    let mut accumulator = GradientsAccumulator::new();
+    let mut measured: Vec<(Name, f64, Tensor<1>)> = Vec::new();
+    let micro_rows = if stage.micro_batch_size == 0 { batch.rows } else { stage.micro_batch_size };
+    for (index, micro) in batch.split(micro_rows).into_iter().enumerate() {
+        let share = micro.num_tokens() as f64 / batch.num_tokens() as f64;
+        let seed = dropout.index(index as u64);
+        let (input, context) = inputs(&micro, model.heads.len(), Some(seed), device)?;
+        let (pooled, routes) = model.encode(&input, &context);
+        let losses = task_losses(&model, pooled, &micro);
+        let sum = losses.iter().map(|(_, loss)| loss.clone()).reduce(|a, b| a + b);
+        let mut total = sum.expect("a batch has rows").div_scalar(batch.rows as f64);
+        let auxiliary = auxiliary(&model, recipe, &routes);
+        if let Some(extra) = auxiliary.total {
+            total = total + extra.mul_scalar(share);
+        }
+        let gradients = GradientsParams::from_grads(total.backward(), &model);
+        accumulator.accumulate(&model, gradients);
+        measured.extend(losses.into_iter().map(|(task, loss)| (Name::Task(task), 1.0, loss)));
+        measured.extend(auxiliary.terms.into_iter().map(|(name, v)| (Name::Term(name), share, v)));
+    }
+    let mut gradients = accumulator.grads();
+    let norm = clip_global_norm(&mut gradients, &model, stage.optimizer.clip_norm);
+    measured.extend(norm.map(|norm| (Name::GradientNorm, 1.0, norm)));
+    let rates = stage.optimizer.rates(&model, rate_factor);
+    let model = optimizer.step(rates, model, gradients);
+    Ok((model, read(measured, recipe, batch)))
+}
+
+/// Brings all measured numbers to the host in one transfer.
+fn read(measured: Vec<(Name, f64, Tensor<1>)>, recipe: &Recipe, batch: &Batch) -> StepValues {
+    let (names, tensors): (Vec<_>, Vec<_>) =
+        measured.into_iter().map(|(name, share, tensor)| ((name, share), tensor.inner())).unzip();
+    let numbers = Tensor::cat(tensors, 0).into_data();
+    let numbers = numbers.try_into_vec::<f32>().expect("losses are f32");
+    let rows_by_task = batch.rows_by_task();
+    let mut values = StepValues {
+        loss: 0.0,
+        task_loss: 0.0,
+        terms: BTreeMap::new(),
+        tasks: BTreeMap::new(),
+        gradient_norm: 0.0,
+    };
+    for ((name, share), number) in names.into_iter().zip(numbers) {
+        let number = f64::from(number) * share;
+        match name {
+            Name::Task(task) => {
+                let rows = rows_by_task[&task].len() as f64;
+                *values.tasks.entry(task).or_default() += number / rows;
+                values.task_loss += number / batch.rows as f64;
+            }
+            Name::Term(name) => *values.terms.entry(name.into()).or_default() += number,
+            Name::GradientNorm => values.gradient_norm = number,
+        }
+    }
+    let weights = recipe.objective.terms.iter().map(|config| (config.term.name(), config.weight));
+    let weighted: f64 = weights.map(|(name, w)| w * values.terms.get(name).unwrap_or(&0.0)).sum();
+    values.loss = values.task_loss + weighted;
+    values
+}
