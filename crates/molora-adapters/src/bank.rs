@@ -81,7 +81,10 @@ impl BankConfig {
             }
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            return Err(AdapterError::Probability { field: "dropout", value: self.dropout });
+            return Err(AdapterError::Probability {
+                field: "dropout",
+                value: self.dropout,
+            });
         }
         self.scaling.validate()
     }
@@ -93,7 +96,10 @@ impl BankConfig {
     pub fn validate_for(&self, dims: SiteDims) -> Result<(), AdapterError> {
         let limit = dims.d_input.min(dims.d_output);
         if self.rank > limit {
-            return Err(AdapterError::RankTooLarge { rank: self.rank, limit });
+            return Err(AdapterError::RankTooLarge {
+                rank: self.rank,
+                limit,
+            });
         }
         Ok(())
     }
@@ -108,7 +114,12 @@ impl BankConfig {
             Sharing::SharedA => 1,
         };
         let bound = 1.0 / (dims.d_input as f64).sqrt();
-        let a = uniform([dims.d_input, num_a * self.rank], bound, seed.child("a"), device);
+        let a = uniform(
+            [dims.d_input, num_a * self.rank],
+            bound,
+            seed.child("a"),
+            device,
+        );
         let b = Tensor::zeros([self.num_experts * self.rank, dims.d_output], device);
         let sigma = || Param::from_tensor(Tensor::ones([num_a * self.rank], device));
         ExpertBank {
@@ -183,9 +194,13 @@ impl ExpertBank {
     /// - returns `[B, T, O]`
     pub fn up(&self, low: Tensor<3>, weights: Option<Tensor<3>>) -> Tensor<3> {
         let [batch, tokens, _] = low.dims();
-        let code_nk = self.code(low, weights).reshape([batch * tokens, self.num_experts * self.rank]);
+        let code_nk = self
+            .code(low, weights)
+            .reshape([batch * tokens, self.num_experts * self.rank]);
         let d_output = self.b.dims()[1];
-        code_nk.matmul(self.b.val()).reshape([batch, tokens, d_output])
+        code_nk
+            .matmul(self.b.val())
+            .reshape([batch, tokens, d_output])
     }
 
     /// The gated code, `[B, T, E, R]`.
@@ -208,12 +223,17 @@ impl ExpertBank {
     /// `A` of every expert apart, `[A, D, R]`.
     pub fn a_by_expert(&self) -> Tensor<3> {
         let [d_input, width] = self.a.dims();
-        self.a.val().reshape([d_input, width / self.rank, self.rank]).swap_dims(0, 1)
+        self.a
+            .val()
+            .reshape([d_input, width / self.rank, self.rank])
+            .swap_dims(0, 1)
     }
 
     /// `B` of every expert apart, `[E, R, O]`.
     pub fn b_by_expert(&self) -> Tensor<3> {
-        self.b.val().reshape([self.num_experts, self.rank, self.b.dims()[1]])
+        self.b
+            .val()
+            .reshape([self.num_experts, self.rank, self.b.dims()[1]])
     }
 
     /// The weight delta of a static mixture: `s * sum_e w_e A_e diag(sigma) B_e`, to be added to a
@@ -226,7 +246,9 @@ impl ExpertBank {
         let [d_input, width] = self.a.dims();
         let low = self.a.val().reshape([1, d_input, width]);
         let weights = weights.reshape([1, 1, self.num_experts]);
-        let code = self.code(low, Some(weights)).reshape([d_input, self.num_experts * self.rank]);
+        let code = self
+            .code(low, Some(weights))
+            .reshape([d_input, self.num_experts * self.rank]);
         code.matmul(self.b.val())
     }
 }
@@ -237,8 +259,20 @@ mod tests {
     use molora_testkit::{FORWARD, assert_close};
 
     fn bank(sharing: Sharing, num_experts: usize, device: &Device) -> ExpertBank {
-        let config = BankConfig { sharing, num_experts, rank: 2, ..BankConfig::default() };
-        let mut bank = config.init(SiteDims { d_input: 5, d_output: 4 }, Seed::new(3), device);
+        let config = BankConfig {
+            sharing,
+            num_experts,
+            rank: 2,
+            ..BankConfig::default()
+        };
+        let mut bank = config.init(
+            SiteDims {
+                d_input: 5,
+                d_output: 4,
+            },
+            Seed::new(3),
+            device,
+        );
         let shape = [num_experts * 2, 4];
         bank.b = Param::from_tensor(uniform(shape, 1.0, Seed::new(4), device));
         bank
@@ -256,10 +290,15 @@ mod tests {
             t.clone().slice([e..e + 1]).squeeze_dim(0)
         };
         let terms = (0..bank.num_experts()).map(|e| {
-            let delta = x.clone().matmul(one(&a, e).unsqueeze()).matmul(one(&b, e).unsqueeze());
+            let delta = x
+                .clone()
+                .matmul(one(&a, e).unsqueeze())
+                .matmul(one(&b, e).unsqueeze());
             delta.mul_scalar(bank.factor) * weights.clone().slice([0..2, 0..3, e..e + 1])
         });
-        terms.reduce(|sum, term| sum + term).expect("at least one expert")
+        terms
+            .reduce(|sum, term| sum + term)
+            .expect("at least one expert")
     }
 
     #[test]
@@ -269,7 +308,12 @@ mod tests {
             let bank = bank(sharing, 3, &device);
             let weights = uniform([2, 3, 3], 1.0, Seed::new(6), &device);
             let mixed = bank.up(bank.down(input(&device), None), Some(weights.clone()));
-            assert_close(mixed, looped(&bank, input(&device), weights), FORWARD, "mixture");
+            assert_close(
+                mixed,
+                looped(&bank, input(&device), weights),
+                FORWARD,
+                "mixture",
+            );
         }
     }
 
@@ -290,7 +334,10 @@ mod tests {
     #[test]
     fn a_new_bank_changes_nothing() {
         let device = molora_testkit::device();
-        let dims = SiteDims { d_input: 5, d_output: 4 };
+        let dims = SiteDims {
+            d_input: 5,
+            d_output: 4,
+        };
         let bank = BankConfig::default().init(dims, Seed::new(0), &device);
         let delta = bank.up(bank.down(input(&device), None), None);
         assert_eq!(delta.abs().max().into_scalar::<f32>(), 0.0);
@@ -303,7 +350,10 @@ mod tests {
         let mut bank = bank(Sharing::SharedA, 2, &device);
         bank.dropout = 0.5;
         let code = |seed: Option<Seed>| -> Vec<f32> {
-            bank.down(input(&device), seed).into_data().try_to_vec().expect("f32")
+            bank.down(input(&device), seed)
+                .into_data()
+                .try_to_vec()
+                .expect("f32")
         };
         assert_eq!(code(Some(Seed::new(1))), code(Some(Seed::new(1))));
         assert_ne!(code(Some(Seed::new(1))), code(Some(Seed::new(2))));
@@ -315,12 +365,31 @@ mod tests {
         let check = |config: BankConfig, text: &str| {
             assert_eq!(config.validate().expect_err(text).to_string(), text);
         };
-        check(BankConfig { rank: 0, ..Default::default() }, "rank is 0, expected at least 1");
         check(
-            BankConfig { dropout: 1.0, ..Default::default() },
+            BankConfig {
+                rank: 0,
+                ..Default::default()
+            },
+            "rank is 0, expected at least 1",
+        );
+        check(
+            BankConfig {
+                dropout: 1.0,
+                ..Default::default()
+            },
             "dropout is 1, expected at least 0 and less than 1",
         );
-        let dims = SiteDims { d_input: 5, d_output: 4 };
-        assert!(BankConfig { rank: 5, ..Default::default() }.validate_for(dims).is_err());
+        let dims = SiteDims {
+            d_input: 5,
+            d_output: 4,
+        };
+        assert!(
+            BankConfig {
+                rank: 5,
+                ..Default::default()
+            }
+            .validate_for(dims)
+            .is_err()
+        );
     }
 }

@@ -24,7 +24,10 @@ pub struct GateConfig {
 
 impl Default for GateConfig {
     fn default() -> Self {
-        Self { width: 8, bias: false }
+        Self {
+            width: 8,
+            bias: false,
+        }
     }
 }
 
@@ -42,12 +45,19 @@ impl GateConfig {
 
     /// A gate for `num_tasks` tasks: embeddings from N(0, 1), weights from U(-1, 1), bias 0.
     pub fn init(&self, num_tasks: usize, seed: Seed, device: &Device) -> TaskGate {
-        let embedding = normal([num_tasks, self.width], 1.0, seed.child("embedding"), device);
+        let embedding = normal(
+            [num_tasks, self.width],
+            1.0,
+            seed.child("embedding"),
+            device,
+        );
         let weight = uniform([self.width, 1], 1.0, seed.child("weight"), device);
         TaskGate {
             embedding: Param::from_tensor(embedding),
             weight: Param::from_tensor(weight),
-            bias: self.bias.then(|| Param::from_tensor(Tensor::zeros([1], device))),
+            bias: self
+                .bias
+                .then(|| Param::from_tensor(Tensor::zeros([1], device))),
         }
     }
 }
@@ -101,7 +111,10 @@ pub fn task_selector(
             Some(task) => return Err(AdapterError::TaskOutOfRange { task, num_tasks }),
         }
     }
-    Ok(Tensor::from_data(TensorData::new(rows, [tasks.len(), num_tasks]), device))
+    Ok(Tensor::from_data(
+        TensorData::new(rows, [tasks.len(), num_tasks]),
+        device,
+    ))
 }
 
 #[cfg(test)]
@@ -125,7 +138,11 @@ mod tests {
         };
         let rows = [Some(0), None, Some(1)];
         let selector = task_selector(&rows, 2, &device).expect("tasks in range");
-        let gates = gate.forward(selector).into_data().try_to_vec::<f32>().expect("f32");
+        let gates = gate
+            .forward(selector)
+            .into_data()
+            .try_to_vec::<f32>()
+            .expect("f32");
         for (found, expected) in gates.iter().zip([0.716060, 0.625392, 0.524979]) {
             assert!((found - expected).abs() < 1e-6, "{gates:?}");
         }
@@ -135,6 +152,12 @@ mod tests {
     fn a_task_out_of_range_is_an_error() {
         let device = molora_testkit::device();
         let error = task_selector(&[Some(0), Some(5)], 2, &device).expect_err("5 is not below 2");
-        assert_eq!(error, AdapterError::TaskOutOfRange { task: 5, num_tasks: 2 });
+        assert_eq!(
+            error,
+            AdapterError::TaskOutOfRange {
+                task: 5,
+                num_tasks: 2
+            }
+        );
     }
 }

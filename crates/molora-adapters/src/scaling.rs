@@ -35,7 +35,10 @@ impl Scaling {
             Self::AlphaOverRank(alpha) | Self::RankStabilized(alpha)
                 if !(alpha.is_finite() && alpha > 0.0) =>
             {
-                Err(AdapterError::NotPositive { field: "scaling alpha", value: alpha })
+                Err(AdapterError::NotPositive {
+                    field: "scaling alpha",
+                    value: alpha,
+                })
             }
             _ => Ok(()),
         }

@@ -45,12 +45,21 @@ impl AdapterSpec {
     pub fn problems(&self) -> Vec<ModelError> {
         let part = |field, source| ModelError::Adapter { field, source };
         let bank = self.bank.validate().map_err(|e| part("adapter.bank", e));
-        let gate = self.gate.iter().map(|gate| gate.validate().map_err(|e| part("adapter.gate", e)));
+        let gate = self
+            .gate
+            .iter()
+            .map(|gate| gate.validate().map_err(|e| part("adapter.gate", e)));
         let router = self.router.iter().flat_map(|router| {
-            let numbers = router.validate(self.bank.num_experts).map_err(ModelError::from);
+            let numbers = router
+                .validate(self.bank.num_experts)
+                .map_err(ModelError::from);
             [numbers, self.features_exist(router)]
         });
-        std::iter::once(bank).chain(router).chain(gate).filter_map(Result::err).collect()
+        std::iter::once(bank)
+            .chain(router)
+            .chain(gate)
+            .filter_map(Result::err)
+            .collect()
     }
 
     fn features_exist(&self, router: &RouterConfig) -> Result<(), ModelError> {
@@ -108,7 +117,10 @@ impl AdapterSpec {
             bank: self.bank.init(dims, seed.child("bank"), device),
             router,
             gate: gate.map(|gate| gate.init(num_tasks, seed.child("gate"), device)),
-            from_low_rank: self.router.as_ref().is_some_and(|r| r.route_from == RouteFrom::LowRank),
+            from_low_rank: self
+                .router
+                .as_ref()
+                .is_some_and(|r| r.route_from == RouteFrom::LowRank),
             site,
         }
     }
@@ -157,8 +169,13 @@ impl Adapter {
 
     /// The gate multiplies the experts' weights, which are smaller than the output.
     fn gated(&self, weights: Option<Tensor<3>>, context: &ForwardContext) -> Option<Tensor<3>> {
-        let Some(gate) = &self.gate else { return weights };
-        let tasks = context.tasks.clone().expect("a gated adapter is given tasks");
+        let Some(gate) = &self.gate else {
+            return weights;
+        };
+        let tasks = context
+            .tasks
+            .clone()
+            .expect("a gated adapter is given tasks");
         let gate_b11 = gate.forward(tasks);
         Some(match weights {
             Some(weights) => weights * gate_b11,

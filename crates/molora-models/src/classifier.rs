@@ -56,7 +56,10 @@ impl TaskHead {
         let bound = 1.0 / (width as f64).sqrt();
         let weight = uniform([width, classes], bound, seed.child("weight"), device);
         let bias = uniform([classes], bound, seed.child("bias"), device);
-        Self { weight: Param::from_tensor(weight), bias: Param::from_tensor(bias) }
+        Self {
+            weight: Param::from_tensor(weight),
+            bias: Param::from_tensor(bias),
+        }
     }
 
     /// `[B, D]` to logits `[B, classes]`.
@@ -87,7 +90,10 @@ impl Classifier {
         let head = |(name, classes): &(String, usize)| {
             TaskHead::new(width, *classes, seed.child(name), device)
         };
-        Self { encoder, heads: tasks.iter().map(head).collect() }
+        Self {
+            encoder,
+            heads: tasks.iter().map(head).collect(),
+        }
     }
 
     /// One pooled state per row `[B, D]`, and the routing decisions behind it.

@@ -89,7 +89,10 @@ pub enum ModelError {
 
 impl ModelError {
     pub(crate) fn file(path: &std::path::Path, problem: impl Into<String>) -> Self {
-        Self::File { path: path.to_owned(), problem: problem.into() }
+        Self::File {
+            path: path.to_owned(),
+            problem: problem.into(),
+        }
     }
 }
 
@@ -109,5 +112,9 @@ pub(crate) fn similar<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
     scored.dedup_by(|a, b| a.1 == b.1);
-    scored.into_iter().take(5).map(|(_, name)| name.to_owned()).collect()
+    scored
+        .into_iter()
+        .take(5)
+        .map(|(_, name)| name.to_owned())
+        .collect()
 }

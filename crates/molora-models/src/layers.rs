@@ -17,7 +17,11 @@ impl LayerNorm {
     /// A frozen layer.
     pub fn new(gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64) -> Self {
         let frozen = |tensor| Param::from_tensor(tensor).set_require_grad(false);
-        Self { gamma: frozen(gamma), beta: frozen(beta), epsilon }
+        Self {
+            gamma: frozen(gamma),
+            beta: frozen(beta),
+            epsilon,
+        }
     }
 
     /// Normalises `[B, T, width]`.

@@ -65,8 +65,16 @@ impl MoLoraLinear {
     ) -> (Tensor<3>, Option<RouteTrace>) {
         let bias = self.bias.as_ref().map(Param::val);
         let y = molora_kernels::linear(x.clone(), self.weight.val(), bias);
-        let Some(adapter) = &self.adapter else { return (y, None) };
+        let Some(adapter) = &self.adapter else {
+            return (y, None);
+        };
         let (delta, routed) = adapter.delta(x, context);
-        (y + delta, routed.map(|routed| RouteTrace { site: adapter.site(), routed }))
+        (
+            y + delta,
+            routed.map(|routed| RouteTrace {
+                site: adapter.site(),
+                routed,
+            }),
+        )
     }
 }

@@ -31,7 +31,10 @@ impl SitePattern {
     /// # Errors
     /// [`ModelError::BadPattern`] if it is not a valid glob or regular expression.
     pub fn new(text: &str) -> Result<Self, ModelError> {
-        let bad = |problem: String| ModelError::BadPattern { pattern: text.into(), problem };
+        let bad = |problem: String| ModelError::BadPattern {
+            pattern: text.into(),
+            problem,
+        };
         let matcher = if let Some(regex) = text.strip_prefix("regex:") {
             let whole = format!("^(?:{regex})$");
             Matcher::Regex(Regex::new(&whole).map_err(|e| bad(one_line(&e.to_string())))?)
@@ -39,11 +42,17 @@ impl SitePattern {
             // Globs separate at slashes; paths are compared with dots turned into slashes.
             let glob = format!("**/{}", text.replace('.', "/"));
             let glob = GlobBuilder::new(&glob).literal_separator(true).build();
-            Matcher::Glob(glob.map_err(|e| bad(e.kind().to_string()))?.compile_matcher())
+            Matcher::Glob(
+                glob.map_err(|e| bad(e.kind().to_string()))?
+                    .compile_matcher(),
+            )
         } else {
             Matcher::Name
         };
-        Ok(Self { text: text.into(), matcher })
+        Ok(Self {
+            text: text.into(),
+            matcher,
+        })
     }
 
     /// Whether a module path matches.
@@ -70,7 +79,9 @@ impl SitePattern {
 /// [`ModelError::BadPattern`] if one cannot be read; [`ModelError::Inconsistent`] if there are none.
 pub fn select_sites(targets: &[String], paths: &[String]) -> Result<Vec<usize>, ModelError> {
     if targets.is_empty() {
-        return Err(ModelError::Inconsistent("adapter.targets is empty, expected a name".into()));
+        return Err(ModelError::Inconsistent(
+            "adapter.targets is empty, expected a name".into(),
+        ));
     }
     let mut chosen = vec![false; paths.len()];
     for target in targets {
@@ -91,23 +102,36 @@ pub fn select_sites(targets: &[String], paths: &[String]) -> Result<Vec<usize>, 
 fn no_such_site(target: &str, paths: &[String]) -> ModelError {
     // A user writes the end of a path: compare with ends of as many components.
     let components = target.split('.').count();
-    let mut ends: Vec<&str> = paths.iter().map(|path| last_components(path, components)).collect();
+    let mut ends: Vec<&str> = paths
+        .iter()
+        .map(|path| last_components(path, components))
+        .collect();
     ends.sort_unstable();
     ends.dedup();
     let mut similar = similar(target, ends.iter().copied());
     if similar.is_empty() {
         similar = ends.iter().take(8).map(|&end| end.to_owned()).collect();
     }
-    ModelError::NoSuchSite { pattern: target.into(), similar }
+    ModelError::NoSuchSite {
+        pattern: target.into(),
+        similar,
+    }
 }
 
 fn last_components(path: &str, count: usize) -> &str {
-    let start = path.rmatch_indices('.').nth(count - 1).map_or(0, |(dot, _)| dot + 1);
+    let start = path
+        .rmatch_indices('.')
+        .nth(count - 1)
+        .map_or(0, |(dot, _)| dot + 1);
     &path[start..]
 }
 
 fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[cfg(test)]
@@ -115,10 +139,16 @@ mod tests {
     use super::*;
 
     fn paths() -> Vec<String> {
-        let parts =
-            ["attention.self.query", "attention.self.value", "attention.output.dense", "output.dense"];
+        let parts = [
+            "attention.self.query",
+            "attention.self.value",
+            "attention.output.dense",
+            "output.dense",
+        ];
         let path = |layer| move |part: &&str| format!("encoder.layer.{layer}.{part}");
-        (0..2).flat_map(|layer| parts.iter().map(path(layer)).collect::<Vec<_>>()).collect()
+        (0..2)
+            .flat_map(|layer| parts.iter().map(path(layer)).collect::<Vec<_>>())
+            .collect()
     }
 
     fn chosen(targets: &[&str]) -> Vec<usize> {
@@ -135,19 +165,31 @@ mod tests {
         assert_eq!(chosen(&["layer.0.**"]), [0, 1, 2, 3]);
         assert_eq!(chosen(&["layer.*.output.dense"]), [3, 7]);
         assert_eq!(chosen(&["regex:.*layer\\.1\\..*self.*"]), [4, 5]);
-        assert_eq!(chosen(&["query", "encoder.layer.0.output.dense"]), [0, 3, 4]);
+        assert_eq!(
+            chosen(&["query", "encoder.layer.0.output.dense"]),
+            [0, 3, 4]
+        );
     }
 
     #[test]
     fn a_name_matches_at_a_dot_only() {
         assert!(!SitePattern::new("uery").expect("a name").matches("a.query"));
-        assert!(!SitePattern::new("regex:query").expect("a regex").matches("a.query"));
+        assert!(
+            !SitePattern::new("regex:query")
+                .expect("a regex")
+                .matches("a.query")
+        );
     }
 
     #[test]
     fn a_target_without_a_match_lists_near_names() {
-        let error = select_sites(&["qurey".into()], &paths()).expect_err("misspelt").to_string();
-        assert_eq!(error, "target `qurey` matches no linear layer; near names: query");
+        let error = select_sites(&["qurey".into()], &paths())
+            .expect_err("misspelt")
+            .to_string();
+        assert_eq!(
+            error,
+            "target `qurey` matches no linear layer; near names: query"
+        );
         assert!(select_sites(&["*.nothing".into()], &paths()).is_err());
         assert!(select_sites(&["regex:(".into()], &paths()).is_err());
         assert!(select_sites(&[], &paths()).is_err());

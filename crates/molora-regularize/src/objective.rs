@@ -48,9 +48,10 @@ impl Term {
     fn at(self, site: &SiteView<'_>, reduction: Reduction) -> Option<Tensor<1>> {
         match self {
             Self::Orthogonality => Some(orthogonality(site.bank, reduction)),
-            Self::KeyMatching => {
-                site.keys.clone().map(|keys| key_matching(keys, site.bank, reduction))
-            }
+            Self::KeyMatching => site
+                .keys
+                .clone()
+                .map(|keys| key_matching(keys, site.bank, reduction)),
             Self::LoadBalance => site.routed.map(|routed| load_balance(routed, reduction)),
             Self::RouterZLoss => site.routed.map(|routed| router_z_loss(routed, reduction)),
         }
@@ -104,18 +105,24 @@ pub struct LossBreakdown {
 impl ObjectiveConfig {
     /// Whether any term reads routing decisions, and not weights alone.
     pub fn reads_routes(&self) -> bool {
-        let routes = |config: &TermConfig| {
-            matches!(config.term, Term::LoadBalance | Term::RouterZLoss)
-        };
+        let routes =
+            |config: &TermConfig| matches!(config.term, Term::LoadBalance | Term::RouterZLoss);
         self.terms.iter().any(routes)
     }
 
     /// Evaluates every term over all sites.
     pub fn evaluate(&self, sites: &[SiteView<'_>]) -> LossBreakdown {
-        let mut breakdown = LossBreakdown { total: None, terms: Vec::new() };
+        let mut breakdown = LossBreakdown {
+            total: None,
+            terms: Vec::new(),
+        };
         for config in &self.terms {
-            let Some(value) = config.over(sites) else { continue };
-            breakdown.terms.push((config.term.name(), value.clone().detach()));
+            let Some(value) = config.over(sites) else {
+                continue;
+            };
+            breakdown
+                .terms
+                .push((config.term.name(), value.clone().detach()));
             let weighted = value.mul_scalar(config.weight);
             breakdown.total = Some(match breakdown.total.take() {
                 Some(total) => total + weighted,
@@ -128,8 +135,10 @@ impl ObjectiveConfig {
 
 impl TermConfig {
     fn over(&self, sites: &[SiteView<'_>]) -> Option<Tensor<1>> {
-        let values: Vec<_> =
-            sites.iter().filter_map(|site| self.term.at(site, self.within_site)).collect();
+        let values: Vec<_> = sites
+            .iter()
+            .filter_map(|site| self.term.at(site, self.within_site))
+            .collect();
         if values.is_empty() {
             return None;
         }
@@ -149,17 +158,37 @@ mod tests {
     use molora_testkit::{FORWARD, assert_close};
 
     fn term(term: Term, over_sites: Reduction) -> TermConfig {
-        TermConfig { term, weight: 0.5, within_site: Reduction::Mean, over_sites }
+        TermConfig {
+            term,
+            weight: 0.5,
+            within_site: Reduction::Mean,
+            over_sites,
+        }
     }
 
     #[test]
     fn terms_are_weighted_and_put_together_over_sites() {
         let device = molora_testkit::device();
-        let dims = SiteDims { d_input: 6, d_output: 5 };
-        let init = |seed| BankConfig { rank: 2, ..Default::default() }.init(dims, seed, &device);
+        let dims = SiteDims {
+            d_input: 6,
+            d_output: 5,
+        };
+        let init = |seed| {
+            BankConfig {
+                rank: 2,
+                ..Default::default()
+            }
+            .init(dims, seed, &device)
+        };
         let banks = [init(Seed::new(1)), init(Seed::new(2))];
-        let sites: Vec<_> =
-            banks.iter().map(|bank| SiteView { bank, keys: None, routed: None }).collect();
+        let sites: Vec<_> = banks
+            .iter()
+            .map(|bank| SiteView {
+                bank,
+                keys: None,
+                routed: None,
+            })
+            .collect();
         let config = ObjectiveConfig {
             terms: vec![
                 term(Term::Orthogonality, Reduction::Sum),
@@ -168,10 +197,25 @@ mod tests {
             ],
         };
         let found = config.evaluate(&sites);
-        let sum = orthogonality(&banks[0], Reduction::Mean) + orthogonality(&banks[1], Reduction::Mean);
-        assert_eq!(found.terms.len(), 2, "without keys there is nothing to match");
-        assert_close(found.terms[0].1.clone(), sum.clone(), FORWARD, "sum over sites");
-        assert_close(found.total.expect("two terms"), sum.mul_scalar(0.75), FORWARD, "total");
+        let sum =
+            orthogonality(&banks[0], Reduction::Mean) + orthogonality(&banks[1], Reduction::Mean);
+        assert_eq!(
+            found.terms.len(),
+            2,
+            "without keys there is nothing to match"
+        );
+        assert_close(
+            found.terms[0].1.clone(),
+            sum.clone(),
+            FORWARD,
+            "sum over sites",
+        );
+        assert_close(
+            found.total.expect("two terms"),
+            sum.mul_scalar(0.75),
+            FORWARD,
+            "total",
+        );
     }
 
     #[test]
@@ -184,7 +228,12 @@ mod tests {
     #[test]
     fn a_misspelt_key_is_refused() {
         let text = r#"{"term": "orthogonality", "wieght": 1}"#;
-        let error = serde_json::from_str::<TermConfig>(text).expect_err("misspelt").to_string();
-        assert!(error.contains("wieght") && error.contains("weight"), "{error}");
+        let error = serde_json::from_str::<TermConfig>(text)
+            .expect_err("misspelt")
+            .to_string();
+        assert!(
+            error.contains("wieght") && error.contains("weight"),
+            "{error}"
+        );
     }
 }

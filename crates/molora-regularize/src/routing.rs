@@ -25,7 +25,9 @@ pub fn load_balance(routed: &RouterOutput, reduction: Reduction) -> Tensor<1> {
         Reduction::Sum => routed.num_decisions(),
     };
     let mass = routed.sum_counted(routed.probs.clone()) / routed.num_decisions();
-    ((counts / selections).detach() * mass).sum().mul_scalar(routed.num_experts() as f64)
+    ((counts / selections).detach() * mass)
+        .sum()
+        .mul_scalar(routed.num_experts() as f64)
 }
 
 /// Router z-loss: `logsumexp(logits)^2` over decisions, which keeps logits small.
@@ -59,22 +61,42 @@ mod tests {
     use molora_testkit::{FORWARD, GRADIENT, assert_close};
 
     /// Three tokens of the MoSLD notes' worked example and one padding token full of junk.
-    const LOGITS: [[[f32; 4]; 4]; 1] =
-        [[[0.5, 1.0, 0.25, 0.625], [0.1, -0.2, 0.5, 0.35], [1.0, 0.0, -0.5, 0.375], [90.0, -80.0, 7.0, 3.0]]];
+    const LOGITS: [[[f32; 4]; 4]; 1] = [[
+        [0.5, 1.0, 0.25, 0.625],
+        [0.1, -0.2, 0.5, 0.35],
+        [1.0, 0.0, -0.5, 0.375],
+        [90.0, -80.0, 7.0, 3.0],
+    ]];
 
     fn routed(logits: Tensor<3>, selection: Selection) -> RouterOutput {
         let probs = softmax(logits.clone(), 2);
         let (weights, selected) = selection.weigh(&logits, &probs);
         let counted = Tensor::from_data([[1.0, 1.0, 1.0, 0.0]], &logits.device());
-        RouterOutput { logits, probs, weights, selected, counted }
+        RouterOutput {
+            logits,
+            probs,
+            weights,
+            selected,
+            counted,
+        }
     }
 
     #[test]
     fn balance_of_the_worked_example() {
         let logits = Tensor::<3>::from_data(LOGITS, &molora_testkit::device());
         let routed = routed(logits, Selection::TopK(2));
-        assert_close(load_balance(&routed, Reduction::Mean), [1.015326], FORWARD, "switch");
-        assert_close(load_balance(&routed, Reduction::Sum), [2.030652], FORWARD, "without the k");
+        assert_close(
+            load_balance(&routed, Reduction::Mean),
+            [1.015326],
+            FORWARD,
+            "switch",
+        );
+        assert_close(
+            load_balance(&routed, Reduction::Sum),
+            [2.030652],
+            FORWARD,
+            "without the k",
+        );
     }
 
     #[test]
@@ -104,8 +126,18 @@ mod tests {
         let logits = Tensor::<3>::zeros([1, 4, 4], &molora_testkit::device());
         let routed = routed(logits, Selection::Dense);
         let square = 4f32.ln().powi(2);
-        assert_close(router_z_loss(&routed, Reduction::Mean), [square], FORWARD, "mean");
-        assert_close(router_z_loss(&routed, Reduction::Sum), [3.0 * square], FORWARD, "sum");
+        assert_close(
+            router_z_loss(&routed, Reduction::Mean),
+            [square],
+            FORWARD,
+            "mean",
+        );
+        assert_close(
+            router_z_loss(&routed, Reduction::Sum),
+            [3.0 * square],
+            FORWARD,
+            "sum",
+        );
     }
 
     #[test]

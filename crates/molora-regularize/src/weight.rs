@@ -60,8 +60,15 @@ fn distance_from_identity(gram: Tensor<3>, reduction: Reduction) -> Tensor<1> {
 /// SAMoRA, arXiv:2604.19048.
 pub fn key_matching(keys: Tensor<2>, bank: &ExpertBank, reduction: Reduction) -> Tensor<1> {
     let experts = bank.num_experts();
-    assert_eq!(keys.dims(), [experts, bank.rank()], "keys live in the rank space of the bank");
-    let centres = bank.b_by_expert().mean_dim(2).reshape([experts, bank.rank()]);
+    assert_eq!(
+        keys.dims(),
+        [experts, bank.rank()],
+        "keys live in the rank space of the bank"
+    );
+    let centres = bank
+        .b_by_expert()
+        .mean_dim(2)
+        .reshape([experts, bank.rank()]);
     let log_q = log_softmax(unit_or_zero(centres), 1);
     let log_p = (log_softmax(unit_or_zero(keys), 1).exp() + KEY_EPSILON).log();
     let divergence = (log_q.clone().exp() * (log_q - log_p)).sum();
@@ -74,7 +81,10 @@ pub fn key_matching(keys: Tensor<2>, bank: &ExpertBank, reduction: Reduction) ->
 /// Rows divided by their norm; rows with a norm below [`CENTRE_FLOOR`] become constant zeros.
 fn unit_or_zero(rows: Tensor<2>) -> Tensor<2> {
     let square = rows.clone().square().sum_dim(1);
-    let is_zero = square.clone().detach().lower_elem(CENTRE_FLOOR * CENTRE_FLOOR);
+    let is_zero = square
+        .clone()
+        .detach()
+        .lower_elem(CENTRE_FLOOR * CENTRE_FLOOR);
     let norm = square.mask_fill(is_zero.clone(), 1.0).sqrt();
     (rows.clone() / norm).mask_fill(is_zero.expand(rows.dims()), 0.0)
 }
@@ -98,7 +108,14 @@ mod tests {
             rank: 2,
             ..BankConfig::default()
         };
-        let mut bank = config.init(SiteDims { d_input: 4, d_output: 3 }, Seed::new(0), device);
+        let mut bank = config.init(
+            SiteDims {
+                d_input: 4,
+                d_output: 3,
+            },
+            Seed::new(0),
+            device,
+        );
         bank.a = Param::from_data([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [-1.0, 1.0]], device);
         bank.b = Param::from_data(
             [
@@ -118,8 +135,18 @@ mod tests {
     fn values_of_the_worked_example() {
         let device = molora_testkit::device();
         let bank = bank(&device);
-        assert_close(orthogonality(&bank, Reduction::Mean), [7.75 + 2.0], FORWARD, "mean");
-        assert_close(orthogonality(&bank, Reduction::Sum), [31.0 + 24.0], FORWARD, "sum");
+        assert_close(
+            orthogonality(&bank, Reduction::Mean),
+            [7.75 + 2.0],
+            FORWARD,
+            "mean",
+        );
+        assert_close(
+            orthogonality(&bank, Reduction::Sum),
+            [31.0 + 24.0],
+            FORWARD,
+            "sum",
+        );
         let matching = key_matching(Tensor::from_data(KEYS, &device), &bank, Reduction::Mean);
         assert_close(matching, [0.095397], FORWARD, "match");
     }
@@ -133,9 +160,23 @@ mod tests {
         let matching = key_matching(keys.clone(), &bank, Reduction::Mean);
         assert_close(matching.clone(), [0.080076], FORWARD, "match");
         let gradients = matching.backward();
-        let to_b = bank.b.val().grad(&gradients).map(|gradient| gradient.abs().max());
-        assert_eq!(to_b.map_or(0.0, |largest| largest.into_scalar::<f32>()), 0.0);
-        assert!(keys.grad(&gradients).expect("tracked").abs().max().into_scalar::<f32>() > 1e-3);
+        let to_b = bank
+            .b
+            .val()
+            .grad(&gradients)
+            .map(|gradient| gradient.abs().max());
+        assert_eq!(
+            to_b.map_or(0.0, |largest| largest.into_scalar::<f32>()),
+            0.0
+        );
+        assert!(
+            keys.grad(&gradients)
+                .expect("tracked")
+                .abs()
+                .max()
+                .into_scalar::<f32>()
+                > 1e-3
+        );
     }
 
     #[test]
@@ -166,10 +207,21 @@ mod tests {
         let keys = Tensor::<2>::from_data(KEYS, &device).require_grad();
         let gradients = key_matching(keys.clone(), &bank, Reduction::Mean).backward();
         let expected = [[0.0, -0.077020], [0.0, 0.0], [-0.065966, 0.065966]];
-        assert_close(keys.grad(&gradients).expect("tracked"), expected, GRADIENT, "d match / dk");
+        assert_close(
+            keys.grad(&gradients).expect("tracked"),
+            expected,
+            GRADIENT,
+            "d match / dk",
+        );
         let (first, third) = ([-0.029463, 0.029463], [-0.004578, -0.013734]);
-        let expected =
-            [[first[0]; 3], [first[1]; 3], [0.0; 3], [0.0; 3], [third[0]; 3], [third[1]; 3]];
+        let expected = [
+            [first[0]; 3],
+            [first[1]; 3],
+            [0.0; 3],
+            [0.0; 3],
+            [third[0]; 3],
+            [third[1]; 3],
+        ];
         assert_close(
             bank.b.val().grad(&gradients).expect("tracked"),
             expected,

@@ -37,7 +37,9 @@ impl RouterOutput {
         let [batch, tokens, experts] = per_expert.dims();
         let decisions = batch * tokens;
         let counted_1n = self.counted.clone().reshape([1, decisions]);
-        counted_1n.matmul(per_expert.reshape([decisions, experts])).reshape([experts])
+        counted_1n
+            .matmul(per_expert.reshape([decisions, experts]))
+            .reshape([experts])
     }
 
     /// How often each expert was selected over the decisions that count, `[E]`; without gradient.

@@ -144,10 +144,18 @@ impl Router {
         let [batch, tokens, width] = features.dims();
         let scores = self.scorer.score(features.reshape([batch * tokens, width]));
         let experts = scores.dims()[1];
-        let logits = scores.div_scalar(self.temperature).reshape([batch, tokens, experts]);
+        let logits = scores
+            .div_scalar(self.temperature)
+            .reshape([batch, tokens, experts]);
         let probs = softmax(logits.clone(), 2);
         let (weights, selected) = self.selection.weigh(&logits, &probs);
-        RouterOutput { logits, probs, weights, selected, counted }
+        RouterOutput {
+            logits,
+            probs,
+            weights,
+            selected,
+            counted,
+        }
     }
 
     /// One row of features per decision `[B, T', F]`, and which decisions count `[B, T']`.
@@ -156,10 +164,16 @@ impl Router {
         match (self.granularity, &self.task_embedding) {
             (Granularity::Token, _) => (input.features.clone(), input.mask.clone()),
             (Granularity::Task, Some(embedding)) => {
-                let tasks = input.tasks.clone().expect("decisions per task are given tasks");
+                let tasks = input
+                    .tasks
+                    .clone()
+                    .expect("decisions per task are given tasks");
                 (tasks.matmul(embedding.val()).unsqueeze_dim(1), valid_b1())
             }
-            _ => (masked_mean(input.features.clone(), input.mask.clone()), valid_b1()),
+            _ => (
+                masked_mean(input.features.clone(), input.mask.clone()),
+                valid_b1(),
+            ),
         }
     }
 }
@@ -168,7 +182,10 @@ impl Router {
 fn masked_mean(features: Tensor<3>, mask: Tensor<2>) -> Tensor<3> {
     let count_b11 = mask.clone().sum_dim(1).clamp_min(1.0).unsqueeze_dim::<3>(2);
     // Padding may hold anything, infinities included: replaced, not multiplied by zero.
-    let padding = mask.equal_elem(0.0).unsqueeze_dim::<3>(2).expand(features.dims());
+    let padding = mask
+        .equal_elem(0.0)
+        .unsqueeze_dim::<3>(2)
+        .expand(features.dims());
     features.mask_fill(padding, 0.0).sum_dim(1) / count_b11
 }
 
@@ -195,7 +212,11 @@ mod tests {
         let device = molora_testkit::device();
         for scorer in [ScorerConfig::Linear { bias: true }, ScorerConfig::Cosine] {
             for selection in [Selection::Dense, Selection::TopK(2)] {
-                let config = RouterConfig { scorer: scorer.clone(), selection, ..Default::default() };
+                let config = RouterConfig {
+                    scorer: scorer.clone(),
+                    selection,
+                    ..Default::default()
+                };
                 let routed = router(config, &device).route(&input(&device));
                 let ones = Tensor::<3>::ones([2, 3, 1], &device);
                 assert_close(routed.weights.sum_dim(2), ones, FORWARD, "sums");
@@ -206,20 +227,31 @@ mod tests {
     #[test]
     fn a_sequence_decides_by_its_real_tokens() {
         let device = molora_testkit::device();
-        let config = RouterConfig { granularity: Granularity::Sequence, ..Default::default() };
+        let config = RouterConfig {
+            granularity: Granularity::Sequence,
+            ..Default::default()
+        };
         let router = router(config, &device);
         let before = router.route(&input(&device));
         assert_eq!(before.weights.dims(), [2, 1, 3]);
         let mut changed = input(&device);
         let junk = Tensor::full([1, 1, 4], f32::INFINITY, &device);
         changed.features = changed.features.slice_assign([1..2, 2..3, 0..4], junk);
-        assert_close(router.route(&changed).weights, before.weights, 0.0, "weights");
+        assert_close(
+            router.route(&changed).weights,
+            before.weights,
+            0.0,
+            "weights",
+        );
     }
 
     #[test]
     fn a_task_decides_for_all_its_rows_and_unknown_ones_take_the_mean() {
         let device = molora_testkit::device();
-        let config = RouterConfig { granularity: Granularity::Task, ..Default::default() };
+        let config = RouterConfig {
+            granularity: Granularity::Task,
+            ..Default::default()
+        };
         let router = router(config, &device);
         let mut by_task = input(&device);
         by_task.tasks = Some(Tensor::from_data([[0.0, 1.0], [0.5, 0.5]], &device));
@@ -232,8 +264,14 @@ mod tests {
 
     #[test]
     fn temperature_zero_is_refused() {
-        let config = RouterConfig { temperature: 0.0, ..Default::default() };
+        let config = RouterConfig {
+            temperature: 0.0,
+            ..Default::default()
+        };
         let message = config.validate(3).expect_err("temperature 0").to_string();
-        assert_eq!(message, "temperature is 0, expected a finite number above 0");
+        assert_eq!(
+            message,
+            "temperature is 0, expected a finite number above 0"
+        );
     }
 }

@@ -38,7 +38,9 @@ impl ScorerConfig {
                     bias: bias.map(Param::from_tensor),
                 })
             }
-            Self::Cosine => Scorer::Cosine(CosineScorer { keys: Param::from_tensor(matrix("keys")) }),
+            Self::Cosine => Scorer::Cosine(CosineScorer {
+                keys: Param::from_tensor(matrix("keys")),
+            }),
         }
     }
 }
@@ -135,7 +137,13 @@ mod tests {
         let features = Tensor::<2>::zeros([2, 3], &device).require_grad();
         let gradients = scorer.score(features.clone()).sum().backward();
         let gradient = features.grad(&gradients).expect("tracked").into_data();
-        assert!(gradient.try_to_vec::<f32>().expect("f32").iter().all(|value| value.is_finite()));
+        assert!(
+            gradient
+                .try_to_vec::<f32>()
+                .expect("f32")
+                .iter()
+                .all(|value| value.is_finite())
+        );
     }
 
     #[test]

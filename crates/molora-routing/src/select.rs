@@ -46,7 +46,9 @@ impl Selection {
         match self {
             Self::TopK(k) if k < logits.dims()[2] => {
                 let selected = largest(logits.clone().detach(), k);
-                let kept = logits.clone().mask_fill(selected.clone().bool_not(), f32::NEG_INFINITY);
+                let kept = logits
+                    .clone()
+                    .mask_fill(selected.clone().bool_not(), f32::NEG_INFINITY);
                 (softmax(kept, 2), Some(selected))
             }
             _ => (probs.clone(), None),
@@ -64,7 +66,9 @@ fn largest(logits: Tensor<3>, k: usize) -> Tensor<3, Bool> {
     let own = logits.clone().unsqueeze_dim::<4>(3).expand(pairs);
     let other = logits.unsqueeze_dim::<4>(2).expand(pairs);
     // Row e, column j: is j < e, so that a tie counts against the higher index.
-    let earlier = Tensor::<2>::ones([experts, experts], &own.device()).tril(-1).bool();
+    let earlier = Tensor::<2>::ones([experts, experts], &own.device())
+        .tril(-1)
+        .bool();
     let earlier = earlier.unsqueeze::<4>().expand(pairs);
     let tie_lost = other.clone().equal(own.clone()).bool_and(earlier);
     let before = other.greater(own).bool_or(tie_lost);
@@ -83,8 +87,11 @@ mod tests {
     }
 
     /// Tokens of the MoSLD notes' worked example, top-2 of 4.
-    const LOGITS: [[[f32; 4]; 3]; 1] =
-        [[[0.5, 1.0, 0.25, 0.625], [0.1, -0.2, 0.5, 0.35], [1.0, 0.0, -0.5, 0.375]]];
+    const LOGITS: [[[f32; 4]; 3]; 1] = [[
+        [0.5, 1.0, 0.25, 0.625],
+        [0.1, -0.2, 0.5, 0.35],
+        [1.0, 0.0, -0.5, 0.375],
+    ]];
 
     #[test]
     fn top_2_is_renormalised() {
@@ -93,7 +100,12 @@ mod tests {
             [0.0, 0.0, 0.537430, 0.462570],
             [0.651355, 0.0, 0.0, 0.348645],
         ]];
-        assert_close(weigh(Selection::TopK(2), LOGITS), expected, FORWARD, "weights");
+        assert_close(
+            weigh(Selection::TopK(2), LOGITS),
+            expected,
+            FORWARD,
+            "weights",
+        );
     }
 
     #[test]
@@ -105,7 +117,11 @@ mod tests {
     #[test]
     fn ties_go_to_the_lower_index() {
         let logits = [[[1.0, 1.0, 1.0, 0.0], [0.0, 2.0, 1.0, 1.0], [3.0; 4]]];
-        let expected = [[[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]];
+        let expected = [[
+            [1.0, 0.0, 0.0, 0.0],
+            [0.0, 1.0, 0.0, 0.0],
+            [1.0, 0.0, 0.0, 0.0],
+        ]];
         assert_close(weigh(Selection::TopK(1), logits), expected, 0.0, "weights");
     }
 
@@ -124,7 +140,10 @@ mod tests {
     #[test]
     fn k_is_checked() {
         let message = |selection: Selection| selection.validate(4).map_err(|e| e.to_string());
-        assert_eq!(message(Selection::TopK(5)), Err("top_k 5 exceeds num_experts 4".into()));
+        assert_eq!(
+            message(Selection::TopK(5)),
+            Err("top_k 5 exceeds num_experts 4".into())
+        );
         assert!(message(Selection::TopK(0)).is_err());
         assert_eq!(message(Selection::TopK(4)), Ok(()));
     }

@@ -15,8 +15,14 @@ pub const TASKS: &str = "bundled:tasks";
 /// # Errors
 /// [`TrainError::Run`] if a bundled folder is wanted and there is no `datasets` folder.
 pub fn folder(name: &str) -> Result<PathBuf, TrainError> {
-    let Some(name) = name.strip_prefix("bundled:") else { return Ok(name.into()) };
-    let inside = if name == "tasks" { PathBuf::from("tasks") } else { Path::new("models").join(name) };
+    let Some(name) = name.strip_prefix("bundled:") else {
+        return Ok(name.into());
+    };
+    let inside = if name == "tasks" {
+        PathBuf::from("tasks")
+    } else {
+        Path::new("models").join(name)
+    };
     let root = datasets().ok_or_else(|| {
         TrainError::run(
             Path::new("datasets"),
@@ -33,7 +39,11 @@ fn datasets() -> Option<PathBuf> {
     }
     let here = std::env::current_dir().ok()?;
     let built = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let is_ours = |folder: &PathBuf| folder.join("tasks").is_dir() && folder.join("models").is_dir();
-    let mut candidates = here.ancestors().chain(built.ancestors()).map(|dir| dir.join("datasets"));
+    let is_ours =
+        |folder: &PathBuf| folder.join("tasks").is_dir() && folder.join("models").is_dir();
+    let mut candidates = here
+        .ancestors()
+        .chain(built.ancestors())
+        .map(|dir| dir.join("datasets"));
     candidates.find(is_ours)
 }

@@ -62,7 +62,9 @@ pub fn save(
     }
     std::fs::create_dir(&temporary).map_err(TrainError::io(&temporary))?;
     save_weights(&temporary, model, recipe, tasks, "")?;
-    let bytes = optimizer.into_bytes().map_err(|e| TrainError::run(&temporary, e.to_string()))?;
+    let bytes = optimizer
+        .into_bytes()
+        .map_err(|e| TrainError::run(&temporary, e.to_string()))?;
     write(&temporary.join(OPTIMIZER), &bytes)?;
     let state = serde_json::to_vec(progress).expect("plain data");
     write(&temporary.join(STATE), &state)?;
@@ -139,7 +141,9 @@ pub fn load_optimizer(
     let path = checkpoint.join(OPTIMIZER);
     let bytes = std::fs::read(&path).map_err(TrainError::io(&path))?;
     let bytes = Bytes::from_bytes_vec(bytes);
-    optimizer.from_bytes(bytes).map_err(|e| TrainError::run(&path, e.to_string()))
+    optimizer
+        .from_bytes(bytes)
+        .map_err(|e| TrainError::run(&path, e.to_string()))
 }
 
 /// Whole checkpoints with their steps, oldest first.

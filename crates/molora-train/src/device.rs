@@ -22,15 +22,22 @@ pub enum DeviceSpec {
 }
 
 impl DeviceSpec {
-    const ALL: [(&str, Self); 4] =
-        [("cpu", Self::Cpu), ("ndarray", Self::NdArray), ("wgpu", Self::Wgpu), ("cuda", Self::Cuda)];
+    const ALL: [(&str, Self); 4] = [
+        ("cpu", Self::Cpu),
+        ("ndarray", Self::NdArray),
+        ("wgpu", Self::Wgpu),
+        ("cuda", Self::Cuda),
+    ];
 
     /// Opens the device and runs one small operation on it.
     ///
     /// # Errors
     /// [`TrainError::Device`] if the program was built without it or it does not answer.
     pub fn open(self) -> Result<Device, TrainError> {
-        let problem = |problem: String| TrainError::Device { device: self.to_string(), problem };
+        let problem = |problem: String| TrainError::Device {
+            device: self.to_string(),
+            problem,
+        };
         self.check_driver().map_err(problem)?;
         // Backends report a missing driver or adapter by panicking.
         let hook = std::panic::take_hook();
@@ -63,7 +70,10 @@ impl DeviceSpec {
     fn check_driver(self) -> Result<(), String> {
         let nodes = ["/dev/nvidiactl", "/dev/dxg"];
         let has_driver = || nodes.iter().any(|node| std::path::Path::new(node).exists());
-        if self == Self::Cuda && cfg!(feature = "cuda") && cfg!(target_os = "linux") && !has_driver()
+        if self == Self::Cuda
+            && cfg!(feature = "cuda")
+            && cfg!(target_os = "linux")
+            && !has_driver()
         {
             return Err("no NVIDIA driver is loaded on this machine".into());
         }
@@ -89,14 +99,18 @@ impl DeviceSpec {
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+    let text = text
+        .or(panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no reason given");
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, _) =
-            Self::ALL.iter().find(|(_, spec)| spec == self).expect("every device has a name");
+        let (name, _) = Self::ALL
+            .iter()
+            .find(|(_, spec)| spec == self)
+            .expect("every device has a name");
         f.write_str(name)
     }
 }
@@ -130,6 +144,9 @@ mod tests {
     fn a_device_that_was_not_built_in_is_an_error() {
         let result = DeviceSpec::Cuda.open();
         let text = result.expect_err("no driver in tests").to_string();
-        assert!(text.starts_with("device cuda: ") && !text.contains('\n'), "{text}");
+        assert!(
+            text.starts_with("device cuda: ") && !text.contains('\n'),
+            "{text}"
+        );
     }
 }

@@ -103,6 +103,9 @@ impl TrainError {
     }
 
     pub(crate) fn run(path: &std::path::Path, problem: impl Into<String>) -> Self {
-        Self::Run { path: path.to_owned(), problem: problem.into() }
+        Self::Run {
+            path: path.to_owned(),
+            problem: problem.into(),
+        }
     }
 }

@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
-use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::optim::lr_scheduler::LrSchedulerConfig;
 use burn::optim::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrSchedulerConfig};
+use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
 use molora_models::{Classifier, ParameterKind};
 use serde::{Deserialize, Serialize};
@@ -59,7 +59,12 @@ impl OptimizerConfig {
         };
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let rate = self.learning_rate;
-        check("learning_rate", rate, positive(rate), "a finite number above 0");
+        check(
+            "learning_rate",
+            rate,
+            positive(rate),
+            "a finite number above 0",
+        );
         for (kind, &rate) in &self.learning_rates {
             let field = format!("learning_rates.{kind:?}").to_lowercase();
             check(&field, rate, positive(rate), "a finite number above 0");
@@ -68,11 +73,26 @@ impl OptimizerConfig {
             let is_ok = (0.0..1.0).contains(&beta);
             check(field, beta.into(), is_ok, "at least 0 and less than 1");
         }
-        check("epsilon", self.epsilon.into(), positive(self.epsilon.into()), "above 0");
+        check(
+            "epsilon",
+            self.epsilon.into(),
+            positive(self.epsilon.into()),
+            "above 0",
+        );
         let decay = f64::from(self.weight_decay);
-        check("weight_decay", decay, decay.is_finite() && decay >= 0.0, "at least 0");
+        check(
+            "weight_decay",
+            decay,
+            decay.is_finite() && decay >= 0.0,
+            "at least 0",
+        );
         let clip = self.clip_norm;
-        check("clip_norm", clip, clip.is_finite() && clip >= 0.0, "at least 0");
+        check(
+            "clip_norm",
+            clip,
+            clip.is_finite() && clip >= 0.0,
+            "at least 0",
+        );
         problems
     }
 
@@ -123,7 +143,10 @@ pub struct ScheduleConfig {
 
 impl Default for ScheduleConfig {
     fn default() -> Self {
-        Self { warmup: 0.03, decay: Decay::Linear }
+        Self {
+            warmup: 0.03,
+            decay: Decay::Linear,
+        }
     }
 }
 
@@ -151,11 +174,17 @@ pub fn clip_global_norm(
     model: &Classifier,
     limit: f64,
 ) -> Option<Tensor<1>> {
-    let mut squares = SumOfSquares { gradients, total: None };
+    let mut squares = SumOfSquares {
+        gradients,
+        total: None,
+    };
     model.visit(&mut squares);
     let norm = squares.total?.sqrt();
     if limit > 0.0 {
-        let factor = (norm.clone() + 1e-6).recip().mul_scalar(limit).clamp_max(1.0);
+        let factor = (norm.clone() + 1e-6)
+            .recip()
+            .mul_scalar(limit)
+            .clamp_max(1.0);
         model.visit(&mut Scale { gradients, factor });
     }
     Some(norm)
@@ -198,22 +227,38 @@ mod tests {
 
     #[test]
     fn the_rate_rises_and_falls_to_zero_after_the_last_step() {
-        let schedule = ScheduleConfig { warmup: 0.1, decay: Decay::Linear };
+        let schedule = ScheduleConfig {
+            warmup: 0.1,
+            decay: Decay::Linear,
+        };
         let factors: Vec<f64> = (0..20).map(|step| schedule.factor(step, 20)).collect();
         assert_eq!(&factors[..3], &[0.5, 1.0, 1.0]);
         assert!((factors[19] - 1.0 / 18.0).abs() < 1e-12);
-        let cosine = ScheduleConfig { warmup: 0.0, decay: Decay::Cosine };
+        let cosine = ScheduleConfig {
+            warmup: 0.0,
+            decay: Decay::Cosine,
+        };
         assert_eq!(cosine.factor(0, 10), 1.0);
         assert!((cosine.factor(5, 10) - 0.5).abs() < 1e-12);
-        let constant = ScheduleConfig { warmup: 0.0, decay: Decay::Constant };
+        let constant = ScheduleConfig {
+            warmup: 0.0,
+            decay: Decay::Constant,
+        };
         assert_eq!(constant.factor(9, 10), 1.0);
     }
 
     #[test]
     fn numbers_out_of_range_are_named() {
-        let config = OptimizerConfig { learning_rate: 0.0, beta_2: 1.0, ..Default::default() };
+        let config = OptimizerConfig {
+            learning_rate: 0.0,
+            beta_2: 1.0,
+            ..Default::default()
+        };
         let problems = config.problems();
         assert_eq!(problems.len(), 2);
-        assert!(problems[0].starts_with("learning_rate is 0"), "{problems:?}");
+        assert!(
+            problems[0].starts_with("learning_rate is 0"),
+            "{problems:?}"
+        );
     }
 }

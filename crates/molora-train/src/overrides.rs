@@ -23,12 +23,14 @@ pub fn apply(recipe: &Recipe, assignments: &[String]) -> Result<Recipe, TrainErr
 }
 
 fn apply_one(recipe: &Recipe, assignment: &str) -> Result<Recipe, String> {
-    let (path, text) =
-        assignment.split_once('=').ok_or("no `=`, expected key.path=value".to_owned())?;
+    let (path, text) = assignment
+        .split_once('=')
+        .ok_or("no `=`, expected key.path=value".to_owned())?;
     let mut root = Value::try_from(recipe).expect("recipes are plain data");
     let slot = descend(&mut root, path.trim())?;
     *slot = like(slot, parse(text.trim()));
-    root.try_into().map_err(|error: toml::de::Error| error.message().replace('\n', " "))
+    root.try_into()
+        .map_err(|error: toml::de::Error| error.message().replace('\n', " "))
 }
 
 /// The value at a path. The last key of a table may be new: whether it exists is decided when the
@@ -45,32 +47,53 @@ fn descend<'a>(root: &'a mut Value, path: &str) -> Result<&'a mut Value, String>
                     let known: Vec<&String> = table.keys().collect();
                     return Err(no_key(key, &done, &known));
                 }
-                table.entry((*key).to_owned()).or_insert(Value::Boolean(false))
+                table
+                    .entry((*key).to_owned())
+                    .or_insert(Value::Boolean(false))
             }
             Value::Array(list) => {
                 let length = list.len();
-                let entry = key.parse::<usize>().ok().and_then(|index| list.get_mut(index));
-                entry.ok_or(format!("no entry `{key}` in `{done}`, which has {length} entries"))?
+                let entry = key
+                    .parse::<usize>()
+                    .ok()
+                    .and_then(|index| list.get_mut(index));
+                entry.ok_or(format!(
+                    "no entry `{key}` in `{done}`, which has {length} entries"
+                ))?
             }
             // A variant without a value, such as `decay = "linear"`, can become one with a value.
             other => {
                 return Err(format!("`{done}` is {}, not a table", other.type_str()));
             }
         };
-        done = if done.is_empty() { (*key).to_owned() } else { format!("{done}.{key}") };
+        done = if done.is_empty() {
+            (*key).to_owned()
+        } else {
+            format!("{done}.{key}")
+        };
     }
     Ok(value)
 }
 
 fn no_key(key: &str, parent: &str, known: &[&String]) -> String {
     let names: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
-    let place = if parent.is_empty() { String::new() } else { format!(" in `{parent}`") };
-    format!("unknown field `{key}`{place}, expected one of {}", names.join(", "))
+    let place = if parent.is_empty() {
+        String::new()
+    } else {
+        format!(" in `{parent}`")
+    };
+    format!(
+        "unknown field `{key}`{place}, expected one of {}",
+        names.join(", ")
+    )
 }
 
 fn parse(text: &str) -> Value {
     let document = format!("value = {text}");
-    let parsed = document.parse::<toml::Table>().ok().and_then(|mut table| table.remove("value"));
+    let parsed = document
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut table| table.remove("value"));
     parsed.unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
@@ -95,28 +118,55 @@ mod tests {
 
     #[test]
     fn values_are_set_by_path() {
-        assert_eq!(set("adapter.bank.rank=4").expect("valid").adapter.bank.rank, 4);
-        assert_eq!(set("stages.0.steps = 50").expect("valid").stages[0].steps, 50);
-        assert_eq!(set("objective.1.weight=0").expect("valid").objective.terms[1].weight, 0.0);
-        assert_eq!(set("adapter.targets=[\"query\"]").expect("valid").adapter.targets, ["query"]);
+        assert_eq!(
+            set("adapter.bank.rank=4").expect("valid").adapter.bank.rank,
+            4
+        );
+        assert_eq!(
+            set("stages.0.steps = 50").expect("valid").stages[0].steps,
+            50
+        );
+        assert_eq!(
+            set("objective.1.weight=0").expect("valid").objective.terms[1].weight,
+            0.0
+        );
+        assert_eq!(
+            set("adapter.targets=[\"query\"]")
+                .expect("valid")
+                .adapter
+                .targets,
+            ["query"]
+        );
         let scaling = set("adapter.bank.scaling={ alpha_over_rank = 4 }").expect("valid");
         assert_eq!(scaling.adapter.bank.scaling, Scaling::AlphaOverRank(4.0));
         let bare = set("stages.0.schedule.decay=cosine").expect("valid");
-        assert_eq!(bare.stages[0].schedule.decay, crate::optimizer::Decay::Cosine);
+        assert_eq!(
+            bare.stages[0].schedule.decay,
+            crate::optimizer::Decay::Cosine
+        );
     }
 
     #[test]
     fn mistakes_are_named_in_one_line() {
         for (assignment, text) in [
             ("adapter.bank.rnak=4", "unknown field `rnak`"),
-            ("adaptr.bank.rank=4", "unknown field `adaptr`, expected one of"),
-            ("stages.3.steps=4", "no entry `3` in `stages`, which has 1 entries"),
+            (
+                "adaptr.bank.rank=4",
+                "unknown field `adaptr`, expected one of",
+            ),
+            (
+                "stages.3.steps=4",
+                "no entry `3` in `stages`, which has 1 entries",
+            ),
             ("adapter.bank.rank=many", "invalid type"),
             ("adapter.bank.rank", "no `=`"),
             ("name.first=x", "`name` is string, not a table"),
         ] {
             let error = set(assignment).expect_err(assignment);
-            assert!(error.starts_with(&format!("--set {assignment}: ")), "{error}");
+            assert!(
+                error.starts_with(&format!("--set {assignment}: ")),
+                "{error}"
+            );
             assert!(error.contains(text) && !error.contains('\n'), "{error}");
         }
     }

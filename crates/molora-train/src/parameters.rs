@@ -32,14 +32,20 @@ pub fn count(model: &Classifier) -> ParameterCounts {
 
 /// Makes exactly the parameters of the given kinds trainable.
 pub fn set_trainable(model: Classifier, kinds: &[ParameterKind]) -> Classifier {
-    let mut mapper = ByPath { path: Vec::new(), change: SetTrainable(kinds) };
+    let mut mapper = ByPath {
+        path: Vec::new(),
+        change: SetTrainable(kinds),
+    };
     model.map(&mut mapper)
 }
 
 /// Numbers every parameter by a hash of its path, so that the optimizer state in a checkpoint finds
 /// its parameters in another process.
 pub fn with_stable_ids(model: Classifier) -> Classifier {
-    model.map(&mut ByPath { path: Vec::new(), change: SetId })
+    model.map(&mut ByPath {
+        path: Vec::new(),
+        change: SetId,
+    })
 }
 
 #[derive(Default)]

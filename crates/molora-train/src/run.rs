@@ -164,12 +164,16 @@ pub fn resume(
 ) -> Result<Finished, TrainError> {
     let config = read_config(folder)?;
     if folder.join(SUMMARY).exists() {
-        return Err(TrainError::run(folder, "the run is finished; see its report.html"));
+        return Err(TrainError::run(
+            folder,
+            "the run is finished; see its report.html",
+        ));
     }
     on_event(Event::Phase("loading model and tasks"));
-    let device = config.device.parse().map_err(|problem: String| {
-        TrainError::run(&folder.join(RUN), problem)
-    })?;
+    let device = config
+        .device
+        .parse()
+        .map_err(|problem: String| TrainError::run(&folder.join(RUN), problem))?;
     let tasks = load_run_tasks(folder, &config, None)?;
     let loaded = load(&config, &tasks, device, true)?;
     run(folder, &config, loaded, stop, on_event)
@@ -191,16 +195,24 @@ pub fn evaluate_run(
     }
     let device = match device {
         Some(device) => device,
-        None => config.device.parse().map_err(|problem: String| {
-            TrainError::run(&folder.join(RUN), problem)
-        })?,
+        None => config
+            .device
+            .parse()
+            .map_err(|problem: String| TrainError::run(&folder.join(RUN), problem))?,
     };
     let tasks = load_run_tasks(folder, &config, data)?;
     let mut loaded = load(&config, &tasks, device, false)?;
     let names = task_names(&loaded.tasks);
     checkpoint::load_weights(folder, &mut loaded.classifier, &config.recipe, &names)?;
     let rows = config.recipe.data.eval_batch_size;
-    evaluate(&loaded.classifier, &loaded.tasks, Split::Test, rows, &loaded.device, |_| {})
+    evaluate(
+        &loaded.classifier,
+        &loaded.tasks,
+        Split::Test,
+        rows,
+        &loaded.device,
+        |_| {},
+    )
 }
 
 /// Loads model and tokenizer, checks the recipe against them and attaches fresh adapters and heads.
@@ -220,16 +232,31 @@ fn load(
     recipe.resolve(&encoder)?;
     let tasks = tokenize_tasks(tasks, &tokenizer, recipe.data.max_length)?;
     let seed = Seed::new(config.seed);
-    encoder.attach(&recipe.adapter, tasks.len(), seed.child("adapters"), &device)?;
-    let heads: Vec<_> = tasks.iter().map(|t| (t.name.clone(), t.labels.len())).collect();
+    encoder.attach(
+        &recipe.adapter,
+        tasks.len(),
+        seed.child("adapters"),
+        &device,
+    )?;
+    let heads: Vec<_> = tasks
+        .iter()
+        .map(|t| (t.name.clone(), t.labels.len()))
+        .collect();
     let classifier = Classifier::new(encoder, &heads, seed.child("heads"), &device);
     for (index, stage) in recipe.stages.iter().enumerate() {
         if stage.num_trained(&classifier) == 0 {
             let problem = format!("stages.{index}.trainable matches no parameter of this recipe");
-            return Err(TrainError::Recipe { name: recipe.name.clone(), problems: vec![problem] });
+            return Err(TrainError::Recipe {
+                name: recipe.name.clone(),
+                problems: vec![problem],
+            });
         }
     }
-    Ok(Loaded { classifier: with_stable_ids(classifier), tasks, device })
+    Ok(Loaded {
+        classifier: with_stable_ids(classifier),
+        tasks,
+        device,
+    })
 }
 
 /// Trains, evaluates and writes everything that a finished run consists of.
@@ -240,7 +267,11 @@ fn run(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
-    let Loaded { classifier, tasks, device } = loaded;
+    let Loaded {
+        classifier,
+        tasks,
+        device,
+    } = loaded;
     let setup = Setup {
         recipe: &config.recipe,
         tasks: &tasks,
@@ -250,22 +281,33 @@ fn run(
         stop,
     };
     on_event(Event::Phase("training"));
-    let trained =
-        train_loop(&setup, classifier, |record, total| on_event(Event::Step(record, total)))?;
+    let trained = train_loop(&setup, classifier, |record, total| {
+        on_event(Event::Step(record, total))
+    })?;
     on_event(Event::Phase("evaluating on the test split"));
     let total = tasks.iter().map(|task| task.split(Split::Test).len()).sum();
     let mut done = 0;
     let rows = config.recipe.data.eval_batch_size;
-    let (eval, routing) =
-        evaluate(&trained.model, &tasks, Split::Test, rows, &device, |records| {
+    let (eval, routing) = evaluate(
+        &trained.model,
+        &tasks,
+        Split::Test,
+        rows,
+        &device,
+        |records| {
             done += records;
             on_event(Event::Evaluated(done, total));
-        })?;
+        },
+    )?;
     let summary = summary(config, &trained);
     let names = task_names(&tasks);
     let base = config.model.trim_start_matches("bundled:");
     checkpoint::save_weights(folder, &trained.model, &config.recipe, &names, base)?;
-    let finished = Finished { summary, eval, routing };
+    let finished = Finished {
+        summary,
+        eval,
+        routing,
+    };
     write_report(folder, &finished)?;
     // The last thing: from here on the run is finished and needs no checkpoint.
     write_json_atomically(&folder.join(SUMMARY), &finished.summary)?;
@@ -304,7 +346,10 @@ fn write_report(folder: &Path, finished: &Finished) -> Result<(), TrainError> {
     write_json_atomically(&folder.join("routing.json"), &finished.routing)?;
     let routing = (!finished.routing.sites.is_empty()).then_some(&finished.routing);
     let html = render(&finished.summary, &finished.eval, routing, &steps);
-    Ok(write_atomically(&folder.join("report.html"), html.as_bytes())?)
+    Ok(write_atomically(
+        &folder.join("report.html"),
+        html.as_bytes(),
+    )?)
 }
 
 /// Refuses a folder that exists, or with `force` one that is no run and not empty.
@@ -313,7 +358,10 @@ fn check_folder(folder: &Path, force: bool) -> Result<(), TrainError> {
         return Ok(());
     }
     if !folder.is_dir() {
-        return Err(TrainError::run(folder, "is a file, expected a folder that does not exist"));
+        return Err(TrainError::run(
+            folder,
+            "is a file, expected a folder that does not exist",
+        ));
     }
     let mut entries = std::fs::read_dir(folder).map_err(TrainError::io(folder))?;
     if entries.next().is_none() {
@@ -350,7 +398,10 @@ fn write_config(folder: &Path, config: &RunConfig) -> Result<(), TrainError> {
 pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
     let path = folder.join(RUN);
     if !path.is_file() {
-        return Err(TrainError::run(folder, "holds no run.toml: not a run folder"));
+        return Err(TrainError::run(
+            folder,
+            "holds no run.toml: not a run folder",
+        ));
     }
     let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
     toml::from_str(&text)
@@ -376,7 +427,10 @@ fn load_run_tasks(
                 brief(&task.meta.labels),
                 brief(&trained.labels)
             );
-            return Err(TrainError::run(&data.join(&trained.name).join("task.json"), problem));
+            return Err(TrainError::run(
+                &data.join(&trained.name).join("task.json"),
+                problem,
+            ));
         }
     }
     Ok(tasks)
@@ -385,7 +439,11 @@ fn load_run_tasks(
 /// A list of labels cut to a readable length.
 fn brief(labels: &[String]) -> String {
     let shown: Vec<&str> = labels.iter().take(4).map(String::as_str).collect();
-    let more = if labels.len() > shown.len() { ", ..." } else { "" };
+    let more = if labels.len() > shown.len() {
+        ", ..."
+    } else {
+        ""
+    };
     format!("{} labels ({}{more})", labels.len(), shown.join(", "))
 }
 
@@ -400,7 +458,10 @@ fn absolute(name: &str) -> String {
 
 /// The commit of the repository around the current folder, if git is there to tell.
 fn git_commit() -> Option<String> {
-    let output = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output().ok()?;
+    let output = std::process::Command::new("git")
+        .args(["rev-parse", "HEAD"])
+        .output()
+        .ok()?;
     let commit = String::from_utf8(output.stdout).ok()?.trim().to_owned();
     (output.status.success() && !commit.is_empty()).then_some(commit)
 }

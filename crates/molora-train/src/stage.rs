@@ -57,7 +57,9 @@ impl StageConfig {
         }
         if !(0.0..1.0).contains(&self.schedule.warmup) {
             let warmup = self.schedule.warmup;
-            problems.push(format!("schedule.warmup is {warmup}, expected at least 0 and less than 1"));
+            problems.push(format!(
+                "schedule.warmup is {warmup}, expected at least 0 and less than 1"
+            ));
         }
         problems
     }

@@ -46,17 +46,16 @@ pub fn inputs(
         tasks: Some(task_selector(&tasks, num_tasks, device)?),
         dropout,
     };
-    let input =
-        EncoderInput { ids: batch.input_ids(device), type_ids: batch.type_ids(device), mask };
+    let input = EncoderInput {
+        ids: batch.input_ids(device),
+        type_ids: batch.type_ids(device),
+        mask,
+    };
     Ok((input, context))
 }
 
 /// The sum of the cross-entropy of each task's rows, `[1]`, by task number.
-fn task_losses(
-    model: &Classifier,
-    pooled: Tensor<2>,
-    batch: &Batch,
-) -> Vec<(usize, Tensor<1>)> {
+fn task_losses(model: &Classifier, pooled: Tensor<2>, batch: &Batch) -> Vec<(usize, Tensor<1>)> {
     let device = pooled.device();
     let by_task = batch.rows_by_task();
     let is_single = by_task.len() == 1;
@@ -70,12 +69,17 @@ fn task_losses(
             false => {
                 let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
                 let index = TensorData::new(rows.clone(), [rows.len()]);
-                pooled.clone().select(0, Tensor::<1, Int>::from_data(index, &device))
+                pooled
+                    .clone()
+                    .select(0, Tensor::<1, Int>::from_data(index, &device))
             }
         };
         let logits = model.heads[task].forward(rows_of_task);
         let targets = Tensor::<1, Int>::from_data(classes, &device);
-        (task, molora_kernels::softmax_cross_entropy(logits, targets).sum())
+        (
+            task,
+            molora_kernels::softmax_cross_entropy(logits, targets).sum(),
+        )
     };
     by_task.into_iter().map(loss).collect()
 }
@@ -88,7 +92,11 @@ fn auxiliary(model: &Classifier, recipe: &Recipe, routes: &[RouteTrace]) -> Loss
         .iter()
         .map(|(_, adapter)| SiteView {
             bank: &adapter.bank,
-            keys: adapter.router.as_ref().filter(|_| has_keys).and_then(|router| router.keys()),
+            keys: adapter
+                .router
+                .as_ref()
+                .filter(|_| has_keys)
+                .and_then(|router| router.keys()),
             routed: routes
                 .iter()
                 .find(|route| route.site == adapter.site())
@@ -125,14 +133,21 @@ pub fn train_step(
 ) -> Result<(Classifier, StepValues), TrainError> {
     let mut accumulator = GradientsAccumulator::new();
     let mut measured: Vec<(Name, f64, Tensor<1>)> = Vec::new();
-    let micro_rows = if stage.micro_batch_size == 0 { batch.rows } else { stage.micro_batch_size };
+    let micro_rows = if stage.micro_batch_size == 0 {
+        batch.rows
+    } else {
+        stage.micro_batch_size
+    };
     for (index, micro) in batch.split(micro_rows).into_iter().enumerate() {
         let share = micro.num_tokens() as f64 / batch.num_tokens() as f64;
         let seed = dropout.index(index as u64);
         let (input, context) = inputs(&micro, model.heads.len(), Some(seed), device)?;
         let (pooled, routes) = model.encode(&input, &context);
         let losses = task_losses(&model, pooled, &micro);
-        let sum = losses.iter().map(|(_, loss)| loss.clone()).reduce(|a, b| a + b);
+        let sum = losses
+            .iter()
+            .map(|(_, loss)| loss.clone())
+            .reduce(|a, b| a + b);
         let mut total = sum.expect("a batch has rows").div_scalar(batch.rows as f64);
         let auxiliary = auxiliary(&model, recipe, &routes);
         if let Some(extra) = auxiliary.total {
@@ -140,8 +155,17 @@ pub fn train_step(
         }
         let gradients = GradientsParams::from_grads(total.backward(), &model);
         accumulator.accumulate(&model, gradients);
-        measured.extend(losses.into_iter().map(|(task, loss)| (Name::Task(task), 1.0, loss)));
-        measured.extend(auxiliary.terms.into_iter().map(|(name, v)| (Name::Term(name), share, v)));
+        measured.extend(
+            losses
+                .into_iter()
+                .map(|(task, loss)| (Name::Task(task), 1.0, loss)),
+        );
+        measured.extend(
+            auxiliary
+                .terms
+                .into_iter()
+                .map(|(name, v)| (Name::Term(name), share, v)),
+        );
     }
     let mut gradients = accumulator.grads();
     let norm = clip_global_norm(&mut gradients, &model, stage.optimizer.clip_norm);
@@ -153,8 +177,10 @@ pub fn train_step(
 
 /// Brings all measured numbers to the host in one transfer.
 fn read(measured: Vec<(Name, f64, Tensor<1>)>, recipe: &Recipe, batch: &Batch) -> StepValues {
-    let (names, tensors): (Vec<_>, Vec<_>) =
-        measured.into_iter().map(|(name, share, tensor)| ((name, share), tensor.inner())).unzip();
+    let (names, tensors): (Vec<_>, Vec<_>) = measured
+        .into_iter()
+        .map(|(name, share, tensor)| ((name, share), tensor.inner()))
+        .unzip();
     let numbers = Tensor::cat(tensors, 0).into_data();
     let numbers = numbers.try_into_vec::<f32>().expect("losses are f32");
     let rows_by_task = batch.rows_by_task();
@@ -177,8 +203,14 @@ fn read(measured: Vec<(Name, f64, Tensor<1>)>, recipe: &Recipe, batch: &Batch) -
             Name::GradientNorm => values.gradient_norm = number,
         }
     }
-    let weights = recipe.objective.terms.iter().map(|config| (config.term.name(), config.weight));
-    let weighted: f64 = weights.map(|(name, w)| w * values.terms.get(name).unwrap_or(&0.0)).sum();
+    let weights = recipe
+        .objective
+        .terms
+        .iter()
+        .map(|config| (config.term.name(), config.weight));
+    let weighted: f64 = weights
+        .map(|(name, w)| w * values.terms.get(name).unwrap_or(&0.0))
+        .sum();
     values.loss = values.task_loss + weighted;
     values
 }

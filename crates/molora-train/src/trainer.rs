@@ -72,11 +72,17 @@ pub fn train(
         }
         if is_stopped {
             let run = setup.folder.to_owned();
-            return Err(TrainError::Interrupted { step: state.progress.step, run });
+            return Err(TrainError::Interrupted {
+                step: state.progress.step,
+                run,
+            });
         }
     }
     writer.sync()?;
-    Ok(Trained { model: state.model, progress: state.progress })
+    Ok(Trained {
+        model: state.model,
+        progress: state.progress,
+    })
 }
 
 struct State {
@@ -87,7 +93,11 @@ struct State {
 
 impl State {
     fn start(setup: &Setup<'_>, model: Classifier) -> Result<Self, TrainError> {
-        let lengths: Vec<_> = setup.tasks.iter().map(|task| task.lengths(Split::Train)).collect();
+        let lengths: Vec<_> = setup
+            .tasks
+            .iter()
+            .map(|task| task.lengths(Split::Train))
+            .collect();
         let checkpoint = checkpoint::latest(setup.folder)?;
         let mut model = model;
         let progress = match &checkpoint {
@@ -118,15 +128,21 @@ impl State {
         if let Some(path) = &checkpoint {
             optimizer = checkpoint::load_optimizer(path, optimizer)?;
         }
-        Ok(Self { model: stage.apply(model), optimizer, progress })
+        Ok(Self {
+            model: stage.apply(model),
+            optimizer,
+            progress,
+        })
     }
 
     fn step(&mut self, setup: &Setup<'_>) -> Result<StepRecord, TrainError> {
         let start = Instant::now();
         let stage = &setup.recipe.stages[self.progress.stage];
         let picks = self.progress.sampler.next_batch();
-        let examples: Vec<_> =
-            picks.iter().map(|&(task, index)| &setup.tasks[task].train[index]).collect();
+        let examples: Vec<_> = picks
+            .iter()
+            .map(|&(task, index)| &setup.tasks[task].train[index])
+            .collect();
         let batch = Batch::from_examples(&examples);
         let factor = stage.schedule.factor(self.progress.stage_step, stage.steps);
         let dropout = setup.seed.child("dropout").index(self.progress.step as u64);
@@ -142,7 +158,10 @@ impl State {
         )?;
         self.model = model;
         let step = self.progress.step + 1;
-        for (what, value) in [("loss", values.loss), ("gradient norm", values.gradient_norm)] {
+        for (what, value) in [
+            ("loss", values.loss),
+            ("gradient norm", values.gradient_norm),
+        ] {
             if !value.is_finite() {
                 return Err(not_finite(setup, step, what, value));
             }
@@ -156,7 +175,11 @@ impl State {
             loss: values.loss,
             task_loss: values.task_loss,
             terms: values.terms,
-            tasks: values.tasks.into_iter().map(name_of).collect::<BTreeMap<_, _>>(),
+            tasks: values
+                .tasks
+                .into_iter()
+                .map(name_of)
+                .collect::<BTreeMap<_, _>>(),
             learning_rate: stage.optimizer.learning_rate * factor,
             gradient_norm: values.gradient_norm,
             tokens: batch.num_tokens(),
@@ -203,7 +226,12 @@ fn not_finite(setup: &Setup<'_>, step: usize, what: &str, value: f64) -> TrainEr
         Ok(Some(path)) => format!("the last good checkpoint is {}", path.display()),
         _ => "there is no checkpoint yet; try a smaller learning rate".into(),
     };
-    TrainError::NotFinite { step, what: what.into(), value, advice }
+    TrainError::NotFinite {
+        step,
+        what: what.into(),
+        value,
+        advice,
+    }
 }
 
 /// Names of the tasks, in order.

@@ -62,21 +62,45 @@ fn fields<'a>(adapter: &'a mut Adapter, spec: &AdapterSpec) -> Vec<(&'static str
     let bank = &mut adapter.bank;
     let mut fields = if spec.is_plain_lora() {
         vec![
-            ("lora_A.weight", Field::Matrix(&mut bank.a, Layout::Transposed)),
-            ("lora_B.weight", Field::Matrix(&mut bank.b, Layout::Transposed)),
+            (
+                "lora_A.weight",
+                Field::Matrix(&mut bank.a, Layout::Transposed),
+            ),
+            (
+                "lora_B.weight",
+                Field::Matrix(&mut bank.b, Layout::Transposed),
+            ),
         ]
     } else {
         vec![
-            ("experts.lora_A", Field::Matrix(&mut bank.a, Layout::StackedColumns(num_a))),
-            ("experts.lora_B", Field::Matrix(&mut bank.b, Layout::StackedRows(experts))),
+            (
+                "experts.lora_A",
+                Field::Matrix(&mut bank.a, Layout::StackedColumns(num_a)),
+            ),
+            (
+                "experts.lora_B",
+                Field::Matrix(&mut bank.b, Layout::StackedRows(experts)),
+            ),
         ]
     };
-    fields.extend(bank.rank_scale.iter_mut().map(|p| ("experts.rank_scale", Field::Vector(p))));
+    fields.extend(
+        bank.rank_scale
+            .iter_mut()
+            .map(|p| ("experts.rank_scale", Field::Vector(p))),
+    );
     if let Some(router) = &mut adapter.router {
         match &mut router.scorer {
             Scorer::Linear(scorer) => {
-                fields.push(("router.weight", Field::Matrix(&mut scorer.weight, Layout::Same)));
-                fields.extend(scorer.bias.iter_mut().map(|p| ("router.bias", Field::Vector(p))));
+                fields.push((
+                    "router.weight",
+                    Field::Matrix(&mut scorer.weight, Layout::Same),
+                ));
+                fields.extend(
+                    scorer
+                        .bias
+                        .iter_mut()
+                        .map(|p| ("router.bias", Field::Vector(p))),
+                );
             }
             Scorer::Cosine(scorer) => {
                 fields.push(("router.keys", Field::Matrix(&mut scorer.keys, Layout::Same)));
@@ -87,9 +111,16 @@ fn fields<'a>(adapter: &'a mut Adapter, spec: &AdapterSpec) -> Vec<(&'static str
         fields.extend(table.map(|p| ("router.task_embedding", Field::Matrix(p, Layout::Same))));
     }
     if let Some(gate) = &mut adapter.gate {
-        fields.push(("gate.task_embedding", Field::Matrix(&mut gate.embedding, Layout::Same)));
+        fields.push((
+            "gate.task_embedding",
+            Field::Matrix(&mut gate.embedding, Layout::Same),
+        ));
         fields.push(("gate.weight", Field::Matrix(&mut gate.weight, Layout::Same)));
-        fields.extend(gate.bias.iter_mut().map(|p| ("gate.bias", Field::Vector(p))));
+        fields.extend(
+            gate.bias
+                .iter_mut()
+                .map(|p| ("gate.bias", Field::Vector(p))),
+        );
     }
     fields
 }
@@ -120,9 +151,7 @@ impl Field<'_> {
                 let value = param.val();
                 match *layout {
                     Layout::Same => value.into_data(),
-                    Layout::Transposed | Layout::StackedColumns(_) => {
-                        value.transpose().into_data()
-                    }
+                    Layout::Transposed | Layout::StackedColumns(_) => value.transpose().into_data(),
                     Layout::StackedRows(count) => value
                         .reshape([count, rows / count, columns])
                         .swap_dims(1, 2)
@@ -150,12 +179,12 @@ impl Field<'_> {
                     match layout {
                         Layout::Same => Tensor::from_data(data, device),
                         Layout::Transposed => Tensor::<2>::from_data(data, device).transpose(),
-                        Layout::StackedColumns(_) => {
-                            Tensor::<3>::from_data(data, device).permute([2, 0, 1]).reshape(dims)
-                        }
-                        Layout::StackedRows(_) => {
-                            Tensor::<3>::from_data(data, device).swap_dims(1, 2).reshape(dims)
-                        }
+                        Layout::StackedColumns(_) => Tensor::<3>::from_data(data, device)
+                            .permute([2, 0, 1])
+                            .reshape(dims),
+                        Layout::StackedRows(_) => Tensor::<3>::from_data(data, device)
+                            .swap_dims(1, 2)
+                            .reshape(dims),
                     }
                 });
             }
@@ -190,15 +219,20 @@ pub fn save_adapter(
     let mut tensors = BTreeMap::new();
     for (path, adapter) in model.sites_mut() {
         for (name, field) in fields(adapter, spec) {
-            tensors.insert(format!("{PREFIX}{path}.{name}"), (field.shape(), field.values()));
+            tensors.insert(
+                format!("{PREFIX}{path}.{name}"),
+                (field.shape(), field.values()),
+            );
         }
     }
     write_tensors(&files.tensors, &tensors)?;
     let paths: Vec<String> = model.sites().into_iter().map(|(path, _)| path).collect();
     let config = adapter_config(spec, &paths, base_model);
     let text = serde_json::to_string_pretty(&config).expect("plain JSON values");
-    std::fs::write(&files.config, text + "\n")
-        .map_err(|source| ModelError::Io { path: files.config, source })
+    std::fs::write(&files.config, text + "\n").map_err(|source| ModelError::Io {
+        path: files.config,
+        source,
+    })
 }
 
 /// Reads the adapters that [`save_adapter`] wrote into a model to which the same specification has
@@ -207,11 +241,7 @@ pub fn save_adapter(
 /// # Errors
 /// A missing or broken file, a missing tensor, one of another shape, or one that the adapter does
 /// not have.
-pub fn load_adapter(
-    folder: &Path,
-    model: &mut Bert,
-    spec: &AdapterSpec,
-) -> Result<(), ModelError> {
+pub fn load_adapter(folder: &Path, model: &mut Bert, spec: &AdapterSpec) -> Result<(), ModelError> {
     let weights = Weights::open(&AdapterFiles::in_folder(folder).tensors)?;
     let mut read = Vec::new();
     for (path, adapter) in model.sites_mut() {
@@ -226,12 +256,19 @@ pub fn load_adapter(
 }
 
 fn refuse_unknown(weights: &Weights, read: &[String]) -> Result<(), ModelError> {
-    let unknown: Vec<String> =
-        weights.names().iter().filter(|name| !read.contains(name)).cloned().collect();
+    let unknown: Vec<String> = weights
+        .names()
+        .iter()
+        .filter(|name| !read.contains(name))
+        .cloned()
+        .collect();
     if unknown.is_empty() {
         return Ok(());
     }
-    Err(ModelError::UnknownTensors { path: weights.path().into(), names: unknown })
+    Err(ModelError::UnknownTensors {
+        path: weights.path().into(),
+        names: unknown,
+    })
 }
 
 /// Writes the heads, by task name, in PyTorch's layout: `<task>.weight` `[classes, D]`,
@@ -270,7 +307,10 @@ pub fn load_heads(path: &Path, tasks: &[String], heads: &mut [TaskHead]) -> Resu
 
 fn head_fields(head: &mut TaskHead) -> [(&'static str, Field<'_>); 2] {
     [
-        ("weight", Field::Matrix(&mut head.weight, Layout::Transposed)),
+        (
+            "weight",
+            Field::Matrix(&mut head.weight, Layout::Transposed),
+        ),
         ("bias", Field::Vector(&mut head.bias)),
     ]
 }
@@ -287,19 +327,27 @@ fn write_tensors(
         let view = TensorView::new(Dtype::F32, shape.clone(), &bytes[name]);
         (name, view.expect("as many values as the shape says"))
     });
-    let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
+    let metadata = [("format".to_owned(), "pt".to_owned())]
+        .into_iter()
+        .collect();
     let file = serialize(views, Some(metadata)).expect("valid views");
-    std::fs::write(path, file).map_err(|source| ModelError::Io { path: path.into(), source })
+    std::fs::write(path, file).map_err(|source| ModelError::Io {
+        path: path.into(),
+        source,
+    })
 }
 
 /// `adapter_config.json`: PEFT's own for a plain LoRA, and one that PEFT refuses by its type for
 /// what it cannot express.
 fn adapter_config(spec: &AdapterSpec, paths: &[String], base_model: &str) -> serde_json::Value {
-    let is_plain = |target: &String| {
-        SitePattern::new(target).is_ok_and(|pattern| pattern.is_plain_name())
-    };
+    let is_plain =
+        |target: &String| SitePattern::new(target).is_ok_and(|pattern| pattern.is_plain_name());
     // PEFT reads plain names as we do; globs are spelled out as the paths that they matched.
-    let targets = if spec.targets.iter().all(is_plain) { &spec.targets } else { paths };
+    let targets = if spec.targets.iter().all(is_plain) {
+        &spec.targets
+    } else {
+        paths
+    };
     if !spec.is_plain_lora() {
         return serde_json::json!({
             "peft_type": "MOLORA",

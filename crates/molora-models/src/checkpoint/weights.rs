@@ -33,7 +33,10 @@ impl Weights {
     /// [`ModelError::Io`] if it cannot be read, [`ModelError::File`] if it is no safetensors file or
     /// is cut short.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let io = |source| ModelError::Io { path: path.into(), source };
+        let io = |source| ModelError::Io {
+            path: path.into(),
+            source,
+        };
         let mut file = File::open(path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
         let mut length = [0; 8];
@@ -56,8 +59,11 @@ impl Weights {
         // offsets against shapes, does not.
         let metadata: Metadata = serde_json::from_slice(&header)
             .map_err(|e| ModelError::file(path, format!("not a safetensors file: {e}")))?;
-        let tensors: HashMap<String, TensorInfo> =
-            metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+        let tensors: HashMap<String, TensorInfo> = metadata
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| (name, info.clone()))
+            .collect();
         let expected = 8 + header_size + metadata.data_len() as u64;
         if size != expected {
             let problem = format!("the file has {size} bytes, its header says {expected}");
@@ -135,18 +141,21 @@ impl Weights {
             Dtype::F16 => Ok(decode(&bytes, |two| f16::from_le_bytes(two).to_f32())),
             Dtype::BF16 => Ok(decode(&bytes, |two| bf16::from_le_bytes(two).to_f32())),
             other => {
-                let problem =
-                    format!("tensor `{name}` holds {other:?}, expected F32, F16 or BF16");
+                let problem = format!("tensor `{name}` holds {other:?}, expected F32, F16 or BF16");
                 Err(ModelError::file(&self.path, problem))
             }
         }
     }
 
     fn bytes(&self, info: &TensorInfo) -> Result<Vec<u8>, ModelError> {
-        let io = |source| ModelError::Io { path: self.path.clone(), source };
+        let io = |source| ModelError::Io {
+            path: self.path.clone(),
+            source,
+        };
         let (start, end) = info.data_offsets;
         let mut file = File::open(&self.path).map_err(io)?;
-        file.seek(SeekFrom::Start(self.data_start + start as u64)).map_err(io)?;
+        file.seek(SeekFrom::Start(self.data_start + start as u64))
+            .map_err(io)?;
         let mut bytes = vec![0; end - start];
         file.read_exact(&mut bytes).map_err(io)?;
         Ok(bytes)
@@ -180,13 +189,21 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.safetensors");
         let numbers = [1.5f32, -0.25, 3.0, 0.0];
-        let as_f16: Vec<u8> = numbers.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
-        let as_bf16: Vec<u8> =
-            numbers.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
+        let as_f16: Vec<u8> = numbers
+            .iter()
+            .flat_map(|&v| f16::from_f32(v).to_le_bytes())
+            .collect();
+        let as_bf16: Vec<u8> = numbers
+            .iter()
+            .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
+            .collect();
         for (dtype, bytes) in [(Dtype::F16, as_f16), (Dtype::BF16, as_bf16)] {
             write(&path, dtype, &bytes, &[2, 2]);
             let weights = Weights::open(&path).expect("a whole file");
-            assert_eq!(weights.values("layer.weight", &[2, 2]).expect("present"), numbers);
+            assert_eq!(
+                weights.values("layer.weight", &[2, 2]).expect("present"),
+                numbers
+            );
         }
     }
 
@@ -198,7 +215,10 @@ mod tests {
         write(&path, Dtype::F32, &[0; 16], &[2, 2]);
         let weights = Weights::open(&path).expect("a whole file");
         let text = message(weights.values("layer.wieght", &[2, 2]));
-        assert!(text.contains("`layer.wieght` is missing; near names: layer.weight"), "{text}");
+        assert!(
+            text.contains("`layer.wieght` is missing; near names: layer.weight"),
+            "{text}"
+        );
         let text = message(weights.values("layer.weight", &[4, 1]));
         assert!(text.contains("has shape [2, 2], expected [4, 1]"), "{text}");
         let whole = std::fs::read(&path).expect("readable");

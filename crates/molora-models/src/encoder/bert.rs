@@ -6,7 +6,7 @@ use molora_kernels::random::Seed;
 
 use crate::encoder::config::Activation;
 use crate::site::select_sites;
-use crate::{AdapterSpec, ForwardContext, LayerNorm, ModelError, MoLoraLinear, RouteTrace};
+use crate::{AdapterSpec, ForwardContext, LayerNorm, MoLoraLinear, ModelError, RouteTrace};
 
 /// A padded batch of token sequences.
 #[derive(Debug, Clone)]
@@ -91,12 +91,16 @@ impl Bert {
     /// Every linear layer with its Hugging Face path, in the order of the forward pass.
     pub fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
         let layers = self.layers.iter().enumerate();
-        layers.flat_map(|(index, layer)| layer.linears(index)).collect()
+        layers
+            .flat_map(|(index, layer)| layer.linears(index))
+            .collect()
     }
 
     fn linears_mut(&mut self) -> Vec<(String, &mut MoLoraLinear)> {
         let layers = self.layers.iter_mut().enumerate();
-        layers.flat_map(|(index, layer)| layer.linears_mut(index)).collect()
+        layers
+            .flat_map(|(index, layer)| layer.linears_mut(index))
+            .collect()
     }
 
     /// The adapted layers with their paths, in the order of the forward pass.
@@ -138,14 +142,20 @@ impl Bert {
         for &index in &chosen {
             let dims = linears[index].1.dims();
             let fits = spec.bank.validate_for(dims);
-            fits.map_err(|source| ModelError::Adapter { field: "adapter.bank", source })?;
+            fits.map_err(|source| ModelError::Adapter {
+                field: "adapter.bank",
+                source,
+            })?;
         }
         for (site, &index) in chosen.iter().enumerate() {
             let (path, linear) = &mut linears[index];
             let seed = seed.child(path);
             linear.adapter = Some(spec.init(linear.dims(), site, num_tasks, seed, device));
         }
-        Ok(chosen.into_iter().map(|index| paths[index].clone()).collect())
+        Ok(chosen
+            .into_iter()
+            .map(|index| paths[index].clone())
+            .collect())
     }
 }
 
@@ -157,7 +167,11 @@ impl Embeddings {
             let ids = ids.clone().reshape([batch * tokens]);
             table.val().select(0, ids).reshape([batch, tokens, width])
         };
-        let position = self.position.val().slice([0..tokens, 0..width]).unsqueeze::<3>();
+        let position = self
+            .position
+            .val()
+            .slice([0..tokens, 0..width])
+            .unsqueeze::<3>();
         let sum = rows(&self.word, &input.ids) + rows(&self.token_type, &input.type_ids) + position;
         self.norm.forward(sum)
     }
@@ -181,7 +195,9 @@ impl Layer {
         let value = apply(&self.value, x.clone());
         let mixed =
             molora_kernels::attention(query, key, value, Some(mask.clone()), self.num_heads);
-        let x = self.attention_norm.forward(apply(&self.attention_output, mixed) + x);
+        let x = self
+            .attention_norm
+            .forward(apply(&self.attention_output, mixed) + x);
         let inner = self.activation.apply(apply(&self.intermediate, x.clone()));
         self.output_norm.forward(apply(&self.output, inner) + x)
     }
@@ -231,7 +247,15 @@ impl Activation {
 /// Padded positions may hold anything; a row without a real token gives zeros.
 pub fn masked_mean(hidden: Tensor<3>, mask: &Tensor<2, Bool>) -> Tensor<2> {
     let [batch, _, width] = hidden.dims();
-    let padding = mask.clone().bool_not().unsqueeze_dim::<3>(2).expand(hidden.dims());
+    let padding = mask
+        .clone()
+        .bool_not()
+        .unsqueeze_dim::<3>(2)
+        .expand(hidden.dims());
     let count_b1 = mask.clone().float().sum_dim(1).clamp_min(1.0);
-    hidden.mask_fill(padding, 0.0).sum_dim(1).reshape([batch, width]) / count_b1
+    hidden
+        .mask_fill(padding, 0.0)
+        .sum_dim(1)
+        .reshape([batch, width])
+        / count_b1
 }

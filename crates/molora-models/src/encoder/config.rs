@@ -59,8 +59,10 @@ impl BertConfig {
     /// # Errors
     /// [`ModelError::Io`] or [`ModelError::File`], naming the field that cannot be used.
     pub fn from_file(path: &Path) -> Result<Self, ModelError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ModelError::Io { path: path.into(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ModelError::Io {
+            path: path.into(),
+            source,
+        })?;
         let value: serde_json::Value =
             serde_json::from_str(&text).map_err(|e| ModelError::file(path, e.to_string()))?;
         match value.get("model_type").and_then(|family| family.as_str()) {
@@ -69,13 +71,17 @@ impl BertConfig {
                 let found = other.unwrap_or("nothing");
                 return Err(ModelError::file(
                     path,
-                    format!("model_type is {found}, expected bert: no other family is supported yet"),
+                    format!(
+                        "model_type is {found}, expected bert: no other family is supported yet"
+                    ),
                 ));
             }
         }
         let config: Self =
             serde_json::from_value(value).map_err(|e| ModelError::file(path, e.to_string()))?;
-        config.check().map_err(|problem| ModelError::file(path, problem))?;
+        config
+            .check()
+            .map_err(|problem| ModelError::file(path, problem))?;
         Ok(config)
     }
 
@@ -94,19 +100,26 @@ impl BertConfig {
         }
         let (width, heads) = (self.hidden_size, self.num_attention_heads);
         if width % heads != 0 {
-            return Err(format!("hidden_size {width} is no multiple of num_attention_heads {heads}"));
+            return Err(format!(
+                "hidden_size {width} is no multiple of num_attention_heads {heads}"
+            ));
         }
         match self.position_embedding_type.as_deref() {
             None | Some("absolute") => {}
             Some(other) => {
-                return Err(format!("position_embedding_type is {other}, expected absolute"));
+                return Err(format!(
+                    "position_embedding_type is {other}, expected absolute"
+                ));
             }
         }
-        for (field, is_set) in
-            [("is_decoder", self.is_decoder), ("add_cross_attention", self.add_cross_attention)]
-        {
+        for (field, is_set) in [
+            ("is_decoder", self.is_decoder),
+            ("add_cross_attention", self.add_cross_attention),
+        ] {
             if is_set {
-                return Err(format!("{field} is true, expected false: this is an encoder"));
+                return Err(format!(
+                    "{field} is true, expected false: this is an encoder"
+                ));
             }
         }
         Ok(())

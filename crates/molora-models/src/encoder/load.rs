@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::bert::{Embeddings, Layer, layer_path};
 use super::{Bert, BertConfig};
-use crate::{LayerNorm, ModelError, MoLoraLinear, Weights};
+use crate::{LayerNorm, MoLoraLinear, ModelError, Weights};
 
 /// Names in checkpoints of whole BERT models that the encoder does not need.
 const UNUSED: [&str; 3] = ["pooler.", "cls.", "embeddings.position_ids"];
@@ -24,7 +24,12 @@ impl Bert {
         // Checkpoints of models with a head keep the encoder under `bert.`.
         let is_wrapped = weights.has("bert.embeddings.word_embeddings.weight");
         let prefix = if is_wrapped { "bert." } else { "" };
-        let mut reader = Reader { weights, prefix, device, read: Vec::new() };
+        let mut reader = Reader {
+            weights,
+            prefix,
+            device,
+            read: Vec::new(),
+        };
         let model = reader.bert(&config)?;
         reader.warn_of_unread();
         Ok(model)
@@ -56,7 +61,10 @@ impl Reader<'_> {
             norm: self.norm("embeddings.LayerNorm", config)?,
         };
         let layers = (0..config.num_hidden_layers).map(|index| self.layer(index, config));
-        Ok(Bert { embeddings, layers: layers.collect::<Result<_, _>>()? })
+        Ok(Bert {
+            embeddings,
+            layers: layers.collect::<Result<_, _>>()?,
+        })
     }
 
     fn layer(&mut self, index: usize, config: &BertConfig) -> Result<Layer, ModelError> {
@@ -125,7 +133,10 @@ impl Reader<'_> {
         };
         for name in self.weights.names() {
             if !is_known(name) && !self.read.iter().any(|read| read == name) {
-                tracing::warn!("{}: tensor `{name}` is not used", self.weights.path().display());
+                tracing::warn!(
+                    "{}: tensor `{name}` is not used",
+                    self.weights.path().display()
+                );
             }
         }
     }

@@ -46,7 +46,12 @@ impl Speed {
 impl Progress {
     pub(super) fn new() -> Self {
         let is_terminal = std::io::stderr().is_terminal();
-        Self { bar: None, is_terminal, speed: Speed::default(), last_line: None }
+        Self {
+            bar: None,
+            is_terminal,
+            speed: Speed::default(),
+            last_line: None,
+        }
     }
 
     pub(super) fn show(&mut self, event: Event<'_>) {
@@ -84,7 +89,9 @@ impl Progress {
             bar.set_message(text.to_owned());
             return;
         }
-        let is_due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY);
+        let is_due = self
+            .last_line
+            .is_none_or(|last| last.elapsed() >= LINE_EVERY);
         if is_due || done == total {
             eprintln!("{}", format!("{what} {done}/{total}  {text}").trim_end());
             self.last_line = Some(Instant::now());

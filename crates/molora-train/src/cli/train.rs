@@ -58,7 +58,10 @@ impl TrainArgs {
         let stop = stop_on_signal()?;
         let mut progress = Progress::new();
         let (folder, finished) = match &self.resume {
-            Some(folder) => (folder.clone(), resume(folder, &stop, &mut |e| progress.show(e))?),
+            Some(folder) => (
+                folder.clone(),
+                resume(folder, &stop, &mut |e| progress.show(e))?,
+            ),
             None => {
                 let request = self.request()?;
                 let finished = train(&request, &stop, &mut |event| progress.show(event))?;
@@ -83,7 +86,9 @@ impl TrainArgs {
             stage.steps = steps;
         }
         Ok(Request {
-            out: self.out.unwrap_or_else(|| Path::new("runs").join(&recipe.name)),
+            out: self
+                .out
+                .unwrap_or_else(|| Path::new("runs").join(&recipe.name)),
             recipe,
             model: self.model.unwrap_or_else(|| bundled::MODEL.into()),
             data: self.data.unwrap_or_else(|| bundled::TASKS.into()),

@@ -70,7 +70,12 @@ struct Routing {
 impl Routing {
     fn new(model: &Classifier) -> Self {
         Self {
-            sites: model.encoder.sites().into_iter().map(|(path, _)| path).collect(),
+            sites: model
+                .encoder
+                .sites()
+                .into_iter()
+                .map(|(path, _)| path)
+                .collect(),
             sums: BTreeMap::new(),
         }
     }
@@ -80,10 +85,20 @@ impl Routing {
             let [batch, tokens, experts] = route.routed.weights.dims();
             debug_assert_eq!(route.routed.counted.dims(), [batch, tokens]);
             let sum = route.routed.sum_counted(route.routed.weights.clone());
-            let values = host(Tensor::cat(vec![sum, route.routed.counted.clone().sum()], 0));
+            let values = host(Tensor::cat(
+                vec![sum, route.routed.counted.clone().sum()],
+                0,
+            ));
             let zero = || (vec![0.0; experts], 0.0);
-            let entry = self.sums.entry((route.site, task.into())).or_insert_with(zero);
-            entry.0.iter_mut().zip(&values).for_each(|(total, value)| *total += value);
+            let entry = self
+                .sums
+                .entry((route.site, task.into()))
+                .or_insert_with(zero);
+            entry
+                .0
+                .iter_mut()
+                .zip(&values)
+                .for_each(|(total, value)| *total += value);
             entry.1 += values[experts];
         }
     }
@@ -100,7 +115,10 @@ impl Routing {
             let mean = sums.into_iter().map(|sum| sum / count.max(1.0)).collect();
             routing.weights.insert(task, mean);
         }
-        RoutingReport { version: SCHEMA_VERSION, sites: sites.into_values().collect() }
+        RoutingReport {
+            version: SCHEMA_VERSION,
+            sites: sites.into_values().collect(),
+        }
     }
 }
 
@@ -110,5 +128,7 @@ fn host(tensor: Tensor<1>) -> Vec<f64> {
 
 /// The first number in a path, as in `encoder.layer.3.attention.self.query`.
 fn layer_of(path: &str) -> usize {
-    path.split('.').find_map(|part| part.parse().ok()).unwrap_or(0)
+    path.split('.')
+        .find_map(|part| part.parse().ok())
+        .unwrap_or(0)
 }

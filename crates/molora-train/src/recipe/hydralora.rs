@@ -27,6 +27,11 @@ pub(super) fn recipe() -> Recipe {
         ..RouterConfig::default()
     };
     let targets = ATTENTION.map(String::from).to_vec();
-    let adapter = AdapterSpec { targets, bank, router: Some(router), gate: None };
+    let adapter = AdapterSpec {
+        targets,
+        bank,
+        router: Some(router),
+        gate: None,
+    };
     Recipe::new("hydralora", CITATION, adapter)
 }

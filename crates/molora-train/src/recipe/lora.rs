@@ -17,5 +17,14 @@ pub(super) fn recipe() -> Recipe {
         dropout: 0.05,
     };
     let targets = ATTENTION.map(String::from).to_vec();
-    Recipe::new("lora", CITATION, AdapterSpec { targets, bank, router: None, gate: None })
+    Recipe::new(
+        "lora",
+        CITATION,
+        AdapterSpec {
+            targets,
+            bank,
+            router: None,
+            gate: None,
+        },
+    )
 }

@@ -13,8 +13,11 @@ use crate::data::SamplerConfig;
 use crate::stage::StageConfig;
 
 /// All recipes by name, sorted.
-const RECIPES: [(&str, fn() -> Recipe); 3] =
-    [("hydralora", hydralora::recipe), ("lora", lora::recipe), ("samora", samora::recipe)];
+const RECIPES: [(&str, fn() -> Recipe); 3] = [
+    ("hydralora", hydralora::recipe),
+    ("lora", lora::recipe),
+    ("samora", samora::recipe),
+];
 
 /// The layers that the bundled recipes adapt: query, key, value and output of every attention.
 const ATTENTION: [&str; 4] = ["query", "key", "value", "attention.output.dense"];
@@ -53,7 +56,11 @@ pub struct DataConfig {
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { max_length: 64, eval_batch_size: 64, sampling: SamplerConfig::default() }
+        Self {
+            max_length: 64,
+            eval_batch_size: 64,
+            sampling: SamplerConfig::default(),
+        }
     }
 }
 
@@ -82,7 +89,9 @@ impl Recipe {
     /// [`TrainError::RecipeText`] with file and line for text that is no recipe.
     pub fn from_toml(text: &str, file: &str) -> Result<Self, TrainError> {
         toml::from_str(text).map_err(|error: toml::de::Error| {
-            let line = error.span().map(|span| 1 + text[..span.start].matches('\n').count());
+            let line = error
+                .span()
+                .map(|span| 1 + text[..span.start].matches('\n').count());
             TrainError::RecipeText {
                 place: line.map_or(file.to_owned(), |line| format!("{file}:{line}")),
                 problem: error.message().replace('\n', " "),
@@ -95,8 +104,12 @@ impl Recipe {
     /// # Errors
     /// [`TrainError::Recipe`] with all problems, each with the path of its field.
     pub fn resolve(&self, model: &Bert) -> Result<(), TrainError> {
-        let mut problems: Vec<String> =
-            self.adapter.problems().iter().map(ToString::to_string).collect();
+        let mut problems: Vec<String> = self
+            .adapter
+            .problems()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         problems.extend(self.data_problems(model));
         problems.extend(self.objective_problems());
         if self.stages.is_empty() {
@@ -109,7 +122,10 @@ impl Recipe {
         if problems.is_empty() {
             return Ok(());
         }
-        Err(TrainError::Recipe { name: self.name.clone(), problems })
+        Err(TrainError::Recipe {
+            name: self.name.clone(),
+            problems,
+        })
     }
 
     fn data_problems(&self, model: &Bert) -> Vec<String> {
@@ -144,7 +160,9 @@ impl Recipe {
             }
             if !(config.weight.is_finite() && config.weight >= 0.0) {
                 let weight = config.weight;
-                problems.push(format!("objective.{index}.weight is {weight}, expected at least 0"));
+                problems.push(format!(
+                    "objective.{index}.weight is {weight}, expected at least 0"
+                ));
             }
         }
         problems
@@ -171,7 +189,9 @@ pub fn find(name: &str) -> Result<Recipe, TrainError> {
     Err(TrainError::NoSuchRecipe {
         name: name.into(),
         known: names().collect::<Vec<_>>().join(", "),
-        hint: near.map_or(String::new(), |(_, known)| format!("; did you mean `{known}`?")),
+        hint: near.map_or(String::new(), |(_, known)| {
+            format!("; did you mean `{known}`?")
+        }),
     })
 }
 
@@ -185,7 +205,10 @@ mod tests {
             let recipe = find(name).expect("it is listed");
             assert_eq!(recipe.name, name);
             assert!(recipe.citation.contains("arXiv:"), "{name} has a citation");
-            assert_eq!(Recipe::from_toml(&recipe.to_toml(), name).expect("its own text"), recipe);
+            assert_eq!(
+                Recipe::from_toml(&recipe.to_toml(), name).expect("its own text"),
+                recipe
+            );
             assert!(recipe.adapter.problems().is_empty() && recipe.objective_problems().is_empty());
         }
         assert!(names().is_sorted());
@@ -193,10 +216,21 @@ mod tests {
 
     #[test]
     fn a_misspelt_key_is_named_with_its_line() {
-        let text = find("samora").expect("listed").to_toml().replace("rank = ", "rnak = ");
-        let error = Recipe::from_toml(&text, "mine.toml").expect_err("misspelt").to_string();
-        let line = 1 + text.lines().position(|line| line.starts_with("rnak")).expect("replaced");
-        assert!(error.starts_with(&format!("mine.toml:{line}: unknown field `rnak`")), "{error}");
+        let text = find("samora")
+            .expect("listed")
+            .to_toml()
+            .replace("rank = ", "rnak = ");
+        let error = Recipe::from_toml(&text, "mine.toml")
+            .expect_err("misspelt")
+            .to_string();
+        let line = 1 + text
+            .lines()
+            .position(|line| line.starts_with("rnak"))
+            .expect("replaced");
+        assert!(
+            error.starts_with(&format!("mine.toml:{line}: unknown field `rnak`")),
+            "{error}"
+        );
         assert!(error.contains("`rank`") && !error.contains('\n'), "{error}");
     }
 

@@ -27,9 +27,17 @@ pub(super) fn recipe() -> Recipe {
         selection: Selection::Dense,
         ..RouterConfig::default()
     };
-    let gate = GateConfig { width: 8, bias: false };
+    let gate = GateConfig {
+        width: 8,
+        bias: false,
+    };
     let targets = ATTENTION.map(String::from).to_vec();
-    let adapter = AdapterSpec { targets, bank, router: Some(router), gate: Some(gate) };
+    let adapter = AdapterSpec {
+        targets,
+        bank,
+        router: Some(router),
+        gate: Some(gate),
+    };
     // Within a site the code's means, over sites the code's sum.
     let term = |term, weight| TermConfig {
         term,
@@ -39,7 +47,10 @@ pub(super) fn recipe() -> Recipe {
     };
     Recipe {
         objective: ObjectiveConfig {
-            terms: vec![term(Term::Orthogonality, 1e-3), term(Term::KeyMatching, 1e-2)],
+            terms: vec![
+                term(Term::Orthogonality, 1e-3),
+                term(Term::KeyMatching, 1e-2),
+            ],
         },
         ..Recipe::new("samora", CITATION, adapter)
     }
