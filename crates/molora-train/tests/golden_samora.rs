@@ -1,22 +1,23 @@
 //! One site of SAMoRA against the authors' layer: outputs, penalty, the output for unknown tasks and
 //! the gradients of every parameter and of the input.
 //!
-//! The site is built as a user's is: an encoder read from a folder, an adapter attached to one of
-//! its linear layers. Only the parameters are then set to those of the case.
+//! The site is built as a user's is: the recipe `samora`, an encoder read from a folder, an adapter
+//! attached to one of its linear layers. Sizes and parameters are then those of the case.
 
 mod common;
 
 use std::path::Path;
 
 use burn::module::Param;
-use burn::tensor::Gradients;
-use burn::tensor::{Device, Tensor};
-use molora_adapters::{BankConfig, GateConfig, Scaling, Sharing, task_selector};
-use molora_models::{AdapterSpec, ForwardContext, MoLoraLinear};
-use molora_regularize::{ObjectiveConfig, Reduction, SiteView, Term, TermConfig};
-use molora_routing::{CosineScorer, RouteFrom, RouterConfig, Scorer, ScorerConfig};
+use burn::tensor::{Device, Gradients, Tensor};
+use common::{leaf, stacked};
+use molora_adapters::task_selector;
+use molora_models::{ForwardContext, MoLoraLinear};
+use molora_regularize::SiteView;
+use molora_routing::{CosineScorer, Scorer};
 use molora_testkit::golden::{self, Case, Tensors};
 use molora_testkit::{FORWARD, GRADIENT, assert_close, autodiff_device};
+use molora_train::{Recipe, recipe};
 
 fn samora_cases() -> Vec<Case> {
     let bundled = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden"));
@@ -26,49 +27,22 @@ fn samora_cases() -> Vec<Case> {
     })
 }
 
-/// The adapter of the authors' layer, with the sizes of the case.
-fn spec(case: &Case, expected: &Tensors) -> AdapterSpec {
+/// The recipe with the sizes of the case.
+fn recipe(case: &Case, expected: &Tensors) -> Recipe {
     let [num_experts, rank] = expected.shape("param.lora_lambdas")[..] else {
         panic!("{}: keys are no matrix", case.name);
     };
-    AdapterSpec {
-        targets: vec![common::TARGET.into()],
-        bank: BankConfig {
-            sharing: Sharing::SharedA,
-            num_experts,
-            rank,
-            scaling: Scaling::Unit,
-            rank_scale: true,
-            dropout: 0.05,
-        },
-        router: Some(RouterConfig {
-            scorer: ScorerConfig::Cosine,
-            route_from: RouteFrom::LowRank,
-            temperature: case.number("case.json", &["temperature"]),
-            ..RouterConfig::default()
-        }),
-        gate: Some(GateConfig::default()),
-    }
-}
-
-/// The penalties with the weights of the authors' code.
-fn penalty() -> ObjectiveConfig {
-    let term = |term, weight| TermConfig {
-        term,
-        weight,
-        within_site: Reduction::Mean,
-        over_sites: Reduction::Sum,
-    };
-    ObjectiveConfig {
-        terms: vec![
-            term(Term::Orthogonality, 1e-3),
-            term(Term::KeyMatching, 1e-2),
-        ],
-    }
+    let mut recipe = recipe::find("samora").expect("a recipe of that name");
+    let bank = &mut recipe.adapter.bank;
+    (bank.num_experts, bank.rank) = (num_experts, rank);
+    let router = recipe.adapter.router.as_mut().expect("a router");
+    router.temperature = case.number("case.json", &["temperature"]);
+    recipe
 }
 
 struct Site {
     expected: Tensors,
+    recipe: Recipe,
     linear: MoLoraLinear,
     num_tasks: usize,
     device: Device,
@@ -78,12 +52,14 @@ impl Site {
     fn read(case: &Case) -> Self {
         let device = autodiff_device();
         let expected = case.tensors();
+        let recipe = recipe(case, &expected);
         let num_tasks = expected.shape("param.lora_task_embedding.weight")[0];
         let weight = expected.tensor::<2>("param.weight", &device);
-        let mut linear = common::adapted(weight, &spec(case, &expected), num_tasks, &device);
+        let mut linear = common::adapted(weight, None, &recipe.adapter, num_tasks, &device);
         set_parameters(&mut linear, &expected, &device);
         Self {
             expected,
+            recipe,
             linear,
             num_tasks,
             device,
@@ -119,7 +95,11 @@ impl Site {
             keys,
             routed: None,
         };
-        penalty().evaluate(&[view]).total.expect("two terms")
+        self.recipe
+            .objective
+            .evaluate(&[view])
+            .total
+            .expect("two terms")
     }
 
     fn input(&self) -> Tensor<3> {
@@ -159,23 +139,12 @@ impl Site {
     }
 }
 
-/// The authors' `[E, O, R]` as our `[E * R, O]`.
-fn stacked(b_eor: Tensor<3>) -> Tensor<2> {
-    let [experts, d_output, rank] = b_eor.dims();
-    b_eor.swap_dims(1, 2).reshape([experts * rank, d_output])
-}
-
 fn set_parameters(linear: &mut MoLoraLinear, expected: &Tensors, device: &Device) {
-    // Through the host: a parameter must be a leaf of the graph.
-    let leaf = |tensor: Tensor<2>| Param::from_data(tensor.to_data(), device);
-    let matrix = |name: &str| leaf(expected.tensor(name, device));
+    let matrix = |name: &str| leaf(expected.tensor::<2>(name, device));
     let adapter = linear.adapter.as_mut().expect("attached");
     adapter.bank.a = leaf(expected.tensor::<2>("param.lora_A", device).transpose());
     adapter.bank.b = leaf(stacked(expected.tensor("param.lora_B", device)));
-    adapter.bank.rank_scale = Some(Param::from_data(
-        expected.data("param.lora_scale").clone(),
-        device,
-    ));
+    adapter.bank.rank_scale = Some(leaf(expected.tensor::<1>("param.lora_scale", device)));
     let router = adapter.router.as_mut().expect("a router");
     router.scorer = Scorer::Cosine(CosineScorer {
         keys: matrix("param.lora_lambdas"),

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
+use burn::module::Param;
+use burn::tensor::{Device, Tensor, TensorData};
 use molora_kernels::random::Seed;
 use molora_models::{AdapterSpec, Bert, MoLoraLinear};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
@@ -11,28 +12,33 @@ use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 /// The layer of the model below that has the shape of a case.
 pub(crate) const TARGET: &str = "intermediate.dense";
 
-/// A layer with the frozen weight `[O, D]`, no bias, and an adapter by `spec`, whose target must be
-/// [`TARGET`].
+/// A layer with the frozen weight `[O, D]`, a bias `[O]` (zero if `None`), and an adapter by `spec`,
+/// whose target is set to [`TARGET`].
 ///
 /// It is the feed-forward layer of a BERT of one layer with width D and inner width O.
 pub(crate) fn adapted(
     weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
     spec: &AdapterSpec,
     num_tasks: usize,
     device: &Device,
 ) -> MoLoraLinear {
+    let spec = AdapterSpec {
+        targets: vec![TARGET.into()],
+        ..spec.clone()
+    };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    write_model(folder.path(), weight);
+    write_model(folder.path(), weight, bias);
     let mut model = Bert::from_folder(folder.path(), device).expect("a whole model");
     model
-        .attach(spec, num_tasks, Seed::new(0), device)
+        .attach(&spec, num_tasks, Seed::new(0), device)
         .expect("a valid specification");
     let linears = model.linears();
     let found = linears.into_iter().find(|(path, _)| path.ends_with(TARGET));
     found.expect("every layer has one").1.clone()
 }
 
-fn write_model(folder: &Path, weight: Tensor<2>) {
+fn write_model(folder: &Path, weight: Tensor<2>, bias: Option<Tensor<1>>) {
     let [d_output, d_input] = weight.dims();
     let config = serde_json::json!({
         "model_type": "bert", "vocab_size": 1, "hidden_size": d_input, "num_hidden_layers": 1,
@@ -41,7 +47,6 @@ fn write_model(folder: &Path, weight: Tensor<2>) {
     });
     std::fs::write(folder.join("config.json"), config.to_string()).expect("writable");
 
-    let values = weight.to_data().try_to_vec::<f32>().expect("f32");
     let zeros = |shape: &[usize]| (shape.to_vec(), vec![0.0; shape.iter().product()]);
     let mut tensors = BTreeMap::new();
     for table in ["word", "position", "token_type"] {
@@ -70,7 +75,15 @@ fn write_model(folder: &Path, weight: Tensor<2>) {
         tensors.insert(format!("{path}.LayerNorm.weight"), zeros(&[d_input]));
         tensors.insert(format!("{path}.LayerNorm.bias"), zeros(&[d_input]));
     }
-    tensors.insert(layer(TARGET) + ".weight", (vec![d_output, d_input], values));
+    let host = |data: TensorData| data.try_to_vec::<f32>().expect("f32");
+    let weight = (vec![d_output, d_input], host(weight.to_data()));
+    tensors.insert(layer(TARGET) + ".weight", weight);
+    if let Some(bias) = bias {
+        tensors.insert(
+            layer(TARGET) + ".bias",
+            (vec![d_output], host(bias.to_data())),
+        );
+    }
     write_tensors(&folder.join("model.safetensors"), &tensors);
 }
 
@@ -94,4 +107,15 @@ fn write_tensors(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>
             )
         });
     serialize_to_file(views, None, path).expect("writable");
+}
+
+/// Up-projections `[E, O, R]` of a case as the bank's `[E * R, O]`.
+pub(crate) fn stacked(b_eor: Tensor<3>) -> Tensor<2> {
+    let [experts, d_output, rank] = b_eor.dims();
+    b_eor.swap_dims(1, 2).reshape([experts * rank, d_output])
+}
+
+/// A parameter with the values of `tensor`, through the host: parameters are leaves of the graph.
+pub(crate) fn leaf<const D: usize>(tensor: Tensor<D>) -> Param<Tensor<D>> {
+    Param::from_data(tensor.to_data(), &tensor.device())
 }
