@@ -8,13 +8,15 @@
 //! | `steps.jsonl`, `eval.json`, `routing.json`, `summary.json`, `report.html` | the report |
 //! | `checkpoints/` | where to go on, until the run is finished |
 
+mod config;
+mod folder;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::{Bert, Classifier};
-use serde::{Deserialize, Serialize};
 
 use crate::data::{
     Split, TextTokenizer, TokenizedTask, load_tasks, require_classification, tokenize_tasks,
@@ -29,43 +31,11 @@ use crate::report::{
 use crate::trainer::{STEPS, Setup, Trained, task_names, train as train_loop};
 use crate::{Recipe, TrainError, bundled, checkpoint};
 
-/// File of the resolved configuration in a run folder.
-pub const RUN: &str = "run.toml";
+pub use config::{RUN, RunConfig, TaskLabels, read_config};
+use config::{absolute, git_commit, write_config};
+use folder::{check_folder, make_folder};
 
 const SUMMARY: &str = "summary.json";
-
-/// Everything that decides a run's result.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RunConfig {
-    /// Version of molora that wrote the file.
-    pub molora_version: String,
-    /// Git commit of the folder that the run was started in, if it is a repository.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub git_commit: Option<String>,
-    /// Folder of the base model, or `bundled:NAME`.
-    pub model: String,
-    /// Folder of the tasks, or `bundled:tasks`.
-    pub data: String,
-    /// Seed of every random draw.
-    pub seed: u64,
-    /// Name of the device.
-    pub device: String,
-    /// The tasks in the order of their numbers.
-    pub tasks: Vec<TaskLabels>,
-    /// The method.
-    pub recipe: Recipe,
-}
-
-/// A task of a run and what its head's outputs mean.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TaskLabels {
-    /// Name of the task.
-    pub name: String,
-    /// Its labels in the order of the head's outputs.
-    pub labels: Vec<String>,
-}
 
 /// What a user asks for.
 #[derive(Debug, Clone)]
@@ -352,62 +322,6 @@ fn write_report(folder: &Path, finished: &Finished) -> Result<(), TrainError> {
     )?)
 }
 
-/// Refuses a folder that exists, or with `force` one that is no run and not empty.
-fn check_folder(folder: &Path, force: bool) -> Result<(), TrainError> {
-    if !folder.exists() {
-        return Ok(());
-    }
-    if !folder.is_dir() {
-        return Err(TrainError::run(
-            folder,
-            "is a file, expected a folder that does not exist",
-        ));
-    }
-    let mut entries = std::fs::read_dir(folder).map_err(TrainError::io(folder))?;
-    if entries.next().is_none() {
-        return Ok(());
-    }
-    if !force {
-        let text = "exists already; choose another --out, go on with --resume, or replace it with \
-                    --force";
-        return Err(TrainError::run(folder, text));
-    }
-    if !folder.join(RUN).is_file() {
-        let text = "holds files but no run.toml: --force replaces runs only";
-        return Err(TrainError::run(folder, text));
-    }
-    Ok(())
-}
-
-fn make_folder(folder: &Path) -> Result<(), TrainError> {
-    if folder.exists() {
-        std::fs::remove_dir_all(folder).map_err(TrainError::io(folder))?;
-    }
-    std::fs::create_dir_all(folder).map_err(TrainError::io(folder))
-}
-
-fn write_config(folder: &Path, config: &RunConfig) -> Result<(), TrainError> {
-    let text = toml::to_string(config).expect("plain data");
-    Ok(write_atomically(&folder.join(RUN), text.as_bytes())?)
-}
-
-/// Reads the configuration of a run.
-///
-/// # Errors
-/// If the folder holds no run or its configuration is broken.
-pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
-    let path = folder.join(RUN);
-    if !path.is_file() {
-        return Err(TrainError::run(
-            folder,
-            "holds no run.toml: not a run folder",
-        ));
-    }
-    let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
-    toml::from_str(&text)
-        .map_err(|error: toml::de::Error| TrainError::run(&path, error.message().to_owned()))
-}
-
 /// Loads a run's tasks and checks that their labels still mean what its heads learned.
 fn load_run_tasks(
     folder: &Path,
@@ -445,23 +359,4 @@ fn brief(labels: &[String]) -> String {
         ""
     };
     format!("{} labels ({}{more})", labels.len(), shown.join(", "))
-}
-
-/// A path that still leads to the same place from another folder.
-fn absolute(name: &str) -> String {
-    if name.starts_with("bundled:") {
-        return name.into();
-    }
-    let path = std::path::absolute(name).unwrap_or_else(|_| name.into());
-    path.to_string_lossy().into_owned()
-}
-
-/// The commit of the repository around the current folder, if git is there to tell.
-fn git_commit() -> Option<String> {
-    let output = std::process::Command::new("git")
-        .args(["rev-parse", "HEAD"])
-        .output()
-        .ok()?;
-    let commit = String::from_utf8(output.stdout).ok()?.trim().to_owned();
-    (output.status.success() && !commit.is_empty()).then_some(commit)
 }

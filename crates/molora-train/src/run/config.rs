@@ -1,0 +1,85 @@
+//! The resolved configuration of a run: `run.toml`.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::report::write_atomically;
+use crate::{Recipe, TrainError};
+
+/// File of the resolved configuration in a run folder.
+pub const RUN: &str = "run.toml";
+
+/// Everything that decides a run's result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Version of molora that wrote the file.
+    pub molora_version: String,
+    /// Git commit of the folder that the run was started in, if it is a repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git_commit: Option<String>,
+    /// Folder of the base model, or `bundled:NAME`.
+    pub model: String,
+    /// Folder of the tasks, or `bundled:tasks`.
+    pub data: String,
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// Name of the device.
+    pub device: String,
+    /// The tasks in the order of their numbers.
+    pub tasks: Vec<TaskLabels>,
+    /// The method.
+    pub recipe: Recipe,
+}
+
+/// A task of a run and what its head's outputs mean.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskLabels {
+    /// Name of the task.
+    pub name: String,
+    /// Its labels in the order of the head's outputs.
+    pub labels: Vec<String>,
+}
+
+pub(super) fn write_config(folder: &Path, config: &RunConfig) -> Result<(), TrainError> {
+    let text = toml::to_string(config).expect("plain data");
+    Ok(write_atomically(&folder.join(RUN), text.as_bytes())?)
+}
+
+/// Reads the configuration of a run.
+///
+/// # Errors
+/// If the folder holds no run or its configuration is broken.
+pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
+    let path = folder.join(RUN);
+    if !path.is_file() {
+        return Err(TrainError::run(
+            folder,
+            "holds no run.toml: not a run folder",
+        ));
+    }
+    let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
+    toml::from_str(&text)
+        .map_err(|error: toml::de::Error| TrainError::run(&path, error.message().to_owned()))
+}
+
+/// A path that still leads to the same place from another folder.
+pub(super) fn absolute(name: &str) -> String {
+    if name.starts_with("bundled:") {
+        return name.into();
+    }
+    let path = std::path::absolute(name).unwrap_or_else(|_| name.into());
+    path.to_string_lossy().into_owned()
+}
+
+/// The commit of the repository around the current folder, if git is there to tell.
+pub(super) fn git_commit() -> Option<String> {
+    let output = std::process::Command::new("git")
+        .args(["rev-parse", "HEAD"])
+        .output()
+        .ok()?;
+    let commit = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (output.status.success() && !commit.is_empty()).then_some(commit)
+}
