@@ -136,14 +136,17 @@ mod tests {
             let out = run(x.clone(), x.clone(), x.clone(), Some(mask.clone()), 2);
             let masked = out
                 .clone()
-                .slice([0..1])
+                .narrow(0, 0, 1)
                 .into_data()
                 .try_to_vec::<f32>()
                 .unwrap();
             assert_eq!(masked, [0.0; 6]);
             let grad = x.grad(&out.square().sum().backward()).unwrap();
             assert_eq!(
-                grad.slice([0..1]).into_data().try_to_vec::<f32>().unwrap(),
+                grad.narrow(0, 0, 1)
+                    .into_data()
+                    .try_to_vec::<f32>()
+                    .unwrap(),
                 [0.0; 6]
             );
         }

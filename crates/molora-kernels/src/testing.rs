@@ -67,7 +67,7 @@ impl Oracle {
             .iter()
             .map(|value| value * bound)
             .collect();
-        let value = if self.seed % 3 == 0 {
+        let value = if self.seed.is_multiple_of(3) {
             let data = TensorData::new(data, [cols, rows]);
             Tensor::<2>::from_data(data, &self.device).transpose()
         } else {

@@ -279,37 +279,24 @@ fn weights(head: Head<'_>, first: usize, rows: usize) -> (Vec<f32>, Vec<f32>) {
 /// Replaces a row of scores by `exp(score - largest)`, 0 where not kept. Returns the sum.
 #[inline(always)]
 fn exponentials(row: &mut [f32], keep: &[f32]) -> f32 {
-    let (row, _) = row.as_chunks_mut::<LANES>();
-    let (keep, _) = keep.as_chunks::<LANES>();
     let mut largest = [f32::NEG_INFINITY; LANES];
-    for (row, keep) in row.iter_mut().zip(keep) {
-        for lane in 0..LANES {
-            row[lane] = if keep[lane] != 0.0 {
+    let chunks = row.as_chunks_mut::<LANES>().0.iter_mut();
+    for (row, keep) in chunks.zip(keep.as_chunks::<LANES>().0) {
+        for (lane, largest) in largest.iter_mut().enumerate() {
+            let score = if keep[lane] != 0.0 {
                 row[lane]
             } else {
                 f32::NEG_INFINITY
             };
-        }
-        for lane in 0..LANES {
-            largest[lane] = if row[lane] > largest[lane] {
-                row[lane]
-            } else {
-                largest[lane]
-            };
+            row[lane] = score;
+            *largest = if score > *largest { score } else { *largest };
         }
     }
     let largest = join(largest, |a, b| if b > a { b } else { a });
-
-    let mut total = [0.0; LANES];
-    for row in row.iter_mut() {
-        for lane in 0..LANES {
-            row[lane] = exp(row[lane] - largest);
-        }
-        for lane in 0..LANES {
-            total[lane] += row[lane];
-        }
+    for score in row.iter_mut() {
+        *score = exp(*score - largest);
     }
-    join(total, |a, b| a + b)
+    sum(row, row, |value, _| value)
 }
 
 /// Normalises the `weights` to probabilities `p`, and replaces the `slopes` `dp` by

@@ -15,9 +15,8 @@ pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> Fl
 
 /// Gradient for `x`: `grad * weight^T`.
 pub(crate) fn backward_x(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
-    // A transposed right side is packed anew for each block of rows, at a multiple of this copy.
-    let (weight, grad) = (weight.transpose(0, 1).to_contiguous(), contiguous(grad));
-    product(matrix(&grad), matrix(&weight))
+    let (weight, grad) = (contiguous(weight), contiguous(grad));
+    product(matrix(&grad), matrix(&weight).transposed())
 }
 
 /// Gradient for the weight: `x^T * grad`.
@@ -44,6 +43,7 @@ fn affine(left: Matrix<'_>, right: Matrix<'_>, bias: &[f32]) -> FlexTensor {
         write_tiled(target, bias)
     });
     let mut target = MatrixMut::new(&mut values, rows, cols, cols);
+    // One product over all rows rather than one per task, so that `right` is packed once.
     multiply_parallel(&mut target, Into::Add, 1.0, left, right);
     from_values(values, Shape::from([rows, cols]))
 }

@@ -74,7 +74,7 @@ pub(crate) fn normal(x: f32) -> (f32, f32) {
         .mul_add(v, -9.832_886e-4)
         .mul_add(v, -2.904_386_7e-3)
         .mul_add(v, 6.131_942_4e-3)
-        .mul_add(v, 4.621_326_2e-2)
+        .mul_add(v, 4.621_326e-2)
         .mul_add(v, 1.232_250_4e-1)
         .mul_add(v, 2.064_026_1e-1)
         .mul_add(v, 1.215_139_5e-1);
