@@ -1,7 +1,11 @@
 //! Files: base weights, adapters and heads.
 
 mod adapter;
+mod fields;
+mod heads;
+mod tensors;
 mod weights;
 
-pub use adapter::{AdapterFiles, load_adapter, load_heads, save_adapter, save_heads};
+pub use adapter::{AdapterFiles, load_adapter, save_adapter};
+pub use heads::{load_heads, save_heads};
 pub use weights::Weights;

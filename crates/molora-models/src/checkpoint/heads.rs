@@ -1,0 +1,52 @@
+//! Head files.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::fields::{Field, Layout};
+use super::tensors::{refuse_unknown, write_tensors};
+use crate::{ModelError, TaskHead, Weights};
+
+/// Writes the heads, by task name, in PyTorch's layout: `<task>.weight` `[classes, D]`,
+/// `<task>.bias` `[classes]`.
+///
+/// # Errors
+/// [`ModelError::Io`] if the file cannot be written.
+pub fn save_heads(path: &Path, tasks: &[String], heads: &[TaskHead]) -> Result<(), ModelError> {
+    let mut tensors = BTreeMap::new();
+    for (task, head) in tasks.iter().zip(heads) {
+        let mut head = head.clone();
+        for (name, field) in head_fields(&mut head) {
+            tensors.insert(format!("{task}.{name}"), (field.shape(), field.values()));
+        }
+    }
+    write_tensors(path, &tensors)
+}
+
+/// Reads heads that [`save_heads`] wrote.
+///
+/// # Errors
+/// As [`load_adapter`].
+pub fn load_heads(path: &Path, tasks: &[String], heads: &mut [TaskHead]) -> Result<(), ModelError> {
+    let weights = Weights::open(path)?;
+    let mut read = Vec::new();
+    for (task, head) in tasks.iter().zip(heads) {
+        for (name, field) in head_fields(head) {
+            let name = format!("{task}.{name}");
+            let values = weights.values(&name, &field.shape())?;
+            field.set(values);
+            read.push(name);
+        }
+    }
+    refuse_unknown(&weights, &read)
+}
+
+fn head_fields(head: &mut TaskHead) -> [(&'static str, Field<'_>); 2] {
+    [
+        (
+            "weight",
+            Field::Matrix(&mut head.weight, Layout::Transposed),
+        ),
+        ("bias", Field::Vector(&mut head.bias)),
+    ]
+}
