@@ -59,6 +59,9 @@ impl Tensors {
     }
 
     /// Shape and values of the tensor `name`, on the host.
+    ///
+    /// # Panics
+    /// If there is none.
     #[track_caller]
     pub fn data(&self, name: &str) -> &TensorData {
         self.by_name.get(name).unwrap_or_else(|| {
