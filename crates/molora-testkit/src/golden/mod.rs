@@ -68,13 +68,29 @@ impl Case {
 /// The golden cases to test: those below the folder that the environment variable `env` names if
 /// it is set, else those below `bundled`; the folder itself may be a case too. Sorted by path.
 ///
+/// Cargo runs a test in its crate's folder, so a relative path is also looked for from the folders
+/// above, where the user typed it.
+///
 /// # Panics
 /// If the folder does not exist or holds no case: a run that tests nothing must not pass.
 pub fn cases(bundled: &Path, env: &str) -> Vec<Case> {
     match std::env::var_os(env) {
-        Some(dir) => cases_in(Path::new(&dir), false, &format!("{env} names")),
+        Some(dir) => {
+            let here = std::env::current_dir().unwrap_or_default();
+            let dir = locate(Path::new(&dir), &here);
+            cases_in(&dir, false, &format!("{env} names"))
+        }
         None => cases_in(bundled, true, "the crate bundles"),
     }
+}
+
+/// `dir` as seen from `here` or, if it is not there, from the nearest folder above that has it.
+fn locate(dir: &Path, here: &Path) -> PathBuf {
+    let seen = here
+        .ancestors()
+        .map(|above| above.join(dir))
+        .find(|path| path.is_dir());
+    seen.unwrap_or_else(|| dir.to_path_buf())
 }
 
 /// The cases among `cases` for which `is_kind` holds, by their content and never by their name.
@@ -205,6 +221,22 @@ mod tests {
     #[should_panic(expected = "that a test has does not exist")]
     fn a_missing_folder_is_refused() {
         cases_in(&tree().path().join("missing"), false, "a test has");
+    }
+
+    #[test]
+    fn a_relative_folder_is_found_from_the_folders_above() {
+        let root = tree();
+        let here = root.path().join("nested/b");
+        assert_eq!(locate(Path::new("a"), &here), root.path().join("a"));
+        assert_eq!(
+            locate(Path::new("../none"), &root.path().join("a")),
+            root.path().join("a/../none")
+        );
+        assert_eq!(locate(Path::new("missing"), &here), Path::new("missing"));
+        assert_eq!(
+            locate(&root.path().join("none"), &here),
+            root.path().join("none")
+        );
     }
 
     #[test]
