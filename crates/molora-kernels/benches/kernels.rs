@@ -110,3 +110,18 @@ compare!(
     (random([HIDDEN, WIDTH]), random([WIDTH])),
     |op, held, x| { op::linear(x, held.0.clone(), Some(held.1.clone())) }
 );
+
+/// Dropout at the width of an adapter's input.
+#[divan::bench]
+fn dropout_train(bencher: Bencher<'_, '_>) {
+    train(bencher, WIDTH, |x| {
+        fast::dropout(x, 0.05, fast::random::Seed::new(1))
+    });
+}
+
+/// The down-projection of an adapter of rank 8.
+#[divan::bench]
+fn linear_384_8_train(bencher: Bencher<'_, '_>) {
+    let weight = random([WIDTH, 8]);
+    train(bencher, WIDTH, |x| fast::linear(x, weight.clone(), None));
+}

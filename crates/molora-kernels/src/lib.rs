@@ -13,6 +13,7 @@
 //! | [`layer_norm`] | `(x - mean) / sqrt(var + eps) * gamma + beta` | `x` |
 //! | [`attention`] | `softmax(q * k^T / sqrt(width)) * v` per head | `q`, `k`, `v` |
 //! | [`linear`] | `x * W + b` | nothing but `W` if it is frozen, else `x` |
+//! | [`dropout`] | `x * mask / (1 - p)`, the mask from a seed | nothing |
 //! | [`softmax_cross_entropy`] | `-log softmax(logits)[target]` | (portable only) |
 //!
 //! Values are the same bits for any number of threads. Against an f64 evaluation the forward is
@@ -36,6 +37,7 @@
 
 mod attention;
 mod cross_entropy;
+mod dropout;
 #[cfg(feature = "flex")]
 mod flex;
 mod gelu;
@@ -47,6 +49,7 @@ mod testing;
 
 pub use attention::attention;
 pub use cross_entropy::softmax_cross_entropy;
+pub use dropout::dropout;
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
 pub use linear::linear;

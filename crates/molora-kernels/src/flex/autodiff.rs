@@ -16,6 +16,7 @@ use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::{BoolTensor, FloatTensor};
 
 use super::{BackwardKernels, FastOps};
+use crate::dropout::DropMask;
 
 impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
     fn fast_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -27,6 +28,19 @@ impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
                 prepared.finish(state, B::fast_gelu(x.into_primitive()))
             }
             OpsKind::UnTracked(prepared) => prepared.finish(B::fast_gelu(x.into_primitive())),
+        }
+    }
+
+    fn fast_dropout(x: FloatTensor<Self>, mask: DropMask) -> FloatTensor<Self> {
+        let again = DropoutAgain::<B>(x.node().id(), mask, PhantomData);
+        let prepared = Dropout.prepare::<C>([x.node()]).memory_bound();
+        match prepared.retro_forward(again).parents([&x]).stateful() {
+            OpsKind::Tracked(prepared) => {
+                prepared.finish(mask, B::fast_dropout(x.into_primitive(), mask))
+            }
+            OpsKind::UnTracked(prepared) => {
+                prepared.finish(B::fast_dropout(x.into_primitive(), mask))
+            }
         }
     }
 
@@ -131,6 +145,31 @@ impl<B: BackwardKernels> RetroForward for GeluAgain<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
         let x = states.get_state::<FloatTensor<B>>(&self.0);
         states.save(out_node, B::fast_gelu(x));
+    }
+}
+
+#[derive(Debug)]
+struct Dropout;
+
+impl<B: BackwardKernels> Backward<B, 1> for Dropout {
+    type State = DropMask;
+
+    fn backward(self, ops: Ops<DropMask, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            grads.register::<B>(node.id, B::fast_dropout(grad, ops.state));
+        }
+    }
+}
+
+/// Draws the same mask again.
+#[derive(Debug)]
+struct DropoutAgain<B>(NodeId, DropMask, PhantomData<B>);
+
+impl<B: BackwardKernels> RetroForward for DropoutAgain<B> {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let x = states.get_state::<FloatTensor<B>>(&self.0);
+        states.save(out_node, B::fast_dropout(x, self.1));
     }
 }
 

@@ -8,6 +8,7 @@
 mod attention;
 mod autodiff;
 mod buffer;
+mod dropout;
 mod gelu;
 mod layer_norm;
 mod linear;
@@ -18,6 +19,8 @@ mod simd;
 use burn::backend::tensor::{BoolTensor, FloatTensor};
 use burn::backend::{Backend, Flex, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
+
+use crate::dropout::DropMask;
 
 /// Whether the fast path takes `tensor`: f32 on `flex`, and not empty. Must hold for every float
 /// input of an operation: a tensor of another backend would panic in [`FastOps`].
@@ -33,6 +36,9 @@ pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
 pub(crate) trait FastOps: Backend {
     /// As [`crate::gelu`].
     fn fast_gelu(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// As [`crate::dropout`]; it is its own backward, applied to the gradient.
+    fn fast_dropout(x: FloatTensor<Self>, mask: DropMask) -> FloatTensor<Self>;
 
     /// As [`crate::layer_norm`].
     fn fast_layer_norm(
@@ -103,6 +109,10 @@ pub(crate) trait BackwardKernels: FastOps {
 impl FastOps for Flex {
     fn fast_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         gelu::forward(x)
+    }
+
+    fn fast_dropout(x: FloatTensor<Self>, mask: DropMask) -> FloatTensor<Self> {
+        dropout::apply(x, mask)
     }
 
     fn fast_layer_norm(

@@ -1,0 +1,172 @@
+//! Inverted dropout whose mask is a function of a seed and of each element's position.
+//!
+//! The mask is computed where it is used and again in the backward, so nothing is kept for it, and
+//! it is the same on every backend and for any number of threads.
+
+use burn::tensor::{Tensor, TensorData};
+use rand::Rng;
+
+use crate::random::Seed;
+
+/// Sets each element to 0 with the given probability and multiplies the others by
+/// `1 / (1 - probability)`, so that the expectation is unchanged.
+///
+/// Which elements are dropped depends on `seed` and the element's place in row-major order alone.
+///
+/// # Panics
+/// If `probability` is not in `[0, 1)`.
+///
+/// # Source
+/// Srivastava et al., Dropout, JMLR 15 (2014), section 10 (the form that scales in training).
+pub fn dropout<const D: usize>(x: Tensor<D>, probability: f64, seed: Seed) -> Tensor<D> {
+    let mask = DropMask::new(probability, seed);
+    #[cfg(feature = "flex")]
+    if crate::flex::takes(&x) {
+        use crate::flex::FastOps;
+        let out = burn::backend::Dispatch::fast_dropout(x.into_dispatch(), mask);
+        return Tensor::from_dispatch(out);
+    }
+    portable(x, mask)
+}
+
+/// The definition by a tensor of factors made on the host.
+fn portable<const D: usize>(x: Tensor<D>, mask: DropMask) -> Tensor<D> {
+    let len = x.shape().num_elements() as u64;
+    let factors: Vec<f32> = (0..len).map(|index| mask.factor(index)).collect();
+    let factors = Tensor::<D>::from_data(TensorData::new(factors, x.shape()), &x.device());
+    let factors = factors.cast(x.dtype());
+    x * factors
+}
+
+/// The mask of one call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DropMask {
+    key: u64,
+    /// Draws below it are dropped.
+    threshold: u64,
+    /// Factor of the others.
+    keep: f32,
+}
+
+impl DropMask {
+    fn new(probability: f64, seed: Seed) -> Self {
+        assert!(
+            (0.0..1.0).contains(&probability),
+            "dropout {probability} is not in [0, 1)"
+        );
+        Self {
+            key: seed.generator().next_u64(),
+            threshold: (probability * (1u64 << 32) as f64) as u64,
+            keep: (1.0 / (1.0 - probability)) as f32,
+        }
+    }
+
+    /// The factor of the element at `index`: splitmix64 at that place of its sequence.
+    #[inline(always)]
+    pub(crate) fn factor(self, index: u64) -> f32 {
+        let mut z = self
+            .key
+            .wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        if z >> 32 < self.threshold {
+            0.0
+        } else {
+            self.keep
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::FloatDType;
+    use molora_testkit::{autodiff_device, device};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::Oracle;
+
+    fn ones(rows: usize, cols: usize) -> Tensor<2> {
+        Tensor::ones([rows, cols], &device())
+    }
+
+    #[test]
+    fn the_share_of_dropped_elements_is_the_probability_and_the_mean_is_kept() {
+        for probability in [0.0, 0.05, 0.5, 0.9] {
+            let out = dropout(ones(300, 1000), probability, Seed::new(3));
+            let dropped = out
+                .clone()
+                .equal_elem(0.0)
+                .float()
+                .mean()
+                .into_scalar::<f32>();
+            assert!(
+                (f64::from(dropped) - probability).abs() < 2e-3,
+                "{dropped} of {probability}"
+            );
+            let mean = out.mean().into_scalar::<f32>();
+            assert!((mean - 1.0).abs() < 2e-2, "mean {mean} at {probability}");
+        }
+    }
+
+    #[test]
+    fn rows_columns_and_seeds_are_independent() {
+        let kept = |seed| dropout(ones(1000, 16), 0.5, Seed::new(seed)) / 2.0;
+        let both = |a: Tensor<2>, b: Tensor<2>| (a * b).mean().into_scalar::<f32>();
+        let quarter = |share: f32, what| assert!((share - 0.25).abs() < 0.02, "{what}: {share}");
+        let first = kept(1);
+        quarter(both(first.clone(), kept(2)), "seeds");
+        quarter(
+            both(
+                first.clone().narrow(0, 1, 999),
+                first.clone().narrow(0, 0, 999),
+            ),
+            "rows",
+        );
+        quarter(
+            both(
+                first.clone().narrow(1, 1, 15),
+                first.clone().narrow(1, 0, 15),
+            ),
+            "columns",
+        );
+        first.into_data().assert_eq(&kept(1).into_data(), true);
+    }
+
+    #[test]
+    fn the_gradient_has_the_mask_of_the_forward() {
+        let x = Tensor::<2>::ones([50, 700], &autodiff_device()).require_grad();
+        let out = dropout(x.clone() * 1.0, 0.3, Seed::new(5));
+        let grad = x.grad(&out.clone().sum().backward()).expect("x is tracked");
+        grad.into_data().assert_eq(&out.into_data(), true);
+    }
+
+    #[test]
+    fn other_number_formats_have_the_same_mask() {
+        let narrow = dropout(ones(30, 40).cast(FloatDType::F64), 0.5, Seed::new(5));
+        let narrow = narrow.cast(FloatDType::F32).into_data();
+        narrow.assert_eq(&dropout(ones(30, 40), 0.5, Seed::new(5)).into_data(), true);
+    }
+
+    #[test]
+    #[should_panic(expected = "dropout 1 is not in [0, 1)")]
+    fn a_probability_of_one_is_refused() {
+        dropout(ones(1, 1), 1.0, Seed::new(0));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        #[test]
+        fn equals_the_portable_definition(rows in 1usize..60, cols in 1usize..900, seed: u64) {
+            let mut oracle = Oracle::new(seed);
+            let x = oracle.tensor([rows, cols], 3.0, true);
+            let seed = Seed::new(seed);
+            oracle.check(
+                &[x],
+                |t| dropout(t[0].matrix(), 0.2, seed),
+                |t| portable(t[0].matrix(), DropMask::new(0.2, seed)),
+            );
+        }
+    }
+}
