@@ -46,7 +46,7 @@ fn distance_from_identity(gram: Tensor<3>, reduction: Reduction) -> Tensor<1> {
 ///
 /// `Q_e = softmax(b_e / |b_e|)` with `b_e` the mean of the rows of `B_e`, and
 /// `P_e = softmax(k_e / |k_e|)`, both over the R coordinates; gradients go to both sides. The mean
-/// over experts (the released code) or their sum (the paper). A centre with a norm below 1e-6 counts
+/// over experts (the released code) or their sum. A centre with a norm below 1e-6 counts
 /// as zero (`Q` uniform) and gets no gradient.
 ///
 /// # Shapes
