@@ -1,4 +1,4 @@
-//! SAMoRA: shared A, cosine router in rank space, task gate. arXiv:2604.19048.
+//! SAMoRA: shared A, cosine router in rank space, task gate. Shi et al., arXiv:2604.19048.
 //! Notes and differences from the released code: docs/methods/samora.md
 use molora_adapters::{BankConfig, GateConfig, Scaling, Sharing};
 use molora_models::AdapterSpec;
@@ -7,8 +7,8 @@ use molora_routing::{Granularity, RouteFrom, RouterConfig, ScorerConfig, Selecti
 
 use super::{ATTENTION, Recipe};
 
-const CITATION: &str = "SAMoRA: Semantic-Aware Mixture of LoRA Experts for Task-Adaptive Learning, \
-                        Findings of ACL 2026, arXiv:2604.19048";
+const CITATION: &str = "Shi et al., SAMoRA: Semantic-Aware Mixture of LoRA Experts for Task-Adaptive \
+                        Learning, Findings of ACL 2026, arXiv:2604.19048";
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {
