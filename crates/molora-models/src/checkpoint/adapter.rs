@@ -117,7 +117,7 @@ fn adapter_config(spec: &AdapterSpec, paths: &[String], base_model: &str) -> ser
         "task_type": "FEATURE_EXTRACTION",
         "base_model_name_or_path": base_model,
         "r": spec.bank.rank,
-        "lora_alpha": alpha,
+        "lora_alpha": whole_if_whole(alpha),
         "lora_dropout": spec.bank.dropout,
         "use_rslora": use_rslora,
         "target_modules": targets,
@@ -125,4 +125,9 @@ fn adapter_config(spec: &AdapterSpec, paths: &[String], base_model: &str) -> ser
         "fan_in_fan_out": false,
         "inference_mode": true,
     })
+}
+
+/// PEFT declares alpha as an integer and reads fractions too: whole numbers are written as such.
+fn whole_if_whole(alpha: f64) -> serde_json::Value {
+    if alpha.fract() == 0.0 && alpha.abs() < 1e9 { (alpha as i64).into() } else { alpha.into() }
 }
