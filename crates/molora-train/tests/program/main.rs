@@ -1,0 +1,14 @@
+//! Whole runs on a tiny model and tiny tasks, through the library and through the program.
+
+mod bad_data;
+mod bad_folder;
+mod bad_model;
+mod bad_recipe;
+mod batches;
+mod files;
+mod frozen;
+mod refusal;
+mod resume;
+#[cfg(unix)]
+mod signals;
+mod world;
