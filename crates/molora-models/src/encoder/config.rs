@@ -77,8 +77,9 @@ impl BertConfig {
                 ));
             }
         }
+        // From the text again: its errors know line and column.
         let config: Self =
-            serde_json::from_value(value).map_err(|e| ModelError::file(path, e.to_string()))?;
+            serde_json::from_str(&text).map_err(|e| ModelError::file(path, e.to_string()))?;
         config
             .check()
             .map_err(|problem| ModelError::file(path, problem))?;
