@@ -159,7 +159,8 @@ pub fn evaluate_run(
     device: Option<DeviceSpec>,
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
     let config = read_config(folder)?;
-    if !folder.join("adapter_model.safetensors").exists() {
+    // The last file that a run writes: the others may be cut by a kill before it.
+    if !folder.join(SUMMARY).exists() {
         let text = "the run is not finished; continue it with molora train --resume";
         return Err(TrainError::run(folder, text));
     }
