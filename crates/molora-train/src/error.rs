@@ -22,7 +22,7 @@ pub enum TrainError {
         /// A near name, if there is one.
         hint: String,
     },
-    /// A recipe's text cannot be read.
+    /// A recipe or the configuration of a run cannot be read.
     #[error("{place}: {problem}")]
     RecipeText {
         /// File and line, or the override.

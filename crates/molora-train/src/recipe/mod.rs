@@ -88,15 +88,7 @@ impl Recipe {
     /// # Errors
     /// [`TrainError::RecipeText`] with file and line for text that is no recipe.
     pub fn from_toml(text: &str, file: &str) -> Result<Self, TrainError> {
-        toml::from_str(text).map_err(|error: toml::de::Error| {
-            let line = error
-                .span()
-                .map(|span| 1 + text[..span.start].matches('\n').count());
-            TrainError::RecipeText {
-                place: line.map_or(file.to_owned(), |line| format!("{file}:{line}")),
-                problem: error.message().replace('\n', " "),
-            }
-        })
+        toml::from_str(text).map_err(|error| text_error(text, file, &error))
     }
 
     /// Checks every value against the others and against the model.
@@ -166,6 +158,17 @@ impl Recipe {
             }
         }
         problems
+    }
+}
+
+/// What is wrong with a TOML text, with file and line.
+pub(crate) fn text_error(text: &str, file: &str, error: &toml::de::Error) -> TrainError {
+    let line = error
+        .span()
+        .map(|span| 1 + text[..span.start].matches('\n').count());
+    TrainError::RecipeText {
+        place: line.map_or(file.to_owned(), |line| format!("{file}:{line}")),
+        problem: error.message().replace('\n', " "),
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::recipe::text_error;
 use crate::report::write_atomically;
 use crate::{Recipe, TrainError};
 
@@ -61,8 +62,8 @@ pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
         ));
     }
     let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
-    toml::from_str(&text)
-        .map_err(|error: toml::de::Error| TrainError::run(&path, error.message().to_owned()))
+    let file = path.display().to_string();
+    toml::from_str(&text).map_err(|error| text_error(&text, &file, &error))
 }
 
 /// A path that still leads to the same place from another folder.
