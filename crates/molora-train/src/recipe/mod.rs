@@ -150,6 +150,11 @@ impl Recipe {
             if let Some(need) = config.term.lacks(has_router, has_keys) {
                 problems.push(format!("objective.{index}: {name} needs {need}"));
             }
+            // Reports have one value for each name.
+            let earlier = &self.objective.terms[..index];
+            if earlier.iter().any(|other| other.term == config.term) {
+                problems.push(format!("objective.{index}: {name} is listed twice"));
+            }
             if !(config.weight.is_finite() && config.weight >= 0.0) {
                 let weight = config.weight;
                 problems.push(format!(
