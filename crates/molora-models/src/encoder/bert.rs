@@ -19,6 +19,9 @@ pub struct EncoderInput {
     pub mask: Tensor<2, Bool>,
 }
 
+/// Linear layers of one encoder layer.
+const LINEARS: usize = 6;
+
 /// What an encoder returns.
 #[derive(Debug, Clone)]
 pub struct EncoderOutput {
@@ -83,6 +86,11 @@ impl Bert {
         self.embeddings.word.dims()[0]
     }
 
+    /// Number of token types.
+    pub fn num_token_types(&self) -> usize {
+        self.embeddings.token_type.dims()[0]
+    }
+
     /// Longest sequence in tokens.
     pub fn max_tokens(&self) -> usize {
         self.embeddings.position.dims()[0]
@@ -125,7 +133,7 @@ impl Bert {
     ///
     /// # Errors
     /// The first problem of the specification, or a target that matches nothing, or a rank that does
-    /// not fit a site.
+    /// not fit a site, or more entries of `experts_per_layer` than layers.
     pub fn attach(
         &mut self,
         spec: &AdapterSpec,
@@ -136,6 +144,8 @@ impl Bert {
         if let Some(problem) = spec.problems().into_iter().next() {
             return Err(problem);
         }
+        let num_layers = self.layers.len();
+        spec.fits_layers(num_layers)?;
         let mut linears = self.linears_mut();
         let paths: Vec<String> = linears.iter().map(|(path, _)| path.clone()).collect();
         let chosen = select_sites(&spec.targets, &paths)?;
@@ -150,6 +160,7 @@ impl Bert {
         for (site, &index) in chosen.iter().enumerate() {
             let (path, linear) = &mut linears[index];
             let seed = seed.child(path);
+            let spec = spec.at_layer(index / LINEARS, num_layers);
             linear.adapter = Some(spec.init(linear.dims(), site, num_tasks, seed, device));
         }
         Ok(chosen
@@ -202,7 +213,7 @@ impl Layer {
         self.output_norm.forward(apply(&self.output, inner) + x)
     }
 
-    fn linears(&self, index: usize) -> [(String, &MoLoraLinear); 6] {
+    fn linears(&self, index: usize) -> [(String, &MoLoraLinear); LINEARS] {
         let name = |part| layer_path(index, part);
         [
             (name("attention.self.query"), &self.query),
@@ -214,7 +225,7 @@ impl Layer {
         ]
     }
 
-    fn linears_mut(&mut self, index: usize) -> [(String, &mut MoLoraLinear); 6] {
+    fn linears_mut(&mut self, index: usize) -> [(String, &mut MoLoraLinear); LINEARS] {
         let name = |part| layer_path(index, part);
         [
             (name("attention.self.query"), &mut self.query),

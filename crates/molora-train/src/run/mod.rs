@@ -202,6 +202,7 @@ fn load(
     let recipe = &config.recipe;
     recipe.resolve(&encoder)?;
     let tasks = tokenize_tasks(tasks, &tokenizer, recipe.data.max_length)?;
+    check_token_types(&folder, &tasks, encoder.num_token_types())?;
     let seed = Seed::new(config.seed);
     encoder.attach(
         &recipe.adapter,
@@ -228,6 +229,28 @@ fn load(
         tasks,
         device,
     })
+}
+
+/// Checks that the model has a row for every token type; a tokenizer gives one to second texts even
+/// where the model knows only one.
+fn check_token_types(
+    model: &Path,
+    tasks: &[TokenizedTask],
+    limit: usize,
+) -> Result<(), TrainError> {
+    for task in tasks {
+        let splits = [&task.train, &task.validation, &task.test];
+        let mut types = splits.into_iter().flatten().flat_map(|e| &e.type_ids);
+        if let Some(found) = types.find(|&&found| found as usize >= limit) {
+            let problem = format!(
+                "gives token type {found} to texts of task {}, but the model's type_vocab_size is \
+                 {limit}",
+                task.name
+            );
+            return Err(TrainError::run(&model.join("tokenizer.json"), problem));
+        }
+    }
+    Ok(())
 }
 
 /// Trains, evaluates and writes everything that a finished run consists of.
