@@ -93,6 +93,16 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_varies_little_keeps_its_digits() {
+        let x = Tensor::<2>::from_floats([[1.7, 1.700_5]], &device());
+        let (gamma, beta) = (Tensor::ones([2], &device()), Tensor::zeros([2], &device()));
+        let half = f64::from(1.700_5f32 - 1.7f32) / 2.0;
+        let expected = (half / (half * half + 1e-5).sqrt()) as f32;
+        let out = layer_norm(x, gamma, beta, 1e-5);
+        assert_close(out, [[-expected, expected]], 1e-6, "layer norm");
+    }
+
+    #[test]
     #[should_panic(expected = "width of gamma")]
     fn another_width_is_refused() {
         let (gamma, beta) = (Tensor::ones([3], &device()), Tensor::zeros([3], &device()));
@@ -102,9 +112,11 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
+        // From 8 on: at widths 1 and 2 the gradient of `x` is zero but for epsilon, a difference of
+        // numbers of the size of `grad`.
         #[test]
         fn equals_the_portable_definition(
-            rows in 1usize..90, width in 2usize..500, tracked: [bool; 3], seed: u64,
+            rows in 1usize..90, width in 8usize..500, tracked: [bool; 3], seed: u64,
         ) {
             let mut oracle = Oracle::new(seed);
             let x = oracle.tensor([rows, width], 2.0, tracked[0]);

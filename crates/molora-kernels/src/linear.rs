@@ -56,7 +56,8 @@ pub fn portable<const D: usize>(
 
 #[cfg(test)]
 mod tests {
-    use molora_testkit::{assert_close, device};
+    use burn::tensor::TensorData;
+    use molora_testkit::{assert_close, autodiff_device, device};
     use proptest::prelude::*;
 
     use super::*;
@@ -87,12 +88,49 @@ mod tests {
         );
     }
 
+    /// Output and gradients of the sum of squares, on whole numbers: exact in any order of sums.
+    fn whole_numbers(
+        run: impl Fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>) -> Tensor<2>,
+        [rows, inputs, outputs]: [usize; 3],
+    ) -> [TensorData; 4] {
+        let draw = |shape: [usize; 2]| {
+            let numbers: Vec<f32> = (0..shape[0] * shape[1])
+                .map(|i| (i * 7 % 11) as f32)
+                .collect();
+            let data = TensorData::new(numbers, shape);
+            Tensor::<2>::from_data(data, &autodiff_device())
+                .sub_scalar(5.0)
+                .require_grad()
+        };
+        let leaves = [
+            draw([rows, inputs]),
+            draw([inputs, outputs]),
+            draw([1, outputs]),
+        ];
+        let [x, weight, bias] = leaves.clone();
+        let out = run(x, weight, Some(bias.reshape([outputs])));
+        let grads = out.clone().square().sum().backward();
+        let [x, weight, bias] = leaves.map(|leaf| leaf.grad(&grads).unwrap().into_data());
+        [out.into_data(), x, weight, bias]
+    }
+
+    #[test]
+    fn sizes_below_a_register_are_exact_on_whole_numbers() {
+        for size in 0..7 * 7 * 7 {
+            let sizes = [size % 7 + 1, size / 7 % 7 + 1, size / 49 + 1];
+            let expected = whole_numbers(portable, sizes);
+            for (actual, expected) in whole_numbers(linear, sizes).iter().zip(expected) {
+                actual.assert_eq(&expected, true);
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
         #[test]
         fn equals_the_portable_definition(
-            rows in 1usize..200, inputs in 1usize..300, outputs in 1usize..300, with_bias: bool,
+            rows in 1usize..200, inputs in 8usize..300, outputs in 8usize..300, with_bias: bool,
             tracked: [bool; 3], seed: u64,
         ) {
             let mut oracle = Oracle::new(seed);

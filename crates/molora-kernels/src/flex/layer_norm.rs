@@ -21,9 +21,9 @@ pub(crate) fn forward(
             #[inline(always)]
             || {
                 for row in rows.chunks_exact_mut(gamma.len()) {
-                    let (mean, scale) = statistics(row, epsilon);
+                    let statistics = Statistics::of(row, epsilon);
                     for ((value, &gamma), &beta) in row.iter_mut().zip(gamma).zip(beta) {
-                        *value = ((*value - mean) * scale).mul_add(gamma, beta);
+                        *value = statistics.normalise(*value).mul_add(gamma, beta);
                     }
                 }
             },
@@ -58,15 +58,15 @@ pub(crate) fn backward_x(
 #[inline(always)]
 fn backward_row(grad: &mut [f32], x: &[f32], gamma: &[f32], epsilon: f32) {
     let count = x.len() as f32;
-    let (mean, scale) = statistics(x, epsilon);
+    let statistics = Statistics::of(x, epsilon);
     for (grad, &gamma) in grad.iter_mut().zip(gamma) {
         *grad *= gamma;
     }
     let offset = sum(grad, grad, |h, _| h) / count;
-    let slope = sum(grad, x, |h, x| h * ((x - mean) * scale)) / count;
+    let slope = sum(grad, x, |h, x| h * statistics.normalise(x)) / count;
     for (grad, &x) in grad.iter_mut().zip(x) {
-        let normalised = (x - mean) * scale;
-        *grad = normalised.mul_add(-slope, *grad - offset) * scale;
+        let normalised = statistics.normalise(x);
+        *grad = normalised.mul_add(-slope, *grad - offset) * statistics.scale;
     }
 }
 
@@ -122,18 +122,40 @@ pub(crate) fn backward_affine(
 
 #[inline(always)]
 fn affine_row(sums: &mut (Vec<f32>, Vec<f32>), x: &[f32], grad: &[f32], epsilon: f32) {
-    let (mean, scale) = statistics(x, epsilon);
+    let statistics = Statistics::of(x, epsilon);
     for (((gamma, beta), &x), &grad) in sums.0.iter_mut().zip(&mut sums.1).zip(x).zip(grad) {
-        *gamma = ((x - mean) * scale).mul_add(grad, *gamma);
+        *gamma = statistics.normalise(x).mul_add(grad, *gamma);
         *beta += grad;
     }
 }
 
-/// Mean and `1 / sqrt(variance + epsilon)` of a row.
-#[inline(always)]
-fn statistics(row: &[f32], epsilon: f32) -> (f32, f32) {
-    let count = row.len() as f32;
-    let mean = sum(row, row, |value, _| value) / count;
-    let variance = sum(row, row, |value, _| (value - mean) * (value - mean)) / count;
-    (mean, 1.0 / (variance + epsilon).sqrt())
+/// What normalises a row.
+#[derive(Debug, Clone, Copy)]
+struct Statistics {
+    mean: f32,
+    /// What rounding took from the mean: seen beside it where the row varies little.
+    rest: f32,
+    /// `1 / sqrt(variance + epsilon)`.
+    scale: f32,
+}
+
+impl Statistics {
+    #[inline(always)]
+    fn of(row: &[f32], epsilon: f32) -> Self {
+        let count = row.len() as f32;
+        let mean = sum(row, row, |value, _| value) / count;
+        let rest = sum(row, row, |value, _| value - mean) / count;
+        let squares = sum(row, row, |value, _| (value - mean) * (value - mean)) / count;
+        let variance = squares - rest * rest;
+        Self {
+            mean,
+            rest,
+            scale: 1.0 / (variance + epsilon).sqrt(),
+        }
+    }
+
+    #[inline(always)]
+    fn normalise(self, value: f32) -> f32 {
+        ((value - self.mean) - self.rest) * self.scale
+    }
 }
