@@ -9,7 +9,8 @@
 //! y    = code B                            [N, O]
 //! ```
 //!
-//! so that nothing of shape `[N, E, O]` exists and no loop runs over experts.
+//! so that nothing of shape `[N, E, O]` exists and no loop runs over experts. In training, weight
+//! dropout replaces `A` by `F o A` with random factors `F` (see [`ExpertBank::weight_factors`]).
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
@@ -53,6 +54,8 @@ pub struct BankConfig {
     pub rank_scale: bool,
     /// Probability of dropping an input activation in training.
     pub dropout: f64,
+    /// Probability of dropping an entry of `A` in training, in `[0, 1)` (MoSLD's DropConnect).
+    pub weight_dropout: f64,
 }
 
 impl Default for BankConfig {
@@ -65,6 +68,7 @@ impl Default for BankConfig {
             scaling: Scaling::AlphaOverRank(16.0),
             rank_scale: false,
             dropout: 0.0,
+            weight_dropout: 0.0,
         }
     }
 }
@@ -80,11 +84,14 @@ impl BankConfig {
                 return Err(AdapterError::Zero { field });
             }
         }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(AdapterError::Probability {
-                field: "dropout",
-                value: self.dropout,
-            });
+        let probabilities = [
+            ("dropout", self.dropout),
+            ("weight_dropout", self.weight_dropout),
+        ];
+        for (field, value) in probabilities {
+            if !(0.0..1.0).contains(&value) {
+                return Err(AdapterError::Probability { field, value });
+            }
         }
         self.scaling.validate()
     }
@@ -130,6 +137,7 @@ impl BankConfig {
             rank: self.rank,
             factor: self.scaling.factor(self.rank),
             dropout: self.dropout,
+            weight_dropout: self.weight_dropout,
         }
     }
 }
@@ -147,6 +155,7 @@ pub struct ExpertBank {
     rank: usize,
     factor: f64,
     dropout: f64,
+    weight_dropout: f64,
 }
 
 impl ExpertBank {
@@ -165,24 +174,53 @@ impl ExpertBank {
         self.a.dims()[1] / self.rank
     }
 
+    /// Probability of dropping an entry of `A` in training.
+    pub fn weight_dropout(&self) -> f64 {
+        self.weight_dropout
+    }
+
     /// The low-rank code before any scale: `dropout(x) A`.
     ///
-    /// With a `dropout` seed and a positive dropout probability, input activations are dropped by a
-    /// mask drawn from that seed; without one (evaluation) none are.
+    /// With a `dropout` seed (training) and positive probabilities, input activations are dropped by
+    /// a mask drawn from that seed, and entries of `A` by [`weight_factors`](Self::weight_factors) of
+    /// its child `weight`; without a seed (evaluation) nothing is.
     ///
     /// # Shapes
     /// - `x`: `[B, T, D]`
     /// - returns `[B, T, A*R]`
     pub fn down(&self, x: Tensor<3>, dropout: Option<Seed>) -> Tensor<3> {
-        let [batch, tokens, width] = x.dims();
-        let x = match dropout {
-            Some(seed) if self.dropout > 0.0 => {
-                x.clone() * dropout_mask(x.dims(), self.dropout, seed, &x.device())
-            }
-            _ => x,
+        let Some(seed) = dropout else {
+            return project(x, self.a.val());
         };
-        let low_nr = x.reshape([batch * tokens, width]).matmul(self.a.val());
-        low_nr.reshape([batch, tokens, self.a.dims()[1]])
+        let x = match self.dropout > 0.0 {
+            true => x.clone() * dropout_mask(x.dims(), self.dropout, seed, &x.device()),
+            false => x,
+        };
+        match self.weight_dropout > 0.0 {
+            true => self.down_masked(x, self.weight_factors(seed.child("weight"))),
+            false => project(x, self.a.val()),
+        }
+    }
+
+    /// The low-rank code with every entry of `A` multiplied by a factor: `x (F o A)`.
+    ///
+    /// This is weight dropout with an explicit mask; [`down`](Self::down) draws the factors.
+    ///
+    /// # Shapes
+    /// - `x`: `[B, T, D]`
+    /// - `factors`: `[D, A*R]`, 0 for an entry that is dropped, else `1 / (1 - p)`
+    /// - returns `[B, T, A*R]`
+    ///
+    /// # Source
+    /// Wan et al., DropConnect, ICML 2013, with inverted scaling; MoSLD, arXiv:2412.08946.
+    pub fn down_masked(&self, x: Tensor<3>, factors: Tensor<2>) -> Tensor<3> {
+        project(x, self.a.val() * factors)
+    }
+
+    /// Factors of weight dropout drawn from `seed`: 0 with the bank's probability p, else
+    /// `1 / (1 - p)`, `[D, A*R]`. One draw serves all tokens and, if `A` is shared, all experts.
+    pub fn weight_factors(&self, seed: Seed) -> Tensor<2> {
+        dropout_mask(self.a.dims(), self.weight_dropout, seed, &self.a.device())
     }
 
     /// The mixture of the experts' deltas: `s * sum_e w_e B_e (sigma o low_e)`.
@@ -251,6 +289,13 @@ impl ExpertBank {
             .reshape([d_input, self.num_experts * self.rank]);
         code.matmul(self.b.val())
     }
+}
+
+/// `[B, T, D]` times `[D, F]`, as one product of matrices.
+fn project(x: Tensor<3>, matrix: Tensor<2>) -> Tensor<3> {
+    let ([batch, tokens, width], [_, features]) = (x.dims(), matrix.dims());
+    let product = x.reshape([batch * tokens, width]).matmul(matrix);
+    product.reshape([batch, tokens, features])
 }
 
 #[cfg(test)]
@@ -360,6 +405,56 @@ mod tests {
         assert_ne!(code(Some(Seed::new(1))), code(None));
     }
 
+    /// A of 2 x 4 and its mask from the MoSLD notes' worked example, p 0.1.
+    #[test]
+    fn weight_dropout_of_the_worked_example() {
+        let device = molora_testkit::device();
+        let config = BankConfig {
+            sharing: Sharing::SharedA,
+            rank: 2,
+            weight_dropout: 0.1,
+            ..BankConfig::default()
+        };
+        let dims = SiteDims {
+            d_input: 4,
+            d_output: 3,
+        };
+        let mut bank = config.init(dims, Seed::new(0), &device);
+        bank.a = Param::from_data([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [-1.0, 1.0]], &device);
+        let keep = Tensor::<2>::from_data([[1., 1.], [1., 0.], [0., 1.], [1., 1.]], &device);
+        let x = Tensor::<3>::from_data([[[1.0, 2.0, 0.5, -1.0]]], &device);
+        let low = bank.down_masked(x, keep.div_scalar(1.0 - bank.weight_dropout()));
+        // [1 + 1, 0.5 - 1] / 0.9
+        assert_close(low, [[[2.222222, -0.555556]]], FORWARD, "low-rank code");
+    }
+
+    #[test]
+    fn weight_dropout_acts_in_training_only_and_repeats_by_seed() {
+        let device = molora_testkit::device();
+        let mut bank = bank(Sharing::SharedA, 2, &device);
+        bank.weight_dropout = 0.5;
+        let seed = Seed::new(1);
+        let drawn = bank.weight_factors(seed.child("weight"));
+        let explicit = bank.down_masked(input(&device), drawn.clone());
+        let found = bank.down(input(&device), Some(seed));
+        assert_close(found, explicit.clone(), 0.0, "the drawn mask");
+        let other = bank.down(input(&device), Some(Seed::new(2)));
+        let gap = (other - explicit).abs().max().into_scalar::<f32>();
+        assert!(gap > 0.0, "another seed drops other entries");
+        let kept = bank.down(input(&device), None);
+        let all = input(&device).matmul(bank.a.val().unsqueeze());
+        assert_close(kept, all, FORWARD, "evaluation drops nothing");
+        let drawn: Vec<f32> = drawn.into_data().try_to_vec().expect("f32");
+        assert!(drawn.iter().all(|&factor| factor == 0.0 || factor == 2.0));
+    }
+
+    #[test]
+    fn a_configuration_without_weight_dropout_reads_as_zero() {
+        let text = r#"{"num_experts": 3, "rank": 4, "dropout": 0.05}"#;
+        let config: BankConfig = serde_json::from_str(text).expect("an older file");
+        assert_eq!(config.weight_dropout, 0.0);
+    }
+
     #[test]
     fn numbers_out_of_range_are_named() {
         let check = |config: BankConfig, text: &str| {
@@ -378,6 +473,13 @@ mod tests {
                 ..Default::default()
             },
             "dropout is 1, expected at least 0 and less than 1",
+        );
+        check(
+            BankConfig {
+                weight_dropout: f64::NAN,
+                ..Default::default()
+            },
+            "weight_dropout is NaN, expected at least 0 and less than 1",
         );
         let dims = SiteDims {
             d_input: 5,

@@ -17,6 +17,7 @@ pub(super) fn recipe() -> Recipe {
         scaling: Scaling::AlphaOverRank(16.0),
         rank_scale: false,
         dropout: 0.05,
+        ..BankConfig::default()
     };
     let router = RouterConfig {
         scorer: ScorerConfig::Linear { bias: false },
@@ -32,6 +33,7 @@ pub(super) fn recipe() -> Recipe {
         bank,
         router: Some(router),
         gate: None,
+        ..AdapterSpec::default()
     };
     Recipe::new("hydralora", CITATION, adapter)
 }

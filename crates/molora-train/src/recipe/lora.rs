@@ -15,6 +15,7 @@ pub(super) fn recipe() -> Recipe {
         scaling: Scaling::AlphaOverRank(16.0),
         rank_scale: false,
         dropout: 0.05,
+        ..BankConfig::default()
     };
     let targets = ATTENTION.map(String::from).to_vec();
     Recipe::new(
@@ -25,6 +26,7 @@ pub(super) fn recipe() -> Recipe {
             bank,
             router: None,
             gate: None,
+            ..AdapterSpec::default()
         },
     )
 }

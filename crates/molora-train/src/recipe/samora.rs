@@ -18,6 +18,7 @@ pub(super) fn recipe() -> Recipe {
         scaling: Scaling::Unit,
         rank_scale: true,
         dropout: 0.05,
+        ..BankConfig::default()
     };
     let router = RouterConfig {
         scorer: ScorerConfig::Cosine,
@@ -37,6 +38,7 @@ pub(super) fn recipe() -> Recipe {
         bank,
         router: Some(router),
         gate: Some(gate),
+        ..AdapterSpec::default()
     };
     // Within a site the code's means, over sites the code's sum.
     let term = |term, weight| TermConfig {
