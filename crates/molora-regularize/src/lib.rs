@@ -2,8 +2,8 @@
 //!
 //! Two kinds of term, so that nothing has to be collected through side effects:
 //!
-//! - **routing losses** ([`load_balance`], [`router_z_loss`]) read a
-//!   [`RouterOutput`](molora_routing::RouterOutput), over real tokens only;
+//! - **routing losses** ([`load_balance`], [`balance_mass`], [`balance_literal`],
+//!   [`router_z_loss`]) read a [`RouterOutput`](molora_routing::RouterOutput), over real tokens only;
 //! - **weight penalties** ([`orthogonality`], [`key_matching`]) read an
 //!   [`ExpertBank`](molora_adapters::ExpertBank) and a router's keys.
 //!
@@ -35,7 +35,7 @@ mod weight;
 use serde::{Deserialize, Serialize};
 
 pub use objective::{LossBreakdown, ObjectiveConfig, SiteView, Term, TermConfig};
-pub use routing::{load_balance, router_z_loss};
+pub use routing::{balance_literal, balance_mass, load_balance, router_z_loss};
 pub use weight::{key_matching, orthogonality};
 
 /// How the entries of a term are put together; papers and their released code often differ here.

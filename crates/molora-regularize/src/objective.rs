@@ -5,7 +5,10 @@ use molora_adapters::ExpertBank;
 use molora_routing::RouterOutput;
 use serde::{Deserialize, Serialize};
 
-use crate::{Reduction, key_matching, load_balance, orthogonality, router_z_loss};
+use crate::{
+    Reduction, balance_literal, balance_mass, key_matching, load_balance, orthogonality,
+    router_z_loss,
+};
 
 /// What a term computes at one site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,8 +19,12 @@ pub enum Term {
     Orthogonality,
     /// See [`key_matching`]; needs a router with keys in rank space.
     KeyMatching,
-    /// See [`load_balance`]; needs a router.
+    /// See [`load_balance`]; needs a router and skips sites of one expert, where it is constant.
     LoadBalance,
+    /// See [`balance_mass`]; needs a router and skips sites of one expert.
+    BalanceMass,
+    /// See [`balance_literal`]; needs a router and skips sites of one expert.
+    BalanceLiteral,
     /// See [`router_z_loss`]; needs a router.
     RouterZLoss,
 }
@@ -29,6 +36,8 @@ impl Term {
             Self::Orthogonality => "orthogonality",
             Self::KeyMatching => "key_matching",
             Self::LoadBalance => "load_balance",
+            Self::BalanceMass => "balance_mass",
+            Self::BalanceLiteral => "balance_literal",
             Self::RouterZLoss => "router_z_loss",
         }
     }
@@ -39,20 +48,34 @@ impl Term {
             Self::KeyMatching if !has_rank_keys => {
                 Some("a router with cosine keys on the low-rank code of a shared A")
             }
-            Self::LoadBalance | Self::RouterZLoss if !has_router => Some("a router"),
+            term if term.reads_routes() && !has_router => Some("a router"),
             _ => None,
+        }
+    }
+
+    /// Whether the term reads routing decisions, and not weights alone.
+    fn reads_routes(self) -> bool {
+        match self {
+            Self::Orthogonality | Self::KeyMatching => false,
+            Self::LoadBalance | Self::BalanceMass | Self::BalanceLiteral | Self::RouterZLoss => {
+                true
+            }
         }
     }
 
     /// The term's value at one site, `[1]`; `None` if the site has nothing to show for it.
     fn at(self, site: &SiteView<'_>, reduction: Reduction) -> Option<Tensor<1>> {
+        // There is nothing to balance at a site of one expert.
+        let balanced = || site.routed.filter(|routed| routed.num_experts() > 1);
         match self {
             Self::Orthogonality => Some(orthogonality(site.bank, reduction)),
             Self::KeyMatching => site
                 .keys
                 .clone()
                 .map(|keys| key_matching(keys, site.bank, reduction)),
-            Self::LoadBalance => site.routed.map(|routed| load_balance(routed, reduction)),
+            Self::LoadBalance => balanced().map(|routed| load_balance(routed, reduction)),
+            Self::BalanceMass => balanced().map(|routed| balance_mass(routed, reduction)),
+            Self::BalanceLiteral => balanced().map(|routed| balance_literal(routed, reduction)),
             Self::RouterZLoss => site.routed.map(|routed| router_z_loss(routed, reduction)),
         }
     }
@@ -105,9 +128,7 @@ pub struct LossBreakdown {
 impl ObjectiveConfig {
     /// Whether any term reads routing decisions, and not weights alone.
     pub fn reads_routes(&self) -> bool {
-        let routes =
-            |config: &TermConfig| matches!(config.term, Term::LoadBalance | Term::RouterZLoss);
-        self.terms.iter().any(routes)
+        self.terms.iter().any(|config| config.term.reads_routes())
     }
 
     /// Evaluates every term over all sites.
@@ -155,6 +176,7 @@ mod tests {
     use super::*;
     use molora_adapters::{BankConfig, SiteDims};
     use molora_kernels::random::Seed;
+    use molora_routing::{RouteInput, RouterConfig};
     use molora_testkit::{FORWARD, assert_close};
 
     fn term(term: Term, over_sites: Reduction) -> TermConfig {
@@ -218,9 +240,46 @@ mod tests {
         );
     }
 
+    /// Two sites, one of them of one expert: only the other one counts.
+    #[test]
+    fn sites_of_one_expert_have_nothing_to_balance() {
+        let device = molora_testkit::device();
+        let dims = SiteDims {
+            d_input: 8,
+            d_output: 8,
+        };
+        let bank = BankConfig::default().init(dims, Seed::new(1), &device);
+        let routed = [1, 4].map(|experts| {
+            let router = RouterConfig::default().init(8, experts, 0, Seed::new(2), &device);
+            router.route(&RouteInput {
+                features: Tensor::zeros([1, 3, 8], &device),
+                mask: Tensor::ones([1, 3], &device),
+                tasks: None,
+            })
+        });
+        let sites = routed.each_ref().map(|routed| SiteView {
+            bank: &bank,
+            keys: None,
+            routed: Some(routed),
+        });
+        let value = |name, sites: &[SiteView<'_>]| {
+            let terms = vec![term(name, Reduction::Sum)];
+            ObjectiveConfig { terms }.evaluate(sites).total
+        };
+        // Dense and uniform: 1 by Switch, K / E = 1 per decision by the others.
+        for name in [Term::LoadBalance, Term::BalanceMass, Term::BalanceLiteral] {
+            let found = value(name, &sites).expect("one site of four experts");
+            assert_close(found, [0.5], FORWARD, name.name());
+            assert!(value(name, &sites[..1]).is_none(), "{}", name.name());
+        }
+    }
+
     #[test]
     fn missing_needs_are_named() {
-        assert_eq!(Term::LoadBalance.lacks(false, false), Some("a router"));
+        for term in [Term::LoadBalance, Term::BalanceMass, Term::BalanceLiteral] {
+            assert_eq!(term.lacks(false, false), Some("a router"));
+            assert_eq!(term.lacks(true, false), None);
+        }
         assert!(Term::KeyMatching.lacks(true, false).is_some());
         assert_eq!(Term::Orthogonality.lacks(false, false), None);
     }

@@ -1,6 +1,7 @@
 //! Losses on routing decisions, over the decisions that count.
 
-use burn::tensor::{Tensor, activation::log_softmax};
+use burn::tensor::Tensor;
+use burn::tensor::activation::{log_softmax, softmax};
 use molora_routing::RouterOutput;
 
 use crate::Reduction;
@@ -30,6 +31,43 @@ pub fn load_balance(routed: &RouterOutput, reduction: Reduction) -> Tensor<1> {
         .mul_scalar(routed.num_experts() as f64)
 }
 
+/// MoSLD's balance loss read as counts times probability mass: `sum_e c_e sum_x p_e(x)`.
+///
+/// `c_e` is how many decisions selected expert `e` (no gradient), `p` the router's softmax.
+/// [`Reduction::Sum`] is the paper's sum over decisions, which grows with their number squared;
+/// [`Reduction::Mean`] takes `c` and the mass per decision, so that a uniform router gives `K / E`.
+///
+/// # Shapes
+/// - returns `[1]`
+///
+/// # Source
+/// MoSLD, arXiv:2412.08946, eq. 4, whose `s^k` is taken for the router's probability.
+pub fn balance_mass(routed: &RouterOutput, reduction: Reduction) -> Tensor<1> {
+    counts_times_mass(routed, routed.probs.clone(), reduction)
+}
+
+/// MoSLD's balance loss read by the letter: as [`balance_mass`], with `p` replaced by a softmax over
+/// the experts of the final weights, which are zero for unselected experts.
+///
+/// # Shapes
+/// - returns `[1]`
+///
+/// # Source
+/// MoSLD, arXiv:2412.08946, eq. 4.
+pub fn balance_literal(routed: &RouterOutput, reduction: Reduction) -> Tensor<1> {
+    counts_times_mass(routed, softmax(routed.weights.clone(), 2), reduction)
+}
+
+/// `sum_e c_e sum_x p_e(x)` over the decisions that count, gradient through `p` alone.
+fn counts_times_mass(routed: &RouterOutput, probs: Tensor<3>, reduction: Reduction) -> Tensor<1> {
+    let counts = routed.selection_counts().detach();
+    let total = (counts * routed.sum_counted(probs)).sum();
+    match reduction {
+        Reduction::Mean => total / routed.num_decisions().square(),
+        Reduction::Sum => total,
+    }
+}
+
 /// Router z-loss: `logsumexp(logits)^2` over decisions, which keeps logits small.
 ///
 /// The mean over the decisions that count, or their sum. With all logits 0 each decision's value is
@@ -56,7 +94,6 @@ pub fn router_z_loss(routed: &RouterOutput, reduction: Reduction) -> Tensor<1> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::activation::softmax;
     use molora_routing::Selection;
     use molora_testkit::{FORWARD, GRADIENT, assert_close};
 
@@ -112,6 +149,55 @@ mod tests {
             [0.0; 4],
         ]];
         assert_close(gradient, expected, GRADIENT, "d balance / d logits");
+    }
+
+    #[test]
+    fn readings_of_the_worked_example() {
+        let logits = Tensor::<3>::from_data(LOGITS, &molora_testkit::device());
+        let routed = routed(logits, Selection::TopK(2));
+        for (loss, expected) in [
+            (balance_mass as fn(&_, _) -> _, 4.568968),
+            (balance_literal, 4.696422),
+        ] {
+            let sum: Tensor<1> = loss(&routed, Reduction::Sum);
+            assert_close(sum, [expected], FORWARD, "sum");
+            let mean = loss(&routed, Reduction::Mean);
+            assert_close(mean, [expected / 9.0], FORWARD, "mean over 3 tokens");
+        }
+    }
+
+    /// `Mass` is `Switch` times `T^2 K / E`, and so is its gradient.
+    #[test]
+    fn gradient_of_mass_is_that_of_switch_rescaled() {
+        let device = molora_testkit::autodiff_device();
+        let gradient = |loss: fn(&RouterOutput, Reduction) -> Tensor<1>, reduction| {
+            let logits = Tensor::<3>::from_data(LOGITS, &device).require_grad();
+            let loss = loss(&routed(logits.clone(), Selection::TopK(2)), reduction);
+            logits.grad(&loss.backward()).expect("tracked")
+        };
+        let switch = gradient(load_balance, Reduction::Mean);
+        let mass = gradient(balance_mass, Reduction::Sum);
+        assert_close(mass, switch.mul_scalar(4.5), GRADIENT, "d mass / d logits");
+    }
+
+    /// With `q = softmax(S)`: `dL/dS_j = q_j (c_j - sum_k c_k q_k)`, and through the softmax over the
+    /// selected logits `dL/dl_j = S_j (dL/dS_j - sum_k S_k dL/dS_k)`.
+    #[test]
+    fn gradient_of_literal_is_analytic() {
+        let device = molora_testkit::autodiff_device();
+        let logits = Tensor::<3>::from_data(LOGITS, &device).require_grad();
+        let routed = routed(logits.clone(), Selection::TopK(2));
+        let loss = balance_literal(&routed, Reduction::Sum);
+        let gradient = logits.grad(&loss.backward()).expect("tracked");
+        let counts = Tensor::<1>::from_data([1.0, 1.0, 1.0, 3.0], &device).reshape([1, 1, 4]);
+        let weights = routed.weights.detach();
+        let through = |p: Tensor<3>, d: Tensor<3>| {
+            let mean = (p.clone() * d.clone()).sum_dim(2);
+            p * (d - mean)
+        };
+        let to_weights = through(softmax(weights.clone(), 2), counts.expand([1, 4, 4]));
+        let expected = through(weights, to_weights) * routed.counted.unsqueeze_dim::<3>(2);
+        assert_close(gradient, expected, GRADIENT, "d literal / d logits");
     }
 
     #[test]
