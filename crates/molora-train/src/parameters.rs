@@ -30,6 +30,13 @@ pub fn count(model: &Classifier) -> ParameterCounts {
     }
 }
 
+/// Path of a trainable parameter that holds NaN or an infinity, and that value.
+pub fn find_not_finite(model: &Classifier) -> Option<(String, f64)> {
+    let mut visitor = FindNotFinite::default();
+    model.visit(&mut visitor);
+    visitor.found
+}
+
 /// Makes exactly the parameters of the given kinds trainable.
 pub fn set_trainable(model: Classifier, kinds: &[ParameterKind]) -> Classifier {
     let mut mapper = ByPath {
@@ -60,6 +67,31 @@ impl ModuleVisitor for Collect {
         let kind = ParameterKind::of(&self.path.join("."));
         self.ids.entry(kind).or_default().push(param.id);
         *self.scalars.entry(kind).or_default() += param.val().shape().num_elements();
+    }
+
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+}
+
+#[derive(Default)]
+struct FindNotFinite {
+    path: Vec<String>,
+    found: Option<(String, f64)>,
+}
+
+impl ModuleVisitor for FindNotFinite {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.found.is_some() || !param.is_require_grad() {
+            return;
+        }
+        let data = param.val().into_data();
+        let value = data.iter::<f64>().find(|value| !value.is_finite());
+        self.found = value.map(|value| (self.path.join("."), value));
     }
 
     fn enter_module(&mut self, name: &str, _container_type: &str) {

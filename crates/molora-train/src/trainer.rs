@@ -12,6 +12,7 @@ use molora_models::Classifier;
 
 use crate::checkpoint::{self, Progress};
 use crate::data::{Batch, Sampler, Split, TokenizedTask};
+use crate::parameters::find_not_finite;
 use crate::report::{SCHEMA_VERSION, StepRecord, StepWriter, truncate_after};
 use crate::step::train_step;
 use crate::{Recipe, TrainError};
@@ -79,6 +80,7 @@ pub fn train(
         }
     }
     writer.sync()?;
+    state.check_weights(setup)?;
     Ok(Trained {
         model: state.model,
         progress: state.progress,
@@ -208,7 +210,19 @@ impl State {
         }
     }
 
+    /// A good loss may be followed by an update that overflows: nobody shall keep its result.
+    fn check_weights(&self, setup: &Setup<'_>) -> Result<(), TrainError> {
+        match find_not_finite(&self.model) {
+            Some((path, value)) => {
+                let what = format!("weight {path}");
+                Err(not_finite(setup, self.progress.step, &what, value))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn save(&self, setup: &Setup<'_>) -> Result<(), TrainError> {
+        self.check_weights(setup)?;
         let names = task_names(setup.tasks);
         checkpoint::save(
             setup.folder,
