@@ -45,7 +45,12 @@ impl StageConfig {
 
     /// What is out of range, each with the name of its field.
     pub fn problems(&self) -> Vec<String> {
-        let mut problems = self.optimizer.problems();
+        let mut problems: Vec<String> = self
+            .optimizer
+            .problems()
+            .into_iter()
+            .map(|problem| format!("optimizer.{problem}"))
+            .collect();
         if self.steps == 0 {
             problems.push("steps is 0, expected at least 1".into());
         }
