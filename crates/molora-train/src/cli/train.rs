@@ -76,14 +76,15 @@ impl TrainArgs {
         let name = self.recipe.as_deref().unwrap_or_default();
         let mut recipe = overrides::apply(&read_recipe(name)?, &self.set)?;
         if let Some(steps) = self.steps {
-            let [stage] = &mut recipe.stages[..] else {
-                bail!(
+            match &mut recipe.stages[..] {
+                [] => {} // named among the recipe's other problems
+                [stage] => stage.steps = steps,
+                stages => bail!(
                     "--steps: recipe {} has {} stages; use --set stages.0.steps={steps}",
                     recipe.name,
-                    recipe.stages.len()
-                );
-            };
-            stage.steps = steps;
+                    stages.len()
+                ),
+            }
         }
         Ok(Request {
             out: self
