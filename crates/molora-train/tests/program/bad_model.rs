@@ -156,9 +156,9 @@ fn tensors_that_do_not_fit() {
         },
         Mistake {
             name: "more layers than tensors",
-            damage: |world| config(world, "num_hidden_layers", json!(3)),
+            damage: |world| config(world, "num_hidden_layers", json!(5)),
             arguments: &[],
-            expected: &["tensor `encoder.layer.2.", "is missing"],
+            expected: &["tensor `encoder.layer.4.", "is missing"],
         },
         Mistake {
             name: "another vocabulary",

@@ -38,6 +38,7 @@ fn micro_batches_give_the_losses_of_the_whole_batch() {
         for mixed in [false, true] {
             let mut recipe = small(name);
             recipe.adapter.bank.dropout = 0.0;
+            recipe.adapter.bank.weight_dropout = 0.0;
             recipe.data.sampling.batch_size = 32;
             recipe.data.sampling.mixed = mixed;
             let whole = run_steps(&recipe, 0);

@@ -5,7 +5,7 @@ use std::path::Path;
 use molora_train::recipe;
 use serde_json::Value;
 
-use crate::world::{RUN_FILES, World, entries, read_json, read_tensors, small, steps};
+use crate::world::{LAYERS, RUN_FILES, World, entries, read_json, read_tensors, small, steps};
 
 /// Runs the program's `eval --json` and returns what it printed.
 fn eval_json(world: &World, run: &Path, more: &[&str]) -> Value {
@@ -65,7 +65,7 @@ fn a_plain_lora_has_the_files_of_peft() {
     assert_eq!(config["peft_type"], "LORA");
     assert_eq!(
         (&config["r"], &config["lora_alpha"]),
-        (&4.into(), &16.0.into())
+        (&4.into(), &16.into())
     );
     let targets = serde_json::json!(["query", "key", "value", "attention.output.dense"]);
     assert_eq!(config["target_modules"], targets);
@@ -74,13 +74,9 @@ fn a_plain_lora_has_the_files_of_peft() {
         (&"none".into(), &false.into())
     );
     let tensors = read_tensors(&run.join("adapter_model.safetensors"));
-    assert_eq!(
-        tensors.len(),
-        2 * 4 * 2,
-        "A and B of four sites in two layers"
-    );
+    assert_eq!(tensors.len(), 2 * 4 * LAYERS, "A and B of four sites");
     for site in ["self.query", "self.key", "self.value", "output.dense"] {
-        for layer in 0..2 {
+        for layer in 0..LAYERS {
             let path = format!("base_model.model.encoder.layer.{layer}.attention.{site}");
             assert_eq!(tensors[&format!("{path}.lora_A.weight")].0, [4, 32]);
             assert_eq!(tensors[&format!("{path}.lora_B.weight")].0, [32, 4]);

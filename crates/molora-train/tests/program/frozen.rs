@@ -12,7 +12,7 @@ use molora_train::device::DeviceSpec;
 use molora_train::trainer::{Setup, train};
 use molora_train::{Recipe, parameters};
 
-use crate::world::{Tensors, World, read_tensors, small};
+use crate::world::{LAYERS, Tensors, World, read_tensors, small};
 
 /// The adapter file of a run of `recipe`, and that of its first step with a rate of nearly nothing:
 /// the initial values.
@@ -139,6 +139,6 @@ fn the_base_stays_as_it_was_read() {
     let trained = train(&setup, parameters::with_stable_ids(model), |_, _| {}).expect("a run");
     let found = base(&trained.model);
     // Three tables, a norm, and per layer six weights with biases and two norms.
-    assert_eq!(found.len(), 3 + 2 + 2 * (6 * 2 + 2 * 2));
+    assert_eq!(found.len(), 3 + 2 + LAYERS * (6 * 2 + 2 * 2));
     assert!(found == expected, "a tensor of the base changed");
 }

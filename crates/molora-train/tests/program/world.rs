@@ -17,7 +17,8 @@ use tempfile::TempDir;
 pub(crate) const VOCABULARY: usize = 32;
 const WIDTH: usize = 32;
 const INNER: usize = 64;
-const LAYERS: usize = 2;
+/// As many as the longest list of experts by layer in a bundled recipe.
+pub(crate) const LAYERS: usize = 4;
 
 /// Files of a finished run, sorted.
 pub(crate) const RUN_FILES: [&str; 9] = [
@@ -155,6 +156,7 @@ pub(crate) fn small(name: &str) -> Recipe {
     recipe.data.sampling.batch_size = 8;
     recipe.data.sampling.bucket_batches = 6;
     recipe.adapter.bank.rank = 4;
+    recipe.adapter.experts_per_layer.truncate(LAYERS);
     recipe.stages[0].steps = 20;
     recipe.stages[0].schedule.warmup = 0.2;
     recipe
