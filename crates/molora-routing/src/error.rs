@@ -18,6 +18,59 @@ pub enum RoutingError {
     /// A temperature that would divide by zero or flip the order.
     #[error("temperature is {0}, expected a finite number above 0")]
     Temperature(f64),
+    /// A probability mass out of its range.
+    #[error("top_p is {0}, expected a number from 0 to 1")]
+    TopP(f64),
+    /// A temperature of one level of a grouped scorer that would divide by zero or flip the order.
+    #[error("{field} is {value}, expected a finite number above 0")]
+    GroupTemperature {
+        /// Name of the level's temperature.
+        field: &'static str,
+        /// What was configured.
+        value: f64,
+    },
+    /// A group whose weight no expert could get.
+    #[error("group {group} has no experts, expected at least one")]
+    EmptyGroup {
+        /// Number of the group.
+        group: usize,
+    },
+    /// A group that names an expert that does not exist.
+    #[error("group {group} names expert {expert}, but there are {num_experts} experts")]
+    UnknownExpert {
+        /// The expert named.
+        expert: usize,
+        /// Number of the group.
+        group: usize,
+        /// Number of experts.
+        num_experts: usize,
+    },
+    /// An expert that is named more than once.
+    #[error("expert {expert} is in groups {first} and {second}, expected one group")]
+    ExpertInTwoGroups {
+        /// The expert.
+        expert: usize,
+        /// The first group that names it.
+        first: usize,
+        /// The second one, which may be the same.
+        second: usize,
+    },
+    /// An expert that could never get any weight.
+    #[error("expert {expert} is in no group, expected one")]
+    ExpertWithoutGroup {
+        /// The expert.
+        expert: usize,
+    },
+    /// A label of an expert that does not exist.
+    #[error("row {row} has label {label}, but there are {num_experts} experts")]
+    Label {
+        /// The row of the batch.
+        row: usize,
+        /// Its label.
+        label: usize,
+        /// Number of experts.
+        num_experts: usize,
+    },
     /// A width of zero.
     #[error("task_width is 0, expected at least 1")]
     TaskWidth,

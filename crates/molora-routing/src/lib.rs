@@ -2,18 +2,26 @@
 //!
 //! A [`Router`] is three steps, each a value of its [`RouterConfig`]:
 //!
-//! 1. a **scorer** turns features into logits: [`ScorerConfig::Linear`], [`ScorerConfig::Cosine`];
+//! 1. a **scorer** turns features into logits: [`ScorerConfig::Linear`], [`ScorerConfig::Cosine`],
+//!    [`ScorerConfig::Prototype`] (PHATGOOSE), [`ScorerConfig::Grouped`] (AT-MoE's two levels);
 //! 2. a **softmax** with a temperature, in f32;
-//! 3. a **selection** keeps some experts: [`Selection::Dense`], [`Selection::TopK`].
+//! 3. a **selection** keeps some experts: [`Selection::Dense`], [`Selection::TopK`],
+//!    [`Selection::TopP`], [`Selection::Argmax`].
 //!
-//! [`Granularity`] says what one decision is taken for: a token, a sequence or a task. This crate
-//! never sees a LoRA matrix: what goes in and out are tensors.
+//! What is known of a sequence from outside its features enters as [`Guidance`]: a bias on the
+//! logits (GLIDER's global score, or a ban) and labels that replace the selection
+//! (Mixture-of-LoRAs' training). [`LayerRule`] reconciles the choices of several layers' routers.
+//!
+//! [`Granularity`] says what one decision is taken for: a token, a sequence ([`Pooling`] sums up its
+//! tokens) or a task. This crate never sees a LoRA matrix: what goes in and out are tensors.
 //!
 //! | symbol | meaning |
 //! |---|---|
 //! | B, T | batch, tokens |
 //! | F | width of the router's features |
 //! | E, K | number of experts, of selected experts |
+//! | G, L | number of groups of experts, of layers |
+//! | V | width of a text vector |
 //!
 //! ```
 //! use burn::tensor::{Bool, Device, Tensor};
@@ -32,13 +40,22 @@
 //! ```
 
 mod error;
+mod guidance;
 mod output;
+mod pool;
 mod router;
 mod scorer;
 mod select;
+mod vote;
 
 pub use error::RoutingError;
+pub use guidance::{Guidance, expert_labels, text_cosines};
 pub use output::RouterOutput;
+pub use pool::Pooling;
 pub use router::{Granularity, RouteFrom, RouteInput, Router, RouterConfig};
-pub use scorer::{CosineScorer, LinearScorer, Scorer, ScorerConfig};
+pub use scorer::{
+    CosineScorer, GroupedConfig, GroupedScorer, LinearScorer, PrototypeScorer, Scorer,
+    ScorerConfig, WithinGroup, WithinScorer,
+};
 pub use select::Selection;
+pub use vote::{LayerRule, count_votes};

@@ -8,7 +8,7 @@ use burn::tensor::{Bool, Tensor};
 /// broadcast over tokens.
 #[derive(Debug, Clone)]
 pub struct RouterOutput {
-    /// Scores divided by the temperature, `[B, T', E]`.
+    /// Scores divided by the temperature, plus the bias if there is one, `[B, T', E]`.
     pub logits: Tensor<3>,
     /// Softmax of the logits over all experts, `[B, T', E]`.
     pub probs: Tensor<3>,

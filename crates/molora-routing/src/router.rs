@@ -6,7 +6,7 @@ use molora_kernels::random::{Seed, normal};
 use serde::{Deserialize, Serialize};
 
 use crate::scorer::{Scorer, ScorerConfig};
-use crate::{RouterOutput, RoutingError, Selection};
+use crate::{Guidance, Pooling, RouterOutput, RoutingError, Selection};
 
 /// What one routing decision is taken for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,7 +14,7 @@ use crate::{RouterOutput, RoutingError, Selection};
 pub enum Granularity {
     /// Every token by its own features.
     Token,
-    /// Every sequence, by the mean of its real tokens' features.
+    /// Every sequence, by its real tokens' features under [`RouterConfig::pooling`].
     Sequence,
     /// Every task, by a learned task embedding; an unknown task takes the mean embedding.
     Task,
@@ -40,7 +40,10 @@ pub struct RouterConfig {
     pub route_from: RouteFrom,
     /// What one decision is taken for.
     pub granularity: Granularity,
-    /// Logits are divided by this before the softmax.
+    /// How a sequence's tokens are summed up; read by decisions per sequence alone.
+    pub pooling: Pooling,
+    /// Scores are divided by this before the softmax; 1 with a grouped scorer, whose weights it
+    /// would distort.
     pub temperature: f64,
     /// Which experts take part.
     pub selection: Selection,
@@ -55,6 +58,7 @@ impl Default for RouterConfig {
             scorer: ScorerConfig::Linear { bias: false },
             route_from: RouteFrom::Hidden,
             granularity: Granularity::Token,
+            pooling: Pooling::Mean,
             temperature: 1.0,
             selection: Selection::Dense,
             task_width: 8,
@@ -74,11 +78,15 @@ impl RouterConfig {
         if self.task_width == 0 {
             return Err(RoutingError::TaskWidth);
         }
+        self.scorer.validate(num_experts)?;
         self.selection.validate(num_experts)
     }
 
     /// A router over `num_experts` for features of width `d_features`; `num_tasks` is read by
     /// decisions per task alone.
+    ///
+    /// # Panics
+    /// If [`validate`](Self::validate) refuses the scorer for this number of experts.
     pub fn init(
         &self,
         d_features: usize,
@@ -97,6 +105,7 @@ impl RouterConfig {
             scorer: self.scorer.init(d_features, num_experts, seed, device),
             task_embedding: by_task.then(embedding),
             granularity: self.granularity,
+            pooling: self.pooling,
             selection: self.selection,
             temperature: self.temperature,
         }
@@ -125,6 +134,8 @@ pub struct Router {
     #[module(skip)]
     granularity: Granularity,
     #[module(skip)]
+    pooling: Pooling,
+    #[module(skip)]
     selection: Selection,
     temperature: f64,
 }
@@ -140,6 +151,14 @@ impl Router {
     /// # Panics
     /// If decisions are per task and `input.tasks` is `None`.
     pub fn route(&self, input: &RouteInput) -> RouterOutput {
+        self.route_guided(input, &Guidance::default())
+    }
+
+    /// Takes the decisions for a batch, guided from outside the features.
+    ///
+    /// # Panics
+    /// As [`route`](Self::route), and if a tensor of the guidance is not `[B, E]`.
+    pub fn route_guided(&self, input: &RouteInput, guidance: &Guidance) -> RouterOutput {
         let (features, counted) = self.features(input);
         let [batch, tokens, width] = features.dims();
         let scores = self.scorer.score(features.reshape([batch * tokens, width]));
@@ -147,8 +166,9 @@ impl Router {
         let logits = scores
             .div_scalar(self.temperature)
             .reshape([batch, tokens, experts]);
+        let logits = guidance.biased(logits);
         let probs = softmax(logits.clone(), 2);
-        let (weights, selected) = self.selection.weigh(&logits, &probs);
+        let (weights, selected) = guidance.decided(self.selection.weigh(&logits, &probs));
         RouterOutput {
             logits,
             probs,
@@ -170,23 +190,12 @@ impl Router {
                     .expect("decisions per task are given tasks");
                 (tasks.matmul(embedding.val()).unsqueeze_dim(1), valid_b1())
             }
-            _ => (
-                masked_mean(input.features.clone(), input.mask.clone()),
-                valid_b1(),
-            ),
+            _ => {
+                let (features, mask) = (input.features.clone(), input.mask.clone());
+                (self.pooling.pool(features, mask), valid_b1())
+            }
         }
     }
-}
-
-/// Mean over real tokens, `[B, T, F]` to `[B, 1, F]`; zero for a row without any.
-fn masked_mean(features: Tensor<3>, mask: Tensor<2>) -> Tensor<3> {
-    let count_b11 = mask.clone().sum_dim(1).clamp_min(1.0).unsqueeze_dim::<3>(2);
-    // Padding may hold anything, infinities included: replaced, not multiplied by zero.
-    let padding = mask
-        .equal_elem(0.0)
-        .unsqueeze_dim::<3>(2)
-        .expand(features.dims());
-    features.mask_fill(padding, 0.0).sum_dim(1) / count_b11
 }
 
 #[cfg(test)]

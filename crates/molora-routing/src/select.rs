@@ -4,55 +4,70 @@ use burn::tensor::{Bool, Tensor, activation::softmax};
 use serde::{Deserialize, Serialize};
 
 use crate::RoutingError;
+use crate::guidance::Weighed;
 
 /// Which experts take part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Selection {
     /// All of them.
     Dense,
     /// The `k` with the largest logits; of equal ones the lower index wins.
     TopK(usize),
+    /// The fewest that hold more than this probability mass together, from the largest down: the
+    /// one that crosses it takes part. Huang et al., arXiv:2403.07652, section 3.2; a variant of
+    /// GLIDER, arXiv:2410.07172.
+    TopP(f64),
+    /// The one with the largest logit, with weight 1 and so without gradient; of equal ones the
+    /// lower index wins. Mixture-of-LoRAs, arXiv:2403.03432.
+    Argmax,
 }
 
 impl Selection {
-    /// Checks `k` against the number of experts.
+    /// Checks `k` against the number of experts, and the probability mass.
     ///
     /// # Errors
-    /// [`RoutingError::TopKZero`] or [`RoutingError::TopKTooLarge`].
+    /// [`RoutingError::TopKZero`], [`RoutingError::TopKTooLarge`] or [`RoutingError::TopP`].
     pub fn validate(self, num_experts: usize) -> Result<(), RoutingError> {
         match self {
-            Self::Dense => Ok(()),
+            Self::Dense | Self::Argmax => Ok(()),
             Self::TopK(0) => Err(RoutingError::TopKZero),
             Self::TopK(top_k) if top_k > num_experts => {
                 Err(RoutingError::TopKTooLarge { top_k, num_experts })
             }
             Self::TopK(_) => Ok(()),
+            Self::TopP(p) if (0.0..=1.0).contains(&p) => Ok(()),
+            Self::TopP(p) => Err(RoutingError::TopP(p)),
         }
     }
 
     /// Weights from logits and their softmax, and the selected experts unless all are.
     ///
     /// Renormalising a softmax over the selected experts equals the softmax of their logits, so
-    /// experts that were not selected get weight 0 and no gradient through the weights.
+    /// experts that were not selected get weight 0 and no gradient through the weights. PHATGOOSE's
+    /// code divides by the selected mass plus 1e-6 instead: a relative difference of 1e-6 over that
+    /// mass. The softmax of the logits is preferred because it is exact where the mass of a
+    /// selected expert underflows, as it does with a large [`bias`](crate::Guidance::bias).
     ///
     /// # Shapes
     /// - `logits`, `probs`: `[B, T', E]`
-    pub fn weigh(
-        self,
-        logits: &Tensor<3>,
-        probs: &Tensor<3>,
-    ) -> (Tensor<3>, Option<Tensor<3, Bool>>) {
-        match self {
-            Self::TopK(k) if k < logits.dims()[2] => {
-                let selected = largest(logits.clone().detach(), k);
-                let kept = logits
-                    .clone()
-                    .mask_fill(selected.clone().bool_not(), f32::NEG_INFINITY);
-                (softmax(kept, 2), Some(selected))
+    pub fn weigh(self, logits: &Tensor<3>, probs: &Tensor<3>) -> Weighed {
+        let fixed = logits.clone().detach();
+        let selected = match self {
+            Self::TopK(k) if k < logits.dims()[2] => largest(fixed.clone(), k),
+            Self::TopP(p) if p < 1.0 => nucleus(fixed.clone(), probs.clone().detach(), p),
+            Self::Argmax => {
+                let best = largest(fixed, 1);
+                return (best.clone().float(), Some(best));
             }
-            _ => (probs.clone(), None),
-        }
+            _ => return (probs.clone(), None),
+        };
+        // A barred expert is never selected, be it one of the k largest.
+        let selected = selected.bool_and(fixed.greater_elem(f32::NEG_INFINITY));
+        let kept = logits
+            .clone()
+            .mask_fill(selected.clone().bool_not(), f32::NEG_INFINITY);
+        (softmax(kept, 2), Some(selected))
     }
 }
 
@@ -60,7 +75,23 @@ impl Selection {
 ///
 /// An expert's rank is the number of experts before it, counted in one comparison of all pairs:
 /// deterministic on every backend and without a host sync, at `E^2` comparisons per decision.
-fn largest(logits: Tensor<3>, k: usize) -> Tensor<3, Bool> {
+pub(crate) fn largest(logits: Tensor<3>, k: usize) -> Tensor<3, Bool> {
+    let shape = logits.dims();
+    let rank = before(logits).float().sum_dim(3).reshape(shape);
+    rank.lower_scalar(k as f32 - 0.5)
+}
+
+/// True for the fewest experts whose mass exceeds `p`: those before which there is at most `p`.
+fn nucleus(logits: Tensor<3>, probs: Tensor<3>, p: f64) -> Tensor<3, Bool> {
+    let shape = logits.dims();
+    let before = before(logits).float();
+    let mass_before = (before * probs.unsqueeze_dim(2)).sum_dim(3).reshape(shape);
+    mass_before.lower_equal_scalar(p)
+}
+
+/// Whether expert j is before expert e, for all pairs `[B, T', E, E]` in the order `[.., e, j]`: by
+/// a larger logit, or an equal one and a lower index.
+fn before(logits: Tensor<3>) -> Tensor<4, Bool> {
     let [batch, tokens, experts] = logits.dims();
     let pairs = [batch, tokens, experts, experts];
     let own = logits.clone().unsqueeze_dim::<4>(3).expand(pairs);
@@ -71,9 +102,7 @@ fn largest(logits: Tensor<3>, k: usize) -> Tensor<3, Bool> {
         .bool();
     let earlier = earlier.unsqueeze::<4>().expand(pairs);
     let tie_lost = other.clone().equal(own.clone()).bool_and(earlier);
-    let before = other.greater(own).bool_or(tie_lost);
-    let rank = before.float().sum_dim(3).reshape([batch, tokens, experts]);
-    rank.lower_scalar(k as f32 - 0.5)
+    other.greater(own).bool_or(tie_lost)
 }
 
 #[cfg(test)]
@@ -126,6 +155,54 @@ mod tests {
     }
 
     #[test]
+    fn top_p_keeps_the_expert_that_crosses() {
+        // Softmax 0.5, 0.25, 0.125, 0.125.
+        let row = [8.0_f32, 4.0, 2.0, 2.0].map(f32::ln);
+        let kept = [
+            (0.0, [1.0, 0.0, 0.0, 0.0]),
+            (0.45, [1.0, 0.0, 0.0, 0.0]),
+            (0.55, [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]),
+            (0.8, [4.0 / 7.0, 2.0 / 7.0, 1.0 / 7.0, 0.0]),
+            (0.9, [0.5, 0.25, 0.125, 0.125]),
+        ];
+        for (p, expected) in kept {
+            let found = weigh(Selection::TopP(p), [[row; 3]]);
+            assert_close(found, [[expected; 3]], FORWARD, &format!("top-p {p}"));
+        }
+    }
+
+    #[test]
+    fn top_p_of_the_whole_mass_is_dense() {
+        let dense = weigh(Selection::Dense, LOGITS);
+        assert_close(weigh(Selection::TopP(1.0), LOGITS), dense.clone(), 0.0, "1");
+        assert_close(weigh(Selection::TopP(0.99), LOGITS), dense, FORWARD, "0.99");
+    }
+
+    #[test]
+    fn argmax_takes_one_expert_with_weight_one() {
+        let logits = [[[1.0, 3.0, 3.0, 0.0], [0.0; 4], [-4.0, -3.0, -2.0, -1.0]]];
+        let expected = [[
+            [0.0, 1.0, 0.0, 0.0],
+            [1.0, 0.0, 0.0, 0.0],
+            [0.0, 0.0, 0.0, 1.0],
+        ]];
+        assert_close(weigh(Selection::Argmax, logits), expected, 0.0, "weights");
+    }
+
+    #[test]
+    fn barred_experts_are_never_selected() {
+        let logits = [[[f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY, f32::NEG_INFINITY]; 3]];
+        let expected = [[[0.0, 1.0, 0.0, 0.0]; 3]];
+        let tensor = Tensor::<3>::from_data(logits, &molora_testkit::device());
+        for selection in [Selection::TopK(3), Selection::TopP(0.9), Selection::Argmax] {
+            let (weights, selected) = selection.weigh(&tensor, &softmax(tensor.clone(), 2));
+            assert_close(weights, expected, 0.0, "weights");
+            let selected = selected.expect("a selection").float();
+            assert_close(selected, expected, 0.0, "selected");
+        }
+    }
+
+    #[test]
     fn experts_that_were_not_selected_get_no_gradient() {
         let device = molora_testkit::autodiff_device();
         let logits = Tensor::<3>::from_data(LOGITS, &device).require_grad();
@@ -146,5 +223,9 @@ mod tests {
         );
         assert!(message(Selection::TopK(0)).is_err());
         assert_eq!(message(Selection::TopK(4)), Ok(()));
+        assert_eq!(
+            message(Selection::TopP(1.5)),
+            Err("top_p is 1.5, expected a number from 0 to 1".into())
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
-use molora_routing::{Router, Scorer};
+use molora_routing::{Router, Scorer, WithinScorer};
 
 use crate::{Adapter, AdapterSpec};
 
@@ -90,6 +90,18 @@ fn router_fields(router: &mut Router) -> Vec<(&'static str, Field<'_>)> {
         }
         Scorer::Cosine(scorer) => {
             vec![("router.keys", Field::Matrix(&mut scorer.keys, Layout::Same))]
+        }
+        Scorer::Prototype(scorer) => {
+            let prototypes = Field::Matrix(&mut scorer.prototypes, Layout::Same);
+            vec![("router.prototypes", prototypes)]
+        }
+        Scorer::Grouped(scorer) => {
+            let within = match &mut scorer.within {
+                WithinScorer::Static(scores) => Field::Vector(scores),
+                WithinScorer::Token(weight) => Field::Matrix(weight, Layout::Same),
+            };
+            let group = Field::Matrix(&mut scorer.group, Layout::Same);
+            vec![("router.group", group), ("router.within", within)]
         }
         _ => unreachable!("every scorer of this version is listed"),
     };

@@ -1,9 +1,17 @@
 //! Scorers: features to logits. The only files with router parameters.
 
+mod grouped;
+mod prototype;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::{Seed, uniform};
 use serde::{Deserialize, Serialize};
+
+pub use grouped::{GroupedConfig, GroupedScorer, WithinGroup, WithinScorer};
+pub use prototype::PrototypeScorer;
+
+use crate::RoutingError;
 
 /// Which score an expert gets from the features.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,11 +24,32 @@ pub enum ScorerConfig {
     },
     /// The cosine of the features with one key per expert. SAMoRA, arXiv:2604.19048.
     Cosine,
+    /// The standardised dot product with one vector per expert. PHATGOOSE, arXiv:2402.05859.
+    Prototype,
+    /// Two levels: groups, and experts inside each. AT-MoE, arXiv:2410.10896.
+    Grouped(GroupedConfig),
 }
 
 impl ScorerConfig {
-    /// A scorer for features of width `d_features`; all parameters from U(-1/sqrt(F), 1/sqrt(F)),
-    /// PyTorch's default for linear layers and the reference code's choice for keys.
+    /// Checks what depends on the number of experts.
+    ///
+    /// # Errors
+    /// See [`GroupedConfig::validate`]; the other scorers fit any number.
+    pub fn validate(&self, num_experts: usize) -> Result<(), RoutingError> {
+        match self {
+            Self::Grouped(config) => config.validate(num_experts),
+            Self::Linear { .. } | Self::Cosine | Self::Prototype => Ok(()),
+        }
+    }
+
+    /// A scorer for features of width `d_features`.
+    ///
+    /// Linear and cosine scorers draw all parameters from U(-1/sqrt(F), 1/sqrt(F)), PyTorch's
+    /// default for linear layers and the reference code's choice for keys. Prototypes and grouped
+    /// scorers start at zero: a gate that is half open, and uniform weights.
+    ///
+    /// # Panics
+    /// If [`validate`](Self::validate) refuses the number of experts.
     pub fn init(
         &self,
         d_features: usize,
@@ -30,7 +59,7 @@ impl ScorerConfig {
     ) -> Scorer {
         let bound = 1.0 / (d_features as f64).sqrt();
         let matrix = |name| uniform([num_experts, d_features], bound, seed.child(name), device);
-        match *self {
+        match self {
             Self::Linear { bias } => {
                 let bias = bias.then(|| uniform([num_experts], bound, seed.child("bias"), device));
                 Scorer::Linear(LinearScorer {
@@ -41,6 +70,10 @@ impl ScorerConfig {
             Self::Cosine => Scorer::Cosine(CosineScorer {
                 keys: Param::from_tensor(matrix("keys")),
             }),
+            Self::Prototype => Scorer::Prototype(PrototypeScorer {
+                prototypes: Param::from_tensor(Tensor::zeros([num_experts, d_features], device)),
+            }),
+            Self::Grouped(config) => Scorer::Grouped(config.init(d_features, num_experts, device)),
         }
     }
 }
@@ -75,16 +108,22 @@ pub struct CosineScorer {
 impl CosineScorer {
     /// `[N, F]` to cosines `[N, E]`; features of norm 0 have cosine 0 with every key.
     pub fn score(&self, features: Tensor<2>) -> Tensor<2> {
-        unit_rows(features).matmul(unit_rows(self.keys.val()).transpose())
+        cosines(features, self.keys.val(), 1e-12)
     }
 }
 
-/// Rows divided by `max(norm, 1e-12)`.
+/// Cosines of every row of `a` `[N, F]` with every row of `b` `[M, F]`, `[N, M]`; norms are at least
+/// `epsilon`, so a row of zeros has cosine 0.
+pub(crate) fn cosines(a: Tensor<2>, b: Tensor<2>, epsilon: f64) -> Tensor<2> {
+    unit_rows(a, epsilon).matmul(unit_rows(b, epsilon).transpose())
+}
+
+/// Rows divided by `max(norm, epsilon)`.
 ///
 /// The square is clamped before the root, so the gradient at a zero row is zero instead of NaN.
-fn unit_rows(rows: Tensor<2>) -> Tensor<2> {
-    let norm = rows.clone().square().sum_dim(1).clamp_min(1e-24).sqrt();
-    rows / norm
+fn unit_rows(rows: Tensor<2>, epsilon: f64) -> Tensor<2> {
+    let square = rows.clone().square().sum_dim(1);
+    rows / square.clamp_min(epsilon * epsilon).sqrt()
 }
 
 /// A scorer of any kind.
@@ -95,6 +134,10 @@ pub enum Scorer {
     Linear(LinearScorer),
     /// See [`CosineScorer`].
     Cosine(CosineScorer),
+    /// See [`PrototypeScorer`].
+    Prototype(PrototypeScorer),
+    /// See [`GroupedScorer`].
+    Grouped(GroupedScorer),
 }
 
 impl Scorer {
@@ -103,14 +146,16 @@ impl Scorer {
         match self {
             Self::Linear(scorer) => scorer.score(features),
             Self::Cosine(scorer) => scorer.score(features),
+            Self::Prototype(scorer) => scorer.score(features),
+            Self::Grouped(scorer) => scorer.score(features),
         }
     }
 
-    /// The keys `[E, F]`, where the score is a comparison with keys.
+    /// The keys `[E, F]`, where the score is the cosine with a key.
     pub fn keys(&self) -> Option<Tensor<2>> {
         match self {
-            Self::Linear(_) => None,
             Self::Cosine(scorer) => Some(scorer.keys.val()),
+            Self::Linear(_) | Self::Prototype(_) | Self::Grouped(_) => None,
         }
     }
 }

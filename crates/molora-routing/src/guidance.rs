@@ -1,0 +1,125 @@
+//! What tells a router about whole sequences, besides their features.
+
+use burn::tensor::{Bool, Device, Tensor, TensorData};
+
+use crate::RoutingError;
+use crate::scorer::cosines;
+
+/// Smallest norm of a text vector, PyTorch's default for cosines.
+const TEXT_EPSILON: f64 = 1e-8;
+
+/// What is known of each sequence from outside: preferences, bans and decisions.
+#[derive(Debug, Clone, Default)]
+pub struct Guidance {
+    /// Added to the logits of all of a sequence's decisions after the temperature, `[B, E]`.
+    ///
+    /// It comes with its weight: GLIDER (arXiv:2410.07172) gives `alpha_g` times the
+    /// [`text_cosines`]. Minus infinity bars an expert; each row needs one that is not barred.
+    pub bias: Option<Tensor<2>>,
+    /// Rows from [`expert_labels`] that replace the selection, `[B, E]`: one-hot for a decided
+    /// sequence, zeros for one that the router decides.
+    ///
+    /// Mixture-of-LoRAs (arXiv:2403.03432) trains with the domain label of each sequence; the
+    /// choice of a prompt is kept in the same way while its answer is generated.
+    pub labels: Option<Tensor<2>>,
+}
+
+/// Weights `[B, T', E]` and the selected experts, `None` for all.
+pub(crate) type Weighed = (Tensor<3>, Option<Tensor<3, Bool>>);
+
+impl Guidance {
+    /// Logits `[B, T', E]` with the bias.
+    pub(crate) fn biased(&self, logits: Tensor<3>) -> Tensor<3> {
+        match &self.bias {
+            Some(bias) => logits + bias.clone().unsqueeze_dim(1),
+            None => logits,
+        }
+    }
+
+    /// Weights and selection with those of labelled sequences replaced.
+    pub(crate) fn decided(&self, (weights, selected): Weighed) -> Weighed {
+        let Some(labels) = &self.labels else {
+            return (weights, selected);
+        };
+        let shape = weights.dims();
+        let labels = labels.clone().unsqueeze_dim::<3>(1);
+        let labelled = labels.clone().sum_dim(2).greater_elem(0.5).expand(shape);
+        let labels = labels.expand(shape);
+        let own = selected.unwrap_or_else(|| labels.clone().greater_equal_elem(0.0));
+        let selected = own.mask_where(labelled.clone(), labels.clone().greater_elem(0.5));
+        (weights.mask_where(labelled, labels), Some(selected))
+    }
+}
+
+/// One-hot rows `[B, E]` from the expert of each sequence; zeros where it is `None`.
+///
+/// # Errors
+/// [`RoutingError::Label`] names the first row whose expert does not exist.
+pub fn expert_labels(
+    labels: &[Option<usize>],
+    num_experts: usize,
+    device: &Device,
+) -> Result<Tensor<2>, RoutingError> {
+    let mut rows = vec![0.0_f32; labels.len() * num_experts];
+    for (row, label) in labels.iter().enumerate() {
+        match *label {
+            Some(label) if label >= num_experts => {
+                return Err(RoutingError::Label {
+                    row,
+                    label,
+                    num_experts,
+                });
+            }
+            Some(label) => rows[row * num_experts + label] = 1.0,
+            None => {}
+        }
+    }
+    let data = TensorData::new(rows, [labels.len(), num_experts]);
+    Ok(Tensor::from_data(data, device))
+}
+
+/// Cosines of each sequence's text vector with each expert's: GLIDER's global score, before its
+/// weight. arXiv:2410.07172, section 3.
+///
+/// A vector of norm 0 has cosine 0 with every other.
+///
+/// # Shapes
+/// - `queries`: `[B, V]`
+/// - `experts`: `[E, V]`
+/// - returns `[B, E]`
+pub fn text_cosines(queries: Tensor<2>, experts: Tensor<2>) -> Tensor<2> {
+    cosines(queries, experts, TEXT_EPSILON)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use molora_testkit::{FORWARD, assert_close};
+
+    #[test]
+    fn cosines_of_the_worked_example() {
+        let device = molora_testkit::device();
+        let experts = [
+            [1.0, 0.0, 0.0],
+            [0.6, 0.8, 0.0],
+            [0.0, 0.0, 1.0],
+            [0.0, 1.0, 0.0],
+        ];
+        let queries = Tensor::from_data([[0.3, 0.9, 0.1], [0.0; 3]], &device);
+        let found = text_cosines(queries, Tensor::from_data(experts, &device));
+        let expected = [[0.314485, 0.943456, 0.104828, 0.943456], [0.0; 4]];
+        assert_close(found, expected, FORWARD, "cosines");
+    }
+
+    #[test]
+    fn labels_become_one_hot_rows() {
+        let device = molora_testkit::device();
+        let rows = expert_labels(&[Some(2), None], 3, &device).expect("in range");
+        assert_close(rows, [[0.0, 0.0, 1.0], [0.0; 3]], 0.0, "rows");
+        let error = expert_labels(&[None, Some(3)], 3, &device).expect_err("out of range");
+        assert_eq!(
+            error.to_string(),
+            "row 1 has label 3, but there are 3 experts"
+        );
+    }
+}
