@@ -14,7 +14,9 @@ use molora_adapters::{BankConfig, ExpertBank, SiteDims, task_selector};
 use molora_kernels::random::Seed;
 use molora_models::{Adapter, AdapterSpec, ForwardContext, MoLoraLinear};
 use molora_regularize::{ObjectiveConfig, Reduction, SiteView, Term};
-use molora_regularize::{key_matching, load_balance, orthogonality, router_z_loss};
+use molora_regularize::{
+    balance_literal, balance_mass, key_matching, load_balance, orthogonality, router_z_loss,
+};
 use molora_routing::{CosineScorer, LinearScorer, RouterOutput, Scorer, Selection};
 use molora_testkit::golden::{self, Case, Tensors};
 use molora_testkit::{FORWARD, GRADIENT, autodiff_device};
@@ -367,10 +369,12 @@ fn golden_methods_routing_losses() {
         let expected = case.tensors();
         let top_k = case.number("case.json", &["hyper", "top_k"]) as usize;
         type Loss = fn(&RouterOutput, Reduction) -> Tensor<1>;
-        let variants: [(&str, Loss, usize, Reduction); 4] = [
+        let variants: [(&str, Loss, usize, Reduction); 6] = [
             ("switch_top1", load_balance, 1, Reduction::Mean),
             ("switch_mixtral", load_balance, top_k, Reduction::Sum),
             ("switch_normalised", load_balance, top_k, Reduction::Mean),
+            ("mass", balance_mass, top_k, Reduction::Sum),
+            ("literal", balance_literal, top_k, Reduction::Sum),
             ("z_loss", router_z_loss, top_k, Reduction::Mean),
         ];
         for (name, loss, top_k, reduction) in variants {

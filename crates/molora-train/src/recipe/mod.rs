@@ -2,6 +2,7 @@
 
 mod hydralora;
 mod lora;
+mod mosld;
 mod samora;
 
 use molora_models::{AdapterSpec, Bert};
@@ -13,9 +14,10 @@ use crate::data::SamplerConfig;
 use crate::stage::StageConfig;
 
 /// All recipes by name, sorted.
-const RECIPES: [(&str, fn() -> Recipe); 3] = [
+const RECIPES: [(&str, fn() -> Recipe); 4] = [
     ("hydralora", hydralora::recipe),
     ("lora", lora::recipe),
+    ("mosld", mosld::recipe),
     ("samora", samora::recipe),
 ];
 
@@ -247,7 +249,7 @@ mod tests {
         let error = find("samroa").expect_err("misspelt").to_string();
         assert_eq!(
             error,
-            "no recipe `samroa`; there are: hydralora, lora, samora; did you mean `samora`?"
+            "no recipe `samroa`; there are: hydralora, lora, mosld, samora; did you mean `samora`?"
         );
     }
 }

@@ -1,0 +1,52 @@
+//! MoSLD: shared A with weight dropout, top-2 token router, more experts in later layers.
+//! arXiv:2412.08946. Notes, and what the paper leaves open: docs/methods/mosld.md
+use molora_adapters::{BankConfig, Scaling, Sharing};
+use molora_models::AdapterSpec;
+use molora_regularize::{ObjectiveConfig, Reduction, Term, TermConfig};
+use molora_routing::{Granularity, RouteFrom, RouterConfig, ScorerConfig, Selection};
+
+use super::Recipe;
+
+const CITATION: &str = "Zhao et al., MoSLD: An Extremely Parameter-Efficient Mixture-of-Shared LoRAs \
+                        for Multi-Task Learning, COLING 2025, arXiv:2412.08946";
+
+pub(super) fn recipe() -> Recipe {
+    let bank = BankConfig {
+        sharing: Sharing::SharedA,
+        // Of the uniform ablation, that is where the list below is emptied.
+        num_experts: 5,
+        rank: 8,
+        scaling: Scaling::AlphaOverRank(16.0),
+        rank_scale: false,
+        dropout: 0.0,
+        weight_dropout: 0.1,
+    };
+    let router = RouterConfig {
+        scorer: ScorerConfig::Linear { bias: false },
+        route_from: RouteFrom::Hidden,
+        granularity: Granularity::Token,
+        temperature: 1.0,
+        selection: Selection::TopK(2),
+        ..RouterConfig::default()
+    };
+    let adapter = AdapterSpec {
+        targets: ["query", "value"].map(String::from).to_vec(),
+        experts_per_layer: vec![2, 4, 6, 8],
+        bank,
+        router: Some(router),
+        gate: None,
+    };
+    // The paper sums over sites; it gives no weight.
+    let balance = TermConfig {
+        term: Term::LoadBalance,
+        weight: 1e-3,
+        within_site: Reduction::Mean,
+        over_sites: Reduction::Sum,
+    };
+    Recipe {
+        objective: ObjectiveConfig {
+            terms: vec![balance],
+        },
+        ..Recipe::new("mosld", CITATION, adapter)
+    }
+}
