@@ -117,7 +117,8 @@ enum Name {
 ///
 /// The task loss is the mean over all rows of the batch and gradients of micro-batches are added
 /// up, so that splitting a batch changes nothing but rounding (and dropout masks). Auxiliary terms
-/// are weighted by each micro-batch's share of the tokens.
+/// are weighted by each micro-batch's share of the tokens: exact for penalties on weights and for
+/// means over tokens, while a load balance is then that of the micro-batches.
 ///
 /// # Errors
 /// A task number out of range.

@@ -1,5 +1,6 @@
 //! Seeds, micro-batches and mixed batches.
 
+use molora_regularize::{Reduction, Term, TermConfig};
 use molora_train::Recipe;
 use molora_train::recipe;
 use molora_train::report::StepRecord;
@@ -41,6 +42,11 @@ fn micro_batches_give_the_losses_of_the_whole_batch() {
             recipe.adapter.bank.weight_dropout = 0.0;
             recipe.data.sampling.batch_size = 32;
             recipe.data.sampling.mixed = mixed;
+            // Balance is a product of two means over the batch: its parts do not add up.
+            recipe
+                .objective
+                .terms
+                .retain(|config| config.term != Term::LoadBalance);
             let whole = run_steps(&recipe, 0);
             // 7 leaves a rest of 4 rows.
             for rows in [8, 7] {
@@ -65,6 +71,27 @@ fn micro_batches_give_the_losses_of_the_whole_batch() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn micro_batches_give_the_mean_over_tokens_of_a_routing_loss() {
+    let mut recipe = small("hydralora");
+    recipe.adapter.bank.dropout = 0.0;
+    recipe.objective.terms = vec![TermConfig {
+        term: Term::RouterZLoss,
+        weight: 0.1,
+        within_site: Reduction::Mean,
+        over_sites: Reduction::Mean,
+    }];
+    let whole = run_steps(&recipe, 0);
+    recipe.stages[0].micro_batch_size = 3;
+    for (found, expected) in run_steps(&recipe, 0).iter().zip(&whole) {
+        let at = format!("step {}", expected.step);
+        let terms = [found, expected].map(|step| step.terms["router_z_loss"]);
+        assert!(terms[1] > 0.1, "{at}: {terms:?}");
+        assert_near(terms[0], terms[1], &at);
+        assert_near(found.gradient_norm, expected.gradient_norm, &at);
     }
 }
 
