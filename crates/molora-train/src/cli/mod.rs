@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 /// Train mixtures of LoRA experts, evaluate them, and see what they learned.
 #[derive(Debug, Parser)]
-#[command(name = "molora", version, about, propagate_version = true)]
+#[command(name = "molora", version, propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
