@@ -14,6 +14,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
+use molora_kernels::linear;
 use molora_kernels::random::{Seed, dropout_mask, uniform};
 use serde::{Deserialize, Serialize};
 
@@ -190,15 +191,15 @@ impl ExpertBank {
     /// - returns `[B, T, A*R]`
     pub fn down(&self, x: Tensor<3>, dropout: Option<Seed>) -> Tensor<3> {
         let Some(seed) = dropout else {
-            return project(x, self.a.val());
+            return linear(x, self.a.val(), None);
         };
         let x = match self.dropout > 0.0 {
-            true => x.clone() * dropout_mask(x.dims(), self.dropout, seed, &x.device()),
+            true => molora_kernels::dropout(x, self.dropout, seed),
             false => x,
         };
         match self.weight_dropout > 0.0 {
             true => self.down_masked(x, self.weight_factors(seed.child("weight"))),
-            false => project(x, self.a.val()),
+            false => linear(x, self.a.val(), None),
         }
     }
 
@@ -214,7 +215,7 @@ impl ExpertBank {
     /// # Source
     /// Wan et al., DropConnect, ICML 2013, with inverted scaling; MoSLD, arXiv:2412.08946.
     pub fn down_masked(&self, x: Tensor<3>, factors: Tensor<2>) -> Tensor<3> {
-        project(x, self.a.val() * factors)
+        linear(x, self.a.val() * factors, None)
     }
 
     /// Factors of weight dropout drawn from `seed`: 0 with the bank's probability p, else
@@ -232,13 +233,9 @@ impl ExpertBank {
     /// - returns `[B, T, O]`
     pub fn up(&self, low: Tensor<3>, weights: Option<Tensor<3>>) -> Tensor<3> {
         let [batch, tokens, _] = low.dims();
-        let code_nk = self
-            .code(low, weights)
-            .reshape([batch * tokens, self.num_experts * self.rank]);
-        let d_output = self.b.dims()[1];
-        code_nk
-            .matmul(self.b.val())
-            .reshape([batch, tokens, d_output])
+        let code = self.code(low, weights);
+        let code = code.reshape([batch, tokens, self.num_experts * self.rank]);
+        linear(code, self.b.val(), None)
     }
 
     /// The gated code, `[B, T, E, R]`.
@@ -289,13 +286,6 @@ impl ExpertBank {
             .reshape([d_input, self.num_experts * self.rank]);
         code.matmul(self.b.val())
     }
-}
-
-/// `[B, T, D]` times `[D, F]`, as one product of matrices.
-fn project(x: Tensor<3>, matrix: Tensor<2>) -> Tensor<3> {
-    let ([batch, tokens, width], [_, features]) = (x.dims(), matrix.dims());
-    let product = x.reshape([batch * tokens, width]).matmul(matrix);
-    product.reshape([batch, tokens, features])
 }
 
 #[cfg(test)]
