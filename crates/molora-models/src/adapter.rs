@@ -102,11 +102,14 @@ impl AdapterSpec {
     /// If `layer` is not below `num_layers`, or there are more entries than layers.
     pub fn at_layer(&self, layer: usize, num_layers: usize) -> Self {
         let groups = self.experts_per_layer.len();
-        assert!(layer < num_layers && groups <= num_layers, "see the docs");
+        assert!(
+            layer < num_layers && groups <= num_layers,
+            "layer {layer} and {groups} entries for {num_layers} layers"
+        );
         let mut spec = self.clone();
-        if groups > 0 {
+        if let Some(share) = num_layers.checked_div(groups) {
             // The first `larger` groups have `share + 1` layers, the others `share`.
-            let (share, larger) = (num_layers / groups, num_layers % groups);
+            let larger = num_layers % groups;
             let in_larger = larger * (share + 1);
             let group = match layer < in_larger {
                 true => layer / (share + 1),

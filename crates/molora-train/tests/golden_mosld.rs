@@ -5,6 +5,7 @@ mod common;
 
 use std::path::Path;
 
+use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use common::{leaf, stacked};
 use molora_adapters::Scaling;
@@ -256,8 +257,14 @@ fn golden_methods_mosld_layers() {
         let x = expected.tensor::<3>("input.x", &device);
         let context = context(expected.tensor("input.mask", &device));
         let counts = expected.ints("eval.output.trainable_parameters");
+        assert_eq!(
+            counts.len(),
+            layers,
+            "{}: a count for each layer",
+            case.name
+        );
         let outputs = expected.tensor::<4>("eval.output.y", &device);
-        for layer in 0..layers {
+        for (layer, &count) in counts.iter().enumerate() {
             let mut of_layer = spec.at_layer(layer, layers);
             // Of a layer alone top-k may not exceed its experts; in the whole model it may.
             let router = of_layer.router.as_mut().expect("a router");
@@ -271,16 +278,10 @@ fn golden_methods_mosld_layers() {
                 &device,
             );
             let adapter = linear.adapter.as_ref().expect("attached");
-            assert_eq!(
-                burn::module::Module::num_params(adapter) as i64,
-                counts[layer]
-            );
+            assert_eq!(adapter.num_params() as i64, count, "layer {layer}");
             let (y, route) = linear.forward(x.clone(), &context);
             let routed = route.expect("routed").routed;
-            let expected_y = outputs
-                .clone()
-                .slice([layer..layer + 1])
-                .squeeze_dim::<3>(0);
+            let expected_y = outputs.clone().narrow(0, layer, 1).squeeze_dim::<3>(0);
             let what = format!("{}: output of layer {layer}", case.name);
             assert_close(real(y, &context.mask), expected_y, FORWARD, &what);
             let key = |name: &str| format!("eval.output.layers.{layer}.{name}");
