@@ -7,7 +7,7 @@ use molora_routing::{
     Guidance, PrototypeScorer, Router, RouterConfig, Scorer, ScorerConfig, Selection,
     expert_labels, text_cosines,
 };
-use molora_testkit::autodiff_device;
+use molora_testkit::{FORWARD, assert_close, autodiff_device};
 
 use crate::site::{Site, Variant, cases, leaf};
 
@@ -53,7 +53,7 @@ fn gate_training(variant: &Variant, device: &Device) {
         .tensor::<2>(&variant.key("output.gate"), device);
     let found = gate.clone().reshape([batch, tokens]) * site.mask.clone();
     let what = variant.key("output.gate");
-    molora_testkit::assert_close(found, of_case * site.mask.clone(), 1e-5, &what);
+    assert_close(found, of_case * site.mask.clone(), FORWARD, &what);
 
     let row = expert_labels(&[Some(expert)], site.bank.num_experts(), device).expect("exists");
     let y = site.base() + site.mixture(gate * row.unsqueeze());
