@@ -147,7 +147,6 @@ proptest! {
             router(kind, with(selection), order, seed, &device).route(&input).weights
         };
         let expected = take(weights(&sorted), 2, &order);
-        // A choice may be closer than f32 tells apart; sums in another order then decide.
         assert_close(weights(&order), expected, FORWARD, "weights");
     }
 
