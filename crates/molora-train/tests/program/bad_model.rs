@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use molora_models::Bert;
+use molora_train::data::TextTokenizer;
+use molora_train::device::DeviceSpec;
 use serde_json::json;
 
 use crate::refusal::{Mistake, check, nothing};
@@ -275,4 +278,35 @@ fn tokenizers_that_cannot_be_used() {
             expected: &["tokenizer.json", "type_vocab_size"],
         },
     ]);
+}
+
+/// Changes single bytes at the beginning of a file, each to several values, and loads the model.
+fn load_with_changed_bytes(file: &str, limit: usize) {
+    let world = World::new();
+    let device = DeviceSpec::Cpu.open().expect("the processor");
+    let whole = fs::read(world.model(file)).expect("readable");
+    for place in 0..limit.min(whole.len()) {
+        for value in [b'"', b'9', b'-', 0xff] {
+            let mut bytes = whole.clone();
+            bytes[place] = value;
+            fs::write(world.model(file), &bytes).expect("writable");
+            let model = Bert::from_folder(&world.path("model"), &device);
+            let tokenizer = TextTokenizer::from_folder(&world.path("model"));
+            let errors = [
+                model.err().map(|e| e.to_string()),
+                tokenizer.err().map(|e| e.to_string()),
+            ];
+            for error in errors.into_iter().flatten() {
+                let is_fine = error.contains("/model/") && !error.contains('\n');
+                assert!(is_fine, "byte {place} as {value}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_changed_byte_is_an_error_of_one_line_or_nothing() {
+    load_with_changed_bytes("model.safetensors", 250);
+    load_with_changed_bytes("config.json", 250);
+    load_with_changed_bytes("tokenizer.json", 400);
 }

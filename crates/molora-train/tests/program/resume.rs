@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use molora_models::ParameterKind;
+use molora_train::data::Strategy;
 use molora_train::run::{Event, train};
 use molora_train::stage::StageConfig;
 use molora_train::{Recipe, recipe};
@@ -12,36 +13,36 @@ use crate::world::{
     World, assert_same_run, copy_folder, resume_to_end, resume_until, small, steps, train_until,
 };
 
-/// Trains once without a stop, and once with a stop after each of `stops`, and compares.
-fn check(recipe: &Recipe, stops: &[usize]) {
+/// Trains once without a stop, and for each list with a stop after each of its steps, and compares.
+fn check(recipe: &Recipe, lists: &[&[usize]]) {
     let world = World::new();
     let whole = world.train(recipe, "whole");
-    let request = world.request(recipe.clone(), "stopped");
-    train_until(&request, stops[0]);
-    assert_eq!(steps(&request.out), steps(&whole)[..stops[0]]);
-    for &step in &stops[1..] {
-        resume_until(&request.out, step);
+    for (number, stops) in lists.iter().enumerate() {
+        let request = world.request(recipe.clone(), &format!("stopped-{number}"));
+        train_until(&request, stops[0]);
+        assert_eq!(steps(&request.out), steps(&whole)[..stops[0]]);
+        for &step in &stops[1..] {
+            resume_until(&request.out, step);
+        }
+        resume_to_end(&request.out);
+        assert_same_run(&request.out, &whole);
     }
-    resume_to_end(&request.out);
-    assert_same_run(&request.out, &whole);
 }
 
 #[test]
 fn every_recipe_goes_on_where_it_was_stopped() {
     for name in recipe::names() {
         // Inside the warm-up of four steps, beside a checkpoint of its own, and again.
-        check(&small(name), &[2, 7]);
+        check(&small(name), &[&[2, 7]]);
     }
 }
 
 #[test]
 fn a_run_may_be_stopped_at_any_step() {
     let mut recipe = small("samora");
-    for step in [1, 5, 13, 19] {
-        check(&recipe, &[step]);
-    }
+    check(&recipe, &[&[1], &[5], &[13], &[19]]);
     recipe.checkpoint_every = 1000;
-    check(&recipe, &[6, 7, 8]);
+    check(&recipe, &[&[6, 7, 8]]);
 }
 
 #[test]
@@ -49,10 +50,10 @@ fn mixed_batches_micro_batches_and_temperature_go_on() {
     let mut recipe = small("samora");
     recipe.stages[0].micro_batch_size = 3;
     recipe.data.sampling.mixed = true;
-    recipe.data.sampling.strategy = molora_train::data::Strategy::Temperature { temperature: 2.0 };
-    check(&recipe, &[3, 11]);
+    recipe.data.sampling.strategy = Strategy::Temperature { temperature: 2.0 };
+    check(&recipe, &[&[3, 11]]);
     recipe.data.sampling.mixed = false;
-    check(&recipe, &[8]);
+    check(&recipe, &[&[8]]);
 }
 
 #[test]
@@ -65,10 +66,7 @@ fn stages_go_on_at_and_around_their_border() {
     };
     recipe.stages[0].steps = 9;
     recipe.stages.push(StageConfig { steps: 8, ..heads });
-    for step in [8, 9, 10] {
-        check(&recipe, &[step]);
-    }
-    check(&recipe, &[4, 9, 16]);
+    check(&recipe, &[&[8], &[9], &[10], &[4, 9, 16]]);
 }
 
 /// What a kill may leave behind beside whole checkpoints: steps after the newest of them, a line

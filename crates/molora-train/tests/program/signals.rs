@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::world::{World, assert_same_run};
 
-const STEPS: usize = 60;
+const STEPS: usize = 40;
 
 /// Arguments of a run long enough to be hit.
 fn arguments(out: &str) -> Vec<String> {
@@ -68,7 +68,7 @@ fn an_interrupted_program_goes_on_to_the_same_end() {
     let whole = arguments("whole");
     let status = spawn(&world, &whole).wait().expect("it ends");
     assert!(status.success());
-    for (out, count) in [("early", 1), ("late", 31)] {
+    for (out, count) in [("early", 1), ("late", 21)] {
         let child = spawn(&world, &arguments(out));
         wait_for_steps(&world.path(out), count);
         signal(&child, "-INT");
@@ -92,7 +92,7 @@ fn a_killed_program_goes_on_to_the_same_end() {
     assert!(status.success());
     let mut child = spawn(&world, &arguments("run"));
     // Killed again and again; each time a few steps further.
-    for count in [1, 9, 20, 40] {
+    for count in [1, 9, 20, 29] {
         wait_for_steps(&world.path("run"), count);
         signal(&child, "-KILL");
         let output = child.wait_with_output().expect("it ends");

@@ -226,6 +226,15 @@ pub(crate) fn assert_same_run(found: &Path, expected: &Path) {
             found.display()
         );
     }
+    for key in ["steps", "padding_share", "parameters", "tasks"] {
+        let value = |run: &Path| read_json(&run.join("summary.json"))[key].clone();
+        assert_eq!(
+            value(found),
+            value(expected),
+            "{key} of {}",
+            found.display()
+        );
+    }
     assert_eq!(entries(found), RUN_FILES);
 }
 
