@@ -5,7 +5,7 @@
 //! itself, as long as that router's own temperature is 1.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor, activation::log_softmax};
+use burn::tensor::{Bool, Device, Int, Tensor, activation::log_softmax};
 use serde::{Deserialize, Serialize};
 
 use crate::RoutingError;
@@ -168,27 +168,13 @@ impl GroupedScorer {
     /// Groups are laid side by side, filled up to the size of the largest: the number of operations
     /// does not depend on the number of groups.
     fn log_softmax_within(&self, scores: Tensor<2>) -> Tensor<2> {
-        let device = scores.device();
-        let num_rows = scores.dims()[0];
-        let largest = self.groups.iter().map(Vec::len).max().unwrap_or(0);
-        let shape = [num_rows, self.groups.len(), largest];
-        let expert_in = |group: &Vec<usize>, slot| group.get(slot).copied();
-        let slots: Vec<Option<usize>> = self
-            .groups
-            .iter()
-            .flat_map(|group| (0..largest).map(move |slot| expert_in(group, slot)))
-            .collect();
-        let mut slot_of = vec![0; self.group_of.len()];
-        for (slot, expert) in slots.iter().enumerate() {
-            expert.iter().for_each(|&expert| slot_of[expert] = slot);
-        }
-        let unused: Vec<f32> = slots
-            .iter()
-            .map(|e| f32::from(u8::from(e.is_none())))
-            .collect();
-        let unused = Tensor::<1>::from_floats(unused.as_slice(), &device)
+        let (device, num_rows) = (scores.device(), scores.dims()[0]);
+        let slots = self.slots();
+        let num_groups = self.groups.len();
+        let shape = [num_rows, num_groups, slots.len() / num_groups];
+        let unused: Vec<bool> = slots.iter().map(Option::is_none).collect();
+        let unused = Tensor::<1, Bool>::from_data(unused.as_slice(), &device)
             .reshape([1, shape[1], shape[2]])
-            .greater_elem(0.5)
             .expand(shape);
         // Whatever fills an unused slot is replaced in the next step.
         let filled = indices(slots.iter().map(|expert| expert.unwrap_or(0)), &device);
@@ -196,9 +182,26 @@ impl GroupedScorer {
             .select(1, filled)
             .reshape(shape)
             .mask_fill(unused, f32::NEG_INFINITY);
+        let mut slot_of = vec![0; self.group_of.len()];
+        for (slot, expert) in slots.iter().enumerate() {
+            expert.iter().for_each(|&expert| slot_of[expert] = slot);
+        }
         log_softmax(padded, 2)
-            .reshape([num_rows, shape[1] * shape[2]])
+            .reshape([num_rows, slots.len()])
             .select(1, indices(slot_of, &device))
+    }
+
+    /// The expert in each slot, as many slots for every group as the largest group needs.
+    fn slots(&self) -> Vec<Option<usize>> {
+        let largest = self.groups.iter().map(Vec::len).max().unwrap_or(0);
+        let slots_of = |group: &Vec<usize>| {
+            let experts = group.iter().copied().map(Some);
+            experts
+                .chain(std::iter::repeat(None))
+                .take(largest)
+                .collect::<Vec<_>>()
+        };
+        self.groups.iter().flat_map(slots_of).collect()
     }
 }
 
