@@ -9,8 +9,21 @@ use molora_models::{Classifier, RouteTrace};
 use crate::TrainError;
 use crate::data::{Batch, Split, TokenizedTask, eval_batches};
 use crate::eval::metrics::accuracy;
-use crate::report::{EvalReport, RoutingReport, SCHEMA_VERSION, SiteRouting, TaskScore};
+use crate::report::{
+    EvalReport, PredictionReport, RoutingReport, SCHEMA_VERSION, SiteRouting, TaskScore,
+};
 use crate::step::inputs;
+
+/// What the evaluation of a split found.
+#[derive(Debug)]
+pub struct Evaluation {
+    /// Scores of all tasks.
+    pub scores: EvalReport,
+    /// How the routers shared the tasks.
+    pub routing: RoutingReport,
+    /// The class predicted for every record.
+    pub predictions: PredictionReport,
+}
 
 /// Scores every task on a split, and averages the routers' weights over its real tokens.
 ///
@@ -26,9 +39,9 @@ pub fn evaluate(
     batch_size: usize,
     device: &Device,
     mut progress: impl FnMut(usize),
-) -> Result<(EvalReport, RoutingReport), TrainError> {
+) -> Result<Evaluation, TrainError> {
     let model = model.valid();
-    let mut scores = BTreeMap::new();
+    let (mut scores, mut classes) = (BTreeMap::new(), BTreeMap::new());
     let mut routing = Routing::new(&model);
     for (number, task) in tasks.iter().enumerate() {
         let examples = task.split(split);
@@ -46,8 +59,17 @@ pub fn evaluate(
             progress(rows.len());
         }
         scores.insert(task.name.clone(), score(task, split, &predictions));
+        classes.insert(task.name.clone(), predictions);
     }
-    Ok((EvalReport::new(split.name(), scores), routing.report()))
+    Ok(Evaluation {
+        scores: EvalReport::new(split.name(), scores),
+        routing: routing.report(),
+        predictions: PredictionReport {
+            version: SCHEMA_VERSION,
+            split: split.name().into(),
+            tasks: classes,
+        },
+    })
 }
 
 fn score(task: &TokenizedTask, split: Split, predictions: &[usize]) -> TaskScore {

@@ -3,4 +3,4 @@
 mod classify;
 pub mod metrics;
 
-pub use classify::evaluate;
+pub use classify::{Evaluation, evaluate};

@@ -17,8 +17,8 @@ mod writer;
 pub use error::ReportError;
 pub use html::render;
 pub use schema::{
-    EvalReport, ParameterCounts, RoutingReport, RunSummary, SCHEMA_VERSION, SiteRouting,
-    StepRecord, TaskScore,
+    EvalReport, ParameterCounts, PredictionReport, RoutingReport, RunSummary, SCHEMA_VERSION,
+    SiteRouting, StepRecord, TaskScore,
 };
 pub use table::{summary_table, summary_table_markdown, task_table, task_table_markdown};
 pub use writer::{

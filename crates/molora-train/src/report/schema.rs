@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `steps.jsonl` | one [`StepRecord`] a line |
 //! | `eval.json` | [`EvalReport`] |
+//! | `predictions.json` | [`PredictionReport`] |
 //! | `routing.json` | [`RoutingReport`] |
 //! | `summary.json` | [`RunSummary`] |
 //!
@@ -97,6 +98,19 @@ impl EvalReport {
             mean_accuracy,
         }
     }
+}
+
+/// The class predicted for each record of a split: `predictions.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PredictionReport {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub version: u32,
+    /// The split, such as `test`.
+    pub split: String,
+    /// Predicted classes (places in the task's list of labels, from 0) in the order of the split's
+    /// file, by the task's name.
+    pub tasks: BTreeMap<String, Vec<usize>>,
 }
 
 /// How one site shared each task among its experts.

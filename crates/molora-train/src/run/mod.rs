@@ -6,6 +6,7 @@
 //! | `adapter_config.json`, `adapter_model.safetensors` | the adapter |
 //! | `heads.safetensors` | the heads |
 //! | `steps.jsonl`, `eval.json`, `routing.json`, `summary.json`, `report.html` | the report |
+//! | `predictions.json` | the class predicted for each test record |
 //! | `checkpoints/` | where to go on, until the run is finished |
 
 mod config;
@@ -25,8 +26,8 @@ use crate::device::DeviceSpec;
 use crate::eval::evaluate;
 use crate::parameters::{count, with_stable_ids};
 use crate::report::{
-    EvalReport, RoutingReport, RunSummary, SCHEMA_VERSION, StepRecord, peak_memory_bytes,
-    read_steps, render, write_atomically, write_json_atomically,
+    EvalReport, PredictionReport, RoutingReport, RunSummary, SCHEMA_VERSION, StepRecord,
+    peak_memory_bytes, read_steps, render, write_atomically, write_json_atomically,
 };
 use crate::trainer::{STEPS, Setup, Trained, task_names, train as train_loop};
 use crate::{Recipe, TrainError, bundled, checkpoint};
@@ -35,7 +36,10 @@ pub use config::{RUN, RunConfig, TaskLabels, read_config};
 use config::{absolute, git_commit, write_config};
 use folder::{check_folder, make_folder};
 
-const SUMMARY: &str = "summary.json";
+/// File that a run folder holds as soon as the run is finished.
+pub const SUMMARY: &str = "summary.json";
+/// File of the predicted classes in a run folder.
+pub const PREDICTIONS: &str = "predictions.json";
 
 /// What a user asks for.
 #[derive(Debug, Clone)]
@@ -78,6 +82,8 @@ pub struct Finished {
     pub eval: EvalReport,
     /// How the routers shared the tasks.
     pub routing: RoutingReport,
+    /// The class predicted for each test record.
+    pub predictions: PredictionReport,
 }
 
 /// A base model, tokenized tasks and a classifier for them.
@@ -176,14 +182,15 @@ pub fn evaluate_run(
     let names = task_names(&loaded.tasks);
     checkpoint::load_weights(folder, &mut loaded.classifier, &config.recipe, &names)?;
     let rows = config.recipe.data.eval_batch_size;
-    evaluate(
+    let found = evaluate(
         &loaded.classifier,
         &loaded.tasks,
         Split::Test,
         rows,
         &loaded.device,
         |_| {},
-    )
+    )?;
+    Ok((found.scores, found.routing))
 }
 
 /// Loads model and tokenizer, checks the recipe against them and attaches fresh adapters and heads.
@@ -282,7 +289,7 @@ fn run(
     let total = tasks.iter().map(|task| task.split(Split::Test).len()).sum();
     let mut done = 0;
     let rows = config.recipe.data.eval_batch_size;
-    let (eval, routing) = evaluate(
+    let found = evaluate(
         &trained.model,
         &tasks,
         Split::Test,
@@ -299,8 +306,9 @@ fn run(
     checkpoint::save_weights(folder, &trained.model, &config.recipe, &names, base)?;
     let finished = Finished {
         summary,
-        eval,
-        routing,
+        eval: found.scores,
+        routing: found.routing,
+        predictions: found.predictions,
     };
     write_report(folder, &finished)?;
     // The last thing: from here on the run is finished and needs no checkpoint.
@@ -338,6 +346,7 @@ fn write_report(folder: &Path, finished: &Finished) -> Result<(), TrainError> {
     let steps = read_steps(&folder.join(STEPS))?;
     write_json_atomically(&folder.join("eval.json"), &finished.eval)?;
     write_json_atomically(&folder.join("routing.json"), &finished.routing)?;
+    write_json_atomically(&folder.join(PREDICTIONS), &finished.predictions)?;
     let routing = (!finished.routing.sites.is_empty()).then_some(&finished.routing);
     let html = render(&finished.summary, &finished.eval, routing, &steps);
     Ok(write_atomically(

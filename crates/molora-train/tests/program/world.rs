@@ -21,11 +21,12 @@ const INNER: usize = 64;
 pub(crate) const LAYERS: usize = 4;
 
 /// Files of a finished run, sorted.
-pub(crate) const RUN_FILES: [&str; 9] = [
+pub(crate) const RUN_FILES: [&str; 10] = [
     "adapter_config.json",
     "adapter_model.safetensors",
     "eval.json",
     "heads.safetensors",
+    "predictions.json",
     "report.html",
     "routing.json",
     "run.toml",
