@@ -161,7 +161,7 @@ fn tensors_that_do_not_fit() {
 }
 
 #[test]
-fn configurations_that_cannot_be_used() {
+fn configurations_that_cannot_be_read() {
     check(&[
         Mistake {
             name: "no configuration",
@@ -175,6 +175,12 @@ fn configurations_that_cannot_be_used() {
             arguments: &[],
             expected: &["model/config.json: ", "line 1 column"],
         },
+    ]);
+}
+
+#[test]
+fn configurations_that_cannot_be_used() {
+    check(&[
         Mistake {
             name: "another family",
             damage: |world| config(world, "model_type", json!("llama")),
