@@ -66,7 +66,8 @@ pub fn save(
         .into_bytes()
         .map_err(|e| TrainError::run(&temporary, e.to_string()))?;
     write(&temporary.join(OPTIMIZER), &bytes)?;
-    let state = serde_json::to_vec(progress).expect("plain data");
+    let state =
+        serde_json::to_vec(progress).map_err(|e| TrainError::run(&temporary, e.to_string()))?;
     write(&temporary.join(STATE), &state)?;
     sync_files(&temporary)?;
     let path = root.join(&name);

@@ -2,7 +2,7 @@
 //!
 //! A [`Recipe`] is data: which layers get which experts, router and gate, which terms the
 //! objective has, and which stages train what. [`run::train`] takes a recipe, a base model and task
-//! folders, and leaves a run folder behind; [`run::evaluate`] reads it back.
+//! folders, and leaves a run folder behind; [`run::evaluate_run`] reads it back.
 //!
 //! ```
 //! use molora_train::recipe;
@@ -31,3 +31,8 @@ pub mod trainer;
 
 pub use error::TrainError;
 pub use recipe::Recipe;
+
+/// Compiles the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;

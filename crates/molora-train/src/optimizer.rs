@@ -107,6 +107,9 @@ impl OptimizerConfig {
     }
 
     /// The learning rates of one step, every peak times `factor`.
+    ///
+    /// # Panics
+    /// Never: constant rates are always valid.
     pub fn rates(&self, model: &Classifier, factor: f64) -> ModuleLearningRate {
         let ids = ids_by_kind(model);
         let base = LrSchedulerConfig::Constant(self.learning_rate * factor);

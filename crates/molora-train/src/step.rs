@@ -113,71 +113,89 @@ enum Name {
     GradientNorm,
 }
 
-/// Runs one step: forward and backward over the micro-batches, clipping, AdamW.
-///
-/// The task loss is the mean over all rows of the batch and gradients of micro-batches are added
-/// up, so that splitting a batch changes nothing but rounding (and dropout masks). Auxiliary terms
-/// are weighted by each micro-batch's share of the tokens: exact for penalties on weights and for
-/// means over tokens, while a load balance is then that of the micro-batches.
-///
-/// # Errors
-/// A task number out of range.
-pub fn train_step(
-    model: Classifier,
-    optimizer: &mut ModuleOptimizer,
-    recipe: &Recipe,
-    stage: &StageConfig,
-    batch: &Batch,
-    rate_factor: f64,
-    dropout: Seed,
-    device: &Device,
-) -> Result<(Classifier, StepValues), TrainError> {
-    let mut accumulator = GradientsAccumulator::new();
-    let mut measured: Vec<(Name, f64, Tensor<1>)> = Vec::new();
-    let micro_rows = if stage.micro_batch_size == 0 {
-        batch.rows
-    } else {
-        stage.micro_batch_size
-    };
-    for (index, micro) in batch.split(micro_rows).into_iter().enumerate() {
+/// A number, its share in the step's, and its tensor `[1]`.
+type Measured = (Name, f64, Tensor<1>);
+
+/// Everything that decides a step beside the model and the batch.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// The method.
+    pub recipe: &'a Recipe,
+    /// The stage that the step belongs to.
+    pub stage: &'a StageConfig,
+    /// The learning rates of this step as a factor of their peaks.
+    pub rate_factor: f64,
+    /// Key of the step's dropout masks.
+    pub dropout: Seed,
+    /// The device, with autodiff.
+    pub device: &'a Device,
+}
+
+impl Step<'_> {
+    /// Runs the step: forward and backward over the micro-batches, clipping, AdamW.
+    ///
+    /// The task loss is the mean over all rows of the batch and gradients of micro-batches are added
+    /// up, so that splitting a batch changes nothing but rounding (and dropout masks). Auxiliary
+    /// terms are weighted by each micro-batch's share of the tokens: exact for penalties on weights
+    /// and for means over tokens, while a load balance is then that of the micro-batches.
+    ///
+    /// # Errors
+    /// A task number out of range.
+    pub fn run(
+        &self,
+        model: Classifier,
+        optimizer: &mut ModuleOptimizer,
+        batch: &Batch,
+    ) -> Result<(Classifier, StepValues), TrainError> {
+        let mut accumulator = GradientsAccumulator::new();
+        let mut measured: Vec<Measured> = Vec::new();
+        let micro_rows = match self.stage.micro_batch_size {
+            0 => batch.rows,
+            rows => rows,
+        };
+        for (index, micro) in batch.split(micro_rows).into_iter().enumerate() {
+            let total = self.loss(&model, batch, &micro, index, &mut measured)?;
+            let gradients = GradientsParams::from_grads(total.backward(), &model);
+            accumulator.accumulate(&model, gradients);
+        }
+        let mut gradients = accumulator.grads();
+        let norm = clip_global_norm(&mut gradients, &model, self.stage.optimizer.clip_norm);
+        measured.extend(norm.map(|norm| (Name::GradientNorm, 1.0, norm)));
+        let rates = self.stage.optimizer.rates(&model, self.rate_factor);
+        let model = optimizer.step(rates, model, gradients);
+        Ok((model, read(measured, self.recipe, batch)))
+    }
+
+    /// The share of micro-batch number `index` in the loss of the whole batch, `[1]`.
+    fn loss(
+        &self,
+        model: &Classifier,
+        batch: &Batch,
+        micro: &Batch,
+        index: usize,
+        measured: &mut Vec<Measured>,
+    ) -> Result<Tensor<1>, TrainError> {
         let share = micro.num_tokens() as f64 / batch.num_tokens() as f64;
-        let seed = dropout.index(index as u64);
-        let (input, context) = inputs(&micro, model.heads.len(), Some(seed), device)?;
+        let seed = self.dropout.index(index as u64);
+        let (input, context) = inputs(micro, model.heads.len(), Some(seed), self.device)?;
         let (pooled, routes) = model.encode(&input, &context);
-        let losses = task_losses(&model, pooled, &micro);
-        let sum = losses
-            .iter()
-            .map(|(_, loss)| loss.clone())
-            .reduce(|a, b| a + b);
-        let mut total = sum.expect("a batch has rows").div_scalar(batch.rows as f64);
-        let auxiliary = auxiliary(&model, recipe, &routes);
+        let mut total = Tensor::zeros([1], self.device);
+        for (task, loss) in task_losses(model, pooled, micro) {
+            total = total + loss.clone().div_scalar(batch.rows as f64);
+            measured.push((Name::Task(task), 1.0, loss));
+        }
+        let auxiliary = auxiliary(model, self.recipe, &routes);
         if let Some(extra) = auxiliary.total {
             total = total + extra.mul_scalar(share);
         }
-        let gradients = GradientsParams::from_grads(total.backward(), &model);
-        accumulator.accumulate(&model, gradients);
-        measured.extend(
-            losses
-                .into_iter()
-                .map(|(task, loss)| (Name::Task(task), 1.0, loss)),
-        );
-        measured.extend(
-            auxiliary
-                .terms
-                .into_iter()
-                .map(|(name, v)| (Name::Term(name), share, v)),
-        );
+        let terms = auxiliary.terms.into_iter();
+        measured.extend(terms.map(|(name, value)| (Name::Term(name), share, value)));
+        Ok(total)
     }
-    let mut gradients = accumulator.grads();
-    let norm = clip_global_norm(&mut gradients, &model, stage.optimizer.clip_norm);
-    measured.extend(norm.map(|norm| (Name::GradientNorm, 1.0, norm)));
-    let rates = stage.optimizer.rates(&model, rate_factor);
-    let model = optimizer.step(rates, model, gradients);
-    Ok((model, read(measured, recipe, batch)))
 }
 
 /// Brings all measured numbers to the host in one transfer.
-fn read(measured: Vec<(Name, f64, Tensor<1>)>, recipe: &Recipe, batch: &Batch) -> StepValues {
+fn read(measured: Vec<Measured>, recipe: &Recipe, batch: &Batch) -> StepValues {
     let (names, tensors): (Vec<_>, Vec<_>) = measured
         .into_iter()
         .map(|(name, share, tensor)| ((name, share), tensor.inner()))

@@ -14,7 +14,7 @@ use crate::checkpoint::{self, Progress};
 use crate::data::{Batch, Sampler, Split, TokenizedTask};
 use crate::parameters::find_not_finite;
 use crate::report::{SCHEMA_VERSION, StepRecord, StepWriter, truncate_after};
-use crate::step::train_step;
+use crate::step::Step;
 use crate::{Recipe, TrainError};
 
 /// File of the step records in a run folder.
@@ -147,17 +147,14 @@ impl State {
             .collect();
         let batch = Batch::from_examples(&examples);
         let factor = stage.schedule.factor(self.progress.stage_step, stage.steps);
-        let dropout = setup.seed.child("dropout").index(self.progress.step as u64);
-        let (model, values) = train_step(
-            self.model.clone(),
-            &mut self.optimizer,
-            setup.recipe,
+        let step = Step {
+            recipe: setup.recipe,
             stage,
-            &batch,
-            factor,
-            dropout,
-            setup.device,
-        )?;
+            rate_factor: factor,
+            dropout: setup.seed.child("dropout").index(self.progress.step as u64),
+            device: setup.device,
+        };
+        let (model, values) = step.run(self.model.clone(), &mut self.optimizer, &batch)?;
         self.model = model;
         let step = self.progress.step + 1;
         for (what, value) in [

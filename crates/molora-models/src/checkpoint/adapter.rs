@@ -59,8 +59,7 @@ pub fn save_adapter(
     write_tensors(&files.tensors, &tensors)?;
     let paths: Vec<String> = model.sites().into_iter().map(|(path, _)| path).collect();
     let config = adapter_config(spec, &paths, base_model);
-    let text = serde_json::to_string_pretty(&config).expect("plain JSON values");
-    std::fs::write(&files.config, text + "\n").map_err(|source| ModelError::Io {
+    std::fs::write(&files.config, format!("{config:#}\n")).map_err(|source| ModelError::Io {
         path: files.config,
         source,
     })

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use molora_train::TrainError;
 use molora_train::cli::Cli;
 use tracing_subscriber::EnvFilter;
 
@@ -14,9 +15,16 @@ fn main() -> ExitCode {
         .init();
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => match error.downcast_ref() {
+            // The shell's code for a program that Ctrl-C ended.
+            Some(TrainError::Interrupted { .. }) => {
+                eprintln!("{error}");
+                ExitCode::from(130)
+            }
+            _ => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }

@@ -19,9 +19,10 @@ pub(super) struct Progress {
     last_line: Option<Instant>,
 }
 
-/// Tokens per second since the first step that this process made.
+/// Tokens per second since the first step that this process made, and the loss of late.
 #[derive(Default)]
 struct Speed {
+    loss: Option<f64>,
     tokens: usize,
     seconds: f64,
     steps: usize,
@@ -29,6 +30,9 @@ struct Speed {
 
 impl Speed {
     fn add(&mut self, record: &StepRecord) {
+        // One step is one task, and tasks differ: a mean over some 20 steps shows the trend.
+        let old = self.loss.unwrap_or(record.loss);
+        self.loss = Some(0.95 * old + 0.05 * record.loss);
         self.tokens += record.tokens;
         self.seconds += record.seconds;
         self.steps += 1;
@@ -66,7 +70,7 @@ impl Progress {
                 let left = self.speed.left(total - record.step);
                 let text = format!(
                     "loss {:.4}  {:.0} tokens/s  {} left",
-                    record.loss,
+                    self.speed.loss.unwrap_or(record.loss),
                     self.speed.tokens_per_second(),
                     clock(left)
                 );

@@ -13,8 +13,11 @@ use crate::TrainError;
 use crate::data::SamplerConfig;
 use crate::stage::StageConfig;
 
+/// Makes a recipe with its default values.
+type Maker = fn() -> Recipe;
+
 /// All recipes by name, sorted.
-const RECIPES: [(&str, fn() -> Recipe); 4] = [
+const RECIPES: [(&str, Maker); 4] = [
     ("hydralora", hydralora::recipe),
     ("lora", lora::recipe),
     ("mosld", mosld::recipe),
@@ -81,6 +84,9 @@ impl Recipe {
     }
 
     /// The recipe as TOML with every value spelled out.
+    ///
+    /// # Panics
+    /// Never: a recipe is plain data.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("recipes are plain data")
     }

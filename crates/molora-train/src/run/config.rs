@@ -67,7 +67,7 @@ pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
 }
 
 /// A path that still leads to the same place from another folder.
-pub(super) fn absolute(name: &str) -> String {
+pub(crate) fn absolute(name: &str) -> String {
     if name.starts_with("bundled:") {
         return name.into();
     }

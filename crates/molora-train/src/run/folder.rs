@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::RUN;
+use super::config::write_config;
+use super::{RUN, RunConfig};
 use crate::TrainError;
 
 /// Refuses a folder that exists, or with `force` one that is no run and not empty.
@@ -32,9 +33,40 @@ pub(super) fn check_folder(folder: &Path, force: bool) -> Result<(), TrainError>
     Ok(())
 }
 
-pub(super) fn make_folder(folder: &Path) -> Result<(), TrainError> {
+/// Makes a run folder with its configuration, in place of an older run.
+///
+/// It is made beside its place and then renamed: a folder of that name always has its `run.toml`.
+pub(super) fn make_folder(folder: &Path, config: &RunConfig) -> Result<(), TrainError> {
+    let parent = match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent).map_err(TrainError::io(parent))?;
+    let mut builder = tempfile::Builder::new();
+    let made = builder
+        .prefix(".molora-run-")
+        .tempdir_in(parent)
+        .map_err(TrainError::io(parent))?;
+    write_config(made.path(), config)?;
     if folder.exists() {
         std::fs::remove_dir_all(folder).map_err(TrainError::io(folder))?;
     }
-    std::fs::create_dir_all(folder).map_err(TrainError::io(folder))
+    share(made.path())?;
+    std::fs::rename(made.path(), folder).map_err(TrainError::io(folder))?;
+    // Nothing is left under the temporary name, so there is nothing to remove when it is dropped.
+    drop(made.keep());
+    Ok(())
+}
+
+/// Temporary folders are private; a run folder has the rights that any new folder has.
+#[cfg(unix)]
+fn share(folder: &Path) -> Result<(), TrainError> {
+    use std::os::unix::fs::PermissionsExt;
+    let rights = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(folder, rights).map_err(TrainError::io(folder))
+}
+
+#[cfg(not(unix))]
+fn share(_: &Path) -> Result<(), TrainError> {
+    Ok(())
 }

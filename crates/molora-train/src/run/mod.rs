@@ -32,8 +32,9 @@ use crate::report::{
 use crate::trainer::{STEPS, Setup, Trained, task_names, train as train_loop};
 use crate::{Recipe, TrainError, bundled, checkpoint};
 
+pub(crate) use config::absolute;
+use config::git_commit;
 pub use config::{RUN, RunConfig, TaskLabels, read_config};
-use config::{absolute, git_commit, write_config};
 use folder::{check_folder, make_folder};
 
 /// File that a run folder holds as soon as the run is finished.
@@ -124,8 +125,7 @@ pub fn train(
     };
     on_event(Event::Phase("loading model and tasks"));
     let loaded = load(&config, &tasks, request.device, true)?;
-    make_folder(&request.out)?;
-    write_config(&request.out, &config)?;
+    make_folder(&request.out, &config)?;
     run(&request.out, &config, loaded, stop, on_event)
 }
 

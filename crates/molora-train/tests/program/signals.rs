@@ -73,7 +73,7 @@ fn an_interrupted_program_goes_on_to_the_same_end() {
         wait_for_steps(&world.path(out), count);
         signal(&child, "-INT");
         let output = child.wait_with_output().expect("it ends");
-        assert_eq!(output.status.code(), Some(1), "{}", last_line(&output));
+        assert_eq!(output.status.code(), Some(130), "{}", last_line(&output));
         let text = last_line(&output);
         assert!(text.contains("stopped after step"), "{text}");
         assert!(
