@@ -322,7 +322,7 @@ mod tests {
         let (a, b) = (bank.a_by_expert(), bank.b_by_expert());
         let one = |t: &Tensor<3>, e: usize| -> Tensor<2> {
             let e = e.min(t.dims()[0] - 1);
-            t.clone().slice([e..e + 1]).squeeze_dim(0)
+            t.clone().slice_dim(0, e..e + 1).squeeze_dim(0)
         };
         let terms = (0..bank.num_experts()).map(|e| {
             let delta = x

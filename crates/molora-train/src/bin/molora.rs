@@ -22,9 +22,21 @@ fn main() -> ExitCode {
                 ExitCode::from(130)
             }
             _ => {
-                eprintln!("error: {error:#}");
+                eprintln!("error: {}", one_line(&error));
                 ExitCode::FAILURE
             }
         },
     }
+}
+
+/// The error and its causes, without causes that the text before them has already told.
+fn one_line(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .fold(String::new(), |text, cause| match text.contains(&cause) {
+            true => text,
+            false if text.is_empty() => cause,
+            false => format!("{text}: {cause}"),
+        })
 }

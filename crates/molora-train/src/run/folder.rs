@@ -8,14 +8,12 @@ use crate::TrainError;
 
 /// Refuses a folder that exists, or with `force` one that is no run and not empty.
 pub(super) fn check_folder(folder: &Path, force: bool) -> Result<(), TrainError> {
-    if !folder.exists() {
-        return Ok(());
+    let existing = folder.ancestors().find(|path| path.exists());
+    if let Some(file) = existing.filter(|path| !path.is_dir()) {
+        return Err(TrainError::run(file, "is a file, expected a folder"));
     }
-    if !folder.is_dir() {
-        return Err(TrainError::run(
-            folder,
-            "is a file, expected a folder that does not exist",
-        ));
+    if existing != Some(folder) {
+        return Ok(());
     }
     let mut entries = std::fs::read_dir(folder).map_err(TrainError::io(folder))?;
     if entries.next().is_none() {

@@ -24,7 +24,7 @@ fn output_folders_that_cannot_be_made() {
             name: "below a file",
             damage: |_| {},
             arguments: &["--out", "model/config.json/run"],
-            expected: &["model/config.json", "Not a directory"],
+            expected: &["model/config.json: is a file, expected a folder"],
         },
         Mistake {
             name: "a file",
