@@ -61,7 +61,18 @@ impl AdapterSpec {
         let most = *most.unwrap_or(&self.bank.num_experts);
         let router = self.router.iter().flat_map(|router| {
             let numbers = router.validate(most).map_err(ModelError::from);
-            [numbers, self.features_exist(router)]
+            // Groups, unlike a top-k, have to fit every site.
+            let fits = |&experts: &usize| router.scorer.validate(experts);
+            let fits = self
+                .experts_per_layer
+                .iter()
+                .filter(|&&n| n != most)
+                .try_for_each(fits);
+            [
+                numbers,
+                fits.map_err(ModelError::from),
+                self.features_exist(router),
+            ]
         });
         [experts, bank]
             .into_iter()
@@ -268,7 +279,7 @@ impl Adapter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use molora_routing::Selection;
+    use molora_routing::{GroupedConfig, Selection, WithinGroup};
 
     fn spec(experts_per_layer: &[usize]) -> AdapterSpec {
         AdapterSpec {
@@ -318,6 +329,30 @@ mod tests {
             error.to_string(),
             "adapter.experts_per_layer has 4 entries, expected at most 3, the model's layers"
         );
+    }
+
+    #[test]
+    fn groups_have_to_fit_every_layer() {
+        let mut spec = spec(&[2, 4]);
+        let groups = GroupedConfig {
+            groups: vec![vec![0, 1], vec![2, 3]],
+            within: WithinGroup::Token,
+            group_temperature: 1.0,
+            within_temperature: 1.0,
+        };
+        let scorer = ScorerConfig::Grouped(groups);
+        spec.router = Some(RouterConfig {
+            scorer,
+            ..Default::default()
+        });
+        let problems: Vec<String> = spec.problems().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            problems.len(),
+            1,
+            "the layers with two experts: {problems:?}"
+        );
+        spec.experts_per_layer = vec![4, 4];
+        assert!(spec.problems().is_empty());
     }
 
     #[test]
