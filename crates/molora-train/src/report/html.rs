@@ -151,14 +151,14 @@ fn scores(eval: &EvalReport) -> String {
         let _ = write!(html, "<tr>{}<td>{bar}</td></tr>", cells.collect::<String>());
     }
     html + "</table>\n<p class=\"legend\"><span class=\"bar\"><i style=\"width:70%\"></i>\
-            <b style=\"left:35%\"></b></span> bar: accuracy; mark: always the most frequent label</p>"
+            <b style=\"left:35%\"></b></span> bar: score; mark: score of always the most frequent label</p>"
 }
 
 fn bar(score: &TaskScore) -> String {
-    let [accuracy, majority] = [score.accuracy, score.majority].map(|part| part.clamp(0.0, 1.0));
+    let [value, majority] = [score.value, score.majority].map(|part| part.clamp(0.0, 1.0));
     format!(
         "<span class=\"bar\"><i style=\"width:{}%\"></i><b style=\"left:{}%\"></b></span>",
-        percent(accuracy),
+        percent(value),
         percent(majority)
     )
 }
