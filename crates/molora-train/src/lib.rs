@@ -15,6 +15,7 @@
 pub mod bundled;
 pub mod checkpoint;
 pub mod cli;
+pub mod compare;
 pub mod data;
 pub mod device;
 mod error;

@@ -1,5 +1,6 @@
 //! The command line of `molora`.
 
+mod compare;
 mod eval;
 mod list;
 mod progress;
@@ -19,6 +20,8 @@ pub struct Cli {
 enum Command {
     /// Train a recipe on several tasks at once and evaluate it on their test splits
     Train(train::TrainArgs),
+    /// Train several recipes with several seeds at an equal budget and compare them
+    Compare(compare::CompareArgs),
     /// Evaluate a finished run again in a fresh process
     Eval(eval::EvalArgs),
     /// List the recipes and bundled tasks, or show a recipe as TOML
@@ -33,6 +36,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Train(args) => args.run(),
+            Command::Compare(args) => args.run(),
             Command::Eval(args) => args.run(),
             Command::List(args) => args.run(),
         }

@@ -102,7 +102,7 @@ impl TrainArgs {
 }
 
 /// A recipe by name, or from a file if the name looks like one.
-fn read_recipe(name: &str) -> anyhow::Result<Recipe> {
+pub(super) fn read_recipe(name: &str) -> anyhow::Result<Recipe> {
     if !name.ends_with(".toml") {
         return Ok(recipe::find(name)?);
     }
@@ -111,7 +111,7 @@ fn read_recipe(name: &str) -> anyhow::Result<Recipe> {
 }
 
 /// Ctrl-C ends the run after the current step with a checkpoint; a second one ends it at once.
-fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+pub(super) fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&stop);
     ctrlc::set_handler(move || {

@@ -10,7 +10,7 @@ use rand_xoshiro::rand_core::Rng;
 ///
 /// # Panics
 /// If `bound` is 0.
-pub(super) fn below(rng: &mut Xoshiro256PlusPlus, bound: u64) -> u64 {
+pub(crate) fn below(rng: &mut Xoshiro256PlusPlus, bound: u64) -> u64 {
     assert!(bound > 0, "nothing lies below 0");
     // Of the 2^64 words, `2^64 mod bound` too many would favour some results: those are drawn anew.
     let surplus = bound.wrapping_neg() % bound;

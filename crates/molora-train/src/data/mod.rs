@@ -5,7 +5,7 @@
 //! decides which examples the next step sees. The format is described in `docs/data.md`.
 
 pub mod batch;
-mod draw;
+pub(crate) mod draw;
 pub mod error;
 mod kind;
 pub mod record;

@@ -1,7 +1,7 @@
 //! Numbers as people read them.
 
 /// `1234567` as `1,234,567`.
-pub(super) fn thousands(number: usize) -> String {
+pub(crate) fn thousands(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3 + 1);
     for (index, digit) in digits.chars().enumerate() {
@@ -14,12 +14,12 @@ pub(super) fn thousands(number: usize) -> String {
 }
 
 /// A fraction in per cent with one decimal: `0.9354` as `93.5`.
-pub(super) fn percent(fraction: f64) -> String {
+pub(crate) fn percent(fraction: f64) -> String {
     format!("{:.1}", fraction * 100.0)
 }
 
 /// `part` of `whole` in per cent with two decimals and the sign; `-` where there is no whole.
-pub(super) fn share(part: usize, whole: usize) -> String {
+pub(crate) fn share(part: usize, whole: usize) -> String {
     match whole {
         0 => "-".to_owned(),
         whole => format!("{:.2} %", part as f64 / whole as f64 * 100.0),
@@ -27,7 +27,7 @@ pub(super) fn share(part: usize, whole: usize) -> String {
 }
 
 /// Seconds as `8.4 s`, `3 min 07 s` or `2 h 05 min`.
-pub(super) fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     let whole = seconds.round().max(0.0) as u64;
     match whole {
         0..60 => format!("{seconds:.1} s"),
@@ -37,7 +37,7 @@ pub(super) fn duration(seconds: f64) -> String {
 }
 
 /// Bytes in MiB, or `unknown`.
-pub(super) fn mebibytes(bytes: Option<u64>) -> String {
+pub(crate) fn mebibytes(bytes: Option<u64>) -> String {
     match bytes {
         Some(bytes) => format!(
             "{} MiB",

@@ -6,12 +6,12 @@ pub mod schema;
 
 mod chart;
 mod error;
-mod format;
+pub(crate) mod format;
 mod heatmap;
 mod html;
 #[cfg(test)]
-mod sample;
-mod table;
+pub(crate) mod sample;
+pub(crate) mod table;
 mod writer;
 
 pub use error::ReportError;

@@ -1,7 +1,7 @@
 //! Tables for the terminal and, in Markdown, for the documents. ASCII only.
 
 use comfy_table::presets::{ASCII_BORDERS_ONLY_CONDENSED, ASCII_MARKDOWN};
-use comfy_table::{CellAlignment, ContentArrangement, Table, TableStyle};
+use comfy_table::{CellAlignment, ContentArrangement, Row, Table, TableStyle};
 
 use super::format::{duration, mebibytes, percent, share, thousands};
 use super::schema::{EvalReport, RunSummary, TaskScore};
@@ -108,10 +108,10 @@ pub(super) fn fact_rows(summary: &RunSummary) -> [[String; 2]; 5] {
 }
 
 /// A table whose columns from `first_number` on are aligned to the right.
-fn aligned<const N: usize>(
+pub(crate) fn aligned<R: Into<Row>>(
     style: TableStyle,
-    header: [String; N],
-    rows: Vec<[String; N]>,
+    header: R,
+    rows: Vec<R>,
     first_number: usize,
 ) -> Table {
     let mut table = Table::new();
@@ -135,7 +135,7 @@ fn with_total(table: Table) -> String {
 }
 
 /// Marks the number columns in the second line, which Markdown reads the alignment from.
-fn markdown(table: Table, first_number: usize) -> String {
+pub(crate) fn markdown(table: Table, first_number: usize) -> String {
     let mut lines: Vec<String> = table.lines().collect();
     if let Some(rule) = lines.get_mut(1) {
         let cells = rule.trim_matches('|').split('|').enumerate();

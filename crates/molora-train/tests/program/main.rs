@@ -5,6 +5,7 @@ mod bad_folder;
 mod bad_model;
 mod bad_recipe;
 mod batches;
+mod compare;
 mod files;
 mod frozen;
 mod refusal;

@@ -1,0 +1,131 @@
+//! `molora compare`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use clap::Args;
+
+use super::print;
+use super::progress::Progress;
+use super::train::{read_recipe, stop_on_signal};
+use crate::compare::{
+    Budget, Comparison, Event, Plan, Request, RunEvent, State, TABLES, compare, tables,
+};
+use crate::device::DeviceSpec;
+use crate::report::format::thousands;
+use crate::{Recipe, bundled, overrides};
+
+/// Options of `molora compare`.
+#[derive(Debug, Args)]
+pub(super) struct CompareArgs {
+    /// Names of recipes (see `molora list`) or TOML files derived from them, separated by commas;
+    /// the first is the reference
+    #[arg(required = true, value_delimiter = ',')]
+    recipes: Vec<String>,
+    /// Train every recipe with so many seeds: 0, 1, ...
+    #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// What is made equal
+    #[arg(long, value_enum, default_value_t = Budget::Params)]
+    budget: Budget,
+    /// Number of optimizer steps of every recipe
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Folder of the base model in Hugging Face layout [default: the bundled all-MiniLM-L6-v2]
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
+    /// Folder with one sub-folder per task [default: the bundled tasks]
+    #[arg(long, value_name = "DIR")]
+    data: Option<String>,
+    /// Train on these tasks only, separated by commas [default: all in the folder]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    tasks: Option<Vec<String>>,
+    /// Folder to write; the same request goes on with what is there
+    #[arg(long, value_name = "DIR", default_value = "runs/compare")]
+    out: PathBuf,
+    /// Where to compute: cpu, ndarray, wgpu or cuda
+    #[arg(long, default_value = "cpu")]
+    device: DeviceSpec,
+    /// Change a value of every recipe, for example data.max_length=32; may be repeated
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
+}
+
+impl CompareArgs {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let request = self.request()?;
+        let stop = stop_on_signal()?;
+        let mut progress = Progress::new();
+        let comparison = compare(&request, &stop, &mut |event| match event {
+            Event::Planned(plan) => eprintln!("{}", planned(plan)),
+            Event::Run(run) => {
+                progress.finish();
+                progress = Progress::new();
+                eprintln!("{}", turn(&run));
+            }
+            Event::Inside(event) => progress.show(event),
+        })?;
+        progress.finish();
+        print(&closing(&request.out, &comparison))
+    }
+
+    fn request(self) -> anyhow::Result<Request> {
+        let recipes = self.recipes.iter().map(|name| self.recipe(name));
+        Ok(Request {
+            recipes: recipes.collect::<anyhow::Result<_>>()?,
+            model: self.model.unwrap_or_else(|| bundled::MODEL.into()),
+            data: self.data.unwrap_or_else(|| bundled::TASKS.into()),
+            tasks: self.tasks,
+            out: self.out,
+            seeds: self.seeds,
+            budget: self.budget,
+            device: self.device,
+        })
+    }
+
+    fn recipe(&self, name: &str) -> anyhow::Result<Recipe> {
+        let mut recipe = overrides::apply(&read_recipe(name)?, &self.set)?;
+        match (self.steps, &mut recipe.stages[..]) {
+            (None, _) | (_, []) => {}
+            (Some(steps), [stage]) => stage.steps = steps,
+            (Some(_), stages) => bail!(
+                "--steps: recipe {} has {} stages; give a TOML file with the steps of each",
+                recipe.name,
+                stages.len()
+            ),
+        }
+        Ok(recipe)
+    }
+}
+
+/// Rank and parameters of each recipe.
+fn planned(plan: &Plan) -> String {
+    let line = |recipe: &crate::compare::PlannedRecipe| {
+        format!(
+            "{}: rank {}, {} trainable parameters beside the heads, {} steps",
+            recipe.name,
+            recipe.recipe.adapter.bank.rank,
+            thousands(recipe.parameters),
+            thousands(recipe.steps())
+        )
+    };
+    plan.recipes.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn turn(run: &RunEvent<'_>) -> String {
+    let state = match run.state {
+        State::New => "",
+        State::Unfinished => ", going on",
+        State::Finished => ", finished before",
+    };
+    let (number, total) = (run.number, run.total);
+    format!(
+        "run {number} of {total}: {}, seed {}{state}",
+        run.recipe, run.seed
+    )
+}
+
+fn closing(folder: &Path, comparison: &Comparison) -> String {
+    let report = folder.join(TABLES);
+    format!("\n{}\n\nreport: {}\n", tables(comparison), report.display())
+}

@@ -1,0 +1,83 @@
+//! What can go wrong in a comparison.
+
+use std::path::{Path, PathBuf};
+
+use crate::TrainError;
+use crate::report::ReportError;
+
+/// A failure of a comparison, each as one line.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompareError {
+    /// A problem with model, data, recipe, device or one of the runs.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// A file of the comparison cannot be written.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// Nothing to compare with.
+    #[error("{found} recipe to compare, expected at least two, separated by commas")]
+    TooFew {
+        /// Number of recipes.
+        found: usize,
+    },
+    /// One recipe under the same name twice.
+    #[error("recipe `{name}` is listed twice")]
+    Twice {
+        /// Its name.
+        name: String,
+    },
+    /// No seed to train with.
+    #[error("0 seeds, expected at least 1")]
+    NoSeeds,
+    /// Runs of different lengths where only their steps are to be equal.
+    #[error("budget steps, but {first} has {steps} steps and {other} has {other_steps}")]
+    UnequalSteps {
+        /// The first recipe.
+        first: String,
+        /// Its steps over all stages.
+        steps: usize,
+        /// Another recipe.
+        other: String,
+        /// Its steps over all stages.
+        other_steps: usize,
+    },
+    /// The folder belongs to a comparison that was asked for in another way.
+    #[error("{}: {difference}; choose another --out or ask as before", path.display())]
+    Differs {
+        /// The stored request.
+        path: PathBuf,
+        /// The first field that differs, with both values.
+        difference: String,
+    },
+    /// A file or folder of the comparison is not what it has to be.
+    #[error("{}: {problem}", path.display())]
+    Folder {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found and expected.
+        problem: String,
+    },
+    /// The user asked to stop.
+    #[error("stopped in run {number} of {total}; the same molora compare goes on from there")]
+    Interrupted {
+        /// The run, from 1.
+        number: usize,
+        /// Number of runs.
+        total: usize,
+    },
+}
+
+impl CompareError {
+    pub(super) fn folder(path: &Path, problem: impl Into<String>) -> Self {
+        Self::Folder {
+            path: path.to_owned(),
+            problem: problem.into(),
+        }
+    }
+
+    pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Train(TrainError::Io { path, source })
+    }
+}

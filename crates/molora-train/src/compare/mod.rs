@@ -1,0 +1,225 @@
+//! An honest comparison: several recipes, several seeds, the same data, an equal budget.
+//!
+//! | file in a comparison's folder | content |
+//! |---|---|
+//! | `compare.toml` | the request, with the chosen ranks: [`Plan`] |
+//! | `runs/<recipe>-seed<k>/` | one run folder each, as [`crate::run`] writes it |
+//! | `compare.json` | the result: [`Comparison`]; numbers are fractions and seconds |
+//! | `compare.md` | the same as Markdown tables, in per cent |
+//!
+//! How to read it, and what the interval covers, is in `docs/comparing.md`.
+
+mod error;
+mod outcome;
+mod plan;
+mod rank;
+mod result;
+mod statistics;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::device::DeviceSpec;
+use crate::report::{write_atomically, write_json_atomically};
+use crate::run::{self, RUN, SUMMARY, read_config};
+use crate::{Recipe, TrainError};
+
+pub use error::CompareError;
+pub use plan::{Budget, Plan, PlannedRecipe, PlannedTask};
+pub use rank::{Choice, Counter, MAX_RANK};
+pub use result::{Comparison, DeadExperts, RecipeResult, TaskResult, WorstTask};
+pub use statistics::{CONFIDENCE, Gain, RESAMPLES, Spread, Verdict};
+pub use table::{tables, tables_markdown};
+
+/// File of the resolved request in a comparison's folder.
+pub const COMPARISON: &str = "compare.toml";
+/// File of the result in a comparison's folder.
+pub const RESULT: &str = "compare.json";
+/// File of the result's tables in a comparison's folder.
+pub const TABLES: &str = "compare.md";
+
+/// What a user asks for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The recipes, the reference first.
+    pub recipes: Vec<Recipe>,
+    /// Folder of the base model, or `bundled:NAME`.
+    pub model: String,
+    /// Folder of the tasks, or `bundled:tasks`.
+    pub data: String,
+    /// The tasks to train on; all in the folder if `None`.
+    pub tasks: Option<Vec<String>>,
+    /// The comparison's folder.
+    pub out: PathBuf,
+    /// Every recipe is trained with the seeds below this number.
+    pub seeds: u64,
+    /// What is made equal between the recipes.
+    pub budget: Budget,
+    /// The device.
+    pub device: DeviceSpec,
+}
+
+/// What a comparison tells while it goes on.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Everything is checked and the ranks are chosen.
+    Planned(&'a Plan),
+    /// The next run.
+    Run(RunEvent<'a>),
+    /// Something from inside the run.
+    Inside(run::Event<'a>),
+}
+
+/// One run of a comparison.
+#[derive(Debug, Clone, Copy)]
+pub struct RunEvent<'a> {
+    /// Its number, from 1.
+    pub number: usize,
+    /// Number of runs.
+    pub total: usize,
+    /// Name of the recipe.
+    pub recipe: &'a str,
+    /// The seed.
+    pub seed: u64,
+    /// How far it is.
+    pub state: State,
+}
+
+/// How far a run is when its turn comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Not begun.
+    New,
+    /// Stopped before its end.
+    Unfinished,
+    /// At its end.
+    Finished,
+}
+
+/// Trains what is not trained yet and writes the result.
+///
+/// Everything that can be checked is checked before the folder is made. Runs go seed by seed, so
+/// that a comparison that was stopped has all recipes equally often.
+///
+/// # Errors
+/// See [`CompareError`]; [`CompareError::Interrupted`] if `stop` was set, after a checkpoint.
+pub fn compare(
+    request: &Request,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Comparison, CompareError> {
+    plan::check_folder(&request.out)?;
+    let (plan, tasks) = plan::resolve(request)?;
+    plan::write_or_agree(&plan, &request.out)?;
+    on_event(Event::Planned(&plan));
+    let total = plan.recipes.len() * plan.seeds as usize;
+    let runs = (0..plan.seeds).flat_map(|seed| plan.recipes.iter().map(move |r| (seed, r)));
+    for (index, (seed, recipe)) in runs.enumerate() {
+        let number = index + 1;
+        let folder = run_folder(&request.out, &recipe.name, seed);
+        let state = state(&folder);
+        let recipe_name = recipe.name.as_str();
+        on_event(Event::Run(RunEvent {
+            number,
+            total,
+            recipe: recipe_name,
+            seed,
+            state,
+        }));
+        if stop.load(Ordering::SeqCst) && state != State::Finished {
+            return Err(CompareError::Interrupted { number, total });
+        }
+        let mut inside = |event: run::Event<'_>| on_event(Event::Inside(event));
+        let one = One {
+            request,
+            plan: &plan,
+            recipe,
+            seed,
+        };
+        match one.go_on(&folder, state, stop, &mut inside) {
+            Err(CompareError::Train(TrainError::Interrupted { .. })) => {
+                return Err(CompareError::Interrupted { number, total });
+            }
+            other => other?,
+        }
+    }
+    let outcomes = outcome::read_all(&plan, &request.out, &tasks)?;
+    let comparison = Comparison::new(&plan, &outcomes);
+    write_json_atomically(&request.out.join(RESULT), &comparison)?;
+    let text = table::document(&comparison);
+    write_atomically(&request.out.join(TABLES), text.as_bytes())?;
+    Ok(comparison)
+}
+
+/// Folder of one run of a comparison.
+pub fn run_folder(out: &Path, recipe: &str, seed: u64) -> PathBuf {
+    out.join("runs").join(format!("{recipe}-seed{seed}"))
+}
+
+fn state(folder: &Path) -> State {
+    match (folder.join(SUMMARY).is_file(), folder.join(RUN).is_file()) {
+        (true, _) => State::Finished,
+        (false, true) => State::Unfinished,
+        (false, false) => State::New,
+    }
+}
+
+/// One run and what it belongs to.
+struct One<'a> {
+    request: &'a Request,
+    plan: &'a Plan,
+    recipe: &'a PlannedRecipe,
+    seed: u64,
+}
+
+impl One<'_> {
+    fn go_on(
+        &self,
+        folder: &Path,
+        state: State,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(run::Event<'_>),
+    ) -> Result<(), CompareError> {
+        if state == State::New {
+            run::train(&self.as_run(folder), stop, on_event)?;
+            return Ok(());
+        }
+        self.check(folder)?;
+        if state == State::Unfinished {
+            run::resume(folder, stop, on_event)?;
+        }
+        Ok(())
+    }
+
+    fn as_run(&self, folder: &Path) -> run::Request {
+        run::Request {
+            recipe: self.recipe.recipe.clone(),
+            model: self.request.model.clone(),
+            data: self.request.data.clone(),
+            tasks: self.request.tasks.clone(),
+            out: folder.to_owned(),
+            force: false,
+            seed: self.seed,
+            device: self.request.device,
+        }
+    }
+
+    /// Refuses a run that somebody put there for another recipe, seed, model or data.
+    fn check(&self, folder: &Path) -> Result<(), CompareError> {
+        let config = read_config(folder)?;
+        let plan = self.plan;
+        let tasks = config.tasks.iter().map(|task| &task.name);
+        let is_ours = config.recipe == self.recipe.recipe
+            && config.seed == self.seed
+            && (&config.model, &config.data) == (&plan.model, &plan.data)
+            && tasks.eq(plan.tasks.iter().map(|task| &task.name));
+        match is_ours {
+            true => Ok(()),
+            false => {
+                let text = "is not a run of this comparison; remove it to train it again";
+                Err(CompareError::folder(&folder.join(RUN), text))
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Reading the finished runs of a comparison.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+use super::error::CompareError;
+use super::plan::Plan;
+use super::run_folder;
+use crate::data::{Label, Task};
+use crate::report::{EvalReport, PredictionReport, RoutingReport, RunSummary};
+use crate::run::{PREDICTIONS, SUMMARY};
+
+/// One finished run.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) eval: EvalReport,
+    pub(super) routing: RoutingReport,
+    pub(super) summary: RunSummary,
+    /// Whether each test record was right, by task in the plan's order.
+    pub(super) right: Vec<Vec<bool>>,
+}
+
+/// The finished runs by recipe and seed.
+pub(super) fn read_all(
+    plan: &Plan,
+    out: &Path,
+    tasks: &[Task],
+) -> Result<Vec<Vec<Outcome>>, CompareError> {
+    let runs_of = |recipe: &str| {
+        (0..plan.seeds)
+            .map(|seed| read(&run_folder(out, recipe, seed), tasks))
+            .collect()
+    };
+    plan.recipes.iter().map(|r| runs_of(&r.name)).collect()
+}
+
+fn read(folder: &Path, tasks: &[Task]) -> Result<Outcome, CompareError> {
+    let eval: EvalReport = read_json(&folder.join("eval.json"))?;
+    let path = folder.join(PREDICTIONS);
+    let predictions: PredictionReport = read_json(&path)?;
+    let right = tasks
+        .iter()
+        .map(|task| right(task, &eval, &predictions, &path))
+        .collect::<Result<_, _>>()?;
+    Ok(Outcome {
+        eval,
+        routing: read_json(&folder.join("routing.json"))?,
+        summary: read_json(&folder.join(SUMMARY))?,
+        right,
+    })
+}
+
+/// Which test records of a task were right, if that gives the accuracy that the run wrote.
+fn right(
+    task: &Task,
+    eval: &EvalReport,
+    predictions: &PredictionReport,
+    path: &Path,
+) -> Result<Vec<bool>, CompareError> {
+    let name = &task.meta.name;
+    let refuse = |problem: String| CompareError::folder(path, format!("task {name}: {problem}"));
+    let classes = predictions.tasks.get(name);
+    let classes = classes.ok_or_else(|| refuse("not there".into()))?;
+    let score = eval.tasks.get(name);
+    let score = score.ok_or_else(|| refuse("not in eval.json".into()))?;
+    if classes.len() != task.test.len() {
+        let (found, expected) = (classes.len(), task.test.len());
+        return Err(refuse(format!(
+            "{found} predictions, expected one for each of {expected} test records"
+        )));
+    }
+    let pairs = classes.iter().zip(&task.test);
+    let right: Vec<bool> = pairs
+        .map(|(&class, record)| record.label == Label::Index(class))
+        .collect();
+    let hits = right.iter().filter(|&&is_right| is_right).count();
+    let accuracy = hits as f64 / right.len().max(1) as f64;
+    if (accuracy - score.accuracy).abs() > 1e-9 {
+        return Err(refuse(format!(
+            "accuracy {accuracy} on today's test records, {} in eval.json: the data have changed",
+            score.accuracy
+        )));
+    }
+    Ok(right)
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, CompareError> {
+    let bytes = std::fs::read(path).map_err(CompareError::io(path))?;
+    serde_json::from_slice(&bytes).map_err(|error| CompareError::folder(path, error.to_string()))
+}

@@ -1,0 +1,317 @@
+//! A comparison as it was asked for and resolved: `compare.toml`.
+
+use std::path::Path;
+
+use clap::ValueEnum;
+use molora_models::Bert;
+use serde::{Deserialize, Serialize};
+use toml::Value;
+
+use super::error::CompareError;
+use super::rank::{Choice, Counter};
+use super::{COMPARISON, Request};
+use crate::data::{Task, load_tasks, require_classification};
+use crate::report::{SCHEMA_VERSION, write_atomically};
+use crate::run::absolute;
+use crate::{Recipe, TrainError, bundled};
+
+/// What is made equal between recipes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Budget {
+    /// Trainable parameters beside the heads: ranks are chosen to come near the first recipe's
+    Params,
+    /// Optimizer steps only: recipes keep their ranks
+    Steps,
+}
+
+/// Everything that decides a comparison's result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub version: u32,
+    /// Version of molora that wrote the file.
+    pub molora_version: String,
+    /// Folder of the base model, or `bundled:NAME`.
+    pub model: String,
+    /// Folder of the tasks, or `bundled:tasks`.
+    pub data: String,
+    /// Name of the device.
+    pub device: String,
+    /// Every recipe is trained with the seeds below this number.
+    pub seeds: u64,
+    /// What is made equal.
+    pub budget: Budget,
+    /// The tasks in the order of their numbers.
+    pub tasks: Vec<PlannedTask>,
+    /// The recipes, the reference first.
+    pub recipes: Vec<PlannedRecipe>,
+}
+
+/// A task of a comparison.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedTask {
+    /// Name of the task.
+    pub name: String,
+    /// Its labels.
+    pub labels: Vec<String>,
+    /// Numbers of records for training, validation and test.
+    pub records: [usize; 3],
+}
+
+/// A recipe as it is trained, with the rank that was chosen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedRecipe {
+    /// Its name.
+    pub name: String,
+    /// Scalars of adapters, routers and gates.
+    pub parameters: usize,
+    /// The recipe.
+    pub recipe: Recipe,
+}
+
+impl PlannedRecipe {
+    /// Steps over all stages.
+    pub fn steps(&self) -> usize {
+        self.recipe.stages.iter().map(|stage| stage.steps).sum()
+    }
+}
+
+/// Checks a request against model and data and chooses the ranks; also the tasks that it read.
+pub(super) fn resolve(request: &Request) -> Result<(Plan, Vec<Task>), CompareError> {
+    check(request)?;
+    let data = bundled::folder(&request.data)?;
+    let tasks = load_tasks(&data, request.tasks.as_deref()).map_err(TrainError::from)?;
+    require_classification(&tasks).map_err(TrainError::from)?;
+    let plan = Plan {
+        version: SCHEMA_VERSION,
+        molora_version: env!("CARGO_PKG_VERSION").into(),
+        model: absolute(&request.model),
+        data: absolute(&request.data),
+        device: request.device.to_string(),
+        seeds: request.seeds,
+        budget: request.budget,
+        tasks: tasks.iter().map(planned_task).collect(),
+        recipes: planned_recipes(request, tasks.len())?,
+    };
+    check_steps(&plan)?;
+    Ok((plan, tasks))
+}
+
+fn check(request: &Request) -> Result<(), CompareError> {
+    let recipes = &request.recipes;
+    if recipes.len() < 2 {
+        let found = recipes.len();
+        return Err(CompareError::TooFew { found });
+    }
+    for (index, recipe) in recipes.iter().enumerate() {
+        if recipes[..index]
+            .iter()
+            .any(|other| other.name == recipe.name)
+        {
+            let name = recipe.name.clone();
+            return Err(CompareError::Twice { name });
+        }
+    }
+    match request.seeds {
+        0 => Err(CompareError::NoSeeds),
+        _ => Ok(()),
+    }
+}
+
+fn check_steps(plan: &Plan) -> Result<(), CompareError> {
+    let first = &plan.recipes[0];
+    let other = plan.recipes.iter().find(|r| r.steps() != first.steps());
+    match (plan.budget, other) {
+        (Budget::Steps, Some(other)) => Err(CompareError::UnequalSteps {
+            first: first.name.clone(),
+            steps: first.steps(),
+            other: other.name.clone(),
+            other_steps: other.steps(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn planned_task(task: &Task) -> PlannedTask {
+    PlannedTask {
+        name: task.meta.name.clone(),
+        labels: task.meta.labels.clone(),
+        records: [task.train.len(), task.validation.len(), task.test.len()],
+    }
+}
+
+fn planned_recipes(
+    request: &Request,
+    num_tasks: usize,
+) -> Result<Vec<PlannedRecipe>, CompareError> {
+    let device = request.device.open()?;
+    let folder = bundled::folder(&request.model)?;
+    let base = Bert::from_folder(&folder, &device).map_err(TrainError::from)?;
+    let counter = Counter {
+        base: &base,
+        num_tasks,
+        device: &device,
+    };
+    let mut planned: Vec<PlannedRecipe> = Vec::new();
+    for recipe in &request.recipes {
+        recipe.resolve(&base)?;
+        let mut recipe = recipe.clone();
+        let choice = match (request.budget, planned.first()) {
+            (Budget::Params, Some(reference)) => {
+                counter.nearest(&recipe.adapter, reference.parameters)?
+            }
+            _ => Choice {
+                rank: recipe.adapter.bank.rank,
+                parameters: counter.parameters(&recipe.adapter)?,
+            },
+        };
+        recipe.adapter.bank.rank = choice.rank;
+        planned.push(PlannedRecipe {
+            name: recipe.name.clone(),
+            parameters: choice.parameters,
+            recipe,
+        });
+    }
+    Ok(planned)
+}
+
+/// Refuses a folder that holds something else than a comparison.
+pub(super) fn check_folder(folder: &Path) -> Result<(), CompareError> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    if !folder.is_dir() {
+        let text = "is a file, expected a folder or nothing";
+        return Err(CompareError::folder(folder, text));
+    }
+    let mut entries = std::fs::read_dir(folder).map_err(CompareError::io(folder))?;
+    if entries.next().is_some() && !folder.join(COMPARISON).is_file() {
+        let text = "holds files but no compare.toml: not a comparison; choose another --out";
+        return Err(CompareError::folder(folder, text));
+    }
+    Ok(())
+}
+
+/// Writes the plan into its folder, or refuses a folder that was planned differently.
+pub(super) fn write_or_agree(plan: &Plan, folder: &Path) -> Result<(), CompareError> {
+    let path = folder.join(COMPARISON);
+    let text = toml::to_string(plan).expect("plain data");
+    if !path.exists() {
+        std::fs::create_dir_all(folder).map_err(CompareError::io(folder))?;
+        return Ok(write_atomically(&path, text.as_bytes())?);
+    }
+    let stored = std::fs::read_to_string(&path).map_err(CompareError::io(&path))?;
+    let stored: toml::Table = toml::from_str(&stored)
+        .map_err(|error| CompareError::folder(&path, error.message().replace('\n', " ")))?;
+    // As text, since a single-precision number becomes another one in double precision.
+    let asked: toml::Table = toml::from_str(&text).expect("its own text");
+    match difference("", &Value::Table(stored), &Value::Table(asked)) {
+        None => Ok(()),
+        Some(difference) => Err(CompareError::Differs { path, difference }),
+    }
+}
+
+/// The first field in which two values differ, in words.
+fn difference(field: &str, stored: &Value, asked: &Value) -> Option<String> {
+    let inside = |key: &str| match field {
+        "" => key.to_owned(),
+        field => format!("{field}.{key}"),
+    };
+    match (stored, asked) {
+        (Value::Table(old), Value::Table(new)) => {
+            let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
+            keys.sort();
+            keys.into_iter()
+                .find_map(|key| match (old.get(key), new.get(key)) {
+                    (Some(old), Some(new)) => difference(&inside(key), old, new),
+                    (old, _) => {
+                        let [here, asked] = if old.is_some() {
+                            ["present", "not"]
+                        } else {
+                            ["absent", "present"]
+                        };
+                        Some(format!("{} is {here}, asked now is {asked}", inside(key)))
+                    }
+                })
+        }
+        (Value::Array(old), Value::Array(new)) if old.len() == new.len() => (0..old.len())
+            .find_map(|index| difference(&inside(&index.to_string()), &old[index], &new[index])),
+        (Value::Array(old), Value::Array(new)) => Some(format!(
+            "{field} has {} entries, asked now are {}",
+            old.len(),
+            new.len()
+        )),
+        (old, new) if old == new => None,
+        (old, new) => Some(format!("{field} is {old}, asked now is {new}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Value {
+        Value::Table(toml::from_str(text).expect("TOML"))
+    }
+
+    #[test]
+    fn the_first_field_that_differs_is_named() {
+        let stored = "a = 1\nlist = [{ name = 'x', n = 1 }]\nt = { k = 'v' }";
+        for (asked, expected) in [
+            (stored, None),
+            (
+                "a = 2\nlist = []\nt = { k = 'v' }",
+                Some("a is 1, asked now is 2"),
+            ),
+            (
+                "a = 1\nlist = []\nt = { k = 'v' }",
+                Some("list has 1 entries, asked now are 0"),
+            ),
+            (
+                "a = 1\nlist = [{ name = 'y', n = 2 }]\nt = { k = 'v' }",
+                Some("list.0.n is 1, asked now is 2"),
+            ),
+            (
+                "a = 1\nlist = [{ name = 'x', n = 1 }]\nt = { m = 1 }",
+                Some("t.k is present, asked now is not"),
+            ),
+            (
+                "a = 1\nb = 1\nlist = [{ name = 'x', n = 1 }]\nt = { k = 'v' }",
+                Some("b is absent, asked now is present"),
+            ),
+        ] {
+            let found = difference("", &parse(stored), &parse(asked));
+            assert_eq!(found.as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn a_plan_survives_its_own_text() {
+        let recipe = crate::recipe::find("samora").expect("listed");
+        let plan = Plan {
+            version: SCHEMA_VERSION,
+            molora_version: "0.1.0".into(),
+            model: "bundled:m".into(),
+            data: "bundled:tasks".into(),
+            device: "cpu".into(),
+            seeds: 3,
+            budget: Budget::Params,
+            tasks: vec![PlannedTask {
+                name: "pets".into(),
+                labels: vec!["cat".into(), "dog".into()],
+                records: [3, 2, 1],
+            }],
+            recipes: vec![PlannedRecipe {
+                name: recipe.name.clone(),
+                parameters: 12,
+                recipe,
+            }],
+        };
+        let text = toml::to_string(&plan).expect("plain data");
+        assert_eq!(toml::from_str::<Plan>(&text).expect("its own text"), plan);
+    }
+}

@@ -1,0 +1,159 @@
+//! The rank that brings a recipe nearest to a budget of trainable parameters.
+
+use molora_kernels::random::Seed;
+use molora_models::{AdapterSpec, Bert, Classifier};
+
+use burn::tensor::Device;
+
+use crate::TrainError;
+use crate::parameters::count;
+
+/// The largest rank that is tried.
+pub const MAX_RANK: usize = 64;
+
+/// A rank and the parameters that it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice {
+    /// The rank.
+    pub rank: usize,
+    /// Scalars of adapters, routers and gates.
+    pub parameters: usize,
+}
+
+/// A base model whose adapters are counted, and the number of tasks that its gates are for.
+#[derive(Debug)]
+pub struct Counter<'a> {
+    /// The base, without adapters.
+    pub base: &'a Bert,
+    /// Number of tasks.
+    pub num_tasks: usize,
+    /// Where the adapters are made.
+    pub device: &'a Device,
+}
+
+impl Counter<'_> {
+    /// Scalars of the adapters, routers and gates that a specification attaches.
+    ///
+    /// # Errors
+    /// If the specification does not fit the model.
+    pub fn parameters(&self, spec: &AdapterSpec) -> Result<usize, TrainError> {
+        let counts = count(&self.attached(spec)?);
+        Ok(counts.adapters + counts.routers + counts.gates)
+    }
+
+    /// The rank in `1..=64` (less where a site is narrower) whose count is nearest to `budget`.
+    ///
+    /// # Errors
+    /// If the specification does not fit the model at rank 1.
+    pub fn nearest(&self, spec: &AdapterSpec, budget: usize) -> Result<Choice, TrainError> {
+        let at = |rank: usize| {
+            let mut spec = spec.clone();
+            spec.bank.rank = rank;
+            spec
+        };
+        let limit = self.narrowest(&at(1))?.min(MAX_RANK);
+        nearest(budget, limit, |rank| self.parameters(&at(rank)))
+    }
+
+    fn attached(&self, spec: &AdapterSpec) -> Result<Classifier, TrainError> {
+        let mut encoder = self.base.clone();
+        encoder.attach(spec, self.num_tasks, Seed::new(0), self.device)?;
+        Ok(Classifier::new(encoder, &[], Seed::new(0), self.device))
+    }
+
+    /// The smallest width of any site, which no rank may exceed.
+    fn narrowest(&self, spec: &AdapterSpec) -> Result<usize, TrainError> {
+        let model = self.attached(spec)?;
+        let sites = model.encoder.sites();
+        let width = |(_, adapter): &(String, &molora_models::Adapter)| {
+            adapter.bank.a.dims()[0].min(adapter.bank.b.dims()[1])
+        };
+        Ok(sites.iter().map(width).min().unwrap_or(1))
+    }
+}
+
+/// The rank in `1..=limit` whose count is nearest to `budget`, the smaller one of two that are
+/// equally near. Counts must not fall with the rank: it is found by bisection.
+fn nearest<E>(
+    budget: usize,
+    limit: usize,
+    mut count: impl FnMut(usize) -> Result<usize, E>,
+) -> Result<Choice, E> {
+    // The least rank that reaches the budget, or the limit.
+    let (mut low, mut high) = (1, limit);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match count(middle)? < budget {
+            true => low = middle + 1,
+            false => high = middle,
+        }
+    }
+    let above = Choice {
+        rank: low,
+        parameters: count(low)?,
+    };
+    if low == 1 {
+        return Ok(above);
+    }
+    let below = Choice {
+        rank: low - 1,
+        parameters: count(low - 1)?,
+    };
+    let is_below = budget.abs_diff(below.parameters) <= budget.abs_diff(above.parameters);
+    Ok(if is_below { below } else { above })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every rank is tried.
+    fn by_trying_all(budget: usize, limit: usize, count: impl Fn(usize) -> usize) -> usize {
+        let distance = |rank: &usize| budget.abs_diff(count(*rank));
+        (1..=limit).min_by_key(distance).expect("a rank")
+    }
+
+    #[test]
+    fn bisection_finds_what_trying_all_finds() {
+        for count in [|rank| 7 * rank, |rank| 100 + 3 * rank * rank, |_| 50] {
+            for limit in [1, 2, 3, 10, 64] {
+                for budget in [0, 1, 50, 103, 110, 111, 448, 1000, 100_000] {
+                    let found = nearest(budget, limit, |rank| Ok::<_, ()>(count(rank)));
+                    let found = found.expect("counting does not fail");
+                    let expected = by_trying_all(budget, limit, count);
+                    let distances = [found.rank, expected].map(|rank| budget.abs_diff(count(rank)));
+                    assert_eq!(distances[0], distances[1], "{budget} up to {limit}");
+                    assert_eq!(found.parameters, count(found.rank));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_smaller_of_two_equally_near_ranks_is_taken() {
+        let found = nearest(15, 64, |rank| Ok::<_, ()>(10 * rank)).expect("counted");
+        assert_eq!(
+            found,
+            Choice {
+                rank: 1,
+                parameters: 10
+            }
+        );
+    }
+
+    #[test]
+    fn few_ranks_are_counted() {
+        let mut calls = 0;
+        let counted = nearest(333, 64, |rank| {
+            calls += 1;
+            Ok::<_, ()>(10 * rank)
+        });
+        assert_eq!(counted.map(|choice| choice.rank), Ok(33));
+        assert!(calls <= 8, "{calls} calls");
+    }
+
+    #[test]
+    fn a_failed_count_is_handed_on() {
+        assert_eq!(nearest(1, 64, |_| Err("no site")), Err("no site"));
+    }
+}

@@ -1,0 +1,329 @@
+//! The result of a comparison: `compare.json`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::outcome::Outcome;
+use super::plan::{Budget, Plan, PlannedRecipe};
+use super::statistics::{CONFIDENCE, Gain, RESAMPLES, Spread};
+use crate::report::{ParameterCounts, SCHEMA_VERSION};
+
+/// An expert with less than this share of every task's weight is dead.
+const DEAD_SHARE: f64 = 0.01;
+
+/// A finished comparison: `compare.json`. Scores and shares are fractions, times are seconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Comparison {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub version: u32,
+    /// Version of molora that trained the runs.
+    pub molora_version: String,
+    /// Folder of the base model, or `bundled:NAME`.
+    pub model: String,
+    /// Folder of the tasks, or `bundled:tasks`.
+    pub data: String,
+    /// Name of the device.
+    pub device: String,
+    /// Number of seeds.
+    pub seeds: u64,
+    /// What was made equal.
+    pub budget: Budget,
+    /// The recipe that the others are compared with.
+    pub reference: String,
+    /// Names of the tasks.
+    pub tasks: Vec<String>,
+    /// Number of resamples of the intervals.
+    pub resamples: usize,
+    /// Share of the resamples that the intervals cover.
+    pub confidence: f64,
+    /// One result per recipe, the reference first.
+    pub recipes: Vec<RecipeResult>,
+}
+
+/// What the runs of one recipe gave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecipeResult {
+    /// Name of the recipe.
+    pub name: String,
+    /// Its paper.
+    pub citation: String,
+    /// Rank of its experts.
+    pub rank: usize,
+    /// Steps over all stages.
+    pub steps: usize,
+    /// Scalars of adapters, routers and gates: what the budget is about.
+    pub budget_parameters: usize,
+    /// All parameters by what they are for.
+    pub parameters: ParameterCounts,
+    /// Scores by task.
+    pub tasks: BTreeMap<String, TaskResult>,
+    /// Mean of the tasks' metrics.
+    pub mean: Spread,
+    /// Mean of the tasks' accuracies.
+    pub mean_accuracy: Spread,
+    /// The task with the lowest metric.
+    pub worst_task: Option<WorstTask>,
+    /// Difference to the reference; none for the reference itself.
+    pub gain: Option<Gain>,
+    /// Seconds of training, mean over seeds.
+    pub train_seconds: f64,
+    /// Real tokens per second of training, mean over seeds.
+    pub tokens_per_second: f64,
+    /// Number of routed experts, over all sites and seeds; 0 without routers.
+    pub num_experts: usize,
+    /// Experts that got less than 1 % of every task's weight.
+    pub dead_experts: Vec<DeadExperts>,
+}
+
+/// Score of a recipe on one task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskResult {
+    /// Name of the task's metric.
+    pub metric: String,
+    /// The metric.
+    pub score: Spread,
+    /// The accuracy.
+    pub accuracy: Spread,
+}
+
+/// The task with the lowest metric.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorstTask {
+    /// Name of the task.
+    pub name: String,
+    /// Its metric, mean over seeds.
+    pub score: f64,
+}
+
+/// Dead experts of one site in one run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeadExperts {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Full name of the site.
+    pub site: String,
+    /// The experts, from 0.
+    pub experts: Vec<usize>,
+}
+
+impl Comparison {
+    /// Puts the runs together; `outcomes` are by recipe and seed.
+    pub(super) fn new(plan: &Plan, outcomes: &[Vec<Outcome>]) -> Self {
+        let recipes = plan.recipes.iter().zip(outcomes).enumerate();
+        let results = recipes.map(|(index, (recipe, runs))| {
+            let gain = (index > 0).then(|| gain(runs, &outcomes[0]));
+            recipe_result(plan, recipe, runs, gain)
+        });
+        Self {
+            version: SCHEMA_VERSION,
+            molora_version: plan.molora_version.clone(),
+            model: plan.model.clone(),
+            data: plan.data.clone(),
+            device: plan.device.clone(),
+            seeds: plan.seeds,
+            budget: plan.budget,
+            reference: plan.recipes[0].name.clone(),
+            tasks: plan.tasks.iter().map(|task| task.name.clone()).collect(),
+            resamples: RESAMPLES,
+            confidence: CONFIDENCE,
+            recipes: results.collect(),
+        }
+    }
+}
+
+fn recipe_result(
+    plan: &Plan,
+    recipe: &PlannedRecipe,
+    runs: &[Outcome],
+    gain: Option<Gain>,
+) -> RecipeResult {
+    let tasks = plan.tasks.iter().map(|task| {
+        let of = |run: &Outcome| run.eval.tasks[&task.name].clone();
+        let result = TaskResult {
+            metric: of(&runs[0]).metric,
+            score: spread(runs, |run| of(run).value),
+            accuracy: spread(runs, |run| of(run).accuracy),
+        };
+        (task.name.clone(), result)
+    });
+    let tasks: BTreeMap<String, TaskResult> = tasks.collect();
+    let sites = runs.iter().flat_map(|run| &run.routing.sites);
+    RecipeResult {
+        name: recipe.name.clone(),
+        citation: recipe.recipe.citation.clone(),
+        rank: recipe.recipe.adapter.bank.rank,
+        steps: recipe.steps(),
+        budget_parameters: recipe.parameters,
+        parameters: runs[0].summary.parameters,
+        worst_task: worst_task(&tasks),
+        tasks,
+        mean: spread(runs, |run| run.eval.mean),
+        mean_accuracy: spread(runs, |run| run.eval.mean_accuracy),
+        gain,
+        train_seconds: spread(runs, |run| run.summary.train_seconds).mean,
+        tokens_per_second: spread(runs, |run| run.summary.tokens_per_second).mean,
+        num_experts: sites.map(|site| site.num_experts()).sum(),
+        dead_experts: dead_experts(runs),
+    }
+}
+
+fn spread(runs: &[Outcome], value: impl Fn(&Outcome) -> f64) -> Spread {
+    Spread::of(runs.iter().map(value).collect())
+}
+
+fn worst_task(tasks: &BTreeMap<String, TaskResult>) -> Option<WorstTask> {
+    let mean = |result: &TaskResult| result.score.mean;
+    let worst = tasks
+        .iter()
+        .min_by(|a, b| mean(a.1).total_cmp(&mean(b.1)))?;
+    Some(WorstTask {
+        name: worst.0.clone(),
+        score: mean(worst.1),
+    })
+}
+
+/// Counts of right answers over seeds, minus those of the reference, by task and record.
+fn gain(runs: &[Outcome], reference: &[Outcome]) -> Gain {
+    let num_tasks = reference[0].right.len();
+    let differences: Vec<Vec<i64>> = (0..num_tasks)
+        .map(|task| {
+            let mut sums = vec![0; reference[0].right[task].len()];
+            for (sign, run) in signed(1, runs).chain(signed(-1, reference)) {
+                let pairs = sums.iter_mut().zip(&run.right[task]);
+                pairs.for_each(|(sum, &is_right)| *sum += sign * i64::from(is_right));
+            }
+            sums
+        })
+        .collect();
+    Gain::of(&differences, runs.len() as u64)
+}
+
+fn signed(sign: i64, runs: &[Outcome]) -> impl Iterator<Item = (i64, &Outcome)> {
+    runs.iter().map(move |run| (sign, run))
+}
+
+fn dead_experts(runs: &[Outcome]) -> Vec<DeadExperts> {
+    let of_run = |run: &Outcome| {
+        let seed = run.summary.seed;
+        let site = |site: &crate::report::SiteRouting| DeadExperts {
+            seed,
+            site: site.site.clone(),
+            experts: site.idle_experts(DEAD_SHARE),
+        };
+        run.routing.sites.iter().map(site).collect::<Vec<_>>()
+    };
+    let all = runs.iter().flat_map(of_run);
+    all.filter(|dead| !dead.experts.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{EvalReport, RoutingReport, SiteRouting, TaskScore};
+
+    /// A run with these right answers in tasks `a` and `b`, whose only site gives `weights`.
+    fn outcome(seed: u64, right: [&[bool]; 2], weights: &[f64]) -> Outcome {
+        let score = |right: &[bool]| {
+            let hits = right.iter().filter(|&&is_right| is_right).count();
+            let accuracy = hits as f64 / right.len() as f64;
+            TaskScore {
+                metric: "accuracy".into(),
+                value: accuracy,
+                n: right.len(),
+                accuracy,
+                majority: 0.5,
+            }
+        };
+        let tasks = [("a", score(right[0])), ("b", score(right[1]))];
+        let mut summary = crate::report::sample::summary();
+        summary.seed = seed;
+        let site = SiteRouting {
+            site: "layer.0.query".into(),
+            layer: 0,
+            weights: [("a".to_owned(), weights.to_vec())].into(),
+        };
+        Outcome {
+            eval: EvalReport::new("test", tasks.map(|(name, s)| (name.into(), s)).into()),
+            routing: RoutingReport {
+                version: SCHEMA_VERSION,
+                sites: vec![site],
+            },
+            summary,
+            right: right.map(<[bool]>::to_vec).into(),
+        }
+    }
+
+    const ALL: &[bool] = &[true; 4];
+    const HALF: &[bool] = &[true, true, false, false];
+    const NONE: &[bool] = &[false; 4];
+
+    #[test]
+    fn a_gain_is_the_difference_of_mean_accuracies() {
+        let reference = [
+            outcome(0, [HALF, NONE], &[1.0]),
+            outcome(1, [NONE, NONE], &[1.0]),
+        ];
+        let runs = [
+            outcome(0, [ALL, HALF], &[1.0]),
+            outcome(1, [ALL, NONE], &[1.0]),
+        ];
+        let found = gain(&runs, &reference);
+        let mean = |runs: &[Outcome]| spread(runs, |run| run.eval.mean_accuracy).mean;
+        assert!((found.mean_accuracy - (mean(&runs) - mean(&reference))).abs() < 1e-12);
+        assert!((found.mean_accuracy - 0.5).abs() < 1e-12);
+        assert!(
+            0.0 < found.low && found.low < 0.5 && found.high > 0.5,
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn the_order_of_seeds_changes_no_gain() {
+        let runs = |order: [usize; 2]| {
+            order.map(|seed| outcome(seed as u64, [[HALF, ALL][seed], NONE], &[1.0]))
+        };
+        let reference = [
+            outcome(0, [NONE, HALF], &[1.0]),
+            outcome(1, [HALF, HALF], &[1.0]),
+        ];
+        assert_eq!(
+            gain(&runs([0, 1]), &reference),
+            gain(&runs([1, 0]), &reference)
+        );
+        let same = gain(&runs([1, 0]), &runs([0, 1]));
+        assert_eq!((same.mean_accuracy, same.low, same.high), (0.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn dead_experts_are_listed_by_seed_and_site() {
+        let runs = [
+            outcome(0, [ALL, ALL], &[0.995, 0.005]),
+            outcome(1, [ALL, ALL], &[0.5, 0.5]),
+        ];
+        let expected = DeadExperts {
+            seed: 0,
+            site: "layer.0.query".into(),
+            experts: vec![1],
+        };
+        assert_eq!(dead_experts(&runs), [expected]);
+    }
+
+    #[test]
+    fn the_worst_task_is_the_one_with_the_lowest_metric() {
+        let result = |score| TaskResult {
+            metric: "accuracy".into(),
+            score: Spread::of(vec![score]),
+            accuracy: Spread::of(vec![1.0]),
+        };
+        let tasks = [("a", 0.7), ("b", -0.1), ("c", 0.2)];
+        let tasks = tasks.map(|(name, score)| (name.to_owned(), result(score)));
+        let worst = worst_task(&tasks.into()).expect("three tasks");
+        assert_eq!((worst.name.as_str(), worst.score), ("b", -0.1));
+    }
+}

@@ -1,0 +1,345 @@
+//! The tables of a comparison, for the terminal and in Markdown. ASCII only.
+
+use comfy_table::presets::{ASCII_BORDERS_ONLY_CONDENSED, ASCII_MARKDOWN};
+use comfy_table::{Table, TableStyle};
+
+use super::plan::Budget;
+use super::result::{Comparison, RecipeResult};
+use super::statistics::{Gain, Spread};
+use crate::report::format::{duration, percent, thousands};
+use crate::report::table::{aligned, markdown};
+
+/// Scores by task, gains over the reference, and costs, one table below the other.
+pub fn tables(comparison: &Comparison) -> String {
+    let parts = parts(comparison, ASCII_BORDERS_ONLY_CONDENSED);
+    let text = |part: Part| format!("{}\n{}", part.title, part.table);
+    parts.map(text).join("\n\n")
+}
+
+/// [`tables`] in Markdown, each under its heading.
+pub fn tables_markdown(comparison: &Comparison) -> String {
+    let text = |part: Part| {
+        let table = markdown(part.table, part.first_number);
+        format!("## {}\n\n{table}", part.title)
+    };
+    parts(comparison, ASCII_MARKDOWN).map(text).join("\n\n")
+}
+
+/// The content of `compare.md`.
+pub(super) fn document(comparison: &Comparison) -> String {
+    let budget = match comparison.budget {
+        Budget::Params => format!(
+            "Ranks are chosen so that the parameters of adapters, routers and gates together come \
+             near those of {}.",
+            comparison.reference
+        ),
+        Budget::Steps => "Recipes keep their own ranks; only the steps are equal.".to_owned(),
+    };
+    let names: Vec<&str> = comparison.recipes.iter().map(|r| r.name.as_str()).collect();
+    format!(
+        "# {} compared\n\nSeeds: {}. Model {}, device {}, molora {}. {budget}\n\n{}\n\n{}\n",
+        names.join(", "),
+        comparison.seeds,
+        last_part(&comparison.model),
+        comparison.device,
+        comparison.molora_version,
+        tables_markdown(comparison),
+        notes(comparison)
+    )
+}
+
+/// A path's last part: the rest of it is nobody else's business.
+fn last_part(path: &str) -> &str {
+    path.rsplit(['/', '\\', ':']).next().unwrap_or(path)
+}
+
+fn notes(comparison: &Comparison) -> String {
+    format!(
+        "The interval is a paired bootstrap over test records ({} resamples, the same records for \
+         both recipes and all seeds). It covers the choice of test records, not that of seeds, \
+         data or settings: see docs/comparing.md. An expert is dead in a run if it gets less than \
+         1 % of every task's weight at its site.",
+        thousands(comparison.resamples)
+    )
+}
+
+struct Part {
+    title: String,
+    table: Table,
+    first_number: usize,
+}
+
+fn parts(comparison: &Comparison, style: TableStyle) -> [Part; 3] {
+    let reference = &comparison.reference;
+    let titles = [
+        "Test scores in %, mean +- standard deviation over seeds".to_owned(),
+        format!("Mean accuracy against {reference}, in percentage points"),
+        "Cost and dead experts".to_owned(),
+    ];
+    let tables = [
+        (scores(comparison), 2),
+        (gains(comparison), 1),
+        (costs(comparison), 1),
+    ];
+    let mut titles = titles.into_iter();
+    tables.map(|((header, rows), first_number)| Part {
+        title: titles.next().expect("as many titles as tables"),
+        table: aligned(style, header, rows, first_number),
+        first_number,
+    })
+}
+
+type Cells = (Vec<String>, Vec<Vec<String>>);
+
+fn scores(comparison: &Comparison) -> Cells {
+    let recipes = &comparison.recipes;
+    let row = |first: [&str; 2], cell: &dyn Fn(&RecipeResult) -> String| {
+        let first = first.map(str::to_owned).into_iter();
+        first.chain(recipes.iter().map(cell)).collect::<Vec<_>>()
+    };
+    let mut rows: Vec<Vec<String>> = comparison
+        .tasks
+        .iter()
+        .map(|task| {
+            let metric = &recipes[0].tasks[task].metric;
+            row([task, metric], &|r| spread(&r.tasks[task].score))
+        })
+        .collect();
+    rows.push(row(["mean", "score"], &|r| spread(&r.mean)));
+    rows.push(row(["mean", "accuracy"], &|r| spread(&r.mean_accuracy)));
+    rows.push(row(["worst task", "score"], &|r| {
+        let worst = r.worst_task.as_ref();
+        worst.map_or("-".into(), |w| format!("{} {}", w.name, percent(w.score)))
+    }));
+    (row(["task", "metric"], &|r| r.name.clone()), rows)
+}
+
+/// `93.5 +- 0.4`, or `93.5` with one seed.
+fn spread(spread: &Spread) -> String {
+    match spread.standard_deviation {
+        Some(deviation) => format!("{} +- {}", percent(spread.mean), percent(deviation)),
+        None => percent(spread.mean),
+    }
+}
+
+fn gains(comparison: &Comparison) -> Cells {
+    let interval = format!("{:.0} % interval", comparison.confidence * 100.0);
+    let header = [
+        "recipe",
+        "rank",
+        "parameters",
+        "of reference",
+        "gain",
+        &interval,
+        "verdict",
+    ];
+    let budget = comparison.recipes[0].budget_parameters;
+    let row = |recipe: &RecipeResult| {
+        let share = recipe.budget_parameters as f64 / budget.max(1) as f64;
+        let [gain, interval, verdict] = gain_cells(recipe.gain.as_ref());
+        vec![
+            recipe.name.clone(),
+            recipe.rank.to_string(),
+            thousands(recipe.budget_parameters),
+            format!("{} %", percent(share)),
+            gain,
+            interval,
+            verdict,
+        ]
+    };
+    let rows = comparison.recipes.iter().map(row).collect();
+    (header.map(str::to_owned).into(), rows)
+}
+
+fn gain_cells(gain: Option<&Gain>) -> [String; 3] {
+    match gain {
+        None => ["-", "-", "reference"].map(str::to_owned),
+        Some(gain) => [
+            points(gain.mean_accuracy),
+            format!("{} to {}", points(gain.low), points(gain.high)),
+            gain.verdict.text().to_owned(),
+        ],
+    }
+}
+
+/// A difference of fractions in percentage points, with its sign: `+0.84`.
+fn points(difference: f64) -> String {
+    // Adding zero turns a negative zero into a positive one.
+    let rounded = (difference * 1e4).round() / 1e2 + 0.0;
+    format!("{rounded:+.2}")
+}
+
+fn costs(comparison: &Comparison) -> Cells {
+    let header = [
+        "recipe",
+        "steps",
+        "training time",
+        "tokens/s",
+        "dead experts",
+    ];
+    let row = |recipe: &RecipeResult| {
+        let dead: usize = recipe.dead_experts.iter().map(|d| d.experts.len()).sum();
+        let dead = match recipe.num_experts {
+            0 => "-".to_owned(),
+            all => format!("{} of {}", thousands(dead), thousands(all)),
+        };
+        let speed = recipe.tokens_per_second.round().max(0.0) as usize;
+        vec![
+            recipe.name.clone(),
+            thousands(recipe.steps),
+            duration(recipe.train_seconds),
+            thousands(speed),
+            dead,
+        ]
+    };
+    let rows = comparison.recipes.iter().map(row).collect();
+    (header.map(str::to_owned).into(), rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::result::{DeadExperts, TaskResult, WorstTask};
+    use crate::compare::statistics::Verdict;
+    use crate::report::ParameterCounts;
+
+    fn recipe(name: &str, scores: [f64; 2], gain: Option<Gain>, experts: usize) -> RecipeResult {
+        let spread = |shift: f64| Spread::of(scores.map(|score| score - shift).to_vec());
+        let task = |shift| TaskResult {
+            metric: "accuracy".into(),
+            score: spread(shift),
+            accuracy: spread(shift),
+        };
+        let dead = DeadExperts {
+            seed: 0,
+            site: "query".into(),
+            experts: vec![0, 2],
+        };
+        RecipeResult {
+            name: name.into(),
+            citation: "arXiv:0000.00000".into(),
+            rank: 8,
+            steps: 600,
+            budget_parameters: 147_456 + experts,
+            parameters: ParameterCounts::default(),
+            tasks: [("a".into(), task(0.0)), ("b".into(), task(0.5))].into(),
+            mean: spread(0.25),
+            mean_accuracy: spread(0.25),
+            worst_task: Some(WorstTask {
+                name: "b".into(),
+                score: spread(0.5).mean,
+            }),
+            gain,
+            train_seconds: 187.0,
+            tokens_per_second: 3456.7,
+            num_experts: experts,
+            dead_experts: if experts > 0 { vec![dead] } else { Vec::new() },
+        }
+    }
+
+    fn comparison() -> Comparison {
+        let gain = |mean_accuracy, low, high, verdict| {
+            Some(Gain {
+                mean_accuracy,
+                low,
+                high,
+                verdict,
+            })
+        };
+        let none = gain(-0.00001, -0.0123, 0.0123, Verdict::NoGainShown);
+        let some = gain(0.0312, 0.0201, 0.0423, Verdict::Gain);
+        Comparison {
+            version: 1,
+            molora_version: "0.1.0".into(),
+            model: "bundled:all-MiniLM-L6-v2".into(),
+            data: "bundled:tasks".into(),
+            device: "cpu".into(),
+            seeds: 2,
+            budget: Budget::Params,
+            reference: "lora".into(),
+            tasks: vec!["a".into(), "b".into()],
+            resamples: 2000,
+            confidence: 0.95,
+            recipes: vec![
+                recipe("lora", [0.9, 0.9], None, 0),
+                recipe("samora", [0.89, 0.91], none, 144),
+                recipe("mosld", [0.92, 0.94], some, 1440),
+            ],
+        }
+    }
+
+    #[test]
+    fn tables_read_well() {
+        insta::assert_snapshot!(tables(&comparison()), @r"
+        Test scores in %, mean +- standard deviation over seeds
+        +-----------------------------------------------------------------+
+        | task         metric            lora        samora         mosld |
+        +=================================================================+
+        | a            accuracy   90.0 +- 0.0   90.0 +- 1.4   93.0 +- 1.4 |
+        | b            accuracy   40.0 +- 0.0   40.0 +- 1.4   43.0 +- 1.4 |
+        | mean         score      65.0 +- 0.0   65.0 +- 1.4   68.0 +- 1.4 |
+        | mean         accuracy   65.0 +- 0.0   65.0 +- 1.4   68.0 +- 1.4 |
+        | worst task   score           b 40.0        b 40.0        b 43.0 |
+        +-----------------------------------------------------------------+
+
+        Mean accuracy against lora, in percentage points
+        +------------------------------------------------------------------------------------+
+        | recipe   rank   parameters   of reference    gain    95 % interval         verdict |
+        +====================================================================================+
+        | lora        8      147,456        100.0 %       -                -       reference |
+        | samora      8      147,600        100.1 %   +0.00   -1.23 to +1.23   no gain shown |
+        | mosld       8      148,896        101.0 %   +3.12   +2.01 to +4.23            gain |
+        +------------------------------------------------------------------------------------+
+
+        Cost and dead experts
+        +----------------------------------------------------------+
+        | recipe   steps   training time   tokens/s   dead experts |
+        +==========================================================+
+        | lora       600      3 min 07 s      3,457              - |
+        | samora     600      3 min 07 s      3,457       2 of 144 |
+        | mosld      600      3 min 07 s      3,457     2 of 1,440 |
+        +----------------------------------------------------------+
+        ");
+    }
+
+    #[test]
+    fn the_document_is_markdown() {
+        let text = document(&comparison());
+        assert!(text.starts_with("# lora, samora, mosld compared\n\nSeeds: 2. Model all-MiniLM"));
+        assert!(text.is_ascii() && text.ends_with("at its site.\n"));
+        insta::assert_snapshot!(tables_markdown(&comparison()), @r"
+        ## Test scores in %, mean +- standard deviation over seeds
+
+        | task       | metric   |        lora |      samora |       mosld |
+        |------------|----------|------------:|------------:|------------:|
+        | a          | accuracy | 90.0 +- 0.0 | 90.0 +- 1.4 | 93.0 +- 1.4 |
+        | b          | accuracy | 40.0 +- 0.0 | 40.0 +- 1.4 | 43.0 +- 1.4 |
+        | mean       | score    | 65.0 +- 0.0 | 65.0 +- 1.4 | 68.0 +- 1.4 |
+        | mean       | accuracy | 65.0 +- 0.0 | 65.0 +- 1.4 | 68.0 +- 1.4 |
+        | worst task | score    |      b 40.0 |      b 40.0 |      b 43.0 |
+
+        ## Mean accuracy against lora, in percentage points
+
+        | recipe | rank | parameters | of reference |  gain |  95 % interval |       verdict |
+        |--------|-----:|-----------:|-------------:|------:|---------------:|--------------:|
+        | lora   |    8 |    147,456 |      100.0 % |     - |              - |     reference |
+        | samora |    8 |    147,600 |      100.1 % | +0.00 | -1.23 to +1.23 | no gain shown |
+        | mosld  |    8 |    148,896 |      101.0 % | +3.12 | +2.01 to +4.23 |          gain |
+
+        ## Cost and dead experts
+
+        | recipe | steps | training time | tokens/s | dead experts |
+        |--------|------:|--------------:|---------:|-------------:|
+        | lora   |   600 |    3 min 07 s |    3,457 |            - |
+        | samora |   600 |    3 min 07 s |    3,457 |     2 of 144 |
+        | mosld  |   600 |    3 min 07 s |    3,457 |   2 of 1,440 |
+        ");
+    }
+
+    #[test]
+    fn one_seed_has_no_deviation() {
+        assert_eq!(spread(&Spread::of(vec![0.5])), "50.0");
+        assert_eq!(points(-0.00001), "+0.00");
+        assert_eq!(last_part("/some/where/model"), "model");
+    }
+}
