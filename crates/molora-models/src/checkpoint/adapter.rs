@@ -128,5 +128,9 @@ fn adapter_config(spec: &AdapterSpec, paths: &[String], base_model: &str) -> ser
 
 /// PEFT declares alpha as an integer and reads fractions too: whole numbers are written as such.
 fn whole_if_whole(alpha: f64) -> serde_json::Value {
-    if alpha.fract() == 0.0 && alpha.abs() < 1e9 { (alpha as i64).into() } else { alpha.into() }
+    if alpha.fract() == 0.0 && alpha.abs() < 1e9 {
+        (alpha as i64).into()
+    } else {
+        alpha.into()
+    }
 }
