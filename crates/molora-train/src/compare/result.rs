@@ -68,6 +68,9 @@ pub struct RecipeResult {
     pub worst_task: Option<WorstTask>,
     /// Difference to the reference; none for the reference itself.
     pub gain: Option<Gain>,
+    /// Difference of the mean accuracy to that of the reference's run with the same seed, from seed
+    /// 0; empty for the reference itself.
+    pub gain_by_seed: Vec<f64>,
     /// Seconds of training, mean over seeds.
     pub train_seconds: f64,
     /// Real tokens per second of training, mean over seeds.
@@ -117,8 +120,8 @@ impl Comparison {
     pub(super) fn new(plan: &Plan, outcomes: &[Vec<Outcome>]) -> Self {
         let recipes = plan.recipes.iter().zip(outcomes).enumerate();
         let results = recipes.map(|(index, (recipe, runs))| {
-            let gain = (index > 0).then(|| gain(runs, &outcomes[0]));
-            recipe_result(plan, recipe, runs, gain)
+            let reference = (index > 0).then_some(&outcomes[0][..]);
+            recipe_result(plan, recipe, runs, reference)
         });
         Self {
             version: SCHEMA_VERSION,
@@ -141,7 +144,7 @@ fn recipe_result(
     plan: &Plan,
     recipe: &PlannedRecipe,
     runs: &[Outcome],
-    gain: Option<Gain>,
+    reference: Option<&[Outcome]>,
 ) -> RecipeResult {
     let tasks = plan.tasks.iter().map(|task| {
         let of = |run: &Outcome| run.eval.tasks[&task.name].clone();
@@ -165,7 +168,8 @@ fn recipe_result(
         tasks,
         mean: spread(runs, |run| run.eval.mean),
         mean_accuracy: spread(runs, |run| run.eval.mean_accuracy),
-        gain,
+        gain: reference.map(|reference| gain(runs, reference)),
+        gain_by_seed: reference.map_or(Vec::new(), |reference| by_seed(runs, reference)),
         train_seconds: spread(runs, |run| run.summary.train_seconds).mean,
         tokens_per_second: spread(runs, |run| run.summary.tokens_per_second).mean,
         num_experts: sites.map(|site| site.num_experts()).sum(),
@@ -202,6 +206,13 @@ fn gain(runs: &[Outcome], reference: &[Outcome]) -> Gain {
         })
         .collect();
     Gain::of(&differences, runs.len() as u64)
+}
+
+fn by_seed(runs: &[Outcome], reference: &[Outcome]) -> Vec<f64> {
+    let pairs = runs.iter().zip(reference);
+    pairs
+        .map(|(run, other)| run.eval.mean_accuracy - other.eval.mean_accuracy)
+        .collect()
 }
 
 fn signed(sign: i64, runs: &[Outcome]) -> impl Iterator<Item = (i64, &Outcome)> {
@@ -277,6 +288,7 @@ mod tests {
         let mean = |runs: &[Outcome]| spread(runs, |run| run.eval.mean_accuracy).mean;
         assert!((found.mean_accuracy - (mean(&runs) - mean(&reference))).abs() < 1e-12);
         assert!((found.mean_accuracy - 0.5).abs() < 1e-12);
+        assert_eq!(by_seed(&runs, &reference), [0.5, 0.5]);
         assert!(
             0.0 < found.low && found.low < 0.5 && found.high > 0.5,
             "{found:?}"

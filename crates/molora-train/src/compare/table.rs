@@ -5,7 +5,7 @@ use comfy_table::{Table, TableStyle};
 
 use super::plan::Budget;
 use super::result::{Comparison, RecipeResult};
-use super::statistics::{Gain, Spread};
+use super::statistics::Spread;
 use crate::report::format::{duration, percent, thousands};
 use crate::report::table::{aligned, markdown};
 
@@ -56,8 +56,9 @@ fn last_part(path: &str) -> &str {
 fn notes(comparison: &Comparison) -> String {
     format!(
         "The interval is a paired bootstrap over test records ({} resamples, the same records for \
-         both recipes and all seeds). It covers the choice of test records, not that of seeds, \
-         data or settings: see docs/comparing.md. An expert is dead in a run if it gets less than \
+         both recipes and all seeds): it covers the choice of test records, not that of seeds, \
+         data or settings; by seed is \
+         the least and the greatest difference between runs with the same seed. See docs/comparing.md. An expert is dead in a run if it gets less than \
          1 % of every task's weight at its site.",
         thousands(comparison.resamples)
     )
@@ -131,12 +132,13 @@ fn gains(comparison: &Comparison) -> Cells {
         "of reference",
         "gain",
         &interval,
+        "by seed",
         "verdict",
     ];
     let budget = comparison.recipes[0].budget_parameters;
     let row = |recipe: &RecipeResult| {
         let share = recipe.budget_parameters as f64 / budget.max(1) as f64;
-        let [gain, interval, verdict] = gain_cells(recipe.gain.as_ref());
+        let [gain, interval, by_seed, verdict] = gain_cells(recipe);
         vec![
             recipe.name.clone(),
             recipe.rank.to_string(),
@@ -144,6 +146,7 @@ fn gains(comparison: &Comparison) -> Cells {
             format!("{} %", percent(share)),
             gain,
             interval,
+            by_seed,
             verdict,
         ]
     };
@@ -151,15 +154,20 @@ fn gains(comparison: &Comparison) -> Cells {
     (header.map(str::to_owned).into(), rows)
 }
 
-fn gain_cells(gain: Option<&Gain>) -> [String; 3] {
-    match gain {
-        None => ["-", "-", "reference"].map(str::to_owned),
-        Some(gain) => [
-            points(gain.mean_accuracy),
-            format!("{} to {}", points(gain.low), points(gain.high)),
-            gain.verdict.text().to_owned(),
-        ],
-    }
+fn gain_cells(recipe: &RecipeResult) -> [String; 4] {
+    let Some(gain) = &recipe.gain else {
+        return ["-", "-", "-", "reference"].map(str::to_owned);
+    };
+    let range = |low: f64, high: f64| format!("{} to {}", points(low), points(high));
+    let seeds = recipe.gain_by_seed.iter().copied();
+    let least = seeds.clone().fold(f64::INFINITY, f64::min);
+    let most = seeds.fold(f64::NEG_INFINITY, f64::max);
+    [
+        points(gain.mean_accuracy),
+        range(gain.low, gain.high),
+        range(least, most),
+        gain.verdict.text().to_owned(),
+    ]
 }
 
 /// A difference of fractions in percentage points, with its sign: `+0.84`.
@@ -200,7 +208,7 @@ fn costs(comparison: &Comparison) -> Cells {
 mod tests {
     use super::*;
     use crate::compare::result::{DeadExperts, TaskResult, WorstTask};
-    use crate::compare::statistics::Verdict;
+    use crate::compare::statistics::{Gain, Verdict};
     use crate::report::ParameterCounts;
 
     fn recipe(name: &str, scores: [f64; 2], gain: Option<Gain>, experts: usize) -> RecipeResult {
@@ -230,6 +238,7 @@ mod tests {
                 score: spread(0.5).mean,
             }),
             gain,
+            gain_by_seed: gain.map_or(Vec::new(), |_| vec![0.02, -0.01]),
             train_seconds: 187.0,
             tokens_per_second: 3456.7,
             num_experts: experts,
@@ -283,13 +292,13 @@ mod tests {
         +-----------------------------------------------------------------+
 
         Mean accuracy against lora, in percentage points
-        +------------------------------------------------------------------------------------+
-        | recipe   rank   parameters   of reference    gain    95 % interval         verdict |
-        +====================================================================================+
-        | lora        8      147,456        100.0 %       -                -       reference |
-        | samora      8      147,600        100.1 %   +0.00   -1.23 to +1.23   no gain shown |
-        | mosld       8      148,896        101.0 %   +3.12   +2.01 to +4.23            gain |
-        +------------------------------------------------------------------------------------+
+        +-----------------------------------------------------------------------------------------------------+
+        | recipe   rank   parameters   of reference    gain    95 % interval          by seed         verdict |
+        +=====================================================================================================+
+        | lora        8      147,456        100.0 %       -                -                -       reference |
+        | samora      8      147,600        100.1 %   +0.00   -1.23 to +1.23   -1.00 to +2.00   no gain shown |
+        | mosld       8      148,896        101.0 %   +3.12   +2.01 to +4.23   -1.00 to +2.00            gain |
+        +-----------------------------------------------------------------------------------------------------+
 
         Cost and dead experts
         +----------------------------------------------------------+
@@ -320,11 +329,11 @@ mod tests {
 
         ## Mean accuracy against lora, in percentage points
 
-        | recipe | rank | parameters | of reference |  gain |  95 % interval |       verdict |
-        |--------|-----:|-----------:|-------------:|------:|---------------:|--------------:|
-        | lora   |    8 |    147,456 |      100.0 % |     - |              - |     reference |
-        | samora |    8 |    147,600 |      100.1 % | +0.00 | -1.23 to +1.23 | no gain shown |
-        | mosld  |    8 |    148,896 |      101.0 % | +3.12 | +2.01 to +4.23 |          gain |
+        | recipe | rank | parameters | of reference |  gain |  95 % interval |        by seed |       verdict |
+        |--------|-----:|-----------:|-------------:|------:|---------------:|---------------:|--------------:|
+        | lora   |    8 |    147,456 |      100.0 % |     - |              - |              - |     reference |
+        | samora |    8 |    147,600 |      100.1 % | +0.00 | -1.23 to +1.23 | -1.00 to +2.00 | no gain shown |
+        | mosld  |    8 |    148,896 |      101.0 % | +3.12 | +2.01 to +4.23 | -1.00 to +2.00 |          gain |
 
         ## Cost and dead experts
 

@@ -9,10 +9,11 @@ use molora_train::compare::{
     Budget, CompareError, Comparison, Counter, Event, Request, State, Verdict, compare,
 };
 use molora_train::device::DeviceSpec;
+use molora_train::report::StepRecord;
 use molora_train::run::{self, read_config};
 
 use crate::refusal::assert_refused;
-use crate::world::{RUN_FILES, World, entries, read_json, small};
+use crate::world::{RUN_FILES, World, entries, read_json, small, steps};
 
 const FILES: [&str; 4] = ["compare.json", "compare.md", "compare.toml", "runs"];
 
@@ -130,10 +131,25 @@ fn the_result_is_that_of_the_runs() {
         }
         assert_eq!(recipe.mean_accuracy.values, means);
     }
+    for seed in 0..2 {
+        let batches = |name: &str| {
+            let steps = steps(&request.out.join(format!("runs/{name}-seed{seed}")));
+            let batch = |step: &StepRecord| (step.tokens, step.tasks.keys().cloned().collect());
+            steps
+                .iter()
+                .map(batch)
+                .collect::<Vec<(usize, Vec<String>)>>()
+        };
+        assert_eq!(batches("lora"), batches("samora"), "the same batches");
+    }
     let [lora, samora] = &comparison.recipes[..] else {
         panic!("two recipes");
     };
-    assert_eq!(lora.gain, None);
+    assert_eq!((lora.gain, lora.gain_by_seed.len()), (None, 0));
+    for seed in 0..2 {
+        let [found, reference] = [samora, lora].map(|recipe| recipe.mean_accuracy.values[seed]);
+        assert_eq!(samora.gain_by_seed[seed], found - reference);
+    }
     let gain = samora.gain.expect("compared with lora");
     let expected = samora.mean_accuracy.mean - lora.mean_accuracy.mean;
     assert!((gain.mean_accuracy - expected).abs() < 1e-9);
