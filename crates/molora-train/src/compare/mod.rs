@@ -113,17 +113,36 @@ pub fn compare(
     let (plan, tasks) = plan::resolve(request)?;
     plan::write_or_agree(&plan, &request.out)?;
     on_event(Event::Planned(&plan));
+    train_all(request, &plan, stop, on_event)?;
+    let outcomes = outcome::read_all(&plan, &request.out, &tasks)?;
+    let comparison = Comparison::new(&plan, &outcomes);
+    write_json_atomically(&request.out.join(RESULT), &comparison)?;
+    let text = table::document(&comparison);
+    write_atomically(&request.out.join(TABLES), text.as_bytes())?;
+    Ok(comparison)
+}
+
+fn train_all(
+    request: &Request,
+    plan: &Plan,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<(), CompareError> {
     let total = plan.recipes.len() * plan.seeds as usize;
     let runs = (0..plan.seeds).flat_map(|seed| plan.recipes.iter().map(move |r| (seed, r)));
     for (index, (seed, recipe)) in runs.enumerate() {
-        let number = index + 1;
+        let one = One {
+            request,
+            plan,
+            recipe,
+            seed,
+        };
         let folder = run_folder(&request.out, &recipe.name, seed);
-        let state = state(&folder);
-        let recipe_name = recipe.name.as_str();
+        let (number, state) = (index + 1, state(&folder));
         on_event(Event::Run(RunEvent {
             number,
             total,
-            recipe: recipe_name,
+            recipe: &recipe.name,
             seed,
             state,
         }));
@@ -131,12 +150,6 @@ pub fn compare(
             return Err(CompareError::Interrupted { number, total });
         }
         let mut inside = |event: run::Event<'_>| on_event(Event::Inside(event));
-        let one = One {
-            request,
-            plan: &plan,
-            recipe,
-            seed,
-        };
         match one.go_on(&folder, state, stop, &mut inside) {
             Err(CompareError::Train(TrainError::Interrupted { .. })) => {
                 return Err(CompareError::Interrupted { number, total });
@@ -144,12 +157,7 @@ pub fn compare(
             other => other?,
         }
     }
-    let outcomes = outcome::read_all(&plan, &request.out, &tasks)?;
-    let comparison = Comparison::new(&plan, &outcomes);
-    write_json_atomically(&request.out.join(RESULT), &comparison)?;
-    let text = table::document(&comparison);
-    write_atomically(&request.out.join(TABLES), text.as_bytes())?;
-    Ok(comparison)
+    Ok(())
 }
 
 /// Folder of one run of a comparison.
