@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use molora_train::TrainError;
 use molora_train::cli::Cli;
+use molora_train::compare::CompareError;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -15,18 +16,21 @@ fn main() -> ExitCode {
         .init();
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => match error.downcast_ref() {
-            // The shell's code for a program that Ctrl-C ended.
-            Some(TrainError::Interrupted { .. }) => {
-                eprintln!("{error}");
-                ExitCode::from(130)
-            }
-            _ => {
-                eprintln!("error: {}", one_line(&error));
-                ExitCode::FAILURE
-            }
-        },
+        // The shell's code for a program that Ctrl-C ended.
+        Err(error) if is_interruption(&error) => {
+            eprintln!("{error}");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
     }
+}
+
+fn is_interruption(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(TrainError::Interrupted { .. }))
+        || matches!(error.downcast_ref(), Some(CompareError::Interrupted { .. }))
 }
 
 /// The error and its causes, without causes that the text before them has already told.
