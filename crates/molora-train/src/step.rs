@@ -60,28 +60,25 @@ fn task_losses(model: &Classifier, pooled: Tensor<2>, batch: &Batch) -> Vec<(usi
     let by_task = batch.rows_by_task();
     let is_single = by_task.len() == 1;
     let loss = |(task, rows): (usize, Vec<usize>)| {
-        let classes = rows.iter().map(|&row| match batch.targets[row] {
-            Target::Class(class) => class as i32,
-        });
-        let classes = TensorData::new(classes.collect::<Vec<_>>(), [rows.len()]);
+        let class = |&row: &usize| match batch.targets[row] {
+            Target::Class(class) => class,
+        };
+        let targets = numbers(rows.iter().map(class), &device);
         let rows_of_task = match is_single {
             true => pooled.clone(),
-            false => {
-                let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-                let index = TensorData::new(rows.clone(), [rows.len()]);
-                pooled
-                    .clone()
-                    .select(0, Tensor::<1, Int>::from_data(index, &device))
-            }
+            false => pooled.clone().select(0, numbers(rows.into_iter(), &device)),
         };
         let logits = model.heads[task].forward(rows_of_task);
-        let targets = Tensor::<1, Int>::from_data(classes, &device);
-        (
-            task,
-            molora_kernels::softmax_cross_entropy(logits, targets).sum(),
-        )
+        let loss = molora_kernels::softmax_cross_entropy(logits, targets);
+        (task, loss.sum())
     };
     by_task.into_iter().map(loss).collect()
+}
+
+fn numbers(values: impl Iterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i32> = values.map(|value| value as i32).collect();
+    let shape = [values.len()];
+    Tensor::from_data(TensorData::new(values, shape), device)
 }
 
 /// Evaluates the recipe's auxiliary terms on the routes of a pass.
