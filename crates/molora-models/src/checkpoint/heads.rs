@@ -26,7 +26,7 @@ pub fn save_heads(path: &Path, tasks: &[String], heads: &[TaskHead]) -> Result<(
 /// Reads heads that [`save_heads`] wrote.
 ///
 /// # Errors
-/// As [`load_adapter`].
+/// As [`load_adapter`](crate::load_adapter).
 pub fn load_heads(path: &Path, tasks: &[String], heads: &mut [TaskHead]) -> Result<(), ModelError> {
     let weights = Weights::open(path)?;
     let mut read = Vec::new();
