@@ -7,13 +7,13 @@ use clap::Args;
 
 use super::print;
 use super::progress::Progress;
+use super::source::SourceArgs;
 use super::train::{read_recipe, stop_on_signal};
 use crate::compare::{
     Budget, Comparison, Event, Plan, Request, RunEvent, State, TABLES, compare, tables,
 };
-use crate::device::DeviceSpec;
 use crate::report::format::thousands;
-use crate::{Recipe, bundled, overrides};
+use crate::{Recipe, overrides};
 
 /// Options of `molora compare`.
 #[derive(Debug, Args)]
@@ -31,21 +31,11 @@ pub(super) struct CompareArgs {
     /// Number of optimizer steps of every recipe
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    /// Folder of the base model in Hugging Face layout [default: the bundled all-MiniLM-L6-v2]
-    #[arg(long, value_name = "DIR")]
-    model: Option<String>,
-    /// Folder with one sub-folder per task [default: the bundled tasks]
-    #[arg(long, value_name = "DIR")]
-    data: Option<String>,
-    /// Train on these tasks only, separated by commas [default: all in the folder]
-    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
-    tasks: Option<Vec<String>>,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Folder to write; the same request goes on with what is there
     #[arg(long, value_name = "DIR", default_value = "runs/compare")]
     out: PathBuf,
-    /// Where to compute: cpu, ndarray, wgpu or cuda
-    #[arg(long, default_value = "cpu")]
-    device: DeviceSpec,
     /// Change a value of every recipe, for example data.max_length=32; may be repeated
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
@@ -73,13 +63,13 @@ impl CompareArgs {
         let recipes = self.recipes.iter().map(|name| self.recipe(name));
         Ok(Request {
             recipes: recipes.collect::<anyhow::Result<_>>()?,
-            model: self.model.unwrap_or_else(|| bundled::MODEL.into()),
-            data: self.data.unwrap_or_else(|| bundled::TASKS.into()),
-            tasks: self.tasks,
+            model: self.source.model(),
+            data: self.source.data(),
+            tasks: self.source.tasks,
             out: self.out,
             seeds: self.seeds,
             budget: self.budget,
-            device: self.device,
+            device: self.source.device,
         })
     }
 

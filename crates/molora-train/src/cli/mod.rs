@@ -4,6 +4,7 @@ mod compare;
 mod eval;
 mod list;
 mod progress;
+mod source;
 mod train;
 
 use clap::{Parser, Subcommand};

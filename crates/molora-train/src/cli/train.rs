@@ -9,10 +9,10 @@ use clap::Args;
 
 use super::print;
 use super::progress::Progress;
-use crate::device::DeviceSpec;
+use super::source::SourceArgs;
 use crate::report::{summary_table, task_table};
 use crate::run::{Finished, Request, resume, train};
-use crate::{Recipe, bundled, overrides, recipe};
+use crate::{Recipe, overrides, recipe};
 
 /// Options of `molora train`.
 #[derive(Debug, Args)]
@@ -24,15 +24,8 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "data", "tasks", "out", "seed",
         "steps", "device", "set", "force"])]
     resume: Option<PathBuf>,
-    /// Folder of the base model in Hugging Face layout [default: the bundled all-MiniLM-L6-v2]
-    #[arg(long, value_name = "DIR")]
-    model: Option<String>,
-    /// Folder with one sub-folder per task [default: the bundled tasks]
-    #[arg(long, value_name = "DIR")]
-    data: Option<String>,
-    /// Train on these tasks only, separated by commas [default: all in the folder]
-    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
-    tasks: Option<Vec<String>>,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Folder to write [default: runs/<recipe>]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -42,9 +35,6 @@ pub(super) struct TrainArgs {
     /// Number of optimizer steps of a recipe with one stage
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    /// Where to compute: cpu, ndarray, wgpu or cuda
-    #[arg(long, default_value = "cpu")]
-    device: DeviceSpec,
     /// Change a value of the recipe, for example adapter.bank.rank=4; may be repeated
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
@@ -91,12 +81,12 @@ impl TrainArgs {
                 .out
                 .unwrap_or_else(|| Path::new("runs").join(&recipe.name)),
             recipe,
-            model: self.model.unwrap_or_else(|| bundled::MODEL.into()),
-            data: self.data.unwrap_or_else(|| bundled::TASKS.into()),
-            tasks: self.tasks,
+            model: self.source.model(),
+            data: self.source.data(),
+            tasks: self.source.tasks,
             force: self.force,
             seed: self.seed,
-            device: self.device,
+            device: self.source.device,
         })
     }
 }

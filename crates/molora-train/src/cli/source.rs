@@ -1,0 +1,35 @@
+//! Options of every command that trains: on what, and where.
+
+use clap::Args;
+
+use crate::bundled;
+use crate::device::DeviceSpec;
+
+/// Base model, tasks and device.
+#[derive(Debug, Args)]
+pub(super) struct SourceArgs {
+    /// Folder of the base model in Hugging Face layout [default: the bundled all-MiniLM-L6-v2]
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
+    /// Folder with one sub-folder per task [default: the bundled tasks]
+    #[arg(long, value_name = "DIR")]
+    data: Option<String>,
+    /// Train on these tasks only, separated by commas [default: all in the folder]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub(super) tasks: Option<Vec<String>>,
+    /// Where to compute: cpu, ndarray, wgpu or cuda
+    #[arg(long, default_value = "cpu")]
+    pub(super) device: DeviceSpec,
+}
+
+impl SourceArgs {
+    /// The folder of the base model.
+    pub(super) fn model(&self) -> String {
+        self.model.clone().unwrap_or_else(|| bundled::MODEL.into())
+    }
+
+    /// The folder of the tasks.
+    pub(super) fn data(&self) -> String {
+        self.data.clone().unwrap_or_else(|| bundled::TASKS.into())
+    }
+}
