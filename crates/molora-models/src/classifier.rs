@@ -31,7 +31,7 @@ impl ParameterKind {
             Self::Heads
         } else if has(".adapter.bank.") {
             Self::Adapters
-        } else if has(".adapter.router.") {
+        } else if has(".router.") {
             Self::Routers
         } else if has(".adapter.gate.") {
             Self::Gates

@@ -21,19 +21,24 @@
 //! ```
 
 mod adapter;
+mod attach;
 mod checkpoint;
 mod classifier;
 mod encoder;
 mod error;
 mod layers;
 mod linear;
+mod scope;
 mod site;
+mod spec;
 
-pub use adapter::{Adapter, AdapterSpec};
+pub use adapter::Adapter;
 pub use checkpoint::{AdapterFiles, Weights, load_adapter, load_heads, save_adapter, save_heads};
 pub use classifier::{Classifier, ParameterKind, TaskHead};
 pub use encoder::{Bert, BertConfig, EncoderInput, EncoderOutput, masked_mean};
 pub use error::ModelError;
 pub use layers::LayerNorm;
 pub use linear::{ForwardContext, MoLoraLinear, RouteTrace};
+pub use scope::LayerRouter;
 pub use site::{SitePattern, select_sites};
+pub use spec::{AdapterSpec, RouterScope};

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use molora_adapters::SiteDims;
 use molora_kernels::random::Seed;
-use molora_routing::RouterOutput;
+use molora_routing::{Guidance, RouterOutput};
 
 use crate::Adapter;
 
@@ -18,12 +18,26 @@ pub struct ForwardContext {
     pub tasks: Option<Tensor<2>>,
     /// Key of this step's dropout masks; `None` in evaluation.
     pub dropout: Option<Seed>,
+    /// What tells the routers about whole sequences, besides their features.
+    pub guidance: Guidance,
 }
 
-/// The routing decisions of one site in one forward pass.
+impl ForwardContext {
+    /// The context of an evaluation without tasks or guidance, for a mask `[B, T]`.
+    pub fn new(mask: Tensor<2>) -> Self {
+        Self {
+            mask,
+            tasks: None,
+            dropout: None,
+            guidance: Guidance::default(),
+        }
+    }
+}
+
+/// The decisions of one router in one forward pass.
 #[derive(Debug, Clone)]
 pub struct RouteTrace {
-    /// Number of the site among the model's adapted sites.
+    /// Number of the site whose router it is; of the first site in the layer for a layer's router.
     pub site: usize,
     /// What was decided.
     pub routed: RouterOutput,
@@ -57,18 +71,25 @@ impl MoLoraLinear {
         SiteDims { d_input, d_output }
     }
 
-    /// `[B, T, D]` to `[B, T, O]`, and the routing decisions if the adapter has a router.
+    /// `x W + b` without the adapter, `[B, T, D]` to `[B, T, O]`.
+    pub fn base(&self, x: Tensor<3>) -> Tensor<3> {
+        let bias = self.bias.as_ref().map(Param::val);
+        molora_kernels::linear(x, self.weight.val(), bias)
+    }
+
+    /// `[B, T, D]` to `[B, T, O]`, and the routing decisions if the adapter has a router of its own;
+    /// `shared` are those of the layer's router for an adapter that has none.
     pub fn forward(
         &self,
         x: Tensor<3>,
         context: &ForwardContext,
+        shared: Option<&RouterOutput>,
     ) -> (Tensor<3>, Option<RouteTrace>) {
-        let bias = self.bias.as_ref().map(Param::val);
-        let y = molora_kernels::linear(x.clone(), self.weight.val(), bias);
+        let y = self.base(x.clone());
         let Some(adapter) = &self.adapter else {
             return (y, None);
         };
-        let (delta, routed) = adapter.delta(x, context);
+        let (delta, routed) = adapter.delta(x, context, shared);
         (
             y + delta,
             routed.map(|routed| RouteTrace {

@@ -40,6 +40,7 @@ fn encode(model: &Bert, input: &EncoderInput) -> (Tensor<3>, Tensor<2>) {
         mask: input.mask.clone().float(),
         tasks: None,
         dropout: None,
+        guidance: Default::default(),
     };
     let hidden = model.forward(input, &context).hidden;
     let mean = masked_mean(hidden.clone(), &input.mask);

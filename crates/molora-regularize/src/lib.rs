@@ -35,7 +35,9 @@ mod weight;
 use serde::{Deserialize, Serialize};
 
 pub use objective::{LossBreakdown, ObjectiveConfig, SiteView, Term, TermConfig};
-pub use routing::{balance_literal, balance_mass, load_balance, router_z_loss};
+pub use routing::{
+    balance_literal, balance_mass, domain_cross_entropy, load_balance, router_z_loss,
+};
 pub use weight::{key_matching, orthogonality};
 
 /// How the entries of a term are put together; papers and their released code often differ here.

@@ -6,8 +6,8 @@ use molora_routing::RouterOutput;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Reduction, balance_literal, balance_mass, key_matching, load_balance, orthogonality,
-    router_z_loss,
+    Reduction, balance_literal, balance_mass, domain_cross_entropy, key_matching, load_balance,
+    orthogonality, router_z_loss,
 };
 
 /// What a term computes at one site.
@@ -27,6 +27,8 @@ pub enum Term {
     BalanceLiteral,
     /// See [`router_z_loss`]; needs a router.
     RouterZLoss,
+    /// See [`domain_cross_entropy`]; needs a router and, for each sequence, the label of its expert.
+    DomainCrossEntropy,
 }
 
 impl Term {
@@ -39,6 +41,7 @@ impl Term {
             Self::BalanceMass => "balance_mass",
             Self::BalanceLiteral => "balance_literal",
             Self::RouterZLoss => "router_z_loss",
+            Self::DomainCrossEntropy => "domain_cross_entropy",
         }
     }
 
@@ -57,9 +60,11 @@ impl Term {
     fn reads_routes(self) -> bool {
         match self {
             Self::Orthogonality | Self::KeyMatching => false,
-            Self::LoadBalance | Self::BalanceMass | Self::BalanceLiteral | Self::RouterZLoss => {
-                true
-            }
+            Self::LoadBalance
+            | Self::BalanceMass
+            | Self::BalanceLiteral
+            | Self::RouterZLoss
+            | Self::DomainCrossEntropy => true,
         }
     }
 
@@ -77,6 +82,11 @@ impl Term {
             Self::BalanceMass => balanced().map(|routed| balance_mass(routed, reduction)),
             Self::BalanceLiteral => balanced().map(|routed| balance_literal(routed, reduction)),
             Self::RouterZLoss => site.routed.map(|routed| router_z_loss(routed, reduction)),
+            Self::DomainCrossEntropy => {
+                let labels = site.labels.clone();
+                let pair = site.routed.zip(labels);
+                pair.map(|(routed, labels)| domain_cross_entropy(routed, labels, reduction))
+            }
         }
     }
 }
@@ -114,6 +124,8 @@ pub struct SiteView<'a> {
     pub keys: Option<Tensor<2>>,
     /// The decisions of this batch, if the site has a router.
     pub routed: Option<&'a RouterOutput>,
+    /// The expert that each sequence belongs to as one-hot rows `[B, E]`, if that is known.
+    pub labels: Option<Tensor<2>>,
 }
 
 /// The values of all terms in one step.
@@ -209,6 +221,7 @@ mod tests {
                 bank,
                 keys: None,
                 routed: None,
+                labels: None,
             })
             .collect();
         let config = ObjectiveConfig {
@@ -261,6 +274,7 @@ mod tests {
             bank: &bank,
             keys: None,
             routed: Some(routed),
+            labels: None,
         });
         let value = |name, sites: &[SiteView<'_>]| {
             let terms = vec![term(name, Reduction::Sum)];

@@ -31,6 +31,39 @@ pub fn load_balance(routed: &RouterOutput, reduction: Reduction) -> Tensor<1> {
         .mul_scalar(routed.num_experts() as f64)
 }
 
+/// Cross-entropy of the routers' softmax with each sequence's own expert.
+///
+/// Mean over the decisions that count of `-log p_d`, where `d` is the expert that `labels` names for
+/// the decision's sequence; sequences without a label are left out. [`Reduction::Sum`] adds the
+/// decisions up. 0 if no decision has a label.
+///
+/// # Shapes
+/// - `labels`: one-hot rows `[B, E]`, zeros for a sequence without a label
+/// - returns `[1]`
+///
+/// # Source
+/// Mixture-of-LoRAs, Feng et al., arXiv:2403.03432, section 3.
+pub fn domain_cross_entropy(
+    routed: &RouterOutput,
+    labels: Tensor<2>,
+    reduction: Reduction,
+) -> Tensor<1> {
+    let [_, decisions, _] = routed.logits.dims();
+    let [batch, _] = labels.dims();
+    let has_label_b1 = labels.clone().sum_dim(1);
+    let log_probs = log_softmax(routed.logits.clone(), 2);
+    let negative_bt = (log_probs * labels.unsqueeze_dim(1))
+        .sum_dim(2)
+        .reshape([batch, decisions])
+        .neg();
+    let counted_bt = routed.counted.clone() * has_label_b1;
+    let total = (negative_bt * counted_bt.clone()).sum();
+    match reduction {
+        Reduction::Sum => total,
+        Reduction::Mean => total / counted_bt.sum().clamp_min(1.0),
+    }
+}
+
 /// MoSLD's balance loss read as counts times probability mass: `sum_e c_e sum_x p_e(x)`.
 ///
 /// `c_e` is how many decisions selected expert `e` (no gradient), `p` the router's softmax.
@@ -116,6 +149,30 @@ mod tests {
             selected,
             counted,
         }
+    }
+
+    #[test]
+    fn domain_cross_entropy_of_the_worked_example() {
+        let device = molora_testkit::device();
+        // Two sequences with one decision each, the last without a label.
+        let logits = [[[0.15, 0.55, 0.55]], [[7.0, -3.0, 1.0]]];
+        let logits = Tensor::<3>::from_data(logits, &device);
+        let probs = softmax(logits.clone(), 2);
+        let routed = RouterOutput {
+            weights: probs.clone(),
+            counted: Tensor::ones([2, 1], &device),
+            selected: None,
+            logits,
+            probs,
+        };
+        let labels = Tensor::from_data([[0.0, 1.0, 0.0], [0.0; 3]], &device);
+        for reduction in [Reduction::Mean, Reduction::Sum] {
+            let loss = domain_cross_entropy(&routed, labels.clone(), reduction);
+            assert_close(loss, [0.982198], FORWARD, "one label");
+        }
+        let none = Tensor::zeros([2, 3], &device);
+        let loss = domain_cross_entropy(&routed, none, Reduction::Mean);
+        assert_close(loss, [0.0], 0.0, "no label");
     }
 
     #[test]

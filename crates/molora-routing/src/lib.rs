@@ -6,7 +6,7 @@
 //!    [`ScorerConfig::Prototype`] (PHATGOOSE), [`ScorerConfig::Grouped`] (AT-MoE's two levels);
 //! 2. a **softmax** with a temperature, in f32;
 //! 3. a **selection** keeps some experts: [`Selection::Dense`], [`Selection::TopK`],
-//!    [`Selection::TopP`], [`Selection::Argmax`].
+//!    [`Selection::TopP`], [`Selection::Argmax`], [`Selection::Sigmoid`].
 //!
 //! What is known of a sequence from outside its features enters as [`Guidance`]: a bias on the
 //! logits (GLIDER's global score, or a ban) and labels that replace the selection

@@ -1,6 +1,6 @@
 //! Which experts take part in a decision.
 
-use burn::tensor::{Bool, Tensor, activation::softmax};
+use burn::tensor::{Bool, Tensor, activation::sigmoid, activation::softmax};
 use serde::{Deserialize, Serialize};
 
 use crate::RoutingError;
@@ -21,6 +21,9 @@ pub enum Selection {
     /// The one with the largest logit, with weight 1 and so without gradient; of equal ones the
     /// lower index wins. Mixture-of-LoRAs, arXiv:2403.03432.
     Argmax,
+    /// All of them, each by the sigmoid of its own logit, so that weights need not add up to 1: the
+    /// gate that is trained for one expert alone. PHATGOOSE, arXiv:2402.05859, section 3.
+    Sigmoid,
 }
 
 impl Selection {
@@ -30,7 +33,7 @@ impl Selection {
     /// [`RoutingError::TopKZero`], [`RoutingError::TopKTooLarge`] or [`RoutingError::TopP`].
     pub fn validate(self, num_experts: usize) -> Result<(), RoutingError> {
         match self {
-            Self::Dense | Self::Argmax => Ok(()),
+            Self::Dense | Self::Argmax | Self::Sigmoid => Ok(()),
             Self::TopK(0) => Err(RoutingError::TopKZero),
             Self::TopK(top_k) if top_k > num_experts => {
                 Err(RoutingError::TopKTooLarge { top_k, num_experts })
@@ -60,6 +63,7 @@ impl Selection {
                 let best = largest(fixed, 1);
                 return (best.clone().float(), Some(best));
             }
+            Self::Sigmoid => return (sigmoid(logits.clone()), None),
             _ => return (probs.clone(), None),
         };
         // A barred expert is never selected, be it one of the k largest.
@@ -135,6 +139,13 @@ mod tests {
             FORWARD,
             "weights",
         );
+    }
+
+    #[test]
+    fn a_sigmoid_gates_every_expert_for_itself() {
+        let weights = weigh(Selection::Sigmoid, [[[0.0; 4], [1.5; 4], [-1.5; 4]]]);
+        let expected = [[[0.5; 4], [0.817574; 4], [0.182426; 4]]];
+        assert_close(weights, expected, FORWARD, "weights");
     }
 
     #[test]

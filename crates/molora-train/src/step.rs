@@ -45,6 +45,7 @@ pub fn inputs(
         mask: mask.clone().float(),
         tasks: Some(task_selector(&tasks, num_tasks, device)?),
         dropout,
+        guidance: Default::default(),
     };
     let input = EncoderInput {
         ids: batch.input_ids(device),
@@ -98,6 +99,7 @@ fn auxiliary(model: &Classifier, recipe: &Recipe, routes: &[RouteTrace]) -> Loss
                 .iter()
                 .find(|route| route.site == adapter.site())
                 .map(|route| &route.routed),
+            labels: None,
         })
         .collect();
     recipe.objective.evaluate(&views)

@@ -66,6 +66,7 @@ impl Variant<'_> {
             bank: &adapter.bank,
             keys,
             routed: None,
+            labels: None,
         };
         self.objective.evaluate(&[site]).total
     }
@@ -102,8 +103,9 @@ impl Variant<'_> {
             mask: mask.clone(),
             tasks: self.tasks.clone(),
             dropout: None,
+            guidance: Default::default(),
         };
-        let (y, route) = self.linear.forward(x, &context);
+        let (y, route) = self.linear.forward(x, &context, None);
         let real = |t: Tensor<3>| t * mask.clone().unsqueeze_dim::<3>(2);
         self.expected
             .assert_close(&self.key("output.y"), real(y.clone()), FORWARD);

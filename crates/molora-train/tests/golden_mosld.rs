@@ -63,6 +63,7 @@ fn context(mask: Tensor<2>) -> ForwardContext {
         mask,
         tasks: None,
         dropout: None,
+        guidance: Default::default(),
     }
 }
 
@@ -83,12 +84,15 @@ fn forward_dropped(
     let keep = 1.0 - adapter.bank.weight_dropout();
     let factors = keep_dr.transpose().div_scalar(keep);
     let low = adapter.bank.down_masked(x.clone(), factors);
-    let (delta, routed) = adapter.mix(low, x.clone(), context);
+    let (delta, routed) = adapter.mix(low, x.clone(), context, None);
     let base = MoLoraLinear {
         adapter: None,
         ..linear.clone()
     };
-    (base.forward(x, context).0 + delta, routed.expect("routed"))
+    (
+        base.forward(x, context, None).0 + delta,
+        routed.expect("routed"),
+    )
 }
 
 /// The term and the reduction that make up a case's reading of the balance loss.
@@ -118,6 +122,7 @@ fn evaluate(
         bank: &adapter.bank,
         keys: None,
         routed: Some(routed),
+        labels: None,
     }])
 }
 
@@ -143,7 +148,7 @@ impl Pass {
         let (y, routed) = match hypers["mode"] == "train" {
             true => forward_dropped(&linear, x.clone(), expected, &context),
             false => {
-                let (y, route) = linear.forward(x.clone(), &context);
+                let (y, route) = linear.forward(x.clone(), &context, None);
                 (y, route.expect("routed").routed)
             }
         };
@@ -279,7 +284,7 @@ fn golden_methods_mosld_layers() {
             );
             let adapter = linear.adapter.as_ref().expect("attached");
             assert_eq!(adapter.num_params() as i64, count, "layer {layer}");
-            let (y, route) = linear.forward(x.clone(), &context);
+            let (y, route) = linear.forward(x.clone(), &context, None);
             let routed = route.expect("routed").routed;
             let expected_y = outputs.clone().narrow(0, layer, 1).squeeze_dim::<3>(0);
             let what = format!("{}: output of layer {layer}", case.name);

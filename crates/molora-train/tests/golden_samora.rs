@@ -83,8 +83,9 @@ impl Site {
             mask,
             tasks: Some(tasks),
             dropout: None,
+            guidance: Default::default(),
         };
-        self.linear.forward(x, &context).0
+        self.linear.forward(x, &context, None).0
     }
 
     fn penalty(&self) -> Tensor<1> {
@@ -94,6 +95,7 @@ impl Site {
             bank: &adapter.bank,
             keys,
             routed: None,
+            labels: None,
         };
         self.recipe
             .objective

@@ -68,6 +68,7 @@ fn context(tokens: usize, dropout: Option<Seed>) -> ForwardContext {
         mask: Tensor::ones([1, tokens], &device()),
         tasks: None,
         dropout,
+        guidance: Default::default(),
     }
 }
 
@@ -76,7 +77,7 @@ fn x() -> Tensor<3> {
 }
 
 fn forward(linear: &MoLoraLinear) -> (Tensor<3>, RouteTrace) {
-    let (y, route) = linear.forward(x(), &context(3, None));
+    let (y, route) = linear.forward(x(), &context(3, None), None);
     (y, route.expect("routed"))
 }
 
@@ -110,7 +111,7 @@ fn values_of_the_worked_example_with_dropped_weights() {
     let keep = Tensor::<2>::from_data(KEEP, &device()).transpose();
     let factors = keep.div_scalar(1.0 - adapter.bank.weight_dropout());
     let low = adapter.bank.down_masked(x(), factors);
-    let (delta, _) = adapter.mix(low, x(), &context(3, None));
+    let (delta, _) = adapter.mix(low, x(), &context(3, None), None);
     let expected = [[
         [0.69926, 4.897037, -4.197778],
         [0.27809, -3.966729, 2.811672],
@@ -152,8 +153,8 @@ proptest! {
         let x = uniform([1, 4, 5], 2.0, Seed::new(seed).child("x"), &device());
         // In training too: nothing is dropped.
         let context = context(4, Some(Seed::new(seed)));
-        let (expected, _) = random_site(&lora, seed).forward(x.clone(), &context);
-        let (found, route) = random_site(&mosld, seed).forward(x, &context);
+        let (expected, _) = random_site(&lora, seed).forward(x.clone(), &context, None);
+        let (found, route) = random_site(&mosld, seed).forward(x, &context, None);
         assert_close(found, expected, FORWARD, "y");
         let weights = route.expect("routed").routed.weights;
         assert_close(weights, Tensor::<3>::ones([1, 4, 1], &device()), 0.0, "weight of one");
@@ -167,7 +168,7 @@ proptest! {
         keeping.bank.weight_dropout = 0.0;
         let x = uniform([1, 4, 5], 2.0, Seed::new(seed).child("x"), &device());
         let y = |spec: &AdapterSpec, dropout| {
-            random_site(spec, seed).forward(x.clone(), &context(4, dropout)).0
+            random_site(spec, seed).forward(x.clone(), &context(4, dropout), None).0
         };
         let step = Some(Seed::new(seed).index(1));
         assert_close(y(&keeping, step), y(&keeping, None), 0.0, "p = 0");

@@ -56,8 +56,9 @@ fn forward(linear: &MoLoraLinear, x: [f32; 4], tasks: &[Option<usize>]) -> (Tens
         mask: Tensor::ones([rows, 1], &device),
         tasks: Some(task_selector(tasks, 2, &device).expect("in range")),
         dropout: None,
+        guidance: Default::default(),
     };
-    let (y, route) = linear.forward(x, &context);
+    let (y, route) = linear.forward(x, &context, None);
     (y, route.expect("routed"))
 }
 
@@ -111,9 +112,10 @@ fn without_up_projections_the_base_is_unchanged() {
         mask: Tensor::ones([1, 1], &device()),
         tasks: None,
         dropout: None,
+        guidance: Default::default(),
     };
     let x = Tensor::<1>::from_data(X, &device()).reshape([1, 1, 4]);
-    assert_close(found, linear.forward(x, &context).0, 0.0, "y");
+    assert_close(found, linear.forward(x, &context, None).0, 0.0, "y");
 }
 
 /// With `sigma = 1` and equal experts: a LoRA without `alpha / R`, times the gate.

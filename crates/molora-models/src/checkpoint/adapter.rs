@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::fields::fields;
+use super::fields::{Field, fields, router_fields};
 use super::tensors::{refuse_unknown, write_tensors};
 use crate::{AdapterSpec, Bert, ModelError, SitePattern, Weights};
 
@@ -48,14 +48,10 @@ pub fn save_adapter(
     let files = AdapterFiles::in_folder(folder);
     let mut model = model.clone();
     let mut tensors = BTreeMap::new();
-    for (path, adapter) in model.sites_mut() {
-        for (name, field) in fields(adapter, spec) {
-            tensors.insert(
-                format!("{PREFIX}{path}.{name}"),
-                (field.shape(), field.values()),
-            );
-        }
-    }
+    for_each_field(&mut model, spec, |name, field| {
+        tensors.insert(name, (field.shape(), field.values()));
+        Ok(())
+    })?;
     write_tensors(&files.tensors, &tensors)?;
     let paths: Vec<String> = model.sites().into_iter().map(|(path, _)| path).collect();
     let config = adapter_config(spec, &paths, base_model);
@@ -74,15 +70,32 @@ pub fn save_adapter(
 pub fn load_adapter(folder: &Path, model: &mut Bert, spec: &AdapterSpec) -> Result<(), ModelError> {
     let weights = Weights::open(&AdapterFiles::in_folder(folder).tensors)?;
     let mut read = Vec::new();
+    for_each_field(model, spec, |name, field| {
+        let values = weights.values(&name, &field.shape())?;
+        field.set(values);
+        read.push(name);
+        Ok(())
+    })?;
+    refuse_unknown(&weights, &read)
+}
+
+/// Hands out every parameter of the sites and of the layers' routers with its name in the file.
+fn for_each_field(
+    model: &mut Bert,
+    spec: &AdapterSpec,
+    mut visit: impl FnMut(String, Field<'_>) -> Result<(), ModelError>,
+) -> Result<(), ModelError> {
     for (path, adapter) in model.sites_mut() {
         for (name, field) in fields(adapter, spec) {
-            let name = format!("{PREFIX}{path}.{name}");
-            let values = weights.values(&name, &field.shape())?;
-            field.set(values);
-            read.push(name);
+            visit(format!("{PREFIX}{path}.{name}"), field)?;
         }
     }
-    refuse_unknown(&weights, &read)
+    for (path, layer) in model.layer_routers_mut() {
+        for (name, field) in router_fields(&mut layer.router) {
+            visit(format!("{PREFIX}{path}.{name}"), field)?;
+        }
+    }
+    Ok(())
 }
 
 /// `adapter_config.json`: PEFT's own for a plain LoRA, and one that PEFT refuses by its type for

@@ -76,7 +76,7 @@ pub(super) fn fields<'a>(
     fields
 }
 
-fn router_fields(router: &mut Router) -> Vec<(&'static str, Field<'_>)> {
+pub(super) fn router_fields(router: &mut Router) -> Vec<(&'static str, Field<'_>)> {
     let mut fields = match &mut router.scorer {
         Scorer::Linear(scorer) => {
             let weight = Field::Matrix(&mut scorer.weight, Layout::Same);

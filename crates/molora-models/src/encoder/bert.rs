@@ -3,10 +3,14 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Int, Tensor, activation};
 use molora_kernels::random::Seed;
+use molora_routing::{LayerRule, RouterOutput};
 
+use crate::attach::{Attachment, Place, attach_sites};
 use crate::encoder::config::Activation;
-use crate::site::select_sites;
-use crate::{AdapterSpec, ForwardContext, LayerNorm, MoLoraLinear, ModelError, RouteTrace};
+use crate::scope::{decide, vote};
+use crate::{
+    AdapterSpec, ForwardContext, LayerNorm, LayerRouter, MoLoraLinear, ModelError, RouteTrace,
+};
 
 /// A padded batch of token sequences.
 #[derive(Debug, Clone)]
@@ -41,6 +45,7 @@ pub(super) struct Embeddings {
 
 #[derive(Module, Debug)]
 pub(super) struct Layer {
+    pub(super) router: Option<LayerRouter>,
     pub(super) query: MoLoraLinear,
     pub(super) key: MoLoraLinear,
     pub(super) value: MoLoraLinear,
@@ -59,6 +64,8 @@ pub(super) struct Layer {
 pub struct Bert {
     pub(super) embeddings: Embeddings,
     pub(super) layers: Vec<Layer>,
+    #[module(skip)]
+    pub(super) layer_rule: LayerRule,
 }
 
 impl Bert {
@@ -70,10 +77,39 @@ impl Bert {
     pub fn forward(&self, input: &EncoderInput, context: &ForwardContext) -> EncoderOutput {
         let mut hidden = self.embeddings.forward(input);
         let mut routes = Vec::new();
+        let mut context = context.clone();
+        if self.layer_rule == LayerRule::Vote {
+            let logits = self.votes(hidden.clone(), &input.mask, &context);
+            context.guidance.labels = Some(vote(logits, context.guidance.labels.take()));
+        }
         for layer in &self.layers {
-            hidden = layer.forward(hidden, &input.mask, context, &mut routes);
+            let router = layer.router.as_ref();
+            let shared = decide(router, &hidden, self.layer_rule, &mut context, &mut routes);
+            let pass = Pass {
+                mask: &input.mask,
+                context: &context,
+                shared: shared.as_ref(),
+            };
+            hidden = layer.forward(hidden, &pass, &mut routes);
         }
         EncoderOutput { hidden, routes }
+    }
+
+    /// The logits of every layer's router `[B, 1, E]` in a pass of the base without adapters.
+    fn votes(
+        &self,
+        embedded: Tensor<3>,
+        mask: &Tensor<2, Bool>,
+        context: &ForwardContext,
+    ) -> Vec<Tensor<3>> {
+        let mut hidden = embedded;
+        let mut logits = Vec::new();
+        for layer in &self.layers {
+            let router = layer.router.as_ref();
+            logits.extend(router.map(|router| router.route(hidden.clone(), context).logits));
+            hidden = layer.compute(hidden, mask, MoLoraLinear::base);
+        }
+        logits
     }
 
     /// Width D of the hidden states.
@@ -127,6 +163,32 @@ impl Bert {
             .collect()
     }
 
+    /// The routers of layers with the layers' paths, in the order of the forward pass.
+    pub fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
+        let layers = self.layers.iter().enumerate();
+        layers
+            .filter_map(|(index, layer)| Some((layer_name(index), layer.router.as_ref()?)))
+            .collect()
+    }
+
+    /// The routers of layers with the layers' paths, to be changed.
+    pub fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)> {
+        let layers = self.layers.iter_mut().enumerate();
+        layers
+            .filter_map(|(index, layer)| Some((layer_name(index), layer.router.as_mut()?)))
+            .collect()
+    }
+
+    /// The path under which the decisions of a site's or layer's router are reported, by the number
+    /// of the site.
+    pub fn route_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.sites().into_iter().map(|(path, _)| path).collect();
+        for (path, router) in self.layer_routers() {
+            names[router.site()] = path;
+        }
+        names
+    }
+
     /// Attaches fresh adapters where the specification says, and returns the paths of the sites.
     ///
     /// Initial values depend on `seed` and each site's path alone.
@@ -141,32 +203,31 @@ impl Bert {
         seed: Seed,
         device: &Device,
     ) -> Result<Vec<String>, ModelError> {
-        if let Some(problem) = spec.problems().into_iter().next() {
-            return Err(problem);
+        let to = Attachment {
+            num_layers: self.layers.len(),
+            num_tasks,
+            seed,
+            device,
+        };
+        let places = self.linears_mut().into_iter().enumerate();
+        let place = |(index, (path, linear))| Place {
+            path,
+            layer: index / LINEARS,
+            linear,
+        };
+        let sites = attach_sites(places.map(place).collect(), spec, &to)?;
+        let width = self.width();
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let first = sites.iter().position(|(_, layer)| *layer == index);
+            let seed = seed.child(&layer_name(index));
+            let spec = spec.at_layer(index, to.num_layers);
+            layer.router = first.and_then(|site| {
+                let router = spec.layer_router(width, num_tasks, seed, device)?;
+                Some(LayerRouter { router, site })
+            });
         }
-        let num_layers = self.layers.len();
-        spec.fits_layers(num_layers)?;
-        let mut linears = self.linears_mut();
-        let paths: Vec<String> = linears.iter().map(|(path, _)| path.clone()).collect();
-        let chosen = select_sites(&spec.targets, &paths)?;
-        for &index in &chosen {
-            let dims = linears[index].1.dims();
-            let fits = spec.bank.validate_for(dims);
-            fits.map_err(|source| ModelError::Adapter {
-                field: "adapter.bank",
-                source,
-            })?;
-        }
-        for (site, &index) in chosen.iter().enumerate() {
-            let (path, linear) = &mut linears[index];
-            let seed = seed.child(path);
-            let spec = spec.at_layer(index / LINEARS, num_layers);
-            linear.adapter = Some(spec.init(linear.dims(), site, num_tasks, seed, device));
-        }
-        Ok(chosen
-            .into_iter()
-            .map(|index| paths[index].clone())
-            .collect())
+        self.layer_rule = spec.layer_rule;
+        Ok(sites.into_iter().map(|(path, _)| path).collect())
     }
 }
 
@@ -188,19 +249,29 @@ impl Embeddings {
     }
 }
 
+/// What all sites of a layer read beside their input.
+struct Pass<'a> {
+    mask: &'a Tensor<2, Bool>,
+    context: &'a ForwardContext,
+    shared: Option<&'a RouterOutput>,
+}
+
 impl Layer {
-    fn forward(
+    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>, routes: &mut Vec<RouteTrace>) -> Tensor<3> {
+        self.compute(x, pass.mask, |linear, x| {
+            let (y, route) = linear.forward(x, pass.context, pass.shared);
+            routes.extend(route);
+            y
+        })
+    }
+
+    /// The layer with its linear layers computed by `apply`.
+    fn compute(
         &self,
         x: Tensor<3>,
         mask: &Tensor<2, Bool>,
-        context: &ForwardContext,
-        routes: &mut Vec<RouteTrace>,
+        mut apply: impl FnMut(&MoLoraLinear, Tensor<3>) -> Tensor<3>,
     ) -> Tensor<3> {
-        let mut apply = |linear: &MoLoraLinear, x: Tensor<3>| {
-            let (y, route) = linear.forward(x, context);
-            routes.extend(route);
-            y
-        };
         let query = apply(&self.query, x.clone());
         let key = apply(&self.key, x.clone());
         let value = apply(&self.value, x.clone());
@@ -238,9 +309,14 @@ impl Layer {
     }
 }
 
+/// Hugging Face's path of a layer.
+fn layer_name(index: usize) -> String {
+    format!("encoder.layer.{index}")
+}
+
 /// Hugging Face's path of a part of a layer.
 pub(super) fn layer_path(index: usize, part: &str) -> String {
-    format!("encoder.layer.{index}.{part}")
+    format!("{}.{part}", layer_name(index))
 }
 
 impl Activation {

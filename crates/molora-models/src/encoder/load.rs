@@ -7,6 +7,8 @@ use burn::tensor::{Device, Tensor};
 
 use super::bert::{Embeddings, Layer, layer_path};
 use super::{Bert, BertConfig};
+use molora_routing::LayerRule;
+
 use crate::{LayerNorm, MoLoraLinear, ModelError, Weights};
 
 /// Names in checkpoints of whole BERT models that the encoder does not need.
@@ -64,6 +66,7 @@ impl Reader<'_> {
         Ok(Bert {
             embeddings,
             layers: layers.collect::<Result<_, _>>()?,
+            layer_rule: LayerRule::PerLayer,
         })
     }
 
@@ -71,6 +74,7 @@ impl Reader<'_> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         let path = |part| layer_path(index, part);
         Ok(Layer {
+            router: None,
             query: self.linear(&path("attention.self.query"), width, width)?,
             key: self.linear(&path("attention.self.key"), width, width)?,
             value: self.linear(&path("attention.self.value"), width, width)?,

@@ -92,12 +92,7 @@ struct Routing {
 impl Routing {
     fn new(model: &Classifier) -> Self {
         Self {
-            sites: model
-                .encoder
-                .sites()
-                .into_iter()
-                .map(|(path, _)| path)
-                .collect(),
+            sites: model.encoder.route_names(),
             sums: BTreeMap::new(),
         }
     }

@@ -34,7 +34,7 @@ pub(super) fn recipe() -> Recipe {
         experts_per_layer: vec![2, 4, 6, 8],
         bank,
         router: Some(router),
-        gate: None,
+        ..AdapterSpec::default()
     };
     // The paper sums over sites; it gives no weight.
     let balance = TermConfig {

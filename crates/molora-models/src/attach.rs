@@ -1,0 +1,67 @@
+//! Attaching adapters to a model's linear layers, whatever the model.
+
+use burn::tensor::Device;
+use molora_kernels::random::Seed;
+
+use crate::site::select_sites;
+use crate::{AdapterSpec, MoLoraLinear, ModelError};
+
+/// A linear layer of a model, in the order of the forward pass.
+pub(crate) struct Place<'a> {
+    /// Its Hugging Face path.
+    pub(crate) path: String,
+    /// Number of the layer (block) that it is in.
+    pub(crate) layer: usize,
+    /// The linear layer.
+    pub(crate) linear: &'a mut MoLoraLinear,
+}
+
+/// What an attached adapter depends on beside its specification and its site.
+pub(crate) struct Attachment<'a> {
+    /// Number of layers (blocks) of the model.
+    pub(crate) num_layers: usize,
+    /// Number of tasks, read by gates and by decisions per task.
+    pub(crate) num_tasks: usize,
+    /// Key of the initial values, which depend on it and each site's path alone.
+    pub(crate) seed: Seed,
+    /// Where the parameters are made.
+    pub(crate) device: &'a Device,
+}
+
+/// Attaches fresh adapters where the specification says; returns path and layer of every site.
+///
+/// # Errors
+/// The first problem of the specification, a target that matches nothing, a rank that does not fit a
+/// site, or more entries of `experts_per_layer` than layers.
+pub(crate) fn attach_sites(
+    mut places: Vec<Place<'_>>,
+    spec: &AdapterSpec,
+    to: &Attachment<'_>,
+) -> Result<Vec<(String, usize)>, ModelError> {
+    if let Some(problem) = spec.problems().into_iter().next() {
+        return Err(problem);
+    }
+    spec.fits_layers(to.num_layers)?;
+    let paths: Vec<String> = places.iter().map(|place| place.path.clone()).collect();
+    let chosen = select_sites(&spec.targets, &paths)?;
+    for &index in &chosen {
+        let fits = spec.bank.validate_for(places[index].linear.dims());
+        fits.map_err(|source| ModelError::Adapter {
+            field: "adapter.bank",
+            source,
+        })?;
+    }
+    for place in &mut places {
+        place.linear.adapter = None;
+    }
+    let mut sites = Vec::new();
+    for (site, &index) in chosen.iter().enumerate() {
+        let place = &mut places[index];
+        let seed = to.seed.child(&place.path);
+        let spec = spec.at_layer(place.layer, to.num_layers);
+        let adapter = spec.init(place.linear.dims(), site, to.num_tasks, seed, to.device);
+        place.linear.adapter = Some(adapter);
+        sites.push((place.path.clone(), place.layer));
+    }
+    Ok(sites)
+}

@@ -1,0 +1,95 @@
+//! Routers that serve a whole layer, and how layers that disagree are reconciled.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use molora_routing::{LayerRule, RouteInput, Router, RouterOutput};
+
+use crate::{ForwardContext, RouteTrace};
+
+/// The router of one layer, which reads the layer's input.
+#[derive(Module, Debug)]
+pub struct LayerRouter {
+    /// How the experts of the layer's sites are weighed.
+    pub router: Router,
+    pub(crate) site: usize,
+}
+
+impl LayerRouter {
+    /// Number of the first site in the layer, under which the decisions are reported.
+    pub fn site(&self) -> usize {
+        self.site
+    }
+
+    /// The decisions for a layer whose input is `hidden`, `[B, T, D]`.
+    pub(crate) fn route(&self, hidden: Tensor<3>, context: &ForwardContext) -> RouterOutput {
+        let input = RouteInput {
+            features: hidden,
+            mask: context.mask.clone(),
+            tasks: context.tasks.clone(),
+        };
+        self.router.route_guided(&input, &context.guidance)
+    }
+}
+
+/// Takes the decision of a layer's router, if it has one, and notes it in `routes`.
+///
+/// Under [`LayerRule::First`] the first decision of a pass becomes the label that all later layers
+/// follow: `context` is that of the pass.
+pub(crate) fn decide(
+    router: Option<&LayerRouter>,
+    hidden: &Tensor<3>,
+    rule: LayerRule,
+    context: &mut ForwardContext,
+    routes: &mut Vec<RouteTrace>,
+) -> Option<RouterOutput> {
+    let router = router?;
+    let routed = router.route(hidden.clone(), context);
+    if rule == LayerRule::First {
+        let [batch, _, experts] = routed.weights.dims();
+        let chosen = routed.weights.clone().detach().reshape([batch, experts]);
+        context.guidance.labels = Some(chosen);
+    }
+    routes.push(RouteTrace {
+        site: router.site,
+        routed: routed.clone(),
+    });
+    Some(routed)
+}
+
+/// Labels `[B, E]` for all layers by a vote of their routers' logits, each `[B, 1, E]`; rows that
+/// have a label keep it.
+pub(crate) fn vote(logits: Vec<Tensor<3>>, labels: Option<Tensor<2>>) -> Tensor<2> {
+    let [batch, _, experts] = logits[0].dims();
+    let voted = LayerRule::Vote.decide(Tensor::cat(logits, 1));
+    let voted = voted.narrow(1, 0, 1).reshape([batch, experts]);
+    match labels {
+        None => voted,
+        Some(labels) => {
+            let is_free = labels.clone().sum_dim(1).lower_elem(0.5);
+            labels.mask_where(is_free.expand([batch, experts]), voted)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use molora_testkit::assert_close;
+
+    #[test]
+    fn a_vote_leaves_labelled_rows_alone() {
+        let device = molora_testkit::device();
+        let layer = |rows: [[[f32; 3]; 1]; 2]| Tensor::<3>::from_data(rows, &device);
+        let logits = vec![
+            layer([[[2.0, 0.5, 0.1]], [[2.0, 0.5, 0.1]]]),
+            layer([[[0.2, 1.5, 0.3]], [[0.2, 1.5, 0.3]]]),
+            layer([[[0.1, 1.2, 1.1]], [[0.1, 1.2, 1.1]]]),
+        ];
+        let second = [0.0, 1.0, 0.0];
+        let voted = vote(logits.clone(), None);
+        assert_close(voted, [second, second], 0.0, "all rows vote");
+        let labels = Tensor::from_data([[0.0; 3], [0.0, 0.0, 1.0]], &device);
+        let voted = vote(logits, Some(labels));
+        assert_close(voted, [second, [0.0, 0.0, 1.0]], 0.0, "one has a label");
+    }
+}
