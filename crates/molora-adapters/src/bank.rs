@@ -152,11 +152,11 @@ pub struct ExpertBank {
     pub b: Param<Tensor<2>>,
     /// Learned scale of the low-rank code, `[A*R]`.
     pub rank_scale: Option<Param<Tensor<1>>>,
-    num_experts: usize,
-    rank: usize,
-    factor: f64,
-    dropout: f64,
-    weight_dropout: f64,
+    pub(crate) num_experts: usize,
+    pub(crate) rank: usize,
+    pub(crate) factor: f64,
+    pub(crate) dropout: f64,
+    pub(crate) weight_dropout: f64,
 }
 
 impl ExpertBank {

@@ -42,4 +42,12 @@ pub enum AdapterError {
         /// How many tasks exist.
         num_tasks: usize,
     },
+    /// An expert that cannot stand beside the others.
+    #[error("expert {index}: {problem}")]
+    Unlike {
+        /// Number of the expert's bank.
+        index: usize,
+        /// What was found and what was expected.
+        problem: String,
+    },
 }

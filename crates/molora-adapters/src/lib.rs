@@ -36,6 +36,7 @@
 //! assert_eq!(delta_bto.dims(), [2, 5, 48]);
 //! ```
 
+mod assemble;
 mod bank;
 mod error;
 mod gate;

@@ -33,7 +33,10 @@ mod site;
 mod spec;
 
 pub use adapter::Adapter;
-pub use checkpoint::{AdapterFiles, Weights, load_adapter, load_heads, save_adapter, save_heads};
+pub use checkpoint::{
+    AdapterFiles, Weights, load_adapter, load_heads, load_routers, save_adapter, save_heads,
+    save_routers,
+};
 pub use classifier::{Classifier, ParameterKind, TaskHead};
 pub use encoder::{Bert, BertConfig, EncoderInput, EncoderOutput, masked_mean};
 pub use error::ModelError;

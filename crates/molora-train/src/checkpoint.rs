@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use burn::optim::ModuleOptimizer;
 use burn::tensor::Bytes;
-use molora_models::{Classifier, load_adapter, load_heads, save_adapter, save_heads};
+use molora_models::{AdapterSpec, Classifier, load_adapter, load_heads, save_adapter, save_heads};
 use serde::{Deserialize, Serialize};
 
+use crate::TrainError;
 use crate::data::Sampler;
-use crate::{Recipe, TrainError};
 
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.bpk";
@@ -27,55 +27,124 @@ pub const HEADS: &str = "heads.safetensors";
 pub struct Progress {
     /// Finished steps over all stages.
     pub step: usize,
-    /// Number of the stage that the next step belongs to.
-    pub stage: usize,
-    /// Finished steps of that stage.
-    pub stage_step: usize,
+    /// Number of the leg that the next step belongs to; see [`crate::legs`].
+    pub leg: usize,
+    /// Finished steps of that leg.
+    pub leg_step: usize,
     /// Real tokens so far.
     pub tokens: usize,
     /// Tokens so far with padding.
     pub padded_tokens: usize,
     /// Seconds of training so far.
     pub seconds: f64,
-    /// The sampler with its generator.
-    pub sampler: Sampler,
+    /// The leg's sampler with its generator; none after the last leg.
+    pub sampler: Option<Sampler>,
+}
+
+/// A state of a run that can be gone on from.
+#[expect(missing_debug_implementations, reason = "optimizers have none")]
+pub struct Snapshot<'a> {
+    /// The model that trains.
+    pub model: &'a Classifier,
+    /// Its specification.
+    pub spec: &'a AdapterSpec,
+    /// Names of the tasks, whose heads the model has.
+    pub tasks: &'a [String],
+    /// The optimizer; not needed before the first step of a leg.
+    pub optimizer: Option<&'a ModuleOptimizer>,
+    /// Where the run is.
+    pub progress: &'a Progress,
+}
+
+impl Snapshot<'_> {
+    /// Writes everything into the folder `name` below `root`, in place of an older one.
+    fn write(&self, root: &Path, name: &str) -> Result<(), TrainError> {
+        std::fs::create_dir_all(root).map_err(TrainError::io(root))?;
+        let temporary = root.join(format!(".{name}.tmp"));
+        if temporary.exists() {
+            std::fs::remove_dir_all(&temporary).map_err(TrainError::io(&temporary))?;
+        }
+        std::fs::create_dir(&temporary).map_err(TrainError::io(&temporary))?;
+        save_weights(&temporary, self.model, self.spec, self.tasks, "")?;
+        let broken = |error: String| TrainError::run(&temporary, error);
+        if let Some(optimizer) = self.optimizer {
+            let bytes = optimizer.into_bytes().map_err(|e| broken(e.to_string()))?;
+            write(&temporary.join(OPTIMIZER), &bytes)?;
+        }
+        let state = serde_json::to_vec(self.progress).map_err(|e| broken(e.to_string()))?;
+        write(&temporary.join(STATE), &state)?;
+        sync_files(&temporary)?;
+        let path = root.join(name);
+        if path.exists() {
+            std::fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
+        }
+        std::fs::rename(&temporary, &path).map_err(TrainError::io(&path))?;
+        sync(root)
+    }
+}
+
+/// Folder of the state in which a stage began.
+pub fn stage_folder(run: &Path, stage: &str) -> PathBuf {
+    run.join("stages").join(stage)
+}
+
+/// Writes the state in which a stage begins, from which [`restart`] starts it again.
+///
+/// # Errors
+/// [`TrainError::Io`] or [`TrainError::Model`] if a file cannot be written.
+pub fn save_stage(run: &Path, stage: &str, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
+    snapshot.write(&run.join("stages"), stage)
+}
+
+/// Makes the state in which a stage began the newest checkpoint of a run, in place of all others.
+///
+/// # Errors
+/// [`TrainError::Io`] if a file cannot be copied; a stage that did not begin is one of them.
+pub fn restart(run: &Path, stage: &str) -> Result<(), TrainError> {
+    let from = stage_folder(run, stage);
+    let step = load_progress(&from)?.step;
+    let root = run.join("checkpoints");
+    let temporary = root.join(".restart.tmp");
+    for folder in [&root, &temporary] {
+        if folder.exists() {
+            std::fs::remove_dir_all(folder).map_err(TrainError::io(folder))?;
+        }
+        std::fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
+    }
+    for entry in std::fs::read_dir(&from).map_err(TrainError::io(&from))? {
+        let path = entry.map_err(TrainError::io(&from))?.path();
+        let name = path.file_name().unwrap_or_default();
+        std::fs::copy(&path, temporary.join(name)).map_err(TrainError::io(&path))?;
+    }
+    sync_files(&temporary)?;
+    let path = root.join(checkpoint_name(step));
+    std::fs::rename(&temporary, &path).map_err(TrainError::io(&path))
+}
+
+/// Removes all checkpoints of a run, so that it starts from the beginning.
+///
+/// # Errors
+/// [`TrainError::Io`] if they cannot be removed.
+pub fn forget(run: &Path) -> Result<(), TrainError> {
+    let root = run.join("checkpoints");
+    match root.exists() {
+        true => std::fs::remove_dir_all(&root).map_err(TrainError::io(&root)),
+        false => Ok(()),
+    }
+}
+
+fn checkpoint_name(step: usize) -> String {
+    format!("step-{step:08}")
 }
 
 /// Writes a checkpoint and removes older ones.
 ///
 /// # Errors
 /// [`TrainError::Io`] or [`TrainError::Model`] if a file cannot be written.
-pub fn save(
-    run: &Path,
-    model: &Classifier,
-    optimizer: &ModuleOptimizer,
-    progress: &Progress,
-    recipe: &Recipe,
-    tasks: &[String],
-) -> Result<(), TrainError> {
+pub fn save(run: &Path, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
+    let progress = snapshot.progress;
     let root = run.join("checkpoints");
-    std::fs::create_dir_all(&root).map_err(TrainError::io(&root))?;
-    let name = format!("step-{:08}", progress.step);
-    let temporary = root.join(format!(".{name}.tmp"));
-    if temporary.exists() {
-        std::fs::remove_dir_all(&temporary).map_err(TrainError::io(&temporary))?;
-    }
-    std::fs::create_dir(&temporary).map_err(TrainError::io(&temporary))?;
-    save_weights(&temporary, model, recipe, tasks, "")?;
-    let bytes = optimizer
-        .into_bytes()
-        .map_err(|e| TrainError::run(&temporary, e.to_string()))?;
-    write(&temporary.join(OPTIMIZER), &bytes)?;
-    let state =
-        serde_json::to_vec(progress).map_err(|e| TrainError::run(&temporary, e.to_string()))?;
-    write(&temporary.join(STATE), &state)?;
-    sync_files(&temporary)?;
-    let path = root.join(&name);
-    if path.exists() {
-        std::fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
-    }
-    std::fs::rename(&temporary, &path).map_err(TrainError::io(&path))?;
-    sync(&root)?;
+    snapshot.write(&root, &checkpoint_name(progress.step))?;
     for (step, old) in all(run)? {
         if step < progress.step {
             std::fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
@@ -91,25 +160,25 @@ pub fn save(
 pub fn save_weights(
     folder: &Path,
     model: &Classifier,
-    recipe: &Recipe,
+    spec: &AdapterSpec,
     tasks: &[String],
     base_model: &str,
 ) -> Result<(), TrainError> {
-    save_adapter(folder, &model.encoder, &recipe.adapter, base_model)?;
+    save_adapter(folder, &model.encoder, spec, base_model)?;
     Ok(save_heads(&folder.join(HEADS), tasks, &model.heads)?)
 }
 
-/// Reads adapter and heads into a model of the same recipe and tasks.
+/// Reads adapter and heads into a model of the same specification and tasks.
 ///
 /// # Errors
 /// [`TrainError::Model`] for a missing, broken or foreign file.
 pub fn load_weights(
     folder: &Path,
     model: &mut Classifier,
-    recipe: &Recipe,
+    spec: &AdapterSpec,
     tasks: &[String],
 ) -> Result<(), TrainError> {
-    load_adapter(folder, &mut model.encoder, &recipe.adapter)?;
+    load_adapter(folder, &mut model.encoder, spec)?;
     Ok(load_heads(&folder.join(HEADS), tasks, &mut model.heads)?)
 }
 

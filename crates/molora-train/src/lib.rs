@@ -20,6 +20,10 @@ pub mod data;
 pub mod device;
 mod error;
 pub mod eval;
+pub mod event;
+pub mod expert;
+pub mod instructions;
+pub mod legs;
 pub mod optimizer;
 pub mod overrides;
 pub mod parameters;
@@ -29,6 +33,7 @@ pub mod run;
 pub mod stage;
 pub mod step;
 pub mod trainer;
+mod transform;
 
 pub use error::TrainError;
 pub use recipe::Recipe;

@@ -1,50 +1,184 @@
-//! A stage of training: which parameters train, for how long, and how.
+//! A stage of a recipe: what trains, on which tasks, for how long; or a step without gradient.
 
 use burn::module::Module;
-use molora_models::{Classifier, ParameterKind};
+use molora_adapters::Sharing;
+use molora_models::{AdapterSpec, Classifier, ParameterKind, RouterScope};
+use molora_regularize::ObjectiveConfig;
+use molora_routing::ScorerConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::optimizer::{OptimizerConfig, ScheduleConfig};
 use crate::parameters::{count, set_trainable};
 
+/// Which part of the method a stage trains.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// The whole mixture.
+    #[default]
+    Mixture,
+    /// The expert of each task, one after the other, each alone on the base model and on its task's
+    /// data. An expert's result depends on seed, stage and task alone, not on the other tasks.
+    EachTask,
+    /// The general expert, alone on the base model and on the data of all tasks.
+    General,
+}
+
+/// What decides which experts a sequence gets while a stage trains.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Routing {
+    /// The routers.
+    #[default]
+    Router,
+    /// The sequence's task: its own expert with weight 1 (Mixture-of-LoRAs' second stage).
+    Label,
+}
+
+/// A step between stages that computes without gradients.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Transform {
+    /// Makes the mixture: the separately trained experts become a bank at every site, beside fresh
+    /// routers.
+    Assemble,
+    /// The trained gates of the experts become the routers' prototypes.
+    CollectPrototypes,
+    /// The tasks' instructions become vectors that the experts are compared by.
+    EmbedInstructions,
+    /// Takes the global weight from `candidates` that gives the best mean score on the validation
+    /// split; the first of equally good ones.
+    TuneGlobalWeight {
+        /// The weights that are tried.
+        candidates: Vec<f64>,
+    },
+}
+
 /// One stage of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageConfig {
-    /// Name in reports.
+    /// Name in reports, unlike that of any other stage.
     pub name: String,
-    /// Number of optimizer steps.
+    /// The step without gradient that this stage is; everything below is then left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transform: Option<Transform>,
+    /// Which part of the method trains.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub scope: Scope,
+    /// Whether an expert that trains alone stands behind the sigmoid of a linear gate, whose
+    /// parameters count as routers (PHATGOOSE's second stage).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub gated: bool,
+    /// What decides which experts a sequence gets.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub routing: Routing,
+    /// Names of the tasks whose data it trains on; all of the run if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<String>,
+    /// Number of optimizer steps, over all tasks together where they train one after the other.
+    #[serde(default)]
     pub steps: usize,
     /// Which kinds of parameters train; the base never does.
+    #[serde(default)]
     pub trainable: Vec<ParameterKind>,
     /// Rows per forward pass; a batch with more is split and its gradients are added up exactly.
     /// 0 for the whole batch at once.
     #[serde(default)]
     pub micro_batch_size: usize,
+    /// Auxiliary terms in place of the recipe's; experts that train alone have none without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objective: Option<ObjectiveConfig>,
     /// The optimizer.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
-    /// The learning rate over the stage.
+    /// The learning rate over the stage, or over each task's share of it.
     #[serde(default)]
     pub schedule: ScheduleConfig,
 }
 
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 impl StageConfig {
-    /// A stage that trains everything but the base.
-    pub fn joint(steps: usize) -> Self {
-        use ParameterKind::{Adapters, Gates, Heads, Routers};
+    /// A stage that trains parameters of the mixture.
+    pub fn new(name: &str, steps: usize, trainable: &[ParameterKind]) -> Self {
         Self {
-            name: "joint".into(),
+            name: name.into(),
+            transform: None,
+            scope: Scope::Mixture,
+            gated: false,
+            routing: Routing::Router,
+            tasks: Vec::new(),
             steps,
-            trainable: vec![Adapters, Routers, Gates, Heads],
+            trainable: trainable.to_vec(),
             micro_batch_size: 0,
+            objective: None,
             optimizer: OptimizerConfig::default(),
             schedule: ScheduleConfig::default(),
         }
     }
 
+    /// A stage that trains everything but the base.
+    pub fn joint(steps: usize) -> Self {
+        use ParameterKind::{Adapters, Gates, Heads, Routers};
+        Self::new("joint", steps, &[Adapters, Routers, Gates, Heads])
+    }
+
+    /// A step without gradient.
+    pub fn transform(name: &str, transform: Transform) -> Self {
+        Self {
+            transform: Some(transform),
+            ..Self::new(name, 0, &[])
+        }
+    }
+
+    /// Whether the stage trains experts that stand alone on the base model.
+    pub fn trains_alone(&self) -> bool {
+        self.transform.is_none() && self.scope != Scope::Mixture
+    }
+
+    /// The specification of the model that the stage trains, from that of the whole mixture.
+    pub fn spec(&self, mixture: &AdapterSpec) -> AdapterSpec {
+        match self.trains_alone() {
+            true => mixture.one_expert(self.gated),
+            false => mixture.clone(),
+        }
+    }
+
+    /// The auxiliary terms of the stage, from those of its recipe.
+    pub fn objective<'a>(&'a self, of_recipe: &'a ObjectiveConfig) -> Option<&'a ObjectiveConfig> {
+        let of_recipe = (!self.trains_alone()).then_some(of_recipe);
+        self.objective.as_ref().or(of_recipe)
+    }
+
     /// What is out of range, each with the name of its field.
     pub fn problems(&self) -> Vec<String> {
+        match &self.transform {
+            Some(transform) => self.transform_problems(transform),
+            None => self.training_problems(),
+        }
+    }
+
+    fn transform_problems(&self, transform: &Transform) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.steps > 0 || !self.trainable.is_empty() {
+            problems.push("transform computes no gradient: expected no steps and trainable".into());
+        }
+        if let Transform::TuneGlobalWeight { candidates } = transform {
+            let in_range = |weight: &f64| weight.is_finite() && *weight >= 0.0;
+            if candidates.is_empty() || !candidates.iter().all(in_range) {
+                problems.push(format!(
+                    "transform.tune_global_weight.candidates is {candidates:?}, expected one or more \
+                     weights of at least 0"
+                ));
+            }
+        }
+        problems
+    }
+
+    fn training_problems(&self) -> Vec<String> {
         let mut problems: Vec<String> = self
             .optimizer
             .problems()
@@ -59,6 +193,15 @@ impl StageConfig {
         }
         if self.trainable.contains(&ParameterKind::Base) {
             problems.push("trainable has base, which is always frozen".into());
+        }
+        if self.gated && self.scope != Scope::EachTask {
+            problems.push("gated needs scope = \"each_task\"".into());
+        }
+        if self.gated && self.trainable.contains(&ParameterKind::Adapters) {
+            problems.push("trainable has adapters, but an expert behind its gate is frozen".into());
+        }
+        if self.routing == Routing::Label && self.scope != Scope::Mixture {
+            problems.push("routing = \"label\" needs scope = \"mixture\"".into());
         }
         if !(0.0..1.0).contains(&self.schedule.warmup) {
             let warmup = self.schedule.warmup;
@@ -86,5 +229,224 @@ impl StageConfig {
         };
         debug_assert!(model.num_params() >= counts.base);
         self.trainable.iter().map(of).sum()
+    }
+}
+
+/// What is wrong with the order of stages, each with the path of its field below `field`.
+///
+/// Experts that train alone come first, then they are assembled, then the mixture is changed. With
+/// `assembled` the stages go on with a mixture and new experts that have been assembled.
+pub(crate) fn order_problems(
+    field: &str,
+    stages: &[StageConfig],
+    spec: &AdapterSpec,
+    has_instructions: bool,
+) -> Vec<String> {
+    let mut order = Order {
+        spec,
+        has_instructions,
+        experts: false,
+        gates: false,
+        general: false,
+        assembled: false,
+        embedded: false,
+    };
+    let mut problems = Vec::new();
+    for (index, stage) in stages.iter().enumerate() {
+        let earlier = &stages[..index];
+        if stage.name.is_empty() || earlier.iter().any(|other| other.name == stage.name) {
+            let name = &stage.name;
+            problems.push(format!(
+                "{field}.{index}.name is \"{name}\", expected a name of its own"
+            ));
+        }
+        let found = order.visit(stage);
+        problems.extend(found.map(|problem| format!("{field}.{index}: {problem}")));
+    }
+    if let Some(problem) = order.at_the_end() {
+        problems.push(format!("{field}: {problem}"));
+    }
+    problems
+}
+
+/// What the stages so far have made.
+struct Order<'a> {
+    spec: &'a AdapterSpec,
+    has_instructions: bool,
+    experts: bool,
+    gates: bool,
+    general: bool,
+    assembled: bool,
+    embedded: bool,
+}
+
+impl Order<'_> {
+    /// Notes what a stage makes; what is wrong with its place.
+    fn visit(&mut self, stage: &StageConfig) -> Option<&'static str> {
+        match &stage.transform {
+            Some(transform) => self.transformed(transform),
+            None => self.trained(stage),
+        }
+    }
+
+    fn trained(&mut self, stage: &StageConfig) -> Option<&'static str> {
+        let alone = stage.trains_alone();
+        if alone && !self.spec.expert_per_task {
+            return Some("an expert that trains alone needs adapter.expert_per_task = true");
+        }
+        if alone && self.spec.bank.sharing != Sharing::Independent {
+            return Some("experts that train alone need adapter.bank.sharing = \"independent\"");
+        }
+        if alone && self.assembled {
+            return Some("experts train alone before they are assembled, not afterwards");
+        }
+        match stage.scope {
+            Scope::EachTask if stage.gated && !self.experts => {
+                return Some("gates train on experts of an earlier stage, and there is none");
+            }
+            Scope::EachTask if stage.gated => self.gates = true,
+            Scope::EachTask if self.experts => {
+                return Some("the experts are trained by an earlier stage already");
+            }
+            Scope::EachTask => self.experts = true,
+            Scope::General if self.spec.blend.is_none() => {
+                return Some("a general expert needs adapter.blend");
+            }
+            Scope::General => self.general = true,
+            Scope::Mixture if (self.experts || self.general) && !self.assembled => {
+                return Some("the mixture trains after a stage with transform = \"assemble\"");
+            }
+            Scope::Mixture => {}
+        }
+        let labelled = stage.routing == Routing::Label;
+        if labelled && !(self.spec.expert_per_task && self.spec.router.is_some()) {
+            return Some("routing = \"label\" needs a router and adapter.expert_per_task = true");
+        }
+        None
+    }
+
+    fn transformed(&mut self, transform: &Transform) -> Option<&'static str> {
+        match transform {
+            Transform::Assemble if !self.experts => {
+                return Some("there are no experts of an earlier stage to assemble");
+            }
+            Transform::Assemble if self.spec.blend.is_some() && !self.general => {
+                return Some("adapter.blend needs a general expert of an earlier stage");
+            }
+            Transform::Assemble => self.assembled = true,
+            Transform::CollectPrototypes if !(self.gates && self.assembled) => {
+                return Some(
+                    "prototypes are collected from gates, after the experts are assembled",
+                );
+            }
+            Transform::CollectPrototypes => {
+                let router = self.spec.router.as_ref();
+                let at_sites = self.spec.router_scope == RouterScope::Site;
+                if !at_sites || router.is_none_or(|r| r.scorer != ScorerConfig::Prototype) {
+                    return Some(
+                        "prototypes need adapter.router.scorer = \"prototype\" and router_scope = \
+                         \"site\"",
+                    );
+                }
+            }
+            Transform::EmbedInstructions
+                if !(self.has_instructions && self.spec.expert_per_task) =>
+            {
+                return Some("instructions need [instructions] and adapter.expert_per_task = true");
+            }
+            Transform::EmbedInstructions => self.embedded = true,
+            Transform::TuneGlobalWeight { .. } if !(self.embedded && self.assembled) => {
+                return Some("the global weight is tuned after instructions are embedded");
+            }
+            Transform::TuneGlobalWeight { .. } => {}
+        }
+        None
+    }
+
+    fn at_the_end(&self) -> Option<&'static str> {
+        if (self.experts || self.general) && !self.assembled {
+            return Some("experts are trained alone, but no stage has transform = \"assemble\"");
+        }
+        if self.has_instructions && !self.embedded {
+            return Some("[instructions] needs a stage with transform = \"embed_instructions\"");
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alone(name: &str, scope: Scope, gated: bool) -> StageConfig {
+        StageConfig {
+            scope,
+            gated,
+            ..StageConfig::new(name, 1, &[ParameterKind::Adapters])
+        }
+    }
+
+    fn problems(stages: &[StageConfig]) -> Vec<String> {
+        let spec = AdapterSpec {
+            expert_per_task: true,
+            router: Some(Default::default()),
+            ..AdapterSpec::default()
+        };
+        order_problems("stages", stages, &spec, false)
+    }
+
+    #[test]
+    fn experts_are_assembled_before_the_mixture_trains() {
+        let experts = alone("experts", Scope::EachTask, false);
+        let assemble = StageConfig::transform("assemble", Transform::Assemble);
+        let joint = StageConfig::joint(1);
+        assert!(problems(&[experts.clone(), assemble.clone(), joint.clone()]).is_empty());
+        for (stages, expected) in [
+            (vec![assemble.clone()], "stages.0: there are no experts"),
+            (vec![experts.clone()], "stages: experts are trained alone"),
+            (
+                vec![experts.clone(), joint.clone()],
+                "stages.1: the mixture trains after",
+            ),
+            (
+                vec![
+                    experts.clone(),
+                    assemble.clone(),
+                    alone("late", Scope::EachTask, false),
+                ],
+                "stages.2: experts train alone before",
+            ),
+            (
+                vec![alone("gates", Scope::EachTask, true)],
+                "stages.0: gates train on experts",
+            ),
+            (
+                vec![alone("general", Scope::General, false)],
+                "stages.0: a general expert needs",
+            ),
+            (
+                vec![joint.clone(), joint.clone()],
+                "stages.1.name is \"joint\"",
+            ),
+        ] {
+            let found = problems(&stages);
+            assert!(
+                found.iter().any(|text| text.starts_with(expected)),
+                "{expected}: {found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_transform_trains_nothing() {
+        let mut stage = StageConfig::transform("assemble", Transform::Assemble);
+        assert!(stage.problems().is_empty());
+        stage.steps = 3;
+        assert!(stage.problems()[0].starts_with("transform computes no gradient"));
+        let tune = Transform::TuneGlobalWeight {
+            candidates: vec![-1.0],
+        };
+        let found = StageConfig::transform("tune", tune).problems();
+        assert!(found[0].contains("candidates is [-1.0]"), "{found:?}");
     }
 }

@@ -6,13 +6,14 @@ use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use molora_adapters::task_selector;
 use molora_kernels::random::Seed;
-use molora_models::{Classifier, EncoderInput, ForwardContext, RouteTrace};
-use molora_regularize::{LossBreakdown, SiteView};
+use molora_models::{AdapterSpec, Classifier, EncoderInput, ForwardContext, RouteTrace};
+use molora_regularize::{LossBreakdown, ObjectiveConfig, SiteView};
+use molora_routing::Guidance;
 
+use crate::TrainError;
 use crate::data::{Batch, Target};
 use crate::optimizer::clip_global_norm;
 use crate::stage::StageConfig;
-use crate::{Recipe, TrainError};
 
 /// What a step measured, before it is put into words.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,15 +38,17 @@ pub fn inputs(
     batch: &Batch,
     num_tasks: usize,
     dropout: Option<Seed>,
+    guidance: Guidance,
     device: &Device,
 ) -> Result<(EncoderInput, ForwardContext), TrainError> {
-    let mask = batch.mask(device);
     let tasks: Vec<_> = batch.task_ids.iter().copied().map(Some).collect();
+    let tasks = task_selector(&tasks, num_tasks, device)?;
+    let mask = batch.mask(device);
     let context = ForwardContext {
         mask: mask.clone().float(),
-        tasks: Some(task_selector(&tasks, num_tasks, device)?),
+        tasks: Some(tasks),
         dropout,
-        guidance: Default::default(),
+        guidance,
     };
     let input = EncoderInput {
         ids: batch.input_ids(device),
@@ -82,9 +85,15 @@ fn numbers(values: impl Iterator<Item = usize>, device: &Device) -> Tensor<1, In
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// Evaluates the recipe's auxiliary terms on the routes of a pass.
-fn auxiliary(model: &Classifier, recipe: &Recipe, routes: &[RouteTrace]) -> LossBreakdown {
-    let has_keys = recipe.adapter.has_rank_keys();
+/// Evaluates auxiliary terms on the routes of a pass whose sequences have these labels, if any.
+fn auxiliary(
+    model: &Classifier,
+    spec: &AdapterSpec,
+    objective: &ObjectiveConfig,
+    routes: &[RouteTrace],
+    labels: Option<&Tensor<2>>,
+) -> LossBreakdown {
+    let has_keys = spec.has_rank_keys();
     let sites = model.encoder.sites();
     let views: Vec<SiteView<'_>> = sites
         .iter()
@@ -99,10 +108,10 @@ fn auxiliary(model: &Classifier, recipe: &Recipe, routes: &[RouteTrace]) -> Loss
                 .iter()
                 .find(|route| route.site == adapter.site())
                 .map(|route| &route.routed),
-            labels: None,
+            labels: labels.cloned(),
         })
         .collect();
-    recipe.objective.evaluate(&views)
+    objective.evaluate(&views)
 }
 
 /// A number of the step that is still on the device.
@@ -116,10 +125,12 @@ enum Name {
 type Measured = (Name, f64, Tensor<1>);
 
 /// Everything that decides a step beside the model and the batch.
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "functions have none")]
 pub struct Step<'a> {
-    /// The method.
-    pub recipe: &'a Recipe,
+    /// The specification of the mixture.
+    pub spec: &'a AdapterSpec,
+    /// The auxiliary terms, if there are any.
+    pub objective: Option<&'a ObjectiveConfig>,
     /// The stage that the step belongs to.
     pub stage: &'a StageConfig,
     /// The learning rates of this step as a factor of their peaks.
@@ -128,6 +139,8 @@ pub struct Step<'a> {
     pub dropout: Seed,
     /// The device, with autodiff.
     pub device: &'a Device,
+    /// What tells the routers about the sequences of a batch.
+    pub guidance: &'a dyn Fn(&Batch) -> Result<Guidance, TrainError>,
 }
 
 impl Step<'_> {
@@ -162,7 +175,7 @@ impl Step<'_> {
         measured.extend(norm.map(|norm| (Name::GradientNorm, 1.0, norm)));
         let rates = self.stage.optimizer.rates(&model, self.rate_factor);
         let model = optimizer.step(rates, model, gradients);
-        Ok((model, read(measured, self.recipe, batch)))
+        Ok((model, read(measured, self.objective, batch)))
     }
 
     /// The share of micro-batch number `index` in the loss of the whole batch, `[1]`.
@@ -176,14 +189,20 @@ impl Step<'_> {
     ) -> Result<Tensor<1>, TrainError> {
         let share = micro.num_tokens() as f64 / batch.num_tokens() as f64;
         let seed = self.dropout.index(index as u64);
-        let (input, context) = inputs(micro, model.heads.len(), Some(seed), self.device)?;
+        let guidance = (self.guidance)(micro)?;
+        let tasks = model.heads.len();
+        let (input, context) = inputs(micro, tasks, Some(seed), guidance, self.device)?;
         let (pooled, routes) = model.encode(&input, &context);
         let mut total = Tensor::zeros([1], self.device);
         for (task, loss) in task_losses(model, pooled, micro) {
             total = total + loss.clone().div_scalar(batch.rows as f64);
             measured.push((Name::Task(task), 1.0, loss));
         }
-        let auxiliary = auxiliary(model, self.recipe, &routes);
+        let Some(objective) = self.objective else {
+            return Ok(total);
+        };
+        let labels = context.guidance.labels.as_ref();
+        let auxiliary = auxiliary(model, self.spec, objective, &routes, labels);
         if let Some(extra) = auxiliary.total {
             total = total + extra.mul_scalar(share);
         }
@@ -194,7 +213,7 @@ impl Step<'_> {
 }
 
 /// Brings all measured numbers to the host in one transfer.
-fn read(measured: Vec<Measured>, recipe: &Recipe, batch: &Batch) -> StepValues {
+fn read(measured: Vec<Measured>, objective: Option<&ObjectiveConfig>, batch: &Batch) -> StepValues {
     let (names, tensors): (Vec<_>, Vec<_>) = measured
         .into_iter()
         .map(|(name, share, tensor)| ((name, share), tensor.inner()))
@@ -221,11 +240,8 @@ fn read(measured: Vec<Measured>, recipe: &Recipe, batch: &Batch) -> StepValues {
             Name::GradientNorm => values.gradient_norm = number,
         }
     }
-    let weights = recipe
-        .objective
-        .terms
-        .iter()
-        .map(|config| (config.term.name(), config.weight));
+    let terms = objective.into_iter().flat_map(|objective| &objective.terms);
+    let weights = terms.map(|config| (config.term.name(), config.weight));
     let weighted: f64 = weights
         .map(|(name, w)| w * values.terms.get(name).unwrap_or(&0.0))
         .sum();

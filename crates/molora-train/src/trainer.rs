@@ -8,14 +8,21 @@ use std::time::Instant;
 use burn::optim::ModuleOptimizer;
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
-use molora_models::Classifier;
+use molora_models::{AdapterSpec, Bert, Classifier, TaskHead};
+use molora_routing::{Guidance, expert_labels};
 
-use crate::checkpoint::{self, Progress};
+use crate::checkpoint::{self, Progress, Snapshot};
 use crate::data::{Batch, Sampler, Split, TokenizedTask};
-use crate::parameters::find_not_finite;
+use crate::event::{Event, StageEvent};
+use crate::expert;
+use crate::instructions::{Guide, Instructions};
+use crate::legs::Leg;
+use crate::optimizer::OptimizerConfig;
+use crate::parameters::{find_not_finite, with_stable_ids};
 use crate::report::{SCHEMA_VERSION, StepRecord, StepWriter, truncate_after};
+use crate::stage::{Routing, Scope, StageConfig, Transform};
 use crate::step::Step;
-use crate::{Recipe, TrainError};
+use crate::{Recipe, TrainError, transform};
 
 /// File of the step records in a run folder.
 pub const STEPS: &str = "steps.jsonl";
@@ -25,6 +32,14 @@ pub const STEPS: &str = "steps.jsonl";
 pub struct Setup<'a> {
     /// The method.
     pub recipe: &'a Recipe,
+    /// The stages that are gone through: the recipe's, or those of a run that grows.
+    pub stages: &'a [StageConfig],
+    /// Their legs.
+    pub legs: &'a [Leg],
+    /// The specification of the whole mixture for the run's tasks.
+    pub spec: &'a AdapterSpec,
+    /// The base model without adapters, and its name.
+    pub base: (&'a Bert, &'a str),
     /// The tasks.
     pub tasks: &'a [TokenizedTask],
     /// Key of every random draw.
@@ -35,124 +50,260 @@ pub struct Setup<'a> {
     pub folder: &'a Path,
     /// Set from outside to stop after the current step.
     pub stop: &'a AtomicBool,
+    /// Number of the stage at whose end the run stops as if it had been asked to.
+    pub until: Option<usize>,
+}
+
+/// Where a training starts that has no checkpoint yet.
+#[derive(Debug)]
+pub enum Start {
+    /// At the first stage, with these heads.
+    Fresh(Vec<TaskHead>),
+    /// With a mixture that exists already.
+    Mixture(Box<Classifier>),
 }
 
 /// A finished training.
 #[derive(Debug)]
 pub struct Trained {
-    /// The model.
+    /// The model of the last stage.
     pub model: Classifier,
+    /// What tells its routers about tasks, if the method has that.
+    pub guide: Option<Guide>,
     /// Where it ended.
     pub progress: Progress,
 }
 
-/// Trains through all stages, or the rest of them if the run folder has a checkpoint.
-///
-/// `on_step` sees every record and the total number of steps.
+/// Trains through all legs, or the rest of them if the run folder has a checkpoint.
 ///
 /// # Errors
 /// [`TrainError::NotFinite`] if a loss is no number, [`TrainError::Interrupted`] if `stop` was set
-/// (after a checkpoint), and whatever reading and writing files gives.
+/// or the stage `until` has ended (after a checkpoint), and whatever reading and writing files gives.
 pub fn train(
     setup: &Setup<'_>,
-    model: Classifier,
-    mut on_step: impl FnMut(&StepRecord, usize),
+    start: Start,
+    on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Trained, TrainError> {
-    let mut state = State::start(setup, model)?;
+    let mut state = State::start(setup, start, on_event)?;
     let mut writer = StepWriter::open(setup.folder.join(STEPS))?;
-    let total: usize = setup.recipe.stages.iter().map(|stage| stage.steps).sum();
-    while state.progress.stage < setup.recipe.stages.len() {
-        let record = state.step(setup)?;
+    let total: usize = setup.legs.iter().map(|leg| leg.steps).sum();
+    while let Some(leg) = setup.legs.get(state.progress.leg) {
+        let record = state.step(setup, leg)?;
         writer.write(&record)?;
-        on_step(&record, total);
+        on_event(Event::Step(&record, total));
+        if state.progress.leg_step == leg.steps {
+            state.leave(setup, leg)?;
+            state.enter(setup, state.progress.leg + 1, on_event)?;
+        }
         let is_due = state.progress.step % setup.recipe.checkpoint_every == 0;
-        let is_stopped = setup.stop.load(Ordering::SeqCst) && state.progress.step < total;
-        if is_stopped || is_due {
+        let next = setup.legs.get(state.progress.leg);
+        let is_over = next.is_some_and(|next| setup.until.is_some_and(|last| next.stage > last));
+        let is_stopped = setup.stop.load(Ordering::SeqCst) && next.is_some();
+        if is_over || is_stopped || is_due {
             writer.sync()?;
             state.save(setup)?;
         }
-        if is_stopped {
+        if is_over || is_stopped {
             let run = setup.folder.to_owned();
-            return Err(TrainError::Interrupted {
-                step: state.progress.step,
-                run,
-            });
+            let step = state.progress.step;
+            return Err(TrainError::Interrupted { step, run });
         }
     }
     writer.sync()?;
     state.check_weights(setup)?;
     Ok(Trained {
         model: state.model,
+        guide: state.guide,
         progress: state.progress,
     })
 }
 
 struct State {
     model: Classifier,
+    is_mixture: bool,
+    guide: Option<Guide>,
     optimizer: ModuleOptimizer,
     progress: Progress,
 }
 
 impl State {
-    fn start(setup: &Setup<'_>, model: Classifier) -> Result<Self, TrainError> {
-        let lengths: Vec<_> = setup
-            .tasks
-            .iter()
-            .map(|task| task.lengths(Split::Train))
-            .collect();
-        let checkpoint = checkpoint::latest(setup.folder)?;
-        let mut model = model;
-        let progress = match &checkpoint {
-            Some(path) => {
-                let names = task_names(setup.tasks);
-                checkpoint::load_weights(path, &mut model, setup.recipe, &names)?;
-                let progress = checkpoint::load_progress(path)?;
-                progress.sampler.check_data(&lengths)?;
-                progress
+    fn start(
+        setup: &Setup<'_>,
+        start: Start,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self, TrainError> {
+        let (model, is_mixture) = match start {
+            Start::Fresh(heads) => {
+                let encoder = setup.base.0.clone();
+                (Classifier { encoder, heads }, false)
             }
-            None => {
-                let seed = setup.seed.child("sampler").value();
-                let config = setup.recipe.data.sampling.clone();
-                Progress {
-                    step: 0,
-                    stage: 0,
-                    stage_step: 0,
-                    tokens: 0,
-                    padded_tokens: 0,
-                    seconds: 0.0,
-                    sampler: Sampler::new(config, &lengths, seed)?,
-                }
-            }
+            Start::Mixture(model) => (*model, true),
         };
-        truncate_after(&setup.folder.join(STEPS), progress.step)?;
-        let stage = &setup.recipe.stages[progress.stage.min(setup.recipe.stages.len() - 1)];
-        let mut optimizer = stage.optimizer.init();
-        if let Some(path) = &checkpoint {
-            optimizer = checkpoint::load_optimizer(path, optimizer)?;
+        let mut state = Self {
+            model,
+            is_mixture,
+            guide: None,
+            optimizer: OptimizerConfig::default().init(),
+            progress: Progress {
+                step: 0,
+                leg: 0,
+                leg_step: 0,
+                tokens: 0,
+                padded_tokens: 0,
+                seconds: 0.0,
+                sampler: None,
+            },
+        };
+        match checkpoint::latest(setup.folder)? {
+            Some(path) => state.load(setup, &path)?,
+            None => state.enter(setup, 0, on_event)?,
         }
-        Ok(Self {
-            model: stage.apply(model),
-            optimizer,
-            progress,
-        })
+        truncate_after(&setup.folder.join(STEPS), state.progress.step)?;
+        Ok(state)
     }
 
-    fn step(&mut self, setup: &Setup<'_>) -> Result<StepRecord, TrainError> {
+    /// Goes on from a checkpoint.
+    fn load(&mut self, setup: &Setup<'_>, path: &Path) -> Result<(), TrainError> {
+        self.progress = checkpoint::load_progress(path)?;
+        if self.progress.leg > setup.legs.len() {
+            let (found, expected) = (self.progress.leg, setup.legs.len());
+            let problem = format!("leg is {found}, but the run has {expected}");
+            return Err(TrainError::run(path, problem));
+        }
+        let leg = setup.legs.get(self.progress.leg);
+        let last = setup.legs.last();
+        let stage = leg.or(last).map(|leg| &setup.stages[leg.stage]);
+        let spec = stage.map_or(setup.spec.clone(), |stage| stage.spec(setup.spec));
+        self.model = attach(setup, leg, &spec, self.model.heads.clone())?;
+        self.is_mixture = !stage.is_some_and(StageConfig::trains_alone);
+        let names = task_names(setup.tasks);
+        checkpoint::load_weights(path, &mut self.model, &spec, &names)?;
+        let embedded = |leg: &Leg| {
+            let transform = &setup.stages[leg.stage].transform;
+            *transform == Some(Transform::EmbedInstructions)
+        };
+        if setup.legs[..self.progress.leg].iter().any(embedded) {
+            let instructions = Instructions::load(setup.folder, &names)?;
+            self.guide = Some(instructions.guide(setup.device));
+        }
+        let Some((leg, stage)) = leg.zip(stage) else {
+            return Ok(());
+        };
+        if let Some(sampler) = &self.progress.sampler {
+            sampler.check_data(&lengths(setup, leg))?;
+        }
+        self.optimizer = stage.optimizer.init();
+        if self.progress.leg_step > 0 {
+            let fresh = stage.optimizer.init();
+            self.optimizer = checkpoint::load_optimizer(path, fresh)?;
+        }
+        self.model = stage.apply(self.model.clone());
+        Ok(())
+    }
+
+    /// Begins a leg, after the steps without gradient in front of it.
+    fn enter(
+        &mut self,
+        setup: &Setup<'_>,
+        number: usize,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        self.progress.leg = number;
+        self.progress.leg_step = 0;
+        self.progress.sampler = None;
+        let Some(leg) = setup.legs.get(number) else {
+            return Ok(());
+        };
+        let stage = &setup.stages[leg.stage];
+        let expert = leg.expert.map(|task| &setup.tasks[task].name[..]);
+        on_event(Event::Stage(StageEvent {
+            name: &stage.name,
+            expert,
+            number: leg.stage + 1,
+            total: setup.stages.len(),
+        }));
+        if let Some(transform) = &stage.transform {
+            self.transform(setup, transform)?;
+            return self.enter(setup, number + 1, on_event);
+        }
+        if stage.trains_alone() || !self.is_mixture {
+            let spec = stage.spec(setup.spec);
+            let heads = self.model.heads.clone();
+            self.model = attach(setup, Some(leg), &spec, heads)?;
+            self.is_mixture = !stage.trains_alone();
+            self.take_from_pool(setup, leg, &spec)?;
+        }
+        self.model = with_stable_ids(stage.apply(self.model.clone()));
+        self.optimizer = stage.optimizer.init();
+        let config = setup.recipe.data.sampling.clone();
+        let seed = leg_seed(setup, leg, "sampler").value();
+        self.progress.sampler = Some(Sampler::new(config, &lengths(setup, leg), seed)?);
+        let is_first_of_stage = number == 0 || setup.legs[number - 1].stage != leg.stage;
+        if is_first_of_stage && self.progress.step > 0 {
+            let names = task_names(setup.tasks);
+            let spec = stage.spec(setup.spec);
+            let snapshot = self.snapshot(&spec, &names, false);
+            checkpoint::save_stage(setup.folder, &stage.name, &snapshot)?;
+        }
+        Ok(())
+    }
+
+    /// A gate is trained on the expert that an earlier stage left in the run folder.
+    fn take_from_pool(
+        &mut self,
+        setup: &Setup<'_>,
+        leg: &Leg,
+        spec: &AdapterSpec,
+    ) -> Result<(), TrainError> {
+        let Some(task) = leg.expert.filter(|_| setup.stages[leg.stage].gated) else {
+            return Ok(());
+        };
+        let folder = expert::expert_folder(setup.folder, &setup.tasks[task].name);
+        expert::load(&folder, &mut self.model.encoder, spec, setup.base.1)
+    }
+
+    fn transform(&mut self, setup: &Setup<'_>, transform: &Transform) -> Result<(), TrainError> {
+        match transform {
+            Transform::Assemble => {
+                self.model = transform::assemble(setup, self.model.heads.clone())?;
+                self.is_mixture = true;
+            }
+            Transform::CollectPrototypes => {
+                transform::collect_prototypes(setup, &mut self.model)?;
+            }
+            Transform::EmbedInstructions => {
+                self.guide = Some(transform::embed_instructions(setup)?);
+            }
+            Transform::TuneGlobalWeight { candidates } => {
+                let guide = transform::tune_global_weight(setup, &self.model, candidates)?;
+                self.guide = Some(guide);
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, setup: &Setup<'_>, leg: &Leg) -> Result<StepRecord, TrainError> {
         let start = Instant::now();
-        let stage = &setup.recipe.stages[self.progress.stage];
-        let picks = self.progress.sampler.next_batch();
+        let stage = &setup.stages[leg.stage];
+        let sampler = self.progress.sampler.as_mut();
+        let picks = sampler.expect("a leg that trains has one").next_batch();
         let examples: Vec<_> = picks
             .iter()
-            .map(|&(task, index)| &setup.tasks[task].train[index])
+            .map(|&(place, index)| &setup.tasks[leg.tasks[place]].train[index])
             .collect();
         let batch = Batch::from_examples(&examples);
-        let factor = stage.schedule.factor(self.progress.stage_step, stage.steps);
+        let factor = stage.schedule.factor(self.progress.leg_step, leg.steps);
+        let dropout = leg_seed(setup, leg, "dropout").index(self.progress.leg_step as u64);
+        let guide = self.guide.as_ref().filter(|_| self.is_mixture);
+        let guidance = |batch: &Batch| guidance(setup, stage, guide, batch);
         let step = Step {
-            recipe: setup.recipe,
+            spec: setup.spec,
+            objective: stage.objective(&setup.recipe.objective),
             stage,
             rate_factor: factor,
-            dropout: setup.seed.child("dropout").index(self.progress.step as u64),
+            dropout,
             device: setup.device,
+            guidance: &guidance,
         };
         let (model, values) = step.run(self.model.clone(), &mut self.optimizer, &batch)?;
         self.model = model;
@@ -165,46 +316,55 @@ impl State {
                 return Err(not_finite(setup, step, what, value));
             }
         }
-        let seconds = start.elapsed().as_secs_f64();
-        let name_of = |(task, loss): (usize, f64)| (setup.tasks[task].name.clone(), loss);
+        let name_of = |task: usize| setup.tasks[task].name.clone();
+        let tasks = values.tasks.into_iter();
         let record = StepRecord {
             version: SCHEMA_VERSION,
             step,
             stage: stage.name.clone(),
+            expert: leg.expert.map(name_of),
             loss: values.loss,
             task_loss: values.task_loss,
             terms: values.terms,
-            tasks: values
-                .tasks
-                .into_iter()
-                .map(name_of)
+            tasks: tasks
+                .map(|(task, loss)| (name_of(task), loss))
                 .collect::<BTreeMap<_, _>>(),
             learning_rate: stage.optimizer.learning_rate * factor,
             gradient_norm: values.gradient_norm,
             tokens: batch.num_tokens(),
             padded_tokens: batch.num_padded(),
-            seconds,
+            seconds: start.elapsed().as_secs_f64(),
         };
-        self.advance(setup, &record);
+        self.count(&record);
         Ok(record)
     }
 
-    fn advance(&mut self, setup: &Setup<'_>, record: &StepRecord) {
+    fn count(&mut self, record: &StepRecord) {
         let progress = &mut self.progress;
         progress.step = record.step;
-        progress.stage_step += 1;
+        progress.leg_step += 1;
         progress.tokens += record.tokens;
         progress.padded_tokens += record.padded_tokens;
         progress.seconds += record.seconds;
-        let stages = &setup.recipe.stages;
-        if progress.stage_step == stages[progress.stage].steps {
-            progress.stage += 1;
-            progress.stage_step = 0;
-            if let Some(next) = stages.get(progress.stage) {
-                self.model = next.apply(self.model.clone());
-                self.optimizer = next.optimizer.init();
-            }
+    }
+
+    /// Keeps what a leg that trained an expert alone has made.
+    fn leave(&self, setup: &Setup<'_>, leg: &Leg) -> Result<(), TrainError> {
+        let stage = &setup.stages[leg.stage];
+        if !stage.trains_alone() {
+            return Ok(());
         }
+        self.check_weights(setup)?;
+        let (folder, head) = match (stage.scope, leg.expert) {
+            (Scope::EachTask, Some(task)) => {
+                let name = &setup.tasks[task].name;
+                let folder = expert::expert_folder(setup.folder, name);
+                (folder, Some((name, &self.model.heads[task])))
+            }
+            _ => (expert::general_folder(setup.folder), None),
+        };
+        let spec = stage.spec(setup.spec);
+        expert::save(&folder, &self.model.encoder, &spec, setup.base.1, head)
     }
 
     /// A good loss may be followed by an update that overflows: nobody shall keep its result.
@@ -221,15 +381,83 @@ impl State {
     fn save(&self, setup: &Setup<'_>) -> Result<(), TrainError> {
         self.check_weights(setup)?;
         let names = task_names(setup.tasks);
-        checkpoint::save(
-            setup.folder,
-            &self.model,
-            &self.optimizer,
-            &self.progress,
-            setup.recipe,
-            &names,
-        )
+        let leg = setup.legs.get(self.progress.leg).or(setup.legs.last());
+        let spec = leg.map_or(setup.spec.clone(), |leg| {
+            setup.stages[leg.stage].spec(setup.spec)
+        });
+        checkpoint::save(setup.folder, &self.snapshot(&spec, &names, true))
     }
+
+    fn snapshot<'a>(
+        &'a self,
+        spec: &'a AdapterSpec,
+        tasks: &'a [String],
+        with_optimizer: bool,
+    ) -> Snapshot<'a> {
+        Snapshot {
+            model: &self.model,
+            spec,
+            tasks,
+            optimizer: with_optimizer.then_some(&self.optimizer),
+            progress: &self.progress,
+        }
+    }
+}
+
+/// What tells the routers about the sequences of a batch, besides their features.
+fn guidance(
+    setup: &Setup<'_>,
+    stage: &StageConfig,
+    guide: Option<&Guide>,
+    batch: &Batch,
+) -> Result<Guidance, TrainError> {
+    let guidance = guide.map(|guide| guide.of(&batch.task_ids, &[], setup.device));
+    let mut guidance = guidance.unwrap_or_default();
+    if stage.routing == Routing::Label {
+        let labels: Vec<_> = batch.task_ids.iter().copied().map(Some).collect();
+        let labels = expert_labels(&labels, setup.spec.bank.num_experts, setup.device);
+        guidance.labels = Some(labels.map_err(molora_models::ModelError::from)?);
+    }
+    Ok(guidance)
+}
+
+/// The base model with fresh adapters for a leg, or for the mixture after the last one.
+fn attach(
+    setup: &Setup<'_>,
+    leg: Option<&Leg>,
+    spec: &AdapterSpec,
+    heads: Vec<TaskHead>,
+) -> Result<Classifier, TrainError> {
+    let alone = leg.filter(|leg| setup.stages[leg.stage].trains_alone());
+    let seed = match alone {
+        None => setup.seed.child("adapters"),
+        Some(leg) => match leg.expert {
+            Some(task) => setup.seed.child("experts").child(&setup.tasks[task].name),
+            None => setup.seed.child("general"),
+        },
+    };
+    let mut encoder = setup.base.0.clone();
+    encoder.attach(spec, setup.tasks.len(), seed, setup.device)?;
+    Ok(with_stable_ids(Classifier { encoder, heads }))
+}
+
+/// The key of a leg's draws: by the names of its stage and expert, so that neither depends on what
+/// else is trained; the first stage of a mixture has that of the run.
+fn leg_seed(setup: &Setup<'_>, leg: &Leg, what: &str) -> Seed {
+    let seed = setup.seed.child(what);
+    match (leg.stage, leg.expert) {
+        (_, Some(task)) => {
+            let stage = &setup.stages[leg.stage].name;
+            seed.child(stage).child(&setup.tasks[task].name)
+        }
+        (0, None) => seed,
+        (stage, None) => seed.child(&setup.stages[stage].name),
+    }
+}
+
+fn lengths(setup: &Setup<'_>, leg: &Leg) -> Vec<Vec<usize>> {
+    let of = |&task: &usize| setup.tasks[task].lengths(Split::Train);
+    leg.tasks.iter().map(of).collect()
 }
 
 fn not_finite(setup: &Setup<'_>, step: usize, what: &str, value: f64) -> TrainError {

@@ -13,6 +13,7 @@ use super::tensors::{refuse_unknown, write_tensors};
 use crate::{AdapterSpec, Bert, ModelError, SitePattern, Weights};
 
 const PREFIX: &str = "base_model.model.";
+const ROUTER: &str = ".router.";
 
 /// Where the two files of an adapter are.
 #[derive(Debug, Clone)]
@@ -74,6 +75,40 @@ pub fn load_adapter(folder: &Path, model: &mut Bert, spec: &AdapterSpec) -> Resu
         let values = weights.values(&name, &field.shape())?;
         field.set(values);
         read.push(name);
+        Ok(())
+    })?;
+    refuse_unknown(&weights, &read)
+}
+
+/// Writes the parameters of all routers, by the names that [`save_adapter`] gives them.
+///
+/// # Errors
+/// [`ModelError::Io`] if the file cannot be written.
+pub fn save_routers(path: &Path, model: &Bert, spec: &AdapterSpec) -> Result<(), ModelError> {
+    let mut model = model.clone();
+    let mut tensors = BTreeMap::new();
+    for_each_field(&mut model, spec, |name, field| {
+        if name.contains(ROUTER) {
+            tensors.insert(name, (field.shape(), field.values()));
+        }
+        Ok(())
+    })?;
+    write_tensors(path, &tensors)
+}
+
+/// Reads the parameters of all routers that [`save_routers`] wrote.
+///
+/// # Errors
+/// As [`load_adapter`].
+pub fn load_routers(path: &Path, model: &mut Bert, spec: &AdapterSpec) -> Result<(), ModelError> {
+    let weights = Weights::open(path)?;
+    let mut read = Vec::new();
+    for_each_field(model, spec, |name, field| {
+        if name.contains(ROUTER) {
+            let values = weights.values(&name, &field.shape())?;
+            field.set(values);
+            read.push(name);
+        }
         Ok(())
     })?;
     refuse_unknown(&weights, &read)

@@ -6,6 +6,6 @@ mod heads;
 mod tensors;
 mod weights;
 
-pub use adapter::{AdapterFiles, load_adapter, save_adapter};
+pub use adapter::{AdapterFiles, load_adapter, load_routers, save_adapter, save_routers};
 pub use heads::{load_heads, save_heads};
 pub use weights::Weights;

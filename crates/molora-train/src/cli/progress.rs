@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::report::StepRecord;
-use crate::run::Event;
+use crate::run::{Event, StageEvent};
 
 /// Plain lines come at most this often.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -65,6 +65,8 @@ impl Progress {
                 eprintln!("{text}");
                 self.last_line = None;
             }
+            Event::Stage(stage) if stage.total > 1 => self.show_stage(stage),
+            Event::Stage(_) => {}
             Event::Step(record, total) => {
                 self.speed.add(record);
                 let left = self.speed.left(total - record.step);
@@ -78,6 +80,17 @@ impl Progress {
             }
             Event::Evaluated(done, total) => self.advance("record", done, total, ""),
         }
+    }
+
+    fn show_stage(&mut self, stage: StageEvent<'_>) {
+        self.finish();
+        let expert = stage.expert.map(|task| format!(", expert of {task}"));
+        let (number, total, name) = (stage.number, stage.total, stage.name);
+        eprintln!(
+            "stage {number}/{total} {name}{}",
+            expert.unwrap_or_default()
+        );
+        self.last_line = None;
     }
 
     pub(super) fn finish(&mut self) {

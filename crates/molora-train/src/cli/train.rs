@@ -11,7 +11,7 @@ use super::print;
 use super::progress::Progress;
 use super::source::SourceArgs;
 use crate::report::{summary_table, task_table};
-use crate::run::{Finished, Request, resume, train};
+use crate::run::{Finished, Part, Request, resume, train};
 use crate::{Recipe, overrides, recipe};
 
 /// Options of `molora train`.
@@ -41,16 +41,26 @@ pub(super) struct TrainArgs {
     /// Replace an older run in the same folder
     #[arg(long)]
     force: bool,
+    /// With --resume: begin this stage again, with all before it as they are
+    #[arg(long, value_name = "STAGE", requires = "resume")]
+    from_stage: Option<String>,
+    /// Stop at the end of this stage; --resume goes on
+    #[arg(long, value_name = "STAGE")]
+    until_stage: Option<String>,
 }
 
 impl TrainArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let stop = stop_on_signal()?;
         let mut progress = Progress::new();
+        let part = Part {
+            from: self.from_stage.clone(),
+            until: self.until_stage.clone(),
+        };
         let (folder, finished) = match &self.resume {
             Some(folder) => (
                 folder.clone(),
-                resume(folder, &stop, &mut |e| progress.show(e))?,
+                resume(folder, &part, &stop, &mut |e| progress.show(e))?,
             ),
             None => {
                 let request = self.request()?;
@@ -87,6 +97,7 @@ impl TrainArgs {
             force: self.force,
             seed: self.seed,
             device: self.source.device,
+            until: self.until_stage,
         })
     }
 }

@@ -195,7 +195,7 @@ impl One<'_> {
         }
         self.check(folder)?;
         if state == State::Unfinished {
-            run::resume(folder, stop, on_event)?;
+            run::resume(folder, &run::Part::default(), stop, on_event)?;
         }
         Ok(())
     }
@@ -210,6 +210,7 @@ impl One<'_> {
             force: false,
             seed: self.seed,
             device: self.request.device,
+            until: None,
         }
     }
 

@@ -12,7 +12,7 @@ use super::rank::{Choice, Counter};
 use super::{COMPARISON, Request};
 use crate::data::{Task, load_tasks, require_classification};
 use crate::report::{SCHEMA_VERSION, write_atomically};
-use crate::run::absolute;
+use crate::run::{absolute, with_groups};
 use crate::{Recipe, TrainError, bundled};
 
 /// What is made equal between recipes.
@@ -95,7 +95,7 @@ pub(super) fn resolve(request: &Request) -> Result<(Plan, Vec<Task>), CompareErr
         seeds: request.seeds,
         budget: request.budget,
         tasks: tasks.iter().map(planned_task).collect(),
-        recipes: planned_recipes(request, tasks.len())?,
+        recipes: planned_recipes(request, &tasks)?,
     };
     check_steps(&plan)?;
     Ok((plan, tasks))
@@ -144,29 +144,25 @@ fn planned_task(task: &Task) -> PlannedTask {
     }
 }
 
-fn planned_recipes(
-    request: &Request,
-    num_tasks: usize,
-) -> Result<Vec<PlannedRecipe>, CompareError> {
+fn planned_recipes(request: &Request, tasks: &[Task]) -> Result<Vec<PlannedRecipe>, CompareError> {
     let device = request.device.open()?;
     let folder = bundled::folder(&request.model)?;
     let base = Bert::from_folder(&folder, &device).map_err(TrainError::from)?;
     let counter = Counter {
         base: &base,
-        num_tasks,
+        num_tasks: tasks.len(),
         device: &device,
     };
+    let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
     let mut planned: Vec<PlannedRecipe> = Vec::new();
     for recipe in &request.recipes {
-        recipe.resolve(&base)?;
-        let mut recipe = recipe.clone();
+        let mut recipe = with_groups(recipe, tasks)?;
+        let spec = recipe.resolve(&base, &names)?;
         let choice = match (request.budget, planned.first()) {
-            (Budget::Params, Some(reference)) => {
-                counter.nearest(&recipe.adapter, reference.parameters)?
-            }
+            (Budget::Params, Some(reference)) => counter.nearest(&spec, reference.parameters)?,
             _ => Choice {
-                rank: recipe.adapter.bank.rank,
-                parameters: counter.parameters(&recipe.adapter)?,
+                rank: spec.bank.rank,
+                parameters: counter.parameters(&spec)?,
             },
         };
         recipe.adapter.bank.rank = choice.rank;

@@ -44,6 +44,8 @@ pub struct TokenizedTask {
     pub name: String,
     /// Label names by index.
     pub labels: Vec<String>,
+    /// The prompt of the task, which routers may compare experts by.
+    pub instruction: String,
     /// How it is scored.
     pub metric: Metric,
     /// Examples of the training split, in file order.
@@ -73,6 +75,7 @@ impl TokenizedTask {
         Ok(Self {
             name: task.meta.name.clone(),
             labels: task.meta.labels.clone(),
+            instruction: task.meta.instruction.clone(),
             metric: task.meta.metric.clone().unwrap_or(Metric::Accuracy),
             train: tokenize(Split::Train)?,
             validation: tokenize(Split::Validation)?,

@@ -158,7 +158,10 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn optional_string(&mut self, key: &'static str) -> Result<Option<String>, DataError> {
+    pub(super) fn optional_string(
+        &mut self,
+        key: &'static str,
+    ) -> Result<Option<String>, DataError> {
         match self.take(key)? {
             Value::Null => Ok(None),
             Value::String(text) => Ok(Some(text)),

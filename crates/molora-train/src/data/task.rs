@@ -20,6 +20,8 @@ pub struct TaskMeta {
     pub instruction: String,
     /// Key `labels`: names by index; empty where the file says null.
     pub labels: Vec<String>,
+    /// Key `group`: which of a method's groups of experts the task's own belongs to.
+    pub group: Option<String>,
     /// Key `metric`, parsed: always there for classification, `None` for the other kinds.
     pub metric: Option<Metric>,
     /// Key `metric` as it stands.
@@ -200,6 +202,10 @@ fn load_meta(dir: &Path) -> Result<TaskMeta, DataError> {
         kind,
         instruction: fields.string("instruction")?,
         labels,
+        group: match fields.map.contains_key("group") {
+            true => fields.optional_string("group")?,
+            false => None,
+        },
         metric,
         metric_text,
     })

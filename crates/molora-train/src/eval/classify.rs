@@ -9,6 +9,7 @@ use molora_models::{Classifier, RouteTrace};
 use crate::TrainError;
 use crate::data::{Batch, Split, TokenizedTask, eval_batches};
 use crate::eval::metrics::accuracy;
+use crate::instructions::Guide;
 use crate::report::{
     EvalReport, PredictionReport, RoutingReport, SCHEMA_VERSION, SiteRouting, TaskScore,
 };
@@ -28,7 +29,7 @@ pub struct Evaluation {
 /// Scores every task on a split, and averages the routers' weights over its real tokens.
 ///
 /// The batches depend on the records' lengths alone, so that the same weights give the same scores
-/// to the last bit. `progress` is called with the number of records done.
+/// to the last bit. `guide` tells the routers about whole sequences. `progress` is called with the number of records done.
 ///
 /// # Errors
 /// A task number out of range.
@@ -38,6 +39,7 @@ pub fn evaluate(
     split: Split,
     batch_size: usize,
     device: &Device,
+    guide: Option<&Guide>,
     mut progress: impl FnMut(usize),
 ) -> Result<Evaluation, TrainError> {
     let model = model.valid();
@@ -49,7 +51,9 @@ pub fn evaluate(
         for rows in eval_batches(&task.lengths(split), batch_size) {
             let examples: Vec<_> = rows.iter().map(|&row| &examples[row]).collect();
             let batch = Batch::from_examples(&examples);
-            let (input, context) = inputs(&batch, tasks.len(), None, device)?;
+            let guidance = guide.map(|guide| guide.of(&batch.task_ids, &rows, device));
+            let guidance = guidance.unwrap_or_default();
+            let (input, context) = inputs(&batch, tasks.len(), None, guidance, device)?;
             let (pooled, routes) = model.encode(&input, &context);
             let best = model.heads[number].forward(pooled).argmax(1).into_data();
             for (&row, class) in rows.iter().zip(best.iter::<i64>()) {

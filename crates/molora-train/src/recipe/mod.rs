@@ -1,26 +1,35 @@
 //! Methods as values: one file per paper, each of which reads like the paper's table.
 
+mod at_moe;
+mod glider;
 mod hydralora;
 mod lora;
+mod moa;
 mod mosld;
+mod phatgoose;
 mod samora;
 
 use molora_models::{AdapterSpec, Bert};
-use molora_regularize::ObjectiveConfig;
+use molora_regularize::{ObjectiveConfig, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::data::SamplerConfig;
-use crate::stage::StageConfig;
+use crate::instructions::InstructionConfig;
+use crate::stage::{Routing, Scope, StageConfig, order_problems};
 
 /// Makes a recipe with its default values.
 type Maker = fn() -> Recipe;
 
 /// All recipes by name, sorted.
-const RECIPES: [(&str, Maker); 4] = [
+const RECIPES: [(&str, Maker); 8] = [
+    ("at-moe", at_moe::recipe),
+    ("glider", glider::recipe),
     ("hydralora", hydralora::recipe),
     ("lora", lora::recipe),
+    ("moa", moa::recipe),
     ("mosld", mosld::recipe),
+    ("phatgoose", phatgoose::recipe),
     ("samora", samora::recipe),
 ];
 
@@ -41,10 +50,17 @@ pub struct Recipe {
     pub data: DataConfig,
     /// Which layers get which experts, router and gate.
     pub adapter: AdapterSpec,
+    /// How experts are compared by the texts of their tasks, beside the routers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<InstructionConfig>,
     /// Auxiliary terms that are added to the task loss.
     pub objective: ObjectiveConfig,
     /// What is trained, one after the other.
     pub stages: Vec<StageConfig>,
+    /// What is trained after a new expert has joined the others; nothing where it is only put
+    /// beside them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub growth: Vec<StageConfig>,
 }
 
 /// How texts become batches.
@@ -78,8 +94,10 @@ impl Recipe {
             checkpoint_every: 100,
             data: DataConfig::default(),
             adapter,
+            instructions: None,
             objective: ObjectiveConfig::default(),
             stages: vec![StageConfig::joint(600)],
+            growth: Vec::new(),
         }
     }
 
@@ -99,33 +117,62 @@ impl Recipe {
         toml::from_str(text).map_err(|error| text_error(text, file, &error))
     }
 
-    /// Checks every value against the others and against the model.
+    /// Checks every value against the others, against the model and against the tasks' names;
+    /// returns the specification of the mixture for these tasks.
     ///
     /// # Errors
     /// [`TrainError::Recipe`] with all problems, each with the path of its field.
-    pub fn resolve(&self, model: &Bert) -> Result<(), TrainError> {
-        let mut problems: Vec<String> = self
-            .adapter
-            .problems()
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+    pub fn resolve(&self, model: &Bert, tasks: &[String]) -> Result<AdapterSpec, TrainError> {
+        let (spec, mut problems) = match self.adapter.for_tasks(tasks) {
+            Ok(spec) => {
+                let problems = spec.problems();
+                (spec, problems.iter().map(ToString::to_string).collect())
+            }
+            Err(problem) => (self.adapter.clone(), vec![problem.to_string()]),
+        };
         problems.extend(self.data_problems(model));
-        problems.extend(self.objective_problems());
-        if self.stages.is_empty() {
-            problems.push("stages is empty, expected at least one".into());
-        }
-        for (index, stage) in self.stages.iter().enumerate() {
-            let at = |problem| format!("stages.{index}.{problem}");
-            problems.extend(stage.problems().into_iter().map(at));
-        }
+        problems.extend(self.objective_problems("objective", &self.objective));
+        let instructions = self.instructions.iter();
+        problems.extend(instructions.flat_map(InstructionConfig::problems));
+        problems.extend(self.stage_problems());
         if problems.is_empty() {
-            return Ok(());
+            return Ok(spec);
         }
         Err(TrainError::Recipe {
             name: self.name.clone(),
             problems,
         })
+    }
+
+    fn stage_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.stages.is_empty() {
+            problems.push("stages is empty, expected at least one".into());
+        }
+        for (field, stages) in [("stages", &self.stages), ("growth", &self.growth)] {
+            for (index, stage) in stages.iter().enumerate() {
+                let at = |problem| format!("{field}.{index}.{problem}");
+                problems.extend(stage.problems().into_iter().map(at));
+                if let Some(objective) = &stage.objective {
+                    let field = format!("{field}.{index}.objective");
+                    problems.extend(self.objective_problems(&field, objective));
+                }
+                if self.lacks_labels(stage) {
+                    let text = "domain_cross_entropy needs routing = \"label\"";
+                    problems.push(format!("{field}.{index}: {text}"));
+                }
+            }
+        }
+        let has_instructions = self.instructions.is_some();
+        let order = order_problems("stages", &self.stages, &self.adapter, has_instructions);
+        problems.extend(order);
+        let mixture =
+            |stage: &StageConfig| stage.scope == Scope::Mixture && stage.transform.is_none();
+        if let Some(index) = self.growth.iter().position(|stage| !mixture(stage)) {
+            let text = "trains no mixture: a new expert is trained and joins as in stages";
+            problems.push(format!("growth.{index} {text}"));
+        }
+        problems
     }
 
     fn data_problems(&self, model: &Bert) -> Vec<String> {
@@ -150,23 +197,32 @@ impl Recipe {
         problems
     }
 
-    fn objective_problems(&self) -> Vec<String> {
+    /// Whether a stage would compare routers with labels that it does not have.
+    fn lacks_labels(&self, stage: &StageConfig) -> bool {
+        let objective = stage.objective(&self.objective);
+        let mut terms = objective.iter().flat_map(|objective| &objective.terms);
+        let has_labels = stage.routing == Routing::Label;
+        let trains = stage.transform.is_none();
+        trains && !has_labels && terms.any(|config| config.term == Term::DomainCrossEntropy)
+    }
+
+    fn objective_problems(&self, field: &str, objective: &ObjectiveConfig) -> Vec<String> {
         let (has_router, has_keys) = (self.adapter.router.is_some(), self.adapter.has_rank_keys());
         let mut problems = Vec::new();
-        for (index, config) in self.objective.terms.iter().enumerate() {
+        for (index, config) in objective.terms.iter().enumerate() {
             let name = config.term.name();
             if let Some(need) = config.term.lacks(has_router, has_keys) {
-                problems.push(format!("objective.{index}: {name} needs {need}"));
+                problems.push(format!("{field}.{index}: {name} needs {need}"));
             }
             // Reports have one value for each name.
-            let earlier = &self.objective.terms[..index];
+            let earlier = &objective.terms[..index];
             if earlier.iter().any(|other| other.term == config.term) {
-                problems.push(format!("objective.{index}: {name} is listed twice"));
+                problems.push(format!("{field}.{index}: {name} is listed twice"));
             }
             if !(config.weight.is_finite() && config.weight >= 0.0) {
                 let weight = config.weight;
                 problems.push(format!(
-                    "objective.{index}.weight is {weight}, expected at least 0"
+                    "{field}.{index}.weight is {weight}, expected at least 0"
                 ));
             }
         }
@@ -225,7 +281,20 @@ mod tests {
                 Recipe::from_toml(&recipe.to_toml(), name).expect("its own text"),
                 recipe
             );
-            assert!(recipe.adapter.problems().is_empty() && recipe.objective_problems().is_empty());
+            let mut adapter = recipe.adapter.clone();
+            let tasks = ["a", "b", "c"].map(String::from);
+            if name == "at-moe" {
+                adapter.groups = [("all".into(), tasks.to_vec())].into();
+            }
+            let spec = adapter.for_tasks(&tasks).expect("fits any tasks");
+            let problems = spec.problems();
+            assert!(problems.is_empty(), "{name}: {problems:?}");
+            let terms = recipe.objective_problems("objective", &recipe.objective);
+            let stages = recipe.stage_problems();
+            assert!(
+                terms.is_empty() && stages.is_empty(),
+                "{name}: {terms:?} {stages:?}"
+            );
         }
         assert!(names().is_sorted());
     }
@@ -255,7 +324,8 @@ mod tests {
         let error = find("samroa").expect_err("misspelt").to_string();
         assert_eq!(
             error,
-            "no recipe `samroa`; there are: hydralora, lora, mosld, samora; did you mean `samora`?"
+            "no recipe `samroa`; there are: at-moe, glider, hydralora, lora, moa, mosld, phatgoose, \
+             samora; did you mean `samora`?"
         );
     }
 }

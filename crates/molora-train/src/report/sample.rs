@@ -92,6 +92,7 @@ pub(crate) fn steps(count: usize) -> Vec<StepRecord> {
             version: SCHEMA_VERSION,
             step,
             stage: "joint".into(),
+            expert: None,
             loss: task_loss + 0.1 * terms.values().sum::<f64>(),
             task_loss,
             terms,

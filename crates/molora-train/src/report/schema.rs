@@ -28,6 +28,9 @@ pub struct StepRecord {
     pub step: usize,
     /// Name of the training stage that the step belongs to.
     pub stage: String,
+    /// The task whose expert the step trained alone, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert: Option<String>,
     /// The minimised loss: `task_loss` plus the weighted auxiliary terms, in nats.
     pub loss: f64,
     /// Loss of the tasks alone, in nats.

@@ -229,6 +229,7 @@ mod tests {
             version: SCHEMA_VERSION,
             step,
             stage: "joint".into(),
+            expert: None,
             loss: 1.0 / step as f64,
             task_loss: 0.1 + step as f64,
             terms: [("orthogonality".to_owned(), 0.3)].into(),

@@ -44,6 +44,13 @@ pub struct TaskLabels {
     pub labels: Vec<String>,
 }
 
+impl RunConfig {
+    /// The base model as adapter files name it.
+    pub fn base_name(&self) -> &str {
+        self.model.trim_start_matches("bundled:")
+    }
+}
+
 pub(super) fn write_config(folder: &Path, config: &RunConfig) -> Result<(), TrainError> {
     let text = toml::to_string(config).expect("plain data");
     Ok(write_atomically(&folder.join(RUN), text.as_bytes())?)

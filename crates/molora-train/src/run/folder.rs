@@ -58,13 +58,13 @@ pub(super) fn make_folder(folder: &Path, config: &RunConfig) -> Result<(), Train
 
 /// Temporary folders are private; a run folder has the rights that any new folder has.
 #[cfg(unix)]
-fn share(folder: &Path) -> Result<(), TrainError> {
+pub(crate) fn share(folder: &Path) -> Result<(), TrainError> {
     use std::os::unix::fs::PermissionsExt;
     let rights = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(folder, rights).map_err(TrainError::io(folder))
 }
 
 #[cfg(not(unix))]
-fn share(_: &Path) -> Result<(), TrainError> {
+pub(crate) fn share(_: &Path) -> Result<(), TrainError> {
     Ok(())
 }

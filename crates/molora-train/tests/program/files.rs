@@ -3,9 +3,12 @@
 use std::path::Path;
 
 use molora_train::recipe;
+use molora_train::stage::StageConfig;
 use serde_json::Value;
 
-use crate::world::{LAYERS, RUN_FILES, World, entries, read_json, read_tensors, small, steps};
+use crate::world::{
+    LAYERS, RUN_FILES, STAGE_FILES, World, entries, read_json, read_tensors, small, steps,
+};
 
 /// Runs the program's `eval --json` and returns what it printed.
 fn eval_json(world: &World, run: &Path, more: &[&str]) -> Value {
@@ -21,21 +24,35 @@ fn every_recipe_learns_and_a_fresh_process_gives_its_scores() {
     for name in recipe::names() {
         let world = World::new();
         let mut recipe = small(name);
-        recipe.stages[0].steps = 90;
-        recipe.stages[0].optimizer.learning_rate = 5e-3;
+        let trains = |stage: &&mut StageConfig| stage.transform.is_none();
+        for stage in recipe.stages.iter_mut().filter(trains) {
+            stage.steps = 90;
+            stage.optimizer.learning_rate = 5e-3;
+        }
         let run = world.train(&recipe, "run");
-        assert_eq!(entries(&run), RUN_FILES, "{name}");
+        let mut files = entries(&run);
+        files.retain(|file| !STAGE_FILES.contains(&&file[..]));
+        assert_eq!(files, RUN_FILES, "{name}");
 
         let steps = steps(&run);
         let mean = |part: &[molora_train::report::StepRecord]| {
             part.iter().map(|step| step.loss).sum::<f64>() / part.len() as f64
         };
-        let (first, last) = (mean(&steps[..15]), mean(&steps[75..]));
-        assert!(last < 0.7 * first, "{name}: loss {first} became {last}");
+        // A stage may begin with another task or model, so each is looked at alone.
+        let stage: Vec<_> = steps
+            .iter()
+            .filter(|step| step.stage == steps[0].stage)
+            .cloned()
+            .collect();
+        assert_eq!(stage.len(), 90, "{name}");
+        if stage[0].expert.is_none() {
+            let (first, last) = (mean(&stage[..15]), mean(&stage[75..]));
+            assert!(last < 0.7 * first, "{name}: loss {first} became {last}");
+        }
 
         let written = read_json(&run.join("eval.json"));
         let pets = &written["tasks"]["pets"];
-        assert!(pets["value"].as_f64() >= Some(0.9), "{name}: {written}");
+        assert!(pets["value"].as_f64() >= Some(0.85), "{name}: {written}");
         assert_eq!(pets["n"], 24);
 
         let found = eval_json(&world, &run, &[]);

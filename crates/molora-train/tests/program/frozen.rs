@@ -7,10 +7,11 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use molora_kernels::random::Seed;
 use molora_models::{Bert, Classifier, ParameterKind};
+use molora_train::Recipe;
 use molora_train::data::{TextTokenizer, load_tasks, tokenize_tasks};
 use molora_train::device::DeviceSpec;
-use molora_train::trainer::{Setup, train};
-use molora_train::{Recipe, parameters};
+use molora_train::legs::legs;
+use molora_train::trainer::{Setup, Start, task_names, train};
 
 use crate::world::{LAYERS, Tensors, World, read_tensors, small};
 
@@ -102,7 +103,7 @@ impl ModuleVisitor for Base {
     }
 }
 
-fn base(model: &Classifier) -> BTreeMap<String, Vec<f32>> {
+fn values_of_base(model: &Classifier) -> BTreeMap<String, Vec<f32>> {
     let mut visitor = Base::default();
     model.visit(&mut visitor);
     visitor.found
@@ -116,28 +117,33 @@ fn the_base_stays_as_it_was_read() {
     let tokenizer = TextTokenizer::from_folder(&world.path("model")).expect("a tokenizer");
     let tasks = load_tasks(&world.path("data"), None).expect("valid tasks");
     let tasks = tokenize_tasks(&tasks, &tokenizer, recipe.data.max_length).expect("texts");
-    let mut encoder = Bert::from_folder(&world.path("model"), &device).expect("a model");
+    let base = Bert::from_folder(&world.path("model"), &device).expect("a model");
+    let names = task_names(&tasks);
+    let spec = recipe.resolve(&base, &names).expect("a valid recipe");
+    let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len()).expect("valid");
     let seed = Seed::new(0);
-    encoder
-        .attach(&recipe.adapter, tasks.len(), seed, &device)
-        .expect("a valid recipe");
     let heads: Vec<_> = tasks
         .iter()
         .map(|task| (task.name.clone(), task.labels.len()))
         .collect();
-    let model = Classifier::new(encoder, &heads, seed, &device);
-    let expected = base(&model);
+    let fresh = Classifier::new(base.clone(), &heads, seed, &device);
+    let expected = values_of_base(&fresh);
     std::fs::create_dir(world.path("run")).expect("a new folder");
     let setup = Setup {
         recipe: &recipe,
+        stages: &recipe.stages,
+        legs: &legs,
+        spec: &spec,
+        base: (&base, "model"),
         tasks: &tasks,
         seed,
         device: &device,
         folder: &world.path("run"),
         stop: &AtomicBool::new(false),
+        until: None,
     };
-    let trained = train(&setup, parameters::with_stable_ids(model), |_, _| {}).expect("a run");
-    let found = base(&trained.model);
+    let trained = train(&setup, Start::Fresh(fresh.heads), &mut |_| {}).expect("a run");
+    let found = values_of_base(&trained.model);
     // Three tables, a norm, and per layer six weights with biases and two norms.
     assert_eq!(found.len(), 3 + 2 + LAYERS * (6 * 2 + 2 * 2));
     assert!(found == expected, "a tensor of the base changed");

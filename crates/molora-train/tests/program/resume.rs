@@ -2,10 +2,11 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use molora_models::ParameterKind;
 use molora_train::data::Strategy;
-use molora_train::run::{Event, train};
+use molora_train::run::{Event, Part, resume, train};
 use molora_train::stage::StageConfig;
 use molora_train::{Recipe, recipe};
 
@@ -35,6 +36,74 @@ fn every_recipe_goes_on_where_it_was_stopped() {
         // Inside the warm-up of four steps, beside a checkpoint of its own, and again.
         check(&small(name), &[&[2, 7]]);
     }
+}
+
+/// Experts are trained in shares of 3, 3 and 2 steps, gates and mixtures in 8.
+#[test]
+fn experts_gates_and_mixtures_go_on_at_and_around_their_borders() {
+    for name in ["at-moe", "moa", "glider"] {
+        check(&small(name), &[&[3], &[8], &[1, 6, 9, 11, 15]]);
+    }
+}
+
+#[test]
+fn a_stage_can_be_begun_again_and_gives_the_same_run() {
+    for (name, stages) in [
+        ("at-moe", vec!["general", "experts", "routers"]),
+        ("moa", vec!["experts", "routers"]),
+        ("glider", vec!["gates"]),
+    ] {
+        let world = World::new();
+        let whole = world.train(&small(name), "whole");
+        let mut request = world.request(small(name), "again");
+        request.until = Some(stages[0].into());
+        let never = AtomicBool::new(false);
+        let stopped = train(&request, &never, &mut |_| {}).expect_err("it stops");
+        assert!(
+            stopped.to_string().starts_with("stopped after step 8;"),
+            "{stopped}"
+        );
+        resume_to_end(&request.out);
+        assert_same_run(&request.out, &whole);
+        for stage in stages {
+            let part = Part {
+                from: Some(stage.into()),
+                until: None,
+            };
+            resume(&request.out, &part, &never, &mut |_| {}).expect("the rest of the run");
+            assert_same_run(&request.out, &whole);
+        }
+    }
+}
+
+#[test]
+fn stages_that_cannot_be_begun_again_are_named() {
+    let world = World::new();
+    let request = world.request(small("moa"), "run");
+    train_until(&request, 2);
+    for (stage, expected) in [
+        (
+            "assemble",
+            "stage assemble trains nothing: name the one after it",
+        ),
+        (
+            "routers",
+            "the run did not reach stage routers; go on without --from-stage",
+        ),
+        (
+            "rooters",
+            "no stage is named rooters; there are: experts, assemble, routers",
+        ),
+    ] {
+        let part = Part {
+            from: Some(stage.into()),
+            until: None,
+        };
+        let never = AtomicBool::new(false);
+        let error = resume(&request.out, &part, &never, &mut |_| {}).expect_err(stage);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    resume_to_end(&request.out);
 }
 
 #[test]

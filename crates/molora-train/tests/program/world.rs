@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use molora_train::device::DeviceSpec;
 use molora_train::report::{StepRecord, read_steps};
-use molora_train::run::{Event, Finished, Request, resume, train};
+use molora_train::run::{Event, Finished, Part, Request, resume, train};
 use molora_train::{Recipe, TrainError, recipe};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
@@ -19,6 +19,9 @@ const WIDTH: usize = 32;
 const INNER: usize = 64;
 /// As many as the longest list of experts by layer in a bundled recipe.
 pub(crate) const LAYERS: usize = 4;
+
+/// What a run of several stages has beside that.
+pub(crate) const STAGE_FILES: [&str; 4] = ["experts", "general", "instructions.json", "stages"];
 
 /// Files of a finished run, sorted.
 pub(crate) const RUN_FILES: [&str; 10] = [
@@ -122,6 +125,7 @@ impl World {
             force: false,
             seed: 0,
             device: DeviceSpec::Cpu,
+            until: None,
         }
     }
 
@@ -158,8 +162,12 @@ pub(crate) fn small(name: &str) -> Recipe {
     recipe.data.sampling.bucket_batches = 6;
     recipe.adapter.bank.rank = 4;
     recipe.adapter.experts_per_layer.truncate(LAYERS);
-    recipe.stages[0].steps = 20;
-    recipe.stages[0].schedule.warmup = 0.2;
+    let is_one = recipe.stages.len() == 1;
+    let stages = recipe.stages.iter_mut().chain(&mut recipe.growth);
+    for stage in stages.filter(|stage| stage.transform.is_none()) {
+        stage.steps = if is_one { 20 } else { 8 };
+        stage.schedule.warmup = 0.2;
+    }
     recipe
 }
 
@@ -172,12 +180,15 @@ pub(crate) fn train_until(request: &Request, step: usize) {
 /// Goes on with a run up to a step.
 pub(crate) fn resume_until(folder: &Path, step: usize) {
     let stop = AtomicBool::new(false);
-    expect_stop(resume(folder, &stop, &mut stop_after(&stop, step)), step);
+    let part = Part::default();
+    let stopped = resume(folder, &part, &stop, &mut stop_after(&stop, step));
+    expect_stop(stopped, step);
 }
 
 /// Goes on with a run to its end.
 pub(crate) fn resume_to_end(folder: &Path) {
-    resume(folder, &AtomicBool::new(false), &mut |_| {}).expect("the rest of the run");
+    let stop = AtomicBool::new(false);
+    resume(folder, &Part::default(), &stop, &mut |_| {}).expect("the rest of the run");
 }
 
 fn stop_after(stop: &AtomicBool, step: usize) -> impl FnMut(Event<'_>) {
@@ -236,7 +247,28 @@ pub(crate) fn assert_same_run(found: &Path, expected: &Path) {
             found.display()
         );
     }
-    assert_eq!(entries(found), RUN_FILES);
+    assert_eq!(entries(found), entries(expected));
+    for folder in ["experts", "general"] {
+        assert_same_files(&found.join(folder), &expected.join(folder));
+    }
+}
+
+/// Compares all files below two folders, byte by byte; neither may be there.
+pub(crate) fn assert_same_files(found: &Path, expected: &Path) {
+    assert_eq!(found.exists(), expected.exists(), "{}", found.display());
+    if !expected.exists() {
+        return;
+    }
+    assert_eq!(entries(found), entries(expected), "{}", found.display());
+    for name in entries(expected) {
+        let (found, expected) = (found.join(&name), expected.join(&name));
+        if expected.is_dir() {
+            assert_same_files(&found, &expected);
+            continue;
+        }
+        let bytes = |path: &Path| std::fs::read(path).expect("a file");
+        assert!(bytes(&found) == bytes(&expected), "{}", found.display());
+    }
 }
 
 /// Names of what is in a folder, sorted.

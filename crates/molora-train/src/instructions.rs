@@ -1,0 +1,293 @@
+//! Global scores of experts by the text of their tasks' instructions: GLIDER's second half.
+//!
+//! Li et al., arXiv:2410.07172: the logit of expert `e` gets `alpha_g cos(m_e, q)`, where `m_e` is
+//! the vector of its task's instruction and `q` that of the query. Vectors come from a sentence
+//! encoder in the same process; the paper uses nomic-embed-text.
+
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use molora_models::{Bert, EncoderInput, ForwardContext, masked_mean};
+use molora_routing::{Guidance, text_cosines};
+use serde::{Deserialize, Serialize};
+
+use crate::data::{Batch, Example, Target, TextTokenizer};
+use crate::report::{SCHEMA_VERSION, write_json_atomically};
+use crate::{TrainError, bundled};
+
+/// File of the experts' instructions in a run folder.
+pub const INSTRUCTIONS: &str = "instructions.json";
+
+/// Texts longer than this many tokens are cut.
+const MAX_TOKENS: usize = 128;
+
+/// Texts per pass of the encoder.
+const BATCH: usize = 64;
+
+/// How much the texts of tasks count in routing, and who reads them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstructionConfig {
+    /// Weight alpha_g of the cosine beside the routers' own logits.
+    pub weight: f64,
+    /// Folder of the sentence encoder, or `bundled:NAME`; its tokens are averaged.
+    pub encoder: String,
+    /// Where a query's text comes from.
+    #[serde(default)]
+    pub query: QuerySource,
+}
+
+/// Where the text of a query comes from in evaluation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuerySource {
+    /// The instruction of the record's task, as in the paper's code.
+    #[default]
+    Task,
+    /// The record's own text.
+    Request,
+}
+
+impl InstructionConfig {
+    /// What is out of range, each with the name of its field.
+    pub fn problems(&self) -> Vec<String> {
+        match self.weight.is_finite() && self.weight >= 0.0 {
+            true => Vec::new(),
+            false => {
+                let weight = self.weight;
+                vec![format!(
+                    "instructions.weight is {weight}, expected at least 0"
+                )]
+            }
+        }
+    }
+}
+
+/// The instructions of all experts with their vectors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Instructions {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub version: u32,
+    /// Folder of the encoder that made the vectors, or `bundled:NAME`.
+    pub encoder: String,
+    /// Weight alpha_g of the cosine, as tuned if the recipe tunes it.
+    pub weight: f64,
+    /// The experts, in their order.
+    pub experts: Vec<ExpertInstruction>,
+}
+
+/// The instruction of one expert.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertInstruction {
+    /// Name of the expert, which is its task's.
+    pub name: String,
+    /// The text.
+    pub text: String,
+    /// Its vector, of length 1.
+    pub vector: Vec<f32>,
+}
+
+impl Instructions {
+    /// Embeds the instruction of every expert, given by name and text.
+    ///
+    /// # Errors
+    /// [`TrainError::Recipe`] for a task without an instruction; whatever reading the encoder gives.
+    pub fn embed(
+        config: &InstructionConfig,
+        tasks: &[(String, String)],
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        if let Some((name, _)) = tasks.iter().find(|(_, text)| text.trim().is_empty()) {
+            return Err(TrainError::Recipe {
+                name: "instructions".into(),
+                problems: vec![format!("task {name} has no instruction in its task.json")],
+            });
+        }
+        let encoder = TextEncoder::open(&config.encoder, device)?;
+        let texts: Vec<&str> = tasks.iter().map(|(_, text)| &text[..]).collect();
+        let vectors = encoder.embed(&texts)?;
+        let expert = |((name, text), vector): (&(String, String), Vec<f32>)| ExpertInstruction {
+            name: name.clone(),
+            text: text.clone(),
+            vector,
+        };
+        Ok(Self {
+            version: SCHEMA_VERSION,
+            encoder: config.encoder.clone(),
+            weight: config.weight,
+            experts: tasks.iter().zip(vectors).map(expert).collect(),
+        })
+    }
+
+    /// Writes the file into a run folder.
+    ///
+    /// # Errors
+    /// [`TrainError::Report`] if it cannot be written.
+    pub fn save(&self, run: &Path) -> Result<(), TrainError> {
+        Ok(write_json_atomically(&run.join(INSTRUCTIONS), self)?)
+    }
+
+    /// Reads the file of a run folder whose experts have these names.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`] or [`TrainError::Run`] for a missing or broken file, or one that lacks an
+    /// expert or has them in another order.
+    pub fn load(run: &Path, names: &[String]) -> Result<Self, TrainError> {
+        let path = run.join(INSTRUCTIONS);
+        let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
+        let found: Self =
+            serde_json::from_str(&text).map_err(|e| TrainError::run(&path, e.to_string()))?;
+        let has: Vec<&String> = found.experts.iter().map(|expert| &expert.name).collect();
+        if !has.iter().copied().eq(names) {
+            let has: Vec<&str> = has.into_iter().map(String::as_str).collect();
+            let problem = format!(
+                "experts are {}, expected {}",
+                has.join(", "),
+                names.join(", ")
+            );
+            return Err(TrainError::run(&path, problem));
+        }
+        let width = found
+            .experts
+            .first()
+            .map_or(0, |expert| expert.vector.len());
+        if let Some(other) = found
+            .experts
+            .iter()
+            .find(|expert| expert.vector.len() != width)
+        {
+            let (name, found) = (&other.name, other.vector.len());
+            let problem = format!("the vector of {name} has {found} numbers, expected {width}");
+            return Err(TrainError::run(&path, problem));
+        }
+        Ok(found)
+    }
+
+    /// The weighted cosines of queries with all experts, one row each.
+    pub fn scores(&self, queries: &[Vec<f32>], device: &Device) -> Vec<Vec<f32>> {
+        if queries.is_empty() || self.experts.is_empty() {
+            return vec![Vec::new(); queries.len()];
+        }
+        let experts: Vec<&Vec<f32>> = self.experts.iter().map(|expert| &expert.vector).collect();
+        let queries: Vec<&Vec<f32>> = queries.iter().collect();
+        let cosines = text_cosines(matrix(&queries, device), matrix(&experts, device));
+        let weight = self.weight;
+        let scores: Vec<f32> = cosines
+            .mul_scalar(weight)
+            .into_data()
+            .iter::<f32>()
+            .collect();
+        scores.chunks(experts.len()).map(<[f32]>::to_vec).collect()
+    }
+
+    /// What tells routers about the run's own tasks, whose queries are the experts' instructions.
+    pub fn guide(&self, device: &Device) -> Guide {
+        let queries: Vec<_> = self
+            .experts
+            .iter()
+            .map(|expert| expert.vector.clone())
+            .collect();
+        Guide::ByTask(self.scores(&queries, device))
+    }
+}
+
+/// Preferences for experts from outside the features, as rows of what is added to the logits.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Guide {
+    /// One row for every task.
+    ByTask(Vec<Vec<f32>>),
+    /// One row for every record, by task.
+    ByRecord(Vec<Vec<Vec<f32>>>),
+}
+
+impl Guide {
+    /// The guidance of a batch whose rows are records of one task or, where the guide goes by task,
+    /// of any.
+    ///
+    /// # Panics
+    /// If a task or record has no row.
+    pub fn of(&self, tasks: &[usize], records: &[usize], device: &Device) -> Guidance {
+        let row = |(index, &task): (usize, &usize)| match self {
+            Self::ByTask(rows) => &rows[task],
+            Self::ByRecord(rows) => &rows[task][records[index]],
+        };
+        let rows: Vec<&Vec<f32>> = tasks.iter().enumerate().map(row).collect();
+        Guidance {
+            bias: Some(matrix(&rows, device)),
+            labels: None,
+        }
+    }
+}
+
+fn matrix(rows: &[&Vec<f32>], device: &Device) -> Tensor<2> {
+    let shape = [rows.len(), rows.first().map_or(0, |row| row.len())];
+    let values: Vec<f32> = rows.iter().flat_map(|row| row.iter().copied()).collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// An encoder of whole texts: the mean over tokens, of length 1.
+#[derive(Debug)]
+pub struct TextEncoder {
+    bert: Bert,
+    tokenizer: TextTokenizer,
+    device: Device,
+}
+
+impl TextEncoder {
+    /// Loads the encoder in a folder, or `bundled:NAME`.
+    ///
+    /// # Errors
+    /// Whatever reading the model gives.
+    pub fn open(name: &str, device: &Device) -> Result<Self, TrainError> {
+        let folder = bundled::folder(name)?;
+        let device = device.clone().inner();
+        Ok(Self {
+            bert: Bert::from_folder(&folder, &device)?,
+            tokenizer: TextTokenizer::from_folder(&folder)?,
+            device,
+        })
+    }
+
+    /// One vector of length 1 for every text.
+    ///
+    /// # Errors
+    /// A text that cannot be tokenized, or has no token.
+    pub fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, TrainError> {
+        let limit = MAX_TOKENS.min(self.bert.max_tokens());
+        let mut vectors = Vec::with_capacity(texts.len());
+        for texts in texts.chunks(BATCH) {
+            let pairs: Vec<(&str, Option<&str>)> = texts.iter().map(|&text| (text, None)).collect();
+            let examples: Vec<Example> = self
+                .tokenizer
+                .encode_batch(&pairs, limit)?
+                .into_iter()
+                .map(|encoded| Example {
+                    ids: encoded.ids,
+                    type_ids: encoded.type_ids,
+                    task: 0,
+                    target: Target::Class(0),
+                })
+                .collect();
+            vectors.extend(self.pass(&Batch::from_examples(&examples.iter().collect::<Vec<_>>())));
+        }
+        Ok(vectors)
+    }
+
+    fn pass(&self, batch: &Batch) -> Vec<Vec<f32>> {
+        let mask = batch.mask(&self.device);
+        let context = ForwardContext::new(mask.clone().float());
+        let input = EncoderInput {
+            ids: batch.input_ids(&self.device),
+            type_ids: batch.type_ids(&self.device),
+            mask: mask.clone(),
+        };
+        let hidden = self.bert.forward(&input, &context).hidden;
+        let mean = masked_mean(hidden, &mask);
+        let norm = mean.clone().square().sum_dim(1).sqrt().clamp_min(1e-12);
+        let width = self.bert.width();
+        let values: Vec<f32> = (mean / norm).into_data().iter::<f32>().collect();
+        values.chunks(width).map(<[f32]>::to_vec).collect()
+    }
+}

@@ -1,0 +1,64 @@
+//! AT-MoE: one LoRA per task, grouped two-level routers per layer, a general LoRA beside them.
+//! arXiv:2410.10896. Notes, and what the paper leaves open: docs/methods/at-moe.md
+use molora_adapters::{BankConfig, Scaling, Sharing};
+use molora_models::{AdapterSpec, ParameterKind, RouterScope};
+use molora_routing::{
+    Granularity, GroupedConfig, RouteFrom, RouterConfig, ScorerConfig, Selection, WithinGroup,
+};
+
+use super::{ATTENTION, Recipe};
+use crate::stage::{Scope, StageConfig, Transform};
+
+const CITATION: &str = "Li and Yao, AT-MoE: Adaptive Task-planning Mixture of Experts via LoRA \
+                        Approach, arXiv:2410.10896";
+
+pub(super) fn recipe() -> Recipe {
+    use ParameterKind::{Adapters, Heads, Routers};
+    let bank = BankConfig {
+        sharing: Sharing::Independent,
+        rank: 8,
+        scaling: Scaling::AlphaOverRank(16.0),
+        ..BankConfig::default()
+    };
+    // The groups are those of adapter.groups or of the tasks' task.json.
+    let grouped = GroupedConfig {
+        groups: Vec::new(),
+        within: WithinGroup::Token,
+        group_temperature: 1.0,
+        within_temperature: 1.0,
+    };
+    let router = RouterConfig {
+        scorer: ScorerConfig::Grouped(grouped),
+        route_from: RouteFrom::Hidden,
+        granularity: Granularity::Token,
+        temperature: 1.0,
+        selection: Selection::Dense,
+        ..RouterConfig::default()
+    };
+    let adapter = AdapterSpec {
+        targets: ATTENTION.map(String::from).to_vec(),
+        expert_per_task: true,
+        blend: Some(0.7),
+        router_scope: RouterScope::Layer,
+        bank,
+        router: Some(router),
+        ..AdapterSpec::default()
+    };
+    let stages = vec![
+        StageConfig {
+            scope: Scope::General,
+            ..StageConfig::new("general", 150, &[Adapters, Heads])
+        },
+        StageConfig {
+            scope: Scope::EachTask,
+            ..StageConfig::new("experts", 300, &[Adapters, Heads])
+        },
+        StageConfig::transform("assemble", Transform::Assemble),
+        StageConfig::new("routers", 150, &[Routers, Heads]),
+    ];
+    Recipe {
+        stages,
+        growth: vec![StageConfig::new("routers", 50, &[Routers, Heads])],
+        ..Recipe::new("at-moe", CITATION, adapter)
+    }
+}

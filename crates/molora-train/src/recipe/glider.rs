@@ -1,0 +1,25 @@
+//! GLIDER: PHATGOOSE's experts and gates, and a global score by the instructions of the tasks.
+//! arXiv:2410.07172. Notes and differences from the released code: docs/methods/glider.md
+use super::{Recipe, phatgoose};
+use crate::bundled;
+use crate::instructions::{InstructionConfig, QuerySource};
+use crate::stage::{StageConfig, Transform};
+
+const CITATION: &str = "Li et al., Glider: Global and Local Instruction-Driven Expert Router, \
+                        EMNLP 2025, arXiv:2410.07172";
+
+pub(super) fn recipe() -> Recipe {
+    let instructions = InstructionConfig {
+        weight: 100.0,
+        encoder: bundled::MODEL.into(),
+        query: QuerySource::Task,
+    };
+    let mut stages = phatgoose::stages();
+    let embed = StageConfig::transform("instructions", Transform::EmbedInstructions);
+    stages.push(embed);
+    Recipe {
+        instructions: Some(instructions),
+        stages,
+        ..Recipe::new("glider", CITATION, phatgoose::adapter())
+    }
+}

@@ -1,0 +1,65 @@
+//! PHATGOOSE: experts trained apart, one gate each, routed by token without further training.
+//! arXiv:2402.05859. Notes and differences from the released code: docs/methods/phatgoose.md
+use molora_adapters::{BankConfig, Scaling, Sharing};
+use molora_models::{AdapterSpec, ParameterKind};
+use molora_routing::{Granularity, RouteFrom, RouterConfig, ScorerConfig, Selection};
+
+use super::{ATTENTION, Recipe};
+use crate::optimizer::OptimizerConfig;
+use crate::stage::{Scope, StageConfig, Transform};
+
+const CITATION: &str = "Muqeeth et al., Learning to Route Among Specialized Experts for Zero-Shot \
+                        Generalization, ICML 2024, arXiv:2402.05859";
+
+pub(super) fn recipe() -> Recipe {
+    Recipe {
+        stages: stages(),
+        ..Recipe::new("phatgoose", CITATION, adapter())
+    }
+}
+
+/// Experts with prototypes at every site, the best two for each token.
+pub(super) fn adapter() -> AdapterSpec {
+    let bank = BankConfig {
+        sharing: Sharing::Independent,
+        rank: 8,
+        scaling: Scaling::AlphaOverRank(16.0),
+        ..BankConfig::default()
+    };
+    let router = RouterConfig {
+        scorer: ScorerConfig::Prototype,
+        route_from: RouteFrom::Hidden,
+        granularity: Granularity::Token,
+        selection: Selection::TopK(2),
+        ..RouterConfig::default()
+    };
+    AdapterSpec {
+        targets: ATTENTION.map(String::from).to_vec(),
+        expert_per_task: true,
+        bank,
+        router: Some(router),
+        ..AdapterSpec::default()
+    }
+}
+
+/// Experts, then gates with the experts frozen, ten to one as in the paper, then assembly.
+pub(super) fn stages() -> Vec<StageConfig> {
+    use ParameterKind::{Adapters, Heads, Routers};
+    vec![
+        StageConfig {
+            scope: Scope::EachTask,
+            ..StageConfig::new("experts", 520, &[Adapters, Heads])
+        },
+        StageConfig {
+            scope: Scope::EachTask,
+            gated: true,
+            optimizer: OptimizerConfig {
+                learning_rate: 5e-3,
+                ..OptimizerConfig::default()
+            },
+            ..StageConfig::new("gates", 80, &[Routers])
+        },
+        StageConfig::transform("assemble", Transform::Assemble),
+        StageConfig::transform("prototypes", Transform::CollectPrototypes),
+    ]
+}

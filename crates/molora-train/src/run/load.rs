@@ -1,0 +1,164 @@
+//! Reading what a run needs: base model, tokenizer, tasks, fresh heads.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use molora_kernels::random::Seed;
+use molora_models::{AdapterSpec, Bert, Classifier, TaskHead};
+
+use super::{RUN, RunConfig};
+use crate::data::{
+    Task, TextTokenizer, TokenizedTask, load_tasks, require_classification, tokenize_tasks,
+};
+use crate::device::DeviceSpec;
+use crate::parameters::with_stable_ids;
+use crate::stage::StageConfig;
+use crate::{TrainError, bundled};
+
+/// A base model without adapters, the mixture's specification for the tasks, and the tasks.
+pub(crate) struct Loaded {
+    pub(crate) base: Bert,
+    pub(crate) spec: AdapterSpec,
+    pub(crate) heads: Vec<TaskHead>,
+    pub(crate) tasks: Vec<TokenizedTask>,
+    pub(crate) device: Device,
+}
+
+impl Loaded {
+    /// A mixture with fresh adapters and the given heads.
+    ///
+    /// # Errors
+    /// If the specification does not fit the model.
+    pub(crate) fn mixture(&self, seed: Seed) -> Result<Classifier, TrainError> {
+        let mut encoder = self.base.clone();
+        let seed = seed.child("adapters");
+        encoder.attach(&self.spec, self.tasks.len(), seed, &self.device)?;
+        let heads = self.heads.clone();
+        Ok(with_stable_ids(Classifier { encoder, heads }))
+    }
+}
+
+/// Loads model and tokenizer, checks the recipe against them and makes fresh heads.
+pub(crate) fn load(
+    config: &RunConfig,
+    tasks: &[Task],
+    device: DeviceSpec,
+    trains: bool,
+) -> Result<Loaded, TrainError> {
+    let device = device.open()?;
+    let device = if trains { device.autodiff() } else { device };
+    let folder = bundled::folder(&config.model)?;
+    let tokenizer = TextTokenizer::from_folder(&folder)?;
+    let base = Bert::from_folder(&folder, &device)?;
+    tokenizer.check_vocabulary(base.vocab_size())?;
+    let recipe = &config.recipe;
+    let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
+    let spec = recipe.resolve(&base, &names)?;
+    let tasks = tokenize_tasks(tasks, &tokenizer, recipe.data.max_length)?;
+    check_token_types(&folder, &tasks, base.num_token_types())?;
+    let seed = Seed::new(config.seed).child("heads");
+    let head = |task: &TokenizedTask| {
+        let seed = seed.child(&task.name);
+        TaskHead::new(base.width(), task.labels.len(), seed, &device)
+    };
+    let loaded = Loaded {
+        heads: tasks.iter().map(head).collect(),
+        base,
+        spec,
+        tasks,
+        device,
+    };
+    if trains {
+        for (field, stages) in [("stages", &recipe.stages), ("growth", &recipe.growth)] {
+            check_trainable(&loaded, &recipe.name, field, stages)?;
+        }
+    }
+    Ok(loaded)
+}
+
+/// Refuses a stage that would train nothing.
+fn check_trainable(
+    loaded: &Loaded,
+    recipe: &str,
+    field: &str,
+    stages: &[StageConfig],
+) -> Result<(), TrainError> {
+    for (index, stage) in stages.iter().enumerate() {
+        if stage.transform.is_some() {
+            continue;
+        }
+        let mut encoder = loaded.base.clone();
+        let spec = stage.spec(&loaded.spec);
+        encoder.attach(&spec, loaded.tasks.len(), Seed::new(0), &loaded.device)?;
+        let heads = loaded.heads.clone();
+        if stage.num_trained(&Classifier { encoder, heads }) == 0 {
+            let problem = format!("{field}.{index}.trainable matches no parameter of this recipe");
+            return Err(TrainError::Recipe {
+                name: recipe.into(),
+                problems: vec![problem],
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the model has a row for every token type; a tokenizer gives one to second texts even
+/// where the model knows only one.
+fn check_token_types(
+    model: &Path,
+    tasks: &[TokenizedTask],
+    limit: usize,
+) -> Result<(), TrainError> {
+    for task in tasks {
+        let splits = [&task.train, &task.validation, &task.test];
+        let mut types = splits.into_iter().flatten().flat_map(|e| &e.type_ids);
+        if let Some(found) = types.find(|&&found| found as usize >= limit) {
+            let problem = format!(
+                "gives token type {found} to texts of task {}, but the model's type_vocab_size is \
+                 {limit}",
+                task.name
+            );
+            return Err(TrainError::run(&model.join("tokenizer.json"), problem));
+        }
+    }
+    Ok(())
+}
+
+/// Loads a run's tasks and checks that their labels still mean what its heads learned.
+pub(crate) fn load_run_tasks(
+    folder: &Path,
+    config: &RunConfig,
+    data: Option<&str>,
+) -> Result<Vec<Task>, TrainError> {
+    let names: Vec<String> = config.tasks.iter().map(|task| task.name.clone()).collect();
+    let data = bundled::folder(data.unwrap_or(&config.data))?;
+    let tasks = load_tasks(&data, Some(&names))?;
+    require_classification(&tasks)?;
+    for (task, trained) in tasks.iter().zip(&config.tasks) {
+        if task.meta.labels != trained.labels {
+            let problem = format!(
+                "the labels of task {} are not those of {}: found {}, expected {}",
+                trained.name,
+                folder.join(RUN).display(),
+                brief(&task.meta.labels),
+                brief(&trained.labels)
+            );
+            return Err(TrainError::run(
+                &data.join(&trained.name).join("task.json"),
+                problem,
+            ));
+        }
+    }
+    Ok(tasks)
+}
+
+/// A list of labels cut to a readable length.
+fn brief(labels: &[String]) -> String {
+    let shown: Vec<&str> = labels.iter().take(4).map(String::as_str).collect();
+    let more = if labels.len() > shown.len() {
+        ", ..."
+    } else {
+        ""
+    };
+    format!("{} labels ({}{more})", labels.len(), shown.join(", "))
+}

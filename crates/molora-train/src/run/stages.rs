@@ -1,0 +1,105 @@
+//! Groups that the data give, and where a run of several stages begins again or stops.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use molora_routing::ScorerConfig;
+
+use super::{RUN, RunConfig, SUMMARY};
+use crate::data::{DataError, Task};
+use crate::{Recipe, TrainError, checkpoint};
+
+/// Name of the group of all experts, where neither recipe nor data say more.
+const ALL: &str = "all";
+
+/// A recipe whose groups of tasks, if it needs them and gives none, are those of the tasks'
+/// `task.json`; without any there is one group.
+///
+/// # Errors
+/// If some of the tasks name a group and others do not.
+pub(crate) fn with_groups(recipe: &Recipe, tasks: &[Task]) -> Result<Recipe, TrainError> {
+    let mut recipe = recipe.clone();
+    let router = recipe.adapter.router.as_ref();
+    let is_grouped = router.is_some_and(|r| matches!(r.scorer, ScorerConfig::Grouped(_)));
+    let wants = is_grouped && recipe.adapter.expert_per_task && recipe.adapter.groups.is_empty();
+    if !wants {
+        return Ok(recipe);
+    }
+    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let has_some = tasks.iter().any(|task| task.meta.group.is_some());
+    for task in tasks {
+        let name = task.meta.name.clone();
+        let group = match (&task.meta.group, has_some) {
+            (Some(group), _) => group.clone(),
+            (None, false) => ALL.into(),
+            (None, true) => {
+                let problem = format!(
+                    "task {name} has no group in its task.json, but others have: give it one, or \
+                     all of them in adapter.groups"
+                );
+                return Err(DataError::Selection(problem).into());
+            }
+        };
+        groups.entry(group).or_default().push(name);
+    }
+    if !has_some {
+        tracing::warn!(
+            "no task.json names a group and the recipe has no adapter.groups: all experts are in \
+             one group"
+        );
+    }
+    recipe.adapter.groups = groups;
+    Ok(recipe)
+}
+
+/// The number of the stage of that name.
+///
+/// # Errors
+/// [`TrainError::Recipe`] with the names that there are.
+pub(crate) fn stage_number(recipe: &Recipe, name: &str) -> Result<usize, TrainError> {
+    let number = recipe.stages.iter().position(|stage| stage.name == name);
+    number.ok_or_else(|| {
+        let names: Vec<&str> = recipe.stages.iter().map(|stage| &stage.name[..]).collect();
+        TrainError::Recipe {
+            name: recipe.name.clone(),
+            problems: vec![format!(
+                "no stage is named {name}; there are: {}",
+                names.join(", ")
+            )],
+        }
+    })
+}
+
+/// Takes a run back to the beginning of a stage that trains.
+///
+/// # Errors
+/// If there is no such stage, it trains nothing, or the run did not get there.
+pub(crate) fn begin_again(
+    folder: &Path,
+    config: &RunConfig,
+    stage: &str,
+) -> Result<(), TrainError> {
+    let recipe = &config.recipe;
+    let number = stage_number(recipe, stage)?;
+    let trains = |number: usize| recipe.stages[number].transform.is_none();
+    let refuse = |problem: String| Err(TrainError::run(&folder.join(RUN), problem));
+    if !trains(number) {
+        return refuse(format!(
+            "stage {stage} trains nothing: name the one after it"
+        ));
+    }
+    let is_first = !(0..number).any(trains);
+    if !is_first && !checkpoint::stage_folder(folder, stage).is_dir() {
+        return refuse(format!(
+            "the run did not reach stage {stage}; go on without --from-stage"
+        ));
+    }
+    let summary = folder.join(SUMMARY);
+    if summary.exists() {
+        std::fs::remove_file(&summary).map_err(TrainError::io(&summary))?;
+    }
+    match is_first {
+        true => checkpoint::forget(folder),
+        false => checkpoint::restart(folder, stage),
+    }
+}
