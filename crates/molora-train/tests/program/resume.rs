@@ -51,7 +51,7 @@ fn a_stage_can_be_begun_again_and_gives_the_same_run() {
     for (name, stages) in [
         ("at-moe", vec!["general", "experts", "routers"]),
         ("moa", vec!["experts", "routers"]),
-        ("glider", vec!["gates"]),
+        ("glider", vec!["experts", "gates"]),
     ] {
         let world = World::new();
         let whole = world.train(&small(name), "whole");
