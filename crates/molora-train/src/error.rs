@@ -6,6 +6,7 @@ use molora_adapters::AdapterError;
 use molora_models::ModelError;
 
 use crate::data::DataError;
+use crate::hub::HubError;
 use crate::report::ReportError;
 
 /// A failure of a run, each as one line.
@@ -41,6 +42,17 @@ pub enum TrainError {
     /// A problem with a model or an adapter.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A problem with a model on the Hub.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// A base model that is neither here nor on the Hub.
+    #[error("{name}: no such folder here, and as a model on the Hub: {source}")]
+    NoModel {
+        /// What was asked for.
+        name: String,
+        /// Why the Hub does not give it.
+        source: Box<HubError>,
+    },
     /// A problem with tasks.
     #[error(transparent)]
     Data(#[from] DataError),

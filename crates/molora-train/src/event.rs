@@ -1,5 +1,6 @@
 //! What a run tells while it goes on.
 
+use crate::hub;
 use crate::report::StepRecord;
 
 /// Something that happened in a run.
@@ -8,6 +9,8 @@ use crate::report::StepRecord;
 pub enum Event<'a> {
     /// Something is about to be done.
     Phase(&'a str),
+    /// A base model is downloaded.
+    Download(hub::Progress<'a>),
     /// A stage begins, or the part of it that trains the expert of one task.
     Stage(StageEvent<'a>),
     /// A step is done; with the total number of steps.

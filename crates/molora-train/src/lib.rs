@@ -12,6 +12,7 @@
 //! assert_eq!(recipe::Recipe::from_toml(&text, "samora.toml").expect("its own text"), samora);
 //! ```
 
+pub mod base_model;
 pub mod bundled;
 pub mod checkpoint;
 pub mod cli;
@@ -22,6 +23,7 @@ mod error;
 pub mod eval;
 pub mod event;
 pub mod expert;
+pub mod hub;
 pub mod instructions;
 pub mod legs;
 pub mod optimizer;

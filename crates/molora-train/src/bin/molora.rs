@@ -6,6 +6,7 @@ use clap::Parser;
 use molora_train::TrainError;
 use molora_train::cli::Cli;
 use molora_train::compare::CompareError;
+use molora_train::hub::HubError;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -29,8 +30,17 @@ fn main() -> ExitCode {
 }
 
 fn is_interruption(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(TrainError::Interrupted { .. }))
-        || matches!(error.downcast_ref(), Some(CompareError::Interrupted { .. }))
+    let is_stop = |error: &TrainError| {
+        matches!(
+            error,
+            TrainError::Interrupted { .. } | TrainError::Hub(HubError::Stopped { .. })
+        )
+    };
+    match error.downcast_ref() {
+        Some(CompareError::Interrupted { .. }) => true,
+        Some(CompareError::Train(error)) => is_stop(error),
+        _ => error.downcast_ref().is_some_and(is_stop),
+    }
 }
 
 /// The error and its causes, without causes that the text before them has already told.

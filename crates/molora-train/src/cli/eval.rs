@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use super::download::Downloads;
 use super::print;
+use crate::base_model;
 use crate::device::DeviceSpec;
 use crate::report::{EvalReport, task_table};
-use crate::run::evaluate_run;
+use crate::run::{evaluate_run, read_config};
 
 /// Options of `molora eval`.
 #[derive(Debug, Args)]
@@ -28,6 +30,10 @@ pub(super) struct EvalArgs {
 
 impl EvalArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        // With a bar, should the cache have lost the model since the training.
+        let mut downloads = Downloads::new();
+        let model = read_config(&self.run)?.model;
+        base_model::find(&model, &mut |progress| downloads.show_all(progress))?;
         let (eval, _) = evaluate_run(&self.run, self.data.as_deref(), self.device)?;
         match self.json {
             true => print(&format!("{}\n", as_json(&eval))),

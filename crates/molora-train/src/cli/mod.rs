@@ -1,6 +1,7 @@
 //! The command line of `molora`.
 
 mod compare;
+mod download;
 mod eval;
 mod list;
 mod progress;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::download::Downloads;
 use crate::report::StepRecord;
 use crate::run::{Event, StageEvent};
 
@@ -14,6 +15,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Shows the events of a run.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
+    downloads: Downloads,
     is_terminal: bool,
     speed: Speed,
     last_line: Option<Instant>,
@@ -52,6 +54,7 @@ impl Progress {
         let is_terminal = std::io::stderr().is_terminal();
         Self {
             bar: None,
+            downloads: Downloads::new(),
             is_terminal,
             speed: Speed::default(),
             last_line: None,
@@ -67,6 +70,7 @@ impl Progress {
             }
             Event::Stage(stage) if stage.total > 1 => self.show_stage(stage),
             Event::Stage(_) => {}
+            Event::Download(progress) => self.downloads.show(progress),
             Event::Step(record, total) => {
                 self.speed.add(record);
                 let left = self.speed.left(total - record.step);
@@ -94,6 +98,7 @@ impl Progress {
     }
 
     pub(super) fn finish(&mut self) {
+        self.downloads.finish();
         if let Some(bar) = self.bar.take() {
             bar.finish();
         }

@@ -8,8 +8,9 @@ use crate::device::DeviceSpec;
 /// Base model, tasks and device.
 #[derive(Debug, Args)]
 pub(super) struct SourceArgs {
-    /// Folder of the base model in Hugging Face layout [default: the bundled all-MiniLM-L6-v2]
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the base model in Hugging Face layout, or org/name[@revision] on the Hub
+    /// [default: the bundled all-MiniLM-L6-v2]
+    #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// Folder with one sub-folder per task [default: the bundled tasks]
     #[arg(long, value_name = "DIR")]
@@ -23,7 +24,7 @@ pub(super) struct SourceArgs {
 }
 
 impl SourceArgs {
-    /// The folder of the base model.
+    /// The base model: a folder, `bundled:NAME` or a name on the Hub.
     pub(super) fn model(&self) -> String {
         self.model.clone().unwrap_or_else(|| bundled::MODEL.into())
     }

@@ -44,7 +44,7 @@ pub const TABLES: &str = "compare.md";
 pub struct Request {
     /// The recipes, the reference first.
     pub recipes: Vec<Recipe>,
-    /// Folder of the base model, or `bundled:NAME`.
+    /// Folder of the base model, `bundled:NAME`, or `org/name` on the Hub.
     pub model: String,
     /// Folder of the tasks, or `bundled:tasks`.
     pub data: String,
@@ -110,7 +110,8 @@ pub fn compare(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Comparison, CompareError> {
     plan::check_folder(&request.out)?;
-    let (plan, tasks) = plan::resolve(request)?;
+    let mut inside = |event: run::Event<'_>| on_event(Event::Inside(event));
+    let (plan, tasks) = plan::resolve(request, stop, &mut inside)?;
     plan::write_or_agree(&plan, &request.out)?;
     on_event(Event::Planned(&plan));
     train_all(request, &plan, stop, on_event)?;
@@ -203,7 +204,7 @@ impl One<'_> {
     fn as_run(&self, folder: &Path) -> run::Request {
         run::Request {
             recipe: self.recipe.recipe.clone(),
-            model: self.request.model.clone(),
+            model: self.plan.model.clone(),
             data: self.request.data.clone(),
             tasks: self.request.tasks.clone(),
             out: folder.to_owned(),

@@ -1,6 +1,7 @@
 //! A comparison as it was asked for and resolved: `compare.toml`.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use clap::ValueEnum;
 use molora_models::Bert;
@@ -12,7 +13,7 @@ use super::rank::{Choice, Counter};
 use super::{COMPARISON, Request};
 use crate::data::{Task, load_tasks, require_classification};
 use crate::report::{SCHEMA_VERSION, write_atomically};
-use crate::run::{absolute, with_groups};
+use crate::run::{self, absolute, with_groups};
 use crate::{Recipe, TrainError, bundled};
 
 /// What is made equal between recipes.
@@ -33,7 +34,7 @@ pub struct Plan {
     pub version: u32,
     /// Version of molora that wrote the file.
     pub molora_version: String,
-    /// Folder of the base model, or `bundled:NAME`.
+    /// Folder of the base model, `bundled:NAME`, or `hub:org/name@commit`.
     pub model: String,
     /// Folder of the tasks, or `bundled:tasks`.
     pub data: String,
@@ -81,21 +82,26 @@ impl PlannedRecipe {
 }
 
 /// Checks a request against model and data and chooses the ranks; also the tasks that it read.
-pub(super) fn resolve(request: &Request) -> Result<(Plan, Vec<Task>), CompareError> {
+pub(super) fn resolve(
+    request: &Request,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(run::Event<'_>),
+) -> Result<(Plan, Vec<Task>), CompareError> {
     check(request)?;
     let data = bundled::folder(&request.data)?;
     let tasks = load_tasks(&data, request.tasks.as_deref()).map_err(TrainError::from)?;
     require_classification(&tasks).map_err(TrainError::from)?;
+    let model = run::find_model(&request.model, stop, on_event)?;
     let plan = Plan {
         version: SCHEMA_VERSION,
         molora_version: env!("CARGO_PKG_VERSION").into(),
-        model: absolute(&request.model),
+        recipes: planned_recipes(request, &model.folder, &tasks)?,
+        model: model.name,
         data: absolute(&request.data),
         device: request.device.to_string(),
         seeds: request.seeds,
         budget: request.budget,
         tasks: tasks.iter().map(planned_task).collect(),
-        recipes: planned_recipes(request, &tasks)?,
     };
     check_steps(&plan)?;
     Ok((plan, tasks))
@@ -144,10 +150,13 @@ fn planned_task(task: &Task) -> PlannedTask {
     }
 }
 
-fn planned_recipes(request: &Request, tasks: &[Task]) -> Result<Vec<PlannedRecipe>, CompareError> {
+fn planned_recipes(
+    request: &Request,
+    model: &Path,
+    tasks: &[Task],
+) -> Result<Vec<PlannedRecipe>, CompareError> {
     let device = request.device.open()?;
-    let folder = bundled::folder(&request.model)?;
-    let base = Bert::from_folder(&folder, &device).map_err(TrainError::from)?;
+    let base = Bert::from_folder(model, &device).map_err(TrainError::from)?;
     let counter = Counter {
         base: &base,
         num_tasks: tasks.len(),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::recipe::text_error;
 use crate::report::write_atomically;
-use crate::{Recipe, TrainError};
+use crate::{Recipe, TrainError, base_model};
 
 /// File of the resolved configuration in a run folder.
 pub const RUN: &str = "run.toml";
@@ -20,7 +20,7 @@ pub struct RunConfig {
     /// Git commit of the folder that the run was started in, if it is a repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub git_commit: Option<String>,
-    /// Folder of the base model, or `bundled:NAME`.
+    /// Folder of the base model, `bundled:NAME`, or `hub:org/name@commit`.
     pub model: String,
     /// Folder of the tasks, or `bundled:tasks`.
     pub data: String,
@@ -47,7 +47,7 @@ pub struct TaskLabels {
 impl RunConfig {
     /// The base model as adapter files name it.
     pub fn base_name(&self) -> &str {
-        self.model.trim_start_matches("bundled:")
+        base_model::plain_name(&self.model)
     }
 }
 
@@ -75,7 +75,7 @@ pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
 
 /// A path that still leads to the same place from another folder.
 pub(crate) fn absolute(name: &str) -> String {
-    if name.starts_with("bundled:") {
+    if name.starts_with("bundled:") || name.starts_with("hub:") {
         return name.into();
     }
     let path = std::path::absolute(name).unwrap_or_else(|_| name.into());

@@ -13,7 +13,7 @@ use crate::eval::evaluate;
 use crate::instructions::{Guide, Instructions};
 use crate::report::{EvalReport, RoutingReport};
 use crate::trainer::task_names;
-use crate::{TrainError, checkpoint};
+use crate::{TrainError, base_model, checkpoint};
 
 /// A finished run in memory.
 pub(crate) struct Opened {
@@ -78,7 +78,8 @@ pub(crate) fn open(
             .map_err(|problem: String| TrainError::run(&folder.join(RUN), problem))?,
     };
     let tasks = load_run_tasks(folder, &config, data)?;
-    let loaded = load(&config, &tasks, device, trains)?;
+    let model = base_model::find(&config.model, &mut base_model::silent)?;
+    let loaded = load(&config, &model.folder, &tasks, device, trains)?;
     let names = task_names(&loaded.tasks);
     let mut model = loaded.mixture(Seed::new(config.seed))?;
     checkpoint::load_weights(folder, &mut model, &loaded.spec, &names)?;

@@ -41,21 +41,21 @@ impl Loaded {
 /// Loads model and tokenizer, checks the recipe against them and makes fresh heads.
 pub(crate) fn load(
     config: &RunConfig,
+    folder: &Path,
     tasks: &[Task],
     device: DeviceSpec,
     trains: bool,
 ) -> Result<Loaded, TrainError> {
     let device = device.open()?;
     let device = if trains { device.autodiff() } else { device };
-    let folder = bundled::folder(&config.model)?;
-    let tokenizer = TextTokenizer::from_folder(&folder)?;
-    let base = Bert::from_folder(&folder, &device)?;
+    let tokenizer = TextTokenizer::from_folder(folder)?;
+    let base = Bert::from_folder(folder, &device)?;
     tokenizer.check_vocabulary(base.vocab_size())?;
     let recipe = &config.recipe;
     let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
     let spec = recipe.resolve(&base, &names)?;
     let tasks = tokenize_tasks(tasks, &tokenizer, recipe.data.max_length)?;
-    check_token_types(&folder, &tasks, base.num_token_types())?;
+    check_token_types(folder, &tasks, base.num_token_types())?;
     let seed = Seed::new(config.seed).child("heads");
     let head = |task: &TokenizedTask| {
         let seed = seed.child(&task.name);

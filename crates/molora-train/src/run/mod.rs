@@ -15,8 +15,9 @@ mod folder;
 mod load;
 mod stages;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use molora_kernels::random::Seed;
 
@@ -30,7 +31,7 @@ use crate::report::{
     read_steps, render, write_atomically, write_json_atomically,
 };
 use crate::trainer::{STEPS, Setup, Start, Trained, task_names, train as train_loop};
-use crate::{Recipe, TrainError, bundled, checkpoint};
+use crate::{Recipe, TrainError, base_model, bundled, checkpoint};
 
 pub use crate::event::{Event, StageEvent};
 pub(crate) use config::absolute;
@@ -53,7 +54,7 @@ pub const PREDICTIONS: &str = "predictions.json";
 pub struct Request {
     /// The method.
     pub recipe: Recipe,
-    /// Folder of the base model, or `bundled:NAME`.
+    /// Folder of the base model, `bundled:NAME`, or `org/name` on the Hub.
     pub model: String,
     /// Folder of the tasks, or `bundled:tasks`.
     pub data: String,
@@ -112,10 +113,11 @@ pub fn train(
         name: task.meta.name.clone(),
         labels: task.meta.labels.clone(),
     };
+    let model = find_model(&request.model, stop, on_event)?;
     let config = RunConfig {
         molora_version: env!("CARGO_PKG_VERSION").into(),
         git_commit: git_commit(),
-        model: absolute(&request.model),
+        model: model.name,
         data: absolute(&request.data),
         seed: request.seed,
         device: request.device.to_string(),
@@ -123,7 +125,7 @@ pub fn train(
         recipe: with_groups(&request.recipe, &tasks)?,
     };
     on_event(Event::Phase("loading model and tasks"));
-    let loaded = load(&config, &tasks, request.device, true)?;
+    let loaded = load(&config, &model.folder, &tasks, request.device, true)?;
     make_folder(&request.out, &config)?;
     run(
         &request.out,
@@ -155,13 +157,14 @@ pub fn resume(
             "the run is finished; see its report.html",
         ));
     }
+    let model = find_model(&config.model, stop, on_event)?;
     on_event(Event::Phase("loading model and tasks"));
     let device = config
         .device
         .parse()
         .map_err(|problem: String| TrainError::run(&folder.join(RUN), problem))?;
     let tasks = load_run_tasks(folder, &config, None)?;
-    let loaded = load(&config, &tasks, device, true)?;
+    let loaded = load(&config, &model.folder, &tasks, device, true)?;
     run(
         folder,
         &config,
@@ -170,6 +173,21 @@ pub fn resume(
         part.until.as_deref(),
         on_event,
     )
+}
+
+/// Finds the base model, and stops a download when the run is to stop.
+pub(crate) fn find_model(
+    name: &str,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<base_model::BaseModel, TrainError> {
+    base_model::find(name, &mut |progress| {
+        on_event(Event::Download(progress));
+        match stop.load(Ordering::SeqCst) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })
 }
 
 /// Trains, evaluates and writes everything that a finished run consists of.

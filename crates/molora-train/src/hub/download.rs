@@ -1,0 +1,276 @@
+//! Downloads of single files: resumed, checked for size, and shown while they go on.
+
+use std::io::Read;
+use std::path::PathBuf;
+
+use ureq::Body;
+use ureq::http::{HeaderMap, Response, header};
+
+use super::cache::ModelCache;
+use super::http::{Client, answer, connection};
+use super::listing::Listing;
+use super::part::Part;
+use super::{HubError, OnProgress, Progress};
+
+const BUFFER: usize = 128 * 1024;
+
+/// Downloads files of one commit into the cache.
+pub(super) struct Download<'a> {
+    pub(super) client: &'a Client<'a>,
+    pub(super) cache: &'a ModelCache,
+    pub(super) listing: &'a Listing,
+}
+
+impl Download<'_> {
+    /// Downloads a file unless the cache holds it.
+    pub(super) fn file(
+        &self,
+        name: &str,
+        on_progress: &mut OnProgress<'_>,
+    ) -> Result<(), HubError> {
+        let Some(&size) = self.listing.sizes.get(name) else {
+            return Err(self.missing(name));
+        };
+        if self.is_here(name, size) {
+            return Ok(());
+        }
+        // The commit names the bytes, so that what is there can be continued without asking.
+        let part = self
+            .cache
+            .blob(&format!("{}-{name}.part", self.listing.commit));
+        let mut part = Part::open(part, &mut || {
+            self.tell(Progress::Waiting { file: name }, name, on_progress)
+        })?;
+        if self.is_here(name, size) {
+            return Ok(()); // by the process that we waited for
+        }
+        let blob = patiently(self.client, name, on_progress, |on_progress| {
+            let before = part.len;
+            let result = self.attempt(name, size, &mut part, on_progress);
+            (part.len > before, result)
+        })?;
+        self.cache.link(&self.listing.commit, name, &blob)
+    }
+
+    fn is_here(&self, name: &str, size: Option<u64>) -> bool {
+        let path = self.cache.path(&self.listing.commit, name);
+        std::fs::metadata(path).is_ok_and(|found| size.is_none_or(|size| size == found.len()))
+    }
+
+    /// One request; returns the finished blob.
+    fn attempt(
+        &self,
+        name: &str,
+        listed: Option<u64>,
+        part: &mut Part,
+        on_progress: &mut OnProgress<'_>,
+    ) -> Result<PathBuf, HubError> {
+        if listed.is_some_and(|size| part.len >= size) {
+            part.cut()?;
+        }
+        let url = self.client.url(&self.listing.commit, name);
+        let answer = self.client.get(&url, part.len)?;
+        let status = answer.response.status().as_u16();
+        match status {
+            404 => return Err(self.missing(name)),
+            // The part is no beginning of this file, or the server sends all of it.
+            416 | 200 => part.cut()?,
+            _ => {}
+        }
+        self.client
+            .check_access(status, answer.response.headers(), &url)?;
+        let served = served(&answer.response, part.len, &url)?;
+        let size = agreed_size(&url, [listed, answer.linked_size, served])?;
+        let etag = answer.etag.as_deref().and_then(blob_name);
+        let fallback = || format!("{}-{name}", self.listing.commit);
+        let blob = self.cache.blob(&etag.unwrap_or_else(fallback));
+        if std::fs::metadata(&blob).is_ok_and(|found| found.len() == size) {
+            part.remove()?;
+            return Ok(blob);
+        }
+        self.copy(name, size, answer.response.into_body(), part, on_progress)?;
+        part.finish(&blob)?;
+        Ok(blob)
+    }
+
+    /// Appends a body to the part until it has the whole size.
+    fn copy(
+        &self,
+        name: &str,
+        total: u64,
+        body: Body,
+        part: &mut Part,
+        on_progress: &mut OnProgress<'_>,
+    ) -> Result<(), HubError> {
+        let url = self.client.url(&self.listing.commit, name);
+        let mut reader = body.into_reader();
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let progress = Progress::Bytes {
+                file: name,
+                done: part.len,
+                total,
+            };
+            self.tell(progress, name, on_progress)?;
+            let count = reader
+                .read(&mut buffer)
+                .map_err(|error| connection(&url, error))?;
+            if count == 0 {
+                break;
+            }
+            part.append(&buffer[..count])?;
+        }
+        let found = part.len;
+        if found > total {
+            part.cut()?;
+            return Err(HubError::Size {
+                url,
+                found,
+                expected: total,
+            });
+        }
+        if found < total {
+            return Err(connection(
+                &url,
+                format!("ended after {found} of {total} bytes"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn tell(
+        &self,
+        progress: Progress<'_>,
+        name: &str,
+        on_progress: &mut OnProgress<'_>,
+    ) -> Result<(), HubError> {
+        tell(self.client, progress, name, on_progress)
+    }
+
+    fn missing(&self, name: &str) -> HubError {
+        HubError::NoSuchFile {
+            model: self.client.model.at(&self.listing.commit),
+            file: name.into(),
+            hint: String::new(),
+        }
+    }
+}
+
+/// Tries again after failures that may pass; `attempt` also says whether it got on.
+pub(super) fn patiently<T>(
+    client: &Client<'_>,
+    name: &str,
+    on_progress: &mut OnProgress<'_>,
+    mut attempt: impl FnMut(&mut OnProgress<'_>) -> (bool, Result<T, HubError>),
+) -> Result<T, HubError> {
+    let mut failures = 0;
+    loop {
+        let (got_on, result) = attempt(on_progress);
+        failures = if got_on { 1 } else { failures + 1 };
+        match result {
+            Err(error) if error.is_temporary() && failures < client.config.attempts => {
+                let progress = Progress::Retry {
+                    file: name,
+                    problem: &error,
+                };
+                tell(client, progress, name, on_progress)?;
+                std::thread::sleep(client.config.pause * 2_u32.pow(failures.min(6) - 1));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn tell(
+    client: &Client<'_>,
+    progress: Progress<'_>,
+    name: &str,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<(), HubError> {
+    match on_progress(progress).is_break() {
+        false => Ok(()),
+        true => Err(HubError::Stopped {
+            model: client.model.clone(),
+            file: name.into(),
+        }),
+    }
+}
+
+/// Size of the whole file in bytes by the answer's own headers; it has to begin at `start`.
+fn served(response: &Response<Body>, start: u64, url: &str) -> Result<Option<u64>, HubError> {
+    let read = |name: header::HeaderName| read_text(response.headers(), &name);
+    if response.status().as_u16() != 206 {
+        return Ok(read(header::CONTENT_LENGTH).and_then(|length| length.parse().ok()));
+    }
+    let range = read(header::CONTENT_RANGE).unwrap_or_default();
+    let parsed = range.strip_prefix("bytes ").and_then(|range| {
+        let (span, total) = range.split_once('/')?;
+        let (first, _) = span.split_once('-')?;
+        Some((first.parse::<u64>().ok()?, total.parse().ok()?))
+    });
+    match parsed {
+        Some((first, total)) if first == start => Ok(Some(total)),
+        _ => {
+            let text = format!("asked for bytes from {start} on, got Content-Range `{range}`");
+            Err(answer(url, text))
+        }
+    }
+}
+
+fn read_text<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// The one size that all sources name: the description, the hub's answer, the server's.
+fn agreed_size(url: &str, sizes: [Option<u64>; 3]) -> Result<u64, HubError> {
+    let mut sizes = sizes.into_iter().flatten();
+    let Some(expected) = sizes.next() else {
+        return Err(answer(url, "nothing tells the size of the file"));
+    };
+    match sizes.find(|&size| size != expected) {
+        None => Ok(expected),
+        Some(found) => Err(HubError::Size {
+            url: url.into(),
+            found,
+            expected,
+        }),
+    }
+}
+
+/// The name of a file's blob: its ETag without quotes, if that can be the name of a file.
+fn blob_name(etag: &str) -> Option<String> {
+    let name = etag.trim_start_matches("W/").trim_matches('"');
+    let is_name = !name.is_empty()
+        && name.len() <= 128
+        && !name.starts_with('.')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    is_name.then(|| name.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_to_agree() {
+        let size = |sizes| agreed_size("u", sizes).map_err(|error| error.to_string());
+        assert_eq!(size([None, Some(3), Some(3)]), Ok(3));
+        let text = "u: 4 bytes, but 3 were announced";
+        assert_eq!(size([Some(3), None, Some(4)]), Err(text.into()));
+        assert_eq!(
+            size([None; 3]),
+            Err("u: nothing tells the size of the file".into())
+        );
+    }
+
+    #[test]
+    fn blobs_are_named_by_the_etag() {
+        assert_eq!(blob_name("\"abc-1\"").as_deref(), Some("abc-1"));
+        assert_eq!(blob_name("W/\"abc\"").as_deref(), Some("abc"));
+        for bad in ["", "\"\"", "\"../x\"", "a/b", ".hidden"] {
+            assert_eq!(blob_name(bad), None, "{bad}");
+        }
+    }
+}
