@@ -1,0 +1,11 @@
+//! Models from a hub on loopback that speaks the hub's file API, with everything that can go wrong.
+
+#![cfg(feature = "hub")]
+
+mod cache;
+mod connection;
+mod model;
+mod program;
+mod refusal;
+mod server;
+mod token;
