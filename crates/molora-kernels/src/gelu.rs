@@ -1,8 +1,9 @@
 //! The Gaussian error linear unit.
 
-use std::f64::consts::SQRT_2;
+use std::f64::consts::{PI, SQRT_2};
 
 use burn::tensor::Tensor;
+use burn::tensor::activation::sigmoid;
 
 /// Computes the exact GELU, `x * P(X <= x)` for a standard normal `X`, element by element.
 ///
@@ -26,6 +27,26 @@ pub fn portable<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     x * below
 }
 
+/// Computes the tanh approximation of GELU, `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`,
+/// element by element.
+///
+/// # Source
+/// Hendrycks and Gimpel, Gaussian Error Linear Units, arXiv:1606.08415, section 2.
+pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    portable_tanh(x)
+}
+
+/// The definition of the approximation by the sigmoid: `(1 + tanh(u)) / 2 = sigmoid(2 u)`, which
+/// keeps the digits of the left tail.
+pub fn portable_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let cubic = x.clone()
+        * (x.clone() * x.clone())
+            .mul_scalar(0.044_715)
+            .add_scalar(1.0);
+    let twice = (8.0 / PI).sqrt();
+    x * sigmoid(cubic.mul_scalar(twice))
+}
+
 #[cfg(test)]
 mod tests {
     use burn::tensor::TensorData;
@@ -41,6 +62,14 @@ mod tests {
         let expected = [-0.158_655_25, 0.0, 0.841_344_7, 2.995_950_3];
         assert_close(gelu(x.clone()), expected, 1e-6, "gelu");
         assert_close(portable(x), expected, 1e-6, "portable gelu");
+    }
+
+    #[test]
+    fn known_values_of_the_approximation() {
+        let x = Tensor::<1>::from_floats([-1.0, 0.0, 1.0, 3.0], &device());
+        let expected = [-0.158_808, 0.0, 0.841_192, 2.996_362_7];
+        assert_close(gelu_tanh(x.clone()), expected, 1e-6, "gelu tanh");
+        assert_close(portable_tanh(x), expected, 1e-6, "portable gelu tanh");
     }
 
     #[test]
@@ -88,6 +117,15 @@ mod tests {
             let mut oracle = Oracle::new(seed);
             let x = oracle.tensor([rows, cols], 3.0, true);
             oracle.check(&[x], |t| gelu(t[0].matrix()), |t| portable(t[0].matrix()));
+        }
+
+        #[test]
+        fn the_approximation_equals_its_portable_definition(
+            rows in 1usize..40, cols in 1usize..700, seed: u64,
+        ) {
+            let mut oracle = Oracle::new(seed);
+            let x = oracle.tensor([rows, cols], 3.0, true);
+            oracle.check(&[x], |t| gelu_tanh(t[0].matrix()), |t| portable_tanh(t[0].matrix()));
         }
     }
 }

@@ -10,8 +10,12 @@
 //! | operation | computes | kept for the backward by the fast path |
 //! |---|---|---|
 //! | [`gelu`] | `x * P(X <= x)`, X standard normal | `x` |
+//! | [`gelu_tanh`] | its tanh approximation | (portable only) |
+//! | [`silu_gate`] | `gate / (1 + exp(-gate)) * up` | (portable only) |
 //! | [`layer_norm`] | `(x - mean) / sqrt(var + eps) * gamma + beta` | `x` |
+//! | [`rms_norm`] | `x / sqrt(mean(x^2) + eps) * weight` | (portable only) |
 //! | [`attention`] | `softmax(q * k^T / sqrt(width)) * v` per head | `q`, `k`, `v` |
+//! | [`attention_with`] | the same, causal, grouped, packed, with a bias | (portable only) |
 //! | [`linear`] | `x * W + b` | nothing but `W` if it is frozen, else `x` |
 //! | [`dropout`] | `x * mask / (1 - p)`, the mask from a seed | nothing |
 //! | [`softmax_cross_entropy`] | `-log softmax(logits)[target]` | (portable only) |
@@ -44,21 +48,28 @@ mod gelu;
 mod layer_norm;
 mod linear;
 pub mod random;
+mod rms_norm;
+mod silu_gate;
 #[cfg(test)]
 mod testing;
 
-pub use attention::attention;
+pub use attention::{AttentionOptions, attention, attention_with};
 pub use cross_entropy::softmax_cross_entropy;
 pub use dropout::dropout;
-pub use gelu::gelu;
+pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;
 pub use linear::linear;
+pub use rms_norm::rms_norm;
+pub use silu_gate::silu_gate;
 
 /// The portable definitions, as oracles for tests and benches.
 #[doc(hidden)]
 pub mod portable {
-    pub use crate::attention::portable as attention;
+    pub use crate::attention::portable::{attention, attention_with};
     pub use crate::gelu::portable as gelu;
+    pub use crate::gelu::portable_tanh as gelu_tanh;
     pub use crate::layer_norm::portable as layer_norm;
     pub use crate::linear::portable as linear;
+    pub use crate::rms_norm::portable as rms_norm;
+    pub use crate::silu_gate::portable as silu_gate;
 }

@@ -1,12 +1,17 @@
 //! Scaled-dot-product attention over several heads.
 
-use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, DType, Tensor};
+mod options;
+pub(crate) mod portable;
+
+use burn::tensor::{Bool, Tensor};
+
+pub use options::AttentionOptions;
 
 /// Computes `softmax(q * k^T / sqrt(W)) * v` for each head, where a head is a slice of `W`
 /// adjacent numbers of the width and `mask` says which keys may be attended to.
 ///
-/// Without an allowed key the output is zero, and so is the gradient.
+/// Without an allowed key the output is zero, and so is the gradient. Values of keys that are not
+/// allowed must be finite: a weight of 0 does not hide NaN.
 ///
 /// # Shapes
 /// B batch, T queries, S keys, H heads, W width of a head.
@@ -27,76 +32,66 @@ pub fn attention(
     mask: Option<Tensor<2, Bool>>,
     num_heads: usize,
 ) -> Tensor<3> {
-    let [batch, _, width] = query.dims();
-    let [_, keys, _] = key.dims();
-    assert_eq!(
-        (key.dims(), value.dims()),
-        ([batch, keys, width], [batch, keys, width]),
-        "key, value"
-    );
-    assert!(
-        num_heads > 0 && width % num_heads == 0,
-        "{num_heads} heads do not divide {width}"
-    );
-    if let Some(mask) = &mask {
-        assert_eq!(mask.dims(), [batch, keys], "mask");
-    }
+    let options = AttentionOptions::new(num_heads).with_mask(mask);
+    attention_with(query, key, value, &options)
+}
+
+/// Computes `softmax(scale * q * k^T + bias) * v` for each query head over the keys that `options`
+/// allow; several query heads may share a key head.
+///
+/// Without an allowed key the output is zero, and so is the gradient. Values of keys that are not
+/// allowed must be finite: a weight of 0 does not hide NaN.
+///
+/// # Shapes
+/// B batch, T queries, S keys, H query heads, G key heads, W width of a head; T and S may differ.
+/// - `query`: `[B, T, H * W]`
+/// - `key`, `value`: `[B, S, G * W]`
+/// - returns `[B, T, H * W]`
+///
+/// # Panics
+/// If the shapes disagree with each other or with the options.
+///
+/// # Source
+/// Vaswani et al., Attention Is All You Need, arXiv:1706.03762, eq. 1 and section 3.2.2; Ainslie et
+/// al., GQA, arXiv:2305.13245, section 2.2.
+pub fn attention_with(
+    query: Tensor<3>,
+    key: Tensor<3>,
+    value: Tensor<3>,
+    options: &AttentionOptions,
+) -> Tensor<3> {
+    options.check(&query, &key, &value);
     #[cfg(feature = "flex")]
-    if crate::flex::takes(&query) && crate::flex::takes(&key) && crate::flex::takes(&value) {
+    if crate::flex::takes(&query)
+        && crate::flex::takes(&key)
+        && crate::flex::takes(&value)
+        && is_plain(options)
+    {
         use crate::flex::FastOps;
+        let mask = options.mask.clone();
         let mask = mask.unwrap_or_else(|| all_allowed(&key));
         return Tensor::from_dispatch(burn::backend::Dispatch::fast_attention(
             query.into_dispatch(),
             key.into_dispatch(),
             value.into_dispatch(),
             mask.into_dispatch(),
-            num_heads,
+            options.num_heads,
         ));
     }
-    portable(query, key, value, mask, num_heads)
+    portable::attention_with(query, key, value, options)
 }
 
-/// The definition by two batched matrix products.
-pub fn portable(
-    query: Tensor<3>,
-    key: Tensor<3>,
-    value: Tensor<3>,
-    mask: Option<Tensor<2, Bool>>,
-    num_heads: usize,
-) -> Tensor<3> {
-    let [batch, queries, width] = query.dims();
-    let keys = key.dims()[1];
-    let mask_bhts = mask
-        .unwrap_or_else(|| all_allowed(&key))
-        .reshape([batch, 1, 1, keys])
-        .expand([batch, num_heads, queries, keys]);
-    let scale = ((width / num_heads) as f64).sqrt().recip();
-    let [query, key, value] = [query, key, value].map(|x| split_heads(x, num_heads));
-
-    let scores_bhts = query.matmul(key.swap_dims(2, 3)).mul_scalar(scale);
-    // A finite number, so that a row without an allowed key is not NaN; it is zeroed below.
-    let lowest = if scores_bhts.dtype() == DType::F16 {
-        -6e4
-    } else {
-        -1e30
-    };
-    let hidden_bhts = mask_bhts.bool_not();
-    let weights_bhts = softmax(scores_bhts.mask_fill(hidden_bhts.clone(), lowest), 3);
-    let weights_bhts = weights_bhts.mask_fill(hidden_bhts, 0.0);
-    weights_bhts
-        .matmul(value)
-        .swap_dims(1, 2)
-        .reshape([batch, queries, width])
-}
-
-/// `[B, T, H * W]` as `[B, H, T, W]`.
-fn split_heads(x: Tensor<3>, num_heads: usize) -> Tensor<4> {
-    let [batch, rows, width] = x.dims();
-    x.reshape([batch, rows, num_heads, width / num_heads])
-        .swap_dims(1, 2)
+#[cfg(feature = "flex")]
+fn is_plain(options: &AttentionOptions) -> bool {
+    options.num_kv_heads == options.num_heads
+        && !options.is_causal
+        && options.segments.is_none()
+        && options.scale.is_none()
+        && options.bias.is_none()
 }
 
 /// A mask that allows every key.
+#[cfg(feature = "flex")]
 fn all_allowed(key: &Tensor<3>) -> Tensor<2, Bool> {
     let [batch, keys, _] = key.dims();
     Tensor::full([batch, keys], true, &key.device())
@@ -131,7 +126,7 @@ mod tests {
     fn without_an_allowed_key_output_and_gradients_are_zero() {
         let device = device().autodiff();
         let mask = Tensor::<2, Bool>::from_data([[false; 3], [true, false, true]], &device);
-        for run in [attention, portable] {
+        for run in [attention, portable::attention] {
             let x = Tensor::<3>::from_floats([[[1.0, -2.0]; 3]; 2], &device).require_grad();
             let out = run(x.clone(), x.clone(), x.clone(), Some(mask.clone()), 2);
             let masked = out
@@ -199,7 +194,7 @@ mod tests {
                         .reshape([batch * queries, heads * width])
                 }
             };
-            oracle.check(&[query, key, value], run(attention), run(portable));
+            oracle.check(&[query, key, value], run(attention), run(portable::attention));
         }
     }
 }

@@ -1,0 +1,86 @@
+//! RMS norm.
+
+use burn::tensor::Tensor;
+
+/// Scales each row of the last axis to a root mean square of one:
+/// `x / sqrt(mean(x^2) + epsilon) * weight`.
+///
+/// # Shapes
+/// - `x`: `[..., width]`
+/// - `weight`: `[width]`
+/// - returns `[..., width]`
+///
+/// # Panics
+/// If `weight` has another width than `x`.
+///
+/// # Source
+/// Zhang and Sennrich, Root Mean Square Layer Normalization, arXiv:1910.07467, eq. 4.
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    let width = x.dims()[D - 1];
+    assert_eq!(weight.dims(), [width], "width of the weight");
+    portable(x, weight, epsilon)
+}
+
+/// The definition by the mean of the squares.
+pub fn portable<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    let mean = (x.clone() * x.clone()).mean_dim(D - 1);
+    x / mean.add_scalar(epsilon).sqrt() * weight.unsqueeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use molora_testkit::{assert_close, device};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::Oracle;
+
+    #[test]
+    fn known_values() {
+        // Root mean squares 5 and 0.
+        let x = Tensor::<2>::from_floats([[7.0, -1.0], [0.0, 0.0]], &device());
+        let weight = Tensor::from_floats([1.0, 10.0], &device());
+        let expected = [[1.4, -2.0], [0.0, 0.0]];
+        let out = rms_norm(x.clone(), weight.clone(), 1e-12);
+        assert_close(out, expected, 1e-6, "rms norm");
+        let out = portable(x, weight, 1e-12);
+        assert_close(out, expected, 1e-6, "portable rms norm");
+    }
+
+    #[test]
+    fn a_row_with_nan_does_not_touch_the_others() {
+        let x = Tensor::<2>::from_floats([[1.0, f32::NAN], [3.0, 3.0]], &device());
+        let out = rms_norm(x, Tensor::ones([2], &device()), 0.0);
+        let out = out.into_data().try_to_vec::<f32>().unwrap();
+        assert!(out[0].is_nan() && out[1].is_nan());
+        assert_eq!(out[2..], [1.0, 1.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "width of the weight")]
+    fn another_width_is_refused() {
+        rms_norm(
+            Tensor::<2>::ones([2, 2], &device()),
+            Tensor::ones([3], &device()),
+            1e-5,
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn equals_the_portable_definition(
+            rows in 1usize..90, width in 2usize..500, tracked: [bool; 2], seed: u64,
+        ) {
+            let mut oracle = Oracle::new(seed);
+            let x = oracle.tensor([rows, width], 2.0, tracked[0]);
+            let weight = oracle.tensor([1, width], 1.0, tracked[1]);
+            oracle.check(
+                &[x, weight],
+                |t| rms_norm(t[0].matrix(), t[1].row(), 1e-5),
+                |t| portable(t[0].matrix(), t[1].row(), 1e-5),
+            );
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The gate of a SwiGLU feed-forward layer.
+
+use burn::tensor::Tensor;
+use burn::tensor::activation::sigmoid;
+
+/// Computes `silu(gate) * up`, where `silu(x) = x / (1 + exp(-x))`, element by element.
+///
+/// # Shapes
+/// `gate`, `up` and the result have one shape.
+///
+/// # Panics
+/// If the shapes disagree.
+///
+/// # Source
+/// Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202, eq. 5 (SwiGLU with beta 1, without
+/// its matrix products).
+pub fn silu_gate<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    assert_eq!(gate.dims(), up.dims(), "shapes of gate and up");
+    portable(gate, up)
+}
+
+/// The definition by the sigmoid.
+pub fn portable<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    gate.clone() * sigmoid(gate) * up
+}
+
+#[cfg(test)]
+mod tests {
+    use molora_testkit::{assert_close, device};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::Oracle;
+
+    #[test]
+    fn known_values() {
+        let gate = Tensor::<1>::from_floats([-1.0, 0.0, 1.0, 3.0], &device());
+        let up = Tensor::<1>::from_floats([1.0, 5.0, 2.0, -1.0], &device());
+        let expected = [-0.268_941_43, 0.0, 1.462_117_2, -2.857_722_4];
+        let out = silu_gate(gate.clone(), up.clone());
+        assert_close(out, expected, 1e-6, "silu gate");
+        assert_close(portable(gate, up), expected, 1e-6, "portable silu gate");
+    }
+
+    #[test]
+    fn large_gates_do_not_overflow_and_nan_goes_through() {
+        let gate = Tensor::<1>::from_floats([1e30, -1e4, f32::NAN, f32::INFINITY], &device());
+        let up = Tensor::<1>::ones([4], &device());
+        let out = silu_gate(gate, up).into_data();
+        let out = out.try_to_vec::<f32>().unwrap();
+        assert_eq!(out[..2], [1e30, 0.0]);
+        assert!(out[2].is_nan());
+        assert_eq!(out[3], f32::INFINITY);
+    }
+
+    #[test]
+    #[should_panic(expected = "shapes of gate and up")]
+    fn another_shape_is_refused() {
+        silu_gate(
+            Tensor::<1>::ones([2], &device()),
+            Tensor::ones([3], &device()),
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn equals_the_portable_definition(
+            rows in 1usize..40, cols in 1usize..700, tracked: [bool; 2], seed: u64,
+        ) {
+            let mut oracle = Oracle::new(seed);
+            let gate = oracle.tensor([rows, cols], 5.0, tracked[0]);
+            let up = oracle.tensor([rows, cols], 2.0, tracked[1]);
+            oracle.check(
+                &[gate, up],
+                |t| silu_gate(t[0].matrix(), t[1].matrix()),
+                |t| portable(t[0].matrix(), t[1].matrix()),
+            );
+        }
+    }
+}
