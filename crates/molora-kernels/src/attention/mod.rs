@@ -62,39 +62,23 @@ pub fn attention_with(
 ) -> Tensor<3> {
     options.check(&query, &key, &value);
     #[cfg(feature = "flex")]
-    if crate::flex::takes(&query)
-        && crate::flex::takes(&key)
-        && crate::flex::takes(&value)
-        && is_plain(options)
+    if [&query, &key, &value].into_iter().all(crate::flex::takes)
+        && options.bias.as_ref().is_none_or(crate::flex::takes)
     {
         use crate::flex::FastOps;
-        let mask = options.mask.clone();
-        let mask = mask.unwrap_or_else(|| all_allowed(&key));
+        let width = query.dims()[2] / options.num_heads;
+        let rules = crate::flex::Rules::new(options, options.scale_of(width));
+        let bias = options.bias.clone();
+        let bias = bias.unwrap_or_else(|| Tensor::zeros([1; 4], &query.device()));
         return Tensor::from_dispatch(burn::backend::Dispatch::fast_attention(
             query.into_dispatch(),
             key.into_dispatch(),
             value.into_dispatch(),
-            mask.into_dispatch(),
-            options.num_heads,
+            bias.into_dispatch(),
+            rules,
         ));
     }
     portable::attention_with(query, key, value, options)
-}
-
-#[cfg(feature = "flex")]
-fn is_plain(options: &AttentionOptions) -> bool {
-    options.num_kv_heads == options.num_heads
-        && !options.is_causal
-        && options.segments.is_none()
-        && options.scale.is_none()
-        && options.bias.is_none()
-}
-
-/// A mask that allows every key.
-#[cfg(feature = "flex")]
-fn all_allowed(key: &Tensor<3>) -> Tensor<2, Bool> {
-    let [batch, keys, _] = key.dims();
-    Tensor::full([batch, keys], true, &key.device())
 }
 
 #[cfg(test)]

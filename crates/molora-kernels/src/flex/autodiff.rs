@@ -13,9 +13,9 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::autodiff::{Autodiff, NodeId};
-use burn::backend::tensor::{BoolTensor, FloatTensor};
+use burn::backend::tensor::FloatTensor;
 
-use super::{BackwardKernels, FastOps};
+use super::{BackwardKernels, FastOps, Rules};
 use crate::dropout::DropMask;
 
 impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
@@ -71,27 +71,22 @@ impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        mask: BoolTensor<Self>,
-        num_heads: usize,
+        bias: FloatTensor<Self>,
+        rules: Rules,
     ) -> FloatTensor<Self> {
-        let nodes = [query.node(), key.node(), value.node()];
-        let run = |[query, key, value]: [FloatTensor<Self>; 3], mask: BoolTensor<B>| {
-            B::fast_attention(
-                query.into_primitive(),
-                key.into_primitive(),
-                value.into_primitive(),
-                mask,
-                num_heads,
-            )
+        let inputs = [query, key, value, bias];
+        let nodes = inputs.each_ref().map(|input| input.node());
+        let run = |inputs: [FloatTensor<Self>; 4], rules: Rules| {
+            let [query, key, value, bias] = inputs.map(|input| input.into_primitive());
+            B::fast_attention(query, key, value, bias, rules)
         };
         match Attention.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prepared) => {
-                let inputs = [query, key, value];
                 let ids = inputs.each_ref().map(|input| prepared.checkpoint(input));
-                let out = run(inputs, mask.clone());
-                prepared.finish((ids, mask, num_heads), out)
+                let out = run(inputs, rules.clone());
+                prepared.finish((ids, rules), out)
             }
-            OpsKind::UnTracked(prepared) => prepared.finish(run([query, key, value], mask)),
+            OpsKind::UnTracked(prepared) => prepared.finish(run(inputs, rules)),
         }
     }
 
@@ -207,16 +202,25 @@ impl<B: BackwardKernels> Backward<B, 3> for LayerNorm {
 #[derive(Debug)]
 struct Attention;
 
-impl<B: BackwardKernels> Backward<B, 3> for Attention {
-    /// Query, key and value, the mask and the number of heads.
-    type State = ([NodeId; 3], BoolTensor<B>, usize);
+impl<B: BackwardKernels> Backward<B, 4> for Attention {
+    /// Query, key, value and bias, and what may be attended to.
+    type State = ([NodeId; 4], Rules);
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, saved: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, saved: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
-        let (ids, mask, num_heads) = ops.state;
+        let (ids, rules) = ops.state;
         let inputs = ids.map(|id| saved.retrieve_node_output::<FloatTensor<B>>(id));
-        let gradients = B::fast_attention_backward(inputs, mask, num_heads, grad);
-        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
+        let [query, key, value, bias] = ops.parents;
+        if let Some(node) = bias {
+            let to_bias = B::fast_attention_backward_bias(inputs.clone(), &rules, grad.clone());
+            grads.register::<B>(node.id, to_bias);
+        }
+        let nodes = [query, key, value];
+        if nodes.iter().all(Option::is_none) {
+            return;
+        }
+        let gradients = B::fast_attention_backward(inputs, &rules, grad);
+        for (node, gradient) in nodes.into_iter().zip(gradients) {
             if let Some(node) = node {
                 grads.register::<B>(node.id, gradient);
             }

@@ -49,6 +49,15 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// One row of a matrix that is not transposed.
+    ///
+    /// # Panics
+    /// If there is no such row, or its elements are not adjacent.
+    pub(crate) fn row(self, row: usize) -> &'a [f32] {
+        assert!(row < self.rows && self.col_stride == 1);
+        &self.data[row * self.row_stride..][..self.cols]
+    }
+
     /// `count` rows from row `first` on.
     ///
     /// # Panics

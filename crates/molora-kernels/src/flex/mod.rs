@@ -16,10 +16,11 @@ mod math;
 mod matrix;
 mod simd;
 
-use burn::backend::tensor::{BoolTensor, FloatTensor};
+use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Flex, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 
+pub(crate) use self::attention::Rules;
 use crate::dropout::DropMask;
 
 /// Whether the fast path takes `tensor`: f32 on `flex`, and not empty. Must hold for every float
@@ -48,13 +49,13 @@ pub(crate) trait FastOps: Backend {
         epsilon: f32,
     ) -> FloatTensor<Self>;
 
-    /// As [`crate::attention`].
+    /// As [`crate::attention_with`]; without a bias any tensor stands in for it.
     fn fast_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        mask: BoolTensor<Self>,
-        num_heads: usize,
+        bias: FloatTensor<Self>,
+        rules: Rules,
     ) -> FloatTensor<Self>;
 
     /// As [`crate::linear`], on `[rows, in]`.
@@ -87,11 +88,17 @@ pub(crate) trait BackwardKernels: FastOps {
 
     /// See [`attention::backward`].
     fn fast_attention_backward(
-        inputs: [FloatTensor<Self>; 3],
-        mask: BoolTensor<Self>,
-        num_heads: usize,
+        inputs: [FloatTensor<Self>; 4],
+        rules: &Rules,
         grad: FloatTensor<Self>,
     ) -> [FloatTensor<Self>; 3];
+
+    /// See [`attention::backward_bias`].
+    fn fast_attention_backward_bias(
+        inputs: [FloatTensor<Self>; 4],
+        rules: &Rules,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
 
     /// See [`linear::backward_x`].
     fn fast_linear_backward_x(
@@ -128,10 +135,10 @@ impl FastOps for Flex {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        mask: BoolTensor<Self>,
-        num_heads: usize,
+        bias: FloatTensor<Self>,
+        rules: Rules,
     ) -> FloatTensor<Self> {
-        attention::forward([query, key, value], mask, num_heads)
+        attention::forward([query, key, value, bias], &rules)
     }
 
     fn fast_linear(
@@ -166,12 +173,19 @@ impl BackwardKernels for Flex {
     }
 
     fn fast_attention_backward(
-        inputs: [FloatTensor<Self>; 3],
-        mask: BoolTensor<Self>,
-        num_heads: usize,
+        inputs: [FloatTensor<Self>; 4],
+        rules: &Rules,
         grad: FloatTensor<Self>,
     ) -> [FloatTensor<Self>; 3] {
-        attention::backward(inputs, mask, num_heads, grad)
+        attention::backward(inputs, rules, grad)
+    }
+
+    fn fast_attention_backward_bias(
+        inputs: [FloatTensor<Self>; 4],
+        rules: &Rules,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        attention::backward_bias(inputs, rules, grad)
     }
 
     fn fast_linear_backward_x(

@@ -1,0 +1,169 @@
+//! The scores of a block of queries against the keys that they reach.
+
+use std::ops::Range;
+
+use super::rules::ItemRules;
+use crate::flex::math::{LANES, exp, join, sum};
+use crate::flex::matrix::{Into, Matrix, MatrixMut, multiply};
+use crate::flex::simd::vectorised;
+
+/// Queries that are scored at a time.
+pub(super) const BLOCK: usize = 64;
+
+/// The inputs of one query head of one batch item.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Head<'a> {
+    /// `[T, W]`.
+    pub(super) query: Matrix<'a>,
+    /// `[S, W]`, as `value`.
+    pub(super) key: Matrix<'a>,
+    pub(super) value: Matrix<'a>,
+    /// `[T, S]`.
+    pub(super) bias: Option<Matrix<'a>>,
+    pub(super) rules: ItemRules<'a>,
+    pub(super) scale: f32,
+}
+
+/// Some queries and the keys that they reach.
+#[derive(Debug, Clone)]
+pub(super) struct Block {
+    pub(super) queries: Range<usize>,
+    pub(super) keys: Range<usize>,
+}
+
+impl Block {
+    /// Row length of the block's scores: a multiple of [`LANES`].
+    pub(super) fn stride(&self) -> usize {
+        self.keys.len().next_multiple_of(LANES)
+    }
+}
+
+impl<'a> Head<'a> {
+    /// The blocks of all queries that reach any key.
+    pub(super) fn blocks(self) -> impl Iterator<Item = Block> + 'a {
+        let count = self.query.num_rows();
+        (0..count).step_by(BLOCK).filter_map(move |first| {
+            let queries = first..count.min(first + BLOCK);
+            let keys = self.rules.reach(queries.clone());
+            (!keys.is_empty()).then_some(Block { queries, keys })
+        })
+    }
+}
+
+/// Memory of a task, used for one block after the other.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    /// Weights of the keys before they are normalised, `[queries, stride]`.
+    pub(super) weights: Vec<f32>,
+    /// Sum of the weights of each query.
+    pub(super) totals: Vec<f32>,
+    /// Gradients of the scores, `[queries, stride]`.
+    pub(super) slopes: Vec<f32>,
+    /// 1 or 0 for each key of one query.
+    keep: Vec<f32>,
+}
+
+/// Sets `scratch.weights` to the exponentials of the scores relative to each row's largest, 0 where
+/// not allowed, and `scratch.totals` to their sums.
+pub(super) fn weigh(head: &Head<'_>, block: &Block, scratch: &mut Scratch) {
+    let (rows, keys, stride) = (block.queries.len(), block.keys.clone(), block.stride());
+    reset(&mut scratch.weights, rows * stride);
+    reset(&mut scratch.totals, rows);
+    reset(&mut scratch.keep, stride);
+    let mut mode = Into::Replace;
+    if let Some(bias) = head.bias {
+        for (row, query) in block.queries.clone().enumerate() {
+            let bias = &bias.row(query)[keys.clone()];
+            scratch.weights[row * stride..][..keys.len()].copy_from_slice(bias);
+        }
+        mode = Into::Add;
+    }
+    let mut target = MatrixMut::new(&mut scratch.weights, rows, keys.len(), stride);
+    let query = head.query.rows(block.queries.start, rows);
+    let key = head.key.rows(keys.start, keys.len());
+    multiply(&mut target, mode, head.scale, query, key.transposed());
+
+    let (rules, is_shared) = (head.rules, head.rules.is_shared());
+    let (weights, totals, keep) = (&mut scratch.weights, &mut scratch.totals, &mut scratch.keep);
+    vectorised(
+        #[inline(always)]
+        || {
+            let weights = weights.chunks_exact_mut(stride);
+            for (row, (weights, total)) in weights.zip(totals.iter_mut()).enumerate() {
+                if row == 0 || !is_shared {
+                    rules.write(block.queries.start + row, keys.clone(), keep);
+                }
+                *total = exponentials(weights, keep);
+            }
+        },
+    );
+}
+
+/// Replaces a row of scores by `exp(score - largest)`, 0 where not kept. Returns the sum, or 1 if
+/// nothing is kept.
+#[inline(always)]
+fn exponentials(row: &mut [f32], keep: &[f32]) -> f32 {
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    let mut kept = [0.0f32; LANES];
+    let chunks = row.as_chunks_mut::<LANES>().0.iter_mut();
+    for (row, keep) in chunks.zip(keep.as_chunks::<LANES>().0) {
+        for lane in 0..LANES {
+            let score = if keep[lane] != 0.0 {
+                row[lane]
+            } else {
+                f32::NEG_INFINITY
+            };
+            row[lane] = score;
+            kept[lane] += keep[lane];
+            largest[lane] = if score > largest[lane] {
+                score
+            } else {
+                largest[lane]
+            };
+        }
+    }
+    if join(kept, |a, b| a + b) == 0.0 {
+        row.fill(0.0);
+        return 1.0;
+    }
+    let largest = join(largest, |a, b| if b > a { b } else { a });
+    for score in row.iter_mut() {
+        *score = exp(*score - largest);
+    }
+    sum(row, row, |value, _| value)
+}
+
+/// After [`weigh`], normalises `scratch.weights` to probabilities `p` and sets `scratch.slopes` to
+/// the gradients of the scores, `p * (dp - sum(p * dp))` with `dp = grad * value^T`.
+pub(super) fn slope(head: &Head<'_>, grad: Matrix<'_>, block: &Block, scratch: &mut Scratch) {
+    let (rows, keys, stride) = (block.queries.len(), block.keys.clone(), block.stride());
+    reset(&mut scratch.slopes, rows * stride);
+    let mut target = MatrixMut::new(&mut scratch.slopes, rows, keys.len(), stride);
+    let value = head.value.rows(keys.start, keys.len());
+    let grad = grad.rows(block.queries.start, rows);
+    multiply(&mut target, Into::Replace, 1.0, grad, value.transposed());
+
+    let (weights, slopes, totals) = (&mut scratch.weights, &mut scratch.slopes, &scratch.totals);
+    vectorised(
+        #[inline(always)]
+        || {
+            let rows = weights
+                .chunks_exact_mut(stride)
+                .zip(slopes.chunks_exact_mut(stride));
+            for ((weights, slopes), &total) in rows.zip(totals) {
+                let factor = 1.0 / total;
+                weights.iter_mut().for_each(|weight| *weight *= factor);
+                let mean = sum(weights, slopes, |p, slope| p * slope);
+                for (slope, &p) in slopes.iter_mut().zip(&*weights) {
+                    *slope = p * (*slope - mean);
+                }
+            }
+        },
+    );
+}
+
+/// `len` zeros, in the memory that `values` has.
+fn reset(values: &mut Vec<f32>, len: usize) {
+    values.clear();
+    values.resize(len, 0.0);
+}
