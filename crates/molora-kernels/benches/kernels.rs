@@ -2,10 +2,10 @@
 //!
 //! `cargo bench -p molora-kernels`; a filter such as `gelu` runs a part.
 
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Distribution, Int, Tensor};
 use divan::Bencher;
 use molora_kernels as fast;
-use molora_kernels::portable;
+use molora_kernels::{AttentionOptions, portable};
 
 const BATCH: usize = 16;
 const TOKENS: usize = 64;
@@ -110,6 +110,72 @@ compare!(
     (random([HIDDEN, WIDTH]), random([WIDTH])),
     |op, held, x| { op::linear(x, held.0.clone(), Some(held.1.clone())) }
 );
+
+compare!(gelu_tanh, HIDDEN, (), |op, _held, x| op::gelu_tanh(x));
+compare!(
+    silu_gate,
+    HIDDEN,
+    random([BATCH, TOKENS, HIDDEN]),
+    |op, held, x| { op::silu_gate(x, held.clone()) }
+);
+compare!(rms_norm, WIDTH, random([WIDTH]), |op, held, x| {
+    op::rms_norm(x, held.clone(), 1e-6)
+});
+// One third of the heads have keys of their own; keys and values are the first third of `x`.
+compare!(
+    attention_causal_grouped,
+    WIDTH,
+    AttentionOptions::new(HEADS)
+        .with_num_kv_heads(4)
+        .with_causal(0),
+    |op, held, x| {
+        let keys = x.clone().narrow(2, 0, WIDTH / 3);
+        op::attention_with(x, keys.clone(), keys, &held)
+    }
+);
+// The same tokens as two rows of 512, and packed as eight sequences of 64 in each.
+compare!(
+    attention_long_causal,
+    WIDTH,
+    AttentionOptions::new(HEADS).with_causal(0),
+    |op, held, x| {
+        let x = x.reshape([2, 512, WIDTH]);
+        op::attention_with(x.clone(), x.clone(), x, &held)
+    }
+);
+compare!(
+    attention_long_packed,
+    WIDTH,
+    AttentionOptions::new(HEADS)
+        .with_causal(0)
+        .with_segments(Some(segments())),
+    |op, held, x| {
+        let x = x.reshape([2, 512, WIDTH]);
+        op::attention_with(x.clone(), x.clone(), x, &held)
+    }
+);
+compare!(
+    attention_bias,
+    WIDTH,
+    AttentionOptions::new(HEADS)
+        .with_scale(1.0)
+        .with_bias(Some(random([1, HEADS, TOKENS, TOKENS]))),
+    |op, held, x| op::attention_with(x.clone(), x.clone(), x, &held)
+);
+// The logits of 256 tokens over a vocabulary of 12,288.
+compare!(cross_entropy, 3 * 4096 / 4, targets(), |op, held, x| {
+    let logits = x.reshape([256, 12_288]);
+    op::softmax_cross_entropy(logits, held.clone()).reshape([1, 1, 256])
+});
+
+fn segments() -> Tensor<2, Int> {
+    let positions = Tensor::<1, Int>::arange(0..512, &Device::flex());
+    positions.div_scalar(64).reshape([1, 512]).expand([2, 512])
+}
+
+fn targets() -> Tensor<1, Int> {
+    Tensor::<1, Int>::arange(0..256, &Device::flex()).mul_scalar(40)
+}
 
 /// Dropout at the width of an adapter's input.
 #[divan::bench]

@@ -1,12 +1,17 @@
 //! Cross-entropy of class labels.
 
+#[cfg(feature = "flex")]
+use std::sync::Arc;
+
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor};
 
 /// Computes the cross-entropy of each row, `-log softmax(logits)[target]`, in nats.
 ///
-/// No reduction, so that the caller can mask and weight the rows. The gradient is
-/// `(softmax(logits) - onehot(target)) * upstream`.
+/// A row with a negative target is ignored: its loss is 0, and so is its gradient. No reduction, so
+/// that the caller can weight the rows. The gradient is
+/// `(softmax(logits) - onehot(target)) * upstream`; the fast path puts it into the memory of the
+/// logits if nobody else holds them, so that they are never held twice.
 ///
 /// # Shapes
 /// - `logits`: `[rows, classes]`
@@ -18,12 +23,56 @@ use burn::tensor::{Int, Tensor};
 pub fn softmax_cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let [rows, _] = logits.dims();
     assert_eq!(targets.dims(), [rows], "one target per row");
-    let picked = log_softmax(logits, 1).gather(1, targets.reshape([rows, 1]));
-    picked.reshape([rows]).neg()
+    #[cfg(feature = "flex")]
+    if crate::flex::takes(&logits) {
+        use crate::flex::FastOps;
+        let labels = Labels::new(&targets, logits.dims()[1]);
+        let logits = logits.into_dispatch();
+        let out = burn::backend::Dispatch::fast_cross_entropy(logits, labels);
+        return Tensor::from_dispatch(out);
+    }
+    portable(logits, targets)
+}
+
+/// The definition by the logarithm of the softmax.
+pub fn portable(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    let [rows, _] = logits.dims();
+    let is_ignored = targets.clone().lower_elem(0);
+    let targets = targets.clamp_min(0).reshape([rows, 1]);
+    let picked = log_softmax(logits, 1).gather(1, targets).reshape([rows]);
+    picked.neg().mask_fill(is_ignored, 0.0)
+}
+
+/// The class of each row, on the host and cheap to clone.
+#[derive(Debug, Clone)]
+#[cfg(feature = "flex")]
+pub(crate) struct Labels(Arc<[i64]>);
+
+#[cfg(feature = "flex")]
+impl Labels {
+    fn new(targets: &Tensor<1, Int>, classes: usize) -> Self {
+        let targets: Arc<[i64]> = targets.to_data().iter::<i64>().collect();
+        for (row, &target) in targets.iter().enumerate() {
+            let is_class = usize::try_from(target).is_ok_and(|target| target < classes);
+            assert!(
+                target < 0 || is_class,
+                "target {target} of row {row} is not one of {classes} classes"
+            );
+        }
+        Self(targets)
+    }
+
+    /// The class of `row`, unless it is ignored.
+    #[inline(always)]
+    pub(crate) fn target(&self, row: usize) -> Option<usize> {
+        usize::try_from(self.0[row]).ok()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::f32::consts::LN_2;
+
     use molora_testkit::{assert_close, device};
     use proptest::prelude::*;
 
@@ -63,19 +112,72 @@ mod tests {
         softmax_cross_entropy(Tensor::ones([2, 2], &device()), targets);
     }
 
+    #[test]
+    fn an_ignored_row_has_no_loss_and_no_gradient() {
+        let device = device().autodiff();
+        for run in [softmax_cross_entropy, portable] {
+            let logits = Tensor::<2>::from_floats([[1.0, 2.0], [0.0, 0.0]], &device);
+            let logits = logits.require_grad();
+            let targets = Tensor::<1, Int>::from_ints([-100, 1], &device);
+            let loss = run(logits.clone(), targets);
+            assert_close(&loss, [0.0, LN_2], 1e-6, "loss");
+            let grad = logits.grad(&loss.sum().backward()).unwrap();
+            assert_close(grad, [[0.0, 0.0], [0.5, -0.5]], 1e-6, "gradient");
+        }
+    }
+
+    #[test]
+    fn a_row_with_nan_does_not_touch_the_others() {
+        let device = device().autodiff();
+        let logits = Tensor::<2>::from_floats([[1.0, f32::NAN], [0.0, 0.0]], &device);
+        let logits = logits.require_grad();
+        let targets = Tensor::<1, Int>::from_ints([0, 1], &device);
+        let loss = softmax_cross_entropy(logits.clone(), targets);
+        let grad = logits.grad(&loss.clone().sum().backward()).unwrap();
+        let (loss, grad) = (loss.into_data(), grad.into_data());
+        let (loss, grad) = (
+            loss.try_to_vec::<f32>().unwrap(),
+            grad.try_to_vec::<f32>().unwrap(),
+        );
+        assert!(loss[0].is_nan() && grad[0].is_nan() && grad[1].is_nan());
+        assert!((loss[1] - LN_2).abs() < 1e-6);
+        assert_eq!(grad[2..], [0.5, -0.5]);
+    }
+
+    #[test]
+    fn a_class_of_minus_infinity_has_no_probability() {
+        let logits = Tensor::<2>::from_floats([[f32::NEG_INFINITY, 3.0]; 2], &device());
+        let targets = Tensor::<1, Int>::from_ints([1, 0], &device());
+        let loss = softmax_cross_entropy(logits, targets).into_data();
+        assert_eq!(loss.try_to_vec::<f32>().unwrap(), [0.0, f32::INFINITY]);
+    }
+
+    #[test]
+    #[should_panic(expected = "target 2 of row 1 is not one of 2 classes")]
+    fn a_target_that_is_no_class_is_refused() {
+        let targets = Tensor::<1, Int>::from_ints([0, 2], &device());
+        softmax_cross_entropy(Tensor::ones([2, 2], &device()), targets);
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(16))]
+        #![proptest_config(ProptestConfig::with_cases(32))]
 
         #[test]
-        fn equals_its_evaluation_in_f64(rows in 1usize..40, classes in 1usize..60, seed: u64) {
+        fn equals_the_portable_definition(rows in 1usize..70, classes in 1usize..700, seed: u64) {
             let mut oracle = Oracle::new(seed);
             let logits = oracle.tensor([rows, classes], 5.0, true);
-            let targets: Vec<i32> = (0..rows).map(|row| ((row * 7) % classes) as i32).collect();
-            let loss = |t: &[crate::testing::Input]| {
-                let targets = Tensor::<1, Int>::from_ints(&targets[..], &device());
-                softmax_cross_entropy(t[0].matrix(), targets).reshape([rows, 1])
+            // Every seventh row or so is ignored.
+            let target = |row: usize| (row * 7) as i32 % (classes as i32 + 1) - 1;
+            let targets: Vec<i32> = (0..rows).map(target).collect();
+            let loss = |run: fn(Tensor<2>, Tensor<1, Int>) -> Tensor<1>| {
+                let targets = targets.clone();
+                move |t: &[crate::testing::Input]| {
+                    let logits = t[0].matrix();
+                    let targets = Tensor::<1, Int>::from_ints(&targets[..], &logits.device());
+                    run(logits, targets).reshape([rows, 1])
+                }
             };
-            oracle.check(&[logits], loss, loss);
+            oracle.check(&[logits], loss(softmax_cross_entropy), loss(portable));
         }
     }
 }

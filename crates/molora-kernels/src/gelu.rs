@@ -33,6 +33,11 @@ pub fn portable<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// # Source
 /// Hendrycks and Gimpel, Gaussian Error Linear Units, arXiv:1606.08415, section 2.
 pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if crate::flex::takes(&x) {
+        use crate::flex::FastOps;
+        return Tensor::from_dispatch(burn::backend::Dispatch::fast_gelu_tanh(x.into_dispatch()));
+    }
     portable_tanh(x)
 }
 

@@ -10,15 +10,15 @@
 //! | operation | computes | kept for the backward by the fast path |
 //! |---|---|---|
 //! | [`gelu`] | `x * P(X <= x)`, X standard normal | `x` |
-//! | [`gelu_tanh`] | its tanh approximation | (portable only) |
-//! | [`silu_gate`] | `gate / (1 + exp(-gate)) * up` | (portable only) |
+//! | [`gelu_tanh`] | its tanh approximation | `x` |
+//! | [`silu_gate`] | `gate / (1 + exp(-gate)) * up` | `gate`, `up` |
 //! | [`layer_norm`] | `(x - mean) / sqrt(var + eps) * gamma + beta` | `x` |
-//! | [`rms_norm`] | `x / sqrt(mean(x^2) + eps) * weight` | (portable only) |
+//! | [`rms_norm`] | `x / sqrt(mean(x^2) + eps) * weight` | `x` |
 //! | [`attention`] | `softmax(q * k^T / sqrt(width)) * v` per head | `q`, `k`, `v` |
-//! | [`attention_with`] | the same, causal, grouped, packed, with a bias | (portable only) |
+//! | [`attention_with`] | the same, causal, grouped, packed, with a bias | `q`, `k`, `v`, the bias |
 //! | [`linear`] | `x * W + b` | nothing but `W` if it is frozen, else `x` |
 //! | [`dropout`] | `x * mask / (1 - p)`, the mask from a seed | nothing |
-//! | [`softmax_cross_entropy`] | `-log softmax(logits)[target]` | (portable only) |
+//! | [`softmax_cross_entropy`] | `-log softmax(logits)[target]` | `logits`, replaced by their gradient |
 //!
 //! Values are the same bits for any number of threads. Against an f64 evaluation the forward is
 //! within 2e-6 and the backward within 1e-5 of the largest value. NaN goes through.
@@ -66,6 +66,7 @@ pub use silu_gate::silu_gate;
 #[doc(hidden)]
 pub mod portable {
     pub use crate::attention::portable::{attention, attention_with};
+    pub use crate::cross_entropy::portable as softmax_cross_entropy;
     pub use crate::gelu::portable as gelu;
     pub use crate::gelu::portable_tanh as gelu_tanh;
     pub use crate::layer_norm::portable as layer_norm;

@@ -18,6 +18,15 @@ use burn::tensor::Tensor;
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
     let width = x.dims()[D - 1];
     assert_eq!(weight.dims(), [width], "width of the weight");
+    #[cfg(feature = "flex")]
+    if crate::flex::takes(&x) && crate::flex::takes(&weight) {
+        use crate::flex::FastOps;
+        return Tensor::from_dispatch(burn::backend::Dispatch::fast_rms_norm(
+            x.into_dispatch(),
+            weight.into_dispatch(),
+            epsilon as f32,
+        ));
+    }
     portable(x, weight, epsilon)
 }
 

@@ -16,6 +16,14 @@ use burn::tensor::activation::sigmoid;
 /// its matrix products).
 pub fn silu_gate<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     assert_eq!(gate.dims(), up.dims(), "shapes of gate and up");
+    #[cfg(feature = "flex")]
+    if crate::flex::takes(&gate) && crate::flex::takes(&up) {
+        use crate::flex::FastOps;
+        return Tensor::from_dispatch(burn::backend::Dispatch::fast_silu_gate(
+            gate.into_dispatch(),
+            up.into_dispatch(),
+        ));
+    }
     portable(gate, up)
 }
 

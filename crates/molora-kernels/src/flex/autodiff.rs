@@ -16,6 +16,7 @@ use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::FloatTensor;
 
 use super::{BackwardKernels, FastOps, Rules};
+use crate::cross_entropy::Labels;
 use crate::dropout::DropMask;
 
 impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
@@ -28,6 +29,72 @@ impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
                 prepared.finish(state, B::fast_gelu(x.into_primitive()))
             }
             OpsKind::UnTracked(prepared) => prepared.finish(B::fast_gelu(x.into_primitive())),
+        }
+    }
+
+    fn fast_gelu_tanh(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let again = GeluTanhAgain::<B>(x.node().id(), PhantomData);
+        let prepared = GeluTanh.prepare::<C>([x.node()]).memory_bound();
+        match prepared.retro_forward(again).parents([&x]).stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let state = prepared.checkpoint(&x);
+                prepared.finish(state, B::fast_gelu_tanh(x.into_primitive()))
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_gelu_tanh(x.into_primitive())),
+        }
+    }
+
+    fn fast_silu_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let again = SiluGateAgain::<B>([gate.node().id(), up.node().id()], PhantomData);
+        let prepared = SiluGate
+            .prepare::<C>([gate.node(), up.node()])
+            .memory_bound();
+        let run = |gate: FloatTensor<Self>, up: FloatTensor<Self>| {
+            B::fast_silu_gate(gate.into_primitive(), up.into_primitive())
+        };
+        match prepared
+            .retro_forward(again)
+            .parents([&gate, &up])
+            .stateful()
+        {
+            OpsKind::Tracked(mut prepared) => {
+                let state = [prepared.checkpoint(&gate), prepared.checkpoint(&up)];
+                prepared.finish(state, run(gate, up))
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(run(gate, up)),
+        }
+    }
+
+    fn fast_cross_entropy(logits: FloatTensor<Self>, labels: Labels) -> FloatTensor<Self> {
+        let prepared = CrossEntropy.prepare::<C>([logits.node()]).compute_bound();
+        match prepared.stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let state = (prepared.checkpoint(&logits), labels.clone());
+                let out = B::fast_cross_entropy(logits.into_primitive(), labels);
+                prepared.finish(state, out)
+            }
+            OpsKind::UnTracked(prepared) => {
+                prepared.finish(B::fast_cross_entropy(logits.into_primitive(), labels))
+            }
+        }
+    }
+
+    fn fast_rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node(), weight.node()];
+        let run =
+            |x: FloatTensor<Self>, weight| B::fast_rms_norm(x.into_primitive(), weight, epsilon);
+        match RmsNorm.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let x_id = prepared.checkpoint(&x);
+                let weight = weight.into_primitive();
+                let out = run(x, weight.clone());
+                prepared.finish((x_id, weight, epsilon), out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(run(x, weight.into_primitive())),
         }
     }
 
@@ -140,6 +207,104 @@ impl<B: BackwardKernels> RetroForward for GeluAgain<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
         let x = states.get_state::<FloatTensor<B>>(&self.0);
         states.save(out_node, B::fast_gelu(x));
+    }
+}
+
+#[derive(Debug)]
+struct GeluTanh;
+
+impl<B: BackwardKernels> Backward<B, 1> for GeluTanh {
+    type State = NodeId;
+
+    fn backward(self, ops: Ops<NodeId, 1>, grads: &mut Gradients, saved: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let x: FloatTensor<B> = saved.retrieve_node_output(ops.state);
+        if let [Some(node)] = ops.parents {
+            grads.register::<B>(node.id, B::fast_gelu_tanh_backward(x, grad));
+        }
+    }
+}
+
+/// Computes the output again, which is cheaper than keeping it.
+#[derive(Debug)]
+struct GeluTanhAgain<B>(NodeId, PhantomData<B>);
+
+impl<B: BackwardKernels> RetroForward for GeluTanhAgain<B> {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let x = states.get_state::<FloatTensor<B>>(&self.0);
+        states.save(out_node, B::fast_gelu_tanh(x));
+    }
+}
+
+#[derive(Debug)]
+struct SiluGate;
+
+impl<B: BackwardKernels> Backward<B, 2> for SiluGate {
+    /// Gate and up.
+    type State = [NodeId; 2];
+
+    fn backward(self, ops: Ops<[NodeId; 2], 2>, grads: &mut Gradients, saved: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [gate, up] = ops
+            .state
+            .map(|id| saved.retrieve_node_output::<FloatTensor<B>>(id));
+        let (to_gate, to_up) = B::fast_silu_gate_backward(gate, up, grad);
+        for (node, gradient) in ops.parents.into_iter().zip([to_gate, to_up]) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
+
+/// Computes the output again, which is cheaper than keeping it.
+#[derive(Debug)]
+struct SiluGateAgain<B>([NodeId; 2], PhantomData<B>);
+
+impl<B: BackwardKernels> RetroForward for SiluGateAgain<B> {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let [gate, up] = self.0.map(|id| states.get_state::<FloatTensor<B>>(&id));
+        states.save(out_node, B::fast_silu_gate(gate, up));
+    }
+}
+
+#[derive(Debug)]
+struct CrossEntropy;
+
+impl<B: BackwardKernels> Backward<B, 1> for CrossEntropy {
+    type State = (NodeId, Labels);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, saved: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (logits, labels) = ops.state;
+        let logits: FloatTensor<B> = saved.retrieve_node_output(logits);
+        if let [Some(node)] = ops.parents {
+            let gradient = B::fast_cross_entropy_backward(logits, &labels, grad);
+            grads.register::<B>(node.id, gradient);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct RmsNorm;
+
+impl<B: BackwardKernels> Backward<B, 2> for RmsNorm {
+    /// `x`, the weight and epsilon.
+    type State = (NodeId, FloatTensor<B>, f32);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, saved: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (x, weight, epsilon) = ops.state;
+        let x: FloatTensor<B> = saved.retrieve_node_output(x);
+        let [x_node, weight_node] = ops.parents;
+        if let Some(node) = weight_node {
+            let to_weight = B::fast_rms_norm_backward_weight(x.clone(), grad.clone(), epsilon);
+            grads.register::<B>(node.id, to_weight);
+        }
+        if let Some(node) = x_node {
+            let to_x = B::fast_rms_norm_backward_x(x, weight, grad, epsilon);
+            grads.register::<B>(node.id, to_x);
+        }
     }
 }
 

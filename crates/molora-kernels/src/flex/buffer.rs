@@ -6,6 +6,8 @@ use burn::backend::{Flex, tensor::FloatTensor};
 use burn::tensor::{Shape, TensorData};
 use rayon::prelude::*;
 
+use super::simd::vectorised;
+
 /// The primitive tensor of the backend.
 pub(crate) type FlexTensor = FloatTensor<Flex>;
 
@@ -68,6 +70,42 @@ pub(crate) fn map_rows(
         rows
     });
     from_values(values, tensor.layout().shape().clone())
+}
+
+/// Sums of `len` numbers over the rows of two slices of `width` columns: `add` adds what one row of
+/// each contributes. The order of the sums depends on the shape alone.
+///
+/// `add` must be inlined, see [`vectorised`].
+pub(crate) fn sum_over_rows(
+    [left, right]: [&[f32]; 2],
+    width: usize,
+    len: usize,
+    add: impl Fn(&mut [f32], &[f32], &[f32]) + Sync,
+) -> Vec<f32> {
+    let partial = |(left, right): (&[f32], &[f32])| {
+        let mut sums = vec![0.0; len];
+        vectorised(
+            #[inline(always)]
+            || {
+                for (left, right) in left.chunks_exact(width).zip(right.chunks_exact(width)) {
+                    add(&mut sums, left, right);
+                }
+            },
+        );
+        sums
+    };
+    let chunk = task_elements(width);
+    let parts = left.par_chunks(chunk).zip(right.par_chunks(chunk));
+    let partials: Vec<_> = parts.map(partial).collect();
+    // In the order of the rows, so that the number of threads does not show.
+    let mut total = vec![0.0; len];
+    for part in partials {
+        total
+            .iter_mut()
+            .zip(part)
+            .for_each(|(total, part)| *total += part);
+    }
+    total
 }
 
 /// A vector of `len` elements whose chunks are made by `init` in parallel.

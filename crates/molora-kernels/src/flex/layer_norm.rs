@@ -1,9 +1,8 @@
 //! Layer norm over the last axis: each row is read while it is in the first-level cache.
 
 use burn::tensor::Shape;
-use rayon::prelude::*;
 
-use super::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, task_elements};
+use super::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, sum_over_rows};
 use super::math::sum;
 use super::simd::vectorised;
 
@@ -78,52 +77,24 @@ pub(crate) fn backward_affine(
 ) -> (FlexTensor, FlexTensor) {
     let (x, grad) = (contiguous(x), contiguous(grad));
     let width = x.layout().shape().as_slice().last().copied().unwrap_or(1);
-    let (x, grad) = (elements(&x), elements(&grad));
-    let chunk = task_elements(width);
-
-    let partial = |(x, grad): (&[f32], &[f32])| {
-        let mut sums = (vec![0.0; width], vec![0.0; width]);
-        vectorised(
-            #[inline(always)]
-            || {
-                for (x, grad) in x.chunks_exact(width).zip(grad.chunks_exact(width)) {
-                    affine_row(&mut sums, x, grad, epsilon);
-                }
-            },
-        );
-        sums
-    };
-    let partials: Vec<_> = x
-        .par_chunks(chunk)
-        .zip(grad.par_chunks(chunk))
-        .map(partial)
-        .collect();
-
-    // In the order of the rows, so that the number of threads does not show.
-    let mut total = (vec![0.0; width], vec![0.0; width]);
-    for (gamma, beta) in partials {
-        total
-            .0
-            .iter_mut()
-            .zip(gamma)
-            .for_each(|(total, part)| *total += part);
-        total
-            .1
-            .iter_mut()
-            .zip(beta)
-            .for_each(|(total, part)| *total += part);
-    }
-    let shape = Shape::from([width]);
-    (
-        from_values(total.0, shape.clone()),
-        from_values(total.1, shape),
-    )
+    let sums = sum_over_rows(
+        [elements(&x), elements(&grad)],
+        width,
+        2 * width,
+        #[inline(always)]
+        |sums, x, grad| affine_row(sums, x, grad, epsilon),
+    );
+    let (gamma, beta) = sums.split_at(width);
+    let tensor = |sums: &[f32]| from_values(sums.to_vec(), Shape::from([width]));
+    (tensor(gamma), tensor(beta))
 }
 
+/// Adds `grad * n` to the first half of `sums` and `grad` to the second.
 #[inline(always)]
-fn affine_row(sums: &mut (Vec<f32>, Vec<f32>), x: &[f32], grad: &[f32], epsilon: f32) {
+fn affine_row(sums: &mut [f32], x: &[f32], grad: &[f32], epsilon: f32) {
     let statistics = Statistics::of(x, epsilon);
-    for (((gamma, beta), &x), &grad) in sums.0.iter_mut().zip(&mut sums.1).zip(x).zip(grad) {
+    let (gamma, beta) = sums.split_at_mut(x.len());
+    for (((gamma, beta), &x), &grad) in gamma.iter_mut().zip(beta).zip(x).zip(grad) {
         *gamma = statistics.normalise(x).mul_add(grad, *gamma);
         *beta += grad;
     }

@@ -83,6 +83,17 @@ pub(crate) fn normal(x: f32) -> (f32, f32) {
     (below, gauss * HALF_SQRT_2_OVER_PI)
 }
 
+/// The logistic function `P = 1 / (1 + exp(-x))` and its slope `P * (1 - P)`.
+///
+/// Both keep a small *relative* error in the tails.
+#[inline(always)]
+pub(crate) fn logistic(x: f32) -> (f32, f32) {
+    let t = exp(-x.abs());
+    let larger = 1.0 / (1.0 + t);
+    let smaller = t * larger;
+    (if x > 0.0 { larger } else { smaller }, smaller * larger)
+}
+
 /// Sum of `map(left[i], right[i])` by [`LANES`] partial sums, in an order that depends on the
 /// length only.
 #[inline(always)]
@@ -189,6 +200,25 @@ mod tests {
         assert_eq!(normal(f32::INFINITY), (1.0, 0.0));
         assert_eq!(normal(f32::NEG_INFINITY), (0.0, 0.0));
         assert!(normal(f32::NAN).0.is_nan() && normal(f32::NAN).1.is_nan());
+    }
+
+    #[test]
+    fn logistic_has_a_small_relative_error_into_the_far_tail() {
+        for i in 0..200_000 {
+            let x = -80.0 + 160.0 * i as f32 / 2e5;
+            let wide = (
+                1.0 / (1.0 + (-f64::from(x)).exp()),
+                1.0 / (1.0 + f64::from(x).exp()),
+            );
+            let (p, slope) = logistic(x);
+            for (actual, expected) in [(p, wide.0), (slope, wide.0 * wide.1)] {
+                let error = (f64::from(actual) / expected - 1.0).abs();
+                assert!(error < 1e-6, "{actual:e} at {x}, expected {expected:e}");
+            }
+        }
+        assert_eq!(logistic(f32::INFINITY), (1.0, 0.0));
+        assert_eq!(logistic(f32::NEG_INFINITY), (0.0, 0.0));
+        assert!(logistic(f32::NAN).0.is_nan() && logistic(f32::NAN).1.is_nan());
     }
 
     #[test]

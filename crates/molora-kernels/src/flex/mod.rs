@@ -8,12 +8,15 @@
 mod attention;
 mod autodiff;
 mod buffer;
+mod cross_entropy;
 mod dropout;
 mod gelu;
 mod layer_norm;
 mod linear;
 mod math;
 mod matrix;
+mod rms_norm;
+mod silu_gate;
 mod simd;
 
 use burn::backend::tensor::FloatTensor;
@@ -21,6 +24,7 @@ use burn::backend::{Backend, Flex, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 
 pub(crate) use self::attention::Rules;
+use crate::cross_entropy::Labels;
 use crate::dropout::DropMask;
 
 /// Whether the fast path takes `tensor`: f32 on `flex`, and not empty. Must hold for every float
@@ -37,6 +41,22 @@ pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
 pub(crate) trait FastOps: Backend {
     /// As [`crate::gelu`].
     fn fast_gelu(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// As [`crate::gelu_tanh`].
+    fn fast_gelu_tanh(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// As [`crate::silu_gate`].
+    fn fast_silu_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// As [`crate::softmax_cross_entropy`].
+    fn fast_cross_entropy(logits: FloatTensor<Self>, labels: Labels) -> FloatTensor<Self>;
+
+    /// As [`crate::rms_norm`].
+    fn fast_rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self>;
 
     /// As [`crate::dropout`]; it is its own backward, applied to the gradient.
     fn fast_dropout(x: FloatTensor<Self>, mask: DropMask) -> FloatTensor<Self>;
@@ -70,6 +90,38 @@ pub(crate) trait FastOps: Backend {
 pub(crate) trait BackwardKernels: FastOps {
     /// See [`gelu::backward`].
     fn fast_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`gelu::backward_tanh`].
+    fn fast_gelu_tanh_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`silu_gate::backward`].
+    fn fast_silu_gate_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`cross_entropy::backward`].
+    fn fast_cross_entropy_backward(
+        logits: FloatTensor<Self>,
+        labels: &Labels,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// See [`rms_norm::backward_x`].
+    fn fast_rms_norm_backward_x(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self>;
+
+    /// See [`rms_norm::backward_weight`].
+    fn fast_rms_norm_backward_weight(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self>;
 
     /// See [`layer_norm::backward_x`].
     fn fast_layer_norm_backward_x(
@@ -118,6 +170,26 @@ impl FastOps for Flex {
         gelu::forward(x)
     }
 
+    fn fast_gelu_tanh(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        gelu::forward_tanh(x)
+    }
+
+    fn fast_silu_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        silu_gate::forward(gate, up)
+    }
+
+    fn fast_cross_entropy(logits: FloatTensor<Self>, labels: Labels) -> FloatTensor<Self> {
+        cross_entropy::forward(logits, &labels)
+    }
+
+    fn fast_rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        rms_norm::forward(x, weight, epsilon)
+    }
+
     fn fast_dropout(x: FloatTensor<Self>, mask: DropMask) -> FloatTensor<Self> {
         dropout::apply(x, mask)
     }
@@ -153,6 +225,43 @@ impl FastOps for Flex {
 impl BackwardKernels for Flex {
     fn fast_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         gelu::backward(x, grad)
+    }
+
+    fn fast_gelu_tanh_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        gelu::backward_tanh(x, grad)
+    }
+
+    fn fast_silu_gate_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        silu_gate::backward(gate, up, grad)
+    }
+
+    fn fast_cross_entropy_backward(
+        logits: FloatTensor<Self>,
+        labels: &Labels,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        cross_entropy::backward(logits, labels, grad)
+    }
+
+    fn fast_rms_norm_backward_x(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        rms_norm::backward_x(x, weight, grad, epsilon)
+    }
+
+    fn fast_rms_norm_backward_weight(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        rms_norm::backward_weight(x, grad, epsilon)
     }
 
     fn fast_layer_norm_backward_x(
@@ -236,10 +345,59 @@ mod tests {
         let hidden = crate::gelu(crate::layer_norm(hidden, scale, shift, 1e-5));
         let hidden = hidden.reshape([2, 300, 192]);
         let out = crate::attention(hidden.clone(), hidden.clone(), hidden, None, 3);
-        let grads = out.square().sum().backward();
+        let bias = x.clone().reshape([1, 1, 600, 192]).narrow(2, 0, 300);
+        let bias = bias
+            .repeat_dim(3, 2)
+            .narrow(3, 0, 300)
+            .expand([1, 3, 300, 300]);
+        let options = crate::AttentionOptions::new(3)
+            .with_num_kv_heads(1)
+            .with_causal(0)
+            .with_bias(Some(bias));
+        let narrow = out.clone().narrow(2, 0, 64);
+        let out = crate::attention_with(out, narrow.clone(), narrow, &options);
+        let out = crate::rms_norm(out, gamma.clone().reshape([192]), 1e-5);
+        let out = crate::silu_gate(out.clone(), crate::gelu_tanh(out)).reshape([600, 192]);
+        let targets = Tensor::arange(0..600, &device).remainder_scalar(192);
+        let grads = crate::softmax_cross_entropy(out, targets).sum().backward();
         [x, weight, gamma, beta]
             .map(|leaf| leaf.grad(&grads).expect("every leaf is used").into_data())
             .into()
+    }
+
+    /// Outputs and gradients of the operations without a matrix product, odd lengths on purpose.
+    fn row_wise() -> Vec<TensorData> {
+        let device = Device::flex().autodiff();
+        let leaf = |shape: [usize; 2], seed| {
+            let data = TensorData::new(values(shape[0] * shape[1], seed), shape);
+            Tensor::<2>::from_data(data, &device).require_grad()
+        };
+        let (x, gamma) = (leaf([37, 301], 1), leaf([1, 301], 2));
+        let row = gamma.clone().reshape([301]);
+        let targets = Tensor::arange(0..37, &device);
+        let outputs = [
+            crate::gelu(x.clone()).sum_dim(1),
+            crate::gelu_tanh(x.clone()).sum_dim(1),
+            crate::silu_gate(x.clone(), x.clone() * 2.0).sum_dim(1),
+            crate::layer_norm(x.clone(), row.clone(), row.clone(), 1e-5).sum_dim(1),
+            crate::rms_norm(x.clone(), row, 1e-5).sum_dim(1),
+            crate::softmax_cross_entropy(x.clone() * 9.0, targets).reshape([37, 1]),
+        ];
+        let mut data: Vec<_> = outputs.iter().map(Tensor::to_data).collect();
+        let grads = Tensor::cat(outputs.to_vec(), 1).square().sum().backward();
+        let grads = [x, gamma].map(|leaf| leaf.grad(&grads).expect("it is used").into_data());
+        data.extend(grads);
+        data
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let [expected, others @ ..] = simd::tests::on_every_instruction_set(row_wise);
+        for other in others {
+            for (actual, expected) in other.iter().zip(&expected) {
+                actual.assert_eq(expected, true);
+            }
+        }
     }
 
     #[test]
