@@ -5,7 +5,7 @@
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use divan::Bencher;
 use molora_kernels as fast;
-use molora_kernels::{AttentionOptions, portable};
+use molora_kernels::{AttentionOptions, LowRankMix, portable};
 
 const BATCH: usize = 16;
 const TOKENS: usize = 64;
@@ -76,6 +76,21 @@ macro_rules! compare {
             }
         }
     };
+}
+
+/// `$op` of the code `$x` of rank 8 with the rest from [`mix`].
+macro_rules! mixed {
+    ($op:ident, $held:ident, $x:ident) => {{
+        let (weights, rank_scale, b, base) = &$held;
+        let mix = LowRankMix {
+            low: $x,
+            weights: Some(weights.clone()),
+            rank_scale: Some(rank_scale.clone()),
+            factor: 2.0,
+            b: b.clone(),
+        };
+        $op::low_rank_mix(Some(base.clone() * 1.0), mix)
+    }};
 }
 
 compare!(gelu, HIDDEN, (), |op, _held, x| op::gelu(x));
@@ -175,6 +190,18 @@ fn segments() -> Tensor<2, Int> {
 
 fn targets() -> Tensor<1, Int> {
     Tensor::<1, Int>::arange(0..256, &Device::flex()).mul_scalar(40)
+}
+
+compare!(low_rank_mix_3, 8, mix(3), |op, held, x| mixed!(op, held, x));
+compare!(low_rank_mix_64, 8, mix(64), |op, held, x| mixed!(
+    op, held, x
+));
+
+/// A tracked weight of each of `experts` experts, their rank scale and up-projections, and a base.
+fn mix(experts: usize) -> (Tensor<3>, Tensor<1>, Tensor<2>, Tensor<3>) {
+    let weights = random([BATCH, TOKENS, experts]).autodiff().require_grad();
+    let b = random([experts * 8, WIDTH]).autodiff().require_grad();
+    (weights, random([8]), b, random([BATCH, TOKENS, WIDTH]))
 }
 
 /// Dropout at the width of an adapter's input.

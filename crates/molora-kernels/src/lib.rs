@@ -17,6 +17,7 @@
 //! | [`attention`] | `softmax(q * k^T / sqrt(width)) * v` per head | `q`, `k`, `v` |
 //! | [`attention_with`] | the same, causal, grouped, packed, with a bias | `q`, `k`, `v`, the bias |
 //! | [`linear`] | `x * W + b` | nothing but `W` if it is frozen, else `x` |
+//! | [`low_rank_mix`] | `y + sum_e w_e * (sigma o low_e) * B_e` | `low`, `w`, `B` |
 //! | [`dropout`] | `x * mask / (1 - p)`, the mask from a seed | nothing |
 //! | [`softmax_cross_entropy`] | `-log softmax(logits)[target]` | `logits`, replaced by their gradient |
 //!
@@ -47,6 +48,7 @@ mod flex;
 mod gelu;
 mod layer_norm;
 mod linear;
+mod low_rank_mix;
 pub mod random;
 mod rms_norm;
 mod silu_gate;
@@ -59,6 +61,7 @@ pub use dropout::dropout;
 pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;
 pub use linear::linear;
+pub use low_rank_mix::{LowRankMix, low_rank_mix};
 pub use rms_norm::rms_norm;
 pub use silu_gate::silu_gate;
 
@@ -71,6 +74,7 @@ pub mod portable {
     pub use crate::gelu::portable_tanh as gelu_tanh;
     pub use crate::layer_norm::portable as layer_norm;
     pub use crate::linear::portable as linear;
+    pub use crate::low_rank_mix::portable as low_rank_mix;
     pub use crate::rms_norm::portable as rms_norm;
     pub use crate::silu_gate::portable as silu_gate;
 }

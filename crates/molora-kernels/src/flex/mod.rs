@@ -13,6 +13,7 @@ mod dropout;
 mod gelu;
 mod layer_norm;
 mod linear;
+mod low_rank_mix;
 mod math;
 mod matrix;
 mod rms_norm;
@@ -24,6 +25,7 @@ use burn::backend::{Backend, Flex, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 
 pub(crate) use self::attention::Rules;
+pub(crate) use self::low_rank_mix::MixShape;
 use crate::cross_entropy::Labels;
 use crate::dropout::DropMask;
 
@@ -76,6 +78,16 @@ pub(crate) trait FastOps: Backend {
         value: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         rules: Rules,
+    ) -> FloatTensor<Self>;
+
+    /// As [`crate::low_rank_mix`]; without a base any tensor stands in for it.
+    fn fast_low_rank_mix(
+        base: FloatTensor<Self>,
+        low: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        rank_scale: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        shape: MixShape,
     ) -> FloatTensor<Self>;
 
     /// As [`crate::linear`], on `[rows, in]`.
@@ -152,6 +164,14 @@ pub(crate) trait BackwardKernels: FastOps {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
+    /// Gradients of code, weights, rank scale and, if wanted, `b`; see [`low_rank_mix::backward`].
+    fn fast_low_rank_mix_backward(
+        operands: [FloatTensor<Self>; 4],
+        shape: MixShape,
+        grad: FloatTensor<Self>,
+        wants_b: bool,
+    ) -> [Option<FloatTensor<Self>>; 4];
+
     /// See [`linear::backward_x`].
     fn fast_linear_backward_x(
         weight: FloatTensor<Self>,
@@ -211,6 +231,17 @@ impl FastOps for Flex {
         rules: Rules,
     ) -> FloatTensor<Self> {
         attention::forward([query, key, value, bias], &rules)
+    }
+
+    fn fast_low_rank_mix(
+        base: FloatTensor<Self>,
+        low: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        rank_scale: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        shape: MixShape,
+    ) -> FloatTensor<Self> {
+        low_rank_mix::forward(base, [low, weights, rank_scale, b], shape)
     }
 
     fn fast_linear(
@@ -295,6 +326,15 @@ impl BackwardKernels for Flex {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         attention::backward_bias(inputs, rules, grad)
+    }
+
+    fn fast_low_rank_mix_backward(
+        operands: [FloatTensor<Self>; 4],
+        shape: MixShape,
+        grad: FloatTensor<Self>,
+        wants_b: bool,
+    ) -> [Option<FloatTensor<Self>>; 4] {
+        low_rank_mix::backward(operands, shape, grad, wants_b)
     }
 
     fn fast_linear_backward_x(

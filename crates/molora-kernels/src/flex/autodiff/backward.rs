@@ -1,191 +1,22 @@
-//! Records the hand-written backward of each operation.
-//!
-//! What a backward needs is kept in one of two ways: an input through a checkpoint, so that under
-//! gradient checkpointing it may be computed again, and a small or frozen tensor as it is.
+//! The backward of each operation: which inputs it reads again, and whose gradients it registers.
 
 use std::marker::PhantomData;
 
 use burn::backend::TensorMetadata;
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
 use burn::backend::autodiff::checkpoint::state::BackwardStates;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::autodiff::{Autodiff, NodeId};
+use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::tensor::FloatTensor;
 
-use super::{BackwardKernels, FastOps, Rules};
 use crate::cross_entropy::Labels;
 use crate::dropout::DropMask;
-
-impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
-    fn fast_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let again = GeluAgain::<B>(x.node().id(), PhantomData);
-        let prepared = Gelu.prepare::<C>([x.node()]).memory_bound();
-        match prepared.retro_forward(again).parents([&x]).stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let state = prepared.checkpoint(&x);
-                prepared.finish(state, B::fast_gelu(x.into_primitive()))
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_gelu(x.into_primitive())),
-        }
-    }
-
-    fn fast_gelu_tanh(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let again = GeluTanhAgain::<B>(x.node().id(), PhantomData);
-        let prepared = GeluTanh.prepare::<C>([x.node()]).memory_bound();
-        match prepared.retro_forward(again).parents([&x]).stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let state = prepared.checkpoint(&x);
-                prepared.finish(state, B::fast_gelu_tanh(x.into_primitive()))
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_gelu_tanh(x.into_primitive())),
-        }
-    }
-
-    fn fast_silu_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        let again = SiluGateAgain::<B>([gate.node().id(), up.node().id()], PhantomData);
-        let prepared = SiluGate
-            .prepare::<C>([gate.node(), up.node()])
-            .memory_bound();
-        let run = |gate: FloatTensor<Self>, up: FloatTensor<Self>| {
-            B::fast_silu_gate(gate.into_primitive(), up.into_primitive())
-        };
-        match prepared
-            .retro_forward(again)
-            .parents([&gate, &up])
-            .stateful()
-        {
-            OpsKind::Tracked(mut prepared) => {
-                let state = [prepared.checkpoint(&gate), prepared.checkpoint(&up)];
-                prepared.finish(state, run(gate, up))
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(run(gate, up)),
-        }
-    }
-
-    fn fast_cross_entropy(logits: FloatTensor<Self>, labels: Labels) -> FloatTensor<Self> {
-        let prepared = CrossEntropy.prepare::<C>([logits.node()]).compute_bound();
-        match prepared.stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let state = (prepared.checkpoint(&logits), labels.clone());
-                let out = B::fast_cross_entropy(logits.into_primitive(), labels);
-                prepared.finish(state, out)
-            }
-            OpsKind::UnTracked(prepared) => {
-                prepared.finish(B::fast_cross_entropy(logits.into_primitive(), labels))
-            }
-        }
-    }
-
-    fn fast_rms_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self> {
-        let nodes = [x.node(), weight.node()];
-        let run =
-            |x: FloatTensor<Self>, weight| B::fast_rms_norm(x.into_primitive(), weight, epsilon);
-        match RmsNorm.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let x_id = prepared.checkpoint(&x);
-                let weight = weight.into_primitive();
-                let out = run(x, weight.clone());
-                prepared.finish((x_id, weight, epsilon), out)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(run(x, weight.into_primitive())),
-        }
-    }
-
-    fn fast_dropout(x: FloatTensor<Self>, mask: DropMask) -> FloatTensor<Self> {
-        let again = DropoutAgain::<B>(x.node().id(), mask, PhantomData);
-        let prepared = Dropout.prepare::<C>([x.node()]).memory_bound();
-        match prepared.retro_forward(again).parents([&x]).stateful() {
-            OpsKind::Tracked(prepared) => {
-                prepared.finish(mask, B::fast_dropout(x.into_primitive(), mask))
-            }
-            OpsKind::UnTracked(prepared) => {
-                prepared.finish(B::fast_dropout(x.into_primitive(), mask))
-            }
-        }
-    }
-
-    fn fast_layer_norm(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self> {
-        let nodes = [x.node(), gamma.node(), beta.node()];
-        match LayerNorm.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let x_id = prepared.checkpoint(&x);
-                let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
-                let out = B::fast_layer_norm(x.into_primitive(), gamma.clone(), beta, epsilon);
-                prepared.finish((x_id, gamma, epsilon), out)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_layer_norm(
-                x.into_primitive(),
-                gamma.into_primitive(),
-                beta.into_primitive(),
-                epsilon,
-            )),
-        }
-    }
-
-    fn fast_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        rules: Rules,
-    ) -> FloatTensor<Self> {
-        let inputs = [query, key, value, bias];
-        let nodes = inputs.each_ref().map(|input| input.node());
-        let run = |inputs: [FloatTensor<Self>; 4], rules: Rules| {
-            let [query, key, value, bias] = inputs.map(|input| input.into_primitive());
-            B::fast_attention(query, key, value, bias, rules)
-        };
-        match Attention.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let ids = inputs.each_ref().map(|input| prepared.checkpoint(input));
-                let out = run(inputs, rules.clone());
-                prepared.finish((ids, rules), out)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(run(inputs, rules)),
-        }
-    }
-
-    fn fast_linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        let nodes = [x.node(), weight.node(), bias.node()];
-        match Linear.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                // A frozen weight needs no `x`, and a constant `x` no weight.
-                let x_id = weight.is_tracked().then(|| prepared.checkpoint(&x));
-                let weight_kept = x.is_tracked().then(|| weight.primitive().clone());
-                let out = B::fast_linear(
-                    x.into_primitive(),
-                    weight.into_primitive(),
-                    bias.into_primitive(),
-                );
-                prepared.finish((x_id, weight_kept), out)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_linear(
-                x.into_primitive(),
-                weight.into_primitive(),
-                bias.into_primitive(),
-            )),
-        }
-    }
-}
+use crate::flex::{BackwardKernels, MixShape, Rules};
 
 #[derive(Debug)]
-struct Gelu;
+pub(super) struct Gelu;
 
 impl<B: BackwardKernels> Backward<B, 1> for Gelu {
     type State = NodeId;
@@ -201,7 +32,7 @@ impl<B: BackwardKernels> Backward<B, 1> for Gelu {
 
 /// Computes the output again, which is cheaper than keeping it.
 #[derive(Debug)]
-struct GeluAgain<B>(NodeId, PhantomData<B>);
+pub(super) struct GeluAgain<B>(pub(super) NodeId, pub(super) PhantomData<B>);
 
 impl<B: BackwardKernels> RetroForward for GeluAgain<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
@@ -211,7 +42,7 @@ impl<B: BackwardKernels> RetroForward for GeluAgain<B> {
 }
 
 #[derive(Debug)]
-struct GeluTanh;
+pub(super) struct GeluTanh;
 
 impl<B: BackwardKernels> Backward<B, 1> for GeluTanh {
     type State = NodeId;
@@ -227,7 +58,7 @@ impl<B: BackwardKernels> Backward<B, 1> for GeluTanh {
 
 /// Computes the output again, which is cheaper than keeping it.
 #[derive(Debug)]
-struct GeluTanhAgain<B>(NodeId, PhantomData<B>);
+pub(super) struct GeluTanhAgain<B>(pub(super) NodeId, pub(super) PhantomData<B>);
 
 impl<B: BackwardKernels> RetroForward for GeluTanhAgain<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
@@ -237,7 +68,7 @@ impl<B: BackwardKernels> RetroForward for GeluTanhAgain<B> {
 }
 
 #[derive(Debug)]
-struct SiluGate;
+pub(super) struct SiluGate;
 
 impl<B: BackwardKernels> Backward<B, 2> for SiluGate {
     /// Gate and up.
@@ -259,7 +90,7 @@ impl<B: BackwardKernels> Backward<B, 2> for SiluGate {
 
 /// Computes the output again, which is cheaper than keeping it.
 #[derive(Debug)]
-struct SiluGateAgain<B>([NodeId; 2], PhantomData<B>);
+pub(super) struct SiluGateAgain<B>(pub(super) [NodeId; 2], pub(super) PhantomData<B>);
 
 impl<B: BackwardKernels> RetroForward for SiluGateAgain<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
@@ -269,7 +100,7 @@ impl<B: BackwardKernels> RetroForward for SiluGateAgain<B> {
 }
 
 #[derive(Debug)]
-struct CrossEntropy;
+pub(super) struct CrossEntropy;
 
 impl<B: BackwardKernels> Backward<B, 1> for CrossEntropy {
     type State = (NodeId, Labels);
@@ -286,7 +117,7 @@ impl<B: BackwardKernels> Backward<B, 1> for CrossEntropy {
 }
 
 #[derive(Debug)]
-struct RmsNorm;
+pub(super) struct RmsNorm;
 
 impl<B: BackwardKernels> Backward<B, 2> for RmsNorm {
     /// `x`, the weight and epsilon.
@@ -309,7 +140,7 @@ impl<B: BackwardKernels> Backward<B, 2> for RmsNorm {
 }
 
 #[derive(Debug)]
-struct Dropout;
+pub(super) struct Dropout;
 
 impl<B: BackwardKernels> Backward<B, 1> for Dropout {
     type State = DropMask;
@@ -324,7 +155,11 @@ impl<B: BackwardKernels> Backward<B, 1> for Dropout {
 
 /// Draws the same mask again.
 #[derive(Debug)]
-struct DropoutAgain<B>(NodeId, DropMask, PhantomData<B>);
+pub(super) struct DropoutAgain<B>(
+    pub(super) NodeId,
+    pub(super) DropMask,
+    pub(super) PhantomData<B>,
+);
 
 impl<B: BackwardKernels> RetroForward for DropoutAgain<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
@@ -334,7 +169,7 @@ impl<B: BackwardKernels> RetroForward for DropoutAgain<B> {
 }
 
 #[derive(Debug)]
-struct LayerNorm;
+pub(super) struct LayerNorm;
 
 impl<B: BackwardKernels> Backward<B, 3> for LayerNorm {
     /// `x`, `gamma` and epsilon.
@@ -365,7 +200,7 @@ impl<B: BackwardKernels> Backward<B, 3> for LayerNorm {
 }
 
 #[derive(Debug)]
-struct Attention;
+pub(super) struct Attention;
 
 impl<B: BackwardKernels> Backward<B, 4> for Attention {
     /// Query, key, value and bias, and what may be attended to.
@@ -394,7 +229,35 @@ impl<B: BackwardKernels> Backward<B, 4> for Attention {
 }
 
 #[derive(Debug)]
-struct Linear;
+pub(super) struct LowRankMix;
+
+impl<B: BackwardKernels> Backward<B, 5> for LowRankMix {
+    /// Code and weights, rank scale and `b`, and the sizes.
+    type State = ([NodeId; 2], [FloatTensor<B>; 2], MixShape);
+
+    fn backward(self, ops: Ops<Self::State, 5>, grads: &mut Gradients, saved: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (ids, [rank_scale, b], shape) = ops.state;
+        let [low, weights] = ids.map(|id| saved.retrieve_node_output::<FloatTensor<B>>(id));
+        let [base_node, nodes @ ..] = ops.parents;
+        if nodes.iter().any(Option::is_some) {
+            let operands = [low, weights, rank_scale, b];
+            let wants_b = nodes[3].is_some();
+            let gradients = B::fast_low_rank_mix_backward(operands, shape, grad.clone(), wants_b);
+            for (node, gradient) in nodes.into_iter().zip(gradients) {
+                if let (Some(node), Some(gradient)) = (node, gradient) {
+                    grads.register::<B>(node.id, gradient);
+                }
+            }
+        }
+        if let Some(node) = base_node {
+            grads.register::<B>(node.id, grad);
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Linear;
 
 impl<B: BackwardKernels> Backward<B, 3> for Linear {
     /// `x` if the weight is tracked, the weight if `x` is.

@@ -1,0 +1,212 @@
+//! Records the hand-written backward of each operation.
+//!
+//! What a backward needs is kept in one of two ways: an input through a checkpoint, so that under
+//! gradient checkpointing it may be computed again, and a small or frozen tensor as it is.
+
+mod backward;
+
+use std::marker::PhantomData;
+
+use burn::backend::autodiff::Autodiff;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::ops::{Backward, OpsKind};
+use burn::backend::tensor::FloatTensor;
+
+use self::backward::{
+    Attention, CrossEntropy, Dropout, DropoutAgain, Gelu, GeluAgain, GeluTanh, GeluTanhAgain,
+    LayerNorm, Linear, LowRankMix, RmsNorm, SiluGate, SiluGateAgain,
+};
+use super::{BackwardKernels, FastOps, MixShape, Rules};
+use crate::cross_entropy::Labels;
+use crate::dropout::DropMask;
+
+impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
+    fn fast_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let again = GeluAgain::<B>(x.node().id(), PhantomData);
+        let prepared = Gelu.prepare::<C>([x.node()]).memory_bound();
+        match prepared.retro_forward(again).parents([&x]).stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let state = prepared.checkpoint(&x);
+                prepared.finish(state, B::fast_gelu(x.into_primitive()))
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_gelu(x.into_primitive())),
+        }
+    }
+
+    fn fast_gelu_tanh(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let again = GeluTanhAgain::<B>(x.node().id(), PhantomData);
+        let prepared = GeluTanh.prepare::<C>([x.node()]).memory_bound();
+        match prepared.retro_forward(again).parents([&x]).stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let state = prepared.checkpoint(&x);
+                prepared.finish(state, B::fast_gelu_tanh(x.into_primitive()))
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_gelu_tanh(x.into_primitive())),
+        }
+    }
+
+    fn fast_silu_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let again = SiluGateAgain::<B>([gate.node().id(), up.node().id()], PhantomData);
+        let prepared = SiluGate
+            .prepare::<C>([gate.node(), up.node()])
+            .memory_bound();
+        let run = |gate: FloatTensor<Self>, up: FloatTensor<Self>| {
+            B::fast_silu_gate(gate.into_primitive(), up.into_primitive())
+        };
+        match prepared
+            .retro_forward(again)
+            .parents([&gate, &up])
+            .stateful()
+        {
+            OpsKind::Tracked(mut prepared) => {
+                let state = [prepared.checkpoint(&gate), prepared.checkpoint(&up)];
+                prepared.finish(state, run(gate, up))
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(run(gate, up)),
+        }
+    }
+
+    fn fast_cross_entropy(logits: FloatTensor<Self>, labels: Labels) -> FloatTensor<Self> {
+        let prepared = CrossEntropy.prepare::<C>([logits.node()]).compute_bound();
+        match prepared.stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let state = (prepared.checkpoint(&logits), labels.clone());
+                let out = B::fast_cross_entropy(logits.into_primitive(), labels);
+                prepared.finish(state, out)
+            }
+            OpsKind::UnTracked(prepared) => {
+                prepared.finish(B::fast_cross_entropy(logits.into_primitive(), labels))
+            }
+        }
+    }
+
+    fn fast_rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node(), weight.node()];
+        let run =
+            |x: FloatTensor<Self>, weight| B::fast_rms_norm(x.into_primitive(), weight, epsilon);
+        match RmsNorm.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let x_id = prepared.checkpoint(&x);
+                let weight = weight.into_primitive();
+                let out = run(x, weight.clone());
+                prepared.finish((x_id, weight, epsilon), out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(run(x, weight.into_primitive())),
+        }
+    }
+
+    fn fast_dropout(x: FloatTensor<Self>, mask: DropMask) -> FloatTensor<Self> {
+        let again = DropoutAgain::<B>(x.node().id(), mask, PhantomData);
+        let prepared = Dropout.prepare::<C>([x.node()]).memory_bound();
+        match prepared.retro_forward(again).parents([&x]).stateful() {
+            OpsKind::Tracked(prepared) => {
+                prepared.finish(mask, B::fast_dropout(x.into_primitive(), mask))
+            }
+            OpsKind::UnTracked(prepared) => {
+                prepared.finish(B::fast_dropout(x.into_primitive(), mask))
+            }
+        }
+    }
+
+    fn fast_layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node(), gamma.node(), beta.node()];
+        match LayerNorm.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let x_id = prepared.checkpoint(&x);
+                let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
+                let out = B::fast_layer_norm(x.into_primitive(), gamma.clone(), beta, epsilon);
+                prepared.finish((x_id, gamma, epsilon), out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_layer_norm(
+                x.into_primitive(),
+                gamma.into_primitive(),
+                beta.into_primitive(),
+                epsilon,
+            )),
+        }
+    }
+
+    fn fast_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        rules: Rules,
+    ) -> FloatTensor<Self> {
+        let inputs = [query, key, value, bias];
+        let nodes = inputs.each_ref().map(|input| input.node());
+        let run = |inputs: [FloatTensor<Self>; 4], rules: Rules| {
+            let [query, key, value, bias] = inputs.map(|input| input.into_primitive());
+            B::fast_attention(query, key, value, bias, rules)
+        };
+        match Attention.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let ids = inputs.each_ref().map(|input| prepared.checkpoint(input));
+                let out = run(inputs, rules.clone());
+                prepared.finish((ids, rules), out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(run(inputs, rules)),
+        }
+    }
+
+    fn fast_low_rank_mix(
+        base: FloatTensor<Self>,
+        low: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        rank_scale: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        shape: MixShape,
+    ) -> FloatTensor<Self> {
+        let inputs = [base, low, weights, rank_scale, b];
+        let nodes = inputs.each_ref().map(|input| input.node());
+        let run = |inputs: [FloatTensor<Self>; 5]| {
+            let [base, low, weights, rank_scale, b] = inputs.map(|input| input.into_primitive());
+            B::fast_low_rank_mix(base, low, weights, rank_scale, b, shape)
+        };
+        match LowRankMix.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let [_, low, weights, rank_scale, b] = &inputs;
+                let ids = [low, weights].map(|input| prepared.checkpoint(input));
+                let small = [rank_scale, b].map(|input| input.primitive().clone());
+                let out = run(inputs);
+                prepared.finish((ids, small, shape), out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(run(inputs)),
+        }
+    }
+
+    fn fast_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node(), weight.node(), bias.node()];
+        match Linear.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                // A frozen weight needs no `x`, and a constant `x` no weight.
+                let x_id = weight.is_tracked().then(|| prepared.checkpoint(&x));
+                let weight_kept = x.is_tracked().then(|| weight.primitive().clone());
+                let out = B::fast_linear(
+                    x.into_primitive(),
+                    weight.into_primitive(),
+                    bias.into_primitive(),
+                );
+                prepared.finish((x_id, weight_kept), out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_linear(
+                x.into_primitive(),
+                weight.into_primitive(),
+                bias.into_primitive(),
+            )),
+        }
+    }
+}
