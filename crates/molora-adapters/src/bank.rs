@@ -9,13 +9,14 @@
 //! y    = code B                            [N, O]
 //! ```
 //!
-//! so that nothing of shape `[N, E, O]` exists and no loop runs over experts. In training, weight
+//! so that nothing of shape `[N, E, O]` exists and no loop runs over experts; the last two lines are
+//! one operation, [`low_rank_mix`]. In training, weight
 //! dropout replaces `A` by `F o A` with random factors `F` (see [`ExpertBank::weight_factors`]).
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use molora_kernels::linear;
 use molora_kernels::random::{Seed, dropout_mask, uniform};
+use molora_kernels::{LowRankMix, linear, low_rank_mix};
 use serde::{Deserialize, Serialize};
 
 use crate::{AdapterError, Scaling};
@@ -232,26 +233,26 @@ impl ExpertBank {
     ///   every expert by 1
     /// - returns `[B, T, O]`
     pub fn up(&self, low: Tensor<3>, weights: Option<Tensor<3>>) -> Tensor<3> {
-        let [batch, tokens, _] = low.dims();
-        let code = self.code(low, weights);
-        let code = code.reshape([batch, tokens, self.num_experts * self.rank]);
-        linear(code, self.b.val(), None)
+        low_rank_mix(None, self.operands(low, weights))
     }
 
-    /// The gated code, `[B, T, E, R]`.
-    fn code(&self, low: Tensor<3>, weights: Option<Tensor<3>>) -> Tensor<4> {
-        let [batch, tokens, width] = low.dims();
-        let mut low = low;
-        if let Some(sigma) = &self.rank_scale {
-            low = low * sigma.val().reshape([1, 1, width]);
-        }
-        if self.factor != 1.0 {
-            low = low.mul_scalar(self.factor);
-        }
-        let low = low.reshape([batch, tokens, width / self.rank, self.rank]);
-        match weights {
-            Some(weights) => low * weights.unsqueeze_dim(3),
-            None => low.expand([batch, tokens, self.num_experts, self.rank]),
+    /// As [`up`](Self::up), added to the frozen layer's output `base` `[B, T, O]`.
+    pub fn up_onto(
+        &self,
+        base: Tensor<3>,
+        low: Tensor<3>,
+        weights: Option<Tensor<3>>,
+    ) -> Tensor<3> {
+        low_rank_mix(Some(base), self.operands(low, weights))
+    }
+
+    fn operands(&self, low: Tensor<3>, weights: Option<Tensor<3>>) -> LowRankMix {
+        LowRankMix {
+            low,
+            weights,
+            rank_scale: self.rank_scale.as_ref().map(Param::val),
+            factor: self.factor,
+            b: self.b.val(),
         }
     }
 
@@ -281,10 +282,7 @@ impl ExpertBank {
         let [d_input, width] = self.a.dims();
         let low = self.a.val().reshape([1, d_input, width]);
         let weights = weights.reshape([1, 1, self.num_experts]);
-        let code = self
-            .code(low, Some(weights))
-            .reshape([d_input, self.num_experts * self.rank]);
-        code.matmul(self.b.val())
+        self.up(low, Some(weights)).squeeze_dim(0)
     }
 }
 

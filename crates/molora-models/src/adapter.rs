@@ -27,27 +27,31 @@ impl Adapter {
         self.site
     }
 
-    /// The delta of the mixture `[B, T, O]` for inputs `[B, T, D]`, and the decisions of the site's
-    /// own router, if it has one.
+    /// The frozen layer's output `base` `[B, T, O]` plus the delta of the mixture for inputs
+    /// `[B, T, D]`, and the decisions of the site's own router, if it has one.
     ///
     /// `shared` are the decisions of the layer's router, which weigh the experts of a site that has
     /// no router of its own.
     ///
     /// # Panics
     /// If the adapter reads tasks and the context has none.
-    pub fn delta(
+    pub fn add_delta(
         &self,
+        base: Tensor<3>,
         x: Tensor<3>,
         context: &ForwardContext,
         shared: Option<&RouterOutput>,
     ) -> (Tensor<3>, Option<RouterOutput>) {
         let dropout = context.dropout.map(|seed| seed.index(self.site as u64));
         let low = self.bank.down(x.clone(), dropout);
-        self.mix(low, x, context, shared)
+        let (weights, own) = self.weigh(&low, x, context, shared);
+        (self.bank.up_onto(base, low, weights), own)
     }
 
-    /// The delta for inputs `[B, T, D]` whose low-rank code `[B, T, A*R]` is given, for example one
-    /// with an explicit mask from [`ExpertBank::down_masked`]; otherwise as [`delta`](Self::delta).
+    /// The delta `[B, T, O]` for inputs `[B, T, D]` whose low-rank code `[B, T, A*R]` is given, for
+    /// example one
+    /// with an explicit mask from [`ExpertBank::down_masked`]; otherwise as
+    /// [`add_delta`](Self::add_delta).
     ///
     /// # Panics
     /// If the adapter reads tasks and the context has none.
@@ -58,6 +62,18 @@ impl Adapter {
         context: &ForwardContext,
         shared: Option<&RouterOutput>,
     ) -> (Tensor<3>, Option<RouterOutput>) {
+        let (weights, own) = self.weigh(&low, x, context, shared);
+        (self.bank.up(low, weights), own)
+    }
+
+    /// The gated weights of the experts, and the decisions of the site's own router.
+    fn weigh(
+        &self,
+        low: &Tensor<3>,
+        x: Tensor<3>,
+        context: &ForwardContext,
+        shared: Option<&RouterOutput>,
+    ) -> (Option<Tensor<3>>, Option<RouterOutput>) {
         let own = self.router.as_ref().map(|router| {
             let input = RouteInput {
                 features: if self.from_low_rank { low.clone() } else { x },
@@ -67,8 +83,7 @@ impl Adapter {
             router.route_guided(&input, &context.guidance)
         });
         let weights = own.as_ref().or(shared).map(|routed| routed.weights.clone());
-        let weights = self.blended(weights);
-        (self.bank.up(low, self.gated(weights, context)), own)
+        (self.gated(self.blended(weights), context), own)
     }
 
     /// Weights `[B, T', E]` as `[B, T', E + 1]` where a general expert takes its share:

@@ -89,9 +89,9 @@ impl MoLoraLinear {
         let Some(adapter) = &self.adapter else {
             return (y, None);
         };
-        let (delta, routed) = adapter.delta(x, context, shared);
+        let (y, routed) = adapter.add_delta(y, x, context, shared);
         (
-            y + delta,
+            y,
             routed.map(|routed| RouteTrace {
                 site: adapter.site(),
                 routed,

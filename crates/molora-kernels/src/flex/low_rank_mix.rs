@@ -209,19 +209,39 @@ fn backward_block(
             for (row, (to_low, to_weights)) in rows.enumerate() {
                 let (low, weights) = (operands.low(first + row), operands.weights(first + row));
                 let slopes = slopes[row * height..][..height].chunks_exact(rank);
-                for (expert, slopes) in slopes.enumerate() {
-                    let (start, weight) = (operands.start(expert), weights[expert]);
-                    for (r, &slope) in (start..start + rank).zip(slopes) {
-                        let (scale, low) = (operands.rank_scale[r], low[r]);
-                        to_low[r] += slope * weight * scale;
-                        to_scale[r] += slope * weight * low;
-                        to_weights[expert] += slope * scale * low;
-                    }
+                for ((expert, slopes), to_weight) in slopes.enumerate().zip(to_weights) {
+                    let part = operands.start(expert)..operands.start(expert) + rank;
+                    let inputs = [
+                        slopes,
+                        &low[part.clone()],
+                        &operands.rank_scale[part.clone()],
+                    ];
+                    let targets = [&mut to_low[part.clone()], &mut to_scale[part]];
+                    *to_weight = backward_code(inputs, weights[expert], targets);
                 }
             }
         },
     );
     to_scale
+}
+
+/// Adds the gradients of one expert's code of one token to `[to_low, to_scale]`, and returns that of
+/// its weight.
+#[inline(always)]
+fn backward_code(
+    [slopes, low, scale]: [&[f32]; 3],
+    weight: f32,
+    [to_low, to_scale]: [&mut [f32]; 2],
+) -> f32 {
+    let targets = to_low.iter_mut().zip(to_scale);
+    let inputs = slopes.iter().zip(low).zip(scale);
+    let mut to_weight = 0.0;
+    for ((to_low, to_scale), ((&slope, &low), &scale)) in targets.zip(inputs) {
+        *to_low += slope * weight * scale;
+        *to_scale += slope * weight * low;
+        to_weight += slope * scale * low;
+    }
+    to_weight
 }
 
 /// Sums the gradients of the weights of each token over the tokens that share them.
