@@ -49,8 +49,7 @@ impl Adapter {
     }
 
     /// The delta `[B, T, O]` for inputs `[B, T, D]` whose low-rank code `[B, T, A*R]` is given, for
-    /// example one
-    /// with an explicit mask from [`ExpertBank::down_masked`]; otherwise as
+    /// example one with an explicit mask from [`ExpertBank::down_masked`]; otherwise as
     /// [`add_delta`](Self::add_delta).
     ///
     /// # Panics

@@ -15,7 +15,9 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    match Cli::parse().run() {
+    let cli = Cli::parse();
+    // On a thread of the pool, so that a parallel operation needs no other thread to be woken for it.
+    match rayon::scope(|_| cli.run()) {
         Ok(()) => ExitCode::SUCCESS,
         // The shell's code for a program that Ctrl-C ended.
         Err(error) if is_interruption(&error) => {
