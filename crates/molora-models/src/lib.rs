@@ -24,6 +24,7 @@ mod adapter;
 mod attach;
 mod checkpoint;
 mod classifier;
+mod decoder;
 mod encoder;
 mod error;
 mod layers;
@@ -34,13 +35,17 @@ mod spec;
 
 pub use adapter::Adapter;
 pub use checkpoint::{
-    AdapterFiles, Weights, load_adapter, load_heads, load_routers, save_adapter, save_heads,
-    save_routers,
+    AdapterFiles, ModelWeights, Weights, load_adapter, load_heads, load_routers, save_adapter,
+    save_heads, save_routers,
 };
 pub use classifier::{Classifier, ParameterKind, TaskHead};
+pub use decoder::{
+    Decoder, DecoderConfig, DecoderInput, DecoderOutput, Finish, GenerateError, GenerateOptions,
+    Generated, KvCache, NormKind, Rope, RopeScaling, Sampling,
+};
 pub use encoder::{Bert, BertConfig, EncoderInput, EncoderOutput, masked_mean};
 pub use error::ModelError;
-pub use layers::LayerNorm;
+pub use layers::{Activation, LayerNorm, RmsNorm};
 pub use linear::{ForwardContext, MoLoraLinear, RouteTrace};
 pub use scope::LayerRouter;
 pub use site::{SitePattern, select_sites};

@@ -1,11 +1,15 @@
 //! Files: base weights, adapters and heads.
 
 mod adapter;
+mod config_file;
 mod fields;
 mod heads;
+mod shards;
 mod tensors;
 mod weights;
 
 pub use adapter::{AdapterFiles, load_adapter, load_routers, save_adapter, save_routers};
+pub(crate) use config_file::ConfigFile;
 pub use heads::{load_heads, save_heads};
+pub use shards::ModelWeights;
 pub use weights::Weights;

@@ -16,6 +16,9 @@ use crate::error::similar;
 /// A safetensors header is refused above this size, in bytes: a broken length must not allocate.
 const MAX_HEADER: u64 = 100 << 20;
 
+/// Bytes that are read at once; a multiple of every size of a number.
+const PIECE: usize = 1 << 20;
+
 /// An opened safetensors file. Tensors are read on demand, so that memory holds one at a time.
 #[derive(Debug)]
 pub struct Weights {
@@ -135,11 +138,10 @@ impl Weights {
                 expected: shape.to_vec(),
             });
         }
-        let bytes = self.bytes(info)?;
         match info.dtype {
-            Dtype::F32 => Ok(decode(&bytes, f32::from_le_bytes)),
-            Dtype::F16 => Ok(decode(&bytes, |two| f16::from_le_bytes(two).to_f32())),
-            Dtype::BF16 => Ok(decode(&bytes, |two| bf16::from_le_bytes(two).to_f32())),
+            Dtype::F32 => self.decode(info, |four| f32::from_le_bytes(four)),
+            Dtype::F16 => self.decode(info, |two| f16::from_le_bytes(two).to_f32()),
+            Dtype::BF16 => self.decode(info, |two| bf16::from_le_bytes(two).to_f32()),
             other => {
                 let problem = format!("tensor `{name}` holds {other:?}, expected F32, F16 or BF16");
                 Err(ModelError::file(&self.path, problem))
@@ -147,7 +149,13 @@ impl Weights {
         }
     }
 
-    fn bytes(&self, info: &TensorInfo) -> Result<Vec<u8>, ModelError> {
+    /// Numbers of N bytes as f32. Bytes are read in pieces, so that no second copy of a large tensor
+    /// is ever in memory.
+    fn decode<const N: usize>(
+        &self,
+        info: &TensorInfo,
+        number: impl Fn([u8; N]) -> f32,
+    ) -> Result<Vec<f32>, ModelError> {
         let io = |source| ModelError::Io {
             path: self.path.clone(),
             source,
@@ -156,15 +164,18 @@ impl Weights {
         let mut file = File::open(&self.path).map_err(io)?;
         file.seek(SeekFrom::Start(self.data_start + start as u64))
             .map_err(io)?;
-        let mut bytes = vec![0; end - start];
-        file.read_exact(&mut bytes).map_err(io)?;
-        Ok(bytes)
+        let mut values = Vec::with_capacity((end - start) / N);
+        let mut piece = vec![0; PIECE.min(end - start)];
+        let mut left = end - start;
+        while left > 0 {
+            let bytes = &mut piece[..PIECE.min(left)];
+            file.read_exact(bytes).map_err(io)?;
+            let (numbers, _) = bytes.as_chunks::<N>();
+            values.extend(numbers.iter().map(|&bytes| number(bytes)));
+            left -= bytes.len();
+        }
+        Ok(values)
     }
-}
-
-fn decode<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    let (numbers, _) = bytes.as_chunks::<N>();
-    numbers.iter().map(|&bytes| number(bytes)).collect()
 }
 
 #[cfg(test)]

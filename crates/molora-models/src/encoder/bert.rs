@@ -1,12 +1,12 @@
 //! BERT: Devlin et al., arXiv:1810.04805, in the layout of Hugging Face's `BertModel`.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Bool, Device, Int, Tensor, activation};
+use burn::tensor::{Bool, Device, Int, Tensor};
 use molora_kernels::random::Seed;
 use molora_routing::{LayerRule, RouterOutput};
 
 use crate::attach::{Attachment, Place, attach_sites};
-use crate::encoder::config::Activation;
+use crate::layers::Activation;
 use crate::scope::{decide, vote};
 use crate::{
     AdapterSpec, ForwardContext, LayerNorm, LayerRouter, MoLoraLinear, ModelError, RouteTrace,
@@ -317,16 +317,6 @@ fn layer_name(index: usize) -> String {
 /// Hugging Face's path of a part of a layer.
 pub(super) fn layer_path(index: usize, part: &str) -> String {
     format!("{}.{part}", layer_name(index))
-}
-
-impl Activation {
-    fn apply(self, x: Tensor<3>) -> Tensor<3> {
-        match self {
-            Self::Gelu => molora_kernels::gelu(x),
-            Self::GeluTanh => activation::gelu_approximate(x),
-            Self::Relu => activation::relu(x),
-        }
-    }
 }
 
 /// Mean of the hidden states of real tokens, `[B, T, D]` to `[B, D]`.

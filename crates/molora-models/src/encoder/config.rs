@@ -5,19 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::ModelError;
-
-/// The non-linearity of the feed-forward part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// Exact GELU, by the error function.
-    Gelu,
-    /// GELU by its tanh approximation.
-    #[serde(rename = "gelu_new", alias = "gelu_pytorch_tanh")]
-    GeluTanh,
-    /// Rectified linear unit.
-    Relu,
-}
+use crate::layers::Activation;
 
 /// Sizes of a BERT encoder, by Hugging Face's names.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

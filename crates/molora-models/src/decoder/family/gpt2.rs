@@ -1,0 +1,76 @@
+//! GPT-2 (Radford et al., Language Models are Unsupervised Multitask Learners, 2019).
+//!
+//! Its files hold queries, keys and values as one matrix, `attn.c_attn`. Here they are three sites:
+//! `attn.c_attn.q`, `attn.c_attn.k` and `attn.c_attn.v`.
+
+use super::activation;
+use crate::ModelError;
+use crate::checkpoint::ConfigFile;
+use crate::decoder::config::{DecoderConfig, Layout, Names, NormKind};
+use crate::layers::Activation;
+
+const NAMES: Names = Names {
+    prefix: "transformer.",
+    tokens: "wte",
+    positions: "wpe",
+    layers: "h",
+    attention_norm: "ln_1",
+    qkv: ["attn.c_attn.q", "attn.c_attn.k", "attn.c_attn.v"],
+    fused_qkv: Some("attn.c_attn"),
+    qk_norm: ["", ""],
+    output: "attn.c_proj",
+    feed_forward_norm: "ln_2",
+    gate: "",
+    up: "mlp.c_fc",
+    down: "mlp.c_proj",
+    final_norm: "ln_f",
+    head: "lm_head",
+    layout: Layout::InOut,
+    unused: &[".attn.bias", ".attn.masked_bias"],
+};
+
+const ACTIVATIONS: [(&str, Activation); 4] = [
+    ("gelu_new", Activation::GeluTanh),
+    ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("gelu", Activation::Gelu),
+    ("relu", Activation::Relu),
+];
+
+/// GPT-2 in all sizes, DistilGPT-2.
+pub(crate) fn gpt2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+    for (field, needed) in [
+        ("scale_attn_weights", true),
+        ("scale_attn_by_inverse_layer_idx", false),
+    ] {
+        if file.flag(field, needed)? != needed {
+            return Err(file.unsupported(field, &needed.to_string()));
+        }
+    }
+    let (width, num_heads) = (file.size("n_embd")?, file.size("n_head")?);
+    if width % num_heads != 0 {
+        let text = format!("{width} is no multiple of n_head {num_heads}");
+        return Err(file.problem("n_embd", &text));
+    }
+    let epsilon = file.optional_number("layer_norm_epsilon")?;
+    Ok(DecoderConfig {
+        vocab_size: file.size("vocab_size")?,
+        width,
+        num_layers: file.size("n_layer")?,
+        num_heads,
+        num_kv_heads: num_heads,
+        head_dim: width / num_heads,
+        inner_width: file.optional_size("n_inner")?.unwrap_or(4 * width),
+        max_tokens: file.size("n_positions")?,
+        norm: NormKind::Layer,
+        epsilon: epsilon.unwrap_or(1e-5),
+        activation: activation(file, "activation_function", &ACTIVATIONS)?,
+        is_gated: false,
+        rope: None,
+        qkv_bias: true,
+        output_bias: true,
+        feed_forward_bias: true,
+        has_qk_norm: false,
+        has_tied_head: file.flag("tie_word_embeddings", true)?,
+        names: &NAMES,
+    })
+}

@@ -1,0 +1,24 @@
+//! Decoders: one hidden state per token from the tokens up to it, and generation.
+//!
+//! There is one attention, one feed-forward part and one decoder. A family is a function from its
+//! `config.json` to a [`DecoderConfig`], and a [`Names`](config::Names) map; see
+//! `docs/adding-a-model.md`.
+
+mod attention;
+mod cache;
+mod config;
+mod family;
+mod feed_forward;
+mod generate;
+mod load;
+mod model;
+mod pass;
+mod rope;
+mod sample;
+
+pub use cache::KvCache;
+pub use config::{DecoderConfig, NormKind};
+pub use generate::{Finish, GenerateError, GenerateOptions, Generated};
+pub use model::{Decoder, DecoderInput, DecoderOutput};
+pub use rope::{Rope, RopeScaling};
+pub use sample::Sampling;

@@ -1,0 +1,301 @@
+//! The decoder.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use molora_kernels::AttentionOptions;
+
+use super::attention::Attention;
+use super::cache::{KvCache, LayerCache};
+use super::config::Names;
+use super::feed_forward::FeedForward;
+use super::pass::Pass;
+use super::rope::Rope;
+use crate::layers::Norm;
+use crate::{Adapter, ForwardContext, MoLoraLinear, RouteTrace};
+
+/// A padded batch of token sequences.
+#[derive(Debug, Clone)]
+pub struct DecoderInput {
+    /// Token numbers, `[B, T]`.
+    pub ids: Tensor<2, Int>,
+    /// True for real tokens, `[B, T]`; padding may stand anywhere. Positions count real tokens.
+    pub mask: Tensor<2, Bool>,
+    /// The number of the sequence that each token belongs to, `[B, T]`, where several sequences are
+    /// packed into one row one after the other: a token sees its own sequence only, and positions
+    /// start again with each. `None` = one sequence per row.
+    pub segments: Option<Tensor<2, Int>>,
+}
+
+impl DecoderInput {
+    /// Sequences padded on the left to the longest, with token 0.
+    ///
+    /// # Panics
+    /// If there is no sequence, or none has a token.
+    pub fn from_sequences(sequences: &[Vec<usize>], device: &Device) -> Self {
+        let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
+        assert!(longest > 0, "no token in {} sequences", sequences.len());
+        let (mut ids, mut mask) = (Vec::new(), Vec::new());
+        for sequence in sequences {
+            let padding = longest - sequence.len();
+            ids.extend(std::iter::repeat_n(0, padding));
+            ids.extend(sequence.iter().map(|&token| token as i64));
+            mask.extend((0..longest).map(|index| index >= padding));
+        }
+        let shape = [sequences.len(), longest];
+        Self {
+            ids: Tensor::from_data(TensorData::new(ids, shape), device),
+            mask: Tensor::from_data(TensorData::new(mask, shape), device),
+            segments: None,
+        }
+    }
+}
+
+/// What a decoder returns.
+#[derive(Debug, Clone)]
+pub struct DecoderOutput {
+    /// Normalised hidden states, which [`Decoder::logits`] reads, `[B, T, D]`; arbitrary at padded
+    /// positions.
+    pub hidden: Tensor<3>,
+    /// Routing decisions of every site that has a router, in the order of the sites.
+    pub routes: Vec<RouteTrace>,
+}
+
+/// A layer: `h = x + attention(norm(x))`, `y = h + feed_forward(norm(h))`.
+#[derive(Module, Debug)]
+pub(super) struct Layer {
+    pub(super) attention_norm: Norm,
+    pub(super) attention: Attention,
+    pub(super) feed_forward_norm: Norm,
+    pub(super) feed_forward: FeedForward,
+}
+
+/// A decoder with sites at every linear layer but the head.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    /// `[V, D]`.
+    pub(super) tokens: Param<Tensor<2>>,
+    /// `[positions, D]`, where positions are learned.
+    pub(super) positions: Option<Param<Tensor<2>>>,
+    pub(super) layers: Vec<Layer>,
+    pub(super) final_norm: Norm,
+    /// `[V, D]`; the table of tokens where absent.
+    pub(super) head: Option<Param<Tensor<2>>>,
+    pub(super) num_heads: usize,
+    pub(super) num_kv_heads: usize,
+    pub(super) max_tokens: usize,
+    #[module(skip)]
+    pub(super) rope: Option<Rope>,
+    #[module(skip)]
+    pub(super) names: &'static Names,
+}
+
+impl Decoder {
+    /// Hidden states of every token, each from the tokens up to it.
+    ///
+    /// # Shapes
+    /// - `input`: `[B, T]` with at most [`max_tokens`](Self::max_tokens) real tokens in a sequence
+    /// - returns hidden `[B, T, D]`
+    ///
+    /// # Panics
+    /// If a token is not in the vocabulary, or there are more tokens than learned positions.
+    pub fn forward(&self, input: &DecoderInput, context: &ForwardContext) -> DecoderOutput {
+        let mut pass = self.pass(input, input.mask.clone(), context);
+        let caches = self.layers.iter().map(|_| None);
+        let hidden = self.run(input, caches, &mut pass);
+        DecoderOutput {
+            hidden,
+            routes: pass.routes,
+        }
+    }
+
+    /// As [`forward`](Self::forward) for tokens that follow those of the cache, which then holds
+    /// them too. Input and context are about the new tokens only.
+    ///
+    /// # Panics
+    /// As `forward`, or if the cache is of another model or batch, or the input is packed.
+    pub fn forward_cached(
+        &self,
+        input: &DecoderInput,
+        cache: &mut KvCache,
+        context: &ForwardContext,
+    ) -> DecoderOutput {
+        assert!(input.segments.is_none(), "a cache takes one sequence a row");
+        assert_eq!(cache.layers.len(), self.layers.len(), "layers of the cache");
+        let mask = cache.extend_mask(input.mask.clone());
+        let mut pass = self.pass(input, mask, context);
+        let hidden = self.run(input, cache.layers.iter_mut().map(Some), &mut pass);
+        DecoderOutput {
+            hidden,
+            routes: pass.routes,
+        }
+    }
+
+    /// An empty cache.
+    pub fn cache(&self) -> KvCache {
+        KvCache::new(self.layers.len())
+    }
+
+    /// Scores of every token of the vocabulary as the next one, before softmax.
+    ///
+    /// # Shapes
+    /// `[B, T, D]` to `[B, T, V]`
+    pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
+        let [batch, tokens, width] = hidden.dims();
+        let table = self.head.as_ref().unwrap_or(&self.tokens).val();
+        let vocab_size = table.dims()[0];
+        hidden
+            .reshape([batch * tokens, width])
+            .matmul(table.transpose())
+            .reshape([batch, tokens, vocab_size])
+    }
+
+    /// What the layers share; `mask` `[B, S]` is that of all tokens, of which the input is the end.
+    fn pass<'a>(
+        &self,
+        input: &DecoderInput,
+        mask: Tensor<2, Bool>,
+        context: &'a ForwardContext,
+    ) -> Pass<'a> {
+        let offset = mask.dims()[1] - input.ids.dims()[1];
+        let positions = positions(&mask, input);
+        let rotation = self.rope.map(|rope| {
+            let head_dim = self.layers[0].attention.head_dim;
+            rope.rotation(positions.clone(), head_dim)
+        });
+        let attention = AttentionOptions::new(self.num_heads)
+            .with_num_kv_heads(self.num_kv_heads)
+            .with_causal(offset)
+            .with_mask(Some(mask))
+            .with_segments(input.segments.clone());
+        Pass {
+            context,
+            positions,
+            rotation,
+            attention,
+            routes: Vec::new(),
+        }
+    }
+
+    fn run<'c>(
+        &self,
+        input: &DecoderInput,
+        caches: impl Iterator<Item = Option<&'c mut LayerCache>>,
+        pass: &mut Pass,
+    ) -> Tensor<3> {
+        let mut hidden = rows(&self.tokens, &input.ids);
+        if let Some(table) = &self.positions {
+            hidden = hidden + rows(table, &pass.positions);
+        }
+        for (layer, cache) in self.layers.iter().zip(caches) {
+            hidden = layer.forward(hidden, cache, pass);
+        }
+        self.final_norm.forward(hidden)
+    }
+
+    /// Width D of the hidden states.
+    pub fn width(&self) -> usize {
+        self.tokens.dims()[1]
+    }
+
+    /// Size V of the vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        self.tokens.dims()[0]
+    }
+
+    /// Longest sequence in tokens.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// Every linear layer but the head with its Hugging Face path, in the order of the forward pass.
+    ///
+    /// GPT-2 files hold queries, keys and values as one layer `attn.c_attn`; here they are the three
+    /// layers `attn.c_attn.q`, `attn.c_attn.k` and `attn.c_attn.v`.
+    pub fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
+        let path = |index, part| self.names.layer(index, part);
+        let layers = self.layers.iter().enumerate();
+        layers
+            .flat_map(|(index, layer)| {
+                let linears = layer.linears().into_iter().zip(self.names.linears());
+                linears.filter_map(move |(linear, part)| Some((path(index, part), linear?)))
+            })
+            .collect()
+    }
+
+    fn linears_mut(&mut self) -> Vec<(String, &mut MoLoraLinear)> {
+        let names = self.names;
+        let layers = self.layers.iter_mut().enumerate();
+        layers
+            .flat_map(|(index, layer)| {
+                let linears = layer.linears_mut().into_iter().zip(names.linears());
+                linears.filter_map(move |(linear, part)| Some((names.layer(index, part), linear?)))
+            })
+            .collect()
+    }
+
+    /// The adapted layers with their paths, in the order of the forward pass.
+    pub fn sites(&self) -> Vec<(String, &Adapter)> {
+        self.linears()
+            .into_iter()
+            .filter_map(|(path, linear)| linear.adapter.as_ref().map(|adapter| (path, adapter)))
+            .collect()
+    }
+
+    /// The adapted layers with their paths, to be changed.
+    pub fn sites_mut(&mut self) -> Vec<(String, &mut Adapter)> {
+        self.linears_mut()
+            .into_iter()
+            .filter_map(|(path, linear)| linear.adapter.as_mut().map(|adapter| (path, adapter)))
+            .collect()
+    }
+}
+
+impl Layer {
+    fn forward(&self, x: Tensor<3>, cache: Option<&mut LayerCache>, pass: &mut Pass) -> Tensor<3> {
+        let normed = self.attention_norm.forward(x.clone());
+        let x = x + self.attention.forward(normed, cache, pass);
+        let normed = self.feed_forward_norm.forward(x.clone());
+        x + self.feed_forward.forward(normed, pass)
+    }
+
+    /// In the order of [`Names::linears`].
+    fn linears(&self) -> [Option<&MoLoraLinear>; 7] {
+        let [query, key, value] = &self.attention.qkv;
+        let FeedForward { gate, up, down, .. } = &self.feed_forward;
+        let output = &self.attention.output;
+        let [query, key, value, output, up, down] = [query, key, value, output, up, down].map(Some);
+        [query, key, value, output, gate.as_ref(), up, down]
+    }
+
+    /// In the order of [`Names::linears`].
+    fn linears_mut(&mut self) -> [Option<&mut MoLoraLinear>; 7] {
+        let [query, key, value] = &mut self.attention.qkv;
+        let FeedForward { gate, up, down, .. } = &mut self.feed_forward;
+        let output = &mut self.attention.output;
+        let [query, key, value, output, up, down] = [query, key, value, output, up, down].map(Some);
+        [query, key, value, output, gate.as_mut(), up, down]
+    }
+}
+
+/// Rows of a table, `[B, T, D]`.
+fn rows(table: &Param<Tensor<2>>, ids: &Tensor<2, Int>) -> Tensor<3> {
+    let ([batch, tokens], width) = (ids.dims(), table.dims()[1]);
+    let ids = ids.clone().reshape([batch * tokens]);
+    table.val().select(0, ids).reshape([batch, tokens, width])
+}
+
+/// Positions `[B, T]` of the tokens of the input: how many real tokens are in front of each, in its
+/// row or, with segments, in its segment. `mask` `[B, S]` is that of all tokens.
+fn positions(mask: &Tensor<2, Bool>, input: &DecoderInput) -> Tensor<2, Int> {
+    let (all, new) = (mask.dims()[1], input.ids.dims()[1]);
+    let counted = mask.clone().int().cumsum(1).sub_scalar(1).clamp_min(0);
+    let counted = counted.narrow(1, all - new, new);
+    let Some(segments) = &input.segments else {
+        return counted;
+    };
+    // The count at the start of a segment, carried on to its end.
+    let previous = segments.clone().roll_dim(1, 1);
+    let goes_on = segments.clone().equal(previous);
+    let starts = counted.clone().mask_fill(goes_on, 0).cummax(1);
+    counted - starts
+}
