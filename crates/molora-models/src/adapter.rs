@@ -48,6 +48,20 @@ impl Adapter {
         (self.bank.up_onto(base, low, weights), own)
     }
 
+    /// As [`add_delta`](Self::add_delta) under decisions `[B, 1, E]` that were taken before.
+    pub(crate) fn add_decided(
+        &self,
+        base: Tensor<3>,
+        x: Tensor<3>,
+        context: &ForwardContext,
+        decided: &RouterOutput,
+    ) -> Tensor<3> {
+        let dropout = context.dropout.map(|seed| seed.index(self.site as u64));
+        let weights = self.blended(Some(decided.weights.clone()));
+        let low = self.bank.down(x, dropout);
+        self.bank.up_onto(base, low, self.gated(weights, context))
+    }
+
     /// The delta `[B, T, O]` for inputs `[B, T, D]` whose low-rank code `[B, T, A*R]` is given, for
     /// example one with an explicit mask from [`ExpertBank::down_masked`]; otherwise as
     /// [`add_delta`](Self::add_delta).

@@ -4,7 +4,7 @@ use burn::tensor::Device;
 use molora_kernels::random::Seed;
 
 use crate::site::select_sites;
-use crate::{AdapterSpec, MoLoraLinear, ModelError};
+use crate::{AdapterSpec, LayerRouter, MoLoraLinear, ModelError};
 
 /// A linear layer of a model, in the order of the forward pass.
 pub(crate) struct Place<'a> {
@@ -64,4 +64,25 @@ pub(crate) fn attach_sites(
         sites.push((place.path.clone(), place.layer));
     }
     Ok(sites)
+}
+
+/// Fresh routers of the layers that have a site, where routers belong to layers.
+///
+/// `sites` are those of [`attach_sites`], `width` is that of the layers' inputs, and `name` gives a
+/// layer's path, on which its router's initial values depend.
+pub(crate) fn layer_routers(
+    spec: &AdapterSpec,
+    to: &Attachment<'_>,
+    sites: &[(String, usize)],
+    width: usize,
+    name: impl Fn(usize) -> String,
+) -> Vec<Option<LayerRouter>> {
+    let router = |index| {
+        let site = sites.iter().position(|(_, layer)| *layer == index)?;
+        let seed = to.seed.child(&name(index));
+        let spec = spec.at_layer(index, to.num_layers);
+        let router = spec.layer_router(width, to.num_tasks, seed, to.device)?;
+        Some(LayerRouter { router, site })
+    };
+    (0..to.num_layers).map(router).collect()
 }

@@ -141,6 +141,11 @@ pub struct Router {
 }
 
 impl Router {
+    /// What one decision is taken for.
+    pub fn granularity(&self) -> Granularity {
+        self.granularity
+    }
+
     /// The keys `[E, F]` of a scorer that compares with keys.
     pub fn keys(&self) -> Option<Tensor<2>> {
         self.scorer.keys()

@@ -6,6 +6,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -139,9 +140,24 @@ impl Weights {
             });
         }
         match info.dtype {
-            Dtype::F32 => self.decode(info, |four| f32::from_le_bytes(four)),
-            Dtype::F16 => self.decode(info, |two| f16::from_le_bytes(two).to_f32()),
-            Dtype::BF16 => self.decode(info, |two| bf16::from_le_bytes(two).to_f32()),
+            Dtype::F32 => self.decode(info, |bytes, out| {
+                out.extend(numbers(bytes).map(f32::from_le_bytes));
+            }),
+            Dtype::BF16 => self.decode(info, |bytes, out| {
+                out.extend(numbers(bytes).map(|two| bf16::from_le_bytes(two).to_f32()));
+            }),
+            Dtype::F16 => {
+                let mut halves: Vec<f16> = Vec::new();
+                self.decode(info, |bytes, out| {
+                    halves.clear();
+                    halves.extend(numbers(bytes).map(f16::from_le_bytes));
+                    let start = out.len();
+                    out.resize(start + halves.len(), 0.0);
+                    // A slice at once: number by number, the processor is asked each time whether
+                    // it can widen.
+                    halves.convert_to_f32_slice(&mut out[start..]);
+                })
+            }
             other => {
                 let problem = format!("tensor `{name}` holds {other:?}, expected F32, F16 or BF16");
                 Err(ModelError::file(&self.path, problem))
@@ -149,12 +165,12 @@ impl Weights {
         }
     }
 
-    /// Numbers of N bytes as f32. Bytes are read in pieces, so that no second copy of a large tensor
-    /// is ever in memory.
-    fn decode<const N: usize>(
+    /// The numbers of a tensor as f32; `widen` appends those of a piece of the file. Bytes are read
+    /// in pieces, so that no second copy of a large tensor is ever in memory.
+    fn decode(
         &self,
         info: &TensorInfo,
-        number: impl Fn([u8; N]) -> f32,
+        mut widen: impl FnMut(&[u8], &mut Vec<f32>),
     ) -> Result<Vec<f32>, ModelError> {
         let io = |source| ModelError::Io {
             path: self.path.clone(),
@@ -164,18 +180,22 @@ impl Weights {
         let mut file = File::open(&self.path).map_err(io)?;
         file.seek(SeekFrom::Start(self.data_start + start as u64))
             .map_err(io)?;
-        let mut values = Vec::with_capacity((end - start) / N);
+        let mut values = Vec::with_capacity(info.shape.iter().product());
         let mut piece = vec![0; PIECE.min(end - start)];
         let mut left = end - start;
         while left > 0 {
             let bytes = &mut piece[..PIECE.min(left)];
             file.read_exact(bytes).map_err(io)?;
-            let (numbers, _) = bytes.as_chunks::<N>();
-            values.extend(numbers.iter().map(|&bytes| number(bytes)));
+            widen(bytes, &mut values);
             left -= bytes.len();
         }
         Ok(values)
     }
+}
+
+/// Bytes in groups of N, the size of a number.
+fn numbers<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
+    bytes.as_chunks::<N>().0.iter().copied()
 }
 
 #[cfg(test)]

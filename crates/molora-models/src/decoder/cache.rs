@@ -2,11 +2,17 @@
 
 use burn::tensor::{Bool, Tensor};
 
+use super::pass::Decisions;
+
 /// What a decoder remembers of the tokens it has seen, so that the next forward pass only computes
 /// new ones: keys and values of every layer, and which of the tokens are real.
+///
+/// Routing decisions per sequence are taken in the first pass, of the prompt, and kept: what is
+/// written later does not change the experts that write it.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     pub(super) layers: Vec<LayerCache>,
+    pub(super) decisions: Decisions,
     /// `[B, S]`, after the first pass.
     mask: Option<Tensor<2, Bool>>,
 }
@@ -20,6 +26,7 @@ impl KvCache {
     pub(super) fn new(num_layers: usize) -> Self {
         Self {
             layers: vec![LayerCache::default(); num_layers],
+            decisions: Decisions::new(),
             mask: None,
         }
     }

@@ -109,9 +109,14 @@ pub(crate) enum Layout {
 }
 
 impl Names {
+    /// Path of a layer.
+    pub(crate) fn layer_name(&self, index: usize) -> String {
+        format!("{}{}.{index}", self.prefix, self.layers)
+    }
+
     /// Path of a part of a layer.
     pub(crate) fn layer(&self, index: usize, part: &str) -> String {
-        format!("{}{}.{index}.{part}", self.prefix, self.layers)
+        format!("{}.{part}", self.layer_name(index))
     }
 
     /// The linear layers of a layer, in the order of the forward pass; `gate` may not exist.

@@ -131,17 +131,13 @@ impl Decoder {
         let mut input = prompts.clone();
         // Padding may be numbered as no token is, and is looked up too.
         input.ids = input.ids.mask_fill(prompts.mask.clone().bool_not(), 0);
-        loop {
-            for row in &mut rows {
-                row.end_if_full(options, self.max_tokens());
-            }
-            if rows.iter().all(|row| row.finish.is_some()) {
-                break;
-            }
+        self.end_full(&mut rows, options);
+        while rows.iter().any(|row| row.finish.is_none()) {
             let context = with_mask(context, &input.mask);
             let hidden = self.forward_cached(&input, &mut cache, &context).hidden;
             let logits = self.logits(last_real(hidden, &input.mask));
             choose(&mut rows, logits, options)?;
+            self.end_full(&mut rows, options);
             input = next_input(&rows, &input);
         }
         let done = rows.into_iter().map(|row| Generated {
@@ -149,6 +145,17 @@ impl Decoder {
             finish: row.finish.expect("the loop ends when all rows have"),
         });
         Ok(done.collect())
+    }
+
+    /// Ends the rows that cannot get another token.
+    fn end_full(&self, rows: &mut [Row], options: &GenerateOptions) {
+        for row in rows.iter_mut().filter(|row| row.finish.is_none()) {
+            if row.tokens.len() >= options.max_new_tokens {
+                row.finish = Some(Finish::MaxNewTokens);
+            } else if row.prompt + row.tokens.len() > self.max_tokens() {
+                row.finish = Some(Finish::ContextEnd);
+            }
+        }
     }
 
     /// Checks the prompts.
@@ -181,19 +188,6 @@ impl Decoder {
             }
         };
         rows.enumerate().map(check).collect()
-    }
-}
-
-impl Row {
-    fn end_if_full(&mut self, options: &GenerateOptions, max_tokens: usize) {
-        let full = if self.tokens.len() >= options.max_new_tokens {
-            Some(Finish::MaxNewTokens)
-        } else if self.prompt + self.tokens.len() > max_tokens {
-            Some(Finish::ContextEnd)
-        } else {
-            None
-        };
-        self.finish = self.finish.or(full);
     }
 }
 

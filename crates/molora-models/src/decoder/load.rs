@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
+use molora_routing::LayerRule;
 
 use super::attention::Attention;
 use super::config::{DecoderConfig, Layout, NormKind};
@@ -77,6 +78,7 @@ impl Reader<'_> {
             max_tokens: config.max_tokens,
             rope: config.rope,
             names,
+            layer_rule: LayerRule::default(),
         })
     }
 
@@ -88,6 +90,7 @@ impl Reader<'_> {
             attention: self.attention(index)?,
             feed_forward_norm: self.norm(&path(names.feed_forward_norm), config.width)?,
             feed_forward: self.feed_forward(index)?,
+            router: None,
         })
     }
 

@@ -15,6 +15,7 @@ mod model;
 mod pass;
 mod rope;
 mod sample;
+mod sites;
 
 pub use cache::KvCache;
 pub use config::{DecoderConfig, NormKind};

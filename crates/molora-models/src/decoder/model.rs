@@ -3,6 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use molora_kernels::AttentionOptions;
+use molora_routing::LayerRule;
 
 use super::attention::Attention;
 use super::cache::{KvCache, LayerCache};
@@ -11,7 +12,8 @@ use super::feed_forward::FeedForward;
 use super::pass::Pass;
 use super::rope::Rope;
 use crate::layers::Norm;
-use crate::{Adapter, ForwardContext, MoLoraLinear, RouteTrace};
+use crate::scope::vote;
+use crate::{ForwardContext, LayerRouter, RouteTrace};
 
 /// A padded batch of token sequences.
 #[derive(Debug, Clone)]
@@ -67,6 +69,8 @@ pub(super) struct Layer {
     pub(super) attention: Attention,
     pub(super) feed_forward_norm: Norm,
     pub(super) feed_forward: FeedForward,
+    /// Weighs the experts of all sites of the layer, where routers belong to layers.
+    pub(super) router: Option<LayerRouter>,
 }
 
 /// A decoder with sites at every linear layer but the head.
@@ -87,6 +91,8 @@ pub struct Decoder {
     pub(super) rope: Option<Rope>,
     #[module(skip)]
     pub(super) names: &'static Names,
+    #[module(skip)]
+    pub(super) layer_rule: LayerRule,
 }
 
 impl Decoder {
@@ -123,6 +129,7 @@ impl Decoder {
         assert_eq!(cache.layers.len(), self.layers.len(), "layers of the cache");
         let mask = cache.extend_mask(input.mask.clone());
         let mut pass = self.pass(input, mask, context);
+        pass.kept = Some(&mut cache.decisions);
         let hidden = self.run(input, cache.layers.iter_mut().map(Some), &mut pass);
         DecoderOutput {
             hidden,
@@ -154,7 +161,7 @@ impl Decoder {
         &self,
         input: &DecoderInput,
         mask: Tensor<2, Bool>,
-        context: &'a ForwardContext,
+        context: &ForwardContext,
     ) -> Pass<'a> {
         let offset = mask.dims()[1] - input.ids.dims()[1];
         let positions = positions(&mask, input);
@@ -168,10 +175,13 @@ impl Decoder {
             .with_mask(Some(mask))
             .with_segments(input.segments.clone());
         Pass {
-            context,
+            context: context.clone(),
             positions,
             rotation,
             attention,
+            has_adapters: true,
+            kept: None,
+            shared: None,
             routes: Vec::new(),
         }
     }
@@ -186,10 +196,29 @@ impl Decoder {
         if let Some(table) = &self.positions {
             hidden = hidden + rows(table, &pass.positions);
         }
+        if self.layer_rule == LayerRule::Vote && !pass.has_decided() {
+            let logits = self.votes(hidden.clone(), pass);
+            let labels = pass.context.guidance.labels.take();
+            pass.context.guidance.labels = Some(vote(logits, labels));
+        }
         for (layer, cache) in self.layers.iter().zip(caches) {
+            pass.enter(layer.router.as_ref(), &hidden, self.layer_rule);
             hidden = layer.forward(hidden, cache, pass);
         }
         self.final_norm.forward(hidden)
+    }
+
+    /// The logits of every layer's router `[B, 1, E]` in a pass of the base without adapters.
+    fn votes(&self, embedded: Tensor<3>, pass: &mut Pass) -> Vec<Tensor<3>> {
+        let (mut hidden, mut logits) = (embedded, Vec::new());
+        pass.has_adapters = false;
+        for layer in &self.layers {
+            let router = layer.router.as_ref();
+            logits.extend(router.map(|r| r.route(hidden.clone(), &pass.context).logits));
+            hidden = layer.forward(hidden, None, pass);
+        }
+        pass.has_adapters = true;
+        logits
     }
 
     /// Width D of the hidden states.
@@ -206,48 +235,6 @@ impl Decoder {
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
     }
-
-    /// Every linear layer but the head with its Hugging Face path, in the order of the forward pass.
-    ///
-    /// GPT-2 files hold queries, keys and values as one layer `attn.c_attn`; here they are the three
-    /// layers `attn.c_attn.q`, `attn.c_attn.k` and `attn.c_attn.v`.
-    pub fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
-        let path = |index, part| self.names.layer(index, part);
-        let layers = self.layers.iter().enumerate();
-        layers
-            .flat_map(|(index, layer)| {
-                let linears = layer.linears().into_iter().zip(self.names.linears());
-                linears.filter_map(move |(linear, part)| Some((path(index, part), linear?)))
-            })
-            .collect()
-    }
-
-    fn linears_mut(&mut self) -> Vec<(String, &mut MoLoraLinear)> {
-        let names = self.names;
-        let layers = self.layers.iter_mut().enumerate();
-        layers
-            .flat_map(|(index, layer)| {
-                let linears = layer.linears_mut().into_iter().zip(names.linears());
-                linears.filter_map(move |(linear, part)| Some((names.layer(index, part), linear?)))
-            })
-            .collect()
-    }
-
-    /// The adapted layers with their paths, in the order of the forward pass.
-    pub fn sites(&self) -> Vec<(String, &Adapter)> {
-        self.linears()
-            .into_iter()
-            .filter_map(|(path, linear)| linear.adapter.as_ref().map(|adapter| (path, adapter)))
-            .collect()
-    }
-
-    /// The adapted layers with their paths, to be changed.
-    pub fn sites_mut(&mut self) -> Vec<(String, &mut Adapter)> {
-        self.linears_mut()
-            .into_iter()
-            .filter_map(|(path, linear)| linear.adapter.as_mut().map(|adapter| (path, adapter)))
-            .collect()
-    }
 }
 
 impl Layer {
@@ -256,24 +243,6 @@ impl Layer {
         let x = x + self.attention.forward(normed, cache, pass);
         let normed = self.feed_forward_norm.forward(x.clone());
         x + self.feed_forward.forward(normed, pass)
-    }
-
-    /// In the order of [`Names::linears`].
-    fn linears(&self) -> [Option<&MoLoraLinear>; 7] {
-        let [query, key, value] = &self.attention.qkv;
-        let FeedForward { gate, up, down, .. } = &self.feed_forward;
-        let output = &self.attention.output;
-        let [query, key, value, output, up, down] = [query, key, value, output, up, down].map(Some);
-        [query, key, value, output, gate.as_ref(), up, down]
-    }
-
-    /// In the order of [`Names::linears`].
-    fn linears_mut(&mut self) -> [Option<&mut MoLoraLinear>; 7] {
-        let [query, key, value] = &mut self.attention.qkv;
-        let FeedForward { gate, up, down, .. } = &mut self.feed_forward;
-        let output = &mut self.attention.output;
-        let [query, key, value, output, up, down] = [query, key, value, output, up, down].map(Some);
-        [query, key, value, output, gate.as_mut(), up, down]
     }
 }
 

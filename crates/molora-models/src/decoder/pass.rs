@@ -1,28 +1,89 @@
 //! What the layers of one forward pass share.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Int, Tensor};
 use molora_kernels::AttentionOptions;
+use molora_routing::{Granularity, LayerRule, RouterOutput};
 
 use super::rope::Rotation;
-use crate::{ForwardContext, MoLoraLinear, RouteTrace};
+use crate::scope::decide;
+use crate::{ForwardContext, LayerRouter, MoLoraLinear, RouteTrace};
+
+/// Decisions per sequence, by the number of the site.
+pub(super) type Decisions = BTreeMap<usize, RouterOutput>;
 
 /// One forward pass: what every layer reads, and the routing decisions so far.
 pub(super) struct Pass<'a> {
-    pub(super) context: &'a ForwardContext,
+    pub(super) context: ForwardContext,
     /// Where the tokens stand, `[B, T]`.
     pub(super) positions: Tensor<2, Int>,
     /// The same as angles, for rotary positions.
     pub(super) rotation: Option<Rotation>,
     /// Which keys a query may attend to.
     pub(super) attention: AttentionOptions,
+    /// False for a pass of the base alone.
+    pub(super) has_adapters: bool,
+    /// Decisions of the first pass of a cache, which hold for the whole sequence.
+    pub(super) kept: Option<&'a mut Decisions>,
+    /// Decisions of the router of the layer that is being computed.
+    pub(super) shared: Option<RouterOutput>,
     pub(super) routes: Vec<RouteTrace>,
 }
 
 impl Pass<'_> {
     /// `[B, T, D]` to `[B, T, O]`, with the routing decision noted.
     pub(super) fn apply(&mut self, linear: &MoLoraLinear, x: Tensor<3>) -> Tensor<3> {
-        let (y, route) = linear.forward(x, self.context, None);
+        let Some(adapter) = linear.adapter.as_ref().filter(|_| self.has_adapters) else {
+            return linear.base(x);
+        };
+        let site = adapter.site();
+        let is_own = adapter.router.is_some();
+        if let Some(routed) = self.decided(site).filter(|_| is_own) {
+            let base = linear.base(x.clone());
+            let y = adapter.add_decided(base, x, &self.context, &routed);
+            self.routes.push(RouteTrace { site, routed });
+            return y;
+        }
+        let (y, route) = linear.forward(x, &self.context, self.shared.as_ref());
+        let granularity = adapter.router.as_ref().map(|router| router.granularity());
+        self.keep(granularity, route.as_ref());
         self.routes.extend(route);
         y
+    }
+
+    /// Takes the decision of a layer's router for all its sites.
+    pub(super) fn enter(&mut self, layer: Option<&LayerRouter>, x: &Tensor<3>, rule: LayerRule) {
+        self.shared = None;
+        let Some(layer) = layer else {
+            return;
+        };
+        if let Some(routed) = self.decided(layer.site()) {
+            self.shared = Some(routed.clone());
+            let site = layer.site();
+            self.routes.push(RouteTrace { site, routed });
+            return;
+        }
+        let (context, routes) = (&mut self.context, &mut self.routes);
+        self.shared = decide(Some(layer), x, rule, context, routes);
+        let route = self.routes.last().cloned();
+        self.keep(Some(layer.router.granularity()), route.as_ref());
+    }
+
+    /// Whether decisions of an earlier pass hold.
+    pub(super) fn has_decided(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| !kept.is_empty())
+    }
+
+    fn decided(&self, site: usize) -> Option<RouterOutput> {
+        self.kept.as_ref()?.get(&site).cloned()
+    }
+
+    fn keep(&mut self, granularity: Option<Granularity>, route: Option<&RouteTrace>) {
+        if let (Some(kept), Some(Granularity::Sequence), Some(route)) =
+            (&mut self.kept, granularity, route)
+        {
+            kept.insert(route.site, route.routed.clone());
+        }
     }
 }

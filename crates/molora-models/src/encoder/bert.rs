@@ -5,7 +5,7 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 use molora_kernels::random::Seed;
 use molora_routing::{LayerRule, RouterOutput};
 
-use crate::attach::{Attachment, Place, attach_sites};
+use crate::attach::{Attachment, Place, attach_sites, layer_routers};
 use crate::layers::Activation;
 use crate::scope::{decide, vote};
 use crate::{
@@ -216,15 +216,9 @@ impl Bert {
             linear,
         };
         let sites = attach_sites(places.map(place).collect(), spec, &to)?;
-        let width = self.width();
-        for (index, layer) in self.layers.iter_mut().enumerate() {
-            let first = sites.iter().position(|(_, layer)| *layer == index);
-            let seed = seed.child(&layer_name(index));
-            let spec = spec.at_layer(index, to.num_layers);
-            layer.router = first.and_then(|site| {
-                let router = spec.layer_router(width, num_tasks, seed, device)?;
-                Some(LayerRouter { router, site })
-            });
+        let routers = layer_routers(spec, &to, &sites, self.width(), layer_name);
+        for (layer, router) in self.layers.iter_mut().zip(routers) {
+            layer.router = router;
         }
         self.layer_rule = spec.layer_rule;
         Ok(sites.into_iter().map(|(path, _)| path).collect())

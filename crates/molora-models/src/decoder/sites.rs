@@ -1,0 +1,139 @@
+//! The linear layers of a decoder, and what is attached to them.
+
+use burn::tensor::Device;
+use molora_kernels::random::Seed;
+
+use super::feed_forward::FeedForward;
+use super::model::{Decoder, Layer};
+use crate::attach::{Attachment, Place, attach_sites, layer_routers};
+use crate::{Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError};
+
+impl Decoder {
+    /// Every linear layer but the head with its Hugging Face path, in the order of the forward pass.
+    ///
+    /// GPT-2 files hold queries, keys and values as one layer `attn.c_attn`; here they are the three
+    /// layers `attn.c_attn.q`, `attn.c_attn.k` and `attn.c_attn.v`.
+    pub fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
+        let path = |index, part| self.names.layer(index, part);
+        let layers = self.layers.iter().enumerate();
+        layers
+            .flat_map(|(index, layer)| {
+                let linears = linears(layer).into_iter().zip(self.names.linears());
+                linears.filter_map(move |(linear, part)| Some((path(index, part), linear?)))
+            })
+            .collect()
+    }
+
+    /// The adapted layers with their paths, in the order of the forward pass.
+    pub fn sites(&self) -> Vec<(String, &Adapter)> {
+        self.linears()
+            .into_iter()
+            .filter_map(|(path, linear)| linear.adapter.as_ref().map(|adapter| (path, adapter)))
+            .collect()
+    }
+
+    /// The adapted layers with their paths, to be changed.
+    pub fn sites_mut(&mut self) -> Vec<(String, &mut Adapter)> {
+        self.linears_mut()
+            .filter_map(|(path, linear)| linear.adapter.as_mut().map(|adapter| (path, adapter)))
+            .collect()
+    }
+
+    /// The routers of layers with the layers' paths, in the order of the forward pass.
+    pub fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
+        let layers = self.layers.iter().enumerate();
+        let path = |index| self.names.layer_name(index);
+        layers
+            .filter_map(|(index, layer)| Some((path(index), layer.router.as_ref()?)))
+            .collect()
+    }
+
+    /// The routers of layers with the layers' paths, to be changed.
+    pub fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)> {
+        let (names, layers) = (self.names, self.layers.iter_mut().enumerate());
+        layers
+            .filter_map(|(index, layer)| Some((names.layer_name(index), layer.router.as_mut()?)))
+            .collect()
+    }
+
+    /// The path under which the decisions of a site's or layer's router are reported, by the number
+    /// of the site.
+    pub fn route_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.sites().into_iter().map(|(path, _)| path).collect();
+        for (path, router) in self.layer_routers() {
+            names[router.site()] = path;
+        }
+        names
+    }
+
+    /// Attaches fresh adapters where the specification says, and returns the paths of the sites.
+    ///
+    /// Initial values depend on `seed` and each site's path alone.
+    ///
+    /// # Errors
+    /// The first problem of the specification, or a target that matches nothing, or a rank that does
+    /// not fit a site, or more entries of `experts_per_layer` than layers.
+    pub fn attach(
+        &mut self,
+        spec: &AdapterSpec,
+        num_tasks: usize,
+        seed: Seed,
+        device: &Device,
+    ) -> Result<Vec<String>, ModelError> {
+        let to = Attachment {
+            num_layers: self.layers.len(),
+            num_tasks,
+            seed,
+            device,
+        };
+        let (names, width) = (self.names, self.width());
+        let sites = attach_sites(self.places(), spec, &to)?;
+        let name = |index| names.layer_name(index);
+        let routers = layer_routers(spec, &to, &sites, width, name);
+        for (layer, router) in self.layers.iter_mut().zip(routers) {
+            layer.router = router;
+        }
+        self.layer_rule = spec.layer_rule;
+        Ok(sites.into_iter().map(|(path, _)| path).collect())
+    }
+
+    fn linears_mut(&mut self) -> impl Iterator<Item = (String, &mut MoLoraLinear)> {
+        let places = self.places().into_iter();
+        places.map(|place| (place.path, place.linear))
+    }
+
+    /// Every linear layer but the head, in the order of the forward pass.
+    fn places(&mut self) -> Vec<Place<'_>> {
+        let names = self.names;
+        let mut places = Vec::new();
+        for (layer, parts) in self.layers.iter_mut().enumerate() {
+            for (linear, part) in linears_mut(parts).into_iter().zip(names.linears()) {
+                let path = names.layer(layer, part);
+                places.extend(linear.map(|linear| Place {
+                    path,
+                    layer,
+                    linear,
+                }));
+            }
+        }
+        places
+    }
+}
+
+/// In the order of [`Names::linears`](super::config::Names::linears).
+fn linears(layer: &Layer) -> [Option<&MoLoraLinear>; 7] {
+    let [query, key, value] = &layer.attention.qkv;
+    let FeedForward { gate, up, down, .. } = &layer.feed_forward;
+    let output = &layer.attention.output;
+    let [query, key, value, output, up, down] = [query, key, value, output, up, down].map(Some);
+    [query, key, value, output, gate.as_ref(), up, down]
+}
+
+/// In the order of [`Names::linears`](super::config::Names::linears).
+fn linears_mut(layer: &mut Layer) -> [Option<&mut MoLoraLinear>; 7] {
+    let [query, key, value] = &mut layer.attention.qkv;
+    let FeedForward { gate, up, down, .. } = &mut layer.feed_forward;
+    let output = &mut layer.attention.output;
+    let [query, key, value, output, up, down] = [query, key, value, output, up, down].map(Some);
+    [query, key, value, output, gate.as_mut(), up, down]
+}

@@ -1,0 +1,215 @@
+//! Configurations that are not supported are refused by the name of their field.
+
+use molora_models::DecoderConfig;
+use serde_json::{Value, json};
+
+use crate::world::{gpt2, llama, qwen2, qwen3};
+
+fn read(config: &Value) -> Result<DecoderConfig, String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("config.json");
+    std::fs::write(&path, config.to_string()).expect("writable");
+    DecoderConfig::from_file(&path).map_err(|error| error.to_string())
+}
+
+fn with(mut config: Value, changes: Value) -> Value {
+    for (field, value) in changes.as_object().expect("an object") {
+        config[field] = value.clone();
+    }
+    config
+}
+
+fn refused(base: Value, changes: Value, expected: &str) {
+    let error = read(&with(base, changes)).expect_err(expected);
+    assert!(!error.contains('\n'), "one line: {error}");
+    let end = format!("config.json: {expected}");
+    assert!(error.contains(&end), "got `{error}`, expected `{expected}`");
+}
+
+fn accepted(base: Value, changes: Value) -> DecoderConfig {
+    read(&with(base, changes)).expect("supported")
+}
+
+#[test]
+fn what_is_not_supported_is_named() {
+    refused(
+        json!({"model_type": "mixtral"}),
+        json!({}),
+        "model_type is \"mixtral\", expected llama",
+    );
+    refused(json!({}), json!({}), "model_type is null");
+    let mistral = json!({"model_type": "mistral", "sliding_window": 8});
+    refused(llama(), mistral, "sliding_window is 8, expected null");
+    for qwen in [qwen2(), qwen3()] {
+        let window = json!({"use_sliding_window": true, "sliding_window": 8});
+        refused(qwen.clone(), window, "sliding_window is 8");
+        let types = json!({"layer_types": ["full_attention", "sliding_attention"]});
+        refused(
+            qwen,
+            types,
+            "layer_types is [\"full_attention\",\"sliding_attention\"]",
+        );
+    }
+    refused(
+        llama(),
+        json!({"hidden_act": "gelu"}),
+        "hidden_act is \"gelu\", expected silu",
+    );
+    refused(
+        gpt2(),
+        json!({"activation_function": "tanh"}),
+        "activation_function is \"tanh\"",
+    );
+    refused(
+        gpt2(),
+        json!({"scale_attn_weights": false}),
+        "scale_attn_weights is false",
+    );
+    let by_layer = json!({"scale_attn_by_inverse_layer_idx": true});
+    refused(gpt2(), by_layer, "scale_attn_by_inverse_layer_idx is true");
+    refused(
+        gpt2(),
+        json!({"add_cross_attention": true}),
+        "add_cross_attention is true",
+    );
+    refused(
+        qwen2(),
+        json!({"attention_bias": false}),
+        "attention_bias is false",
+    );
+    let biased = json!({"model_type": "mistral", "attention_bias": true});
+    refused(llama(), biased, "attention_bias is true");
+    for base in [qwen2(), qwen3()] {
+        refused(base, json!({"mlp_bias": true}), "mlp_bias is true");
+    }
+}
+
+#[test]
+fn fields_of_other_architectures_are_named() {
+    for changes in [
+        json!({"num_local_experts": 8}),
+        json!({"num_experts": 60}),
+        json!({"parallel_attention": true}),
+        json!({"quantization_config": {"bits": 4}}),
+        json!({"residual_multiplier": 0.22}),
+        json!({"rope_interleaved": true}),
+        json!({"no_rope_layers": [1, 0]}),
+        json!({"attn_logit_softcapping": 50.0}),
+    ] {
+        let field = changes.as_object().expect("an object").keys().next();
+        let field = field.expect("one field").clone();
+        refused(llama(), changes, &format!("{field} is "));
+    }
+    let neutral = json!({
+        "num_experts": null, "num_local_experts": 0, "parallel_attention": false,
+        "residual_multiplier": 1.0, "no_rope_layers": [], "unheard_of": 3,
+    });
+    accepted(llama(), neutral);
+}
+
+#[test]
+fn rope_of_another_kind_is_named() {
+    let scaling = |value: Value| json!({"rope_scaling": value});
+    refused(
+        llama(),
+        scaling(json!({"type": "dynamic", "factor": 2.0})),
+        "rope_scaling.type is \"dynamic\", expected default, linear or llama3",
+    );
+    refused(
+        llama(),
+        json!({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}),
+        "rope_parameters.rope_type is \"yarn\"",
+    );
+    refused(
+        llama(),
+        scaling(json!({"type": "linear"})),
+        "rope_scaling.factor is missing",
+    );
+    let extra = json!({"type": "linear", "factor": 2.0, "beta_fast": 32.0});
+    refused(
+        llama(),
+        scaling(extra),
+        "rope_scaling.beta_fast is not supported",
+    );
+    let partial = json!({"rope_type": "default", "partial_rotary_factor": 0.5});
+    refused(
+        llama(),
+        json!({"rope_parameters": partial}),
+        "rope_parameters.partial_rotary_factor is 0.5",
+    );
+    let flat = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    });
+    refused(
+        llama(),
+        scaling(flat),
+        "rope_scaling.high_freq_factor is 4.0, expected more",
+    );
+    refused(
+        llama(),
+        json!({"partial_rotary_factor": 0.5}),
+        "partial_rotary_factor is 0.5",
+    );
+}
+
+#[test]
+fn wrong_types_and_sizes_are_named() {
+    refused(
+        llama(),
+        json!({"hidden_size": null}),
+        "hidden_size is missing",
+    );
+    refused(
+        llama(),
+        json!({"hidden_size": "16"}),
+        "hidden_size is \"16\", expected a whole number",
+    );
+    refused(llama(), json!({"vocab_size": 0}), "vocab_size is 0");
+    refused(
+        llama(),
+        json!({"num_key_value_heads": 3}),
+        "num_key_value_heads 3 does not divide",
+    );
+    refused(
+        llama(),
+        json!({"num_attention_heads": 6}),
+        "hidden_size 16 is no multiple",
+    );
+    refused(llama(), json!({"head_dim": 5}), "head_dim 5 is odd");
+    refused(
+        llama(),
+        json!({"rms_norm_eps": -1.0}),
+        "rms_norm_eps is -1.0",
+    );
+    refused(
+        llama(),
+        json!({"tie_word_embeddings": "yes"}),
+        "tie_word_embeddings is \"yes\"",
+    );
+    refused(
+        llama(),
+        json!({"rope_scaling": 3}),
+        "rope_scaling is 3, expected an object",
+    );
+    refused(
+        gpt2(),
+        json!({"n_head": 3}),
+        "n_embd 16 is no multiple of n_head 3",
+    );
+}
+
+#[test]
+fn older_and_newer_names_mean_the_same() {
+    let old = json!({
+        "rope_theta": 5e5,
+        "rope_scaling": {"type": "linear", "factor": 4.0},
+    });
+    let new = json!({
+        "rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 4.0},
+    });
+    assert_eq!(accepted(llama(), old), accepted(llama(), new));
+    let window = json!({"model_type": "mistral", "sliding_window": 24});
+    let none = json!({"model_type": "mistral", "sliding_window": null});
+    assert_eq!(accepted(llama(), window), accepted(llama(), none));
+}

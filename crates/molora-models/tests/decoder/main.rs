@@ -1,0 +1,8 @@
+//! Decoders on small random models, written as folders in Hugging Face layout.
+
+mod adapters;
+mod config;
+mod files;
+mod generate;
+mod properties;
+mod world;
