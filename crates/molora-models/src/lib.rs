@@ -29,6 +29,7 @@ mod encoder;
 mod error;
 mod layers;
 mod linear;
+mod reader;
 mod scope;
 mod site;
 mod spec;

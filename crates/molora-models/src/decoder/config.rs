@@ -7,6 +7,7 @@ use super::rope::Rope;
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::layers::Activation;
+use crate::reader::Layout;
 
 /// Which normalisation a family has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,15 +98,6 @@ pub(crate) struct Names {
     pub(crate) layout: Layout,
     /// Ends of names of tensors that carry no parameter.
     pub(crate) unused: &'static [&'static str],
-}
-
-/// How the matrix of a linear layer is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Layout {
-    /// `[out, in]`, PyTorch's `Linear`.
-    OutIn,
-    /// `[in, out]`, transformers' `Conv1D`.
-    InOut,
 }
 
 impl Names {

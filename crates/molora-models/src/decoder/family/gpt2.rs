@@ -6,8 +6,9 @@
 use super::activation;
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
-use crate::decoder::config::{DecoderConfig, Layout, Names, NormKind};
+use crate::decoder::config::{DecoderConfig, Names, NormKind};
 use crate::layers::Activation;
+use crate::reader::Layout;
 
 const NAMES: Names = Names {
     prefix: "transformer.",

@@ -1,0 +1,181 @@
+//! Building layers from the tensors of a model folder.
+
+use std::collections::HashSet;
+
+use burn::module::Param;
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::checkpoint::ModelWeights;
+use crate::layers::{Norm, frozen};
+use crate::{LayerNorm, MoLoraLinear, ModelError, RmsNorm};
+
+/// How the matrix of a linear layer is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// `[out, in]`, PyTorch's `Linear`.
+    OutIn,
+    /// `[in, out]`, transformers' `Conv1D`.
+    InOut,
+}
+
+/// Reads layers by their paths, and remembers which tensors were read.
+pub(crate) struct Reader<'a> {
+    pub(crate) weights: ModelWeights,
+    /// Left out of paths, where the file does.
+    pub(crate) absent_prefix: &'static str,
+    pub(crate) layout: Layout,
+    pub(crate) epsilon: f64,
+    pub(crate) device: &'a Device,
+    pub(crate) read: HashSet<String>,
+}
+
+impl Reader<'_> {
+    /// The values of a tensor by the path of its layer.
+    fn values(&mut self, path: &str, part: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let path = path.strip_prefix(self.absent_prefix).unwrap_or(path);
+        let name = format!("{path}.{part}");
+        let values = self.weights.values(&name, shape)?;
+        self.read.insert(name);
+        Ok(values)
+    }
+
+    fn tensor<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+        Tensor::from_data(TensorData::new(values, shape), self.device)
+    }
+
+    /// A table of rows, as it is stored.
+    pub(crate) fn table(
+        &mut self,
+        path: &str,
+        shape: [usize; 2],
+    ) -> Result<Param<Tensor<2>>, ModelError> {
+        let values = self.values(path, "weight", &shape)?;
+        Ok(frozen(self.tensor(values, shape)))
+    }
+
+    /// A weight in rows of inputs, whatever the file's layout.
+    fn weight(
+        &mut self,
+        path: &str,
+        [inputs, outputs]: [usize; 2],
+    ) -> Result<Vec<f32>, ModelError> {
+        match self.layout {
+            Layout::InOut => self.values(path, "weight", &[inputs, outputs]),
+            Layout::OutIn => {
+                let values = self.values(path, "weight", &[outputs, inputs])?;
+                Ok(transposed(&values, outputs, inputs))
+            }
+        }
+    }
+
+    /// A linear layer of so many inputs and outputs.
+    pub(crate) fn linear(
+        &mut self,
+        path: &str,
+        dims: [usize; 2],
+        has_bias: bool,
+    ) -> Result<MoLoraLinear, ModelError> {
+        let weight = self.weight(path, dims)?;
+        let bias = match has_bias {
+            true => Some(self.values(path, "bias", &dims[1..])?),
+            false => None,
+        };
+        let bias = bias.map(|bias| self.tensor(bias, [dims[1]]));
+        Ok(MoLoraLinear::new(self.tensor(weight, dims), bias))
+    }
+
+    /// Linear layers that the file holds side by side.
+    pub(crate) fn split<const N: usize>(
+        &mut self,
+        path: &str,
+        inputs: usize,
+        outputs: [usize; N],
+        has_bias: bool,
+    ) -> Result<[MoLoraLinear; N], ModelError> {
+        let all = outputs.iter().sum();
+        let fused = self.linear(path, [inputs, all], has_bias)?;
+        let mut start = 0;
+        Ok(outputs.map(|width| {
+            // A copy of its own, so that the fused matrix is not kept.
+            let weight = fused.weight.val().narrow(1, start, width).into_data();
+            let bias = fused.bias.as_ref().map(|bias| {
+                let bias = bias.val().narrow(0, start, width).into_data();
+                Tensor::from_data(bias, self.device)
+            });
+            start += width;
+            MoLoraLinear::new(Tensor::from_data(weight, self.device), bias)
+        }))
+    }
+
+    /// Layer normalisation.
+    pub(crate) fn layer_norm(&mut self, path: &str, width: usize) -> Result<Norm, ModelError> {
+        let gamma = self.values(path, "weight", &[width])?;
+        let beta = self.values(path, "bias", &[width])?;
+        let (gamma, beta) = (self.tensor(gamma, [width]), self.tensor(beta, [width]));
+        Ok(Norm::Layer(LayerNorm::new(gamma, beta, self.epsilon)))
+    }
+
+    /// Root-mean-square normalisation.
+    pub(crate) fn rms_norm(&mut self, path: &str, width: usize) -> Result<RmsNorm, ModelError> {
+        let weight = self.values(path, "weight", &[width])?;
+        Ok(RmsNorm::new(self.tensor(weight, [width]), self.epsilon))
+    }
+
+    /// Refuses a tensor under one of `prefixes` that nobody read: it means that the configuration is
+    /// of another model. Others may be heads of other uses, and are named in a warning; those that
+    /// end in one of `unused` carry no parameter.
+    pub(crate) fn refuse_unread(
+        &self,
+        prefixes: &[&str],
+        unused: &[&str],
+    ) -> Result<(), ModelError> {
+        let path = self.weights.path();
+        for name in self.weights.names() {
+            if self.read.contains(name) || unused.iter().any(|end| name.ends_with(end)) {
+                continue;
+            }
+            if prefixes.iter().any(|prefix| name.starts_with(prefix)) {
+                let problem =
+                    format!("tensor `{name}` has no place in the model that config.json describes");
+                return Err(ModelError::file(path, problem));
+            }
+            tracing::warn!("{}: tensor `{name}` is not used", path.display());
+        }
+        Ok(())
+    }
+}
+
+/// A matrix of `rows` rows, column by column.
+fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    // Squares that fit the fastest cache: whole columns would touch a line of memory per number.
+    const SIDE: usize = 32;
+    let mut out = vec![0.0; values.len()];
+    for top in (0..rows).step_by(SIDE) {
+        for left in (0..columns).step_by(SIDE) {
+            for column in left..columns.min(left + SIDE) {
+                for row in top..rows.min(top + SIDE) {
+                    out[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_is_transposed_at_any_size() {
+        for (rows, columns) in [(1, 1), (3, 50), (64, 32), (33, 65)] {
+            let values: Vec<f32> = (0..rows * columns).map(|value| value as f32).collect();
+            let out = transposed(&values, rows, columns);
+            let is_moved = |(index, value): (usize, &f32)| {
+                let (column, row) = (index / rows, index % rows);
+                *value == (row * columns + column) as f32
+            };
+            assert!(out.iter().enumerate().all(is_moved));
+        }
+    }
+}
