@@ -26,6 +26,7 @@ mod checkpoint;
 mod classifier;
 mod decoder;
 mod encoder;
+mod encoder_decoder;
 mod error;
 mod layers;
 mod linear;
@@ -45,6 +46,7 @@ pub use decoder::{
     Generated, KvCache, NormKind, Rope, RopeScaling, Sampling,
 };
 pub use encoder::{Bert, BertConfig, EncoderInput, EncoderOutput, masked_mean};
+pub use encoder_decoder::{Encoded, T5, T5Config};
 pub use error::ModelError;
 pub use layers::{Activation, LayerNorm, RmsNorm};
 pub use linear::{ForwardContext, MoLoraLinear, RouteTrace};

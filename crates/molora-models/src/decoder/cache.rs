@@ -11,19 +11,19 @@ use super::pass::Decisions;
 /// written later does not change the experts that write it.
 #[derive(Debug, Clone)]
 pub struct KvCache {
-    pub(super) layers: Vec<LayerCache>,
-    pub(super) decisions: Decisions,
+    pub(crate) layers: Vec<LayerCache>,
+    pub(crate) decisions: Decisions,
     /// `[B, S]`, after the first pass.
     mask: Option<Tensor<2, Bool>>,
 }
 
 /// Keys and values of one layer, `[B, S, G * W]`; keys have been turned by their positions.
 #[derive(Debug, Clone, Default)]
-pub(super) struct LayerCache(Option<(Tensor<3>, Tensor<3>)>);
+pub(crate) struct LayerCache(Option<(Tensor<3>, Tensor<3>)>);
 
 impl KvCache {
     /// An empty cache for a model of so many layers.
-    pub(super) fn new(num_layers: usize) -> Self {
+    pub(crate) fn new(num_layers: usize) -> Self {
         Self {
             layers: vec![LayerCache::default(); num_layers],
             decisions: Decisions::new(),
@@ -37,7 +37,7 @@ impl KvCache {
     }
 
     /// Adds the mask of new tokens `[B, T]` and returns that of all, `[B, S + T]`.
-    pub(super) fn extend_mask(&mut self, new: Tensor<2, Bool>) -> Tensor<2, Bool> {
+    pub(crate) fn extend_mask(&mut self, new: Tensor<2, Bool>) -> Tensor<2, Bool> {
         let all = match self.mask.take() {
             Some(mask) => Tensor::cat(vec![mask, new], 1),
             None => new,
@@ -49,7 +49,7 @@ impl KvCache {
 
 impl LayerCache {
     /// Adds new keys and values `[B, T, G * W]` and returns all.
-    pub(super) fn extend(&mut self, key: Tensor<3>, value: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+    pub(crate) fn extend(&mut self, key: Tensor<3>, value: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
         let all = match self.0.take() {
             Some((keys, values)) => (
                 Tensor::cat(vec![keys, key], 1),

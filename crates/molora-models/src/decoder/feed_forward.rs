@@ -10,17 +10,17 @@ use crate::layers::Activation;
 /// `down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` with a gate (Shazeer,
 /// arXiv:2002.05202).
 #[derive(Module, Debug)]
-pub(super) struct FeedForward {
-    pub(super) gate: Option<MoLoraLinear>,
-    pub(super) up: MoLoraLinear,
-    pub(super) down: MoLoraLinear,
+pub(crate) struct FeedForward {
+    pub(crate) gate: Option<MoLoraLinear>,
+    pub(crate) up: MoLoraLinear,
+    pub(crate) down: MoLoraLinear,
     #[module(skip)]
-    pub(super) activation: Activation,
+    pub(crate) activation: Activation,
 }
 
 impl FeedForward {
     /// `[B, T, D]` to `[B, T, D]`.
-    pub(super) fn forward(&self, x: Tensor<3>, pass: &mut Pass) -> Tensor<3> {
+    pub(crate) fn forward(&self, x: Tensor<3>, pass: &mut Pass) -> Tensor<3> {
         let gate = self.gate.as_ref().map(|gate| pass.apply(gate, x.clone()));
         let up = pass.apply(&self.up, x);
         let inner = match (gate, self.activation) {

@@ -14,6 +14,8 @@ pub struct GenerateOptions {
     pub max_new_tokens: usize,
     /// Tokens that end a row; they are not part of the result.
     pub stop_tokens: Vec<usize>,
+    /// Tokens that are never written.
+    pub suppressed_tokens: Vec<usize>,
     /// How tokens are drawn; the likeliest is taken where absent.
     pub sampling: Option<Sampling>,
     /// Key of all draws. Row `r` draws its token `n` by `seed.index(r).index(n)`.
@@ -26,6 +28,7 @@ impl Default for GenerateOptions {
         Self {
             max_new_tokens: 64,
             stop_tokens: Vec::new(),
+            suppressed_tokens: Vec::new(),
             sampling: None,
             seed: Seed::new(0),
         }
@@ -96,7 +99,7 @@ pub enum GenerateError {
 }
 
 /// A row while it is written.
-struct Row {
+pub(crate) struct Row {
     /// Tokens of the prompt.
     prompt: usize,
     tokens: Vec<usize>,
@@ -122,77 +125,101 @@ impl Decoder {
         options: &GenerateOptions,
         context: &ForwardContext,
     ) -> Result<Vec<Generated>, GenerateError> {
-        let problem = options.sampling.and_then(|sampling| sampling.problem());
-        if let Some(problem) = problem {
-            return Err(GenerateError::Sampling(problem));
-        }
-        let mut rows = self.rows(prompts)?;
+        let rows = check_prompts(prompts, self.vocab_size(), self.max_tokens())?;
         let mut cache = self.cache();
-        let mut input = prompts.clone();
-        // Padding may be numbered as no token is, and is looked up too.
-        input.ids = input.ids.mask_fill(prompts.mask.clone().bool_not(), 0);
-        self.end_full(&mut rows, options);
-        while rows.iter().any(|row| row.finish.is_none()) {
+        let input = prompts.with_plain_padding();
+        write_on(rows, input, options, self.max_tokens(), |input| {
             let context = with_mask(context, &input.mask);
-            let hidden = self.forward_cached(&input, &mut cache, &context).hidden;
-            let logits = self.logits(last_real(hidden, &input.mask));
-            choose(&mut rows, logits, options)?;
-            self.end_full(&mut rows, options);
-            input = next_input(&rows, &input);
-        }
-        let done = rows.into_iter().map(|row| Generated {
-            tokens: row.tokens,
-            finish: row.finish.expect("the loop ends when all rows have"),
-        });
-        Ok(done.collect())
-    }
-
-    /// Ends the rows that cannot get another token.
-    fn end_full(&self, rows: &mut [Row], options: &GenerateOptions) {
-        for row in rows.iter_mut().filter(|row| row.finish.is_none()) {
-            if row.tokens.len() >= options.max_new_tokens {
-                row.finish = Some(Finish::MaxNewTokens);
-            } else if row.prompt + row.tokens.len() > self.max_tokens() {
-                row.finish = Some(Finish::ContextEnd);
-            }
-        }
-    }
-
-    /// Checks the prompts.
-    fn rows(&self, prompts: &DecoderInput) -> Result<Vec<Row>, GenerateError> {
-        let (width, vocab_size) = (prompts.ids.dims()[1], self.vocab_size());
-        let (ids, mask) = (integers(&prompts.ids), truths(&prompts.mask));
-        let rows = ids.chunks(width.max(1)).zip(mask.chunks(width.max(1)));
-        let check = |(row, (ids, mask)): (usize, (&[i64], &[bool]))| {
-            let real = ids.iter().zip(mask).filter(|(_, is_real)| **is_real);
-            let is_token = |token: i64| usize::try_from(token).is_ok_and(|t| t < vocab_size);
-            if let Some((&token, _)) = real.clone().find(|(token, _)| !is_token(**token)) {
-                return Err(GenerateError::OutsideVocabulary {
-                    row,
-                    token,
-                    vocab_size,
-                });
-            }
-            match real.count() {
-                0 => Err(GenerateError::EmptyPrompt { row }),
-                tokens if tokens > self.max_tokens() => Err(GenerateError::PromptTooLong {
-                    row,
-                    tokens,
-                    max_tokens: self.max_tokens(),
-                }),
-                prompt => Ok(Row {
-                    prompt,
-                    tokens: Vec::new(),
-                    finish: None,
-                }),
-            }
-        };
-        rows.enumerate().map(check).collect()
+            let hidden = self.forward_cached(input, &mut cache, &context).hidden;
+            self.logits(last_real(hidden, &input.mask))
+        })
     }
 }
 
+/// Continues rows, whose tokens so far are `input`, by the scores `[B, 1, V]` of `step`.
+pub(crate) fn write_on(
+    mut rows: Vec<Row>,
+    mut input: DecoderInput,
+    options: &GenerateOptions,
+    max_tokens: usize,
+    mut step: impl FnMut(&DecoderInput) -> Tensor<3>,
+) -> Result<Vec<Generated>, GenerateError> {
+    let problem = options.sampling.and_then(|sampling| sampling.problem());
+    if let Some(problem) = problem {
+        return Err(GenerateError::Sampling(problem));
+    }
+    end_full(&mut rows, options, max_tokens);
+    while rows.iter().any(|row| row.finish.is_none()) {
+        choose(&mut rows, step(&input), options)?;
+        end_full(&mut rows, options, max_tokens);
+        input = next_input(&rows, &input);
+    }
+    let done = rows.into_iter().map(|row| Generated {
+        tokens: row.tokens,
+        finish: row.finish.expect("the loop ends when all rows have"),
+    });
+    Ok(done.collect())
+}
+
+/// Ends the rows that cannot get another token.
+fn end_full(rows: &mut [Row], options: &GenerateOptions, max_tokens: usize) {
+    for row in rows.iter_mut().filter(|row| row.finish.is_none()) {
+        if row.tokens.len() >= options.max_new_tokens {
+            row.finish = Some(Finish::MaxNewTokens);
+        } else if row.prompt + row.tokens.len() > max_tokens {
+            row.finish = Some(Finish::ContextEnd);
+        }
+    }
+}
+
+/// So many rows of one token.
+pub(crate) fn one_token_rows(count: usize) -> Vec<Row> {
+    let row = |_| Row {
+        prompt: 1,
+        tokens: Vec::new(),
+        finish: None,
+    };
+    (0..count).map(row).collect()
+}
+
+/// Checks the prompts of a padded batch.
+pub(crate) fn check_prompts(
+    prompts: &DecoderInput,
+    vocab_size: usize,
+    max_tokens: usize,
+) -> Result<Vec<Row>, GenerateError> {
+    let width = prompts.ids.dims()[1].max(1);
+    let (ids, mask) = (integers(&prompts.ids), truths(&prompts.mask));
+    let is_token = |token: i64| usize::try_from(token).is_ok_and(|t| t < vocab_size);
+    let check = |(row, (ids, mask)): (usize, (&[i64], &[bool]))| {
+        let real = ids.iter().zip(mask).filter(|(_, is_real)| **is_real);
+        if let Some((&token, _)) = real.clone().find(|(token, _)| !is_token(**token)) {
+            return Err(GenerateError::OutsideVocabulary {
+                row,
+                token,
+                vocab_size,
+            });
+        }
+        match real.count() {
+            0 => Err(GenerateError::EmptyPrompt { row }),
+            tokens if tokens > max_tokens => Err(GenerateError::PromptTooLong {
+                row,
+                tokens,
+                max_tokens,
+            }),
+            prompt => Ok(Row {
+                prompt,
+                tokens: Vec::new(),
+                finish: None,
+            }),
+        }
+    };
+    let rows = ids.chunks(width).zip(mask.chunks(width));
+    rows.enumerate().map(check).collect()
+}
+
 /// The context of a step; the only place where generation makes one.
-fn with_mask(context: &ForwardContext, mask: &Tensor<2, Bool>) -> ForwardContext {
+pub(crate) fn with_mask(context: &ForwardContext, mask: &Tensor<2, Bool>) -> ForwardContext {
     ForwardContext {
         mask: mask.clone().float(),
         ..context.clone()
@@ -225,15 +252,26 @@ fn choose(
     options: &GenerateOptions,
 ) -> Result<(), GenerateError> {
     let vocab_size = logits.dims()[2];
-    let logits = logits.into_data().convert::<f32>();
-    let logits = logits.as_slice::<f32>().expect("just converted");
-    for (index, (row, logits)) in rows.iter_mut().zip(logits.chunks(vocab_size)).enumerate() {
+    let logits = logits.into_data().convert::<f32>().try_into_vec::<f32>();
+    let mut logits = logits.expect("just converted");
+    for (index, (row, logits)) in rows
+        .iter_mut()
+        .zip(logits.chunks_mut(vocab_size))
+        .enumerate()
+    {
         if row.finish.is_some() {
             continue;
         }
         let step = row.tokens.len();
         if !logits.iter().all(|score| score.is_finite()) {
             return Err(GenerateError::NotFinite { row: index, step });
+        }
+        for &token in options
+            .suppressed_tokens
+            .iter()
+            .filter(|token| **token < vocab_size)
+        {
+            logits[token] = f32::NEG_INFINITY;
         }
         let seed = options.seed.index(index as u64).index(step as u64);
         let token = match &options.sampling {

@@ -50,6 +50,15 @@ impl DecoderInput {
             segments: None,
         }
     }
+
+    /// The same with token 0 for padding, which may be numbered as no token is and is looked up too.
+    pub(crate) fn with_plain_padding(&self) -> Self {
+        let padding = self.mask.clone().bool_not();
+        Self {
+            ids: self.ids.clone().mask_fill(padding, 0),
+            ..self.clone()
+        }
+    }
 }
 
 /// What a decoder returns.
@@ -105,9 +114,10 @@ impl Decoder {
     /// # Panics
     /// If a token is not in the vocabulary, or there are more tokens than learned positions.
     pub fn forward(&self, input: &DecoderInput, context: &ForwardContext) -> DecoderOutput {
-        let mut pass = self.pass(input, input.mask.clone(), context);
+        let positions = positions(&input.mask, input);
+        let mut pass = self.pass(input, input.mask.clone(), &positions, context);
         let caches = self.layers.iter().map(|_| None);
-        let hidden = self.run(input, caches, &mut pass);
+        let hidden = self.run(self.embed(input, positions), caches, &mut pass);
         DecoderOutput {
             hidden,
             routes: pass.routes,
@@ -128,9 +138,11 @@ impl Decoder {
         assert!(input.segments.is_none(), "a cache takes one sequence a row");
         assert_eq!(cache.layers.len(), self.layers.len(), "layers of the cache");
         let mask = cache.extend_mask(input.mask.clone());
-        let mut pass = self.pass(input, mask, context);
+        let positions = positions(&mask, input);
+        let mut pass = self.pass(input, mask, &positions, context);
         pass.kept = Some(&mut cache.decisions);
-        let hidden = self.run(input, cache.layers.iter_mut().map(Some), &mut pass);
+        let caches = cache.layers.iter_mut().map(Some);
+        let hidden = self.run(self.embed(input, positions), caches, &mut pass);
         DecoderOutput {
             hidden,
             routes: pass.routes,
@@ -147,13 +159,7 @@ impl Decoder {
     /// # Shapes
     /// `[B, T, D]` to `[B, T, V]`
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
-        let [batch, tokens, width] = hidden.dims();
-        let table = self.head.as_ref().unwrap_or(&self.tokens).val();
-        let vocab_size = table.dims()[0];
-        hidden
-            .reshape([batch * tokens, width])
-            .matmul(table.transpose())
-            .reshape([batch, tokens, vocab_size])
+        scores(hidden, self.head.as_ref().unwrap_or(&self.tokens))
     }
 
     /// What the layers share; `mask` `[B, S]` is that of all tokens, of which the input is the end.
@@ -161,41 +167,37 @@ impl Decoder {
         &self,
         input: &DecoderInput,
         mask: Tensor<2, Bool>,
+        positions: &Tensor<2, Int>,
         context: &ForwardContext,
     ) -> Pass<'a> {
         let offset = mask.dims()[1] - input.ids.dims()[1];
-        let positions = positions(&mask, input);
-        let rotation = self.rope.map(|rope| {
-            let head_dim = self.layers[0].attention.head_dim;
-            rope.rotation(positions.clone(), head_dim)
-        });
         let attention = AttentionOptions::new(self.num_heads)
             .with_num_kv_heads(self.num_kv_heads)
             .with_causal(offset)
             .with_mask(Some(mask))
             .with_segments(input.segments.clone());
-        Pass {
-            context: context.clone(),
-            positions,
-            rotation,
-            attention,
-            has_adapters: true,
-            kept: None,
-            shared: None,
-            routes: Vec::new(),
+        let mut pass = Pass::new(context.clone(), attention);
+        pass.rotation = self.rope.map(|rope| {
+            let head_dim = self.layers[0].attention.head_dim;
+            rope.rotation(positions.clone(), head_dim)
+        });
+        pass
+    }
+
+    fn embed(&self, input: &DecoderInput, positions: Tensor<2, Int>) -> Tensor<3> {
+        let hidden = rows(&self.tokens, &input.ids);
+        match &self.positions {
+            Some(table) => hidden + rows(table, &positions),
+            None => hidden,
         }
     }
 
     fn run<'c>(
         &self,
-        input: &DecoderInput,
+        mut hidden: Tensor<3>,
         caches: impl Iterator<Item = Option<&'c mut LayerCache>>,
         pass: &mut Pass,
     ) -> Tensor<3> {
-        let mut hidden = rows(&self.tokens, &input.ids);
-        if let Some(table) = &self.positions {
-            hidden = hidden + rows(table, &pass.positions);
-        }
         if self.layer_rule == LayerRule::Vote && !pass.has_decided() {
             let logits = self.votes(hidden.clone(), pass);
             let labels = pass.context.guidance.labels.take();
@@ -246,8 +248,19 @@ impl Layer {
     }
 }
 
+/// Products of hidden states `[B, T, D]` with every row of a table `[V, D]`: `[B, T, V]`.
+pub(crate) fn scores(hidden: Tensor<3>, table: &Param<Tensor<2>>) -> Tensor<3> {
+    let [batch, tokens, width] = hidden.dims();
+    let table = table.val();
+    let vocab_size = table.dims()[0];
+    hidden
+        .reshape([batch * tokens, width])
+        .matmul(table.transpose())
+        .reshape([batch, tokens, vocab_size])
+}
+
 /// Rows of a table, `[B, T, D]`.
-fn rows(table: &Param<Tensor<2>>, ids: &Tensor<2, Int>) -> Tensor<3> {
+pub(crate) fn rows(table: &Param<Tensor<2>>, ids: &Tensor<2, Int>) -> Tensor<3> {
     let ([batch, tokens], width) = (ids.dims(), table.dims()[1]);
     let ids = ids.clone().reshape([batch * tokens]);
     table.val().select(0, ids).reshape([batch, tokens, width])

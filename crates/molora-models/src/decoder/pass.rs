@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 use molora_kernels::AttentionOptions;
 use molora_routing::{Granularity, LayerRule, RouterOutput};
 
@@ -11,29 +11,40 @@ use crate::scope::decide;
 use crate::{ForwardContext, LayerRouter, MoLoraLinear, RouteTrace};
 
 /// Decisions per sequence, by the number of the site.
-pub(super) type Decisions = BTreeMap<usize, RouterOutput>;
+pub(crate) type Decisions = BTreeMap<usize, RouterOutput>;
 
 /// One forward pass: what every layer reads, and the routing decisions so far.
-pub(super) struct Pass<'a> {
-    pub(super) context: ForwardContext,
-    /// Where the tokens stand, `[B, T]`.
-    pub(super) positions: Tensor<2, Int>,
-    /// The same as angles, for rotary positions.
+pub(crate) struct Pass<'a> {
+    pub(crate) context: ForwardContext,
+    /// Where the tokens stand, for rotary positions.
     pub(super) rotation: Option<Rotation>,
     /// Which keys a query may attend to.
-    pub(super) attention: AttentionOptions,
+    pub(crate) attention: AttentionOptions,
     /// False for a pass of the base alone.
-    pub(super) has_adapters: bool,
+    pub(crate) has_adapters: bool,
     /// Decisions of the first pass of a cache, which hold for the whole sequence.
-    pub(super) kept: Option<&'a mut Decisions>,
+    pub(crate) kept: Option<&'a mut Decisions>,
     /// Decisions of the router of the layer that is being computed.
-    pub(super) shared: Option<RouterOutput>,
-    pub(super) routes: Vec<RouteTrace>,
+    pub(crate) shared: Option<RouterOutput>,
+    pub(crate) routes: Vec<RouteTrace>,
 }
 
 impl Pass<'_> {
+    /// A pass with adapters, without rotary positions and kept decisions.
+    pub(crate) fn new(context: ForwardContext, attention: AttentionOptions) -> Self {
+        Self {
+            context,
+            rotation: None,
+            attention,
+            has_adapters: true,
+            kept: None,
+            shared: None,
+            routes: Vec::new(),
+        }
+    }
+
     /// `[B, T, D]` to `[B, T, O]`, with the routing decision noted.
-    pub(super) fn apply(&mut self, linear: &MoLoraLinear, x: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn apply(&mut self, linear: &MoLoraLinear, x: Tensor<3>) -> Tensor<3> {
         let Some(adapter) = linear.adapter.as_ref().filter(|_| self.has_adapters) else {
             return linear.base(x);
         };
@@ -53,7 +64,7 @@ impl Pass<'_> {
     }
 
     /// Takes the decision of a layer's router for all its sites.
-    pub(super) fn enter(&mut self, layer: Option<&LayerRouter>, x: &Tensor<3>, rule: LayerRule) {
+    pub(crate) fn enter(&mut self, layer: Option<&LayerRouter>, x: &Tensor<3>, rule: LayerRule) {
         self.shared = None;
         let Some(layer) = layer else {
             return;
@@ -71,7 +82,7 @@ impl Pass<'_> {
     }
 
     /// Whether decisions of an earlier pass hold.
-    pub(super) fn has_decided(&self) -> bool {
+    pub(crate) fn has_decided(&self) -> bool {
         self.kept.as_ref().is_some_and(|kept| !kept.is_empty())
     }
 

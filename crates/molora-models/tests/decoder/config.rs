@@ -1,6 +1,6 @@
 //! Configurations that are not supported are refused by the name of their field.
 
-use molora_models::DecoderConfig;
+use molora_models::{DecoderConfig, T5Config};
 use serde_json::{Value, json};
 
 use crate::world::{gpt2, llama, qwen2, qwen3};
@@ -212,4 +212,62 @@ fn older_and_newer_names_mean_the_same() {
     let window = json!({"model_type": "mistral", "sliding_window": 24});
     let none = json!({"model_type": "mistral", "sliding_window": null});
     assert_eq!(accepted(llama(), window), accepted(llama(), none));
+}
+
+#[test]
+fn t5_is_read_and_what_it_cannot_be_is_named() {
+    let read = |changes: Value| {
+        let base = json!({
+            "model_type": "t5", "d_model": 16, "d_kv": 4, "d_ff": 20, "num_layers": 2,
+            "num_heads": 4, "vocab_size": 9, "is_encoder_decoder": true,
+        });
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, with(base, changes).to_string()).expect("writable");
+        T5Config::from_file(&path).map_err(|error| error.to_string())
+    };
+    let plain = read(json!({})).expect("supported");
+    assert!(plain.may_tie_head && !plain.is_gated);
+    assert_eq!((plain.head_scale, plain.num_decoder_layers), (0.25, 2));
+    // Version 1.1 as older and newer files say it.
+    let old = json!({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": false});
+    let old = read(old).expect("supported");
+    assert!(!old.may_tie_head && old.is_gated);
+    let new = json!({"feed_forward_proj": "gated-gelu", "scale_decoder_outputs": false});
+    let new = read(new).expect("supported");
+    assert_eq!((old.head_scale, new.head_scale), (1.0, 1.0));
+    for (changes, expected) in [
+        (
+            json!({"model_type": "umt5"}),
+            "model_type is \"umt5\", expected t5 or mt5",
+        ),
+        (
+            json!({"feed_forward_proj": "gated-relu"}),
+            "feed_forward_proj is \"gated-relu\"",
+        ),
+        (
+            json!({"is_decoder": true}),
+            "is_decoder is true, expected false",
+        ),
+        (json!({"num_experts": 8}), "num_experts is 8"),
+        (
+            json!({"relative_attention_num_buckets": 6}),
+            "num_buckets is 6, expected a multiple",
+        ),
+        (
+            json!({"relative_attention_max_distance": 16}),
+            "max_distance is 16, expected more",
+        ),
+        (
+            json!({"decoder_start_token_id": 9}),
+            "decoder_start_token_id is 9, expected a token",
+        ),
+        (json!({"d_kv": null}), "d_kv is missing"),
+    ] {
+        let error = read(changes).expect_err(expected);
+        assert!(
+            error.contains(expected),
+            "got `{error}`, expected `{expected}`"
+        );
+    }
 }

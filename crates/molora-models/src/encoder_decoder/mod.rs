@@ -1,0 +1,10 @@
+//! Encoder-decoders: a text is read in both directions, then another is written.
+
+mod bias;
+mod config;
+mod load;
+mod model;
+mod sites;
+
+pub use config::T5Config;
+pub use model::{Encoded, T5};

@@ -1,0 +1,165 @@
+//! The linear layers of T5, and what is attached to them.
+
+use burn::tensor::Device;
+use molora_kernels::random::Seed;
+
+use super::model::{Block, T5};
+use crate::attach::{Attachment, Place, attach_sites};
+use crate::decoder::{Attention, FeedForward};
+use crate::{Adapter, AdapterSpec, MoLoraLinear, ModelError, RouterScope};
+
+impl T5 {
+    /// Every linear layer but the head with its Hugging Face path: encoder, then decoder.
+    pub fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
+        let stacks = [("encoder", &self.encoder), ("decoder", &self.decoder)];
+        let blocks = stacks.into_iter().flat_map(|(stack, layers)| {
+            let blocks = layers.blocks.iter().enumerate();
+            blocks.map(move |(index, block)| (format!("{stack}.block.{index}"), block))
+        });
+        blocks
+            .flat_map(|(path, block)| {
+                linears(block)
+                    .into_iter()
+                    .map(move |(part, linear)| (format!("{path}.{part}"), linear))
+            })
+            .collect()
+    }
+
+    /// The adapted layers with their paths, in the order of [`linears`](Self::linears).
+    pub fn sites(&self) -> Vec<(String, &Adapter)> {
+        self.linears()
+            .into_iter()
+            .filter_map(|(path, linear)| linear.adapter.as_ref().map(|adapter| (path, adapter)))
+            .collect()
+    }
+
+    /// The adapted layers with their paths, to be changed.
+    pub fn sites_mut(&mut self) -> Vec<(String, &mut Adapter)> {
+        self.places()
+            .into_iter()
+            .filter_map(|place| Some((place.path, place.linear.adapter.as_mut()?)))
+            .collect()
+    }
+
+    /// Attaches fresh adapters where the specification says, and returns the paths of the sites.
+    ///
+    /// Layers of the decoder count after those of the encoder. Initial values depend on `seed` and
+    /// each site's path alone.
+    ///
+    /// # Errors
+    /// As [`Decoder::attach`](crate::Decoder::attach), or if routers belong to layers: a layer of the
+    /// decoder reads two texts.
+    pub fn attach(
+        &mut self,
+        spec: &AdapterSpec,
+        num_tasks: usize,
+        seed: Seed,
+        device: &Device,
+    ) -> Result<Vec<String>, ModelError> {
+        if spec.router.is_some() && spec.router_scope == RouterScope::Layer {
+            let text = "adapter.router_scope is layer, expected site: a layer of an \
+                        encoder-decoder reads two texts";
+            return Err(ModelError::Inconsistent(text.into()));
+        }
+        let to = Attachment {
+            num_layers: self.encoder.blocks.len() + self.decoder.blocks.len(),
+            num_tasks,
+            seed,
+            device,
+        };
+        let sites = attach_sites(self.places(), spec, &to)?;
+        Ok(sites.into_iter().map(|(path, _)| path).collect())
+    }
+
+    /// Every linear layer but the head, in the order of [`linears`](Self::linears).
+    fn places(&mut self) -> Vec<Place<'_>> {
+        let mut places = Vec::new();
+        let mut layer = 0;
+        let stacks = [
+            ("encoder", &mut self.encoder),
+            ("decoder", &mut self.decoder),
+        ];
+        for (stack, layers) in stacks {
+            for (index, block) in layers.blocks.iter_mut().enumerate() {
+                for (part, linear) in linears_mut(block) {
+                    let path = format!("{stack}.block.{index}.{part}");
+                    places.push(Place {
+                        path,
+                        layer,
+                        linear,
+                    });
+                }
+                layer += 1;
+            }
+        }
+        places
+    }
+}
+
+/// Paths of the parts of a block.
+struct Parts {
+    cross: String,
+    feed_forward: String,
+    up: &'static str,
+}
+
+impl Parts {
+    fn of(block: &Block) -> Self {
+        let last = 1 + usize::from(block.cross.is_some());
+        Self {
+            cross: "layer.1.EncDecAttention".into(),
+            feed_forward: format!("layer.{last}.DenseReluDense"),
+            up: match block.feed_forward.gate {
+                Some(_) => "wi_1",
+                None => "wi",
+            },
+        }
+    }
+}
+
+fn linears(block: &Block) -> Vec<(String, &MoLoraLinear)> {
+    let parts = Parts::of(block);
+    let attention = |path: &str, attention| {
+        let Attention { qkv, output, .. }: &Attention = attention;
+        let [query, key, value] = qkv;
+        let named = [("q", query), ("k", key), ("v", value), ("o", output)];
+        named.map(|(name, linear)| (format!("{path}.{name}"), linear))
+    };
+    let mut linears = attention("layer.0.SelfAttention", &block.attention).to_vec();
+    linears.extend(
+        block
+            .cross
+            .iter()
+            .flat_map(|(_, cross)| attention(&parts.cross, cross)),
+    );
+    let FeedForward { gate, up, down, .. } = &block.feed_forward;
+    let gate = gate.as_ref().map(|gate| ("wi_0", gate));
+    let named = gate.into_iter().chain([(parts.up, up), ("wo", down)]);
+    let path = |name| format!("{}.{name}", parts.feed_forward);
+    linears.extend(named.map(|(name, linear)| (path(name), linear)));
+    linears
+}
+
+fn linears_mut(block: &mut Block) -> Vec<(String, &mut MoLoraLinear)> {
+    let parts = Parts::of(block);
+    fn attention<'a>(path: &str, part: &'a mut Attention) -> [(String, &'a mut MoLoraLinear); 4] {
+        let [query, key, value] = &mut part.qkv;
+        let named = [
+            ("q", query),
+            ("k", key),
+            ("v", value),
+            ("o", &mut part.output),
+        ];
+        named.map(|(name, linear)| (format!("{path}.{name}"), linear))
+    }
+    let mut linears = Vec::from(attention("layer.0.SelfAttention", &mut block.attention));
+    if let Some((_, cross)) = &mut block.cross {
+        linears.extend(attention(&parts.cross, cross));
+    }
+    let FeedForward { gate, up, down, .. } = &mut block.feed_forward;
+    let gate = gate.as_mut().map(|gate| ("wi_0", gate));
+    let named = gate.into_iter().chain([(parts.up, up), ("wo", down)]);
+    let path = |name| format!("{}.{name}", parts.feed_forward);
+    linears.extend(named.map(|(name, linear)| (path(name), linear)));
+    linears
+}
