@@ -1,6 +1,7 @@
 //! Hugging Face models on burn, with sites for mixtures of LoRA experts.
 //!
-//! A model is read from a folder in Hugging Face layout ([`Bert::from_folder`]). Each of its linear
+//! A model is read from a folder in Hugging Face layout: an encoder ([`Bert::from_folder`]), a decoder
+//! ([`Decoder::from_folder`]) or both ([`T5::from_folder`]). Each of its linear
 //! layers is a [`MoLoraLinear`]: the frozen weight and, once [`AdapterSpec`] has been attached, an
 //! [`Adapter`] of experts, router and gate. Forward is pure: routing decisions are returned, never
 //! kept in the model.
