@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use molora_adapters::AdapterError;
-use molora_models::ModelError;
+use molora_models::{GenerateError, ModelError};
 
 use crate::data::DataError;
 use crate::hub::HubError;
+use crate::language::ChatError;
 use crate::report::ReportError;
 
 /// A failure of a run, each as one line.
@@ -53,6 +54,12 @@ pub enum TrainError {
         /// Why the Hub does not give it.
         source: Box<HubError>,
     },
+    /// A problem with a chat template.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// A prompt that nothing can be generated from.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
     /// A problem with tasks.
     #[error(transparent)]
     Data(#[from] DataError),

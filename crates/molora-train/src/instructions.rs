@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{Batch, Example, Target, TextTokenizer};
 use crate::report::{SCHEMA_VERSION, write_json_atomically};
-use crate::{TrainError, bundled};
+use crate::{TrainError, base_model};
 
 /// File of the experts' instructions in a run folder.
 pub const INSTRUCTIONS: &str = "instructions.json";
@@ -241,7 +241,7 @@ impl TextEncoder {
     /// # Errors
     /// Whatever reading the model gives.
     pub fn open(name: &str, device: &Device) -> Result<Self, TrainError> {
-        let folder = bundled::folder(name)?;
+        let folder = base_model::find(name, &mut base_model::silent)?.folder;
         let device = device.clone().inner();
         Ok(Self {
             bert: Bert::from_folder(&folder, &device)?,

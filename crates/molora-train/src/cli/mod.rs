@@ -1,6 +1,7 @@
 //! The command line of `molora`.
 
 mod compare;
+mod describe;
 mod download;
 mod eval;
 mod list;
@@ -26,6 +27,8 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Evaluate a finished run again in a fresh process
     Eval(eval::EvalArgs),
+    /// Let a language model write the instruction of a task from a few of its records
+    Describe(describe::DescribeArgs),
     /// List the recipes and bundled tasks, or show a recipe as TOML
     List(list::ListArgs),
 }
@@ -40,6 +43,7 @@ impl Cli {
             Command::Train(args) => args.run(),
             Command::Compare(args) => args.run(),
             Command::Eval(args) => args.run(),
+            Command::Describe(args) => args.run(),
             Command::List(args) => args.run(),
         }
     }

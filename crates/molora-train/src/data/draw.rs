@@ -23,7 +23,7 @@ pub(crate) fn below(rng: &mut Xoshiro256PlusPlus, bound: u64) -> u64 {
 }
 
 /// Puts `items` in a random order, all orders equally likely (Fisher and Yates).
-pub(super) fn shuffle<T>(rng: &mut Xoshiro256PlusPlus, items: &mut [T]) {
+pub(crate) fn shuffle<T>(rng: &mut Xoshiro256PlusPlus, items: &mut [T]) {
     for last in (1..items.len()).rev() {
         let other = below(rng, last as u64 + 1) as usize;
         items.swap(last, other);

@@ -114,6 +114,32 @@ impl TextTokenizer {
         })
     }
 
+    /// Tokenizes a text whole; `with_special` adds the special tokens around it.
+    ///
+    /// # Errors
+    /// If the tokenizer fails on the text.
+    pub fn encode_whole(&self, text: &str, with_special: bool) -> Result<Vec<u32>, DataError> {
+        let encoding = self.tokenizer.encode(text, with_special);
+        let encoding = encoding.map_err(|source| DataError::Encode {
+            text: beginning(text),
+            source,
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of token ids, without special tokens.
+    ///
+    /// # Errors
+    /// If the tokenizer has no decoder for them.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
+        self.tokenizer
+            .decode(ids, true)
+            .map_err(|source| DataError::Encode {
+                text: format!("{ids:?}"),
+                source,
+            })
+    }
+
     /// Tokenizes many inputs on all cores; the results are in the order of the inputs.
     ///
     /// # Errors

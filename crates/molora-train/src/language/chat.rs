@@ -1,0 +1,267 @@
+//! Chat templates: from messages to the text that a model was tuned on.
+//!
+//! The template is Jinja in `tokenizer_config.json` or `chat_template.jinja`, rendered by minijinja
+//! with the settings of transformers: `trim_blocks`, `lstrip_blocks`, Python's string methods,
+//! `raise_exception`.
+
+use std::path::{Path, PathBuf};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, Value as TemplateValue};
+use minijinja::{Environment, Error, ErrorKind, context};
+use serde::Serialize;
+use serde_json::Value;
+
+/// A message of a chat.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of the user.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self {
+            role: "user".into(),
+            content: content.into(),
+        }
+    }
+}
+
+/// What can go wrong with a chat template.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChatError {
+    /// A file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The tokenizer's configuration is not what is expected.
+    #[error("{}: {problem}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What was found and expected.
+        problem: String,
+    },
+    /// The template is no valid Jinja, or fails on these messages.
+    #[error("{}: chat template, line {line}, column {column}: {problem}", path.display())]
+    Template {
+        /// The file that it is from.
+        path: PathBuf,
+        /// Line within the template, from 1.
+        line: usize,
+        /// Column within the line, from 1; 1 where only the line is known.
+        column: usize,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// The chat template of a model folder.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    path: PathBuf,
+    source: String,
+    bos_token: String,
+    eos_token: String,
+}
+
+const NAME: &str = "chat";
+
+impl ChatTemplate {
+    /// The template of a model folder, if it has one; of several named ones, `default`.
+    ///
+    /// # Errors
+    /// [`ChatError`] for files that cannot be read or a template that is no valid Jinja.
+    pub fn from_folder(folder: &Path) -> Result<Option<Self>, ChatError> {
+        let config_path = folder.join("tokenizer_config.json");
+        let config = match config_path.is_file() {
+            true => read_config(&config_path)?,
+            false => Value::Null,
+        };
+        let file = folder.join("chat_template.jinja");
+        let (path, source) = match file.is_file() {
+            true => {
+                let text = read(&file)?;
+                (file, Some(text))
+            }
+            false => (config_path.clone(), in_config(&config, &config_path)?),
+        };
+        let Some(source) = source else {
+            return Ok(None);
+        };
+        let token = |key: &str| {
+            let value = &config[key];
+            let text = value.as_str().or_else(|| value["content"].as_str());
+            text.unwrap_or_default().to_owned()
+        };
+        Self::new(path, source, token("bos_token"), token("eos_token")).map(Some)
+    }
+
+    fn new(
+        path: PathBuf,
+        source: String,
+        bos_token: String,
+        eos_token: String,
+    ) -> Result<Self, ChatError> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
+        environment.set_syntax(syntax.expect("the usual delimiters"));
+        environment.set_debug(true);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |text: String| -> Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, text))
+        });
+        let added = environment.add_template_owned(NAME, source.clone());
+        let added = added.map_err(|error| template_error(&path, &source, &error));
+        added.map(|()| Self {
+            environment,
+            path,
+            source,
+            bos_token,
+            eos_token,
+        })
+    }
+
+    /// The text of a chat; with `add_generation_prompt` the model is to say what comes next.
+    ///
+    /// # Errors
+    /// [`ChatError::Template`] with line and column if the template fails on these messages.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, ChatError> {
+        let failed = |error: Error| template_error(&self.path, &self.source, &error);
+        let template = self.environment.get_template(NAME).map_err(failed)?;
+        let values = context! {
+            messages => TemplateValue::from(Serde(messages)),
+            add_generation_prompt,
+            bos_token => &self.bos_token,
+            eos_token => &self.eos_token,
+        };
+        template.render(values).map_err(failed)
+    }
+}
+
+fn read(path: &Path) -> Result<String, ChatError> {
+    std::fs::read_to_string(path).map_err(|source| ChatError::Io {
+        path: path.into(),
+        source,
+    })
+}
+
+fn read_config(path: &Path) -> Result<Value, ChatError> {
+    serde_json::from_str(&read(path)?).map_err(|error| ChatError::Config {
+        path: path.into(),
+        problem: error.to_string(),
+    })
+}
+
+/// The template in `tokenizer_config.json`: a text, or a list of named ones.
+fn in_config(config: &Value, path: &Path) -> Result<Option<String>, ChatError> {
+    let named = match &config["chat_template"] {
+        Value::Null => return Ok(None),
+        Value::String(text) => return Ok(Some(text.clone())),
+        Value::Array(named) => named,
+        _ => &Vec::new(),
+    };
+    let default = named.iter().find(|entry| entry["name"] == "default");
+    match default.and_then(|entry| entry["template"].as_str()) {
+        Some(text) => Ok(Some(text.into())),
+        None => Err(ChatError::Config {
+            path: path.into(),
+            problem: "chat_template is neither a text nor a list with one named default".into(),
+        }),
+    }
+}
+
+fn template_error(path: &Path, source: &str, error: &Error) -> ChatError {
+    let line = error.line().unwrap_or(1);
+    let column = error.range().map_or(1, |range| {
+        let start = range.start.min(source.len());
+        let before = source.get(..start).unwrap_or_default();
+        1 + start - before.rfind('\n').map_or(0, |newline| newline + 1)
+    });
+    let detail = error.detail().map(|detail| format!(": {detail}"));
+    ChatError::Template {
+        path: path.into(),
+        line,
+        column,
+        problem: format!("{}{}", error.kind(), detail.unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHATML: &str = "{% for message in messages %}\n{{ '<|' + message['role'] + '|>' \
+                          + message['content'].strip() + eos_token }}\n{% endfor %}\n\
+                          {% if add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}";
+
+    fn template(source: &str) -> Result<ChatTemplate, ChatError> {
+        ChatTemplate::new("t.json".into(), source.into(), "<s>".into(), "</s>".into())
+    }
+
+    #[test]
+    fn messages_become_text_as_in_transformers() {
+        let chat = template(CHATML).expect("valid");
+        let messages = [Message::user(" Hi ")];
+        let text = chat.render(&messages, true).expect("renders");
+        assert_eq!(text, "<|user|>Hi</s>\n<|assistant|>\n");
+        assert_eq!(
+            chat.render(&messages, false).expect("renders"),
+            "<|user|>Hi</s>\n"
+        );
+    }
+
+    #[test]
+    fn a_broken_template_is_named_with_line_and_column() {
+        let error = template("{{ bos_token }}\n  {% for %}")
+            .expect_err("broken")
+            .to_string();
+        assert!(
+            error.starts_with("t.json: chat template, line 2, column "),
+            "{error}"
+        );
+        let chat = template("a\n{{ raise_exception('no system role') }}").expect("valid");
+        let error = chat.render(&[], false).expect_err("fails").to_string();
+        assert!(
+            error.starts_with("t.json: chat template, line 2, column "),
+            "{error}"
+        );
+        assert!(error.ends_with("no system role"), "{error}");
+    }
+
+    #[test]
+    fn the_default_of_named_templates_is_taken() {
+        let path = Path::new("t.json");
+        let named = serde_json::json!({"chat_template": [
+            {"name": "tools", "template": "a"}, {"name": "default", "template": "b"},
+        ]});
+        assert_eq!(
+            in_config(&named, path).expect("valid").as_deref(),
+            Some("b")
+        );
+        assert_eq!(
+            in_config(&serde_json::json!({}), path).expect("valid"),
+            None
+        );
+        let error = in_config(&serde_json::json!({"chat_template": 3}), path);
+        assert!(error.is_err());
+    }
+}
