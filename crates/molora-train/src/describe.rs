@@ -16,6 +16,13 @@ const MAX_NEW_TOKENS: usize = 64;
 /// Longest part of a record's text in the prompt, in characters.
 const MAX_CHARACTERS: usize = 400;
 
+/// A small model needs to see what is wanted: one task of another kind with its instruction.
+const DEMONSTRATION: &str = "For every task, write one sentence of instruction that tells someone \
+    who has not seen the examples what to do. Begin with a verb.\n\n\
+    Input: The soup was cold and nobody came.\nOutput: negative\n\
+    Input: Lovely staff, we will be back.\nOutput: positive\n\
+    Instruction: Decide whether this restaurant review is positive or negative.\n\n";
+
 /// One sentence that tells what to do in a task, from `examples` records of its training split that
 /// are drawn by `seed`.
 ///
@@ -45,18 +52,17 @@ fn prompt(task: &Task, examples: usize, seed: u64) -> String {
         .child(&task.meta.name)
         .generator();
     shuffle(&mut generator, &mut order);
-    let mut text = String::from("Here are examples of one task.\n\n");
+    let mut text = String::from(DEMONSTRATION);
     for record in chosen(task, &order, examples) {
         let both = [Some(&record.input), record.input_b.as_ref()];
         let input: Vec<String> = both.into_iter().flatten().map(|text| cut(text)).collect();
         text += &format!(
-            "Input: {}\nOutput: {}\n\n",
+            "Input: {}\nOutput: {}\n",
             input.join(" / "),
             cut(&record.output)
         );
     }
-    text + "Write one sentence that tells someone who has not seen the examples what to do in this \
-            task. Begin with a verb. Do not repeat the examples."
+    text + "Instruction:"
 }
 
 /// Records in the given order, first one of every answer and then the others.
@@ -83,6 +89,7 @@ fn first_sentence(answer: &str) -> Option<String> {
         .lines()
         .map(str::trim)
         .find(|line| !line.is_empty())?;
+    let line = line.strip_prefix("Instruction:").unwrap_or(line).trim();
     let line = line.trim_matches(['"', '\'', '*', ' ']);
     let end = line.find(". ").map_or(line.len(), |end| end + 1);
     let sentence = line[..end].trim();
@@ -130,15 +137,15 @@ mod tests {
                 text.contains("Output: cat\n") && text.contains("Output: dog\n"),
                 "{text}"
             );
-            assert_eq!(text.matches("Input: text ").count(), 2);
+            assert_eq!(text.matches("Input: text ").count(), 2, "{text}");
             assert_eq!(text, prompt(&task(), 2, seed), "the same draw");
         }
-        assert_eq!(prompt(&task(), 9, 0).matches("Input:").count(), 4);
+        assert_eq!(prompt(&task(), 9, 0).matches("Input: text").count(), 4);
     }
 
     #[test]
     fn an_answer_is_cut_to_its_first_sentence() {
-        let found = first_sentence("\n  \"Name the animal. Be brief.\"\nInput: x");
+        let found = first_sentence("\n  Instruction: \"Name the animal. Be brief.\"\nInput: x");
         assert_eq!(found.as_deref(), Some("Name the animal."));
         assert_eq!(first_sentence("Sort them").as_deref(), Some("Sort them"));
         assert_eq!(first_sentence(" \n"), None);

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
 use clap::Args;
 
 use super::print;
@@ -75,14 +74,8 @@ impl CompareArgs {
 
     fn recipe(&self, name: &str) -> anyhow::Result<Recipe> {
         let mut recipe = overrides::apply(&read_recipe(name)?, &self.set)?;
-        match (self.steps, &mut recipe.stages[..]) {
-            (None, _) | (_, []) => {}
-            (Some(steps), [stage]) => stage.steps = steps,
-            (Some(_), stages) => bail!(
-                "--steps: recipe {} has {} stages; give a TOML file with the steps of each",
-                recipe.name,
-                stages.len()
-            ),
+        if let Some(steps) = self.steps {
+            recipe.set_total_steps(steps);
         }
         Ok(recipe)
     }

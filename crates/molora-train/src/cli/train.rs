@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 
 use super::print;
@@ -32,7 +32,7 @@ pub(super) struct TrainArgs {
     /// Seed of every random draw
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Number of optimizer steps of a recipe with one stage
+    /// Number of optimizer steps, which the stages of the recipe share as before
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// Change a value of the recipe, for example adapter.bank.rank=4; may be repeated
@@ -76,15 +76,7 @@ impl TrainArgs {
         let name = self.recipe.as_deref().unwrap_or_default();
         let mut recipe = overrides::apply(&read_recipe(name)?, &self.set)?;
         if let Some(steps) = self.steps {
-            match &mut recipe.stages[..] {
-                [] => {} // named among the recipe's other problems
-                [stage] => stage.steps = steps,
-                stages => bail!(
-                    "--steps: recipe {} has {} stages; use --set stages.0.steps={steps}",
-                    recipe.name,
-                    stages.len()
-                ),
-            }
+            recipe.set_total_steps(steps);
         }
         Ok(Request {
             out: self

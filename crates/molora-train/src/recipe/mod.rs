@@ -101,6 +101,27 @@ impl Recipe {
         }
     }
 
+    /// Gives the recipe `total` optimizer steps, which its stages share as before; each that trains
+    /// keeps at least one.
+    pub fn set_total_steps(&mut self, total: usize) {
+        let old: usize = self.stages.iter().map(|stage| stage.steps).sum();
+        let mut trained: Vec<&mut StageConfig> = self
+            .stages
+            .iter_mut()
+            .filter(|stage| stage.steps > 0)
+            .collect();
+        let Some((last, others)) = trained.split_last_mut() else {
+            return; // named among the recipe's other problems
+        };
+        let mut left = total;
+        for stage in others {
+            let share = (stage.steps * total + old / 2) / old;
+            stage.steps = share.clamp(1, left.max(1));
+            left = left.saturating_sub(stage.steps);
+        }
+        last.steps = left.max(usize::from(total > 0));
+    }
+
     /// The recipe as TOML with every value spelled out.
     ///
     /// # Panics
@@ -297,6 +318,21 @@ mod tests {
             );
         }
         assert!(names().is_sorted());
+    }
+
+    #[test]
+    fn stages_keep_their_shares_of_the_steps() {
+        let steps = |name: &str, total| -> Vec<usize> {
+            let mut recipe = find(name).expect("listed");
+            recipe.set_total_steps(total);
+            recipe.stages.iter().map(|stage| stage.steps).collect()
+        };
+        assert_eq!(steps("lora", 7), [7]);
+        assert_eq!(steps("at-moe", 600), [150, 300, 0, 150]);
+        assert_eq!(steps("at-moe", 402), [101, 201, 0, 100]);
+        assert_eq!(steps("phatgoose", 300), [260, 40, 0, 0]);
+        assert_eq!(steps("moa", 2), [1, 0, 1]);
+        assert_eq!(steps("lora", 0), [0], "refused when the recipe is resolved");
     }
 
     #[test]
