@@ -3,9 +3,11 @@
 //! Two kinds of term, so that nothing has to be collected through side effects:
 //!
 //! - **routing losses** ([`load_balance`], [`balance_mass`], [`balance_literal`],
-//!   [`router_z_loss`]) read a [`RouterOutput`](molora_routing::RouterOutput), over real tokens only;
-//! - **weight penalties** ([`orthogonality`], [`key_matching`]) read an
-//!   [`ExpertBank`](molora_adapters::ExpertBank) and a router's keys.
+//!   [`mass_variation`], [`router_z_loss`], [`router_entropy`], [`domain_cross_entropy`],
+//!   [`task_information`]) read a [`RouterOutput`](molora_routing::RouterOutput), over real tokens
+//!   only;
+//! - **weight penalties** ([`orthogonality`], [`across_experts`], [`output_cosine`], [`l2`],
+//!   [`key_matching`]) read an [`ExpertBank`](molora_adapters::ExpertBank) and a router's keys.
 //!
 //! An [`ObjectiveConfig`] is a weighted list of them; [`ObjectiveConfig::evaluate`] takes what each
 //! adapted layer ("site") has to show and returns a [`LossBreakdown`]. This crate knows no model.
@@ -28,12 +30,16 @@
 //! assert!((loss - 1.0).abs() < 1e-5);
 //! ```
 
+mod between;
+mod distribution;
 mod objective;
 mod routing;
 mod weight;
 
 use serde::{Deserialize, Serialize};
 
+pub use between::{across_experts, l2, output_cosine};
+pub use distribution::{mass_variation, router_entropy, task_information};
 pub use objective::{LossBreakdown, ObjectiveConfig, SiteView, Term, TermConfig};
 pub use routing::{
     balance_literal, balance_mass, domain_cross_entropy, load_balance, router_z_loss,

@@ -6,8 +6,8 @@ use molora_routing::RouterOutput;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Reduction, balance_literal, balance_mass, domain_cross_entropy, key_matching, load_balance,
-    orthogonality, router_z_loss,
+    Reduction, across_experts, balance_literal, balance_mass, domain_cross_entropy, key_matching,
+    l2, load_balance, mass_variation, orthogonality, router_entropy, router_z_loss,
 };
 
 /// What a term computes at one site.
@@ -17,6 +17,10 @@ use crate::{
 pub enum Term {
     /// See [`orthogonality`].
     Orthogonality,
+    /// See [`across_experts`].
+    AcrossExperts,
+    /// See [`l2`].
+    L2,
     /// See [`key_matching`]; needs a router with keys in rank space.
     KeyMatching,
     /// See [`load_balance`]; needs a router and skips sites of one expert, where it is constant.
@@ -25,8 +29,12 @@ pub enum Term {
     BalanceMass,
     /// See [`balance_literal`]; needs a router and skips sites of one expert.
     BalanceLiteral,
+    /// See [`mass_variation`]; needs a router, skips sites of one expert and has no reduction.
+    MassVariation,
     /// See [`router_z_loss`]; needs a router.
     RouterZLoss,
+    /// See [`router_entropy`]; needs a router.
+    RouterEntropy,
     /// See [`domain_cross_entropy`]; needs a router and, for each sequence, the label of its expert.
     DomainCrossEntropy,
 }
@@ -36,11 +44,15 @@ impl Term {
     pub fn name(self) -> &'static str {
         match self {
             Self::Orthogonality => "orthogonality",
+            Self::AcrossExperts => "across_experts",
+            Self::L2 => "l2",
             Self::KeyMatching => "key_matching",
             Self::LoadBalance => "load_balance",
             Self::BalanceMass => "balance_mass",
             Self::BalanceLiteral => "balance_literal",
+            Self::MassVariation => "mass_variation",
             Self::RouterZLoss => "router_z_loss",
+            Self::RouterEntropy => "router_entropy",
             Self::DomainCrossEntropy => "domain_cross_entropy",
         }
     }
@@ -59,11 +71,13 @@ impl Term {
     /// Whether the term reads routing decisions, and not weights alone.
     fn reads_routes(self) -> bool {
         match self {
-            Self::Orthogonality | Self::KeyMatching => false,
+            Self::Orthogonality | Self::AcrossExperts | Self::L2 | Self::KeyMatching => false,
             Self::LoadBalance
             | Self::BalanceMass
             | Self::BalanceLiteral
+            | Self::MassVariation
             | Self::RouterZLoss
+            | Self::RouterEntropy
             | Self::DomainCrossEntropy => true,
         }
     }
@@ -74,6 +88,8 @@ impl Term {
         let balanced = || site.routed.filter(|routed| routed.num_experts() > 1);
         match self {
             Self::Orthogonality => Some(orthogonality(site.bank, reduction)),
+            Self::AcrossExperts => Some(across_experts(site.bank, reduction)),
+            Self::L2 => Some(l2(site.bank, reduction)),
             Self::KeyMatching => site
                 .keys
                 .clone()
@@ -81,6 +97,8 @@ impl Term {
             Self::LoadBalance => balanced().map(|routed| load_balance(routed, reduction)),
             Self::BalanceMass => balanced().map(|routed| balance_mass(routed, reduction)),
             Self::BalanceLiteral => balanced().map(|routed| balance_literal(routed, reduction)),
+            Self::MassVariation => balanced().map(mass_variation),
+            Self::RouterEntropy => site.routed.map(|routed| router_entropy(routed, reduction)),
             Self::RouterZLoss => site.routed.map(|routed| router_z_loss(routed, reduction)),
             Self::DomainCrossEntropy => {
                 let labels = site.labels.clone();
