@@ -1,35 +1,22 @@
-//! Methods, penalties and routing losses against their equations in float64, with padding that
-//! holds junk. `case.json` names the case; each variant has the gradients of the whole objective
-//! and those of the auxiliary terms alone.
+//! SAMoRA and HydraLoRA against their equations in float64, with padding that holds junk.
+//! `case.json` names the case; each variant has the gradients of the whole objective and those
+//! of the auxiliary terms alone.
 
+#[path = "common/cases.rs"]
+mod cases;
 mod common;
 
-use std::path::Path;
-
 use burn::module::Param;
-use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Gradients, Tensor};
+use cases::cases;
 use common::{leaf, stacked};
-use molora_adapters::{BankConfig, ExpertBank, SiteDims, task_selector};
-use molora_kernels::random::Seed;
+use molora_adapters::task_selector;
 use molora_models::{Adapter, AdapterSpec, ForwardContext, MoLoraLinear};
 use molora_regularize::{ObjectiveConfig, Reduction, SiteView, Term};
-use molora_regularize::{
-    balance_literal, balance_mass, key_matching, load_balance, orthogonality, router_z_loss,
-};
-use molora_routing::{CosineScorer, LinearScorer, RouterOutput, Scorer, Selection};
-use molora_testkit::golden::{self, Case, Tensors};
+use molora_routing::{CosineScorer, LinearScorer, Scorer};
+use molora_testkit::golden::{Case, Tensors};
 use molora_testkit::{FORWARD, GRADIENT, autodiff_device};
 use molora_train::recipe;
-
-fn cases(name: &str) -> Vec<Case> {
-    let bundled = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden-methods"));
-    let cases = golden::cases(bundled, golden::MOLORA_GOLDEN_METHODS);
-    golden::of_kind(cases, name, |case| {
-        case.json("case.json")
-            .is_some_and(|document| document["case"] == name)
-    })
-}
 
 /// A matrix of the case as a parameter.
 fn matrix(expected: &Tensors, name: &str, device: &Device) -> Param<Tensor<2>> {
@@ -294,107 +281,5 @@ fn golden_methods_hydralora() {
             tasks: None,
         };
         variant.check(expected.tensor("input.x", &device), true, &device);
-    }
-}
-
-/// Independent experts with the matrices of the case.
-fn independent_bank(expected: &Tensors, device: &Device) -> ExpertBank {
-    let [num_experts, rank, d_input] = expected.shape("param.A")[..] else {
-        panic!("A")
-    };
-    let d_output = expected.shape("param.B")[1];
-    let config = BankConfig {
-        num_experts,
-        rank,
-        ..BankConfig::default()
-    };
-    let mut bank = config.init(SiteDims { d_input, d_output }, Seed::new(0), device);
-    let a_der = expected.tensor::<3>("param.A", device).permute([2, 0, 1]);
-    bank.a = leaf(a_der.reshape([d_input, num_experts * rank]));
-    bank.b = leaf(stacked(expected.tensor("param.B", device)));
-    bank
-}
-
-#[test]
-fn golden_methods_orthogonality() {
-    let device = autodiff_device();
-    for case in cases("weight_regularizers") {
-        let expected = case.tensors();
-        for (suffix, reduction) in [("mean", Reduction::Mean), ("sum", Reduction::Sum)] {
-            let bank = independent_bank(&expected, &device);
-            let value = orthogonality(&bank, reduction);
-            let part = |side: &str| {
-                expected.tensor::<1>(&format!("orth_{side}_{suffix}.aux.value"), &device)
-            };
-            let both = part("down") + part("up");
-            molora_testkit::assert_close(value.clone(), both, FORWARD, suffix);
-            let gradients = value.backward();
-            let [d_input, width] = bank.a.dims();
-            let shape = [d_input, bank.num_experts(), width / bank.num_experts()];
-            let a = bank
-                .a
-                .val()
-                .grad(&gradients)
-                .expect("tracked")
-                .reshape(shape);
-            let down = format!("orth_down_{suffix}.grad.A");
-            expected.assert_close(&down, a.permute([1, 2, 0]), GRADIENT);
-            let b = bank.b.val().grad(&gradients).expect("tracked");
-            let up = format!("orth_up_{suffix}.grad.B");
-            expected.assert_close(&up, unstacked(b, bank.num_experts()), GRADIENT);
-        }
-    }
-}
-
-#[test]
-fn golden_methods_key_matching() {
-    let device = autodiff_device();
-    for case in cases("weight_regularizers") {
-        let expected = case.tensors();
-        let bank = independent_bank(&expected, &device);
-        let keys = expected.tensor::<2>("param.keys", &device).require_grad();
-        let value = key_matching(keys.clone(), &bank, Reduction::Mean);
-        expected.assert_close("key_match.aux.value", value.clone(), FORWARD);
-        let gradients = value.backward();
-        let to_keys = keys.grad(&gradients).expect("tracked");
-        expected.assert_close("key_match.grad.keys", to_keys, GRADIENT);
-        let to_b = bank.b.val().grad(&gradients).expect("tracked");
-        let to_b = unstacked(to_b, bank.num_experts());
-        expected.assert_close("key_match.grad.B", to_b, GRADIENT);
-    }
-}
-
-#[test]
-fn golden_methods_routing_losses() {
-    let device = autodiff_device();
-    for case in cases("routing_losses") {
-        let expected = case.tensors();
-        let top_k = case.number("case.json", &["hyper", "top_k"]) as usize;
-        type Loss = fn(&RouterOutput, Reduction) -> Tensor<1>;
-        let variants: [(&str, Loss, usize, Reduction); 6] = [
-            ("switch_top1", load_balance, 1, Reduction::Mean),
-            ("switch_mixtral", load_balance, top_k, Reduction::Sum),
-            ("switch_normalised", load_balance, top_k, Reduction::Mean),
-            ("mass", balance_mass, top_k, Reduction::Sum),
-            ("literal", balance_literal, top_k, Reduction::Sum),
-            ("z_loss", router_z_loss, top_k, Reduction::Mean),
-        ];
-        for (name, loss, top_k, reduction) in variants {
-            let logits = expected.tensor::<3>("input.x", &device).require_grad();
-            let probs = softmax(logits.clone(), 2);
-            let (weights, selected) = Selection::TopK(top_k).weigh(&logits, &probs);
-            let counted = expected.tensor("input.mask", &device);
-            let routed = RouterOutput {
-                logits: logits.clone(),
-                probs,
-                weights,
-                selected,
-                counted,
-            };
-            let value = loss(&routed, reduction);
-            expected.assert_close(&format!("{name}.aux.value"), value.clone(), FORWARD);
-            let gradient = logits.grad(&value.backward()).expect("tracked");
-            expected.assert_close(&format!("{name}.grad.x"), gradient, GRADIENT);
-        }
     }
 }

@@ -1,30 +1,22 @@
 //! MoSLD against its equations in float64: weight dropout with an explicit mask, top-2, the three
 //! readings of the balance loss, and experts that differ by layer.
 
+#[path = "common/cases.rs"]
+mod cases;
 mod common;
-
-use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
+use cases::cases;
 use common::{leaf, stacked};
 use molora_adapters::Scaling;
 use molora_models::{Adapter, AdapterSpec, ForwardContext, MoLoraLinear};
 use molora_regularize::{LossBreakdown, ObjectiveConfig, Reduction, SiteView, Term};
 use molora_routing::{LinearScorer, RouterOutput, Scorer, Selection};
-use molora_testkit::golden::{self, Case, Tensors};
+use molora_testkit::golden::{Case, Tensors};
 use molora_testkit::{FORWARD, GRADIENT, assert_close, autodiff_device, device};
 use molora_train::recipe;
 use serde_json::Value;
-
-fn cases(name: &str) -> Vec<Case> {
-    let bundled = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden-methods"));
-    let cases = golden::cases(bundled, golden::MOLORA_GOLDEN_METHODS);
-    golden::of_kind(cases, name, |case| {
-        case.json("case.json")
-            .is_some_and(|document| document["case"] == name)
-    })
-}
 
 fn hyper(case: &Case, name: &str) -> f64 {
     case.number("case.json", &["hyper", name])

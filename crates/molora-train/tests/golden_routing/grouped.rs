@@ -1,15 +1,16 @@
 //! AT-MoE with both readings of its inner level.
 
 use burn::tensor::{Device, Int, Tensor};
-use molora_adapters::ExpertBank;
-use molora_kernels::random::Seed;
+use molora_models::RouterScope;
 use molora_routing::{
-    Granularity, GroupedConfig, GroupedScorer, Router, RouterConfig, Scorer, ScorerConfig,
-    WithinGroup, WithinScorer,
+    Granularity, GroupedConfig, GroupedScorer, Guidance, Scorer, ScorerConfig, WithinGroup,
+    WithinScorer,
 };
 use molora_testkit::autodiff_device;
 
-use crate::site::{Site, Variant, bank, bank_gradients, cases, leaf};
+use crate::cases::cases;
+use crate::common::leaf;
+use crate::site::{Site, Variant, bank_gradients, spec};
 
 #[test]
 fn golden_methods_at_moe_token() {
@@ -40,9 +41,8 @@ fn at_moe(name: &str, within: WithinGroup) {
 }
 
 fn check(variant: &Variant, groups: &[Vec<usize>], within: WithinGroup, device: &Device) {
-    let site = Site::new(variant.expected, 1.0, device);
-    let router = router(variant, groups, within, device);
-    let routed = router.route(&site.route_input());
+    let site = site(variant, groups, within, device);
+    let (y, routed) = site.forward(Guidance::default());
     variant.check_routed(&routed);
     let group_weights = groups.iter().map(|group| {
         let weights = routed.weights.clone();
@@ -50,20 +50,18 @@ fn check(variant: &Variant, groups: &[Vec<usize>], within: WithinGroup, device: 
     });
     let group_weights = Tensor::cat(group_weights.collect(), 2);
     variant.check_tokens("output.group_weights", group_weights);
-
-    let general = general(variant, device);
-    let lambda = variant.number("lambda");
-    let scaling = variant.expected.tensor::<1>("input.scaling", device);
-    let mixture = site.mixture(routed.weights * scaling.unsqueeze());
-    let fallback = general.up(general.down(site.x.clone(), None), None);
-    let y = site.base() + mixture.mul_scalar(lambda) + fallback.mul_scalar(1.0 - lambda);
     let Some(gradients) = variant.check_site(&site, y) else {
         return;
     };
-    let (a, b) = bank_gradients(&general, &gradients);
-    variant.check_gradient("grad.A_general", a.squeeze_dim::<2>(0));
-    variant.check_gradient("grad.B_general", b.squeeze_dim::<2>(0));
-    let Scorer::Grouped(scorer) = &router.scorer else {
+    let (a, b) = bank_gradients(site.bank(), &gradients);
+    // The bank holds `s B`, so the gradient of `B` is `s` times that of its own.
+    let b = b * scalings(variant, &molora_testkit::device());
+    let routed = a.dims()[0] - 1;
+    variant.check_gradient("grad.A", a.clone().narrow(0, 0, routed));
+    variant.check_gradient("grad.B", b.clone().narrow(0, 0, routed));
+    variant.check_gradient("grad.A_general", a.narrow(0, routed, 1).squeeze_dim::<2>(0));
+    variant.check_gradient("grad.B_general", b.narrow(0, routed, 1).squeeze_dim::<2>(0));
+    let Scorer::Grouped(scorer) = &site.router().scorer else {
         panic!("a grouped scorer");
     };
     let to_group = scorer.group.val().grad(&gradients).expect("tracked");
@@ -77,39 +75,51 @@ fn check(variant: &Variant, groups: &[Vec<usize>], within: WithinGroup, device: 
     variant.check_gradient("grad.W_within", to_within);
 }
 
-fn router(
-    variant: &Variant,
-    groups: &[Vec<usize>],
-    within: WithinGroup,
-    device: &Device,
-) -> Router {
-    let config = RouterConfig {
-        scorer: ScorerConfig::Grouped(GroupedConfig {
-            groups: groups.to_vec(),
-            within,
-            group_temperature: variant.number("tau_group"),
-            within_temperature: variant.number("tau_within"),
-        }),
-        granularity: match variant.text("granularity") {
-            Some("sequence") => Granularity::Sequence,
-            _ => Granularity::Token,
-        },
-        ..RouterConfig::default()
+/// The scaling of each expert, the general one last, `[E + 1, 1, 1]`.
+fn scalings(variant: &Variant, device: &Device) -> Tensor<3> {
+    let names = ["input.scaling", "input.scaling_general"];
+    let parts = names.map(|name| variant.expected.tensor::<1>(name, device));
+    let all = Tensor::cat(parts.to_vec(), 0);
+    let experts = all.dims()[0];
+    all.reshape([experts, 1, 1])
+}
+
+/// A site of the recipe whose general expert is the last one, with the case's routers.
+fn site(variant: &Variant, groups: &[Vec<usize>], within: WithinGroup, device: &Device) -> Site {
+    let expected = variant.expected;
+    let mut spec = spec("at-moe", &expected.shape("param.A"), 1.0);
+    spec.blend = Some(variant.number("lambda"));
+    // One site is a layer of its own.
+    spec.router_scope = RouterScope::Site;
+    let router = spec.router.as_mut().expect("a router");
+    router.scorer = ScorerConfig::Grouped(GroupedConfig {
+        groups: groups.to_vec(),
+        within,
+        group_temperature: variant.number("tau_group"),
+        within_temperature: variant.number("tau_within"),
+    });
+    if variant.text("granularity") == Some("sequence") {
+        router.granularity = Granularity::Sequence;
+    }
+    let with_general = |name: &str| {
+        let general = expected.tensor::<2>(&format!("{name}_general"), device);
+        Tensor::cat(
+            vec![expected.tensor::<3>(name, device), general.unsqueeze()],
+            0,
+        )
     };
-    let group = variant.expected.tensor::<2>("param.W_group", device);
-    let num_experts = groups.iter().map(Vec::len).sum();
-    config.validate(num_experts).expect("the case's groups");
-    let mut router = config.init(group.dims()[0], num_experts, 0, Seed::new(0), device);
-    let Scorer::Grouped(scorer) = &mut router.scorer else {
+    let b = with_general("param.B") * scalings(variant, device);
+    let mut site = Site::new(expected, &spec, (with_general("param.A"), b), device);
+    let Scorer::Grouped(scorer) = site.scorer_mut() else {
         panic!("a grouped scorer");
     };
-    scorer.group = leaf(group.transpose());
-    let table = variant.expected.tensor::<2>("param.W_within", device);
+    scorer.group = leaf(expected.tensor::<2>("param.W_group", device).transpose());
+    let table = expected.tensor::<2>("param.W_within", device);
     scorer.within = match within {
         WithinGroup::Static => WithinScorer::Static(leaf(by_expert(table, scorer))),
         WithinGroup::Token => WithinScorer::Token(leaf(table.transpose())),
     };
-    router
+    site
 }
 
 /// The slot of each expert in the case's table `[G, largest group]`, read row by row.
@@ -138,12 +148,4 @@ fn in_slots(values: Tensor<1>, scorer: &GroupedScorer) -> Tensor<2> {
     }
     let table = Tensor::<1>::from_floats(table.as_slice(), &molora_testkit::device());
     table.reshape([groups, largest])
-}
-
-/// The LoRA that was trained on all data, as a bank of one.
-fn general(variant: &Variant, device: &Device) -> ExpertBank {
-    let matrix = |name| variant.expected.tensor::<2>(name, device);
-    let scaling = variant.expected.floats("input.scaling_general")[0];
-    let a = matrix("param.A_general").unsqueeze();
-    bank(a, matrix("param.B_general").unsqueeze(), f64::from(scaling))
 }

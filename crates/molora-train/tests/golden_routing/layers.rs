@@ -1,17 +1,23 @@
 //! Mixture-of-LoRAs: four layers, one expert per sequence.
 
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor};
 use molora_adapters::ExpertBank;
 use molora_kernels::random::Seed;
+use molora_models::{ForwardContext, MoLoraLinear};
+use molora_regularize::{
+    LossBreakdown, ObjectiveConfig, Reduction, SiteView, domain_cross_entropy,
+};
 use molora_routing::{
-    Granularity, Guidance, LayerRule, LinearScorer, Pooling, RouteInput, Router, RouterConfig,
-    Scorer, ScorerConfig, Selection, count_votes, expert_labels,
+    Guidance, LayerRule, LinearScorer, Pooling, RouteInput, Router, RouterOutput, Scorer,
+    count_votes, expert_labels,
 };
 use molora_testkit::autodiff_device;
 use molora_testkit::golden::Tensors;
+use molora_train::recipe;
 
-use crate::site::{Variant, bank, bank_gradients, base, cases, gradient_or_zero, leaf};
+use crate::cases::cases;
+use crate::common::{self, leaf};
+use crate::site::{Variant, bank_gradients, fill, gradient_or_zero, spec};
 
 #[test]
 fn golden_methods_moa() {
@@ -64,14 +70,12 @@ fn training(variant: &Variant, device: &Device) {
         let rows = expert_labels(&labels, stack.num_experts(), device).expect("in range");
         let pass = stack.forward(|_, _| Some(rows.clone()));
         pass.check(variant);
-        let per_layer = pass.domain_ce(rows);
-        variant.check("output.ce_per_layer", per_layer.clone());
-        let loss = match variant.text("ce_reduction") {
-            Some("sum") => per_layer.sum(),
-            _ => per_layer.mean(),
-        };
-        variant.check("aux.domain_ce", loss.clone());
-        let total = loss.mul_scalar(variant.number("eta"));
+        let of_layer = |routed| domain_cross_entropy(routed, rows.clone(), Reduction::Mean);
+        let per_layer = pass.routed.iter().map(of_layer).collect();
+        variant.check("output.ce_per_layer", Tensor::cat(per_layer, 0));
+        let losses = stack.evaluate(&objective(variant), &pass, &rows);
+        variant.check("aux.domain_ce", losses.terms[0].1.clone());
+        let total = losses.total.expect("one term");
         variant.check("aux.total", total.clone());
         if !variant.has_gradients(kind) {
             continue;
@@ -85,11 +89,23 @@ fn training(variant: &Variant, device: &Device) {
     }
 }
 
+/// The recipe's terms with the weight and reduction of a variant.
+fn objective(variant: &Variant) -> ObjectiveConfig {
+    let mut objective = recipe::find("moa").expect("listed").objective;
+    let [domain] = &mut objective.terms[..] else {
+        panic!("the cross-entropy alone");
+    };
+    domain.weight = variant.number("eta");
+    domain.over_sites = match variant.text("ce_reduction") {
+        Some("sum") => Reduction::Sum,
+        _ => Reduction::Mean,
+    };
+    objective
+}
+
 /// One layer: `tanh(W0 h + b + s B_d A_d h)` and its router.
 struct Layer {
-    weight: Tensor<2>,
-    bias: Tensor<1>,
-    bank: ExpertBank,
+    linear: MoLoraLinear,
     router: Router,
 }
 
@@ -99,11 +115,10 @@ struct Stack {
     prompt_mask: Tensor<2>,
 }
 
-/// What a forward pass gives: output, logits `[B, L, E]` and one-hot choices `[B, L, E]`.
+/// What a forward pass gives: the output and every layer's decisions.
 struct Pass {
     y: Tensor<3>,
-    logits: Tensor<3>,
-    chosen: Tensor<3>,
+    routed: Vec<RouterOutput>,
 }
 
 impl Stack {
@@ -120,32 +135,41 @@ impl Stack {
     }
 
     fn num_experts(&self) -> usize {
-        self.layers[0].bank.num_experts()
+        self.layers[0].bank().num_experts()
     }
 
     /// A pass in which `labels` may force a layer's experts, given the logits of those before.
     fn forward(&self, labels: impl Fn(usize, &[Tensor<3>]) -> Option<Tensor<2>>) -> Pass {
-        let (mut logits, mut chosen) = (Vec::new(), Vec::new());
+        let (mut routed, mut logits) = (Vec::new(), Vec::new());
         let mut h = self.x.clone();
         for (index, layer) in self.layers.iter().enumerate() {
             let guidance = Guidance {
                 bias: None,
                 labels: labels(index, &logits),
             };
-            let routed = layer.router.route_guided(&self.input(h.clone()), &guidance);
-            let delta = layer.bank.up(
-                layer.bank.down(h.clone(), None),
-                Some(routed.weights.clone()),
-            );
-            h = (base(h, &layer.weight, &layer.bias) + delta).tanh();
-            logits.push(routed.logits);
-            chosen.push(routed.weights);
+            let decisions = layer.router.route_guided(&self.input(h.clone()), &guidance);
+            let context = ForwardContext::new(self.prompt_mask.clone());
+            h = layer.linear.forward(h, &context, Some(&decisions)).0.tanh();
+            logits.push(decisions.logits.clone());
+            routed.push(decisions);
         }
-        Pass {
-            y: h,
-            logits: Tensor::cat(logits, 1),
-            chosen: Tensor::cat(chosen, 1),
-        }
+        Pass { y: h, routed }
+    }
+
+    fn evaluate(
+        &self,
+        objective: &ObjectiveConfig,
+        pass: &Pass,
+        labels: &Tensor<2>,
+    ) -> LossBreakdown {
+        let site = |(layer, routed)| SiteView {
+            bank: Layer::bank(layer),
+            keys: None,
+            routed: Some(routed),
+            labels: Some(labels.clone()),
+        };
+        let sites: Vec<_> = self.layers.iter().zip(&pass.routed).map(site).collect();
+        objective.evaluate(&sites)
     }
 
     /// The routers' logits `[B, L, E]` on the states of the base model.
@@ -154,7 +178,7 @@ impl Stack {
         let mut logits = Vec::new();
         for layer in &self.layers {
             logits.push(layer.router.route(&self.input(h.clone())).logits);
-            h = base(h, &layer.weight, &layer.bias).tanh();
+            h = layer.linear.base(h).tanh();
         }
         Tensor::cat(logits, 1)
     }
@@ -169,7 +193,7 @@ impl Stack {
 
     fn check_gradients(&self, variant: &Variant, kind: &str, objective: Tensor<1>) {
         let gradients = objective.backward();
-        let banks = self.layers.iter().map(|layer| &layer.bank);
+        let banks = self.layers.iter().map(Layer::bank);
         let (a, b): (Vec<_>, Vec<_>) = banks.map(|bank| bank_gradients(bank, &gradients)).unzip();
         let routers = self.layers.iter().map(|layer| {
             let (weight, bias) = layer.scorer();
@@ -192,15 +216,16 @@ impl Layer {
         let matrix = |name: &str| part::<3, 2>(expected, name, layer, device);
         let vector = |name: &str| part::<2, 1>(expected, name, layer, device);
         let experts = |name: &str| part::<4, 3>(expected, name, layer, device);
-        let config = RouterConfig {
-            scorer: ScorerConfig::Linear { bias: true },
-            granularity: Granularity::Sequence,
-            pooling: match variant.text("pool") {
-                Some("last") => Pooling::Last,
-                _ => Pooling::Mean,
-            },
-            selection: Selection::Argmax,
-            ..RouterConfig::default()
+        let shape = &expected.shape("param.A")[1..];
+        let spec = spec("moa", shape, variant.number("scaling"));
+        let (weight, bias) = (matrix("param.W0"), Some(vector("param.bias")));
+        let mut linear = common::adapted(weight, bias, &spec, 0, device);
+        let bank = &mut linear.adapter.as_mut().expect("attached").bank;
+        fill(bank, experts("param.A"), experts("param.B"));
+        let mut config = spec.router.clone().expect("a router");
+        config.pooling = match variant.text("pool") {
+            Some("last") => Pooling::Last,
+            _ => Pooling::Mean,
         };
         let weight = matrix("param.router");
         let [num_experts, width] = weight.dims();
@@ -209,13 +234,11 @@ impl Layer {
             weight: leaf(weight),
             bias: Some(leaf(vector("param.router_bias"))),
         });
-        let scaling = variant.number("scaling");
-        Self {
-            weight: matrix("param.W0"),
-            bias: vector("param.bias"),
-            bank: bank(experts("param.A"), experts("param.B"), scaling),
-            router,
-        }
+        Self { linear, router }
+    }
+
+    fn bank(&self) -> &ExpertBank {
+        &self.linear.adapter.as_ref().expect("attached").bank
     }
 
     fn scorer(&self) -> (Tensor<2>, Tensor<1>) {
@@ -241,21 +264,16 @@ fn part<const D: usize, const P: usize>(
 impl Pass {
     fn check(&self, variant: &Variant) {
         variant.check_tokens("output.y", self.y.clone());
-        variant.check("output.router_logits", self.logits.clone());
-        let experts = self.chosen.dims()[2];
-        let rows = self.chosen.to_data().try_to_vec::<f32>().expect("f32");
+        let of_layers = |part: fn(&RouterOutput) -> &Tensor<3>| {
+            Tensor::cat(self.routed.iter().map(part).cloned().collect(), 1)
+        };
+        variant.check("output.router_logits", of_layers(|routed| &routed.logits));
+        let chosen = of_layers(|routed| &routed.weights);
+        let experts = chosen.dims()[2];
+        let rows = chosen.into_data().try_to_vec::<f32>().expect("f32");
         let expert = |row: &[f32]| row.iter().position(|&w| w == 1.0).expect("one-hot") as i64;
         let chosen: Vec<i64> = rows.chunks(experts).map(expert).collect();
         let name = variant.key("output.choice");
         assert_eq!(chosen, variant.expected.ints(&name), "{name}");
-    }
-
-    /// Mean cross-entropy of the labelled rows in each layer, `[L]`.
-    fn domain_ce(&self, labels: Tensor<2>) -> Tensor<1> {
-        let labelled = labels.clone().sum();
-        let picked = log_softmax(self.logits.clone(), 2) * labels.unsqueeze_dim::<3>(1);
-        let layers = picked.dims()[1];
-        let sums = picked.sum_dim(2).sum_dim(0).reshape([layers]);
-        sums.neg() / labelled
     }
 }

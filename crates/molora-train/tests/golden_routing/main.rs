@@ -2,11 +2,16 @@
 //! outputs of a site, weights, choices and gradients, for every variant of the cases; and the adapter
 //! files of their scorers.
 //!
-//! What is written out here, since no crate owns it yet: AT-MoE's blend with the general LoRA and
-//! its scaling per expert, the domain cross-entropy of Mixture-of-LoRAs, and its stack of layers.
-//! Not compared: `objective`, the sum of two things that are. The bundled `moa` holds only some of
-//! the case's training variants, to be small.
+//! Sites are made from the recipes, as a user's are. Scalings that differ by expert are multiplied
+//! into `B`, since a bank has one; the layers of Mixture-of-LoRAs' case are no transformer, so their
+//! stack and the rules that reconcile its routers are put together here. Not compared: `objective`,
+//! the sum of two things that are. The bundled `moa` holds only some of the case's training variants,
+//! to be small.
 
+#[path = "../common/cases.rs"]
+mod cases;
+#[path = "../common/mod.rs"]
+mod common;
 mod files;
 mod grouped;
 mod layers;

@@ -1,47 +1,33 @@
 //! A site of independent experts from a case, and comparisons with the case's variants.
 
-use std::path::Path;
-
-use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor};
-use molora_adapters::{BankConfig, ExpertBank, Scaling, SiteDims};
-use molora_kernels::random::Seed;
-use molora_routing::{RouteInput, RouterOutput};
-use molora_testkit::golden::{self, Case, Tensors};
+use molora_adapters::{ExpertBank, Scaling};
+use molora_models::{AdapterSpec, ForwardContext, MoLoraLinear};
+use molora_routing::{Guidance, Router, RouterOutput, Scorer};
+use molora_testkit::golden::Tensors;
 use molora_testkit::{FORWARD, GRADIENT, assert_close};
+use molora_train::recipe;
 use serde_json::Value;
 
-pub(crate) fn cases(name: &str) -> Vec<Case> {
-    let bundled = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden-methods"));
-    let cases = golden::cases(bundled, golden::MOLORA_GOLDEN_METHODS);
-    golden::of_kind(cases, name, |case| {
-        case.json("case.json")
-            .is_some_and(|document| document["case"] == name)
-    })
+use crate::common::{self, leaf, stacked};
+
+/// Puts the case's `[E, R, D]` and `[E, O, R]` into a bank of as many experts.
+pub(crate) fn fill(bank: &mut ExpertBank, a_erd: Tensor<3>, b_eor: Tensor<3>) {
+    let [experts, rank, d_input] = a_erd.dims();
+    let a_der = a_erd.permute([2, 0, 1]);
+    bank.a = leaf(a_der.reshape([d_input, experts * rank]));
+    bank.b = leaf(stacked(b_eor));
 }
 
-/// A parameter with the values of `tensor`, through the host: parameters are leaves of the graph.
-pub(crate) fn leaf<const D: usize>(tensor: Tensor<D>) -> Param<Tensor<D>> {
-    Param::from_data(tensor.to_data(), &tensor.device())
-}
-
-/// Experts from the case's `[E, R, D]` and `[E, O, R]`, multiplied by `scaling`.
-pub(crate) fn bank(a_erd: Tensor<3>, b_eor: Tensor<3>, scaling: f64) -> ExpertBank {
-    let [num_experts, rank, d_input] = a_erd.dims();
-    let d_output = b_eor.dims()[1];
-    let config = BankConfig {
-        num_experts,
-        rank,
-        scaling: Scaling::AlphaOverRank(scaling * rank as f64),
-        ..BankConfig::default()
+/// The recipe's specification with the numbers of a case's `A`, and experts multiplied by `scaling`.
+pub(crate) fn spec(recipe: &str, a_shape: &[usize], scaling: f64) -> AdapterSpec {
+    let [num_experts, rank, _] = *a_shape else {
+        panic!("experts, rank and width: {a_shape:?}");
     };
-    let dims = SiteDims { d_input, d_output };
-    let mut bank = config.init(dims, Seed::new(0), &a_erd.device());
-    let a = a_erd.permute([2, 0, 1]);
-    bank.a = leaf(a.reshape([d_input, num_experts * rank]));
-    let b = b_eor.swap_dims(1, 2);
-    bank.b = leaf(b.reshape([num_experts * rank, d_output]));
-    bank
+    let mut spec = recipe::find(recipe).expect("listed").adapter;
+    (spec.bank.num_experts, spec.bank.rank) = (num_experts, rank);
+    spec.bank.scaling = Scaling::AlphaOverRank(scaling * rank as f64);
+    spec
 }
 
 /// The gradients of a bank in the case's layout, `[E, R, D]` and `[E, O, R]`; zeros where the
@@ -63,49 +49,60 @@ pub(crate) fn gradient_or_zero<const D: usize>(
     tensor.grad(gradients).unwrap_or_else(zero)
 }
 
-/// A frozen layer with its input, and the experts beside it.
+/// A frozen layer with its adapter and input.
 pub(crate) struct Site {
-    weight: Tensor<2>,
-    bias: Tensor<1>,
+    pub(crate) linear: MoLoraLinear,
     pub(crate) x: Tensor<3>,
-    pub(crate) mask: Tensor<2>,
-    pub(crate) bank: ExpertBank,
+    mask: Tensor<2>,
 }
 
 impl Site {
-    pub(crate) fn new(expected: &Tensors, scaling: f64, device: &Device) -> Self {
-        let a = expected.tensor("param.A", device);
+    /// The site of a case with an adapter by `spec`, whose experts are `a_erd` and `b_eor`.
+    pub(crate) fn new(
+        expected: &Tensors,
+        spec: &AdapterSpec,
+        (a_erd, b_eor): (Tensor<3>, Tensor<3>),
+        device: &Device,
+    ) -> Self {
+        let (weight, bias) = ("param.W0", "param.bias");
+        let weight = expected.tensor(weight, device);
+        let bias = Some(expected.tensor(bias, device));
+        let mut linear = common::adapted(weight, bias, spec, 0, device);
+        fill(
+            &mut linear.adapter.as_mut().expect("attached").bank,
+            a_erd,
+            b_eor,
+        );
         Self {
-            weight: expected.tensor("param.W0", device),
-            bias: expected.tensor("param.bias", device),
+            linear,
             x: expected.tensor::<3>("input.x", device).require_grad(),
             mask: expected.tensor("input.mask", device),
-            bank: bank(a, expected.tensor("param.B", device), scaling),
         }
     }
 
-    pub(crate) fn route_input(&self) -> RouteInput {
-        RouteInput {
-            features: self.x.clone(),
-            mask: self.mask.clone(),
-            tasks: None,
-        }
+    pub(crate) fn bank(&self) -> &ExpertBank {
+        &self.linear.adapter.as_ref().expect("attached").bank
     }
 
-    /// `W0 x + b`.
-    pub(crate) fn base(&self) -> Tensor<3> {
-        base(self.x.clone(), &self.weight, &self.bias)
+    pub(crate) fn router(&self) -> &Router {
+        let adapter = self.linear.adapter.as_ref().expect("attached");
+        adapter.router.as_ref().expect("a router")
     }
 
-    /// The mixture of the experts by `weights`.
-    pub(crate) fn mixture(&self, weights: Tensor<3>) -> Tensor<3> {
-        let low = self.bank.down(self.x.clone(), None);
-        self.bank.up(low, Some(weights))
+    pub(crate) fn scorer_mut(&mut self) -> &mut Scorer {
+        let adapter = self.linear.adapter.as_mut().expect("attached");
+        &mut adapter.router.as_mut().expect("a router").scorer
     }
-}
 
-pub(crate) fn base(x: Tensor<3>, weight: &Tensor<2>, bias: &Tensor<1>) -> Tensor<3> {
-    x.matmul(weight.clone().transpose().unsqueeze()) + bias.clone().unsqueeze()
+    /// The output and the decisions of the site's router.
+    pub(crate) fn forward(&self, guidance: Guidance) -> (Tensor<3>, RouterOutput) {
+        let context = ForwardContext {
+            guidance,
+            ..ForwardContext::new(self.mask.clone())
+        };
+        let (y, route) = self.linear.forward(self.x.clone(), &context, None);
+        (y, route.expect("routed").routed)
+    }
 }
 
 /// One variant of a case.
@@ -194,8 +191,8 @@ impl<'a> Variant<'a> {
         self.expected.assert_close(&name, found, GRADIENT);
     }
 
-    /// Checks the output of a site and, where the variant has gradients, those of its bank and
-    /// input; returns them for the rest.
+    /// Checks the output of a site and, where the variant has gradients, that of its input; returns
+    /// them all for the rest.
     #[track_caller]
     pub(crate) fn check_site(&self, site: &Site, y: Tensor<3>) -> Option<Gradients> {
         self.check_tokens("output.y", y.clone());
@@ -204,9 +201,6 @@ impl<'a> Variant<'a> {
         }
         let cotangent = self.expected.tensor::<3>("input.cotangent", &y.device());
         let gradients = (y * cotangent).sum().backward();
-        let (a, b) = bank_gradients(&site.bank, &gradients);
-        self.check_gradient("grad.A", a);
-        self.check_gradient("grad.B", b);
         self.check_gradient("grad.x", site.x.grad(&gradients).expect("tracked"));
         Some(gradients)
     }
