@@ -1,6 +1,7 @@
 //! What holds for every scorer and selection, whatever the values.
 
 use burn::module::Param;
+use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Int, Tensor};
 use molora_kernels::random::{Seed, uniform};
 use molora_routing::{
@@ -203,6 +204,40 @@ proptest! {
         assert_close(found.narrow(2, experts - 1, 1), none, 0.0, "barred");
     }
 
+    /// Both readings of the inner level; the static one has `w_g = 1` then.
+    #[test]
+    fn one_group_of_all_experts_is_flat(order in order(), seed: u64, by_token: bool) {
+        let device = device();
+        let within = if by_token { WithinGroup::Token } else { WithinGroup::Static };
+        let all = vec![(0..order.len()).collect()];
+        let routed = grouped(all, within, seed, &device).route(&input(seed, &device));
+        let numbers = |name| uniform([order.len(), WIDTH], 1.0, Seed::new(seed).child(name), &device);
+        let weight: Tensor<2> = numbers("within");
+        let logits = match within {
+            WithinGroup::Token => flat(input(seed, &device).features, weight),
+            WithinGroup::Static => {
+                let scores = weight.narrow(1, 0, 1).reshape([1, 1, order.len()]);
+                scores.expand([2, 4, order.len()])
+            }
+        };
+        let expected = softmax(logits.div_scalar(1.3), 2);
+        assert_close(routed.weights, expected, FORWARD, "weights");
+    }
+
+    #[test]
+    fn groups_of_one_are_a_softmax_over_groups(order in order(), seed: u64, by_token: bool) {
+        let device = device();
+        let within = if by_token { WithinGroup::Token } else { WithinGroup::Static };
+        let alone: Vec<_> = order.iter().map(|&expert| vec![expert]).collect();
+        let routed = grouped(alone, within, seed, &device).route(&input(seed, &device));
+        let seed_of_groups = Seed::new(seed).child("group");
+        let weight = uniform([order.len(), WIDTH], 1.0, seed_of_groups, &device);
+        let logits = flat(input(seed, &device).features, weight).div_scalar(0.8);
+        // Group g holds expert `order[g]` alone.
+        let weights = take(routed.weights, 2, &order);
+        assert_close(weights, softmax(logits, 2), FORWARD, "weights");
+    }
+
     #[test]
     fn padding_changes_nothing(
         kind in kind(), last: bool, left in 0_usize..3, right in 0_usize..3, seed: u64,
@@ -224,6 +259,40 @@ proptest! {
         assert_close(found.weights, expected.weights, FORWARD, "weights");
         assert_close(found.counted, expected.counted, 0.0, "counted");
     }
+}
+
+/// A router over these groups with scores drawn from `seed`.
+fn grouped(groups: Vec<Vec<usize>>, within: WithinGroup, seed: u64, device: &Device) -> Router {
+    let experts = groups.iter().map(Vec::len).sum();
+    let config = RouterConfig {
+        scorer: ScorerConfig::Grouped(GroupedConfig {
+            groups: groups.clone(),
+            within,
+            group_temperature: 0.8,
+            within_temperature: 1.3,
+        }),
+        ..RouterConfig::default()
+    };
+    let mut router = config.init(WIDTH, experts, 0, Seed::new(0), device);
+    let draw = |rows, name| uniform([rows, WIDTH], 1.0, Seed::new(seed).child(name), device);
+    let Scorer::Grouped(scorer) = &mut router.scorer else {
+        panic!("a grouped scorer");
+    };
+    scorer.group = Param::from_tensor(draw(groups.len(), "group"));
+    let weight: Tensor<2> = draw(experts, "within");
+    scorer.within = match within {
+        WithinGroup::Token => WithinScorer::Token(Param::from_tensor(weight)),
+        WithinGroup::Static => {
+            let scores = weight.narrow(1, 0, 1).squeeze_dim(1);
+            WithinScorer::Static(Param::from_tensor(scores))
+        }
+    };
+    router
+}
+
+/// Features `[B, T, F]` times the rows of `[E, F]`.
+fn flat(features: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
+    features.matmul(weight.transpose().unsqueeze())
 }
 
 /// `[B, T, F]` with `left` and `right` more tokens that hold `value`.

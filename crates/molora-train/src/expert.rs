@@ -7,11 +7,12 @@
 //! | `experts/<task>/gate.safetensors` | its gate, where a method trains one |
 //! | `general/` | the general expert, where a method has one |
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn::module::Param;
 use burn::tensor::Tensor;
-use molora_adapters::ExpertBank;
+use molora_adapters::{ExpertBank, Scaling};
 use molora_models::{
     AdapterSpec, Bert, Classifier, TaskHead, load_adapter, load_routers, save_adapter, save_heads,
     save_routers,
@@ -85,15 +86,15 @@ pub(crate) fn save(
 /// behind a gate keeps the gate that it has.
 ///
 /// # Errors
-/// [`TrainError::Run`] if it was trained for another base model; [`TrainError::Model`] for a missing,
-/// broken or foreign file.
+/// [`TrainError::Run`] if it was trained for another base model, with other sites, or has another rank
+/// or scaling; [`TrainError::Model`] for a missing, broken or foreign file.
 pub(crate) fn load(
     folder: &Path,
     encoder: &mut Bert,
     spec: &AdapterSpec,
     base_model: &str,
 ) -> Result<(), TrainError> {
-    check_base(folder, base_model)?;
+    check_config(folder, encoder, spec, base_model)?;
     let mut read = without_routers(encoder);
     load_adapter(folder, &mut read, &plain(spec))?;
     for ((_, site), (_, read)) in encoder.sites_mut().into_iter().zip(read.sites()) {
@@ -118,21 +119,67 @@ fn without_routers(encoder: &Bert) -> Bert {
     encoder
 }
 
-/// Refuses an expert of another base model; `base_model` is empty where none is recorded.
-fn check_base(folder: &Path, base_model: &str) -> Result<(), TrainError> {
+/// Refuses an expert of another base model, with other sites or of another rank or scaling than
+/// `spec` and `encoder` say; what its configuration does not mention is not compared.
+fn check_config(
+    folder: &Path,
+    encoder: &Bert,
+    spec: &AdapterSpec,
+    base_model: &str,
+) -> Result<(), TrainError> {
     let path = folder.join("adapter_config.json");
     let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
     let config: Value =
         serde_json::from_str(&text).map_err(|error| TrainError::run(&path, error.to_string()))?;
+    let refuse = |problem: String| Err(TrainError::run(&path, problem));
     match config["base_model_name_or_path"].as_str() {
         Some(found) if found != base_model => {
-            let problem = format!(
+            return refuse(format!(
                 "base_model_name_or_path is {found}, expected {base_model}: the expert belongs to \
                  another base model"
-            );
-            Err(TrainError::run(&path, problem))
+            ));
         }
+        _ => {}
+    }
+    let alpha = match spec.bank.scaling {
+        Scaling::AlphaOverRank(alpha) | Scaling::RankStabilized(alpha) => alpha,
+        Scaling::Unit => spec.bank.rank as f64,
+    };
+    for (key, expected) in [("r", spec.bank.rank as f64), ("lora_alpha", alpha)] {
+        if let Some(found) = config[key].as_f64().filter(|&found| found != expected) {
+            return refuse(format!(
+                "{key} is {found}, expected {expected} as of the experts beside it"
+            ));
+        }
+    }
+    let expected = encoder.sites().into_iter().map(|(path, _)| path).collect();
+    match sites_by(&config, encoder) {
+        Some(found) if found != expected => refuse(format!(
+            "target_modules are sites {}, expected {}",
+            listed(&found),
+            listed(&expected)
+        )),
         _ => Ok(()),
+    }
+}
+
+/// The linear layers that a configuration's `target_modules` mean in the expert's model.
+fn sites_by(config: &Value, encoder: &Bert) -> Option<BTreeSet<String>> {
+    let targets = config["target_modules"].as_array()?;
+    let targets: Vec<&str> = targets.iter().filter_map(Value::as_str).collect();
+    let is_meant = |path: &String| {
+        let of_name = |name: &&str| path == name || path.ends_with(&format!(".{name}"));
+        targets.iter().any(of_name)
+    };
+    let paths = encoder.linears().into_iter().map(|(path, _)| path);
+    Some(paths.filter(is_meant).collect())
+}
+
+/// How many sites, and the first of them.
+fn listed(sites: &BTreeSet<String>) -> String {
+    match sites.first() {
+        Some(first) => format!("{first} and {} more", sites.len() - 1),
+        None => "none".into(),
     }
 }
 

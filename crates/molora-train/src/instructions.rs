@@ -99,12 +99,7 @@ impl Instructions {
         tasks: &[(String, String)],
         device: &Device,
     ) -> Result<Self, TrainError> {
-        if let Some((name, _)) = tasks.iter().find(|(_, text)| text.trim().is_empty()) {
-            return Err(TrainError::Recipe {
-                name: "instructions".into(),
-                problems: vec![format!("task {name} has no instruction in its task.json")],
-            });
-        }
+        check_instructions(tasks)?;
         let encoder = TextEncoder::open(&config.encoder, device)?;
         let texts: Vec<&str> = tasks.iter().map(|(_, text)| &text[..]).collect();
         let vectors = encoder.embed(&texts)?;
@@ -190,6 +185,23 @@ impl Instructions {
             .map(|expert| expert.vector.clone())
             .collect();
         Guide::ByTask(self.scores(&queries, device))
+    }
+}
+
+/// Refuses tasks, given by name and instruction, of which one has none.
+///
+/// # Errors
+/// [`TrainError::Recipe`] names the first one.
+pub(crate) fn check_instructions(tasks: &[(String, String)]) -> Result<(), TrainError> {
+    match tasks.iter().find(|(_, text)| text.trim().is_empty()) {
+        Some((name, _)) => Err(TrainError::Recipe {
+            name: "instructions".into(),
+            problems: vec![format!(
+                "task {name} has an empty instruction in its task.json, expected a sentence that its \
+                 expert is compared by"
+            )],
+        }),
+        None => Ok(()),
     }
 }
 

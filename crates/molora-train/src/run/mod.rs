@@ -42,7 +42,7 @@ pub(crate) use folder::share;
 use folder::{check_folder, make_folder};
 pub(crate) use load::{Loaded, load, load_run_tasks};
 pub(crate) use stages::with_groups;
-use stages::{begin_again, stage_number};
+use stages::{begin_again, check_stages, stage_number};
 
 /// File that a run folder holds as soon as the run is finished.
 pub const SUMMARY: &str = "summary.json";
@@ -126,6 +126,7 @@ pub fn train(
     };
     on_event(Event::Phase("loading model and tasks"));
     let loaded = load(&config, &model.folder, &tasks, request.device, true)?;
+    check_stages(&config.recipe, &tasks, request.until.as_deref())?;
     make_folder(&request.out, &config)?;
     run(
         &request.out,
@@ -148,6 +149,10 @@ pub fn resume(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
     let config = read_config(folder)?;
+    // Before anything of the run is changed.
+    if let Some(stage) = &part.until {
+        stage_number(&config.recipe, stage)?;
+    }
     if let Some(stage) = &part.from {
         begin_again(folder, &config, stage)?;
     }

@@ -7,6 +7,8 @@ use molora_routing::ScorerConfig;
 
 use super::{RUN, RunConfig, SUMMARY};
 use crate::data::{DataError, Task};
+use crate::instructions::check_instructions;
+use crate::legs::legs;
 use crate::{Recipe, TrainError, checkpoint};
 
 /// Name of the group of all experts, where neither recipe nor data say more.
@@ -68,6 +70,29 @@ pub(crate) fn stage_number(recipe: &Recipe, name: &str) -> Result<usize, TrainEr
             )],
         }
     })
+}
+
+/// Checks what a run would otherwise find out on its way: the stage at whose end it stops, what its
+/// stages ask of the tasks, and the tasks' instructions.
+///
+/// # Errors
+/// [`TrainError::Recipe`] for a stage that does not exist, tasks that do not or have no step left, or
+/// a task without an instruction where one is compared.
+pub(crate) fn check_stages(
+    recipe: &Recipe,
+    tasks: &[Task],
+    until: Option<&str>,
+) -> Result<(), TrainError> {
+    if let Some(name) = until {
+        stage_number(recipe, name)?;
+    }
+    let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
+    legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
+    let text = |task: &Task| (task.meta.name.clone(), task.meta.instruction.clone());
+    match recipe.instructions {
+        Some(_) => check_instructions(&tasks.iter().map(text).collect::<Vec<_>>()),
+        None => Ok(()),
+    }
 }
 
 /// Takes a run back to the beginning of a stage that trains.

@@ -4,10 +4,12 @@ mod bad_data;
 mod bad_folder;
 mod bad_model;
 mod bad_recipe;
+mod bad_stages;
 mod batches;
 mod compare;
 mod files;
 mod frozen;
+mod frozen_stages;
 mod refusal;
 mod resume;
 #[cfg(unix)]

@@ -1,5 +1,7 @@
 //! Running the program on something that it has to refuse.
 
+use molora_train::recipe;
+
 use crate::world::{World, entries};
 
 /// One mistake and what the program has to say about it.
@@ -30,12 +32,12 @@ pub(crate) fn check_recipe(recipe: &str, mistakes: &[Mistake]) {
         (mistake.damage)(&world);
         let before = entries(&world.path("."));
         let mut arguments = vec!["train", recipe, "--set", "data.max_length=24"];
-        for default in [
-            ["--model", "model"],
-            ["--data", "data"],
-            ["--out", "run"],
-            ["--steps", "2"],
-        ] {
+        let mut defaults = vec![["--model", "model"], ["--data", "data"], ["--out", "run"]];
+        // Only a recipe of one stage takes a number of steps.
+        if !recipe::find(recipe).is_ok_and(|recipe| recipe.stages.len() > 1) {
+            defaults.push(["--steps", "2"]);
+        }
+        for default in defaults {
             if !mistake.arguments.contains(&default[0]) {
                 arguments.extend(default);
             }

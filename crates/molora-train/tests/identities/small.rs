@@ -1,0 +1,365 @@
+//! A small BERT with an adapter of a recipe, in which everything is random.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use molora_adapters::task_selector;
+use molora_kernels::random::{Seed, uniform};
+use molora_models::{AdapterSpec, Bert, EncoderInput, ForwardContext, ParameterKind, RouteTrace};
+use molora_routing::{GroupedConfig, Guidance, Scorer, ScorerConfig, WithinScorer};
+use molora_train::recipe;
+use proptest::prelude::*;
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+
+const WIDTH: usize = 8;
+const INNER: usize = 12;
+const VOCABULARY: usize = 13;
+const LAYERS: usize = 3;
+/// Names of the run's tasks, of which there are as many as experts.
+const TASKS: [&str; 4] = ["a", "b", "c", "d"];
+
+/// Some recipe's name.
+pub(crate) fn recipes() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(recipe::names().collect::<Vec<_>>())
+}
+
+/// Shapes and numbers that a property is tried with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) seed: u64,
+    pub(crate) rank: usize,
+    pub(crate) experts: usize,
+    pub(crate) batch: usize,
+    pub(crate) tokens: usize,
+}
+
+pub(crate) fn shapes() -> impl Strategy<Value = Shape> {
+    (any::<u64>(), 1_usize..4, 2_usize..5, 1_usize..4, 2_usize..7).prop_map(
+        |(seed, rank, experts, batch, tokens)| Shape {
+            seed,
+            rank,
+            experts,
+            batch,
+            tokens,
+        },
+    )
+}
+
+/// The specification of a recipe for `shape.experts` tasks. Groups, where there are any, are the
+/// tasks with even and with odd numbers.
+pub(crate) fn spec(name: &str, shape: Shape) -> AdapterSpec {
+    let mut spec = recipe::find(name).expect("listed").adapter;
+    spec.bank.rank = shape.rank;
+    spec.experts_per_layer.truncate(LAYERS);
+    let tasks: Vec<String> = TASKS[..shape.experts].iter().map(|&t| t.into()).collect();
+    let router = spec.router.as_ref();
+    if router.is_some_and(|router| matches!(router.scorer, ScorerConfig::Grouped(_))) {
+        for (number, task) in tasks.iter().enumerate() {
+            let group = ["even", "odd"][number % 2];
+            spec.groups
+                .entry(group.into())
+                .or_default()
+                .push(task.clone());
+        }
+    }
+    spec.for_tasks(&tasks).expect("valid for these tasks")
+}
+
+/// The base model, without adapters.
+pub(crate) fn base(seed: u64) -> Bert {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    write_model(folder.path(), Seed::new(seed).child("base"));
+    Bert::from_folder(folder.path(), &device()).expect("a whole model")
+}
+
+pub(crate) fn device() -> Device {
+    molora_testkit::device()
+}
+
+/// A model with fresh adapters, whose routers and gates are random: all B are zero.
+pub(crate) fn fresh(spec: &AdapterSpec, seed: u64) -> Bert {
+    with_random(spec, seed, |kind| kind != ParameterKind::Adapters)
+}
+
+/// A model with random adapters, routers and gates.
+pub(crate) fn random(spec: &AdapterSpec, seed: u64) -> Bert {
+    with_random(spec, seed, |_| true)
+}
+
+fn with_random(spec: &AdapterSpec, seed: u64, draws: fn(ParameterKind) -> bool) -> Bert {
+    let mut model = base(seed);
+    let attached = model.attach(spec, TASKS.len(), Seed::new(seed), &device());
+    attached.expect("a valid specification");
+    let mut draw = Draw {
+        path: Vec::new(),
+        seed: Seed::new(seed).child("adapters"),
+        draws,
+    };
+    model.map(&mut draw)
+}
+
+/// Replaces the values of some kinds of parameters, each by its path.
+struct Draw {
+    path: Vec<String>,
+    seed: Seed,
+    draws: fn(ParameterKind) -> bool,
+}
+
+impl ModuleMapper for Draw {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let path = self.path.join(".");
+        let kind = ParameterKind::of(&path);
+        if kind == ParameterKind::Base || !(self.draws)(kind) {
+            return param;
+        }
+        // Small enough for attention not to be all or nothing, where rounding would grow.
+        let bound = if kind == ParameterKind::Adapters {
+            0.3
+        } else {
+            1.0
+        };
+        let seed = self.seed.child(&path);
+        Param::from_tensor(uniform(param.dims(), bound, seed, &device()))
+    }
+
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+}
+
+/// The rows `order` of a tensor along `dim`.
+pub(crate) fn take<const D: usize>(tensor: Tensor<D>, dim: usize, order: &[usize]) -> Tensor<D> {
+    let order: Vec<i64> = order.iter().map(|&index| index as i64).collect();
+    let order = Tensor::<1, Int>::from_data(order.as_slice(), &tensor.device());
+    tensor.select(dim, order)
+}
+
+/// Makes expert i of every site and router of `to` that with the number `order(experts)[i]` in
+/// `from`, where `experts` counts those of the site in `from`. Gates are copied as they are; a router
+/// that `to` does not have is left out.
+pub(crate) fn copy_experts(from: &Bert, to: &mut Bert, order: impl Fn(usize) -> Vec<usize>) {
+    let sites = from.sites();
+    for ((_, to), (_, from)) in to.sites_mut().into_iter().zip(&sites) {
+        let (experts, rank) = (from.bank.num_experts(), from.bank.rank());
+        let order = order(experts);
+        let slots = |order: &[usize]| -> Vec<usize> {
+            let ranks = |&expert: &usize| (0..rank).map(move |r| expert * rank + r);
+            order.iter().flat_map(ranks).collect()
+        };
+        let of_a = match from.bank.num_a() {
+            1 => slots(&[0]),
+            _ => slots(&order),
+        };
+        to.bank.a = Param::from_tensor(take(from.bank.a.val(), 1, &of_a));
+        to.bank.b = Param::from_tensor(take(from.bank.b.val(), 0, &slots(&order)));
+        if to.bank.rank_scale.is_some() {
+            let scale = from.bank.rank_scale.as_ref().expect("both have one");
+            to.bank.rank_scale = Some(Param::from_tensor(take(scale.val(), 0, &of_a)));
+        }
+        to.gate.clone_from(&from.gate);
+        if let (Some(to), Some(from)) = (&mut to.router, &from.router) {
+            copy_scorer(&from.scorer, &mut to.scorer, &order);
+        }
+    }
+    let routers = from.layer_routers();
+    for ((_, to), (_, from)) in to.layer_routers_mut().into_iter().zip(&routers) {
+        let scorer = &from.router.scorer;
+        copy_scorer(scorer, &mut to.router.scorer, &order(num_scored(scorer)));
+    }
+}
+
+fn num_scored(scorer: &Scorer) -> usize {
+    match scorer {
+        Scorer::Linear(scorer) => scorer.weight.dims()[0],
+        Scorer::Cosine(scorer) => scorer.keys.dims()[0],
+        Scorer::Prototype(scorer) => scorer.prototypes.dims()[0],
+        Scorer::Grouped(scorer) => scorer.groups().iter().map(Vec::len).sum(),
+        other => panic!("an unknown scorer {other:?}"),
+    }
+}
+
+fn copy_scorer(from: &Scorer, to: &mut Scorer, order: &[usize]) {
+    let rows = |tensor: &Param<Tensor<2>>| Param::from_tensor(take(tensor.val(), 0, order));
+    let numbers = |tensor: &Param<Tensor<1>>| Param::from_tensor(take(tensor.val(), 0, order));
+    match (from, to) {
+        (Scorer::Linear(from), Scorer::Linear(to)) => {
+            to.weight = rows(&from.weight);
+            to.bias = from.bias.as_ref().map(numbers);
+        }
+        (Scorer::Cosine(from), Scorer::Cosine(to)) => to.keys = rows(&from.keys),
+        (Scorer::Prototype(from), Scorer::Prototype(to)) => to.prototypes = rows(&from.prototypes),
+        (Scorer::Grouped(from), Scorer::Grouped(to)) => {
+            to.group.clone_from(&from.group);
+            to.within = match &from.within {
+                WithinScorer::Static(scores) => WithinScorer::Static(numbers(scores)),
+                WithinScorer::Token(weight) => WithinScorer::Token(rows(weight)),
+            };
+        }
+        (from, to) => panic!("{from:?} and {to:?}"),
+    }
+}
+
+/// The specification after its experts were put into another order.
+pub(crate) fn reordered(spec: &AdapterSpec, order: &[usize]) -> AdapterSpec {
+    let mut spec = spec.clone();
+    let scorer = spec.router.as_mut().map(|router| &mut router.scorer);
+    if let Some(ScorerConfig::Grouped(GroupedConfig { groups, .. })) = scorer {
+        let now = |old: &usize| order.iter().position(|o| o == old).expect("an order");
+        for group in groups {
+            *group = group.iter().map(now).collect();
+        }
+    }
+    spec
+}
+
+/// Sequences of random tokens with their tasks; the first one is whole.
+#[derive(Debug, Clone)]
+pub(crate) struct Rows {
+    ids: Vec<Vec<i64>>,
+    tasks: Vec<Option<usize>>,
+    pub(crate) guidance: Guidance,
+}
+
+impl Rows {
+    pub(crate) fn new(shape: Shape) -> Self {
+        let seed = Seed::new(shape.seed).child("rows");
+        let draw: Tensor<2> = uniform([shape.batch, shape.tokens], 1.0, seed, &device());
+        let values = draw.into_data().try_to_vec::<f32>().expect("f32");
+        let id = |value: &f32| ((value + 1.0) * VOCABULARY as f32 / 2.0) as i64 % VOCABULARY as i64;
+        let rows = values.chunks(shape.tokens).enumerate();
+        let ids = rows.map(|(row, values)| {
+            let length = shape.tokens - row.min(shape.tokens - 1);
+            values[..length].iter().map(id).collect()
+        });
+        // The last of three rows belongs to no task.
+        let tasks = (0..shape.batch).map(|row| (row < 2).then_some(row));
+        Self {
+            ids: ids.collect(),
+            tasks: tasks.collect(),
+            guidance: Guidance::default(),
+        }
+    }
+
+    /// Row `index` alone, without padding.
+    pub(crate) fn row(&self, index: usize) -> Self {
+        let narrow = |tensor: &Option<Tensor<2>>| tensor.clone().map(|t| t.narrow(0, index, 1));
+        Self {
+            ids: vec![self.ids[index].clone()],
+            tasks: vec![self.tasks[index]],
+            guidance: Guidance {
+                bias: narrow(&self.guidance.bias),
+                labels: narrow(&self.guidance.labels),
+            },
+        }
+    }
+
+    pub(crate) fn batch(&self) -> usize {
+        self.ids.len()
+    }
+
+    pub(crate) fn length(&self, row: usize) -> usize {
+        self.ids[row].len()
+    }
+
+    /// What a model makes of the rows: hidden states, and the routers' decisions.
+    pub(crate) fn forward(&self, model: &Bert) -> (Tensor<3>, Vec<RouteTrace>) {
+        self.forward_padded(model, 0)
+    }
+
+    /// The same with `more` columns of padding, which hold tokens of their own.
+    pub(crate) fn forward_padded(&self, model: &Bert, more: usize) -> (Tensor<3>, Vec<RouteTrace>) {
+        let tokens = self.ids.iter().map(Vec::len).max().expect("rows") + more;
+        let shape = [self.ids.len(), tokens];
+        let junk = |column: usize| ((column * 5 + more) % VOCABULARY) as i64;
+        let ids = self.ids.iter().flat_map(|row| {
+            let padding = (row.len()..tokens).map(junk);
+            row.iter().copied().chain(padding).collect::<Vec<_>>()
+        });
+        let mask = self.ids.iter().flat_map(|row| {
+            let is_real = |column| f32::from(u8::from(column < row.len()));
+            (0..tokens).map(is_real).collect::<Vec<_>>()
+        });
+        let ids = TensorData::new(ids.collect::<Vec<i64>>(), shape);
+        let mask = TensorData::new(mask.collect::<Vec<f32>>(), shape);
+        let mask = Tensor::<2>::from_data(mask, &device());
+        let input = EncoderInput {
+            ids: Tensor::from_data(ids, &device()),
+            type_ids: Tensor::zeros(shape, &device()),
+            mask: mask.clone().greater_elem(0.5),
+        };
+        let tasks = task_selector(&self.tasks, TASKS.len(), &device()).expect("in range");
+        let context = ForwardContext {
+            tasks: Some(tasks),
+            guidance: self.guidance.clone(),
+            ..ForwardContext::new(mask)
+        };
+        let output = model.forward(&input, &context);
+        (output.hidden, output.routes)
+    }
+
+    /// The hidden states of real tokens, row by row, one below the other.
+    pub(crate) fn real(&self, hidden: &Tensor<3>) -> Tensor<2> {
+        let width = hidden.dims()[2];
+        let row = |index: usize| {
+            let length = self.length(index);
+            let row = hidden.clone().narrow(0, index, 1).narrow(1, 0, length);
+            row.reshape([length, width])
+        };
+        Tensor::cat((0..self.batch()).map(row).collect(), 0)
+    }
+}
+
+fn write_model(folder: &Path, seed: Seed) {
+    let config = serde_json::json!({
+        "model_type": "bert", "vocab_size": VOCABULARY, "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": INNER,
+        "hidden_act": "gelu", "layer_norm_eps": 1e-12, "max_position_embeddings": 16,
+        "type_vocab_size": 1,
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).expect("writable");
+    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (table, rows) in [("word", VOCABULARY), ("position", 16), ("token_type", 1)] {
+        let name = format!("embeddings.{table}_embeddings.weight");
+        shapes.insert(name, vec![rows, WIDTH]);
+    }
+    let mut norms = vec!["embeddings.LayerNorm".to_owned()];
+    for layer in 0..LAYERS {
+        let at = |part: &str| format!("encoder.layer.{layer}.{part}");
+        for (part, input, output) in [
+            ("attention.self.query", WIDTH, WIDTH),
+            ("attention.self.key", WIDTH, WIDTH),
+            ("attention.self.value", WIDTH, WIDTH),
+            ("attention.output.dense", WIDTH, WIDTH),
+            ("intermediate.dense", WIDTH, INNER),
+            ("output.dense", INNER, WIDTH),
+        ] {
+            shapes.insert(format!("{}.weight", at(part)), vec![output, input]);
+            shapes.insert(format!("{}.bias", at(part)), vec![output]);
+        }
+        norms.extend([at("attention.output.LayerNorm"), at("output.LayerNorm")]);
+    }
+    for norm in norms {
+        shapes.insert(format!("{norm}.weight"), vec![WIDTH]);
+        shapes.insert(format!("{norm}.bias"), vec![WIDTH]);
+    }
+    let bytes = |(name, shape): (&String, &Vec<usize>)| {
+        let count = shape.iter().product::<usize>();
+        let draw: Tensor<1> = uniform([count], 0.6, seed.child(name), &device());
+        let one = f32::from(u8::from(name.ends_with("LayerNorm.weight")));
+        let values = draw.into_data().try_to_vec::<f32>().expect("f32");
+        let values = values.iter().flat_map(|value| (value + one).to_le_bytes());
+        (name.clone(), shape.clone(), values.collect::<Vec<u8>>())
+    };
+    let tensors: Vec<_> = shapes.iter().map(bytes).collect();
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+        (name, view.expect("as long as its shape"))
+    });
+    serialize_to_file(views, None, &folder.join("model.safetensors")).expect("writable");
+}
