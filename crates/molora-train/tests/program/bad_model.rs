@@ -211,9 +211,9 @@ fn configurations_that_cannot_be_used() {
         },
         Mistake {
             name: "an unknown activation",
-            damage: |world| config(world, "hidden_act", json!("swish")),
+            damage: |world| config(world, "hidden_act", json!("mish")),
             arguments: &[],
-            expected: &["config.json: ", "unknown variant `swish`", "line 1 column"],
+            expected: &["config.json: ", "unknown variant `mish`", "line 1 column"],
         },
         Mistake {
             name: "relative positions",

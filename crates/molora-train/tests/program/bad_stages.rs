@@ -210,19 +210,30 @@ fn stages_in_the_wrong_order() {
             },
         ],
     );
-    check_recipe(
-        "at-moe",
-        &[
-            value(
-                &["--set", "stages.0.scope=mixture"],
-                &["stages.2: adapter.blend needs a general expert of an earlier stage"],
-            ),
-            value(
-                &["--set", "adapter.bank.sharing=shared_a"],
-                &["experts that train alone need adapter.bank.sharing = \"independent\""],
-            ),
-        ],
-    );
+    let groups = "adapter.groups={ all = [\"pets\", \"answer\", \"weather\"] }";
+    let world = World::new();
+    for (assignment, expected) in [
+        (
+            "stages.0.scope=mixture",
+            "stages.2: adapter.blend needs a general expert of an earlier stage",
+        ),
+        (
+            "adapter.bank.sharing=shared_a",
+            "experts that train alone need adapter.bank.sharing = \"independent\"",
+        ),
+    ] {
+        let arguments = ["train", "at-moe", "--model", "model", "--data", "data"];
+        let length = [
+            "--set",
+            "data.max_length=24",
+            "--set",
+            groups,
+            "--set",
+            assignment,
+        ];
+        let arguments = [&arguments[..], &length[..]].concat();
+        assert_refused(&world, &arguments, assignment, &[expected]);
+    }
 }
 
 /// A run of `phatgoose` up to its gates, which are trained on the experts in the run folder.
