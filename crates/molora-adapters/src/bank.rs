@@ -237,19 +237,28 @@ impl ExpertBank {
     }
 
     /// As [`up`](Self::up), added to the frozen layer's output `base` `[B, T, O]`.
+    ///
+    /// With `is_selection` a weight of 0 stands for an expert that was not selected: it gets no
+    /// gradient, and its work may be left out.
     pub fn up_onto(
         &self,
         base: Tensor<3>,
         low: Tensor<3>,
         weights: Option<Tensor<3>>,
+        is_selection: bool,
     ) -> Tensor<3> {
-        low_rank_mix(Some(base), self.operands(low, weights))
+        let operands = LowRankMix {
+            is_selection,
+            ..self.operands(low, weights)
+        };
+        low_rank_mix(Some(base), operands)
     }
 
     fn operands(&self, low: Tensor<3>, weights: Option<Tensor<3>>) -> LowRankMix {
         LowRankMix {
             low,
             weights,
+            is_selection: false,
             rank_scale: self.rank_scale.as_ref().map(Param::val),
             factor: self.factor,
             b: self.b.val(),

@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p molora-kernels`; a filter such as `gelu` runs a part.
 
-use burn::tensor::{Device, Distribution, Int, Tensor};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use divan::Bencher;
 use molora_kernels as fast;
 use molora_kernels::{AttentionOptions, LowRankMix, portable};
@@ -85,6 +85,7 @@ macro_rules! mixed {
         let mix = LowRankMix {
             low: $x,
             weights: Some(weights.clone()),
+            is_selection: false,
             rank_scale: Some(rank_scale.clone()),
             factor: 2.0,
             b: b.clone(),
@@ -190,6 +191,40 @@ fn segments() -> Tensor<2, Int> {
 
 fn targets() -> Tensor<1, Int> {
     Tensor::<1, Int>::arange(0..256, &Device::flex()).mul_scalar(40)
+}
+
+/// A mix of rank 8 where each token selects two of the experts, with all work or theirs alone.
+fn top_2(bencher: Bencher<'_, '_>, experts: usize, is_selection: bool) {
+    let (_, rank_scale, b, base) = mix(experts);
+    let chosen = (0..BATCH * TOKENS * experts).map(|i| {
+        let (token, expert) = (i / experts, i % experts);
+        let is_chosen = [token * 7 % experts, (token * 7 + 1) % experts].contains(&expert);
+        if is_chosen { 0.5 } else { 0.0 }
+    });
+    let chosen = TensorData::new(chosen.collect::<Vec<f32>>(), [BATCH, TOKENS, experts]);
+    let weights = Tensor::<3>::from_data(chosen, &Device::flex()).autodiff();
+    let weights = weights.require_grad();
+    train(bencher, 8, |low| {
+        let mix = LowRankMix {
+            low,
+            weights: Some(weights.clone()),
+            is_selection,
+            rank_scale: Some(rank_scale.clone()),
+            factor: 2.0,
+            b: b.clone(),
+        };
+        fast::low_rank_mix(Some(base.clone() * 1.0), mix)
+    });
+}
+
+#[divan::bench(args = [4, 8, 12, 16, 32, 64])]
+fn low_rank_mix_top_2(bencher: Bencher<'_, '_>, experts: usize) {
+    top_2(bencher, experts, true);
+}
+
+#[divan::bench(args = [4, 8, 12, 16, 32, 64])]
+fn low_rank_mix_top_2_dense(bencher: Bencher<'_, '_>, experts: usize) {
+    top_2(bencher, experts, false);
 }
 
 compare!(low_rank_mix_3, 8, mix(3), |op, held, x| mixed!(op, held, x));

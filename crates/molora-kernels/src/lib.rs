@@ -18,6 +18,7 @@
 //! | [`attention_with`] | the same, causal, grouped, packed, with a bias | `q`, `k`, `v`, the bias |
 //! | [`linear`] | `x * W + b` | nothing but `W` if it is frozen, else `x` |
 //! | [`low_rank_mix`] | `y + sum_e w_e * (sigma o low_e) * B_e` | `low`, `w`, `B` |
+//! | [`top_k_mask`] | which entries are the `k` largest of their row | no gradient |
 //! | [`dropout`] | `x * mask / (1 - p)`, the mask from a seed | nothing |
 //! | [`softmax_cross_entropy`] | `-log softmax(logits)[target]` | `logits`, replaced by their gradient |
 //!
@@ -54,6 +55,7 @@ mod rms_norm;
 mod silu_gate;
 #[cfg(test)]
 mod testing;
+mod top_k;
 
 pub use attention::{AttentionOptions, attention, attention_with};
 pub use cross_entropy::softmax_cross_entropy;
@@ -64,6 +66,7 @@ pub use linear::linear;
 pub use low_rank_mix::{LowRankMix, low_rank_mix};
 pub use rms_norm::rms_norm;
 pub use silu_gate::silu_gate;
+pub use top_k::top_k_mask;
 
 /// The portable definitions, as oracles for tests and benches.
 #[doc(hidden)]
@@ -77,4 +80,5 @@ pub mod portable {
     pub use crate::low_rank_mix::portable as low_rank_mix;
     pub use crate::rms_norm::portable as rms_norm;
     pub use crate::silu_gate::portable as silu_gate;
+    pub use crate::top_k::portable as top_k_mask;
 }

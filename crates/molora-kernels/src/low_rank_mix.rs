@@ -11,6 +11,10 @@ pub struct LowRankMix {
     pub low: Tensor<3>,
     /// The weight of each expert, `[1 or B, 1 or T, E]`; `None` = 1.
     pub weights: Option<Tensor<3>>,
+    /// Whether a weight of 0 stands for an expert that was not selected: it gets no gradient, and
+    /// where few of many are selected the fast path leaves out the others, and with them what NaN
+    /// they might hold. Otherwise every weight has its gradient.
+    pub is_selection: bool,
     /// A factor on each number of the code, `[A * R]`; `None` = 1.
     pub rank_scale: Option<Tensor<1>>,
     /// A constant factor.
@@ -45,10 +49,11 @@ pub fn low_rank_mix(base: Option<Tensor<3>>, mix: LowRankMix) -> Tensor<3> {
         let weights = weights.unwrap_or_else(|| Tensor::ones([1, 1, sizes.experts], &device));
         let rank_scale = mix.rank_scale;
         let rank_scale = rank_scale.unwrap_or_else(|| Tensor::ones([sizes.code_width], &device));
-        let gate = crate::flex::MixShape {
+        let shape = crate::flex::MixShape {
             rank: sizes.rank,
             factor: mix.factor as f32,
             has_base: base.is_some(),
+            is_selection: mix.is_selection,
         };
         let base = base.unwrap_or_else(|| Tensor::zeros([1; 3], &device));
         return Tensor::from_dispatch(burn::backend::Dispatch::fast_low_rank_mix(
@@ -57,7 +62,7 @@ pub fn low_rank_mix(base: Option<Tensor<3>>, mix: LowRankMix) -> Tensor<3> {
             weights.into_dispatch(),
             rank_scale.into_dispatch(),
             mix.b.into_dispatch(),
-            gate,
+            shape,
         ));
     }
     portable_with(base, mix, sizes)
@@ -84,7 +89,14 @@ fn portable_with(base: Option<Tensor<3>>, mix: LowRankMix, sizes: Sizes) -> Tens
     }
     let low = low.reshape([batch, tokens, width / rank, rank]);
     let code = match mix.weights {
-        Some(weights) => low * weights.unsqueeze_dim(3),
+        Some(weights) => {
+            // What was not selected gets no gradient.
+            let weights = match mix.is_selection {
+                true => weights.clone().mask_fill(weights.equal_elem(0.0), 0.0),
+                false => weights,
+            };
+            low * weights.unsqueeze_dim(3)
+        }
         None => low.expand([batch, tokens, experts, rank]),
     };
     let code = code.reshape([batch, tokens, experts * rank]);
@@ -155,7 +167,7 @@ impl LowRankMix {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::TensorData;
+    use burn::tensor::{Bool, TensorData};
     use molora_testkit::{assert_close, device};
     use proptest::prelude::*;
 
@@ -167,6 +179,7 @@ mod tests {
         LowRankMix {
             low: Tensor::from_floats([[[3.0], [5.0]]], &device()),
             weights: Some(Tensor::from_floats([[[1.0, 0.5], [0.0, 2.0]]], &device())),
+            is_selection: false,
             rank_scale: Some(Tensor::from_floats([2.0], &device())),
             factor: 0.5,
             b: Tensor::from_floats([[1.0, 10.0], [2.0, -4.0]], &device()),
@@ -220,9 +233,9 @@ mod tests {
 
         #[test]
         fn equals_the_portable_definition(
-            sizes in (1usize..4, 1usize..90, 1usize..7, 1usize..9, 1usize..80),
+            sizes in (1usize..4, 1usize..90, 1usize..20, 1usize..9, 1usize..80),
             is_shared: bool, per_item: bool, per_token: bool, given: [bool; 3], tracked: [bool; 5],
-            seed: u64,
+            top_k in proptest::option::of(1usize..3), seed: u64,
         ) {
             let (batch, tokens, experts, rank, width) = sizes;
             let codes = if is_shared { 1 } else { experts };
@@ -239,10 +252,20 @@ mod tests {
             ];
             let run = |run: fn(Option<Tensor<3>>, LowRankMix) -> Tensor<3>| move |t: &[Input]| {
                 let base = t[0].matrix().reshape([batch, tokens, width]);
-                let weights = t[2].matrix().reshape([items, positions, experts]);
+                let mut weights = t[2].matrix().reshape([items, positions, experts]);
+                if let Some(top_k) = top_k {
+                    // Any of the experts, up to `top_k` of them.
+                    let chosen: Vec<bool> = (0..items * positions * experts)
+                        .map(|i| (i % experts + i / experts) % experts < top_k)
+                        .collect();
+                    let chosen = TensorData::new::<bool, _>(chosen, [items, positions, experts]);
+                    let chosen = Tensor::<3, Bool>::from_data(chosen, &weights.device());
+                    weights = weights.mask_fill(chosen.bool_not(), 0.0);
+                }
                 let mix = LowRankMix {
                     low: t[1].matrix().reshape([batch, tokens, codes * rank]),
                     weights: with_weights.then_some(weights),
+                    is_selection: top_k.is_some(),
                     rank_scale: with_scale.then(|| t[3].row()),
                     factor: 1.7,
                     b: t[4].matrix(),

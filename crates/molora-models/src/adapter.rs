@@ -45,7 +45,9 @@ impl Adapter {
         let dropout = context.dropout.map(|seed| seed.index(self.site as u64));
         let low = self.bank.down(x.clone(), dropout);
         let (weights, own) = self.weigh(&low, x, context, shared);
-        (self.bank.up_onto(base, low, weights), own)
+        let routed = own.as_ref().or(shared);
+        let is_selection = routed.is_some_and(|routed| routed.selected.is_some());
+        (self.bank.up_onto(base, low, weights, is_selection), own)
     }
 
     /// As [`add_delta`](Self::add_delta) under decisions `[B, 1, E]` that were taken before.
@@ -59,7 +61,9 @@ impl Adapter {
         let dropout = context.dropout.map(|seed| seed.index(self.site as u64));
         let weights = self.blended(Some(decided.weights.clone()));
         let low = self.bank.down(x, dropout);
-        self.bank.up_onto(base, low, self.gated(weights, context))
+        let weights = self.gated(weights, context);
+        let is_selection = decided.selected.is_some();
+        self.bank.up_onto(base, low, weights, is_selection)
     }
 
     /// The delta `[B, T, O]` for inputs `[B, T, D]` whose low-rank code `[B, T, A*R]` is given, for

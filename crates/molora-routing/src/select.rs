@@ -1,6 +1,7 @@
 //! Which experts take part in a decision.
 
 use burn::tensor::{Bool, Tensor, activation::sigmoid, activation::softmax};
+use molora_kernels::top_k_mask;
 use serde::{Deserialize, Serialize};
 
 use crate::RoutingError;
@@ -57,10 +58,10 @@ impl Selection {
     pub fn weigh(self, logits: &Tensor<3>, probs: &Tensor<3>) -> Weighed {
         let fixed = logits.clone().detach();
         let selected = match self {
-            Self::TopK(k) if k < logits.dims()[2] => largest(fixed.clone(), k),
+            Self::TopK(k) if k < logits.dims()[2] => top_k_mask(fixed.clone(), k),
             Self::TopP(p) if p < 1.0 => nucleus(fixed.clone(), probs.clone().detach(), p),
             Self::Argmax => {
-                let best = largest(fixed, 1);
+                let best = top_k_mask(fixed, 1);
                 return (best.clone().float(), Some(best));
             }
             Self::Sigmoid => return (sigmoid(logits.clone()), None),
@@ -73,16 +74,6 @@ impl Selection {
             .mask_fill(selected.clone().bool_not(), f32::NEG_INFINITY);
         (softmax(kept, 2), Some(selected))
     }
-}
-
-/// True for the `k` largest of each row `[B, T', E]`, ties going to the lower index.
-///
-/// An expert's rank is the number of experts before it, counted in one comparison of all pairs:
-/// deterministic on every backend and without a host sync, at `E^2` comparisons per decision.
-pub(crate) fn largest(logits: Tensor<3>, k: usize) -> Tensor<3, Bool> {
-    let shape = logits.dims();
-    let rank = before(logits).float().sum_dim(3).reshape(shape);
-    rank.lower_scalar(k as f32 - 0.5)
 }
 
 /// True for the fewest experts whose mass exceeds `p`: those before which there is at most `p`.

@@ -4,9 +4,8 @@
 //! paper does not say how layers that disagree are reconciled, so the rule is a choice.
 
 use burn::tensor::{Tensor, activation::softmax};
+use molora_kernels::top_k_mask;
 use serde::{Deserialize, Serialize};
-
-use crate::select::largest;
 
 /// How the layers' routers are reconciled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,8 +30,8 @@ impl LayerRule {
         let shape = logits.dims();
         let logits = logits.detach();
         match self {
-            Self::PerLayer => largest(logits, 1).float(),
-            Self::First => largest(logits.narrow(1, 0, 1), 1).float().expand(shape),
+            Self::PerLayer => top_k_mask(logits, 1).float(),
+            Self::First => top_k_mask(logits.narrow(1, 0, 1), 1).float().expand(shape),
             Self::Vote => majority(logits).expand(shape),
         }
     }
@@ -41,7 +40,7 @@ impl LayerRule {
 /// In how many layers each expert is the best one: `[B, L, E]` to `[B, E]`.
 pub fn count_votes(logits: Tensor<3>) -> Tensor<2> {
     let [batch, _, experts] = logits.dims();
-    let best = largest(logits.detach(), 1).float();
+    let best = top_k_mask(logits.detach(), 1).float();
     best.sum_dim(1).reshape([batch, experts])
 }
 
@@ -52,7 +51,7 @@ fn majority(logits: Tensor<3>) -> Tensor<3> {
     let mean_probs = softmax(logits, 2).mean_dim(1);
     // Below every probability: those with fewer votes are out.
     let leading = mean_probs.mask_fill(votes.lower(most), -1.0);
-    largest(leading, 1).float()
+    top_k_mask(leading, 1).float()
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod matrix;
 mod rms_norm;
 mod silu_gate;
 mod simd;
+mod top_k;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Flex, backend_extension};
@@ -26,6 +27,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 pub(crate) use self::attention::Rules;
 pub(crate) use self::low_rank_mix::MixShape;
+pub(crate) use self::top_k::top_k_mask;
 use crate::cross_entropy::Labels;
 use crate::dropout::DropMask;
 
