@@ -98,7 +98,7 @@ fn gate_training(variant: &Variant, device: &Device) {
 fn in_place<const D: usize>(values: Tensor<D>, shape: &[usize], expert: usize) -> Tensor<D> {
     let mut rest = values.dims();
     rest[0] = shape[0];
-    Tensor::zeros(rest, &values.device()).slice_assign([expert..expert + 1], values)
+    Tensor::zeros(rest, &values.device()).slice_assign(burn::tensor::s![expert..expert + 1], values)
 }
 
 fn inference(variant: &Variant, device: &Device) {
