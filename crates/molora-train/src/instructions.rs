@@ -4,14 +4,17 @@
 //! the vector of its task's instruction and `q` that of the query. Vectors come from a sentence
 //! encoder in the same process; the paper uses nomic-embed-text.
 
+use std::convert::Infallible;
+use std::fmt;
 use std::path::Path;
+use std::str::FromStr;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use molora_models::{Bert, EncoderInput, ForwardContext, masked_mean};
 use molora_routing::{Guidance, text_cosines};
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Batch, Example, Target, TextTokenizer};
+use crate::data::{Batch, Example, Split, Target, TextTokenizer, TokenizedTask};
 use crate::report::{SCHEMA_VERSION, write_json_atomically};
 use crate::{TrainError, base_model};
 
@@ -30,7 +33,8 @@ const BATCH: usize = 64;
 pub struct InstructionConfig {
     /// Weight alpha_g of the cosine beside the routers' own logits.
     pub weight: f64,
-    /// Folder of the sentence encoder, or `bundled:NAME`; its tokens are averaged.
+    /// Folder of the sentence encoder, `bundled:NAME`, or `org/name` on the Hub; its tokens are
+    /// averaged.
     pub encoder: String,
     /// Where a query's text comes from.
     #[serde(default)]
@@ -46,6 +50,50 @@ pub enum QuerySource {
     Task,
     /// The record's own text.
     Request,
+}
+
+/// The text that is compared with the instructions of the experts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Query {
+    /// The instruction of the record's task.
+    #[default]
+    Task,
+    /// The record's own text.
+    Request,
+    /// One text for all records.
+    Text(String),
+}
+
+impl From<QuerySource> for Query {
+    fn from(source: QuerySource) -> Self {
+        match source {
+            QuerySource::Task => Self::Task,
+            QuerySource::Request => Self::Request,
+        }
+    }
+}
+
+impl FromStr for Query {
+    type Err = Infallible;
+
+    /// `task`, `request`, or else the text itself.
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "task" => Self::Task,
+            "request" => Self::Request,
+            text => Self::Text(text.into()),
+        })
+    }
+}
+
+impl fmt::Display for Query {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Task => "task",
+            Self::Request => "request",
+            Self::Text(text) => text,
+        })
+    }
 }
 
 impl InstructionConfig {
@@ -69,7 +117,7 @@ impl InstructionConfig {
 pub struct Instructions {
     /// [`SCHEMA_VERSION`] of the writer.
     pub version: u32,
-    /// Folder of the encoder that made the vectors, or `bundled:NAME`.
+    /// Folder of the encoder that made the vectors, `bundled:NAME` or `hub:org/name@commit`.
     pub encoder: String,
     /// Weight alpha_g of the cosine, as tuned if the recipe tunes it.
     pub weight: f64,
@@ -110,7 +158,7 @@ impl Instructions {
         };
         Ok(Self {
             version: SCHEMA_VERSION,
-            encoder: config.encoder.clone(),
+            encoder: encoder.name,
             weight: config.weight,
             experts: tasks.iter().zip(vectors).map(expert).collect(),
         })
@@ -186,6 +234,68 @@ impl Instructions {
             .collect();
         Guide::ByTask(self.scores(&queries, device))
     }
+
+    /// The encoder that made the vectors, for queries.
+    ///
+    /// # Errors
+    /// Whatever finding and reading the model gives.
+    pub fn text_encoder(&self, device: &Device) -> Result<TextEncoder, TrainError> {
+        TextEncoder::open(&self.encoder, device)
+    }
+
+    /// What tells routers about one split of any tasks, which need not be those of the experts.
+    ///
+    /// # Errors
+    /// [`TrainError::Recipe`] for a task without an instruction or an empty text, where that is the
+    /// query; a text that cannot be tokenized.
+    pub fn guide_of(
+        &self,
+        query: &Query,
+        tasks: &[TokenizedTask],
+        split: Split,
+        encoder: &TextEncoder,
+    ) -> Result<Guide, TrainError> {
+        let device = &encoder.device;
+        let rows =
+            |texts: &[&str]| Ok::<_, TrainError>(self.scores(&encoder.embed(texts)?, device));
+        match query {
+            Query::Task => {
+                let texts = tasks.iter().map(|task| (&task.name, &task.instruction));
+                require_texts(texts)?;
+                let texts: Vec<&str> = tasks.iter().map(|task| &task.instruction[..]).collect();
+                Ok(Guide::ByTask(rows(&texts)?))
+            }
+            Query::Text(text) if text.trim().is_empty() => Err(problem("the query is empty")),
+            Query::Text(text) => Ok(Guide::ByTask(vec![rows(&[text])?.remove(0); tasks.len()])),
+            Query::Request => {
+                let of_task = |task: &TokenizedTask| {
+                    let texts = task.requests(split).iter();
+                    rows(&texts.map(String::as_str).collect::<Vec<_>>())
+                };
+                let rows = tasks.iter().map(of_task).collect::<Result<_, _>>()?;
+                Ok(Guide::ByRecord(rows))
+            }
+        }
+    }
+}
+
+fn require_texts<'a>(
+    tasks: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> Result<(), TrainError> {
+    let mut tasks = tasks.into_iter();
+    match tasks.find(|(_, text)| text.trim().is_empty()) {
+        None => Ok(()),
+        Some((name, _)) => Err(problem(&format!(
+            "task {name} has no instruction in its task.json"
+        ))),
+    }
+}
+
+fn problem(text: &str) -> TrainError {
+    TrainError::Recipe {
+        name: "instructions".into(),
+        problems: vec![text.into()],
+    }
 }
 
 /// Refuses tasks, given by name and instruction, of which one has none.
@@ -245,20 +355,23 @@ pub struct TextEncoder {
     bert: Bert,
     tokenizer: TextTokenizer,
     device: Device,
+    name: String,
 }
 
 impl TextEncoder {
-    /// Loads the encoder in a folder, or `bundled:NAME`.
+    /// Loads the encoder in a folder, `bundled:NAME`, or one of the Hub, as base models are found.
     ///
     /// # Errors
     /// Whatever reading the model gives.
     pub fn open(name: &str, device: &Device) -> Result<Self, TrainError> {
-        let folder = base_model::find(name, &mut base_model::silent)?.folder;
+        let base_model::BaseModel { folder, name } =
+            base_model::find(name, &mut base_model::silent)?;
         let device = device.clone().inner();
         Ok(Self {
             bert: Bert::from_folder(&folder, &device)?,
             tokenizer: TextTokenizer::from_folder(&folder)?,
             device,
+            name,
         })
     }
 

@@ -38,6 +38,7 @@ pub mod stage;
 pub mod step;
 pub mod trainer;
 mod transform;
+pub mod unseen;
 
 pub use error::TrainError;
 pub use recipe::Recipe;

@@ -42,7 +42,23 @@ pub fn inputs(
     device: &Device,
 ) -> Result<(EncoderInput, ForwardContext), TrainError> {
     let tasks: Vec<_> = batch.task_ids.iter().copied().map(Some).collect();
-    let tasks = task_selector(&tasks, num_tasks, device)?;
+    inputs_for(batch, &tasks, num_tasks, dropout, guidance, device)
+}
+
+/// [`inputs`] where `tasks` says the task of each row, `None` for one that the model never saw; each
+/// row is treated for itself, whatever the others are.
+///
+/// # Errors
+/// A task number out of range.
+pub fn inputs_for(
+    batch: &Batch,
+    tasks: &[Option<usize>],
+    num_tasks: usize,
+    dropout: Option<Seed>,
+    guidance: Guidance,
+    device: &Device,
+) -> Result<(EncoderInput, ForwardContext), TrainError> {
+    let tasks = task_selector(tasks, num_tasks, device)?;
     let mask = batch.mask(device);
     let context = ForwardContext {
         mask: mask.clone().float(),

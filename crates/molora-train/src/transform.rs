@@ -7,7 +7,7 @@ use crate::TrainError;
 use crate::data::Split;
 use crate::eval::evaluate;
 use crate::expert;
-use crate::instructions::{Guide, Instructions};
+use crate::instructions::{Guide, Instructions, Query};
 use crate::parameters::with_stable_ids;
 use crate::trainer::{Setup, task_names};
 
@@ -77,10 +77,16 @@ pub(crate) fn tune_global_weight(
     candidates: &[f64],
 ) -> Result<Guide, TrainError> {
     let mut instructions = Instructions::load(setup.folder, &task_names(setup.tasks))?;
+    let config = setup.recipe.instructions.as_ref();
+    let query: Query = config.map_or(Query::Task, |config| config.query.into());
+    let encoder = instructions.text_encoder(setup.device)?;
     let mut best: Option<(f64, f64)> = None;
     for &weight in candidates {
         instructions.weight = weight;
-        let guide = instructions.guide(setup.device);
+        let guide = match query {
+            Query::Task => instructions.guide(setup.device),
+            _ => instructions.guide_of(&query, setup.tasks, Split::Validation, &encoder)?,
+        };
         let rows = setup.recipe.data.eval_batch_size;
         let split = Split::Validation;
         let device = setup.device;

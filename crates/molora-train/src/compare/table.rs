@@ -6,7 +6,7 @@ use comfy_table::{Table, TableStyle};
 use super::plan::Budget;
 use super::result::{Comparison, RecipeResult};
 use super::statistics::Spread;
-use crate::report::format::{duration, percent, thousands};
+use crate::report::format::{duration, percent, points, thousands};
 use crate::report::table::{aligned, markdown};
 
 /// Scores by task, gains over the reference, and costs, one table below the other.
@@ -168,13 +168,6 @@ fn gain_cells(recipe: &RecipeResult) -> [String; 4] {
         range(least, most),
         gain.verdict.text().to_owned(),
     ]
-}
-
-/// A difference of fractions in percentage points, with its sign: `+0.84`.
-fn points(difference: f64) -> String {
-    // Adding zero turns a negative zero into a positive one.
-    let rounded = (difference * 1e4).round() / 1e2 + 0.0;
-    format!("{rounded:+.2}")
 }
 
 fn costs(comparison: &Comparison) -> Cells {

@@ -54,6 +54,8 @@ pub struct TokenizedTask {
     pub validation: Vec<Example>,
     /// Examples of the test split, in file order.
     pub test: Vec<Example>,
+    /// What each record says, for readers with a tokenizer of their own: training, validation, test.
+    pub(crate) requests: [Vec<String>; 3],
 }
 
 impl TokenizedTask {
@@ -80,7 +82,19 @@ impl TokenizedTask {
             train: tokenize(Split::Train)?,
             validation: tokenize(Split::Validation)?,
             test: tokenize(Split::Test)?,
+            requests: [Split::Train, Split::Validation, Split::Test]
+                .map(|split| task.split(split).iter().map(request).collect()),
         })
+    }
+
+    /// The text of each record of one split, a second text behind a line feed.
+    pub fn requests(&self, split: Split) -> &[String] {
+        let [train, validation, test] = &self.requests;
+        match split {
+            Split::Train => train,
+            Split::Validation => validation,
+            Split::Test => test,
+        }
     }
 
     /// The examples of one split.
@@ -124,6 +138,13 @@ pub fn tokenize_tasks(
         .enumerate()
         .map(|(index, task)| TokenizedTask::new(task, index, tokenizer, max_length))
         .collect()
+}
+
+fn request(record: &Record) -> String {
+    match &record.input_b {
+        None => record.input.clone(),
+        Some(second) => format!("{}\n{second}", record.input),
+    }
 }
 
 fn tokenize_split(

@@ -76,7 +76,8 @@ pub fn evaluate(
     })
 }
 
-fn score(task: &TokenizedTask, split: Split, predictions: &[usize]) -> TaskScore {
+/// Scores predicted classes, one for each record of the split.
+pub(crate) fn score(task: &TokenizedTask, split: Split, predictions: &[usize]) -> TaskScore {
     let targets = task.classes(split);
     TaskScore {
         metric: task.metric.to_string(),

@@ -3,4 +3,5 @@
 mod classify;
 pub mod metrics;
 
+pub(crate) use classify::score;
 pub use classify::{Evaluation, evaluate};

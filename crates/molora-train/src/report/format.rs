@@ -18,6 +18,13 @@ pub(crate) fn percent(fraction: f64) -> String {
     format!("{:.1}", fraction * 100.0)
 }
 
+/// A difference of fractions in percentage points, with its sign: `+0.84`.
+pub(crate) fn points(difference: f64) -> String {
+    // Adding zero turns a negative zero into a positive one.
+    let rounded = (difference * 1e4).round() / 1e2 + 0.0;
+    format!("{rounded:+.2}")
+}
+
 /// `part` of `whole` in per cent with two decimals and the sign; `-` where there is no whole.
 pub(crate) fn share(part: usize, whole: usize) -> String {
     match whole {

@@ -1,16 +1,17 @@
 //! Reading a finished run again and scoring it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use molora_kernels::random::Seed;
 use molora_models::Classifier;
 
 use super::load::{Loaded, load, load_run_tasks};
 use super::{RUN, RunConfig, SUMMARY, read_config};
-use crate::data::Split;
+use crate::data::{Split, Task, TaskKind, TaskMeta};
 use crate::device::DeviceSpec;
 use crate::eval::evaluate;
-use crate::instructions::{Guide, Instructions};
+use crate::eval::metrics::Metric;
+use crate::instructions::{Guide, Instructions, Query};
 use crate::report::{EvalReport, RoutingReport};
 use crate::trainer::task_names;
 use crate::{TrainError, base_model, checkpoint};
@@ -21,6 +22,8 @@ pub(crate) struct Opened {
     pub(crate) loaded: Loaded,
     pub(crate) model: Classifier,
     pub(crate) instructions: Option<Instructions>,
+    /// Folder of the base model.
+    pub(crate) base_folder: PathBuf,
 }
 
 impl Opened {
@@ -28,6 +31,22 @@ impl Opened {
     pub(crate) fn guide(&self) -> Option<Guide> {
         let instructions = self.instructions.as_ref();
         instructions.map(|instructions| instructions.guide(&self.loaded.device))
+    }
+
+    /// The query that is asked for, or the recipe's.
+    ///
+    /// # Errors
+    /// If a query is asked for and the run has no instructions.
+    pub(crate) fn query(&self, asked: Option<&Query>, run: &Path) -> Result<Query, TrainError> {
+        match (asked, &self.config.recipe.instructions) {
+            (Some(_), None) => Err(TrainError::run(
+                &run.join(RUN),
+                "a query is compared with instructions, and the recipe has no [instructions]",
+            )),
+            (Some(query), _) => Ok(query.clone()),
+            (None, Some(config)) => Ok(config.query.into()),
+            (None, None) => Ok(Query::default()),
+        }
     }
 }
 
@@ -40,7 +59,24 @@ pub fn evaluate_run(
     data: Option<&str>,
     device: Option<DeviceSpec>,
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
+    evaluate_run_by(folder, data, device, None)
+}
+
+/// [`evaluate_run`] with another source of the queries than the recipe's.
+///
+/// # Errors
+/// As [`evaluate_run`]; also if there is a query for a run without instructions.
+pub fn evaluate_run_by(
+    folder: &Path,
+    data: Option<&str>,
+    device: Option<DeviceSpec>,
+    query: Option<&Query>,
+) -> Result<(EvalReport, RoutingReport), TrainError> {
     let opened = open(folder, data, device, false)?;
+    let guide = match opened.query(query, folder)? {
+        Query::Task => opened.guide(),
+        query => guide_by(&opened, &query)?,
+    };
     let rows = opened.config.recipe.data.eval_batch_size;
     let found = evaluate(
         &opened.model,
@@ -48,10 +84,46 @@ pub fn evaluate_run(
         Split::Test,
         rows,
         &opened.loaded.device,
-        opened.guide().as_ref(),
+        guide.as_ref(),
         |_| {},
     )?;
     Ok((found.scores, found.routing))
+}
+
+fn guide_by(opened: &Opened, query: &Query) -> Result<Option<Guide>, TrainError> {
+    let Some(instructions) = &opened.instructions else {
+        return Ok(None);
+    };
+    let encoder = instructions.text_encoder(&opened.loaded.device)?;
+    let guide = instructions.guide_of(query, &opened.loaded.tasks, Split::Test, &encoder)?;
+    Ok(Some(guide))
+}
+
+/// Reads a finished run without any records of its tasks.
+///
+/// # Errors
+/// As [`evaluate_run`].
+pub(crate) fn open_without_data(
+    folder: &Path,
+    device: Option<DeviceSpec>,
+) -> Result<Opened, TrainError> {
+    let config = read_config(folder)?;
+    let task = |task: &super::TaskLabels| Task {
+        meta: TaskMeta {
+            name: task.name.clone(),
+            kind: TaskKind::Classification,
+            instruction: String::new(),
+            labels: task.labels.clone(),
+            group: None,
+            metric: Some(Metric::Accuracy),
+            metric_text: String::new(),
+        },
+        train: Vec::new(),
+        validation: Vec::new(),
+        test: Vec::new(),
+    };
+    let tasks: Vec<Task> = config.tasks.iter().map(task).collect();
+    open_with(folder, config, &tasks, device, false)
 }
 
 /// Reads a finished run with its tasks, from `data` if that is given.
@@ -65,11 +137,28 @@ pub(crate) fn open(
     trains: bool,
 ) -> Result<Opened, TrainError> {
     let config = read_config(folder)?;
+    check_finished(folder)?;
+    let tasks = load_run_tasks(folder, &config, data)?;
+    open_with(folder, config, &tasks, device, trains)
+}
+
+fn check_finished(folder: &Path) -> Result<(), TrainError> {
     // The last file that a run writes: the others may be cut by a kill before it.
     if !folder.join(SUMMARY).exists() {
         let text = "the run is not finished; continue it with molora train --resume";
         return Err(TrainError::run(folder, text));
     }
+    Ok(())
+}
+
+fn open_with(
+    folder: &Path,
+    config: RunConfig,
+    tasks: &[Task],
+    device: Option<DeviceSpec>,
+    trains: bool,
+) -> Result<Opened, TrainError> {
+    check_finished(folder)?;
     let device = match device {
         Some(device) => device,
         None => config
@@ -77,9 +166,8 @@ pub(crate) fn open(
             .parse()
             .map_err(|problem: String| TrainError::run(&folder.join(RUN), problem))?,
     };
-    let tasks = load_run_tasks(folder, &config, data)?;
-    let model = base_model::find(&config.model, &mut base_model::silent)?;
-    let loaded = load(&config, &model.folder, &tasks, device, trains)?;
+    let base = base_model::find(&config.model, &mut base_model::silent)?;
+    let loaded = load(&config, &base.folder, tasks, device, trains)?;
     let names = task_names(&loaded.tasks);
     let mut model = loaded.mixture(Seed::new(config.seed))?;
     checkpoint::load_weights(folder, &mut model, &loaded.spec, &names)?;
@@ -90,5 +178,6 @@ pub(crate) fn open(
         config,
         loaded,
         model,
+        base_folder: base.folder,
     })
 }

@@ -48,14 +48,11 @@ pub(crate) fn load(
 ) -> Result<Loaded, TrainError> {
     let device = device.open()?;
     let device = if trains { device.autodiff() } else { device };
-    let tokenizer = TextTokenizer::from_folder(folder)?;
     let base = Bert::from_folder(folder, &device)?;
-    tokenizer.check_vocabulary(base.vocab_size())?;
     let recipe = &config.recipe;
     let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
     let spec = recipe.resolve(&base, &names)?;
-    let tasks = tokenize_tasks(tasks, &tokenizer, recipe.data.max_length)?;
-    check_token_types(folder, &tasks, base.num_token_types())?;
+    let tasks = tokenized(folder, &base, tasks, recipe.data.max_length)?;
     let seed = Seed::new(config.seed).child("heads");
     let head = |task: &TokenizedTask| {
         let seed = seed.child(&task.name);
@@ -74,6 +71,23 @@ pub(crate) fn load(
         }
     }
     Ok(loaded)
+}
+
+/// Tokenizes tasks for the model in a folder, and checks that it knows all their tokens.
+///
+/// # Errors
+/// A task that is no classification task, or a tokenizer that is missing, broken or not the model's.
+pub(crate) fn tokenized(
+    folder: &Path,
+    base: &Bert,
+    tasks: &[Task],
+    max_length: usize,
+) -> Result<Vec<TokenizedTask>, TrainError> {
+    let tokenizer = TextTokenizer::from_folder(folder)?;
+    tokenizer.check_vocabulary(base.vocab_size())?;
+    let tasks = tokenize_tasks(tasks, &tokenizer, max_length)?;
+    check_token_types(folder, &tasks, base.num_token_types())?;
+    Ok(tasks)
 }
 
 /// Refuses a stage that would train nothing.

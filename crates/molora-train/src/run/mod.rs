@@ -24,6 +24,7 @@ use molora_kernels::random::Seed;
 use crate::data::{Split, Task, load_tasks, require_classification};
 use crate::device::DeviceSpec;
 use crate::eval::evaluate;
+use crate::instructions::{Guide, Instructions, QuerySource};
 use crate::legs::legs;
 use crate::parameters::count;
 use crate::report::{
@@ -37,10 +38,11 @@ pub use crate::event::{Event, StageEvent};
 pub(crate) use config::absolute;
 use config::git_commit;
 pub use config::{RUN, RunConfig, TaskLabels, read_config};
-pub use evaluate::evaluate_run;
+pub(crate) use evaluate::{Opened, open_without_data};
+pub use evaluate::{evaluate_run, evaluate_run_by};
 pub(crate) use folder::share;
 use folder::{check_folder, make_folder};
-pub(crate) use load::{Loaded, load, load_run_tasks};
+pub(crate) use load::{Loaded, load, load_run_tasks, tokenized};
 pub(crate) use stages::with_groups;
 use stages::{begin_again, check_stages, stage_number};
 
@@ -233,6 +235,7 @@ fn run(
     let trained = train_loop(&setup, Start::Fresh(heads), on_event)?;
     on_event(Event::Phase("evaluating on the test split"));
     let total = tasks.iter().map(|task| task.split(Split::Test).len()).sum();
+    let guide = closing_guide(&setup, trained.guide.clone())?;
     let mut done = 0;
     let rows = config.recipe.data.eval_batch_size;
     let found = evaluate(
@@ -241,7 +244,7 @@ fn run(
         Split::Test,
         rows,
         &device,
-        trained.guide.as_ref(),
+        guide.as_ref(),
         |records| {
             done += records;
             on_event(Event::Evaluated(done, total));
@@ -260,6 +263,21 @@ fn run(
     write_json_atomically(&folder.join(SUMMARY), &finished.summary)?;
     checkpoint::forget(folder)?;
     Ok(finished)
+}
+
+/// What tells the routers about the test split: that of the training, unless the recipe's queries
+/// are the records' own texts.
+fn closing_guide(setup: &Setup<'_>, guide: Option<Guide>) -> Result<Option<Guide>, TrainError> {
+    let config = setup.recipe.instructions.as_ref();
+    let by_request = config.is_some_and(|config| config.query == QuerySource::Request);
+    if !by_request || guide.is_none() {
+        return Ok(guide);
+    }
+    let instructions = Instructions::load(setup.folder, &task_names(setup.tasks))?;
+    let encoder = instructions.text_encoder(setup.device)?;
+    let query = QuerySource::Request.into();
+    let guide = instructions.guide_of(&query, setup.tasks, Split::Test, &encoder)?;
+    Ok(Some(guide))
 }
 
 fn summary(config: &RunConfig, trained: &Trained) -> RunSummary {

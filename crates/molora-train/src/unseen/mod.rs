@@ -1,0 +1,329 @@
+//! What a finished run is worth on tasks that it was not trained on.
+//!
+//! An encoder has no head for such a task: everything of the run stays frozen and a linear probe is
+//! fitted to the pooled states of the task's training split, with the penalty that does best on its
+//! validation split. The same probe on the base model without adapters stands beside it.
+//!
+//! What a method does without a task that it knows is decided row by row: routers that read tokens or
+//! sequences go on as they are; what belongs to tasks (SAMoRA's gate, decisions by task) takes the
+//! mean over the run's tasks; GLIDER compares the instruction of the unseen task, or another query,
+//! with those of its experts. See `docs/unseen.md`.
+
+mod probe;
+mod report;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+use molora_kernels::random::Seed;
+use molora_models::Classifier;
+
+use crate::compare::Gain;
+use crate::data::draw::shuffle;
+use crate::data::{
+    Batch, Split, Task, TokenizedTask, eval_batches, list_tasks, load_tasks, require_classification,
+};
+use crate::device::DeviceSpec;
+use crate::eval::score;
+use crate::event::Event;
+use crate::instructions::{Guide, Query, TextEncoder};
+use crate::report::{SCHEMA_VERSION, write_json_atomically};
+use crate::run::{Opened, RUN, RunConfig, open_without_data, read_config, tokenized};
+use crate::step::inputs_for;
+use crate::{TrainError, bundled};
+
+use probe::Probe;
+pub use probe::{ITERATIONS, PENALTIES};
+pub use report::{
+    ProbeResult, UNSEEN, UnseenReport, UnseenTask, unseen_table, unseen_table_markdown,
+};
+
+/// Which run is measured on what.
+#[derive(Debug, Clone, Default)]
+pub struct UnseenRequest<'a> {
+    /// Folder of the tasks, `bundled:tasks`, or that of the run if `None`.
+    pub data: Option<&'a str>,
+    /// The tasks; all in the folder that the run was not trained on if `None`.
+    pub tasks: Option<&'a [String]>,
+    /// Training records of a probe for each class at most.
+    pub shots: Option<NonZeroUsize>,
+    /// The text that instructions are compared with; that of the recipe if `None`.
+    pub query: Option<&'a Query>,
+    /// The device; that of the run if `None`.
+    pub device: Option<DeviceSpec>,
+    /// Results of the base model that are known already, by task.
+    pub base: BTreeMap<String, ProbeResult>,
+}
+
+/// Measures a finished run on tasks that it was not trained on.
+///
+/// # Errors
+/// If the folder holds no finished run; if there is no unseen task, or one that is named is none, is
+/// missing, broken or no classification task; if there is a query for a run without instructions.
+pub fn evaluate_unseen(
+    run: &Path,
+    request: &UnseenRequest<'_>,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<UnseenReport, TrainError> {
+    on_event(Event::Phase("loading model and tasks"));
+    let tasks = unseen_tasks(run, &read_config(run)?, request)?;
+    let opened = open_without_data(run, request.device)?;
+    let config = &opened.config;
+    let query = opened.query(request.query, run)?;
+    let base = &opened.loaded.base;
+    let max_length = config.recipe.data.max_length;
+    let tasks = tokenized(&opened.base_folder, base, &tasks, max_length)?;
+    let text_encoder = match &opened.instructions {
+        Some(instructions) => Some(instructions.text_encoder(&opened.loaded.device)?),
+        None => None,
+    };
+    let measuring = Measuring {
+        opened: &opened,
+        tasks: &tasks,
+        text_encoder,
+        query,
+    };
+    let mut results = BTreeMap::new();
+    for (number, task) in tasks.iter().enumerate() {
+        results.insert(
+            task.name.clone(),
+            measuring.task(number, request, on_event)?,
+        );
+    }
+    Ok(UnseenReport {
+        version: SCHEMA_VERSION,
+        recipe: config.recipe.name.clone(),
+        model: config.model.clone(),
+        seed: config.seed,
+        shots: request.shots.map(NonZeroUsize::get),
+        query: measuring.text_encoder.map(|_| measuring.query.to_string()),
+        tasks: results,
+    })
+}
+
+impl UnseenReport {
+    /// Writes the file into a run folder.
+    ///
+    /// # Errors
+    /// [`TrainError::Report`] if it cannot be written.
+    pub fn save(&self, run: &Path) -> Result<(), TrainError> {
+        Ok(write_json_atomically(&run.join(UNSEEN), self)?)
+    }
+}
+
+/// The tasks of the request, as they stand on disk.
+fn unseen_tasks(
+    run: &Path,
+    config: &RunConfig,
+    request: &UnseenRequest<'_>,
+) -> Result<Vec<Task>, TrainError> {
+    let data = bundled::folder(request.data.unwrap_or(&config.data))?;
+    let is_known = |name: &String| config.tasks.iter().any(|task| task.name == *name);
+    let names: Vec<String> = match request.tasks {
+        Some(names) => names.to_vec(),
+        None => {
+            let all = list_tasks(&data)?;
+            all.into_iter().filter(|name| !is_known(name)).collect()
+        }
+    };
+    if let Some(name) = names.iter().find(|name| is_known(name)) {
+        let problem = format!("task {name} is one that the run was trained on: it is not unseen");
+        return Err(TrainError::run(&run.join(RUN), problem));
+    }
+    if names.is_empty() {
+        let problem = format!(
+            "the run {} was trained on all tasks here, and none is left unseen; give another --data",
+            run.display()
+        );
+        return Err(TrainError::run(&data, problem));
+    }
+    let tasks = load_tasks(&data, Some(&names))?;
+    require_classification(&tasks)?;
+    Ok(tasks)
+}
+
+/// A run and the tasks that it is measured on.
+struct Measuring<'a> {
+    opened: &'a Opened,
+    tasks: &'a [TokenizedTask],
+    text_encoder: Option<TextEncoder>,
+    query: Query,
+}
+
+impl Measuring<'_> {
+    fn task(
+        &self,
+        number: usize,
+        request: &UnseenRequest<'_>,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<UnseenTask, TrainError> {
+        let task = &self.tasks[number];
+        let seed = Seed::new(self.opened.config.seed).child("shots");
+        let shots = request.shots.map_or(usize::MAX, NonZeroUsize::get);
+        let rows = draw(&task.classes(Split::Train), shots, seed.child(&task.name));
+        let base = match request.base.get(&task.name) {
+            Some(known) => known.clone(),
+            None => {
+                on_event(Event::Phase(&format!("{}: base model", task.name)));
+                let encoder = self.opened.loaded.base.clone();
+                let heads = Vec::new();
+                let base = Classifier { encoder, heads };
+                self.probe(number, &base, false, &rows, on_event)?
+            }
+        };
+        on_event(Event::Phase(&format!("{}: run", task.name)));
+        let run = self.probe(number, &self.opened.model, true, &rows, on_event)?;
+        let classes = task.classes(Split::Test);
+        let right = |found: usize, class: usize| i64::from(found == class);
+        let pairs = run.predictions.iter().zip(&base.predictions).zip(&classes);
+        let differences =
+            pairs.map(|((&run, &base), &class)| right(run, class) - right(base, class));
+        Ok(UnseenTask {
+            train_records: rows.len(),
+            gain: Gain::of(&[differences.collect()], 1),
+            base,
+            run,
+        })
+    }
+
+    /// Fits probes to the frozen states of a model and scores the best of them.
+    fn probe(
+        &self,
+        number: usize,
+        model: &Classifier,
+        is_guided: bool,
+        rows: &[usize],
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<ProbeResult, TrainError> {
+        let task = &self.tasks[number];
+        let all = |split| (0..task.split(split).len()).collect::<Vec<_>>();
+        let model = model.valid();
+        let (validation, test) = (all(Split::Validation), all(Split::Test));
+        let total = rows.len() + validation.len() + test.len();
+        let mut done = 0;
+        let mut features = |split, rows: &[usize]| {
+            let guide = self.guide(split).map(|guide| guide.filter(|_| is_guided))?;
+            self.features(
+                &model,
+                number,
+                (split, rows),
+                guide.as_ref(),
+                &mut |records| {
+                    done += records;
+                    on_event(Event::Evaluated(done, total));
+                },
+            )
+        };
+        let train = features(Split::Train, rows)?;
+        let validation = features(Split::Validation, &validation)?;
+        let test = features(Split::Test, &test)?;
+        let classes = task.classes(Split::Train);
+        let classes: Vec<usize> = rows.iter().map(|&row| classes[row]).collect();
+        let probes = Probe::fit(&train, &classes, task.labels.len());
+        let value =
+            |probe: &Probe| score(task, Split::Validation, &probe.predict(&validation)).value;
+        let mut best: Option<(f64, f64, &Probe)> = None;
+        for (probe, l2) in probes.iter().zip(PENALTIES) {
+            let value = value(probe);
+            if best.is_none_or(|(best, ..)| value > best) {
+                best = Some((value, l2, probe));
+            }
+        }
+        let (validation, l2, probe) = best.expect("there are penalties");
+        let predictions = probe.predict(&test);
+        Ok(ProbeResult {
+            score: score(task, Split::Test, &predictions),
+            validation,
+            l2,
+            predictions,
+        })
+    }
+
+    fn guide(&self, split: Split) -> Result<Option<Guide>, TrainError> {
+        let Some((instructions, encoder)) = self
+            .opened
+            .instructions
+            .as_ref()
+            .zip(self.text_encoder.as_ref())
+        else {
+            return Ok(None);
+        };
+        let guide = instructions.guide_of(&self.query, self.tasks, split, encoder)?;
+        Ok(Some(guide))
+    }
+
+    /// The pooled states of some records of a task that the model does not know, `[rows, D]`.
+    fn features(
+        &self,
+        model: &Classifier,
+        number: usize,
+        (split, rows): (Split, &[usize]),
+        guide: Option<&Guide>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Tensor<2>, TrainError> {
+        let device: &Device = &self.opened.loaded.device;
+        let num_tasks = self.opened.loaded.tasks.len();
+        let examples = self.tasks[number].split(split);
+        let lengths: Vec<usize> = rows.iter().map(|&row| examples[row].ids.len()).collect();
+        let width = model.encoder.width();
+        let mut values = vec![0.0_f32; rows.len() * width];
+        let batch_size = self.opened.config.recipe.data.eval_batch_size;
+        for places in eval_batches(&lengths, batch_size) {
+            let records: Vec<usize> = places.iter().map(|&place| rows[place]).collect();
+            let examples: Vec<_> = records.iter().map(|&row| &examples[row]).collect();
+            let batch = Batch::from_examples(&examples);
+            let guidance = guide.map(|guide| guide.of(&batch.task_ids, &records, device));
+            let guidance = guidance.unwrap_or_default();
+            let unknown = vec![None; batch.rows];
+            let (input, context) = inputs_for(&batch, &unknown, num_tasks, None, guidance, device)?;
+            let pooled = model.encode(&input, &context).0.into_data();
+            let pooled: Vec<f32> = pooled.iter::<f32>().collect();
+            for (&place, state) in places.iter().zip(pooled.chunks_exact(width)) {
+                values[place * width..][..width].copy_from_slice(state);
+            }
+            progress(places.len());
+        }
+        Ok(Tensor::from_data(
+            TensorData::new(values, [rows.len(), width]),
+            device,
+        ))
+    }
+}
+
+/// At most `shots` places of each class, drawn at random, in ascending order.
+fn draw(classes: &[usize], shots: usize, seed: Seed) -> Vec<usize> {
+    let mut by_class: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (place, &class) in classes.iter().enumerate() {
+        by_class.entry(class).or_default().push(place);
+    }
+    let chosen = by_class.into_iter().flat_map(|(class, mut places)| {
+        shuffle(&mut seed.index(class as u64).generator(), &mut places);
+        places.truncate(shots);
+        places
+    });
+    let mut chosen: Vec<usize> = chosen.collect();
+    chosen.sort_unstable();
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shots_are_drawn_by_class_and_seed() {
+        let classes: Vec<usize> = (0..30).map(|index| index % 3).collect();
+        let chosen = draw(&classes, 4, Seed::new(1));
+        for class in 0..3 {
+            let of_class = chosen.iter().filter(|&&place| classes[place] == class);
+            assert_eq!(of_class.count(), 4);
+        }
+        assert!(chosen.is_sorted());
+        assert_eq!(chosen, draw(&classes, 4, Seed::new(1)));
+        assert_ne!(chosen, draw(&classes, 4, Seed::new(2)));
+        assert_eq!(draw(&classes, usize::MAX, Seed::new(1)).len(), 30);
+    }
+}
