@@ -30,6 +30,10 @@ pub(super) struct CompareArgs {
     /// Number of optimizer steps of every recipe
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
+    /// Hold these tasks out of training and measure the finished runs on them, as `molora eval
+    /// --unseen` does; separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    unseen: Vec<String>,
     #[command(flatten)]
     source: SourceArgs,
     /// Folder to write; the same request goes on with what is there
@@ -65,6 +69,7 @@ impl CompareArgs {
             model: self.source.model(),
             data: self.source.data(),
             tasks: self.source.tasks,
+            unseen: self.unseen,
             out: self.out,
             seeds: self.seeds,
             budget: self.budget,

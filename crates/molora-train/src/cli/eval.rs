@@ -12,7 +12,7 @@ use super::progress::Progress;
 use crate::base_model;
 use crate::device::DeviceSpec;
 use crate::instructions::Query;
-use crate::report::{EvalReport, task_table};
+use crate::report::{EvalReport, idle_summary, task_table};
 use crate::run::{evaluate_run_by, read_config};
 use crate::unseen::{UnseenReport, UnseenRequest, UnseenTask, evaluate_unseen, unseen_table};
 
@@ -57,10 +57,17 @@ impl EvalArgs {
             return self.run_unseen();
         }
         let (data, query) = (self.data.as_deref(), self.query.as_ref());
-        let (eval, _) = evaluate_run_by(&self.run, data, self.device, query)?;
+        let (eval, routing) = evaluate_run_by(&self.run, data, self.device, query)?;
         match self.json {
             true => print(&format!("{}\n", as_json(&eval))),
-            false => print(&format!("{}\n", task_table(&eval))),
+            false => {
+                let idle = idle_summary(&routing).map(|text| text + "\n");
+                print(&format!(
+                    "{}\n{}",
+                    task_table(&eval),
+                    idle.unwrap_or_default()
+                ))
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use clap::Args;
 use super::print;
 use super::progress::Progress;
 use super::source::SourceArgs;
-use crate::report::{summary_table, task_table};
+use crate::report::{idle_summary, summary_table, task_table};
 use crate::run::{Finished, Part, Request, resume, train};
 use crate::{Recipe, overrides, recipe};
 
@@ -116,10 +116,12 @@ pub(super) fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
 }
 
 fn closing(folder: &Path, finished: &Finished) -> String {
+    let idle = idle_summary(&finished.routing).map(|text| text + "\n\n");
     format!(
-        "\n{}\n\n{}\n\nreport: {}\n",
+        "\n{}\n\n{}\n\n{}report: {}\n",
         task_table(&finished.eval),
         summary_table(&finished.summary),
+        idle.unwrap_or_default(),
         folder.join("report.html").display()
     )
 }

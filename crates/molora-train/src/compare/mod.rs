@@ -16,6 +16,7 @@ mod rank;
 mod result;
 mod statistics;
 mod table;
+mod unseen;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +32,7 @@ pub use rank::{Choice, Counter, MAX_RANK};
 pub use result::{Comparison, DeadExperts, RecipeResult, TaskResult, WorstTask};
 pub use statistics::{CONFIDENCE, Gain, RESAMPLES, Spread, Verdict};
 pub use table::{tables, tables_markdown};
+pub use unseen::{UnseenComparison, UnseenResult};
 
 /// File of the resolved request in a comparison's folder.
 pub const COMPARISON: &str = "compare.toml";
@@ -50,6 +52,8 @@ pub struct Request {
     pub data: String,
     /// The tasks to train on; all in the folder if `None`.
     pub tasks: Option<Vec<String>>,
+    /// Tasks that are held out of training, on which the finished runs are measured.
+    pub unseen: Vec<String>,
     /// The comparison's folder.
     pub out: PathBuf,
     /// Every recipe is trained with the seeds below this number.
@@ -115,8 +119,12 @@ pub fn compare(
     plan::write_or_agree(&plan, &request.out)?;
     on_event(Event::Planned(&plan));
     train_all(request, &plan, stop, on_event)?;
-    let outcomes = outcome::read_all(&plan, &request.out, &tasks)?;
-    let comparison = Comparison::new(&plan, &outcomes);
+    let outcomes = outcome::read_all(&plan, &request.out, &tasks.trained)?;
+    let mut comparison = Comparison::new(&plan, &outcomes);
+    if !plan.unseen.is_empty() {
+        let reports = unseen::measure_all(&plan, &request.out, request.device, stop, on_event)?;
+        comparison.unseen = Some(UnseenComparison::new(&plan, &tasks.unseen, &reports));
+    }
     write_json_atomically(&request.out.join(RESULT), &comparison)?;
     let text = table::document(&comparison);
     write_atomically(&request.out.join(TABLES), text.as_bytes())?;
@@ -206,7 +214,13 @@ impl One<'_> {
             recipe: self.recipe.recipe.clone(),
             model: self.plan.model.clone(),
             data: self.request.data.clone(),
-            tasks: self.request.tasks.clone(),
+            tasks: Some(
+                self.plan
+                    .tasks
+                    .iter()
+                    .map(|task| task.name.clone())
+                    .collect(),
+            ),
             out: folder.to_owned(),
             force: false,
             seed: self.seed,

@@ -11,7 +11,7 @@ use toml::Value;
 use super::error::CompareError;
 use super::rank::{Choice, Counter};
 use super::{COMPARISON, Request};
-use crate::data::{Task, load_tasks, require_classification};
+use crate::data::{DataError, Task, list_tasks, load_tasks, require_classification};
 use crate::report::{SCHEMA_VERSION, write_atomically};
 use crate::run::{self, absolute, with_groups};
 use crate::{Recipe, TrainError, bundled};
@@ -46,6 +46,9 @@ pub struct Plan {
     pub budget: Budget,
     /// The tasks in the order of their numbers.
     pub tasks: Vec<PlannedTask>,
+    /// The tasks that are held out of training and measured afterwards.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unseen: Vec<PlannedTask>,
     /// The recipes, the reference first.
     pub recipes: Vec<PlannedRecipe>,
 }
@@ -81,30 +84,67 @@ impl PlannedRecipe {
     }
 }
 
+/// Tasks with all their records.
+#[derive(Debug)]
+pub(super) struct Tasks {
+    /// Those that are trained on.
+    pub(super) trained: Vec<Task>,
+    /// Those that are held out.
+    pub(super) unseen: Vec<Task>,
+}
+
 /// Checks a request against model and data and chooses the ranks; also the tasks that it read.
 pub(super) fn resolve(
     request: &Request,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(run::Event<'_>),
-) -> Result<(Plan, Vec<Task>), CompareError> {
+) -> Result<(Plan, Tasks), CompareError> {
     check(request)?;
     let data = bundled::folder(&request.data)?;
-    let tasks = load_tasks(&data, request.tasks.as_deref()).map_err(TrainError::from)?;
-    require_classification(&tasks).map_err(TrainError::from)?;
+    let all = read_tasks(&data, request).map_err(TrainError::from)?;
+    let tasks = &all.trained;
     let model = run::find_model(&request.model, stop, on_event)?;
     let plan = Plan {
         version: SCHEMA_VERSION,
         molora_version: env!("CARGO_PKG_VERSION").into(),
-        recipes: planned_recipes(request, &model.folder, &tasks)?,
+        recipes: planned_recipes(request, &model.folder, tasks)?,
         model: model.name,
         data: absolute(&request.data),
         device: request.device.to_string(),
         seeds: request.seeds,
         budget: request.budget,
         tasks: tasks.iter().map(planned_task).collect(),
+        unseen: all.unseen.iter().map(planned_task).collect(),
     };
     check_steps(&plan)?;
-    Ok((plan, tasks))
+    Ok((plan, all))
+}
+
+/// The tasks that are trained on, which are all but the unseen ones if none are named, and those.
+fn read_tasks(data: &Path, request: &Request) -> Result<Tasks, DataError> {
+    let unseen = match &request.unseen[..] {
+        [] => Vec::new(),
+        names => load_tasks(data, Some(names))?,
+    };
+    let names = match &request.tasks {
+        Some(names) => names.clone(),
+        None => list_tasks(data)?
+            .into_iter()
+            .filter(|name| !request.unseen.contains(name))
+            .collect(),
+    };
+    if let Some(name) = names.iter().find(|name| request.unseen.contains(name)) {
+        let problem = format!("task \"{name}\" is in --tasks and in --unseen");
+        return Err(DataError::Selection(problem));
+    }
+    if names.is_empty() {
+        let problem = "--unseen leaves no task to train on".into();
+        return Err(DataError::Selection(problem));
+    }
+    let trained = load_tasks(data, Some(&names))?;
+    require_classification(&trained)?;
+    require_classification(&unseen)?;
+    Ok(Tasks { trained, unseen })
 }
 
 fn check(request: &Request) -> Result<(), CompareError> {
@@ -310,6 +350,7 @@ mod tests {
                 labels: vec!["cat".into(), "dog".into()],
                 records: [3, 2, 1],
             }],
+            unseen: Vec::new(),
             recipes: vec![PlannedRecipe {
                 name: recipe.name.clone(),
                 parameters: 12,

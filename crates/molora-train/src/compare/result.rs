@@ -7,10 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::outcome::Outcome;
 use super::plan::{Budget, Plan, PlannedRecipe};
 use super::statistics::{CONFIDENCE, Gain, RESAMPLES, Spread};
-use crate::report::{ParameterCounts, SCHEMA_VERSION};
-
-/// An expert with less than this share of every task's weight is dead.
-const DEAD_SHARE: f64 = 0.01;
+use super::unseen::UnseenComparison;
+use crate::report::{IDLE_SHARE, ParameterCounts, SCHEMA_VERSION};
 
 /// A finished comparison: `compare.json`. Scores and shares are fractions, times are seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +38,9 @@ pub struct Comparison {
     pub confidence: f64,
     /// One result per recipe, the reference first.
     pub recipes: Vec<RecipeResult>,
+    /// Scores on tasks that no run was trained on, if any were held out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<UnseenComparison>,
 }
 
 /// What the runs of one recipe gave.
@@ -136,6 +137,7 @@ impl Comparison {
             resamples: RESAMPLES,
             confidence: CONFIDENCE,
             recipes: results.collect(),
+            unseen: None,
         }
     }
 }
@@ -194,18 +196,27 @@ fn worst_task(tasks: &BTreeMap<String, TaskResult>) -> Option<WorstTask> {
 
 /// Counts of right answers over seeds, minus those of the reference, by task and record.
 fn gain(runs: &[Outcome], reference: &[Outcome]) -> Gain {
-    let num_tasks = reference[0].right.len();
-    let differences: Vec<Vec<i64>> = (0..num_tasks)
-        .map(|task| {
-            let mut sums = vec![0; reference[0].right[task].len()];
-            for (sign, run) in signed(1, runs).chain(signed(-1, reference)) {
-                let pairs = sums.iter_mut().zip(&run.right[task]);
-                pairs.for_each(|(sum, &is_right)| *sum += sign * i64::from(is_right));
-            }
-            sums
-        })
-        .collect();
-    Gain::of(&differences, runs.len() as u64)
+    gain_of(&rights(runs), &rights(reference))
+}
+
+fn rights(runs: &[Outcome]) -> Vec<&Vec<Vec<bool>>> {
+    runs.iter().map(|run| &run.right).collect()
+}
+
+/// [`gain`] of runs and as many of the reference, by task and record.
+pub(super) fn gain_of(runs: &[&Vec<Vec<bool>>], reference: &[&Vec<Vec<bool>>]) -> Gain {
+    let seeds = runs.len() as u64;
+    let mut differences: Vec<Vec<i64>> = Vec::new();
+    let signed = runs.iter().map(|run| (1, run));
+    for (sign, run) in signed.chain(reference.iter().map(|run| (-1, run))) {
+        differences.resize_with(run.len(), Vec::new);
+        for (sums, right) in differences.iter_mut().zip(run.iter()) {
+            sums.resize(right.len(), 0);
+            let pairs = sums.iter_mut().zip(right);
+            pairs.for_each(|(sum, &is_right)| *sum += sign * i64::from(is_right));
+        }
+    }
+    Gain::of(&differences, seeds)
 }
 
 fn by_seed(runs: &[Outcome], reference: &[Outcome]) -> Vec<f64> {
@@ -215,17 +226,13 @@ fn by_seed(runs: &[Outcome], reference: &[Outcome]) -> Vec<f64> {
         .collect()
 }
 
-fn signed(sign: i64, runs: &[Outcome]) -> impl Iterator<Item = (i64, &Outcome)> {
-    runs.iter().map(move |run| (sign, run))
-}
-
 fn dead_experts(runs: &[Outcome]) -> Vec<DeadExperts> {
     let of_run = |run: &Outcome| {
         let seed = run.summary.seed;
         let site = |site: &crate::report::SiteRouting| DeadExperts {
             seed,
             site: site.site.clone(),
-            experts: site.idle_experts(DEAD_SHARE),
+            experts: site.idle_experts(IDLE_SHARE),
         };
         run.routing.sites.iter().map(site).collect::<Vec<_>>()
     };
@@ -264,6 +271,7 @@ mod tests {
             routing: RoutingReport {
                 version: SCHEMA_VERSION,
                 sites: vec![site],
+                has_general: false,
             },
             summary,
             right: right.map(<[bool]>::to_vec).into(),

@@ -5,7 +5,8 @@ use comfy_table::{Table, TableStyle};
 
 use super::plan::Budget;
 use super::result::{Comparison, RecipeResult};
-use super::statistics::Spread;
+use super::statistics::{Gain, Spread};
+use super::unseen::{UnseenComparison, UnseenResult};
 use crate::report::format::{duration, percent, points, thousands};
 use crate::report::table::{aligned, markdown};
 
@@ -13,7 +14,7 @@ use crate::report::table::{aligned, markdown};
 pub fn tables(comparison: &Comparison) -> String {
     let parts = parts(comparison, ASCII_BORDERS_ONLY_CONDENSED);
     let text = |part: Part| format!("{}\n{}", part.title, part.table);
-    parts.map(text).join("\n\n")
+    parts.into_iter().map(text).collect::<Vec<_>>().join("\n\n")
 }
 
 /// [`tables`] in Markdown, each under its heading.
@@ -22,7 +23,8 @@ pub fn tables_markdown(comparison: &Comparison) -> String {
         let table = markdown(part.table, part.first_number);
         format!("## {}\n\n{table}", part.title)
     };
-    parts(comparison, ASCII_MARKDOWN).map(text).join("\n\n")
+    let parts = parts(comparison, ASCII_MARKDOWN).into_iter();
+    parts.map(text).collect::<Vec<_>>().join("\n\n")
 }
 
 /// The content of `compare.md`.
@@ -70,24 +72,87 @@ struct Part {
     first_number: usize,
 }
 
-fn parts(comparison: &Comparison, style: TableStyle) -> [Part; 3] {
+fn parts(comparison: &Comparison, style: TableStyle) -> Vec<Part> {
     let reference = &comparison.reference;
-    let titles = [
-        "Test scores in %, mean +- standard deviation over seeds".to_owned(),
-        format!("Mean accuracy against {reference}, in percentage points"),
-        "Cost and dead experts".to_owned(),
+    let mut tables = vec![
+        (
+            "Test scores in %, mean +- standard deviation over seeds".to_owned(),
+            scores(comparison),
+            2,
+        ),
+        (
+            format!("Mean accuracy against {reference}, in percentage points"),
+            gains(comparison),
+            1,
+        ),
+        ("Cost and dead experts".to_owned(), costs(comparison), 1),
     ];
-    let tables = [
-        (scores(comparison), 2),
-        (gains(comparison), 1),
-        (costs(comparison), 1),
-    ];
-    let mut titles = titles.into_iter();
-    tables.map(|((header, rows), first_number)| Part {
-        title: titles.next().expect("as many titles as tables"),
-        table: aligned(style, header, rows, first_number),
+    if let Some(unseen) = &comparison.unseen {
+        let title = "Unseen tasks: test scores of linear probes in %, base is without adapters";
+        tables.push((title.to_owned(), unseen_scores(unseen), 2));
+        let title = format!(
+            "Unseen tasks: mean accuracy against {reference} and against the base model, in \
+             percentage points"
+        );
+        tables.push((title, unseen_gains(unseen), 1));
+    }
+    let part = |(title, (header, rows), first_number): (String, Cells, usize)| Part {
+        title,
+        table: aligned(style.clone(), header, rows, first_number),
         first_number,
-    })
+    };
+    tables.into_iter().map(part).collect()
+}
+
+fn unseen_scores(unseen: &UnseenComparison) -> Cells {
+    let recipes = &unseen.recipes;
+    let row = |first: [&str; 3], cell: &dyn Fn(&UnseenResult) -> String| {
+        let first = first.map(str::to_owned).into_iter();
+        first.chain(recipes.iter().map(cell)).collect::<Vec<_>>()
+    };
+    let task = |name: &String| {
+        let base = &unseen.base[name];
+        let first = [name, &base.metric, &spread(&base.score)];
+        row(first.map(|text| &text[..]), &|r| {
+            spread(&r.tasks[name].score)
+        })
+    };
+    let mut rows: Vec<Vec<String>> = unseen.tasks.iter().map(task).collect();
+    let base = percent(unseen.base_accuracy);
+    rows.push(row(["mean", "accuracy", &base], &|r| {
+        spread(&r.mean_accuracy)
+    }));
+    (
+        row(["unseen task", "metric", "base"], &|r| r.name.clone()),
+        rows,
+    )
+}
+
+fn unseen_gains(unseen: &UnseenComparison) -> Cells {
+    let header = [
+        "recipe",
+        "gain",
+        "interval",
+        "verdict",
+        "over base",
+        "interval",
+        "verdict",
+    ];
+    let cells = |gain: Option<&Gain>| match gain {
+        None => ["-", "-", "reference"].map(str::to_owned),
+        Some(gain) => [
+            points(gain.mean_accuracy),
+            format!("{} to {}", points(gain.low), points(gain.high)),
+            gain.verdict.text().to_owned(),
+        ],
+    };
+    let row = |recipe: &UnseenResult| {
+        let gains = [cells(recipe.gain.as_ref()), cells(Some(&recipe.over_base))];
+        let name = std::iter::once(recipe.name.clone());
+        name.chain(gains.into_iter().flatten()).collect()
+    };
+    let rows = unseen.recipes.iter().map(row).collect();
+    (header.map(str::to_owned).into(), rows)
 }
 
 type Cells = (Vec<String>, Vec<Vec<String>>);
@@ -201,7 +266,7 @@ fn costs(comparison: &Comparison) -> Cells {
 mod tests {
     use super::*;
     use crate::compare::result::{DeadExperts, TaskResult, WorstTask};
-    use crate::compare::statistics::{Gain, Verdict};
+    use crate::compare::statistics::Verdict;
     use crate::report::ParameterCounts;
 
     fn recipe(name: &str, scores: [f64; 2], gain: Option<Gain>, experts: usize) -> RecipeResult {
@@ -267,6 +332,7 @@ mod tests {
                 recipe("samora", [0.89, 0.91], none, 144),
                 recipe("mosld", [0.92, 0.94], some, 1440),
             ],
+            unseen: None,
         }
     }
 

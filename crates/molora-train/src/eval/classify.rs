@@ -140,6 +140,7 @@ impl Routing {
         RoutingReport {
             version: SCHEMA_VERSION,
             sites: sites.into_values().collect(),
+            has_general: false,
         }
     }
 }

@@ -3,10 +3,8 @@
 use std::fmt::Write as _;
 
 use super::html::escape;
+use super::idle::IDLE_SHARE;
 use super::schema::{RoutingReport, SiteRouting};
-
-/// An expert with less than this share from every task is pointed out.
-const IDLE_SHARE: f64 = 0.01;
 
 /// One group of tables per layer, with a legend and a count of idle experts first.
 pub(super) fn routing_section(report: &RoutingReport) -> String {
@@ -22,7 +20,7 @@ pub(super) fn routing_section(report: &RoutingReport) -> String {
          (column e0, e1, ...), on the evaluation split.</p>\
          <p class=\"legend\">0 % <span class=\"ramp\"></span> 100 %</p>\
          <p>{}</p>",
-        idle_summary(idle, report.sites.len())
+        idle_note(idle, report)
     );
     for layer in report
         .sites
@@ -43,13 +41,26 @@ pub(super) fn routing_section(report: &RoutingReport) -> String {
     html
 }
 
-fn idle_summary(idle: usize, sites: usize) -> String {
-    match idle {
+fn idle_note(idle: usize, report: &RoutingReport) -> String {
+    let note = match idle {
         0 => "Every expert got at least 1 % from some task at every site.".to_owned(),
-        _ => format!(
-            "<span class=\"warn\">{idle} of {sites} sites</span> have an expert that got less \
-             than 1 % from every task."
-        ),
+        _ => {
+            let sites = report.sites.len();
+            let experts: usize = report.sites.iter().map(SiteRouting::num_experts).sum();
+            let idle_experts = report
+                .sites
+                .iter()
+                .map(|s| s.idle_experts(IDLE_SHARE).len());
+            let idle_experts: usize = idle_experts.sum();
+            format!(
+                "<span class=\"warn\">{idle} of {sites} sites</span> have an expert that got less \
+                 than 1 % from every task: {idle_experts} of {experts} experts in all."
+            )
+        }
+    };
+    match report.has_general {
+        true => note + " The general expert of each site is not routed and not shown.",
+        false => note,
     }
 }
 

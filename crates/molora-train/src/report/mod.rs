@@ -9,6 +9,7 @@ mod error;
 pub(crate) mod format;
 mod heatmap;
 mod html;
+mod idle;
 #[cfg(test)]
 pub(crate) mod sample;
 pub(crate) mod table;
@@ -16,6 +17,7 @@ mod writer;
 
 pub use error::ReportError;
 pub use html::render;
+pub use idle::{IDLE_SHARE, idle_summary};
 pub use schema::{
     EvalReport, ParameterCounts, PredictionReport, RoutingReport, RunSummary, SCHEMA_VERSION,
     SiteRouting, StepRecord, TaskScore,

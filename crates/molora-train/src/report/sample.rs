@@ -127,6 +127,7 @@ pub(crate) fn routing(layers: usize, experts: usize) -> RoutingReport {
     RoutingReport {
         version: SCHEMA_VERSION,
         sites: sites.collect(),
+        has_general: false,
     }
 }
 

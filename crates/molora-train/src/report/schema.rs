@@ -158,6 +158,9 @@ pub struct RoutingReport {
     pub version: u32,
     /// The routed sites, in the order of the model; sites without a router are absent.
     pub sites: Vec<SiteRouting>,
+    /// Whether each site also has a general expert, which acts on every token without being routed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_general: bool,
 }
 
 /// Numbers of parameters (scalars), by what they are for.

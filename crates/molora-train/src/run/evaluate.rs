@@ -87,7 +87,9 @@ pub fn evaluate_run_by(
         guide.as_ref(),
         |_| {},
     )?;
-    Ok((found.scores, found.routing))
+    let mut routing = found.routing;
+    routing.has_general = opened.loaded.spec.blend.is_some();
+    Ok((found.scores, routing))
 }
 
 fn guide_by(opened: &Opened, query: &Query) -> Result<Option<Guide>, TrainError> {

@@ -252,10 +252,12 @@ fn run(
     )?;
     let summary = summary(config, &trained);
     checkpoint::save_weights(folder, &trained.model, &spec, &names, base_name)?;
+    let mut routing = found.routing;
+    routing.has_general = spec.blend.is_some();
     let finished = Finished {
         summary,
         eval: found.scores,
-        routing: found.routing,
+        routing,
         predictions: found.predictions,
     };
     write_report(folder, &finished)?;

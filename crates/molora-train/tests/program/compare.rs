@@ -31,6 +31,7 @@ fn request(world: &World, out: &str) -> Request {
         model: run.model,
         data: run.data,
         tasks: None,
+        unseen: Vec::new(),
         out: run.out,
         seeds: 2,
         budget: Budget::Params,

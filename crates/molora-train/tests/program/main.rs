@@ -14,4 +14,5 @@ mod refusal;
 mod resume;
 #[cfg(unix)]
 mod signals;
+mod unseen;
 mod world;
