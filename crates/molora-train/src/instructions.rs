@@ -279,7 +279,8 @@ impl Instructions {
     }
 }
 
-fn require_texts<'a>(
+/// Refuses a task, given by name and instruction, that has no instruction.
+pub(crate) fn require_texts<'a>(
     tasks: impl IntoIterator<Item = (&'a String, &'a String)>,
 ) -> Result<(), TrainError> {
     let mut tasks = tasks.into_iter();

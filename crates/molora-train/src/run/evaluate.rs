@@ -144,7 +144,8 @@ pub(crate) fn open(
     open_with(folder, config, &tasks, device, trains)
 }
 
-fn check_finished(folder: &Path) -> Result<(), TrainError> {
+/// Refuses a folder without a finished run.
+pub(crate) fn check_finished(folder: &Path) -> Result<(), TrainError> {
     // The last file that a run writes: the others may be cut by a kill before it.
     if !folder.join(SUMMARY).exists() {
         let text = "the run is not finished; continue it with molora train --resume";

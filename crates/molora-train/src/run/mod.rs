@@ -38,7 +38,7 @@ pub use crate::event::{Event, StageEvent};
 pub(crate) use config::absolute;
 use config::git_commit;
 pub use config::{RUN, RunConfig, TaskLabels, read_config};
-pub(crate) use evaluate::{Opened, open_without_data};
+pub(crate) use evaluate::{Opened, check_finished, open_without_data};
 pub use evaluate::{evaluate_run, evaluate_run_by};
 pub(crate) use folder::share;
 use folder::{check_folder, make_folder};

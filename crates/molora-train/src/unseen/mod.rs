@@ -24,14 +24,17 @@ use molora_models::Classifier;
 use crate::compare::Gain;
 use crate::data::draw::shuffle;
 use crate::data::{
-    Batch, Split, Task, TokenizedTask, eval_batches, list_tasks, load_tasks, require_classification,
+    Batch, Example, Split, Task, TokenizedTask, eval_batches, list_tasks, load_tasks,
+    require_classification,
 };
 use crate::device::DeviceSpec;
 use crate::eval::score;
 use crate::event::Event;
-use crate::instructions::{Guide, Query, TextEncoder};
+use crate::instructions::{Guide, Query, TextEncoder, require_texts};
 use crate::report::{SCHEMA_VERSION, write_json_atomically};
-use crate::run::{Opened, RUN, RunConfig, open_without_data, read_config, tokenized};
+use crate::run::{
+    Opened, RUN, RunConfig, check_finished, open_without_data, read_config, tokenized,
+};
 use crate::step::inputs_for;
 use crate::{TrainError, bundled};
 
@@ -69,7 +72,9 @@ pub fn evaluate_unseen(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<UnseenReport, TrainError> {
     on_event(Event::Phase("loading model and tasks"));
-    let tasks = unseen_tasks(run, &read_config(run)?, request)?;
+    let config = read_config(run)?;
+    check_finished(run)?;
+    let tasks = unseen_tasks(run, &config, request)?;
     let opened = open_without_data(run, request.device)?;
     let config = &opened.config;
     let query = opened.query(request.query, run)?;
@@ -80,6 +85,9 @@ pub fn evaluate_unseen(
         Some(instructions) => Some(instructions.text_encoder(&opened.loaded.device)?),
         None => None,
     };
+    if text_encoder.is_some() && query == Query::Task {
+        require_texts(tasks.iter().map(|task| (&task.name, &task.instruction)))?;
+    }
     let measuring = Measuring {
         opened: &opened,
         tasks: &tasks,
@@ -200,16 +208,19 @@ impl Measuring<'_> {
     ) -> Result<ProbeResult, TrainError> {
         let task = &self.tasks[number];
         let all = |split| (0..task.split(split).len()).collect::<Vec<_>>();
-        let model = model.valid();
         let (validation, test) = (all(Split::Validation), all(Split::Test));
+        let model = model.valid();
         let total = rows.len() + validation.len() + test.len();
         let mut done = 0;
         let mut features = |split, rows: &[usize]| {
-            let guide = self.guide(split).map(|guide| guide.filter(|_| is_guided))?;
+            let guide = match is_guided {
+                true => self.guide(task, split)?,
+                false => None,
+            };
             self.features(
                 &model,
-                number,
-                (split, rows),
+                task.split(split),
+                rows,
                 guide.as_ref(),
                 &mut |records| {
                     done += records;
@@ -223,16 +234,7 @@ impl Measuring<'_> {
         let classes = task.classes(Split::Train);
         let classes: Vec<usize> = rows.iter().map(|&row| classes[row]).collect();
         let probes = Probe::fit(&train, &classes, task.labels.len());
-        let value =
-            |probe: &Probe| score(task, Split::Validation, &probe.predict(&validation)).value;
-        let mut best: Option<(f64, f64, &Probe)> = None;
-        for (probe, l2) in probes.iter().zip(PENALTIES) {
-            let value = value(probe);
-            if best.is_none_or(|(best, ..)| value > best) {
-                best = Some((value, l2, probe));
-            }
-        }
-        let (validation, l2, probe) = best.expect("there are penalties");
+        let (validation, l2, probe) = best(&probes, task, &validation);
         let predictions = probe.predict(&test);
         Ok(ProbeResult {
             score: score(task, Split::Test, &predictions),
@@ -242,31 +244,28 @@ impl Measuring<'_> {
         })
     }
 
-    fn guide(&self, split: Split) -> Result<Option<Guide>, TrainError> {
-        let Some((instructions, encoder)) = self
-            .opened
-            .instructions
-            .as_ref()
-            .zip(self.text_encoder.as_ref())
-        else {
+    /// What tells the routers about one split of one of the tasks, as task number 0.
+    fn guide(&self, task: &TokenizedTask, split: Split) -> Result<Option<Guide>, TrainError> {
+        let instructions = self.opened.instructions.as_ref();
+        let Some((instructions, encoder)) = instructions.zip(self.text_encoder.as_ref()) else {
             return Ok(None);
         };
-        let guide = instructions.guide_of(&self.query, self.tasks, split, encoder)?;
+        let task = std::slice::from_ref(task);
+        let guide = instructions.guide_of(&self.query, task, split, encoder)?;
         Ok(Some(guide))
     }
 
-    /// The pooled states of some records of a task that the model does not know, `[rows, D]`.
+    /// The pooled states of some examples of a task that the model does not know, `[rows, D]`.
     fn features(
         &self,
         model: &Classifier,
-        number: usize,
-        (split, rows): (Split, &[usize]),
+        examples: &[Example],
+        rows: &[usize],
         guide: Option<&Guide>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Tensor<2>, TrainError> {
         let device: &Device = &self.opened.loaded.device;
         let num_tasks = self.opened.loaded.tasks.len();
-        let examples = self.tasks[number].split(split);
         let lengths: Vec<usize> = rows.iter().map(|&row| examples[row].ids.len()).collect();
         let width = model.encoder.width();
         let mut values = vec![0.0_f32; rows.len() * width];
@@ -275,7 +274,7 @@ impl Measuring<'_> {
             let records: Vec<usize> = places.iter().map(|&place| rows[place]).collect();
             let examples: Vec<_> = records.iter().map(|&row| &examples[row]).collect();
             let batch = Batch::from_examples(&examples);
-            let guidance = guide.map(|guide| guide.of(&batch.task_ids, &records, device));
+            let guidance = guide.map(|guide| guide.of(&vec![0; batch.rows], &records, device));
             let guidance = guidance.unwrap_or_default();
             let unknown = vec![None; batch.rows];
             let (input, context) = inputs_for(&batch, &unknown, num_tasks, None, guidance, device)?;
@@ -291,6 +290,25 @@ impl Measuring<'_> {
             device,
         ))
     }
+}
+
+/// The probe that does best on the validation split, the first of equally good ones, with its score
+/// and penalty.
+fn best<'a>(
+    probes: &'a [Probe],
+    task: &TokenizedTask,
+    validation: &Tensor<2>,
+) -> (f64, f64, &'a Probe) {
+    let scored = probes.iter().zip(PENALTIES).map(|(probe, penalty)| {
+        let predictions = probe.predict(validation);
+        let score = score(task, Split::Validation, &predictions);
+        (score.value, penalty, probe)
+    });
+    let better = |best: (f64, f64, &'a Probe), next: (f64, f64, &'a Probe)| match next.0 > best.0 {
+        true => next,
+        false => best,
+    };
+    scored.reduce(better).expect("there are penalties")
 }
 
 /// At most `shots` places of each class, drawn at random, in ascending order.

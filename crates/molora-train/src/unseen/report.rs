@@ -79,12 +79,10 @@ fn table(style: TableStyle, report: &UnseenReport) -> Table {
         "metric",
         "base %",
         "run %",
-        "base accuracy %",
-        "run accuracy %",
-        "difference",
+        "accuracy gain",
         "95 % interval",
-        "trained on",
-        "test records",
+        "probe trained on",
+        "tested on",
     ];
     let row = |(name, task): (&String, &UnseenTask)| {
         let (base, run) = (&task.base.score, &task.run.score);
@@ -93,8 +91,6 @@ fn table(style: TableStyle, report: &UnseenReport) -> Table {
             run.metric.clone(),
             percent(base.value),
             percent(run.value),
-            percent(base.accuracy),
-            percent(run.accuracy),
             points(task.gain.mean_accuracy),
             format!("{} to {}", points(task.gain.low), points(task.gain.high)),
             thousands(task.train_records),
