@@ -58,11 +58,11 @@ mod tests {
     #[test]
     fn idle_experts_are_counted_and_named() {
         let text = idle_summary(&sample::routing(8, 4)).expect("routed sites");
-        let start = "idle experts (less than 1 % of every task's weight): 8 of 128: \
+        let start = "idle experts (less than 1 % of every task's weight): 17 of 128: \
                      encoder.layer.0.attention.output.dense e3, encoder.layer.1.";
         assert!(text.starts_with(start), "{text}");
         assert!(
-            text.ends_with(" and 2 more sites (routing.json has all)"),
+            text.ends_with(" and 11 more sites (routing.json has all)"),
             "{text}"
         );
     }
