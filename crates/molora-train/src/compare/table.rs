@@ -98,7 +98,7 @@ fn parts(comparison: &Comparison, style: TableStyle) -> Vec<Part> {
     }
     let part = |(title, (header, rows), first_number): (String, Cells, usize)| Part {
         title,
-        table: aligned(style.clone(), header, rows, first_number),
+        table: aligned(style, header, rows, first_number),
         first_number,
     };
     tables.into_iter().map(part).collect()
