@@ -245,7 +245,7 @@ fn sync_files(folder: &Path) -> Result<(), TrainError> {
 }
 
 /// Waits until a file or folder is on the disk; a folder cannot be opened everywhere.
-fn sync(path: &Path) -> Result<(), TrainError> {
+pub(crate) fn sync(path: &Path) -> Result<(), TrainError> {
     match File::open(path) {
         Ok(file) => file.sync_all().map_err(TrainError::io(path)),
         Err(_) if path.is_dir() => Ok(()),

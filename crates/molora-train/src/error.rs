@@ -113,6 +113,16 @@ pub enum TrainError {
         /// The run folder.
         run: PathBuf,
     },
+    /// The user asked to stop while an expert was added.
+    #[error(
+        "stopped after step {step}; {} is as it was; go on with the same command", run.display()
+    )]
+    GrowthInterrupted {
+        /// The last finished step.
+        step: usize,
+        /// The run folder.
+        run: PathBuf,
+    },
 }
 
 impl TrainError {

@@ -26,7 +26,8 @@ use crate::TrainError;
 pub const EXPERTS: &str = "experts";
 
 const GENERAL: &str = "general";
-const HEAD: &str = "head.safetensors";
+/// File of a head beside the expert.
+pub(crate) const HEAD: &str = "head.safetensors";
 const GATE: &str = "gate.safetensors";
 
 /// Folder of a task's expert.

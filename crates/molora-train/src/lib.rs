@@ -24,6 +24,7 @@ mod error;
 pub mod eval;
 pub mod event;
 pub mod expert;
+pub mod grow;
 pub mod hub;
 pub mod instructions;
 pub mod language;

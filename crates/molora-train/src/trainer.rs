@@ -60,7 +60,12 @@ pub enum Start {
     /// At the first stage, with these heads.
     Fresh(Vec<TaskHead>),
     /// With a mixture that exists already.
-    Mixture(Box<Classifier>),
+    Mixture {
+        /// The mixture.
+        model: Box<Classifier>,
+        /// What tells its routers about tasks, if the method has that.
+        guide: Option<Guide>,
+    },
 }
 
 /// A finished training.
@@ -132,17 +137,17 @@ impl State {
         start: Start,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self, TrainError> {
-        let (model, is_mixture) = match start {
+        let (model, guide, is_mixture) = match start {
             Start::Fresh(heads) => {
                 let encoder = setup.base.0.clone();
-                (Classifier { encoder, heads }, false)
+                (Classifier { encoder, heads }, None, false)
             }
-            Start::Mixture(model) => (*model, true),
+            Start::Mixture { model, guide } => (*model, guide, true),
         };
         let mut state = Self {
             model,
             is_mixture,
-            guide: None,
+            guide,
             optimizer: OptimizerConfig::default().init(),
             progress: Progress {
                 step: 0,

@@ -123,7 +123,7 @@ fn read_experts(setup: &Setup<'_>, spec: &AdapterSpec) -> Result<Vec<(String, Be
 }
 
 /// The base model with one fresh expert, into which a stored one is read.
-fn one_expert(setup: &Setup<'_>, spec: &AdapterSpec) -> Result<Bert, TrainError> {
+pub(crate) fn one_expert(setup: &Setup<'_>, spec: &AdapterSpec) -> Result<Bert, TrainError> {
     let mut encoder = setup.base.0.clone();
     encoder.attach(spec, 0, Seed::new(0), setup.device)?;
     Ok(encoder)

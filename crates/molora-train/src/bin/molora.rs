@@ -35,7 +35,9 @@ fn is_interruption(error: &anyhow::Error) -> bool {
     let is_stop = |error: &TrainError| {
         matches!(
             error,
-            TrainError::Interrupted { .. } | TrainError::Hub(HubError::Stopped { .. })
+            TrainError::Interrupted { .. }
+                | TrainError::GrowthInterrupted { .. }
+                | TrainError::Hub(HubError::Stopped { .. })
         )
     };
     match error.downcast_ref() {

@@ -4,6 +4,7 @@ mod compare;
 mod describe;
 mod download;
 mod eval;
+mod grow;
 mod list;
 mod progress;
 mod source;
@@ -29,6 +30,10 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Let a language model write the instruction of a task from a few of its records
     Describe(describe::DescribeArgs),
+    /// Train one more expert and put it beside those of a finished run, which stay as they are
+    AddExpert(grow::AddArgs),
+    /// Take an expert out of a finished run
+    RemoveExpert(grow::RemoveArgs),
     /// List the recipes and bundled tasks, or show a recipe as TOML
     List(list::ListArgs),
 }
@@ -44,6 +49,8 @@ impl Cli {
             Command::Compare(args) => args.run(),
             Command::Eval(args) => args.run(),
             Command::Describe(args) => args.run(),
+            Command::AddExpert(args) => args.run(),
+            Command::RemoveExpert(args) => args.run(),
             Command::List(args) => args.run(),
         }
     }

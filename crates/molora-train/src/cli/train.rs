@@ -115,7 +115,8 @@ pub(super) fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn closing(folder: &Path, finished: &Finished) -> String {
+/// What is printed at the end of a run.
+pub(super) fn closing(folder: &Path, finished: &Finished) -> String {
     let idle = idle_summary(&finished.routing).map(|text| text + "\n\n");
     format!(
         "\n{}\n\n{}\n\n{}report: {}\n",

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::grow::settle;
 use crate::recipe::text_error;
 use crate::report::write_atomically;
 use crate::{Recipe, TrainError, base_model};
@@ -42,6 +43,9 @@ pub struct TaskLabels {
     pub name: String,
     /// Its labels in the order of the head's outputs.
     pub labels: Vec<String>,
+    /// Folder with its data, if that is another one than the run's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
 }
 
 impl RunConfig {
@@ -51,16 +55,17 @@ impl RunConfig {
     }
 }
 
-pub(super) fn write_config(folder: &Path, config: &RunConfig) -> Result<(), TrainError> {
+pub(crate) fn write_config(folder: &Path, config: &RunConfig) -> Result<(), TrainError> {
     let text = toml::to_string(config).expect("plain data");
     Ok(write_atomically(&folder.join(RUN), text.as_bytes())?)
 }
 
-/// Reads the configuration of a run.
+/// Reads the configuration of a run, after a change of its experts that was cut short is finished.
 ///
 /// # Errors
 /// If the folder holds no run or its configuration is broken.
 pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
+    settle(folder)?;
     let path = folder.join(RUN);
     if !path.is_file() {
         return Err(TrainError::run(

@@ -128,6 +128,26 @@ pub(crate) fn open_without_data(
     open_with(folder, config, &tasks, device, false)
 }
 
+/// Reads the configuration of a finished run.
+///
+/// # Errors
+/// If the folder holds no run, or one that is not finished.
+pub(crate) fn read_finished(folder: &Path) -> Result<RunConfig, TrainError> {
+    let config = read_config(folder)?;
+    check_finished(folder)?;
+    Ok(config)
+}
+
+/// The wanted device, or the one of the run's training.
+pub(crate) fn device_of(
+    folder: &Path,
+    config: &RunConfig,
+    wanted: Option<DeviceSpec>,
+) -> Result<DeviceSpec, TrainError> {
+    let invalid = |problem: String| TrainError::run(&folder.join(RUN), problem);
+    wanted.map_or_else(|| config.device.parse().map_err(invalid), Ok)
+}
+
 /// Reads a finished run with its tasks, from `data` if that is given.
 ///
 /// # Errors
@@ -138,8 +158,7 @@ pub(crate) fn open(
     device: Option<DeviceSpec>,
     trains: bool,
 ) -> Result<Opened, TrainError> {
-    let config = read_config(folder)?;
-    check_finished(folder)?;
+    let config = read_finished(folder)?;
     let tasks = load_run_tasks(folder, &config, data)?;
     open_with(folder, config, &tasks, device, trains)
 }
@@ -162,13 +181,7 @@ fn open_with(
     trains: bool,
 ) -> Result<Opened, TrainError> {
     check_finished(folder)?;
-    let device = match device {
-        Some(device) => device,
-        None => config
-            .device
-            .parse()
-            .map_err(|problem: String| TrainError::run(&folder.join(RUN), problem))?,
-    };
+    let device = device_of(folder, &config, device)?;
     let base = base_model::find(&config.model, &mut base_model::silent)?;
     let loaded = load(&config, &base.folder, tasks, device, trains)?;
     let names = task_names(&loaded.tasks);

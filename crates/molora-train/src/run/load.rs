@@ -144,11 +144,13 @@ pub(crate) fn load_run_tasks(
     config: &RunConfig,
     data: Option<&str>,
 ) -> Result<Vec<Task>, TrainError> {
-    let names: Vec<String> = config.tasks.iter().map(|task| task.name.clone()).collect();
-    let data = bundled::folder(data.unwrap_or(&config.data))?;
-    let tasks = load_tasks(&data, Some(&names))?;
-    require_classification(&tasks)?;
-    for (task, trained) in tasks.iter().zip(&config.tasks) {
+    let mut tasks = Vec::new();
+    for trained in &config.tasks {
+        let own = trained.data.as_deref().unwrap_or(&config.data);
+        let data = bundled::folder(data.unwrap_or(own))?;
+        let found = load_tasks(&data, Some(std::slice::from_ref(&trained.name)))?;
+        require_classification(&found)?;
+        let task = &found[0];
         if task.meta.labels != trained.labels {
             let problem = format!(
                 "the labels of task {} are not those of {}: found {}, expected {}",
@@ -162,6 +164,7 @@ pub(crate) fn load_run_tasks(
                 problem,
             ));
         }
+        tasks.extend(found);
     }
     Ok(tasks)
 }

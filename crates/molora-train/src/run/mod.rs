@@ -8,6 +8,7 @@
 //! | `steps.jsonl`, `eval.json`, `routing.json`, `summary.json`, `report.html` | the report |
 //! | `predictions.json` | the class predicted for each test record |
 //! | `checkpoints/` | where to go on, until the run is finished |
+//! | `before/<task>/` | what the expert of a task that was added later has replaced |
 
 mod config;
 mod evaluate;
@@ -19,9 +20,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use burn::tensor::Device;
 use molora_kernels::random::Seed;
+use molora_models::AdapterSpec;
 
-use crate::data::{Split, Task, load_tasks, require_classification};
+use crate::data::{Split, Task, TokenizedTask, load_tasks, require_classification};
 use crate::device::DeviceSpec;
 use crate::eval::evaluate;
 use crate::instructions::{Guide, Instructions, QuerySource};
@@ -37,8 +40,9 @@ use crate::{Recipe, TrainError, base_model, bundled, checkpoint};
 pub use crate::event::{Event, StageEvent};
 pub(crate) use config::absolute;
 use config::git_commit;
+pub(crate) use config::write_config;
 pub use config::{RUN, RunConfig, TaskLabels, read_config};
-pub(crate) use evaluate::{Opened, check_finished, open_without_data};
+pub(crate) use evaluate::{Opened, check_finished, device_of, open_without_data, read_finished};
 pub use evaluate::{evaluate_run, evaluate_run_by};
 pub(crate) use folder::share;
 use folder::{check_folder, make_folder};
@@ -114,6 +118,7 @@ pub fn train(
     let labels = |task: &Task| TaskLabels {
         name: task.meta.name.clone(),
         labels: task.meta.labels.clone(),
+        data: None,
     };
     let model = find_model(&request.model, stop, on_event)?;
     let config = RunConfig {
@@ -233,29 +238,45 @@ fn run(
     };
     on_event(Event::Phase("training"));
     let trained = train_loop(&setup, Start::Fresh(heads), on_event)?;
+    let finished = finish(folder, config, &spec, &tasks, &device, &trained, on_event)?;
+    checkpoint::forget(folder)?;
+    Ok(finished)
+}
+
+/// Evaluates a trained model and writes everything that a finished run consists of, the summary
+/// last, into a folder that has the steps already.
+pub(crate) fn finish(
+    folder: &Path,
+    config: &RunConfig,
+    spec: &AdapterSpec,
+    tasks: &[TokenizedTask],
+    device: &Device,
+    trained: &Trained,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Finished, TrainError> {
     on_event(Event::Phase("evaluating on the test split"));
     let total = tasks.iter().map(|task| task.split(Split::Test).len()).sum();
-    let guide = closing_guide(&setup, trained.guide.clone())?;
+    let guide = closing_guide(folder, config, tasks, device, trained.guide.clone())?;
     let mut done = 0;
     let rows = config.recipe.data.eval_batch_size;
     let found = evaluate(
         &trained.model,
-        &tasks,
+        tasks,
         Split::Test,
         rows,
-        &device,
+        device,
         guide.as_ref(),
         |records| {
             done += records;
             on_event(Event::Evaluated(done, total));
         },
     )?;
-    let summary = summary(config, &trained);
-    checkpoint::save_weights(folder, &trained.model, &spec, &names, base_name)?;
+    let (names, base_name) = (task_names(tasks), config.base_name());
+    checkpoint::save_weights(folder, &trained.model, spec, &names, base_name)?;
     let mut routing = found.routing;
     routing.has_general = spec.blend.is_some();
     let finished = Finished {
-        summary,
+        summary: summary(config, trained),
         eval: found.scores,
         routing,
         predictions: found.predictions,
@@ -263,22 +284,27 @@ fn run(
     write_report(folder, &finished)?;
     // The last thing: from here on the run is finished and needs no checkpoint.
     write_json_atomically(&folder.join(SUMMARY), &finished.summary)?;
-    checkpoint::forget(folder)?;
     Ok(finished)
 }
 
 /// What tells the routers about the test split: that of the training, unless the recipe's queries
 /// are the records' own texts.
-fn closing_guide(setup: &Setup<'_>, guide: Option<Guide>) -> Result<Option<Guide>, TrainError> {
-    let config = setup.recipe.instructions.as_ref();
-    let by_request = config.is_some_and(|config| config.query == QuerySource::Request);
+fn closing_guide(
+    folder: &Path,
+    config: &RunConfig,
+    tasks: &[TokenizedTask],
+    device: &Device,
+    guide: Option<Guide>,
+) -> Result<Option<Guide>, TrainError> {
+    let instructions = config.recipe.instructions.as_ref();
+    let by_request = instructions.is_some_and(|config| config.query == QuerySource::Request);
     if !by_request || guide.is_none() {
         return Ok(guide);
     }
-    let instructions = Instructions::load(setup.folder, &task_names(setup.tasks))?;
-    let encoder = instructions.text_encoder(setup.device)?;
+    let instructions = Instructions::load(folder, &task_names(tasks))?;
+    let encoder = instructions.text_encoder(device)?;
     let query = QuerySource::Request.into();
-    let guide = instructions.guide_of(&query, setup.tasks, Split::Test, &encoder)?;
+    let guide = instructions.guide_of(&query, tasks, Split::Test, &encoder)?;
     Ok(Some(guide))
 }
 

@@ -7,6 +7,7 @@ use molora_routing::ScorerConfig;
 
 use super::{RUN, RunConfig, SUMMARY};
 use crate::data::{DataError, Task};
+use crate::grow::BEFORE;
 use crate::instructions::check_instructions;
 use crate::legs::legs;
 use crate::{Recipe, TrainError, checkpoint};
@@ -111,6 +112,12 @@ pub(crate) fn begin_again(
     if !trains(number) {
         return refuse(format!(
             "stage {stage} trains nothing: name the one after it"
+        ));
+    }
+    if folder.join(BEFORE).is_dir() {
+        return refuse(format!(
+            "experts were added since stage {stage}: take them out with molora remove-expert, or \
+             train in another folder"
         ));
     }
     let is_first = !(0..number).any(trains);

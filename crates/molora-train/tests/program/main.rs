@@ -10,6 +10,7 @@ mod compare;
 mod files;
 mod frozen;
 mod frozen_stages;
+mod grow;
 mod refusal;
 mod resume;
 #[cfg(unix)]

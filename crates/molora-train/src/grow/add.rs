@@ -1,0 +1,305 @@
+//! `molora add-expert`: one more expert beside those of a finished run.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use molora_kernels::random::Seed;
+use molora_models::{AdapterSpec, Bert, Classifier, load_heads};
+
+use super::mixture::{Newcomer, fill};
+use super::plan::{Origins, check_recipe, grown};
+use super::swap::{Swap, copy, make};
+use super::{STAGES, names, progress, stored_mixture};
+use crate::data::{Task, load_tasks, require_classification};
+use crate::device::DeviceSpec;
+use crate::event::Event;
+use crate::instructions::{InstructionConfig, Instructions};
+use crate::legs::{Leg, legs};
+use crate::parameters::with_stable_ids;
+use crate::report::{StepRecord, StepWriter, read_steps};
+use crate::run::{
+    Finished, Loaded, RunConfig, absolute, device_of, find_model, finish, load, load_run_tasks,
+    read_config, read_finished, write_config,
+};
+use crate::stage::StageConfig;
+use crate::trainer::{STEPS, Setup, Start, Trained, train};
+use crate::{TrainError, bundled, expert, transform};
+
+/// What a user asks for.
+#[derive(Debug, Clone)]
+pub struct AddRequest {
+    /// Folder of a finished run.
+    pub run: PathBuf,
+    /// Name of the task whose expert is trained.
+    pub task: String,
+    /// Folder with the task's folder, or `bundled:tasks`; the run's own if `None`.
+    pub data: Option<String>,
+    /// The group of experts that it joins, which may be a new one; the task's own if `None`.
+    pub group: Option<String>,
+    /// The device; the run's own if `None`.
+    pub device: Option<DeviceSpec>,
+}
+
+/// Trains one more expert and admits it.
+///
+/// The expert is the one that a training of all tasks together would have given, if each got as
+/// many steps: it depends on seed, stage and task alone. Experts that were there keep every bit.
+///
+/// # Errors
+/// If the run is not finished, trains its experts together or has one of the task already; any
+/// problem with the task; [`TrainError::GrowthInterrupted`] if `stop` was set, after a checkpoint
+/// from which the same request goes on. The run is then as it was.
+pub fn add_expert(
+    request: &AddRequest,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Finished, TrainError> {
+    let run = &request.run;
+    let old = read_finished(run)?;
+    check_recipe(run, &old)?;
+    if names(&old).contains(&request.task) {
+        let problem = format!("has an expert of {} already", request.task);
+        return Err(TrainError::run(run, problem));
+    }
+    let data = request.data.as_deref().map_or(old.data.clone(), absolute);
+    let task = find_task(&data, &request.task)?;
+    let config = grown(run, &old, &task, &data, request.group.as_deref())?;
+    let model = find_model(&config.model, stop, on_event)?;
+    on_event(Event::Phase("loading model and tasks"));
+    let device = device_of(run, &config, request.device)?;
+    let tasks = load_run_tasks(run, &config, None)?;
+    let loaded = load(&config, &model.folder, &tasks, device, true)?;
+    let growth = Growth {
+        run,
+        work: run.join(format!(".growing-{}", request.task)),
+        name: &request.task,
+        old,
+        config,
+        loaded,
+        stop,
+    };
+    let finished = growth.go(on_event);
+    finished.map_err(|error| match error {
+        TrainError::Interrupted { step, .. } => TrainError::GrowthInterrupted {
+            step,
+            run: run.clone(),
+        },
+        error => error,
+    })
+}
+
+fn find_task(data: &str, name: &String) -> Result<Task, TrainError> {
+    let mut tasks = load_tasks(&bundled::folder(data)?, Some(std::slice::from_ref(name)))?;
+    require_classification(&tasks)?;
+    Ok(tasks.remove(0))
+}
+
+/// A run that gets one more expert, the last.
+struct Growth<'a> {
+    run: &'a Path,
+    work: PathBuf,
+    name: &'a String,
+    old: RunConfig,
+    config: RunConfig,
+    loaded: Loaded,
+    stop: &'a AtomicBool,
+}
+
+impl Growth<'_> {
+    fn go(&self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Finished, TrainError> {
+        self.begin()?;
+        let steps = self.train_expert(on_event)?;
+        let instructions = self.instructions()?;
+        let guide = instructions.as_ref();
+        let start = Start::Mixture {
+            model: Box::new(self.join()?),
+            guide: guide.map(|instructions| instructions.guide(&self.loaded.device)),
+        };
+        let (trained, more) = self.train_mixture(start, on_event)?;
+        let steps = [steps, more].concat();
+        self.admit(trained, &steps, instructions.as_ref(), on_event)
+    }
+
+    /// Makes the working folder, or checks that it was made for the same.
+    fn begin(&self) -> Result<(), TrainError> {
+        if !self.work.exists() {
+            make(&self.work)?;
+            return write_config(&self.work, &self.config);
+        }
+        if read_config(&self.work).is_ok_and(|begun| begun == self.config) {
+            return Ok(());
+        }
+        let problem = "the expert was begun with other data, another group or beside other experts: \
+                       give the same options, or remove this folder";
+        Err(TrainError::run(&self.work, problem))
+    }
+
+    /// Folder in which the recipe's `growth` stages train; it is there once the expert is trained.
+    fn joined(&self) -> PathBuf {
+        self.work.join("joined")
+    }
+
+    fn setup<'a>(
+        &'a self,
+        folder: &'a Path,
+        stages: &'a [StageConfig],
+        legs: &'a [Leg],
+        seed: Seed,
+    ) -> Setup<'a> {
+        Setup {
+            recipe: &self.config.recipe,
+            stages,
+            legs,
+            spec: &self.loaded.spec,
+            base: (&self.loaded.base, self.config.base_name()),
+            tasks: &self.loaded.tasks,
+            seed,
+            device: &self.loaded.device,
+            folder,
+            stop: self.stop,
+            until: None,
+        }
+    }
+
+    /// Trains the expert alone, with its gate and head, and returns the records.
+    fn train_expert(
+        &self,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Vec<StepRecord>, TrainError> {
+        if !self.joined().exists() {
+            let (recipe, names) = (&self.config.recipe, names(&self.config));
+            let new = names.len() - 1..names.len();
+            let mut legs = legs(&recipe.name, &recipe.stages, &names, new)?;
+            legs.retain(|leg| leg.expert.is_some());
+            let seed = Seed::new(self.config.seed);
+            let setup = self.setup(&self.work, &recipe.stages, &legs, seed);
+            on_event(Event::Phase("training the expert"));
+            train(&setup, Start::Fresh(self.loaded.heads.clone()), on_event)?;
+            make(&self.joined())?;
+        }
+        Ok(read_steps(&self.work.join(STEPS))?)
+    }
+
+    /// The old mixture with the new expert, as it was written, beside its others.
+    fn join(&self) -> Result<Classifier, TrainError> {
+        let Loaded { base, device, .. } = &self.loaded;
+        let seed = Seed::new(self.config.seed);
+        let mut model = self.loaded.mixture(seed)?;
+        let old = stored_mixture(self.run, &self.old, base, device)?;
+        let folder = expert::expert_folder(&self.work, self.name);
+        let newcomer = self.newcomer(&folder)?;
+        let origins = Origins::of(&self.old, &self.config);
+        fill(&mut model.encoder, &old.encoder, &origins, Some(&newcomer))
+            .map_err(|problem| TrainError::run(&folder, problem))?;
+        let last = model.heads.len() - 1;
+        model.heads[..last].clone_from_slice(&old.heads);
+        let name = std::slice::from_ref(self.name);
+        load_heads(&folder.join(expert::HEAD), name, &mut model.heads[last..])?;
+        Ok(with_stable_ids(model))
+    }
+
+    fn newcomer(&self, folder: &Path) -> Result<Newcomer, TrainError> {
+        let setup = self.setup(&self.work, &[], &[], Seed::new(self.config.seed));
+        let fresh = |gated: bool| -> Result<(Bert, AdapterSpec), TrainError> {
+            let spec = self.loaded.spec.one_expert(gated);
+            Ok((transform::one_expert(&setup, &spec)?, spec))
+        };
+        let (mut alone, spec) = fresh(false)?;
+        expert::load(folder, &mut alone, &spec, self.config.base_name())?;
+        let has_gate = self.config.recipe.stages.iter().any(|stage| stage.gated);
+        let read_gate = || {
+            let (mut gate, spec) = fresh(true)?;
+            expert::load_gate(folder, &mut gate, &spec)?;
+            Ok::<_, TrainError>(gate)
+        };
+        Ok(Newcomer {
+            expert: alone,
+            gate: has_gate.then(read_gate).transpose()?,
+        })
+    }
+
+    /// The run's instructions with the new one; the weight stays.
+    fn instructions(&self) -> Result<Option<Instructions>, TrainError> {
+        let Some(config) = &self.config.recipe.instructions else {
+            return Ok(None);
+        };
+        let mut all = Instructions::load(self.run, &names(&self.old))?;
+        let config = InstructionConfig {
+            encoder: all.encoder.clone(),
+            ..config.clone()
+        };
+        let task = self.loaded.tasks.last().expect("the new one");
+        let text = [(task.name.clone(), task.instruction.clone())];
+        let new = Instructions::embed(&config, &text, &self.loaded.device)?;
+        all.experts.extend(new.experts);
+        Ok(Some(all))
+    }
+
+    /// Goes through the recipe's `growth` stages, if there are any, and returns the records.
+    fn train_mixture(
+        &self,
+        start: Start,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(Trained, Vec<StepRecord>), TrainError> {
+        let recipe = &self.config.recipe;
+        let folder = self.joined();
+        let names = names(&self.config);
+        let legs = legs(&recipe.name, &recipe.growth, &names, 0..names.len())?;
+        let seed = Seed::new(self.config.seed).child("growth").child(self.name);
+        let setup = self.setup(&folder, &recipe.growth, &legs, seed);
+        if !legs.is_empty() {
+            on_event(Event::Phase("training the mixture"));
+        }
+        let trained = train(&setup, start, on_event)?;
+        let steps = read_steps(&folder.join(STEPS))?;
+        Ok((trained, steps))
+    }
+
+    /// Evaluates the grown run, writes all of it beside the old one and puts it in its place.
+    fn admit(
+        &self,
+        mut trained: Trained,
+        more: &[StepRecord],
+        instructions: Option<&Instructions>,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Finished, TrainError> {
+        let swap = Swap::prepare(&self.work)?;
+        let new = swap.new_files();
+        let mut steps = read_steps(&self.run.join(STEPS))?;
+        steps.extend_from_slice(more);
+        write_steps(&new, &mut steps)?;
+        trained.progress = progress(&steps);
+        let Loaded {
+            spec,
+            tasks,
+            device,
+            ..
+        } = &self.loaded;
+        let finished = finish(&new, &self.config, spec, tasks, device, &trained, on_event)?;
+        write_config(&new, &self.config)?;
+        if let Some(instructions) = instructions {
+            instructions.save(&new)?;
+        }
+        swap.keep(self.run, self.name, STAGES)?;
+        let folder = expert::expert_folder(&self.work, self.name);
+        make(&new.join(expert::EXPERTS))?;
+        copy(&folder, &expert::expert_folder(&new, self.name))?;
+        if self.stop.load(Ordering::SeqCst) {
+            let (step, run) = (trained.progress.step, self.run.to_owned());
+            return Err(TrainError::Interrupted { step, run });
+        }
+        let work = format!(".growing-{}", self.name);
+        swap.commit(self.run, &[STAGES.into(), work])?;
+        Ok(finished)
+    }
+}
+
+/// Writes the records with numbers that go on.
+fn write_steps(folder: &Path, steps: &mut [StepRecord]) -> Result<(), TrainError> {
+    let mut writer = StepWriter::open(folder.join(STEPS))?;
+    for (index, record) in steps.iter_mut().enumerate() {
+        record.step = index + 1;
+        writer.write(record)?;
+    }
+    Ok(writer.sync()?)
+}

@@ -1,0 +1,77 @@
+//! Adding an expert to a finished run and taking one out, without training the others again.
+//!
+//! A new expert is trained alone, as the run's own were, in `.growing-<task>` inside the run folder.
+//! Then it joins them: their tensors are copied bit by bit, every router gets one more row, and the
+//! recipe's `growth` stages, if there are any, train on all tasks. A recipe whose experts are
+//! trained together cannot grow.
+//!
+//! Nothing of the run changes before the end, where all new files are put in its place at once; see
+//! [`swap`]. What they replace is kept in `before/<task>`, from which removing the expert that was
+//! added last restores the run byte by byte.
+
+mod add;
+mod mixture;
+mod plan;
+mod remove;
+mod swap;
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use molora_kernels::random::Seed;
+use molora_models::{Bert, Classifier, TaskHead};
+
+use crate::checkpoint::Progress;
+use crate::report::StepRecord;
+use crate::run::RunConfig;
+use crate::{TrainError, checkpoint};
+
+pub use add::{AddRequest, add_expert};
+pub use remove::{Removed, remove_expert};
+pub(crate) use swap::{BEFORE, settle};
+
+/// States in which a run's stages began: they belong to the tasks that the run had then.
+const STAGES: &str = "stages";
+
+/// Names of a run's tasks, in order.
+fn names(config: &RunConfig) -> Vec<String> {
+    config.tasks.iter().map(|task| task.name.clone()).collect()
+}
+
+/// The mixture of a run as its files hold it.
+fn stored_mixture(
+    run: &Path,
+    config: &RunConfig,
+    base: &Bert,
+    device: &Device,
+) -> Result<Classifier, TrainError> {
+    let names = names(config);
+    let spec = config.recipe.resolve(base, &names)?;
+    let mut encoder = base.clone();
+    encoder.attach(&spec, names.len(), Seed::new(0), device)?;
+    let heads = fresh_heads(config, base, device);
+    let mut model = Classifier { encoder, heads };
+    checkpoint::load_weights(run, &mut model, &spec, &names)?;
+    Ok(model)
+}
+
+/// Heads into which stored ones are read.
+fn fresh_heads(config: &RunConfig, base: &Bert, device: &Device) -> Vec<TaskHead> {
+    let tasks = config.tasks.iter();
+    tasks
+        .map(|task| TaskHead::new(base.width(), task.labels.len(), Seed::new(0), device))
+        .collect()
+}
+
+/// The end of a training that has these records.
+fn progress(steps: &[StepRecord]) -> Progress {
+    Progress {
+        step: steps.len(),
+        leg: 0,
+        leg_step: 0,
+        tokens: steps.iter().map(|step| step.tokens).sum(),
+        padded_tokens: steps.iter().map(|step| step.padded_tokens).sum(),
+        seconds: steps.iter().map(|step| step.seconds).sum(),
+        sampler: None,
+    }
+}

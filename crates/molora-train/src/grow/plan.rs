@@ -1,0 +1,137 @@
+//! What a run's configuration becomes with one task more or less.
+
+use std::path::Path;
+
+use molora_routing::ScorerConfig;
+
+use crate::TrainError;
+use crate::data::Task;
+use crate::run::{RUN, RunConfig, TaskLabels};
+use crate::stage::{Scope, StageConfig};
+
+/// Whether a stage trains the expert of each task alone.
+fn trains_experts(stage: &StageConfig) -> bool {
+    stage.trains_alone() && stage.scope == Scope::EachTask
+}
+
+/// Refuses a run whose experts were not trained one by one.
+pub(super) fn check_recipe(run: &Path, config: &RunConfig) -> Result<(), TrainError> {
+    let recipe = &config.recipe;
+    if recipe.adapter.expert_per_task && recipe.stages.iter().any(trains_experts) {
+        return Ok(());
+    }
+    let problem = format!(
+        "recipe {} trains its experts together: adding or removing one needs training again",
+        recipe.name
+    );
+    Err(TrainError::run(&run.join(RUN), problem))
+}
+
+/// The position of a run's task.
+pub(super) fn position(run: &Path, config: &RunConfig, task: &str) -> Result<usize, TrainError> {
+    let names = super::names(config);
+    let found = names.iter().position(|name| name == task);
+    found.ok_or_else(|| {
+        let problem = format!("has no expert of {task}; there are: {}", names.join(", "));
+        TrainError::run(run, problem)
+    })
+}
+
+/// The configuration with one more task at the end, from `data` if that is not the run's own folder;
+/// `group` is what the user names, in place of the task's own.
+pub(super) fn grown(
+    run: &Path,
+    config: &RunConfig,
+    task: &Task,
+    data: &str,
+    group: Option<&str>,
+) -> Result<RunConfig, TrainError> {
+    let name = &task.meta.name;
+    let mut grown = config.clone();
+    grown.tasks.push(TaskLabels {
+        name: name.clone(),
+        labels: task.meta.labels.clone(),
+        data: (data != config.data).then(|| data.to_owned()),
+    });
+    let groups = &mut grown.recipe.adapter.groups;
+    match (is_grouped(config), group) {
+        (true, group) => {
+            let own = group.or(task.meta.group.as_deref());
+            let Some(group) = own.filter(|group| !group.is_empty()) else {
+                let known: Vec<&str> = groups.keys().map(String::as_str).collect();
+                let problem = format!(
+                    "task {name} has no group in its task.json; name one of this run's with \
+                     --group, or a new one: {}",
+                    known.join(", ")
+                );
+                return Err(TrainError::run(run, problem));
+            };
+            groups.entry(group.into()).or_default().push(name.clone());
+        }
+        (false, Some(group)) => {
+            let recipe = &config.recipe.name;
+            let problem = format!("recipe {recipe} has no groups of experts, but {group} is given");
+            return Err(TrainError::run(run, problem));
+        }
+        (false, None) => {}
+    }
+    let listed = |stage: &&mut StageConfig| trains_experts(stage) && !stage.tasks.is_empty();
+    for stage in grown.recipe.stages.iter_mut().filter(listed) {
+        stage.tasks.push(name.clone());
+    }
+    Ok(grown)
+}
+
+/// The configuration without one of its tasks.
+pub(super) fn shrunk(run: &Path, config: &RunConfig, task: &str) -> Result<RunConfig, TrainError> {
+    let mut shrunk = config.clone();
+    shrunk.tasks.retain(|other| other.name != task);
+    let recipe = &mut shrunk.recipe;
+    recipe
+        .adapter
+        .groups
+        .values_mut()
+        .for_each(|members| members.retain(|name| name != task));
+    recipe
+        .adapter
+        .groups
+        .retain(|_, members| !members.is_empty());
+    for stage in recipe.stages.iter_mut().chain(&mut recipe.growth) {
+        // An empty list would mean all tasks.
+        if stage.tasks == [task] {
+            let problem = format!("stage {} trains on {task} alone", stage.name);
+            return Err(TrainError::run(&run.join(RUN), problem));
+        }
+        stage.tasks.retain(|name| name != task);
+    }
+    Ok(shrunk)
+}
+
+/// Whether the routers weigh groups of experts.
+fn is_grouped(config: &RunConfig) -> bool {
+    let router = config.recipe.adapter.router.as_ref();
+    router.is_some_and(|router| matches!(router.scorer, ScorerConfig::Grouped(_)))
+}
+
+/// Where each expert, and each group of experts, of a changed run was before; none for a new one.
+pub(super) struct Origins {
+    /// Number of experts before, without a general one.
+    pub(super) old_experts: usize,
+    /// The experts of the changed run, in its order.
+    pub(super) experts: Vec<Option<usize>>,
+    /// Its groups, in the order of their names.
+    pub(super) groups: Vec<Option<usize>>,
+}
+
+impl Origins {
+    pub(super) fn of(old: &RunConfig, new: &RunConfig) -> Self {
+        let in_old = |task: &TaskLabels| old.tasks.iter().position(|other| other.name == task.name);
+        let old_groups = &old.recipe.adapter.groups;
+        let group = |name: &String| old_groups.keys().position(|other| other == name);
+        Self {
+            old_experts: old.tasks.len(),
+            experts: new.tasks.iter().map(in_old).collect(),
+            groups: new.recipe.adapter.groups.keys().map(group).collect(),
+        }
+    }
+}

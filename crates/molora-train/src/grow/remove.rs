@@ -1,0 +1,144 @@
+//! `molora remove-expert`: a run without one of its experts.
+
+use std::path::Path;
+
+use molora_kernels::random::Seed;
+
+use super::mixture::fill;
+use super::plan::{Origins, check_recipe, position, shrunk};
+use super::swap::{BEFORE, Swap, copy, make, remove};
+use super::{STAGES, names, progress, stored_mixture};
+use crate::device::DeviceSpec;
+use crate::event::Event;
+use crate::instructions::Instructions;
+use crate::parameters::with_stable_ids;
+use crate::report::read_steps;
+use crate::run::{
+    Finished, Loaded, RunConfig, device_of, finish, load, load_run_tasks, read_finished,
+    write_config,
+};
+use crate::trainer::{STEPS, Trained};
+use crate::{TrainError, base_model, expert};
+
+/// What became of a run.
+#[derive(Debug)]
+pub enum Removed {
+    /// It is byte by byte what it was before the expert was added.
+    Restored,
+    /// It was evaluated again without the expert.
+    Rebuilt(Box<Finished>),
+}
+
+/// Takes an expert out of a finished run.
+///
+/// The one that was added last goes as it came: every file is what it was before. Any other loses
+/// its expert, router rows, instruction, head and folder, and the run is evaluated again; the other
+/// experts keep every bit, and what earlier additions replaced is no longer kept.
+///
+/// # Errors
+/// If the run is not finished, trains its experts together, has no expert of the task or only that
+/// one; whatever reading and writing the run gives.
+pub fn remove_expert(
+    run: &Path,
+    task: &str,
+    device: Option<DeviceSpec>,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Removed, TrainError> {
+    let config = read_finished(run)?;
+    check_recipe(run, &config)?;
+    let place = position(run, &config, task)?;
+    if config.tasks.len() == 1 {
+        let problem = format!("{task} is its only expert, expected another one to stay");
+        return Err(TrainError::run(run, problem));
+    }
+    let work = run.join(format!(".removing-{task}"));
+    remove(&work)?;
+    make(&work)?;
+    let is_last = place + 1 == config.tasks.len();
+    if is_last && run.join(BEFORE).join(task).is_dir() {
+        restore(run, task, &work)?;
+        return Ok(Removed::Restored);
+    }
+    let rebuilt = rebuild(run, &config, task, device, &work, on_event);
+    if rebuilt.is_err() {
+        remove(&work)?;
+    }
+    Ok(Removed::Rebuilt(Box::new(rebuilt?)))
+}
+
+/// Puts everything back that the addition of an expert replaced.
+fn restore(run: &Path, task: &str, work: &Path) -> Result<(), TrainError> {
+    let swap = Swap::prepare(work)?;
+    copy(&run.join(BEFORE).join(task), &swap.new_files())?;
+    let away = [
+        format!("{}/{task}", expert::EXPERTS),
+        format!("{BEFORE}/{task}"),
+        format!(".removing-{task}"),
+    ];
+    swap.commit(run, &away)
+}
+
+/// Makes the run anew without an expert and puts it in its place.
+fn rebuild(
+    run: &Path,
+    old: &RunConfig,
+    task: &str,
+    device: Option<DeviceSpec>,
+    work: &Path,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Finished, TrainError> {
+    let config = shrunk(run, old, task)?;
+    on_event(Event::Phase("loading model and tasks"));
+    let device = device_of(run, old, device)?;
+    let tasks = load_run_tasks(run, &config, None)?;
+    let model = base_model::find(&config.model, &mut base_model::silent)?;
+    let loaded = load(&config, &model.folder, &tasks, device, false)?;
+    let swap = Swap::prepare(work)?;
+    let new = swap.new_files();
+    copy(&run.join(STEPS), &new.join(STEPS))?;
+    let mut trained = without(run, old, &config, &loaded)?;
+    if config.recipe.instructions.is_some() {
+        let mut instructions = Instructions::load(run, &names(old))?;
+        instructions.experts.retain(|expert| expert.name != task);
+        instructions.save(&new)?;
+        trained.guide = Some(instructions.guide(&loaded.device));
+    }
+    let Loaded {
+        spec,
+        tasks,
+        device,
+        ..
+    } = &loaded;
+    let finished = finish(&new, &config, spec, tasks, device, &trained, on_event)?;
+    write_config(&new, &config)?;
+    let away = [
+        format!("{}/{task}", expert::EXPERTS),
+        BEFORE.to_owned(),
+        STAGES.to_owned(),
+        format!(".removing-{task}"),
+    ];
+    swap.commit(run, &away)?;
+    Ok(finished)
+}
+
+/// The run's mixture with the experts and heads of the tasks that stay.
+fn without(
+    run: &Path,
+    old: &RunConfig,
+    config: &RunConfig,
+    loaded: &Loaded,
+) -> Result<Trained, TrainError> {
+    let stored = stored_mixture(run, old, &loaded.base, &loaded.device)?;
+    let origins = Origins::of(old, config);
+    let mut model = loaded.mixture(Seed::new(config.seed))?;
+    fill(&mut model.encoder, &stored.encoder, &origins, None)
+        .map_err(|problem| TrainError::run(run, problem))?;
+    let kept = origins.experts.iter().flatten();
+    model.heads = kept.map(|&index| stored.heads[index].clone()).collect();
+    let steps = read_steps(&run.join(STEPS))?;
+    Ok(Trained {
+        model: with_stable_ids(model),
+        guide: None,
+        progress: progress(&steps),
+    })
+}

@@ -1,0 +1,161 @@
+//! Putting many files of a run in place at once.
+//!
+//! New files are written into `<work>/ready/new`, and `<work>/ready/drop` lists what goes away. One
+//! rename makes that folder the run's `.swap`: before it the run is what it was, from it on the run
+//! is the new one. [`settle`] then moves every file to its place. It can be repeated until nothing is
+//! left to move, and whoever opens a run begins with it: a kill in between is finished there.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::{TrainError, checkpoint};
+
+/// Folder of what additions have replaced in a run folder.
+pub(crate) const BEFORE: &str = "before";
+
+const SWAP: &str = ".swap";
+const NEW: &str = "new";
+const DROP: &str = "drop";
+
+/// Folders whose entries are put in place one by one.
+const SHARED: [&str; 2] = [BEFORE, crate::expert::EXPERTS];
+
+/// A change of a run that is being made ready.
+pub(super) struct Swap {
+    ready: PathBuf,
+}
+
+impl Swap {
+    /// An empty change in a working folder, in place of one that was left there.
+    pub(super) fn prepare(work: &Path) -> Result<Self, TrainError> {
+        let ready = work.join("ready");
+        remove(&ready)?;
+        let swap = Self { ready };
+        make(&swap.new_files())?;
+        Ok(swap)
+    }
+
+    /// Folder for the new files.
+    pub(super) fn new_files(&self) -> PathBuf {
+        self.ready.join(NEW)
+    }
+
+    /// Keeps what the new files, and those that are to go, replace as `before/<task>`.
+    pub(super) fn keep(&self, run: &Path, task: &str, to_go: &str) -> Result<(), TrainError> {
+        let new = self.new_files();
+        let kept = new.join(BEFORE).join(task);
+        make(&kept)?;
+        let replaced = entries(&new)?.into_iter().chain([to_go.to_owned()]);
+        for name in replaced.filter(|name| !SHARED.contains(&&name[..])) {
+            let old = run.join(&name);
+            if old.exists() {
+                copy(&old, &kept.join(&name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes the run: removes the paths in `drop`, which are relative to it and none of the new
+    /// files', and puts the new files in place.
+    pub(super) fn commit(self, run: &Path, drop: &[String]) -> Result<(), TrainError> {
+        let list = self.ready.join(DROP);
+        std::fs::write(&list, drop.join("\n")).map_err(TrainError::io(&list))?;
+        sync(&self.ready)?;
+        let swap = run.join(SWAP);
+        std::fs::rename(&self.ready, &swap).map_err(TrainError::io(&swap))?;
+        checkpoint::sync(run)?;
+        settle(run)
+    }
+}
+
+/// Finishes a change that has been committed; does nothing without one.
+///
+/// # Errors
+/// [`TrainError::Io`] if a file cannot be moved or removed.
+pub(crate) fn settle(run: &Path) -> Result<(), TrainError> {
+    let swap = run.join(SWAP);
+    if !swap.is_dir() {
+        return Ok(());
+    }
+    let list = swap.join(DROP);
+    match std::fs::read_to_string(&list) {
+        Ok(text) => text.lines().try_for_each(|path| remove(&run.join(path)))?,
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(TrainError::io(&list)(error)),
+    }
+    let new = swap.join(NEW);
+    if new.is_dir() {
+        move_into(&new, run)?;
+    }
+    remove(&swap)?;
+    // Only an empty folder can be removed so.
+    drop(std::fs::remove_dir(run.join(BEFORE)));
+    Ok(())
+}
+
+fn move_into(from: &Path, to: &Path) -> Result<(), TrainError> {
+    make(to)?;
+    for name in entries(from)? {
+        let (from, to) = (from.join(&name), to.join(&name));
+        if SHARED.contains(&&name[..]) {
+            move_into(&from, &to)?;
+            continue;
+        }
+        if to.is_dir() {
+            remove(&to)?;
+        }
+        std::fs::rename(&from, &to).map_err(TrainError::io(&to))?;
+    }
+    Ok(())
+}
+
+/// Copies a file, or a folder with everything in it.
+pub(super) fn copy(from: &Path, to: &Path) -> Result<(), TrainError> {
+    if !from.is_dir() {
+        std::fs::copy(from, to).map_err(TrainError::io(from))?;
+        return Ok(());
+    }
+    make(to)?;
+    let names = entries(from)?.into_iter();
+    names
+        .map(|name| copy(&from.join(&name), &to.join(&name)))
+        .collect()
+}
+
+/// Removes a file or a folder, if it is there.
+pub(super) fn remove(path: &Path) -> Result<(), TrainError> {
+    let removed = match path.is_dir() {
+        true => std::fs::remove_dir_all(path),
+        false => std::fs::remove_file(path),
+    };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(TrainError::io(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn make(folder: &Path) -> Result<(), TrainError> {
+    std::fs::create_dir_all(folder).map_err(TrainError::io(folder))
+}
+
+/// Waits until everything in a folder is on the disk.
+fn sync(folder: &Path) -> Result<(), TrainError> {
+    for name in entries(folder)? {
+        let path = folder.join(name);
+        match path.is_dir() {
+            true => sync(&path)?,
+            false => checkpoint::sync(&path)?,
+        }
+    }
+    checkpoint::sync(folder)
+}
+
+/// Names of what is in a folder.
+fn entries(folder: &Path) -> Result<Vec<String>, TrainError> {
+    let read = std::fs::read_dir(folder).map_err(TrainError::io(folder))?;
+    read.map(|entry| {
+        let entry = entry.map_err(TrainError::io(folder))?;
+        Ok(entry.file_name().to_string_lossy().into_owned())
+    })
+    .collect()
+}
