@@ -73,7 +73,7 @@ fn bank(
 /// The trained gate of an expert, `[1, D]`.
 fn prototype(gate: &Router) -> Tensor<2> {
     match &gate.scorer {
-        Scorer::Linear(scorer) => scorer.weight.val(),
+        Scorer::Linear(scorer) => scorer.weight.val().detach(),
         _ => unreachable!("an expert behind a gate has a linear router"),
     }
 }
@@ -135,7 +135,9 @@ fn rows<const D: usize>(
 mod tests {
     use super::*;
     use molora_kernels::random::{Seed, uniform};
-    use molora_routing::{Guidance, RouteInput, RouterConfig, ScorerConfig};
+    use molora_routing::{
+        GroupedConfig, GroupedScorer, Guidance, RouteInput, RouterConfig, ScorerConfig, WithinGroup,
+    };
     use molora_testkit::assert_close;
 
     fn origins(experts: &[Option<usize>]) -> Origins {
@@ -204,5 +206,56 @@ mod tests {
         let row = |rows: &Tensor<2>, index| rows.clone().narrow(0, index, 1);
         assert_close(row(&found, 0), row(&whole, 0), 0.0, "first");
         assert_close(row(&found, 1), row(&whole, 2), 0.0, "last");
+    }
+
+    #[test]
+    fn a_new_group_leaves_the_rows_of_the_others() {
+        let device = molora_testkit::device();
+        let grouped = |groups: &[&[usize]]| {
+            let config = ScorerConfig::Grouped(GroupedConfig {
+                groups: groups.iter().map(|group| group.to_vec()).collect(),
+                within: WithinGroup::Token,
+                group_temperature: 1.0,
+                within_temperature: 1.0,
+            });
+            let config = RouterConfig {
+                scorer: config,
+                ..RouterConfig::default()
+            };
+            let experts = groups.iter().map(|group| group.len()).sum();
+            config.init(5, experts, 0, Seed::new(1), &device)
+        };
+        let parts = |router: &Router| match &router.scorer {
+            Scorer::Grouped(GroupedScorer {
+                group,
+                within: WithinScorer::Token(within),
+                ..
+            }) => (group.val(), within.val()),
+            _ => unreachable!("made as a grouped one"),
+        };
+        let mut old = grouped(&[&[0, 2], &[1]]);
+        if let Scorer::Grouped(scorer) = &mut old.scorer {
+            let random = |rows, seed| uniform([rows, 5], 1.0, Seed::new(seed), &device);
+            scorer.group = Param::from_tensor(random(2, 4));
+            scorer.within = WithinScorer::Token(Param::from_tensor(random(3, 5)));
+        }
+        let mut grown = grouped(&[&[0, 2], &[3], &[1]]);
+        let places = Origins {
+            groups: vec![Some(0), None, Some(1)],
+            ..origins(&[Some(0), Some(1), Some(2), None])
+        };
+        fill_router(&mut grown, &old, &places, None);
+        let ((groups, within), (old_groups, old_within)) = (parts(&grown), parts(&old));
+        let zero = Tensor::<2>::zeros([1, 5], &device);
+        let with_zero = |before: Tensor<2>, after: Option<Tensor<2>>| {
+            let rows = [Some(before), Some(zero.clone()), after];
+            Tensor::cat(rows.into_iter().flatten().collect(), 0)
+        };
+        let (first, second) = (
+            old_groups.clone().narrow(0, 0, 1),
+            old_groups.narrow(0, 1, 1),
+        );
+        assert_close(groups, with_zero(first, Some(second)), 0.0, "groups");
+        assert_close(within, with_zero(old_within, None), 0.0, "inside");
     }
 }

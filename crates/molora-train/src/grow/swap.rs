@@ -159,3 +159,92 @@ fn entries(folder: &Path) -> Result<Vec<String>, TrainError> {
     })
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(folder: &Path, files: &[(&str, &str)]) {
+        for (name, text) in files {
+            let path = folder.join(name);
+            make(path.parent().expect("below the folder")).expect("writable");
+            std::fs::write(path, text).expect("writable");
+        }
+    }
+
+    fn read(folder: &Path, name: &str) -> Option<String> {
+        std::fs::read_to_string(folder.join(name)).ok()
+    }
+
+    /// A run with a change that is ready.
+    fn ready(run: &Path) -> Swap {
+        write(
+            run,
+            &[
+                ("a", "old"),
+                ("b", "old"),
+                ("stages/x", "old"),
+                ("experts/one/e", "1"),
+            ],
+        );
+        let swap = Swap::prepare(&run.join(".work")).expect("writable");
+        write(&swap.new_files(), &[("a", "new"), ("b", "new")]);
+        swap.keep(run, "two", "stages").expect("writable");
+        write(&swap.new_files(), &[("experts/two/e", "2")]);
+        swap
+    }
+
+    fn assert_changed(run: &Path) {
+        for (name, expected) in [
+            ("a", Some("new")),
+            ("b", Some("new")),
+            ("stages/x", None),
+            ("experts/one/e", Some("1")),
+            ("experts/two/e", Some("2")),
+            ("before/two/a", Some("old")),
+            ("before/two/b", Some("old")),
+            ("before/two/stages/x", Some("old")),
+        ] {
+            assert_eq!(read(run, name).as_deref(), expected, "{name}");
+        }
+        let mut left = entries(run).expect("readable");
+        left.sort();
+        assert_eq!(left, ["a", "b", "before", "experts"]);
+    }
+
+    #[test]
+    fn a_change_replaces_keeps_and_drops() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let run = folder.path();
+        let swap = ready(run);
+        assert_eq!(read(run, "a").as_deref(), Some("old"));
+        swap.commit(run, &["stages".into(), ".work".into()])
+            .expect("writable");
+        assert_changed(run);
+    }
+
+    #[test]
+    fn a_change_that_a_kill_cut_short_is_finished_by_the_next_reader() {
+        for moved in 0..4 {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let run = folder.path();
+            let swap = ready(run);
+            std::fs::write(swap.ready.join(DROP), "stages\n.work").expect("writable");
+            let there = run.join(SWAP);
+            std::fs::rename(&swap.ready, &there).expect("writable");
+            let steps: [&dyn Fn(); 3] = [
+                &|| remove(&run.join("stages")).expect("writable"),
+                &|| std::fs::rename(there.join("new/a"), run.join("a")).expect("writable"),
+                &|| {
+                    let to = run.join("experts/two");
+                    std::fs::rename(there.join("new/experts/two"), to).expect("writable");
+                },
+            ];
+            steps[..moved].iter().for_each(|step| step());
+            settle(run).expect("writable");
+            assert_changed(run);
+            settle(run).expect("nothing is left to do");
+            assert_changed(run);
+        }
+    }
+}

@@ -7,8 +7,10 @@ use molora_train::grow::{AddRequest, Removed, add_expert, remove_expert};
 use molora_train::run::{Event, evaluate_run, read_config, train};
 use molora_train::{Recipe, TrainError};
 
+use crate::refusal::assert_refused;
 use crate::world::{
-    Tensors, World, assert_same_files, copy_folder, entries, read_json, read_tensors, small, steps,
+    Tensors, World, assert_same_files, assert_same_run, copy_folder, read_json, read_tensors,
+    small, train_until,
 };
 
 /// The recipes whose experts are trained one by one.
@@ -116,4 +118,225 @@ fn old_experts_keep_every_bit() {
         let names: Vec<&str> = config.tasks.iter().map(|task| &task.name[..]).collect();
         assert_eq!(names, ["answer", "pets", "weather"]);
     }
+}
+
+#[test]
+fn a_prototype_mixture_grows_to_what_training_together_gives() {
+    let world = World::new();
+    let with_steps = |steps: usize| {
+        let mut recipe = small("phatgoose");
+        let stages = recipe.stages.iter_mut();
+        for stage in stages.filter(|stage| stage.transform.is_none()) {
+            stage.steps = steps;
+        }
+        recipe
+    };
+    let together = world.train(&with_steps(12), "together");
+    let run = two(&world, with_steps(8), "run");
+    add(&weather(&run));
+    assert_same_files(&run.join("experts"), &together.join("experts"));
+    for file in [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "heads.safetensors",
+        "eval.json",
+        "routing.json",
+    ] {
+        let bytes = |run: &Path| std::fs::read(run.join(file)).expect("a file");
+        assert!(bytes(&run) == bytes(&together), "{file}");
+    }
+    let summary = |run: &Path| read_json(&run.join("summary.json"));
+    for key in ["steps", "tasks", "parameters"] {
+        assert_eq!(summary(&run)[key], summary(&together)[key], "{key}");
+    }
+}
+
+#[test]
+fn adding_and_removing_leaves_every_byte() {
+    for name in RECIPES {
+        let world = World::new();
+        let run = two(&world, small(name), "run");
+        copy_folder(&run, &world.path("before"));
+        add(&weather(&run));
+        assert!(
+            matches!(remove(&run, "weather"), Removed::Restored),
+            "{name}"
+        );
+        assert_same_files(&run, &world.path("before"));
+    }
+}
+
+#[test]
+fn an_addition_goes_on_where_it_was_stopped() {
+    for name in ["glider", "moa"] {
+        let world = World::new();
+        let run = two(&world, small(name), "run");
+        copy_folder(&run, &world.path("whole"));
+        copy_folder(&run, &world.path("before"));
+        add(&weather(&world.path("whole")));
+        // Moa: 4 steps of the expert, 8 of the routers; glider: 4 and 4 of the gate.
+        for count in [2, 3, 1] {
+            add_until(&weather(&run), count);
+            copy_folder(&run, &world.path("stopped"));
+            let stopped = world.path("stopped");
+            std::fs::remove_dir_all(stopped.join(".growing-weather")).expect("it was begun");
+            assert_same_files(&stopped, &world.path("before"));
+            std::fs::remove_dir_all(&stopped).expect("a folder");
+        }
+        add(&weather(&run));
+        assert_same_run(&run, &world.path("whole"));
+    }
+}
+
+#[test]
+fn any_expert_can_go_and_the_others_keep_every_bit() {
+    for name in ["at-moe", "glider", "moa"] {
+        let world = World::new();
+        let run = world.train(&small(name), "run");
+        let old = tensors(&run);
+        assert!(
+            matches!(remove(&run, "pets"), Removed::Rebuilt(_)),
+            "{name}"
+        );
+        assert!(!run.join("experts/pets").exists());
+        let new = tensors(&run);
+        for (path, new) in new.iter().filter(|(path, _)| path.contains(".experts.")) {
+            let stay = (0..old[path].0[0]).filter(|&index| index != 1);
+            assert_eq!(new.1, part(&old[path], stay), "{name}: {path}");
+        }
+        let (scores, _) = evaluate_run(&run, None, None).expect("a finished run");
+        let eval = read_json(&run.join("eval.json"));
+        assert_eq!(
+            serde_json::to_value(&scores).expect("plain"),
+            eval,
+            "{name}"
+        );
+        assert!(eval["tasks"]["pets"].is_null());
+        // What is gone can come back, with as many steps as each of the others had.
+        let request = AddRequest {
+            task: "pets".into(),
+            ..weather(&run)
+        };
+        add(&request);
+        let names = |run: &Path| read_json(&run.join("summary.json"))["tasks"].clone();
+        assert_eq!(
+            names(&run),
+            serde_json::json!(["answer", "weather", "pets"])
+        );
+    }
+}
+
+/// Moves a task into a folder of its own.
+fn apart(world: &World, task: &str) {
+    let to = world.path("more").join(task);
+    copy_folder(&world.data(task), &to);
+    std::fs::remove_dir_all(world.data(task)).expect("a folder");
+}
+
+#[test]
+fn the_new_task_may_lie_elsewhere() {
+    let world = World::new();
+    let run = two(&world, small("phatgoose"), "run");
+    apart(&world, "weather");
+    let request = AddRequest {
+        data: Some(world.path("more").to_str().expect("UTF-8").into()),
+        ..weather(&run)
+    };
+    add(&request);
+    evaluate_run(&run, None, None).expect("both folders are known");
+    remove(&run, "answer");
+    let error = remove_expert(&run, "pets", None, &mut |_| {}).expect_err("two for each token");
+    assert!(error.to_string().contains("top_k"), "{error}");
+    evaluate_run(&run, None, None).expect("the run is as it was");
+}
+
+#[test]
+fn what_cannot_be_added_or_removed_is_named() {
+    let world = World::new();
+    two(&world, small("moa"), "moa");
+    two(&world, small("at-moe"), "at-moe");
+    two(&world, small("samora"), "samora");
+    let mut request = world.request(small("moa"), "unfinished");
+    request.tasks = Some(vec!["answer".into(), "pets".into()]);
+    train_until(&request, 2);
+    let cases: [(&str, &[&str], &[&str]); 9] = [
+        (
+            "add-expert",
+            &["nowhere", "weather"],
+            &["nowhere", "not a run folder"],
+        ),
+        (
+            "add-expert",
+            &["unfinished", "weather"],
+            &["not finished", "--resume"],
+        ),
+        (
+            "add-expert",
+            &["samora", "weather"],
+            &["recipe samora trains its experts together"],
+        ),
+        (
+            "add-expert",
+            &["moa", "pets"],
+            &["has an expert of pets already"],
+        ),
+        ("add-expert", &["moa", "wether"], &["wether", "weather"]),
+        (
+            "add-expert",
+            &["at-moe", "weather"],
+            &["no group", "--group", "all"],
+        ),
+        (
+            "add-expert",
+            &["moa", "weather", "--group", "sky"],
+            &["recipe moa has no groups"],
+        ),
+        (
+            "remove-expert",
+            &["moa", "weather"],
+            &["has no expert of weather; there are: answer, pets"],
+        ),
+        (
+            "remove-expert",
+            &["samora", "pets"],
+            &["trains its experts together"],
+        ),
+    ];
+    for (command, arguments, expected) in cases {
+        let (run, task, more) = (arguments[0], arguments[1], &arguments[2..]);
+        let all = [&[command, run, "--task", task], more].concat();
+        assert_refused(&world, &all, command, expected);
+    }
+    World::edit(&world.data("weather/task.json"), |task| {
+        task["labels"] = serde_json::Value::Null;
+    });
+    let all = ["add-expert", "moa", "--task", "weather"];
+    assert_refused(&world, &all, "labels", &["weather", "labels"]);
+    remove(&world.path("moa"), "pets");
+    let all = ["remove-expert", "moa", "--task", "answer"];
+    assert_refused(&world, &all, "the last", &["answer is its only expert"]);
+}
+
+#[test]
+fn an_expert_of_another_base_model_is_refused() {
+    let world = World::new();
+    let run = two(&world, small("moa"), "run");
+    // In the middle of the routers' stage; the expert is read again when it goes on.
+    add_until(&weather(&run), 6);
+    let config = run.join(".growing-weather/experts/weather/adapter_config.json");
+    World::edit(&config, |config| {
+        config["base_model_name_or_path"] = "another".into();
+    });
+    let error = add_expert(&weather(&run), &AtomicBool::new(false), &mut |_| {});
+    let error = error.expect_err("a foreign expert").to_string();
+    assert!(
+        error.contains("experts/weather") && error.contains("another"),
+        "{error}"
+    );
+    let other = AddRequest {
+        data: Some(world.path("model").to_str().expect("UTF-8").into()),
+        ..weather(&run)
+    };
+    add_expert(&other, &AtomicBool::new(false), &mut |_| {}).expect_err("no tasks there");
+    evaluate_run(&run, None, None).expect("the run is as it was");
 }
