@@ -73,7 +73,7 @@ fn bank(
 /// The trained gate of an expert, `[1, D]`.
 fn prototype(gate: &Router) -> Tensor<2> {
     match &gate.scorer {
-        Scorer::Linear(scorer) => scorer.weight.val().detach(),
+        Scorer::Linear(scorer) => scorer.weight.val(),
         _ => unreachable!("an expert behind a gate has a linear router"),
     }
 }
@@ -94,7 +94,7 @@ fn fill_router(router: &mut Router, old: &Router, origins: &Origins, gate: Optio
         (Scorer::Prototype(new), Scorer::Prototype(old)) => {
             let fresh = gate.map_or_else(
                 || new.prototypes.clone(),
-                |gate| Param::from_tensor(gate.repeat_dim(0, experts.len())),
+                |gate| Param::from_tensor(gate.repeat_dim(0, experts.len()).detach()),
             );
             new.prototypes = rows(&old.prototypes, &fresh, experts);
         }
