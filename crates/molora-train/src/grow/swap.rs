@@ -116,10 +116,8 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), TrainError> {
         return Ok(());
     }
     make(to)?;
-    let names = entries(from)?.into_iter();
-    names
-        .map(|name| copy(&from.join(&name), &to.join(&name)))
-        .collect()
+    let mut names = entries(from)?.into_iter();
+    names.try_for_each(|name| copy(&from.join(&name), &to.join(&name)))
 }
 
 /// Removes a file or a folder, if it is there.

@@ -250,6 +250,51 @@ fn the_new_task_may_lie_elsewhere() {
     evaluate_run(&run, None, None).expect("the run is as it was");
 }
 
+/// Command, run, task and more arguments, and what the error has to contain.
+const REFUSED: [(&str, &[&str], &[&str]); 9] = [
+    (
+        "add-expert",
+        &["nowhere", "weather"],
+        &["nowhere", "not a run folder"],
+    ),
+    (
+        "add-expert",
+        &["unfinished", "weather"],
+        &["not finished", "--resume"],
+    ),
+    (
+        "add-expert",
+        &["samora", "weather"],
+        &["recipe samora trains its experts together"],
+    ),
+    (
+        "add-expert",
+        &["moa", "pets"],
+        &["has an expert of pets already"],
+    ),
+    ("add-expert", &["moa", "wether"], &["wether", "weather"]),
+    (
+        "add-expert",
+        &["at-moe", "weather"],
+        &["no group", "--group", "all"],
+    ),
+    (
+        "add-expert",
+        &["moa", "weather", "--group", "sky"],
+        &["recipe moa has no groups"],
+    ),
+    (
+        "remove-expert",
+        &["moa", "weather"],
+        &["has no expert of weather; there are: answer, pets"],
+    ),
+    (
+        "remove-expert",
+        &["samora", "pets"],
+        &["trains its experts together"],
+    ),
+];
+
 #[test]
 fn what_cannot_be_added_or_removed_is_named() {
     let world = World::new();
@@ -259,50 +304,7 @@ fn what_cannot_be_added_or_removed_is_named() {
     let mut request = world.request(small("moa"), "unfinished");
     request.tasks = Some(vec!["answer".into(), "pets".into()]);
     train_until(&request, 2);
-    let cases: [(&str, &[&str], &[&str]); 9] = [
-        (
-            "add-expert",
-            &["nowhere", "weather"],
-            &["nowhere", "not a run folder"],
-        ),
-        (
-            "add-expert",
-            &["unfinished", "weather"],
-            &["not finished", "--resume"],
-        ),
-        (
-            "add-expert",
-            &["samora", "weather"],
-            &["recipe samora trains its experts together"],
-        ),
-        (
-            "add-expert",
-            &["moa", "pets"],
-            &["has an expert of pets already"],
-        ),
-        ("add-expert", &["moa", "wether"], &["wether", "weather"]),
-        (
-            "add-expert",
-            &["at-moe", "weather"],
-            &["no group", "--group", "all"],
-        ),
-        (
-            "add-expert",
-            &["moa", "weather", "--group", "sky"],
-            &["recipe moa has no groups"],
-        ),
-        (
-            "remove-expert",
-            &["moa", "weather"],
-            &["has no expert of weather; there are: answer, pets"],
-        ),
-        (
-            "remove-expert",
-            &["samora", "pets"],
-            &["trains its experts together"],
-        ),
-    ];
-    for (command, arguments, expected) in cases {
+    for (command, arguments, expected) in REFUSED {
         let (run, task, more) = (arguments[0], arguments[1], &arguments[2..]);
         let all = [&[command, run, "--task", task], more].concat();
         assert_refused(&world, &all, command, expected);
