@@ -26,7 +26,8 @@ pub(super) fn check(shell: &Shell, files: &[String]) -> Result<Vec<Finding>> {
         .iter()
         .filter_map(|file| Some((file, recipe_of(file)?)))
     {
-        let page = format!("docs/methods/{name}.md");
+        // Names of recipes are written as on the command line: `at-moe` in `at_moe.rs`.
+        let page = format!("docs/methods/{}.md", name.replace('_', "-"));
         findings.extend(check_recipe(
             file,
             &shell.read_file(file)?,
