@@ -13,7 +13,7 @@ use super::{STAGES, names, progress, stored_mixture};
 use crate::data::{Task, load_tasks, require_classification};
 use crate::device::DeviceSpec;
 use crate::event::Event;
-use crate::instructions::{InstructionConfig, Instructions};
+use crate::instructions::{InstructionConfig, Instructions, check_instructions};
 use crate::legs::{Leg, legs};
 use crate::parameters::with_stable_ids;
 use crate::report::{StepRecord, StepWriter, read_steps};
@@ -64,6 +64,9 @@ pub fn add_expert(
     let data = request.data.as_deref().map_or(old.data.clone(), absolute);
     let task = find_task(&data, &request.task)?;
     let config = grown(run, &old, &task, &data, request.group.as_deref())?;
+    if config.recipe.instructions.is_some() {
+        check_instructions(&[(task.meta.name.clone(), task.meta.instruction.clone())])?;
+    }
     let model = find_model(&config.model, stop, on_event)?;
     on_event(Event::Phase("loading model and tasks"));
     let device = device_of(run, &config, request.device)?;
@@ -265,6 +268,9 @@ impl Growth<'_> {
     ) -> Result<Finished, TrainError> {
         let swap = Swap::prepare(&self.work)?;
         let new = swap.new_files();
+        if let Some(instructions) = instructions {
+            instructions.save(&new)?;
+        }
         let mut steps = read_steps(&self.run.join(STEPS))?;
         steps.extend_from_slice(more);
         write_steps(&new, &mut steps)?;
@@ -277,9 +283,6 @@ impl Growth<'_> {
         } = &self.loaded;
         let finished = finish(&new, &self.config, spec, tasks, device, &trained, on_event)?;
         write_config(&new, &self.config)?;
-        if let Some(instructions) = instructions {
-            instructions.save(&new)?;
-        }
         swap.keep(self.run, self.name, STAGES)?;
         let folder = expert::expert_folder(&self.work, self.name);
         make(&new.join(expert::EXPERTS))?;

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use molora_train::grow::{AddRequest, Removed, add_expert, remove_expert};
+use molora_train::instructions::QuerySource;
 use molora_train::run::{Event, evaluate_run, read_config, train};
 use molora_train::{Recipe, TrainError};
+use serde_json::Value;
 
 use crate::refusal::assert_refused;
 use crate::world::{
@@ -341,4 +343,26 @@ fn an_expert_of_another_base_model_is_refused() {
     };
     add_expert(&other, &AtomicBool::new(false), &mut |_| {}).expect_err("no tasks there");
     evaluate_run(&run, None, None).expect("the run is as it was");
+}
+
+#[test]
+fn queries_of_requests_meet_the_new_instruction() {
+    let world = World::new();
+    let mut recipe = small("glider");
+    let instructions = recipe.instructions.as_mut().expect("glider compares texts");
+    instructions.query = QuerySource::Request;
+    let run = two(&world, recipe, "run");
+    let meta = world.data("weather/task.json");
+    World::edit(&meta, |task| task["instruction"] = " ".into());
+    let error = add_expert(&weather(&run), &AtomicBool::new(false), &mut |_| {});
+    let error = error.expect_err("nothing to compare by").to_string();
+    assert!(error.contains("task weather has"), "{error}");
+    assert!(!run.join(".growing-weather").exists());
+    World::edit(&meta, |task| task["instruction"] = "Which?".into());
+    add(&weather(&run));
+    remove(&run, "answer");
+    let found = read_json(&run.join("instructions.json"));
+    let names: Vec<&Value> = (0..2).map(|i| &found["experts"][i]["name"]).collect();
+    assert_eq!(names, ["pets", "weather"]);
+    assert!(found["experts"][2].is_null());
 }
