@@ -183,7 +183,7 @@ fn a_folder_wins_over_a_name() {
     fs::create_dir_all(folder.path().join("org/name")).expect("a new folder");
     let output = molora(&server, folder.path(), "0", &train("org/name"));
     assert!(
-        errors(&output).contains("org/name/tokenizer.json"),
+        errors(&output).contains("error: org/name/"),
         "{}",
         errors(&output)
     );
