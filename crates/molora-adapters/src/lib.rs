@@ -40,6 +40,7 @@ mod assemble;
 mod bank;
 mod error;
 mod gate;
+mod given;
 mod scaling;
 
 pub use bank::{BankConfig, ExpertBank, Sharing, SiteDims};

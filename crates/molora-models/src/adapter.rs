@@ -22,6 +22,18 @@ pub struct Adapter {
 }
 
 impl Adapter {
+    /// A bank alone: every expert has weight 1.
+    pub(crate) fn of_bank(bank: ExpertBank, site: usize) -> Self {
+        Self {
+            bank,
+            router: None,
+            gate: None,
+            from_low_rank: false,
+            blend: None,
+            site,
+        }
+    }
+
     /// Number of the site among the model's sites.
     pub fn site(&self) -> usize {
         self.site

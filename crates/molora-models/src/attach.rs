@@ -52,7 +52,7 @@ pub(crate) fn attach_sites(
         })?;
     }
     for place in &mut places {
-        place.linear.adapter = None;
+        place.linear.detach();
     }
     let mut sites = Vec::new();
     for (site, &index) in chosen.iter().enumerate() {

@@ -7,6 +7,7 @@ use molora_kernels::random::Seed;
 use molora_routing::{Guidance, RouterOutput};
 
 use crate::Adapter;
+use crate::peft::column_norms;
 
 /// What every site of a forward pass reads beside its input.
 #[derive(Debug, Clone)]
@@ -44,6 +45,10 @@ pub struct RouteTrace {
 }
 
 /// `y = x W + b + delta(x)`, with `W` and `b` frozen and `delta` from the adapter, if any.
+///
+/// With magnitudes `m` (DoRA, Liu et al., arXiv:2402.09353, eq. 5) it is `y = (x W + delta(x)) m / n
+/// + b`, where `n` are the norms of the columns of `W` plus the delta of all experts, without a
+/// gradient (section 4.3).
 #[derive(Module, Debug)]
 pub struct MoLoraLinear {
     /// Frozen weight, `[D, O]`.
@@ -52,6 +57,8 @@ pub struct MoLoraLinear {
     pub bias: Option<Param<Tensor<1>>>,
     /// The trainable part.
     pub adapter: Option<Adapter>,
+    /// Norm of the weight of each output, `[O]`; acts with an adapter alone.
+    pub magnitude: Option<Param<Tensor<1>>>,
 }
 
 impl MoLoraLinear {
@@ -62,7 +69,14 @@ impl MoLoraLinear {
             weight: Param::from_tensor(weight).set_require_grad(false),
             bias: bias.map(frozen),
             adapter: None,
+            magnitude: None,
         }
+    }
+
+    /// Removes what was attached.
+    pub(crate) fn detach(&mut self) {
+        self.adapter = None;
+        self.magnitude = None;
     }
 
     /// Input and output width.
@@ -85,11 +99,18 @@ impl MoLoraLinear {
         context: &ForwardContext,
         shared: Option<&RouterOutput>,
     ) -> (Tensor<3>, Option<RouteTrace>) {
-        let y = self.base(x.clone());
         let Some(adapter) = &self.adapter else {
-            return (y, None);
+            return (self.base(x), None);
+        };
+        let y = match &self.magnitude {
+            None => self.base(x.clone()),
+            Some(_) => molora_kernels::linear(x.clone(), self.weight.val(), None),
         };
         let (y, routed) = adapter.add_delta(y, x, context, shared);
+        let y = match &self.magnitude {
+            None => y,
+            Some(magnitude) => self.rescaled(y, adapter, magnitude),
+        };
         (
             y,
             routed.map(|routed| RouteTrace {
@@ -97,5 +118,18 @@ impl MoLoraLinear {
                 routed,
             }),
         )
+    }
+
+    /// `y m / n + b` for `y = x W + delta(x)`.
+    fn rescaled(&self, y: Tensor<3>, adapter: &Adapter, magnitude: &Param<Tensor<1>>) -> Tensor<3> {
+        let weight = self.weight.val();
+        let ones = Tensor::ones([adapter.bank.num_experts()], &weight.device());
+        let sum = weight + adapter.bank.weight_delta(ones);
+        let norms = column_norms(sum.detach());
+        let y = y * (magnitude.val() / norms).unsqueeze();
+        match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze(),
+            None => y,
+        }
     }
 }

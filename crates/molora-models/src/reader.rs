@@ -11,7 +11,7 @@ use crate::{LayerNorm, MoLoraLinear, ModelError, RmsNorm};
 
 /// How the matrix of a linear layer is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Layout {
+pub enum Layout {
     /// `[out, in]`, PyTorch's `Linear`.
     OutIn,
     /// `[in, out]`, transformers' `Conv1D`.

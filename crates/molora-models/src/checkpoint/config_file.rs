@@ -242,8 +242,16 @@ impl ConfigFile {
 
     /// Refuses any field that nobody read.
     pub(crate) fn finish_strictly(&self) -> Result<(), ModelError> {
+        self.finish_by(Value::is_null)
+    }
+
+    /// Refuses any field that nobody read, unless its value is as if it were absent.
+    pub(crate) fn finish_by(&self, is_absent: impl Fn(&Value) -> bool) -> Result<(), ModelError> {
         let unread = self.unread();
-        match unread.iter().find(|field| !self.fields[**field].is_null()) {
+        match unread
+            .iter()
+            .find(|field| !is_absent(&self.fields[**field]))
+        {
             None => Ok(()),
             Some(field) => Err(self.problem(field, "is not supported")),
         }

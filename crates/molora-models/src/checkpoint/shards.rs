@@ -1,19 +1,18 @@
 //! The weights of a model folder: one safetensors file, or several with an index.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::Weights;
+use super::pairs::Pairs;
 use crate::ModelError;
 use crate::error::similar;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// Stem of the files of a model.
+const MODEL: &str = "model";
 
 /// All tensors of a model folder by name, read on demand, whatever file they are in.
 #[derive(Debug)]
@@ -32,12 +31,19 @@ impl ModelWeights {
     /// A missing, broken or cut file; an index that names a missing file, or a tensor that its file
     /// does not hold; a tensor in two files.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
-        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+        Self::open_stem(folder, MODEL)
+    }
+
+    /// As [`open`](Self::open) for files with another word in front of `.safetensors`.
+    pub(crate) fn open_stem(folder: &Path, stem: &str) -> Result<Self, ModelError> {
+        let single_name = format!("{stem}.safetensors");
+        let index_name = format!("{single_name}.index.json");
+        let (single, index) = (folder.join(&single_name), folder.join(&index_name));
         if single.exists() {
             return Self::of_files(single.clone(), vec![Weights::open(&single)?]);
         }
         if !index.exists() {
-            let problem = format!("neither {SINGLE} nor {INDEX} is in this folder");
+            let problem = format!("neither {single_name} nor {index_name} is in this folder");
             return Err(ModelError::file(folder, problem));
         }
         let listed = read_index(&index)?;
@@ -103,6 +109,11 @@ impl ModelWeights {
         self.places.contains_key(name)
     }
 
+    /// The shape of a tensor, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.files[*self.places.get(name)?].shape(name)
+    }
+
     /// Reads a tensor of f32, f16 or bf16 as f32.
     ///
     /// # Errors
@@ -149,32 +160,7 @@ fn open_shard(folder: &Path, index: &Path, name: &str) -> Result<Weights, ModelE
 
 #[derive(Deserialize)]
 struct Index {
-    weight_map: Pairs,
-}
-
-/// The entries of a JSON object in their order: a map would lose the first of two equal keys.
-struct Pairs(Vec<(String, String)>);
-
-impl<'de> Deserialize<'de> for Pairs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Pairs;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object from tensors to files")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-        deserializer.deserialize_map(InOrder)
-    }
+    weight_map: Pairs<String>,
 }
 
 /// Tensor and file, sorted by tensor.
@@ -218,7 +204,8 @@ mod tests {
             let bytes = serialize(views, None).expect("serialisable");
             std::fs::write(folder.path().join(file), bytes).expect("writable");
         }
-        std::fs::write(folder.path().join(INDEX), index).expect("writable");
+        std::fs::write(folder.path().join("model.safetensors.index.json"), index)
+            .expect("writable");
         folder
     }
 

@@ -26,7 +26,7 @@ pub(super) fn refuse_unknown(weights: &Weights, read: &[String]) -> Result<(), M
 }
 
 /// Writes f32 tensors by name.
-pub(super) fn write_tensors(
+pub(crate) fn write_tensors(
     path: &Path,
     tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>,
 ) -> Result<(), ModelError> {

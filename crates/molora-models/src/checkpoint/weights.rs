@@ -104,6 +104,11 @@ impl Weights {
         self.tensors.contains_key(name)
     }
 
+    /// The shape of a tensor, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.tensors.get(name)?.shape)
+    }
+
     /// Reads a tensor of f32, f16 or bf16 as f32.
     ///
     /// # Errors

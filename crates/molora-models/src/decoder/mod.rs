@@ -12,6 +12,7 @@ mod feed_forward;
 mod generate;
 mod load;
 mod model;
+mod modules;
 mod pass;
 mod rope;
 mod sample;

@@ -4,6 +4,7 @@ mod bias;
 mod config;
 mod load;
 mod model;
+mod modules;
 mod sites;
 
 pub use config::T5Config;

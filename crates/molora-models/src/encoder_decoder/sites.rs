@@ -81,7 +81,9 @@ impl T5 {
         ];
         for (stack, layers) in stacks {
             for (index, block) in layers.blocks.iter_mut().enumerate() {
-                for (part, linear) in linears_mut(block) {
+                let cross = block.cross.as_mut().map(|(_, attention)| attention);
+                let linears = linears_mut(&mut block.attention, cross, &mut block.feed_forward);
+                for (part, linear) in linears {
                     let path = format!("{stack}.block.{index}.{part}");
                     places.push(Place {
                         path,
@@ -104,12 +106,12 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(block: &Block) -> Self {
-        let last = 1 + usize::from(block.cross.is_some());
+    fn of(has_cross: bool, feed_forward: &FeedForward) -> Self {
+        let last = 1 + usize::from(has_cross);
         Self {
             cross: "layer.1.EncDecAttention".into(),
             feed_forward: format!("layer.{last}.DenseReluDense"),
-            up: match block.feed_forward.gate {
+            up: match feed_forward.gate {
                 Some(_) => "wi_1",
                 None => "wi",
             },
@@ -118,7 +120,7 @@ impl Parts {
 }
 
 fn linears(block: &Block) -> Vec<(String, &MoLoraLinear)> {
-    let parts = Parts::of(block);
+    let parts = Parts::of(block.cross.is_some(), &block.feed_forward);
     let attention = |path: &str, attention| {
         let Attention { qkv, output, .. }: &Attention = attention;
         let [query, key, value] = qkv;
@@ -140,9 +142,14 @@ fn linears(block: &Block) -> Vec<(String, &MoLoraLinear)> {
     linears
 }
 
-fn linears_mut(block: &mut Block) -> Vec<(String, &mut MoLoraLinear)> {
-    let parts = Parts::of(block);
-    fn attention<'a>(path: &str, part: &'a mut Attention) -> [(String, &'a mut MoLoraLinear); 4] {
+/// In the order of [`linears`].
+pub(super) fn linears_mut<'a>(
+    attention: &'a mut Attention,
+    cross: Option<&'a mut Attention>,
+    feed_forward: &'a mut FeedForward,
+) -> Vec<(String, &'a mut MoLoraLinear)> {
+    let parts = Parts::of(cross.is_some(), feed_forward);
+    fn named<'a>(path: &str, part: &'a mut Attention) -> [(String, &'a mut MoLoraLinear); 4] {
         let [query, key, value] = &mut part.qkv;
         let named = [
             ("q", query),
@@ -152,11 +159,13 @@ fn linears_mut(block: &mut Block) -> Vec<(String, &mut MoLoraLinear)> {
         ];
         named.map(|(name, linear)| (format!("{path}.{name}"), linear))
     }
-    let mut linears = Vec::from(attention("layer.0.SelfAttention", &mut block.attention));
-    if let Some((_, cross)) = &mut block.cross {
-        linears.extend(attention(&parts.cross, cross));
-    }
-    let FeedForward { gate, up, down, .. } = &mut block.feed_forward;
+    let mut linears = Vec::from(named("layer.0.SelfAttention", attention));
+    linears.extend(
+        cross
+            .into_iter()
+            .flat_map(|cross| named(&parts.cross, cross)),
+    );
+    let FeedForward { gate, up, down, .. } = feed_forward;
     let gate = gate.as_mut().map(|gate| ("wi_0", gate));
     let named = gate.into_iter().chain([(parts.up, up), ("wo", down)]);
     let path = |name| format!("{}.{name}", parts.feed_forward);

@@ -1,0 +1,59 @@
+//! The parts of a model by the names and layouts of its files.
+
+use burn::module::Param;
+use burn::tensor::Tensor;
+
+use crate::MoLoraLinear;
+use crate::layers::Norm;
+pub use crate::reader::Layout;
+
+/// A module of a model's files, to be changed.
+#[derive(Debug)]
+pub struct ModuleMut<'a> {
+    /// Its Hugging Face path.
+    pub path: String,
+    /// Its parameters.
+    pub part: PartMut<'a>,
+}
+
+/// The parameters of a module.
+#[derive(Debug)]
+pub enum PartMut<'a> {
+    /// Linear layers that the files hold as one, side by side along the outputs.
+    Linear(Vec<&'a mut MoLoraLinear>, Layout),
+    /// A table of embeddings, `[rows, D]`.
+    Table(&'a mut Param<Tensor<2>>),
+    /// The output head, `[V, D]`.
+    Head(&'a mut Param<Tensor<2>>),
+    /// A normalisation's scale and shift, `[D]`.
+    Norm(&'a mut Param<Tensor<1>>, Option<&'a mut Param<Tensor<1>>>),
+}
+
+/// A model whose parts can be found by the names of its files.
+///
+/// Reading goes through a clone, which shares all tensors.
+pub trait BaseModel: Clone {
+    /// Every module, the linear layers in the order of the forward pass.
+    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>>;
+
+    /// Gives a head that is the table of embeddings a table of its own, which then is a module.
+    fn untie(&mut self) {}
+
+    /// Removes the routers of layers.
+    fn clear_routers(&mut self);
+
+    /// Whether a module of the files is left out of the model because nothing reads its output.
+    fn leaves_out(&self, _path: &str) -> bool {
+        false
+    }
+}
+
+impl<'a> PartMut<'a> {
+    /// A normalisation.
+    pub(crate) fn norm(norm: &'a mut Norm) -> Self {
+        match norm {
+            Norm::Layer(norm) => Self::Norm(&mut norm.gamma, Some(&mut norm.beta)),
+            Norm::Rms(norm) => Self::Norm(&mut norm.weight, None),
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! Finding the modules of a model that an adapter's tensors belong to.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::PeftAdapter;
+use super::key::{Key, Part};
+use super::pattern::ends_with;
+use crate::ModelError;
+use crate::error::similar;
+use crate::modules::{BaseModel, Layout, PartMut};
+
+/// A LoRA of one module of a model's files: `W += scale * a b` for a weight `[D, O]`.
+///
+/// The weight of an embedding is its table, `[V, D]`, and that of a head the table's transpose.
+#[derive(Debug, Clone)]
+pub struct ModuleLora {
+    /// The module's path in the model.
+    pub path: String,
+    /// Down-projection, `[D, R]`.
+    pub a: Tensor<2>,
+    /// Up-projection, `[R, O]`.
+    pub b: Tensor<2>,
+    /// Factor on the delta.
+    pub scale: f64,
+    /// Norm of the new weight of each output, `[O]` (DoRA).
+    pub magnitude: Option<Tensor<1>>,
+}
+
+/// A parameter that replaces one of the base.
+#[derive(Debug, Clone)]
+pub struct FullTensor {
+    /// The module's path in the model.
+    pub path: String,
+    /// What is replaced.
+    pub value: FullValue,
+}
+
+/// A parameter of a module.
+#[derive(Debug, Clone)]
+pub enum FullValue {
+    /// A weight `[D, O]` of a linear layer, or a table `[V, D]`.
+    Matrix(Tensor<2>),
+    /// The scale of a normalisation.
+    Scale(Tensor<1>),
+    /// A bias, or the shift of a normalisation.
+    Bias(Tensor<1>),
+}
+
+/// An adapter whose tensors have been read for a model.
+#[derive(Debug, Clone)]
+pub struct ResolvedAdapter {
+    /// What is added to weights.
+    pub loras: Vec<ModuleLora>,
+    /// What replaces parameters, before anything is added.
+    pub full: Vec<FullTensor>,
+    /// Whether a head that is the table of embeddings needs a table of its own.
+    pub unties: bool,
+    /// Probability of dropping an input activation in training.
+    pub dropout: f64,
+}
+
+/// What a module is to an adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Linear(Layout),
+    Table,
+    Head,
+    Norm,
+}
+
+/// A module of the model.
+struct Module {
+    path: String,
+    kind: Kind,
+    /// Input and output width; rows and width of a table; width twice of a normalisation.
+    dims: [usize; 2],
+    has_bias: bool,
+}
+
+/// A module with the keys that belong to it.
+type Found = BTreeMap<usize, Vec<(String, Key)>>;
+
+impl PeftAdapter {
+    /// Reads the adapter for a model.
+    ///
+    /// Paths are compared from their ends, so that an adapter of a model without its head, or of one
+    /// with another head, is understood.
+    ///
+    /// # Errors
+    /// An adapter whose keys match nothing, a key that matches nothing or several modules, a missing
+    /// tensor (a factor, a DoRA magnitude, or all of a module that `target_modules` names), one of
+    /// another shape; each names file and tensor.
+    pub fn resolve<M: BaseModel>(&self, model: &M) -> Result<ResolvedAdapter, ModelError> {
+        let mut model = model.clone();
+        model.untie();
+        let leaves_out = |path: &str| model.leaves_out(path);
+        let (modules, device) = modules_of(&mut model.clone());
+        let found = self.find(&modules, leaves_out)?;
+        self.refuse_absent(&modules, &found)?;
+        let mut resolved = ResolvedAdapter {
+            loras: Vec::new(),
+            full: Vec::new(),
+            unties: false,
+            dropout: self.config().dropout,
+        };
+        for (&index, keys) in &found {
+            let module = Reader {
+                adapter: self,
+                module: &modules[index],
+                keys,
+                device: &device,
+            };
+            resolved.loras.extend(module.lora()?);
+            resolved.full.extend(module.full()?);
+            resolved.unties |= module.unties();
+        }
+        Ok(resolved)
+    }
+
+    /// The keys of each module.
+    fn find(
+        &self,
+        modules: &[Module],
+        leaves_out: impl Fn(&str) -> bool,
+    ) -> Result<Found, ModelError> {
+        let (mut found, mut unknown) = (Found::new(), Vec::new());
+        for (name, key) in &self.keys {
+            let mut matching = modules.iter().enumerate().filter(|(_, module)| {
+                let [ours, theirs] = [&module.path, &key.module];
+                ends_with(ours, theirs) || ends_with(theirs, ours)
+            });
+            let exact = modules.iter().position(|module| module.path == key.module);
+            let first = exact.or_else(|| matching.next().map(|(index, _)| index));
+            match first {
+                Some(_) if exact.is_none() && matching.next().is_some() => {
+                    let problem = format!("tensor `{name}` matches several modules of the model");
+                    return Err(ModelError::file(self.weights.path(), problem));
+                }
+                Some(index) => found
+                    .entry(index)
+                    .or_default()
+                    .push((name.clone(), key.clone())),
+                None if leaves_out(&key.module) => {
+                    let path = self.weights.path().display();
+                    tracing::warn!("{path}: tensor `{name}` is not used");
+                }
+                None => unknown.push(name.clone()),
+            }
+        }
+        match (found.is_empty(), unknown.is_empty()) {
+            (_, true) => Ok(found),
+            (true, false) => Err(self.matches_nothing(modules, &unknown)),
+            (false, false) => Err(ModelError::UnknownTensors {
+                path: self.weights.path().into(),
+                names: unknown,
+            }),
+        }
+    }
+
+    fn matches_nothing(&self, modules: &[Module], unknown: &[String]) -> ModelError {
+        let (count, first) = (unknown.len(), &unknown[0]);
+        let module = Key::parse(first).map(|key| key.module).unwrap_or_default();
+        let near = similar(&module, modules.iter().map(|module| module.path.as_str()));
+        let near = match near.as_slice() {
+            [] => modules.iter().take(3).map(|m| m.path.clone()).collect(),
+            near => near.to_vec(),
+        };
+        let problem = format!(
+            "none of the {count} tensors belongs to this model: `{first}` is the first, and the \
+             model has {}",
+            near.join(", ")
+        );
+        ModelError::file(self.weights.path(), problem)
+    }
+
+    /// A module that the configuration names needs tensors: PEFT would train it from scratch.
+    fn refuse_absent(&self, modules: &[Module], found: &Found) -> Result<(), ModelError> {
+        let config = self.config();
+        for (index, module) in modules.iter().enumerate() {
+            let path = self.their_path(module, modules, found);
+            let keys = found.get(&index).map(Vec::as_slice).unwrap_or_default();
+            let is_linear = matches!(module.kind, Kind::Linear(_));
+            let has_lora = keys.iter().any(|(_, key)| is_lora(&key.part));
+            let has_full = keys
+                .iter()
+                .any(|(_, key)| matches!(key.part, Part::Full(_)));
+            let needed = match module.kind {
+                Kind::Norm => None,
+                Kind::Table if config.adapts(&path, false) => {
+                    (!has_lora).then_some(Part::EmbeddingA)
+                }
+                _ if config.adapts(&path, is_linear) => (!has_lora).then_some(Part::A),
+                _ => None,
+            };
+            let saved = config.saves(&path) && !has_full;
+            let needed = needed.or(saved.then(|| Part::Full("weight".into())));
+            if let Some(part) = needed {
+                return Err(self.missing(&Key {
+                    module: path,
+                    part,
+                    adapter: None,
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    /// A module's path as the adapter writes it: that of its keys, or one that differs from ours as
+    /// that of the first module with keys does.
+    fn their_path(&self, module: &Module, modules: &[Module], found: &Found) -> String {
+        let Some((&index, keys)) = found.iter().next() else {
+            return module.path.clone();
+        };
+        let (ours, theirs) = (&modules[index].path, &keys[0].1.module);
+        if let Some(front) = ours.strip_suffix(theirs.as_str()) {
+            let path = module.path.strip_prefix(front).unwrap_or(&module.path);
+            return path.to_owned();
+        }
+        let front = theirs.strip_suffix(ours.as_str()).unwrap_or_default();
+        format!("{front}{}", module.path)
+    }
+
+    fn missing(&self, key: &Key) -> ModelError {
+        let name = key.to_string();
+        ModelError::MissingTensor {
+            path: self.weights.path().into(),
+            similar: similar(&name, self.keys.iter().map(|(name, _)| name.as_str())),
+            name,
+        }
+    }
+}
+
+fn is_lora(part: &Part) -> bool {
+    !matches!(part, Part::Base(_) | Part::Full(_))
+}
+
+fn modules_of<M: BaseModel>(model: &mut M) -> (Vec<Module>, Device) {
+    let mut device = Device::default();
+    let modules = model.modules_mut().into_iter().map(|module| {
+        let (kind, dims, has_bias) = match &module.part {
+            PartMut::Linear(parts, layout) => {
+                device = parts[0].weight.device();
+                let outputs = parts.iter().map(|part| part.dims().d_output).sum();
+                let has_bias = parts.iter().all(|part| part.bias.is_some());
+                let dims = [parts[0].dims().d_input, outputs];
+                (Kind::Linear(*layout), dims, has_bias)
+            }
+            PartMut::Table(table) => (Kind::Table, table.dims(), false),
+            PartMut::Head(table) => (Kind::Head, table.dims(), false),
+            PartMut::Norm(scale, shift) => {
+                let [width] = scale.dims();
+                (Kind::Norm, [width; 2], shift.is_some())
+            }
+        };
+        Module {
+            path: module.path,
+            kind,
+            dims,
+            has_bias,
+        }
+    });
+    (modules.collect(), device)
+}
+
+/// Reads the tensors of one module.
+struct Reader<'a> {
+    adapter: &'a PeftAdapter,
+    module: &'a Module,
+    keys: &'a [(String, Key)],
+    device: &'a Device,
+}
+
+impl Reader<'_> {
+    fn lora(&self) -> Result<Option<ModuleLora>, ModelError> {
+        let Some((_, key)) = self.keys.iter().find(|(_, key)| is_lora(&key.part)) else {
+            return Ok(None);
+        };
+        let config = self.adapter.config();
+        let rank = config.rank_of(&key.module);
+        let [first, second] = self.module.dims;
+        let (a, b, [inputs, outputs]) = match self.module.kind {
+            Kind::Linear(_) => (Part::A, Part::B, [first, second]),
+            Kind::Head => (Part::A, Part::B, [second, first]),
+            Kind::Table => (Part::EmbeddingA, Part::EmbeddingB, [first, second]),
+            Kind::Norm => return Err(self.misplaced(key)),
+        };
+        self.only(&[&a, &b, &Part::Magnitude])?;
+        let of = |part: Part| Key {
+            part,
+            ..key.clone()
+        };
+        Ok(Some(ModuleLora {
+            path: self.module.path.clone(),
+            a: self.matrix(&of(a), [rank, inputs])?.transpose(),
+            b: self.matrix(&of(b), [outputs, rank])?.transpose(),
+            scale: config.scale_of(&key.module),
+            magnitude: self.magnitude(&of(Part::Magnitude), outputs)?,
+        }))
+    }
+
+    fn magnitude(&self, key: &Key, outputs: usize) -> Result<Option<Tensor<1>>, ModelError> {
+        let name = self.name(&key.part);
+        match (self.adapter.config().has_magnitudes, name) {
+            (false, None) => Ok(None),
+            (false, Some(name)) => {
+                let problem = format!("use_dora is false, but the adapter has `{name}`");
+                Err(ModelError::file(&self.adapter.config().path, problem))
+            }
+            (true, Some(name)) if self.module.kind == Kind::Table => {
+                let problem = format!("tensor `{name}`: DoRA on an embedding is not supported");
+                Err(ModelError::file(self.adapter.weights.path(), problem))
+            }
+            (true, _) => {
+                let values = self.values(key, &[outputs])?;
+                let data = TensorData::new(values, [outputs]);
+                Ok(Some(Tensor::from_data(data, self.device)))
+            }
+        }
+    }
+
+    fn full(&self) -> Result<Vec<FullTensor>, ModelError> {
+        let mut full = Vec::new();
+        for (_, key) in self.keys {
+            let (Part::Base(field) | Part::Full(field)) = &key.part else {
+                continue;
+            };
+            let [first, second] = self.module.dims;
+            let value = match (field.as_str(), self.module.kind) {
+                ("weight", Kind::Norm) => FullValue::Scale(self.vector(key)?),
+                ("weight", Kind::Linear(Layout::OutIn)) => {
+                    FullValue::Matrix(self.matrix(key, [second, first])?.transpose())
+                }
+                ("weight", _) => FullValue::Matrix(self.matrix(key, [first, second])?),
+                ("bias", _) if self.module.has_bias => FullValue::Bias(self.vector(key)?),
+                _ => return Err(self.misplaced(key)),
+            };
+            full.push(FullTensor {
+                path: self.module.path.clone(),
+                value,
+            });
+        }
+        Ok(full)
+    }
+
+    /// Whether a tied head would change with what this module alone changes. The table of the base
+    /// itself is shared, whoever saved it.
+    fn unties(&self) -> bool {
+        let changes = |(_, key): &(String, Key)| !matches!(key.part, Part::Base(_));
+        let changes = self.keys.iter().any(changes);
+        match self.module.kind {
+            Kind::Head => changes,
+            Kind::Table => changes && !self.adapter.config().keeps_tied,
+            Kind::Linear(_) | Kind::Norm => false,
+        }
+    }
+
+    fn only(&self, parts: &[&Part]) -> Result<(), ModelError> {
+        let foreign = |(_, key): &&(String, Key)| is_lora(&key.part) && !parts.contains(&&key.part);
+        match self.keys.iter().find(foreign) {
+            Some((_, key)) => Err(self.misplaced(key)),
+            None => Ok(()),
+        }
+    }
+
+    fn name(&self, part: &Part) -> Option<&str> {
+        let mut named = self.keys.iter().filter(|(_, key)| key.part == *part);
+        named.next().map(|(name, _)| name.as_str())
+    }
+
+    fn values(&self, key: &Key, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let missing = || self.adapter.missing(key);
+        let name = self.name(&key.part).ok_or_else(missing)?;
+        self.adapter.weights.values(name, shape)
+    }
+
+    fn matrix(&self, key: &Key, shape: [usize; 2]) -> Result<Tensor<2>, ModelError> {
+        let values = self.values(key, &shape)?;
+        Ok(Tensor::from_data(
+            TensorData::new(values, shape),
+            self.device,
+        ))
+    }
+
+    fn vector(&self, key: &Key) -> Result<Tensor<1>, ModelError> {
+        let shape = [self.module.dims[1]];
+        let values = self.values(key, &shape)?;
+        Ok(Tensor::from_data(
+            TensorData::new(values, shape),
+            self.device,
+        ))
+    }
+
+    fn misplaced(&self, key: &Key) -> ModelError {
+        let path = &self.module.path;
+        let name = self.name(&key.part).unwrap_or_default();
+        let problem = format!("tensor `{name}` has no place in the module {path}");
+        ModelError::file(self.adapter.weights.path(), problem)
+    }
+}

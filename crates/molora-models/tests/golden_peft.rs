@@ -1,0 +1,205 @@
+//! Adapters against PEFT: any folder of golden vectors that holds PEFT's own files.
+
+#[path = "peft/world.rs"]
+mod world;
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Int, Tensor, activation};
+use molora_models::peft::{PeftAdapter, ResolvedAdapter, attach, attach_experts, merge_into};
+use molora_models::{Decoder, DecoderInput, ForwardContext};
+use molora_testkit::golden::{self, Case, Tensors};
+use molora_testkit::{assert_close, autodiff_device, device};
+use world::{at_real_tokens, logits};
+
+/// Relative to the largest value.
+const TOLERANCE: f32 = 1e-4;
+
+/// Environment variable with a folder of cases with gradients: one base, one batch, several adapters.
+const MOLORA_GOLDEN_PEFT: &str = "MOLORA_GOLDEN_PEFT";
+
+fn bundled(folder: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests")).join(folder)
+}
+
+/// Cases with an adapter of a base in a folder beside them.
+fn adapter_cases() -> Vec<Case> {
+    let cases = golden::cases(&bundled("golden"), golden::MOLORA_GOLDEN);
+    golden::of_kind(cases, "PEFT adapter", |case| {
+        case.json("adapter_config.json").is_some() && case.tensors().has("logits_merged")
+    })
+}
+
+/// The base of a case: the folder beside it that its configuration names last.
+fn base(case: &Case, config: &str, device: &Device) -> Decoder {
+    let config = case.json(config).expect("an adapter");
+    let name = config["base_model_name_or_path"].as_str().expect("a base");
+    let name = Path::new(name).file_name().expect("a name");
+    let folder = case.dir.parent().expect("a folder above").join(name);
+    Decoder::from_folder(&folder, device).unwrap_or_else(|e| panic!("{}: {e}", case.name))
+}
+
+fn read(folder: &Path, model: &Decoder) -> ResolvedAdapter {
+    let adapter = PeftAdapter::open(folder).and_then(|adapter| adapter.resolve(model));
+    adapter.unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+}
+
+fn input(tensors: &Tensors, device: &Device) -> DecoderInput {
+    DecoderInput {
+        ids: tensors.int_tensor("input_ids", device),
+        mask: tensors.bool_tensor("attention_mask", device),
+        segments: None,
+    }
+}
+
+fn check(model: &Decoder, input: &DecoderInput, wanted: Tensor<3>, what: &str) {
+    let actual = at_real_tokens(logits(model, input), &input.mask);
+    assert_close(actual, at_real_tokens(wanted, &input.mask), TOLERANCE, what);
+}
+
+#[test]
+fn golden_adapters_equal_peft_attached_and_merged() {
+    let device = device();
+    for case in adapter_cases() {
+        let expected = case.tensors();
+        let model = base(&case, "adapter_config.json", &device);
+        let (adapter, input) = (read(&case.dir, &model), input(&expected, &device));
+        let mut attached = model.clone();
+        assert!(!attach(&mut attached, &adapter).is_empty());
+        let wanted = expected.tensor("logits", &device);
+        check(
+            &attached,
+            &input,
+            wanted,
+            &format!("{} attached", case.name),
+        );
+        let mut merged = model.clone();
+        merge_into(&mut merged, &adapter);
+        let wanted = expected.tensor("logits_merged", &device);
+        check(&merged, &input, wanted, &format!("{} merged", case.name));
+        assert!(merged.sites().is_empty());
+    }
+}
+
+/// The folder with gradients, and the adapters in it that have expected values.
+fn gradient_folder() -> (PathBuf, Vec<String>) {
+    let folder = match std::env::var_os(MOLORA_GOLDEN_PEFT) {
+        Some(folder) => folder.into(),
+        None => bundled("golden_peft"),
+    };
+    let entries = std::fs::read_dir(&folder).expect("a golden folder");
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.expect("an entry").file_name().into_string().ok())
+        .filter(|name| {
+            let config = folder.join(name).join("adapter_config.json");
+            let is_lora = |text: String| text.contains("\"LORA\"");
+            let expected = folder.join(format!("{name}.expected.safetensors"));
+            std::fs::read_to_string(config).is_ok_and(is_lora) && expected.exists()
+        })
+        .collect();
+    names.sort();
+    assert!(!names.is_empty(), "{} holds no adapter", folder.display());
+    (folder, names)
+}
+
+fn expected(folder: &Path, file: &str) -> Tensors {
+    Tensors::read(&folder.join(format!("{file}.safetensors")))
+}
+
+#[test]
+fn golden_peft_logits_attached_and_merged() {
+    let device = device();
+    let (folder, names) = gradient_folder();
+    let input = input(&expected(&folder, "inputs"), &device);
+    let base = Decoder::from_folder(&folder.join("base"), &device).expect("the base");
+    let wanted = expected(&folder, "base.expected").tensor("logits", &device);
+    check(&base, &input, wanted, "base");
+    for name in names {
+        let adapter = read(&folder.join(&name), &base);
+        let expected = expected(&folder, &format!("{name}.expected"));
+        let wanted: Tensor<3> = expected.tensor("logits", &device);
+        let mut attached = base.clone();
+        attach(&mut attached, &adapter);
+        check(
+            &attached,
+            &input,
+            wanted.clone(),
+            &format!("{name} attached"),
+        );
+        let mut merged = base.clone();
+        merge_into(&mut merged, &adapter);
+        check(&merged, &input, wanted, &format!("{name} merged"));
+        let file = folder.join(format!("{name}.merged.safetensors"));
+        if file.exists() {
+            let wanted = Tensors::read(&file).tensor("logits", &device);
+            check(&merged, &input, wanted, &format!("{name} merged by PEFT"));
+        }
+    }
+}
+
+/// Mean cross-entropy of the next labels that are not -100.
+fn loss(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
+    let [batch, tokens, vocab_size] = logits.dims();
+    let count = batch * (tokens - 1);
+    let scores = activation::log_softmax(logits.narrow(1, 0, tokens - 1), 2);
+    let labels = labels.narrow(1, 1, tokens - 1).reshape([count, 1]);
+    let is_real = labels.clone().greater_equal_elem(0).float();
+    let scores = scores.reshape([count, vocab_size]);
+    let chosen = scores.gather(1, labels.clamp_min(0));
+    -(chosen * is_real.clone()).sum() / is_real.sum()
+}
+
+#[test]
+fn golden_peft_losses_and_gradients() {
+    let device = autodiff_device();
+    let (folder, names) = gradient_folder();
+    let inputs = expected(&folder, "inputs");
+    let input = input(&inputs, &device);
+    let base = Decoder::from_folder(&folder.join("base"), &device).expect("the base");
+    let mut compared = 0;
+    for name in names {
+        let adapter = read(&folder.join(&name), &base);
+        let mut model = base.clone();
+        attach(&mut model, &adapter);
+        let loss = loss(logits(&model, &input), inputs.int_tensor("labels", &device));
+        let expected = expected(&folder, &format!("{name}.expected"));
+        expected.assert_close("loss", loss.clone(), TOLERANCE);
+        let grads = loss.backward();
+        for (path, linear) in model.linears() {
+            let Some(site) = &linear.adapter else {
+                continue;
+            };
+            let key = |part: &str| format!("grad.base_model.model.{path}.{part}");
+            let grad = |param: &Tensor<2>| param.grad(&grads).expect("a gradient").transpose();
+            let [a, b] = [site.bank.a.val(), site.bank.b.val()];
+            expected.assert_close(&key("lora_A.default.weight"), grad(&a), TOLERANCE);
+            expected.assert_close(&key("lora_B.default.weight"), grad(&b), TOLERANCE);
+            if let Some(magnitude) = &linear.magnitude {
+                let grad = magnitude.val().grad(&grads).expect("a gradient");
+                let key = key("lora_magnitude_vector.default.weight");
+                expected.assert_close(&key, grad, TOLERANCE);
+            }
+            compared += 1;
+        }
+    }
+    assert!(compared > 0, "no adapted layer");
+}
+
+/// Rows of one batch that take different adapters: experts of one bank with a weight by row.
+#[test]
+fn golden_peft_mixed_batch() {
+    let device = device();
+    let (folder, _) = gradient_folder();
+    let input = input(&expected(&folder, "inputs"), &device);
+    let mut model = Decoder::from_folder(&folder.join("base"), &device).expect("the base");
+    let adapters = ["lora_b", "lora"].map(|name| read(&folder.join(name), &model));
+    attach_experts(&mut model, &adapters.each_ref()).expect("plain adapters");
+    let wanted = expected(&folder, "mixed_batch_b_a.expected").tensor("logits", &device);
+    world::route_rows(&mut model, 2, &device);
+    let mut context = ForwardContext::new(input.mask.clone().float());
+    context.guidance.labels = Some(Tensor::from_data([[1.0, 0.0], [0.0, 1.0]], &device));
+    let hidden = model.forward(&input, &context).hidden;
+    let actual = at_real_tokens(model.logits(hidden), &input.mask);
+    let wanted = at_real_tokens(wanted, &input.mask);
+    assert_close(actual, wanted, TOLERANCE, "mixed batch");
+}
