@@ -34,6 +34,22 @@ pub enum AdapterError {
         /// The smaller of the site's input and output width.
         limit: usize,
     },
+    /// A share outside of 0 to 1.
+    #[error("{field} is {value}, expected a number from 0 to 1")]
+    Share {
+        /// Name of the field.
+        field: &'static str,
+        /// What was found.
+        value: f64,
+    },
+    /// Factors of different ranks where they have to be summed.
+    #[error("ranks {first} and {other} differ, expected one rank for a sum of factors")]
+    Ranks {
+        /// Rank of the first adapter.
+        first: usize,
+        /// Another rank.
+        other: usize,
+    },
     /// A task number that was not in training and was not marked as unknown.
     #[error("task {task} is out of range, expected less than {num_tasks} or no task")]
     TaskOutOfRange {

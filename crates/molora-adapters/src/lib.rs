@@ -41,9 +41,11 @@ mod bank;
 mod error;
 mod gate;
 mod given;
+mod merge;
 mod scaling;
 
 pub use bank::{BankConfig, ExpertBank, Sharing, SiteDims};
 pub use error::AdapterError;
 pub use gate::{GateConfig, TaskGate, task_selector};
+pub use merge::{LowRank, MergeMethod, merge, truncated};
 pub use scaling::Scaling;

@@ -42,6 +42,17 @@ pub trait BaseModel: Clone {
     /// Removes the routers of layers.
     fn clear_routers(&mut self);
 
+    /// Whether layers have routers.
+    fn has_layer_routers(&self) -> bool;
+
+    /// Whether a tensor of the files is a copy of the table of embeddings, which readers make again.
+    fn copies_table(&self, path: &str) -> bool;
+
+    /// Factor on hidden states in front of the head that files of a head apart do not have.
+    fn head_scale(&self) -> f64 {
+        1.0
+    }
+
     /// Whether a module of the files is left out of the model because nothing reads its output.
     fn leaves_out(&self, _path: &str) -> bool {
         false

@@ -6,21 +6,20 @@ mod world;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, activation};
-use molora_models::peft::{PeftAdapter, ResolvedAdapter, attach, attach_experts, merge_into};
+use molora_adapters::MergeMethod;
+use molora_models::peft::{
+    PeftAdapter, ResolvedAdapter, attach, attach_experts, combine, merge_into,
+};
 use molora_models::{Decoder, DecoderInput, ForwardContext};
 use molora_testkit::golden::{self, Case, Tensors};
 use molora_testkit::{assert_close, autodiff_device, device};
-use world::{at_real_tokens, logits};
+use world::{at_real_tokens, bundled, logits};
 
 /// Relative to the largest value.
 const TOLERANCE: f32 = 1e-4;
 
 /// Environment variable with a folder of cases with gradients: one base, one batch, several adapters.
 const MOLORA_GOLDEN_PEFT: &str = "MOLORA_GOLDEN_PEFT";
-
-fn bundled(folder: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests")).join(folder)
-}
 
 /// Cases with an adapter of a base in a folder beside them.
 fn adapter_cases() -> Vec<Case> {
@@ -202,4 +201,45 @@ fn golden_peft_mixed_batch() {
     let actual = at_real_tokens(model.logits(hidden), &input.mask);
     let wanted = at_real_tokens(wanted, &input.mask);
     assert_close(actual, wanted, TOLERANCE, "mixed batch");
+}
+
+/// The method that PEFT ran for a tensor of the merging case, with its rank and density.
+fn method(mode: &str) -> MergeMethod {
+    let density = 0.5;
+    match mode {
+        "linear" => MergeMethod::Linear,
+        "cat" => MergeMethod::Cat,
+        "svd" => MergeMethod::Svd { rank: 4 },
+        "ties" => MergeMethod::Ties { density },
+        "magnitude_prune" => MergeMethod::MagnitudePrune { density },
+        other => panic!("no method {other}"),
+    }
+}
+
+#[test]
+fn golden_merges_of_adapters_equal_peft() {
+    let device = device();
+    let cases = golden::cases(&bundled("golden"), golden::MOLORA_GOLDEN);
+    let cases = golden::of_kind(cases, "PEFT merge", |case| {
+        case.tensors().has("logits_ties")
+    });
+    for case in cases {
+        let expected = case.tensors();
+        let model = base(&case, "a/adapter_config.json", &device);
+        let input = input(&expected, &device);
+        let names = PeftAdapter::open_all(&case.dir).expect("adapters in folders");
+        let adapters: Vec<ResolvedAdapter> = names
+            .iter()
+            .map(|adapter| adapter.resolve(&model).expect("an adapter of the base"))
+            .collect();
+        let weights = expected.floats("weights").into_iter().map(f64::from);
+        let parts: Vec<_> = adapters.iter().zip(weights).collect();
+        for mode in ["linear", "cat", "svd", "ties", "magnitude_prune"] {
+            let adapter = combine(&parts, method(mode)).expect("plain adapters");
+            let mut merged = model.clone();
+            merge_into(&mut merged, &adapter);
+            let wanted = expected.tensor(&format!("logits_{mode}"), &device);
+            check(&merged, &input, wanted, &format!("{} {mode}", case.name));
+        }
+    }
 }

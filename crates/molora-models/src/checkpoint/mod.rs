@@ -14,4 +14,5 @@ pub(crate) use config_file::ConfigFile;
 pub use heads::{load_heads, save_heads};
 pub(crate) use pairs::Pairs;
 pub use shards::ModelWeights;
+pub(crate) use tensors::write_tensors;
 pub use weights::Weights;

@@ -114,6 +114,11 @@ impl ModelWeights {
         self.files[*self.places.get(name)?].shape(name)
     }
 
+    /// The type of a tensor's numbers, if there is one of this name.
+    pub(crate) fn dtype(&self, name: &str) -> Option<safetensors::Dtype> {
+        self.files[*self.places.get(name)?].dtype(name)
+    }
+
     /// Reads a tensor of f32, f16 or bf16 as f32.
     ///
     /// # Errors

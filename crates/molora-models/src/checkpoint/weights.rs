@@ -109,6 +109,11 @@ impl Weights {
         Some(&self.tensors.get(name)?.shape)
     }
 
+    /// The type of a tensor's numbers, if there is one of this name.
+    pub(crate) fn dtype(&self, name: &str) -> Option<Dtype> {
+        Some(self.tensors.get(name)?.dtype)
+    }
+
     /// Reads a tensor of f32, f16 or bf16 as f32.
     ///
     /// # Errors

@@ -32,6 +32,14 @@ impl BaseModel for Decoder {
         self.layer_rule = LayerRule::default();
     }
 
+    fn has_layer_routers(&self) -> bool {
+        self.layers.iter().any(|layer| layer.router.is_some())
+    }
+
+    fn copies_table(&self, path: &str) -> bool {
+        self.head.is_none() && path == self.names.head
+    }
+
     fn untie(&mut self) {
         let table = &self.tokens;
         self.head.get_or_insert_with(|| frozen(table.val()));

@@ -20,6 +20,14 @@ impl BaseModel for Bert {
         self.layer_rule = LayerRule::default();
     }
 
+    fn has_layer_routers(&self) -> bool {
+        self.layers.iter().any(|layer| layer.router.is_some())
+    }
+
+    fn copies_table(&self, _path: &str) -> bool {
+        false
+    }
+
     fn leaves_out(&self, path: &str) -> bool {
         ["pooler.", "bert.pooler."]
             .iter()

@@ -23,6 +23,18 @@ impl BaseModel for T5 {
 
     fn clear_routers(&mut self) {}
 
+    fn has_layer_routers(&self) -> bool {
+        false
+    }
+
+    fn copies_table(&self, path: &str) -> bool {
+        path.ends_with("embed_tokens") || (self.head.is_none() && path == "lm_head")
+    }
+
+    fn head_scale(&self) -> f64 {
+        self.head_scale
+    }
+
     fn untie(&mut self) {
         let table = &self.tokens;
         self.head.get_or_insert_with(|| frozen(table.val()));

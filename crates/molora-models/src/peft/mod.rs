@@ -6,14 +6,22 @@
 
 mod adapter;
 mod apply;
+mod combine;
 mod config;
 mod key;
+mod merged;
+mod mixture;
 mod pattern;
 mod resolve;
+mod write;
 
 pub use adapter::PeftAdapter;
 pub(crate) use apply::column_norms;
 pub use apply::{attach, attach_experts, merge_into};
+pub use combine::combine;
 pub use config::PeftConfig;
+pub use merged::{MergedDtype, save_merged};
+pub use mixture::{detach, expert, mixture, static_mixture};
 pub use pattern::{Pattern, Targets};
 pub use resolve::{FullTensor, FullValue, ModuleLora, ResolvedAdapter};
+pub use write::{PeftAbout, write_adapter};

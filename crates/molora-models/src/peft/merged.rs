@@ -1,0 +1,360 @@
+//! Writing a whole model in Hugging Face layout.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use half::{bf16, f16};
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+
+use super::pattern::ends_with;
+use crate::checkpoint::ModelWeights;
+use crate::modules::{BaseModel, Layout, PartMut};
+use crate::{MoLoraLinear, ModelError};
+
+/// The type of the numbers of a written model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MergedDtype {
+    /// f32, which holds what was computed exactly.
+    #[default]
+    Float32,
+    /// The type that each tensor has in the source, rounded to the nearest.
+    AsSource,
+}
+
+/// Ends of the names of files that belong to a model beside its weights.
+const COPIED: [&str; 5] = [".json", ".txt", ".model", ".jinja", ".md"];
+
+/// Starts or ends of names that look like these and are none.
+const LEFT: [&str; 4] = [
+    ".safetensors.index.json",
+    ".bin.index.json",
+    "adapter_config.json",
+    "README.md",
+];
+
+const HEAD: &str = "lm_head.weight";
+
+/// Writes a model that was read from `source` and then changed into the folder `out`, as
+/// transformers reads it: `config.json`, tokenizer and other small files as in the source, and
+/// `model.safetensors` with all of the source's tensors, those of the model with its values.
+///
+/// # Errors
+/// [`ModelError::Inconsistent`] if an adapter is still attached; a source that cannot be read or is
+/// of another model; a file that cannot be written.
+pub fn save_merged<M: BaseModel>(
+    model: &M,
+    source: &Path,
+    out: &Path,
+    dtype: MergedDtype,
+) -> Result<(), ModelError> {
+    let mut model = model.clone();
+    let head_scale = model.head_scale();
+    let weights = ModelWeights::open(source)?;
+    let mut tensors = Vec::new();
+    for name in weights.names() {
+        let path = name.rsplit_once('.').map_or("", |(path, _)| path);
+        // Masks and positions of old files are of other types, and nobody reads them.
+        let is_float = matches!(
+            weights.dtype(name),
+            Some(Dtype::F32 | Dtype::F16 | Dtype::BF16)
+        );
+        if is_float && !model.copies_table(path) {
+            tensors.push(name.clone());
+        }
+    }
+    let mut parts = parts(&mut model)?;
+    let has_new_head = parts.iter().any(|part| part.is_head) && !weights.has(HEAD);
+    if has_new_head {
+        tensors.push(HEAD.into());
+    }
+    std::fs::create_dir_all(out).map_err(|e| io(out, e))?;
+    for part in parts.iter_mut().filter(|part| part.is_head && has_new_head) {
+        part.scale = head_scale;
+    }
+    copy_small_files(source, out)?;
+    write_config(source, out, dtype, has_new_head)?;
+    write_weights(
+        &out.join("model.safetensors"),
+        &weights,
+        &tensors,
+        &parts,
+        dtype,
+    )
+}
+
+fn io(path: &Path, source: std::io::Error) -> ModelError {
+    ModelError::Io {
+        path: path.into(),
+        source,
+    }
+}
+
+/// A parameter of the model by its name in files.
+struct Parameter {
+    name: String,
+    shape: Vec<usize>,
+    value: Stored,
+    is_head: bool,
+    scale: f64,
+}
+
+/// Parameters that share memory with the model, laid out when they are written.
+enum Stored {
+    Rows(Tensor<2>),
+    /// Side by side, in this layout.
+    Weights(Vec<Tensor<2>>, Layout),
+    Vectors(Vec<Tensor<1>>),
+}
+
+impl Parameter {
+    fn values(&self) -> Vec<f32> {
+        let data = match &self.value {
+            Stored::Rows(table) if self.scale == 1.0 => table.clone().into_data(),
+            Stored::Rows(table) => table.clone().mul_scalar(self.scale).into_data(),
+            Stored::Weights(parts, Layout::InOut) => Tensor::cat(parts.clone(), 1).into_data(),
+            Stored::Weights(parts, Layout::OutIn) => {
+                Tensor::cat(parts.clone(), 1).transpose().into_data()
+            }
+            Stored::Vectors(parts) => Tensor::cat(parts.clone(), 0).into_data(),
+        };
+        data.try_into_vec().expect("parameters are f32")
+    }
+}
+
+fn parts<M: BaseModel>(model: &mut M) -> Result<Vec<Parameter>, ModelError> {
+    let mut all = Vec::new();
+    for module in model.modules_mut() {
+        let path = module.path;
+        let mut put = |field: &str, shape: Vec<usize>, value, is_head| {
+            all.push(Parameter {
+                name: format!("{path}.{field}"),
+                shape,
+                value,
+                is_head,
+                scale: 1.0,
+            });
+        };
+        match module.part {
+            PartMut::Table(table) => {
+                put(
+                    "weight",
+                    table.dims().into(),
+                    Stored::Rows(table.val()),
+                    false,
+                );
+            }
+            PartMut::Head(table) => {
+                put(
+                    "weight",
+                    table.dims().into(),
+                    Stored::Rows(table.val()),
+                    true,
+                );
+            }
+            PartMut::Norm(scale, shift) => {
+                let dims: Vec<usize> = scale.dims().into();
+                put(
+                    "weight",
+                    dims.clone(),
+                    Stored::Vectors(vec![scale.val()]),
+                    false,
+                );
+                if let Some(shift) = shift {
+                    put("bias", dims, Stored::Vectors(vec![shift.val()]), false);
+                }
+            }
+            PartMut::Linear(linears, layout) => {
+                if linears.iter().any(|linear| linear.adapter.is_some()) {
+                    let text = format!("an adapter is attached to {path}: merge it first");
+                    return Err(ModelError::Inconsistent(text));
+                }
+                let outputs = linears.iter().map(|linear| linear.dims().d_output).sum();
+                let shape = match layout {
+                    Layout::OutIn => vec![outputs, linears[0].dims().d_input],
+                    Layout::InOut => vec![linears[0].dims().d_input, outputs],
+                };
+                let weights = linears.iter().map(|linear| linear.weight.val()).collect();
+                put("weight", shape, Stored::Weights(weights, layout), false);
+                if let Some(biases) = biases(&linears) {
+                    put("bias", vec![outputs], Stored::Vectors(biases), false);
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn biases(linears: &[&mut MoLoraLinear]) -> Option<Vec<Tensor<1>>> {
+    let biases = linears
+        .iter()
+        .map(|linear| Some(linear.bias.as_ref()?.val()));
+    biases.collect()
+}
+
+fn copy_small_files(source: &Path, out: &Path) -> Result<(), ModelError> {
+    for entry in std::fs::read_dir(source).map_err(|e| io(source, e))? {
+        let path = entry.map_err(|e| io(source, e))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_copied = COPIED.iter().any(|end| name.ends_with(end))
+            && !LEFT.iter().any(|left| name.ends_with(left));
+        if is_copied && path.is_file() && name != "config.json" {
+            let target = out.join(name.as_ref());
+            let bytes = std::fs::read(&path).map_err(|e| io(&path, e))?;
+            std::fs::write(&target, bytes).map_err(|e| io(&target, e))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_config(
+    source: &Path,
+    out: &Path,
+    dtype: MergedDtype,
+    has_new_head: bool,
+) -> Result<(), ModelError> {
+    let (from, to) = (source.join("config.json"), out.join("config.json"));
+    let text = std::fs::read_to_string(&from).map_err(|e| io(&from, e))?;
+    let mut config: Map<String, Value> =
+        serde_json::from_str(&text).map_err(|e| ModelError::file(&from, e.to_string()))?;
+    if dtype == MergedDtype::Float32 {
+        // Older files have the second name alone; transformers reads both.
+        let name = match config.contains_key("torch_dtype") {
+            true => "torch_dtype",
+            false => "dtype",
+        };
+        config.insert(name.into(), "float32".into());
+    }
+    if has_new_head {
+        config.insert("tie_word_embeddings".into(), false.into());
+        config.remove("scale_decoder_outputs");
+    }
+    let text = format!("{:#}\n", Value::Object(config));
+    std::fs::write(&to, text).map_err(|e| io(&to, e))
+}
+
+/// What one tensor of the file is.
+struct Planned<'a> {
+    name: &'a str,
+    shape: Vec<usize>,
+    dtype: Dtype,
+    /// The model's own; else the source's is copied.
+    own: Option<&'a Parameter>,
+}
+
+fn write_weights(
+    path: &Path,
+    source: &ModelWeights,
+    names: &[String],
+    parts: &[Parameter],
+    dtype: MergedDtype,
+) -> Result<(), ModelError> {
+    let mut plan = Vec::new();
+    for name in names {
+        let own = own(parts, name);
+        let found = source.shape(name).map(<[usize]>::to_vec);
+        if let (Some(own), Some(found)) = (own, &found)
+            && own.shape != *found
+        {
+            return Err(ModelError::Shape {
+                path: source.path().into(),
+                name: name.clone(),
+                found: found.clone(),
+                expected: own.shape.clone(),
+            });
+        }
+        let (shape, kept) = match (found, own) {
+            (Some(shape), _) => (shape, source.dtype(name)),
+            (None, Some(own)) => (own.shape.clone(), None),
+            (None, None) => unreachable!("{name} is the model's or the source's"),
+        };
+        plan.push(Planned {
+            name,
+            shape,
+            dtype: match (dtype, kept) {
+                (MergedDtype::AsSource, Some(kept)) => kept,
+                _ => Dtype::F32,
+            },
+            own,
+        });
+    }
+    refuse_unwritten(path, parts, &plan)?;
+    let file = File::create(path).map_err(|e| io(path, e))?;
+    let mut file = BufWriter::new(file);
+    file.write_all(&header(&plan)).map_err(|e| io(path, e))?;
+    for planned in &plan {
+        let values = match planned.own {
+            Some(own) => own.values(),
+            None => source.values(planned.name, &planned.shape)?,
+        };
+        let bytes = narrowed(&values, planned.dtype);
+        file.write_all(&bytes).map_err(|e| io(path, e))?;
+    }
+    file.flush().map_err(|e| io(path, e))
+}
+
+/// The parameter of a name, which may have another front in the source.
+fn own<'a>(parts: &'a [Parameter], name: &str) -> Option<&'a Parameter> {
+    let exact = parts.iter().find(|part| part.name == name);
+    exact.or_else(|| {
+        parts
+            .iter()
+            .find(|part| ends_with(&part.name, name) || ends_with(name, &part.name))
+    })
+}
+
+fn refuse_unwritten(
+    path: &Path,
+    parts: &[Parameter],
+    plan: &[Planned<'_>],
+) -> Result<(), ModelError> {
+    let is_written = |part: &Parameter| {
+        let mut own = plan.iter().filter_map(|planned| planned.own);
+        own.any(|own| own.name == part.name)
+    };
+    match parts.iter().find(|part| !is_written(part)) {
+        None => Ok(()),
+        Some(part) => {
+            let name = &part.name;
+            let problem = format!("the source has no tensor for the model's `{name}`");
+            Err(ModelError::file(path, problem))
+        }
+    }
+}
+
+/// Length and text of a safetensors header, padded so that numbers are aligned.
+fn header(plan: &[Planned<'_>]) -> Vec<u8> {
+    let mut entries = Map::new();
+    entries.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut start = 0;
+    for planned in plan {
+        let count: usize = planned.shape.iter().product();
+        let end = start + count * planned.dtype.bitsize() / 8;
+        let entry = json!({
+            "dtype": format!("{:?}", planned.dtype),
+            "shape": planned.shape,
+            "data_offsets": [start, end],
+        });
+        entries.insert(planned.name.into(), entry);
+        start = end;
+    }
+    let mut text = Value::Object(entries).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut header = (text.len() as u64).to_le_bytes().to_vec();
+    header.extend(text);
+    header
+}
+
+fn narrowed(values: &[f32], dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::F16 => bytes(values, |value| f16::from_f32(value).to_le_bytes()),
+        Dtype::BF16 => bytes(values, |value| bf16::from_f32(value).to_le_bytes()),
+        _ => bytes(values, f32::to_le_bytes),
+    }
+}
+
+fn bytes<const N: usize>(values: &[f32], narrow: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+    values.iter().flat_map(|&value| narrow(value)).collect()
+}

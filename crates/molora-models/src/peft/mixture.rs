@@ -1,0 +1,242 @@
+//! What is attached to a model, as an adapter of its own: the exact low-rank form of a static mixture.
+
+use burn::tensor::{Tensor, TensorData};
+
+use super::resolve::{ModuleLora, ResolvedAdapter};
+use crate::modules::{BaseModel, PartMut};
+use crate::{Adapter, MoLoraLinear, ModelError};
+
+/// The mixture of the attached experts under fixed weights, as one LoRA for each adapted module: the
+/// experts' factors side by side, rank `E R`, or rank R where the experts share `A`. Nothing is
+/// approximated.
+///
+/// `weights` gives one weight for each expert of a site, by the site's path. An expert of weight 0
+/// is left out.
+///
+/// # Errors
+/// [`ModelError::Inconsistent`] if nothing is attached, a site gets another number of weights than it
+/// has experts, or magnitudes (DoRA) would be mixed.
+pub fn mixture<M: BaseModel>(
+    model: &M,
+    weights: impl Fn(&str, &Adapter) -> Vec<f64>,
+) -> Result<ResolvedAdapter, ModelError> {
+    let mut model = model.clone();
+    let mut loras = Vec::new();
+    for module in model.modules_mut() {
+        let PartMut::Linear(parts, _) = module.part else {
+            continue;
+        };
+        let mut sides = Vec::new();
+        for part in &parts {
+            let weights = part.adapter.as_ref().map(|a| weights(&module.path, a));
+            sides.push(side(&module.path, part, weights)?);
+        }
+        loras.extend(beside(module.path, sides));
+    }
+    if loras.is_empty() {
+        let text = "no adapter is attached, expected at least one";
+        return Err(ModelError::Inconsistent(text.into()));
+    }
+    Ok(ResolvedAdapter {
+        loras,
+        full: Vec::new(),
+        unties: false,
+        dropout: 0.0,
+    })
+}
+
+/// The expert of this number of every site alone, as one LoRA of rank R.
+///
+/// # Errors
+/// As [`mixture`], or [`ModelError::Inconsistent`] if a site has no such expert.
+pub fn expert<M: BaseModel>(model: &M, expert: usize) -> Result<ResolvedAdapter, ModelError> {
+    let mut copy = model.clone();
+    for (path, site) in attached(&mut copy) {
+        let count = site.bank.num_experts();
+        if expert >= count {
+            return Err(ModelError::Inconsistent(format!(
+                "expert {expert} does not exist: {path} has {count} experts"
+            )));
+        }
+    }
+    mixture(model, |_, site| {
+        let mut weights = vec![0.0; site.bank.num_experts()];
+        weights[expert] = 1.0;
+        weights
+    })
+}
+
+/// The mixture of a model whose experts always act with weight 1.
+///
+/// # Errors
+/// As [`mixture`], or [`ModelError::Inconsistent`] if a router or a task gate decides: no fixed
+/// weights exist then.
+pub fn static_mixture<M: BaseModel>(model: &M) -> Result<ResolvedAdapter, ModelError> {
+    let mut copy = model.clone();
+    if copy.has_layer_routers() {
+        return Err(ModelError::Inconsistent(
+            "the mixture is not static: routers of layers weigh its experts".into(),
+        ));
+    }
+    for (path, site) in attached(&mut copy) {
+        let decides = match (&site.router, &site.gate) {
+            (Some(_), _) => "its router weighs the experts anew for each input",
+            (None, Some(_)) => "its gate depends on the task",
+            (None, None) => continue,
+        };
+        return Err(ModelError::Inconsistent(format!(
+            "the mixture is not static: {path}: {decides}"
+        )));
+    }
+    mixture(model, |_, site| vec![1.0; site.bank.num_experts()])
+}
+
+/// Removes all adapters, magnitudes and routers.
+pub fn detach<M: BaseModel>(model: &mut M) {
+    model.clear_routers();
+    for module in model.modules_mut() {
+        if let PartMut::Linear(parts, _) = module.part {
+            parts.into_iter().for_each(MoLoraLinear::detach);
+        }
+    }
+}
+
+fn attached<M: BaseModel>(model: &mut M) -> Vec<(String, &Adapter)> {
+    let mut sites = Vec::new();
+    for module in model.modules_mut() {
+        if let PartMut::Linear(parts, _) = module.part {
+            let path = module.path;
+            let own = parts.into_iter().filter_map(|part| part.adapter.as_ref());
+            sites.extend(own.map(|adapter| (path.clone(), adapter)));
+        }
+    }
+    sites
+}
+
+/// The LoRA of one linear layer, if it has an adapter, and the layer's width.
+struct Side {
+    lora: Option<ModuleLora>,
+    d_output: usize,
+}
+
+fn side(path: &str, linear: &MoLoraLinear, weights: Option<Vec<f64>>) -> Result<Side, ModelError> {
+    let d_output = linear.dims().d_output;
+    let (Some(adapter), Some(weights)) = (&linear.adapter, weights) else {
+        return Ok(Side {
+            lora: None,
+            d_output,
+        });
+    };
+    let refuse = |text: String| Err(ModelError::Inconsistent(format!("{path}: {text}")));
+    let (count, found) = (adapter.bank.num_experts(), weights.len());
+    if count != found {
+        return refuse(format!("{found} weights for {count} experts"));
+    }
+    if linear.magnitude.is_some() && weights != [1.0] {
+        return refuse("magnitudes (DoRA) belong to one expert of weight 1".into());
+    }
+    let (a, b) = factors(adapter, &weights);
+    let magnitude = linear.magnitude.as_ref().map(|magnitude| magnitude.val());
+    let lora = ModuleLora {
+        path: path.into(),
+        a,
+        b,
+        scale: adapter.bank.factor(),
+        magnitude,
+    };
+    Ok(Side {
+        lora: Some(lora),
+        d_output,
+    })
+}
+
+/// `A` and `B` of the weighted experts, without the bank's factor.
+fn factors(adapter: &Adapter, weights: &[f64]) -> (Tensor<2>, Tensor<2>) {
+    let bank = &adapter.bank;
+    let mut a = bank.a.val().detach();
+    if let Some(sigma) = &bank.rank_scale {
+        a = a * sigma.val().detach().unsqueeze();
+    }
+    let (rank, is_shared) = (bank.rank(), bank.num_a() < weights.len());
+    let b = |expert: usize| bank.b.val().detach().narrow(0, expert * rank, rank);
+    let weighed = weights
+        .iter()
+        .enumerate()
+        .filter(|(_, weight)| **weight != 0.0);
+    let weighed: Vec<(usize, f64)> = weighed.map(|(expert, weight)| (expert, *weight)).collect();
+    if is_shared || weighed.is_empty() {
+        let zero = Tensor::zeros([rank, bank.b.dims()[1]], &a.device());
+        let sum =
+            |sum: Tensor<2>, (expert, weight): &(usize, f64)| sum + b(*expert).mul_scalar(*weight);
+        let columns = a.narrow(1, 0, rank);
+        return (columns, weighed.iter().fold(zero, sum));
+    }
+    let own = |(expert, weight): &(usize, f64)| {
+        let columns = a.clone().narrow(1, expert * rank, rank);
+        match *weight == 1.0 {
+            true => columns,
+            false => columns.mul_scalar(*weight),
+        }
+    };
+    let a_parts = weighed.iter().map(own).collect();
+    let b_parts = weighed.iter().map(|(expert, _)| b(*expert)).collect();
+    (Tensor::cat(a_parts, 1), Tensor::cat(b_parts, 0))
+}
+
+/// The LoRA of a module whose layers stand side by side: one `A` if they have the same, else all of
+/// them, each with rows of `B` that reach its own outputs alone.
+fn beside(path: String, sides: Vec<Side>) -> Option<ModuleLora> {
+    let first = sides.iter().find_map(|side| side.lora.clone())?;
+    if sides.len() == 1 {
+        return Some(first);
+    }
+    let same = |lora: &ModuleLora| lora.scale == first.scale && values(&lora.a) == values(&first.a);
+    let is_common = sides.iter().all(|side| side.lora.as_ref().is_none_or(same));
+    let device = first.a.device();
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    let width: usize = sides.iter().map(|side| side.d_output).sum();
+    let mut start = 0;
+    for side in &sides {
+        if let Some(lora) = &side.lora {
+            let rank = lora.a.dims()[1];
+            let scale = lora.scale / first.scale;
+            let zeros = |count| Tensor::<2>::zeros([rank, count], &device);
+            let row = [
+                zeros(start),
+                lora.b.clone().mul_scalar(scale),
+                zeros(width - start - side.d_output),
+            ];
+            let row = row.into_iter().filter(|part| part.dims()[1] > 0);
+            a.push(lora.a.clone());
+            b.push(Tensor::cat(row.collect(), 1));
+        }
+        start += side.d_output;
+    }
+    let (a, b) = match is_common {
+        true => {
+            let zero = b[0].zeros_like();
+            (
+                first.a.clone(),
+                b.into_iter().fold(zero, |sum, row| sum + row),
+            )
+        }
+        false => (Tensor::cat(a, 1), Tensor::cat(b, 0)),
+    };
+    let magnitudes = sides
+        .iter()
+        .map(|side| side.lora.as_ref()?.magnitude.clone());
+    let magnitude = magnitudes
+        .collect::<Option<Vec<_>>>()
+        .map(|m| Tensor::cat(m, 0));
+    Some(ModuleLora {
+        path,
+        a,
+        b,
+        scale: first.scale,
+        magnitude,
+    })
+}
+
+fn values<const D: usize>(tensor: &Tensor<D>) -> TensorData {
+    tensor.clone().into_data()
+}

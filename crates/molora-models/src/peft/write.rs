@@ -1,0 +1,252 @@
+//! Writing an adapter that PEFT loads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Tensor;
+use serde_json::{Map, Value, json};
+
+use super::key::{Key, Part};
+use super::resolve::{FullValue, ModuleLora, ResolvedAdapter};
+use crate::checkpoint::write_tensors;
+use crate::modules::{BaseModel, Layout, PartMut};
+use crate::{AdapterFiles, ModelError};
+
+/// What a written adapter says about itself.
+#[derive(Debug, Clone)]
+pub struct PeftAbout {
+    /// Its name; PEFT keeps any but `default` in a folder below of that name.
+    pub name: String,
+    /// The model that it belongs to.
+    pub base_model: String,
+    /// What it is for in PEFT's words, such as `CAUSAL_LM`.
+    pub task_type: Option<String>,
+}
+
+/// What the writer has to know of a module.
+struct Kind {
+    is_linear: bool,
+    is_table: bool,
+    layout: Layout,
+}
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Writes an adapter of a model as PEFT's two files, and returns the folder that they are in.
+///
+/// Ranks and scales that differ between modules become rank and alpha patterns; the numbers that
+/// most modules have become `r` and `lora_alpha`.
+///
+/// # Errors
+/// [`ModelError::Io`] if a file cannot be written; [`ModelError::Inconsistent`] for a name that
+/// cannot be a folder, or an adapter that mixes modules with and without magnitudes.
+pub fn write_adapter<M: BaseModel>(
+    folder: &Path,
+    model: &M,
+    adapter: &ResolvedAdapter,
+    about: &PeftAbout,
+) -> Result<PathBuf, ModelError> {
+    let folder = adapter_folder(folder, &about.name)?;
+    let mut model = model.clone();
+    model.untie();
+    let kinds = kinds(&mut model);
+    let config = config(adapter, about, &kinds)?;
+    let io = |path: &Path, source| ModelError::Io {
+        path: path.into(),
+        source,
+    };
+    std::fs::create_dir_all(&folder).map_err(|e| io(&folder, e))?;
+    let files = AdapterFiles::in_folder(&folder);
+    write_tensors(&files.tensors, &tensors(adapter, &kinds))?;
+    let text = format!("{config:#}\n");
+    std::fs::write(&files.config, text).map_err(|e| io(&files.config, e))?;
+    Ok(folder)
+}
+
+fn adapter_folder(folder: &Path, name: &str) -> Result<PathBuf, ModelError> {
+    if name == "default" {
+        return Ok(folder.into());
+    }
+    // PEFT makes a module of this name, which cannot have a dot.
+    if name.is_empty() || name.contains(['.', '/', '\\', '\0']) {
+        return Err(ModelError::Inconsistent(format!(
+            "adapter name `{name}` cannot be used, expected one without dots and slashes"
+        )));
+    }
+    Ok(folder.join(name))
+}
+
+fn kinds<M: BaseModel>(model: &mut M) -> BTreeMap<String, Kind> {
+    let modules = model.modules_mut().into_iter().map(|module| {
+        let kind = Kind {
+            is_linear: matches!(module.part, PartMut::Linear(..)),
+            is_table: matches!(module.part, PartMut::Table(_)),
+            layout: match module.part {
+                PartMut::Linear(_, layout) => layout,
+                _ => Layout::OutIn,
+            },
+        };
+        (module.path, kind)
+    });
+    modules.collect()
+}
+
+fn tensors(adapter: &ResolvedAdapter, kinds: &BTreeMap<String, Kind>) -> Tensors {
+    let mut tensors = Tensors::new();
+    let mut put = |module: &str, part: Part, (shape, values): (Vec<usize>, Vec<f32>)| {
+        let key = Key {
+            module: module.into(),
+            part,
+            adapter: None,
+        };
+        tensors.insert(key.to_string(), (shape, values));
+    };
+    for lora in &adapter.loras {
+        let [a, b] = match kinds[&lora.path].is_table {
+            true => [Part::EmbeddingA, Part::EmbeddingB],
+            false => [Part::A, Part::B],
+        };
+        put(&lora.path, a, host(lora.a.clone().transpose()));
+        put(&lora.path, b, host(lora.b.clone().transpose()));
+        if let Some(magnitude) = &lora.magnitude {
+            put(&lora.path, Part::Magnitude, host(magnitude.clone()));
+        }
+    }
+    for full in &adapter.full {
+        let kind = &kinds[&full.path];
+        let (field, value) = match full.value.clone() {
+            FullValue::Matrix(m) if kind.is_linear && kind.layout == Layout::OutIn => {
+                ("weight", host(m.transpose()))
+            }
+            FullValue::Matrix(matrix) => ("weight", host(matrix)),
+            FullValue::Scale(vector) => ("weight", host(vector)),
+            FullValue::Bias(vector) => ("bias", host(vector)),
+        };
+        let part = match adapter.lora(&full.path) {
+            Some(_) => Part::Base(field.into()),
+            None => Part::Full(field.into()),
+        };
+        put(&full.path, part, value);
+    }
+    tensors
+}
+
+fn host<const D: usize>(tensor: Tensor<D>) -> (Vec<usize>, Vec<f32>) {
+    let shape = tensor.dims().to_vec();
+    let values = tensor.into_data().try_into_vec();
+    (shape, values.expect("parameters are f32"))
+}
+
+/// Only fields that PEFT has had for long, and only where they say something: an older PEFT refuses
+/// fields that it does not know.
+fn config(
+    adapter: &ResolvedAdapter,
+    about: &PeftAbout,
+    kinds: &BTreeMap<String, Kind>,
+) -> Result<Value, ModelError> {
+    let loras = &adapter.loras;
+    let with_magnitude = loras.iter().filter(|l| l.magnitude.is_some()).count();
+    if with_magnitude != 0 && with_magnitude != loras.len() {
+        return Err(ModelError::Inconsistent(
+            "some modules have magnitudes (DoRA) and some have none: PEFT has one choice for all"
+                .into(),
+        ));
+    }
+    let rank_of = |lora: &ModuleLora| lora.a.dims()[1];
+    let ranks = common(loras, rank_of, |rank| (*rank).into());
+    let alphas = common(
+        loras,
+        |lora| whole_if_whole(lora.scale * rank_of(lora) as f64).to_string(),
+        |alpha| serde_json::from_str(alpha).expect("a number that was just written"),
+    );
+    let in_out = |lora: &ModuleLora| kinds[&lora.path].layout == Layout::InOut;
+    let mut config = json!({
+        "peft_type": "LORA",
+        "base_model_name_or_path": about.base_model,
+        "r": ranks.0,
+        "lora_alpha": alphas.0,
+        "lora_dropout": adapter.dropout,
+        "bias": "none",
+        "target_modules": targets(loras, kinds),
+        "fan_in_fan_out": loras.iter().any(in_out),
+        "inference_mode": true,
+    });
+    let mut set = |field: &str, value: Value| config[field] = value;
+    if let Some(task) = &about.task_type {
+        set("task_type", task.as_str().into());
+    }
+    if with_magnitude > 0 {
+        set("use_dora", true.into());
+    }
+    for (field, pattern) in [("rank_pattern", ranks.1), ("alpha_pattern", alphas.1)] {
+        if !pattern.is_empty() {
+            set(field, pattern.into());
+        }
+    }
+    let whole = whole_modules(adapter);
+    if !whole.is_empty() {
+        set("modules_to_save", whole.into());
+    }
+    if adapter
+        .full
+        .iter()
+        .any(|f| matches!(f.value, FullValue::Bias(_)))
+    {
+        set("bias", "all".into());
+    }
+    Ok(config)
+}
+
+/// Modules that are saved whole: a weight alone says so, since biases are saved beside adapters.
+fn whole_modules(adapter: &ResolvedAdapter) -> Vec<String> {
+    let is_whole = |value: &FullValue| !matches!(value, FullValue::Bias(_));
+    let full = adapter.full.iter();
+    let full = full.filter(|full| is_whole(&full.value) && adapter.lora(&full.path).is_none());
+    let paths: BTreeSet<String> = full.map(|full| full.path.clone()).collect();
+    paths.into_iter().collect()
+}
+
+/// The value that most modules have, and the others by path.
+fn common<V: Ord + Clone>(
+    loras: &[ModuleLora],
+    value: impl Fn(&ModuleLora) -> V,
+    json: impl Fn(&V) -> Value,
+) -> (Value, Map<String, Value>) {
+    let mut counts: BTreeMap<V, usize> = BTreeMap::new();
+    for lora in loras {
+        *counts.entry(value(lora)).or_default() += 1;
+    }
+    let Some((most, _)) = counts.iter().max_by_key(|(_, count)| **count) else {
+        return (8.into(), Map::new());
+    };
+    let others = loras.iter().filter(|lora| value(lora) != *most);
+    let others = others.map(|lora| (lora.path.clone(), json(&value(lora))));
+    (json(most), others.collect())
+}
+
+/// The ends of the paths where all modules with that end are adapted, else the paths.
+fn targets(loras: &[ModuleLora], kinds: &BTreeMap<String, Kind>) -> Vec<String> {
+    let adapted: BTreeSet<&str> = loras.iter().map(|lora| lora.path.as_str()).collect();
+    let name = |path: &&str| {
+        let mut same = kinds.keys().filter(|other| end(path) == end(other));
+        match same.all(|other| adapted.contains(other.as_str())) {
+            true => end(path).to_owned(),
+            false => (*path).to_owned(),
+        }
+    };
+    let names: BTreeSet<String> = adapted.iter().map(name).collect();
+    names.into_iter().collect()
+}
+
+fn end(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
+
+/// PEFT declares alpha as an integer and reads fractions too.
+fn whole_if_whole(alpha: f64) -> Value {
+    let whole = alpha.round();
+    match (alpha - whole).abs() < 1e-12 * whole.abs() && whole.abs() < 1e9 {
+        true => (whole as i64).into(),
+        false => alpha.into(),
+    }
+}
