@@ -3,7 +3,7 @@
 use burn::module::Param;
 use burn::tensor::Tensor;
 
-use crate::ExpertBank;
+use crate::{ExpertBank, LowRank, truncated};
 
 impl ExpertBank {
     /// A bank of given matrices without dropout, each expert with an `A` of its own.
@@ -38,8 +38,50 @@ impl ExpertBank {
         self
     }
 
+    /// The input direction that each expert's delta stretches most, unit rows `[E, D]`: the first
+    /// right singular vector of `B A`, up to its sign (Arrow, arXiv:2405.11157, section 4.1). A
+    /// direction of no meaning for an expert whose delta is zero.
+    pub fn directions(&self) -> Tensor<2> {
+        let (a, b) = (self.a_by_expert().detach(), self.b_by_expert().detach());
+        let num_a = a.dims()[0];
+        let row = |expert: usize| {
+            let delta = LowRank {
+                a: a.clone().narrow(0, expert.min(num_a - 1), 1).squeeze_dim(0),
+                b: b.clone().narrow(0, expert, 1).squeeze_dim(0),
+                scale: 1.0,
+            };
+            truncated(&delta, 1).a.transpose()
+        };
+        Tensor::cat((0..self.num_experts).map(row).collect(), 0)
+    }
+
     /// Constant factor s on the delta.
     pub fn factor(&self) -> f64 {
         self.factor
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use molora_kernels::random::{Seed, uniform};
+    use molora_testkit::assert_close;
+
+    /// A unit input in the direction is stretched by the first singular value, and no other more.
+    #[test]
+    fn directions_are_stretched_most() {
+        let device = molora_testkit::device();
+        let values = |shape, seed| -> Tensor<2> { uniform(shape, 1.0, Seed::new(seed), &device) };
+        let bank = ExpertBank::of_matrices(values([6, 4], 1), values([4, 5], 2), 2, 1.0);
+        let directions = bank.directions();
+        for expert in 0..2 {
+            let mut weights = [0.0; 2];
+            weights[expert] = 1.0;
+            let delta = bank.weight_delta(Tensor::from_data(weights, &device));
+            let (_, s, _) = burn::linalg::svd::<2, 1>(delta.clone(), 100);
+            let direction = directions.clone().narrow(0, expert, 1);
+            let stretched = direction.matmul(delta).powi_scalar(2).sum().sqrt();
+            assert_close(stretched, s.narrow(0, 0, 1), 1e-5, "singular value");
+        }
     }
 }

@@ -46,9 +46,9 @@ pub struct RouteTrace {
 
 /// `y = x W + b + delta(x)`, with `W` and `b` frozen and `delta` from the adapter, if any.
 ///
-/// With magnitudes `m` (DoRA, Liu et al., arXiv:2402.09353, eq. 5) it is `y = (x W + delta(x)) m / n
-/// + b`, where `n` are the norms of the columns of `W` plus the delta of all experts, without a
-/// gradient (section 4.3).
+/// With magnitudes `m` (DoRA, Liu et al., arXiv:2402.09353, eq. 5) it is
+/// `y = (x W + delta(x)) m / n + b`, where `n` are the norms of the columns of `W` plus the delta of
+/// all experts, without a gradient (section 4.3).
 #[derive(Module, Debug)]
 pub struct MoLoraLinear {
     /// Frozen weight, `[D, O]`.

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Int, Tensor, activation};
 use molora_adapters::MergeMethod;
 use molora_models::peft::{
-    PeftAdapter, ResolvedAdapter, attach, attach_experts, combine, merge_into,
+    PeftAdapter, ResolvedAdapter, attach, attach_experts, combine, merge_into, open_poly,
 };
-use molora_models::{Decoder, DecoderInput, ForwardContext};
+use molora_models::{Decoder, DecoderInput, ForwardContext, GenerateOptions};
 use molora_testkit::golden::{self, Case, Tensors};
 use molora_testkit::{assert_close, autodiff_device, device};
 use world::{at_real_tokens, bundled, logits};
@@ -83,7 +83,12 @@ fn golden_adapters_equal_peft_attached_and_merged() {
 /// The folder with gradients, and the adapters in it that have expected values.
 fn gradient_folder() -> (PathBuf, Vec<String>) {
     let folder = match std::env::var_os(MOLORA_GOLDEN_PEFT) {
-        Some(folder) => folder.into(),
+        // Tests run in the crate's folder: a relative path was typed in one above.
+        Some(folder) => {
+            let here = std::env::current_dir().expect("a folder");
+            let mut seen = here.ancestors().map(|above| above.join(&folder));
+            seen.find(|path| path.is_dir()).expect("an existing folder")
+        }
         None => bundled("golden_peft"),
     };
     let entries = std::fs::read_dir(&folder).expect("a golden folder");
@@ -184,6 +189,29 @@ fn golden_peft_losses_and_gradients() {
     assert!(compared > 0, "no adapted layer");
 }
 
+#[test]
+fn golden_peft_base_generates_as_transformers_does() {
+    let device = device();
+    let (folder, _) = gradient_folder();
+    let base = Decoder::from_folder(&folder.join("base"), &device).expect("the base");
+    let tokens = expected(&folder, "generate").ints("greedy");
+    let new = 16;
+    let prompt = tokens[..tokens.len() - new]
+        .iter()
+        .map(|&token| token as usize);
+    let input = DecoderInput::from_sequences(&[prompt.collect()], &device);
+    let options = GenerateOptions {
+        max_new_tokens: new,
+        ..GenerateOptions::default()
+    };
+    let context = ForwardContext::new(input.mask.clone().float());
+    let found = base
+        .generate(&input, &options, &context)
+        .expect("a valid prompt");
+    let found: Vec<i64> = found[0].tokens.iter().map(|&token| token as i64).collect();
+    assert_eq!(found, tokens[tokens.len() - new..]);
+}
+
 /// Rows of one batch that take different adapters: experts of one bank with a weight by row.
 #[test]
 fn golden_peft_mixed_batch() {
@@ -242,4 +270,55 @@ fn golden_merges_of_adapters_equal_peft() {
             check(&merged, &input, wanted, &format!("{} {mode}", case.name));
         }
     }
+}
+
+/// Arrow's routing with PEFT's directions, which fifteen power iterations leave near the singular
+/// vectors that the bank computes.
+#[test]
+fn golden_peft_arrow() {
+    let device = device();
+    let (folder, _) = gradient_folder();
+    let input = input(&expected(&folder, "inputs"), &device);
+    let mut model = Decoder::from_folder(&folder.join("base"), &device).expect("the base");
+    let adapters = ["lora", "lora_b"].map(|name| read(&folder.join(name), &model));
+    attach_experts(&mut model, &adapters.each_ref()).expect("plain adapters");
+    for top_k in [1, 2] {
+        let expected = expected(&folder, &format!("arrow_top{top_k}.expected"));
+        for (path, site) in model.sites_mut() {
+            let key = format!("prototypes.base_model.model.{path}.lora_arrow.arrow_router");
+            let prototypes: Tensor<2> = expected.tensor(&key, &device);
+            let own = site.bank.directions();
+            let cosines = (own * prototypes.clone()).sum_dim(1).abs().min();
+            assert!(cosines.into_scalar::<f32>() > 0.9, "{path}: a direction");
+            site.router = Some(world::arrow(prototypes, top_k, &device));
+        }
+        let wanted = expected.tensor("logits", &device);
+        check(&model, &input, wanted, &format!("top {top_k}"));
+    }
+}
+
+/// Every task of a PolyTropon adapter is a LoRA; which tasks the rows had, the folder does not say.
+#[test]
+fn golden_peft_poly() {
+    let device = device();
+    let (folder, _) = gradient_folder();
+    let input = input(&expected(&folder, "inputs"), &device);
+    let base = Decoder::from_folder(&folder.join("base"), &device).expect("the base");
+    let tasks = open_poly(&folder.join("poly"), &base).expect("an adapter of the base");
+    let wanted: Tensor<3> = expected(&folder, "poly.expected").tensor("logits", &device);
+    let wanted = at_real_tokens(wanted, &input.mask);
+    let mut worst = [f32::INFINITY; 2];
+    for task in &tasks {
+        let mut model = base.clone();
+        merge_into(&mut model, task);
+        let gap = (at_real_tokens(logits(&model, &input), &input.mask) - wanted.clone()).abs();
+        for (row, worst) in worst.iter_mut().enumerate() {
+            *worst = worst.min(gap.clone().narrow(0, row, 1).max().into_scalar());
+        }
+    }
+    let largest: f32 = wanted.abs().max().into_scalar();
+    assert!(
+        worst.iter().all(|gap| *gap < TOLERANCE * largest),
+        "{worst:?}"
+    );
 }

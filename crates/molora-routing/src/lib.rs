@@ -54,7 +54,7 @@ pub use output::RouterOutput;
 pub use pool::Pooling;
 pub use router::{Granularity, RouteFrom, RouteInput, Router, RouterConfig};
 pub use scorer::{
-    CosineScorer, GroupedConfig, GroupedScorer, LinearScorer, PrototypeScorer, Scorer,
+    ArrowScorer, CosineScorer, GroupedConfig, GroupedScorer, LinearScorer, PrototypeScorer, Scorer,
     ScorerConfig, WithinGroup, WithinScorer,
 };
 pub use select::Selection;

@@ -4,15 +4,15 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use burn::tensor::Tensor;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
+use super::parameters::{Parameter, parameters};
 use super::pattern::ends_with;
+use crate::ModelError;
 use crate::checkpoint::ModelWeights;
-use crate::modules::{BaseModel, Layout, PartMut};
-use crate::{MoLoraLinear, ModelError};
+use crate::modules::BaseModel;
 
 /// The type of the numbers of a written model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub fn save_merged<M: BaseModel>(
             tensors.push(name.clone());
         }
     }
-    let mut parts = parts(&mut model)?;
+    let mut parts = parameters(&mut model)?;
     let has_new_head = parts.iter().any(|part| part.is_head) && !weights.has(HEAD);
     if has_new_head {
         tensors.push(HEAD.into());
@@ -90,108 +90,6 @@ fn io(path: &Path, source: std::io::Error) -> ModelError {
         path: path.into(),
         source,
     }
-}
-
-/// A parameter of the model by its name in files.
-struct Parameter {
-    name: String,
-    shape: Vec<usize>,
-    value: Stored,
-    is_head: bool,
-    scale: f64,
-}
-
-/// Parameters that share memory with the model, laid out when they are written.
-enum Stored {
-    Rows(Tensor<2>),
-    /// Side by side, in this layout.
-    Weights(Vec<Tensor<2>>, Layout),
-    Vectors(Vec<Tensor<1>>),
-}
-
-impl Parameter {
-    fn values(&self) -> Vec<f32> {
-        let data = match &self.value {
-            Stored::Rows(table) if self.scale == 1.0 => table.clone().into_data(),
-            Stored::Rows(table) => table.clone().mul_scalar(self.scale).into_data(),
-            Stored::Weights(parts, Layout::InOut) => Tensor::cat(parts.clone(), 1).into_data(),
-            Stored::Weights(parts, Layout::OutIn) => {
-                Tensor::cat(parts.clone(), 1).transpose().into_data()
-            }
-            Stored::Vectors(parts) => Tensor::cat(parts.clone(), 0).into_data(),
-        };
-        data.try_into_vec().expect("parameters are f32")
-    }
-}
-
-fn parts<M: BaseModel>(model: &mut M) -> Result<Vec<Parameter>, ModelError> {
-    let mut all = Vec::new();
-    for module in model.modules_mut() {
-        let path = module.path;
-        let mut put = |field: &str, shape: Vec<usize>, value, is_head| {
-            all.push(Parameter {
-                name: format!("{path}.{field}"),
-                shape,
-                value,
-                is_head,
-                scale: 1.0,
-            });
-        };
-        match module.part {
-            PartMut::Table(table) => {
-                put(
-                    "weight",
-                    table.dims().into(),
-                    Stored::Rows(table.val()),
-                    false,
-                );
-            }
-            PartMut::Head(table) => {
-                put(
-                    "weight",
-                    table.dims().into(),
-                    Stored::Rows(table.val()),
-                    true,
-                );
-            }
-            PartMut::Norm(scale, shift) => {
-                let dims: Vec<usize> = scale.dims().into();
-                put(
-                    "weight",
-                    dims.clone(),
-                    Stored::Vectors(vec![scale.val()]),
-                    false,
-                );
-                if let Some(shift) = shift {
-                    put("bias", dims, Stored::Vectors(vec![shift.val()]), false);
-                }
-            }
-            PartMut::Linear(linears, layout) => {
-                if linears.iter().any(|linear| linear.adapter.is_some()) {
-                    let text = format!("an adapter is attached to {path}: merge it first");
-                    return Err(ModelError::Inconsistent(text));
-                }
-                let outputs = linears.iter().map(|linear| linear.dims().d_output).sum();
-                let shape = match layout {
-                    Layout::OutIn => vec![outputs, linears[0].dims().d_input],
-                    Layout::InOut => vec![linears[0].dims().d_input, outputs],
-                };
-                let weights = linears.iter().map(|linear| linear.weight.val()).collect();
-                put("weight", shape, Stored::Weights(weights, layout), false);
-                if let Some(biases) = biases(&linears) {
-                    put("bias", vec![outputs], Stored::Vectors(biases), false);
-                }
-            }
-        }
-    }
-    Ok(all)
-}
-
-fn biases(linears: &[&mut MoLoraLinear]) -> Option<Vec<Tensor<1>>> {
-    let biases = linears
-        .iter()
-        .map(|linear| Some(linear.bias.as_ref()?.val()));
-    biases.collect()
 }
 
 fn copy_small_files(source: &Path, out: &Path) -> Result<(), ModelError> {
@@ -251,35 +149,8 @@ fn write_weights(
     parts: &[Parameter],
     dtype: MergedDtype,
 ) -> Result<(), ModelError> {
-    let mut plan = Vec::new();
-    for name in names {
-        let own = own(parts, name);
-        let found = source.shape(name).map(<[usize]>::to_vec);
-        if let (Some(own), Some(found)) = (own, &found)
-            && own.shape != *found
-        {
-            return Err(ModelError::Shape {
-                path: source.path().into(),
-                name: name.clone(),
-                found: found.clone(),
-                expected: own.shape.clone(),
-            });
-        }
-        let (shape, kept) = match (found, own) {
-            (Some(shape), _) => (shape, source.dtype(name)),
-            (None, Some(own)) => (own.shape.clone(), None),
-            (None, None) => unreachable!("{name} is the model's or the source's"),
-        };
-        plan.push(Planned {
-            name,
-            shape,
-            dtype: match (dtype, kept) {
-                (MergedDtype::AsSource, Some(kept)) => kept,
-                _ => Dtype::F32,
-            },
-            own,
-        });
-    }
+    let plan = names.iter().map(|name| planned(source, name, parts, dtype));
+    let plan: Vec<Planned<'_>> = plan.collect::<Result<_, _>>()?;
     refuse_unwritten(path, parts, &plan)?;
     let file = File::create(path).map_err(|e| io(path, e))?;
     let mut file = BufWriter::new(file);
@@ -293,6 +164,36 @@ fn write_weights(
         file.write_all(&bytes).map_err(|e| io(path, e))?;
     }
     file.flush().map_err(|e| io(path, e))
+}
+
+fn planned<'a>(
+    source: &ModelWeights,
+    name: &'a str,
+    parts: &'a [Parameter],
+    dtype: MergedDtype,
+) -> Result<Planned<'a>, ModelError> {
+    let own = own(parts, name);
+    let found = source.shape(name).map(<[usize]>::to_vec);
+    if let (Some(own), Some(found)) = (own, &found)
+        && own.shape != *found
+    {
+        return Err(ModelError::Shape {
+            path: source.path().into(),
+            name: name.into(),
+            found: found.clone(),
+            expected: own.shape.clone(),
+        });
+    }
+    let shape = found.or(own.map(|own| own.shape.clone()));
+    Ok(Planned {
+        name,
+        shape: shape.expect("a name is the model's or the source's"),
+        dtype: match (dtype, source.dtype(name)) {
+            (MergedDtype::AsSource, Some(kept)) => kept,
+            _ => Dtype::F32,
+        },
+        own,
+    })
 }
 
 /// The parameter of a name, which may have another front in the source.

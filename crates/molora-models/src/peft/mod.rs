@@ -11,7 +11,10 @@ mod config;
 mod key;
 mod merged;
 mod mixture;
+mod parameters;
 mod pattern;
+mod poly;
+mod read;
 mod resolve;
 mod write;
 
@@ -23,5 +26,6 @@ pub use config::PeftConfig;
 pub use merged::{MergedDtype, save_merged};
 pub use mixture::{detach, expert, mixture, static_mixture};
 pub use pattern::{Pattern, Targets};
+pub use poly::open_poly;
 pub use resolve::{FullTensor, FullValue, ModuleLora, ResolvedAdapter};
 pub use write::{PeftAbout, write_adapter};

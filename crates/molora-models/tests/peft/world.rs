@@ -9,7 +9,9 @@ use burn::module::Param;
 use burn::tensor::{Bool, Device, Tensor};
 use molora_kernels::random::{Seed, normal};
 use molora_models::{Decoder, DecoderInput, ForwardContext};
-use molora_routing::{Granularity, RouterConfig};
+use molora_routing::{
+    ArrowScorer, Granularity, Router, RouterConfig, Scorer, ScorerConfig, Selection,
+};
 use safetensors::tensor::{TensorView, serialize};
 use safetensors::{Dtype, SafeTensors};
 
@@ -36,6 +38,20 @@ pub(crate) fn route_rows(model: &mut Decoder, num_experts: usize, device: &Devic
         let width = site.bank.a.dims()[0];
         site.router = Some(config.init(width, num_experts, 1, seed, device));
     }
+}
+
+/// A router per token by given directions.
+pub(crate) fn arrow(prototypes: Tensor<2>, top_k: usize, device: &Device) -> Router {
+    let config = RouterConfig {
+        scorer: ScorerConfig::Arrow,
+        selection: Selection::TopK(top_k),
+        ..RouterConfig::default()
+    };
+    let [experts, width] = prototypes.dims();
+    let mut router = config.init(width, experts, 1, Seed::new(0), device);
+    let prototypes = Param::from_tensor(prototypes);
+    router.scorer = Scorer::Arrow(ArrowScorer { prototypes });
+    router
 }
 
 /// Tensors of f32 by name.

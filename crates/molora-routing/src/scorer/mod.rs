@@ -1,5 +1,6 @@
 //! Scorers: features to logits. The only files with router parameters.
 
+mod arrow;
 mod grouped;
 mod prototype;
 
@@ -8,6 +9,7 @@ use burn::tensor::{Device, Tensor};
 use molora_kernels::random::{Seed, uniform};
 use serde::{Deserialize, Serialize};
 
+pub use arrow::ArrowScorer;
 pub use grouped::{GroupedConfig, GroupedScorer, WithinGroup, WithinScorer};
 pub use prototype::PrototypeScorer;
 
@@ -26,6 +28,8 @@ pub enum ScorerConfig {
     Cosine,
     /// The standardised dot product with one vector per expert. PHATGOOSE, arXiv:2402.05859.
     Prototype,
+    /// The size of the dot product with one direction per expert. Arrow, arXiv:2405.11157.
+    Arrow,
     /// Two levels: groups, and experts inside each. AT-MoE, arXiv:2410.10896.
     Grouped(GroupedConfig),
 }
@@ -38,15 +42,15 @@ impl ScorerConfig {
     pub fn validate(&self, num_experts: usize) -> Result<(), RoutingError> {
         match self {
             Self::Grouped(config) => config.validate(num_experts),
-            Self::Linear { .. } | Self::Cosine | Self::Prototype => Ok(()),
+            Self::Linear { .. } | Self::Cosine | Self::Prototype | Self::Arrow => Ok(()),
         }
     }
 
     /// A scorer for features of width `d_features`.
     ///
     /// Linear and cosine scorers draw all parameters from U(-1/sqrt(F), 1/sqrt(F)), PyTorch's
-    /// default for linear layers and the reference code's choice for keys. Prototypes and grouped
-    /// scorers start at zero: a gate that is half open, and uniform weights.
+    /// default for linear layers and the reference code's choice for keys. Prototypes, directions
+    /// and grouped scorers start at zero: a gate that is half open, and uniform weights.
     ///
     /// # Panics
     /// If [`validate`](Self::validate) refuses the number of experts.
@@ -71,6 +75,9 @@ impl ScorerConfig {
                 keys: Param::from_tensor(matrix("keys")),
             }),
             Self::Prototype => Scorer::Prototype(PrototypeScorer {
+                prototypes: Param::from_tensor(Tensor::zeros([num_experts, d_features], device)),
+            }),
+            Self::Arrow => Scorer::Arrow(ArrowScorer {
                 prototypes: Param::from_tensor(Tensor::zeros([num_experts, d_features], device)),
             }),
             Self::Grouped(config) => Scorer::Grouped(config.init(d_features, num_experts, device)),
@@ -136,6 +143,8 @@ pub enum Scorer {
     Cosine(CosineScorer),
     /// See [`PrototypeScorer`].
     Prototype(PrototypeScorer),
+    /// See [`ArrowScorer`].
+    Arrow(ArrowScorer),
     /// See [`GroupedScorer`].
     Grouped(GroupedScorer),
 }
@@ -147,6 +156,7 @@ impl Scorer {
             Self::Linear(scorer) => scorer.score(features),
             Self::Cosine(scorer) => scorer.score(features),
             Self::Prototype(scorer) => scorer.score(features),
+            Self::Arrow(scorer) => scorer.score(features),
             Self::Grouped(scorer) => scorer.score(features),
         }
     }
@@ -155,7 +165,7 @@ impl Scorer {
     pub fn keys(&self) -> Option<Tensor<2>> {
         match self {
             Self::Cosine(scorer) => Some(scorer.keys.val()),
-            Self::Linear(_) | Self::Prototype(_) | Self::Grouped(_) => None,
+            Self::Linear(_) | Self::Prototype(_) | Self::Arrow(_) | Self::Grouped(_) => None,
         }
     }
 }

@@ -1,0 +1,44 @@
+//! The size of the features' projection on one direction per expert.
+//!
+//! Arrow, Ostapenko et al., arXiv:2405.11157, section 4.1: the direction of an expert is the input
+//! that its delta stretches most, the first right singular vector of `B A`, and
+//!
+//! ```text
+//! s_e = |<v_e, u>|
+//! ```
+//!
+//! Nothing is trained; a singular vector has no sign, and neither has the score.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+/// Size of the dot product with one vector per expert.
+#[derive(Module, Debug)]
+pub struct ArrowScorer {
+    /// One unit vector per expert, `[E, F]`.
+    pub prototypes: Param<Tensor<2>>,
+}
+
+impl ArrowScorer {
+    /// `[N, F]` to scores `[N, E]` of at least 0.
+    pub fn score(&self, features: Tensor<2>) -> Tensor<2> {
+        features.matmul(self.prototypes.val().transpose()).abs()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use molora_testkit::{FORWARD, assert_close};
+
+    #[test]
+    fn scores_have_no_sign() {
+        let device = molora_testkit::device();
+        let scorer = ArrowScorer {
+            prototypes: Param::from_data([[0.6, 0.8], [-1.0, 0.0]], &device),
+        };
+        let features = Tensor::from_data([[1.0, 2.0], [-3.0, 0.5]], &device);
+        let expected = [[2.2, 1.0], [1.4, 3.0]];
+        assert_close(scorer.score(features), expected, FORWARD, "scores");
+    }
+}
