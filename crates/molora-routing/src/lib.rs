@@ -3,7 +3,8 @@
 //! A [`Router`] is three steps, each a value of its [`RouterConfig`]:
 //!
 //! 1. a **scorer** turns features into logits: [`ScorerConfig::Linear`], [`ScorerConfig::Cosine`],
-//!    [`ScorerConfig::Prototype`] (PHATGOOSE), [`ScorerConfig::Grouped`] (AT-MoE's two levels);
+//!    [`ScorerConfig::Prototype`] (PHATGOOSE), [`ScorerConfig::Arrow`], [`ScorerConfig::Grouped`]
+//!    (AT-MoE's two levels);
 //! 2. a **softmax** with a temperature, in f32;
 //! 3. a **selection** keeps some experts: [`Selection::Dense`], [`Selection::TopK`],
 //!    [`Selection::TopP`], [`Selection::Argmax`], [`Selection::Sigmoid`].

@@ -3,6 +3,24 @@
 //! [`PeftAdapter`] reads a folder, [`PeftAdapter::resolve`] finds the modules of a model that its
 //! tensors belong to, and the [`ResolvedAdapter`] is merged into the weights ([`merge_into`]) or
 //! attached beside them ([`attach`]).
+//!
+//! The other way, [`static_mixture`] is what is attached to a model as one exact LoRA,
+//! [`write_adapter`] writes it, and [`save_merged`] writes a whole model.
+//!
+//! ```no_run
+//! use burn::tensor::Device;
+//! use molora_models::Decoder;
+//! use molora_models::peft::{MergedDtype, PeftAdapter, merge_into, save_merged};
+//!
+//! # fn main() -> Result<(), molora_models::ModelError> {
+//! let base = "SmolLM2-135M".as_ref();
+//! let mut model = Decoder::from_folder(base, &Device::default())?;
+//! let adapter = PeftAdapter::open("my-lora".as_ref())?.resolve(&model)?;
+//! merge_into(&mut model, &adapter);
+//! save_merged(&model, base, "merged".as_ref(), MergedDtype::AsSource)?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod adapter;
 mod apply;
