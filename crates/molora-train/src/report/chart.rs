@@ -29,6 +29,8 @@ const MAX_POINTS: usize = 800;
 pub(super) struct Series {
     pub(super) name: String,
     pub(super) points: Vec<(f64, f64)>,
+    /// The steps with which a stage begins, or the training of another expert.
+    pub(super) starts: Vec<f64>,
 }
 
 impl Series {
@@ -42,9 +44,14 @@ impl Series {
             .iter()
             .filter_map(|step| Some((step.step as f64, value(step)?)));
         let points = points.filter(|(_, value)| value.is_finite()).collect();
+        let part = |step: &StepRecord| (step.stage.clone(), step.expert.clone());
+        let pairs = steps
+            .windows(2)
+            .filter(|pair| part(&pair[0]) != part(&pair[1]));
         Self {
             name: name.to_owned(),
             points,
+            starts: pairs.map(|pair| pair[1].step as f64).collect(),
         }
     }
 }
@@ -89,17 +96,23 @@ fn raw<'a>(label: &'a str, series: &Series) -> Curve<'a> {
 fn smoothed<'a>(label: &'a str, series: &Series, color: RGBColor) -> Curve<'a> {
     Curve {
         label,
-        points: thin(&smooth(&series.points)),
+        points: thin(&smooth(series)),
         color,
         width: 2,
     }
 }
 
-/// Exponential moving average over about a twentieth of the points, without bias to the start.
-fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+/// Exponential moving average over about a twentieth of the points, without bias to the start, and
+/// anew where another model or expert begins.
+fn smooth(series: &Series) -> Vec<(f64, f64)> {
+    let points = &series.points;
     let keep = 1.0 - 2.0 / (points.len() as f64 / 20.0 + 2.0);
     let (mut sum, mut weight) = (0.0, 0.0);
+    let mut starts = series.starts.iter().peekable();
     let average = |&(step, value): &(f64, f64)| {
+        while starts.next_if(|start| **start <= step).is_some() {
+            (sum, weight) = (0.0, 0.0);
+        }
         sum = keep * sum + value;
         weight = keep * weight + 1.0;
         (step, sum / weight)
@@ -228,18 +241,33 @@ mod tests {
             .collect()
     }
 
+    fn series(points: Vec<(f64, f64)>, starts: &[f64]) -> Series {
+        Series {
+            name: String::new(),
+            points,
+            starts: starts.to_vec(),
+        }
+    }
+
     #[test]
     fn smoothing_keeps_a_constant_and_damps_a_zigzag() {
+        let constant = smooth(&series(line(50, |_| 2.5), &[]));
+        let near =
+            |value: f64, bound: f64| move |point: &(f64, f64)| (point.1 - value).abs() < bound;
+        assert!(constant.iter().all(near(2.5, 1e-12)));
+        let zigzag = smooth(&series(line(400, |index| (index % 2) as f64), &[]));
+        assert!(zigzag[300..].iter().all(near(0.5, 0.06)));
+    }
+
+    #[test]
+    fn smoothing_begins_anew_with_another_expert() {
+        let levels = line(60, |index| (index / 20) as f64);
+        let smoothed = smooth(&series(levels.clone(), &[20.0, 40.0]));
         assert!(
-            smooth(&line(50, |_| 2.5))
+            smoothed
                 .iter()
-                .all(|point| (point.1 - 2.5).abs() < 1e-12)
-        );
-        let zigzag = smooth(&line(400, |index| (index % 2) as f64));
-        assert!(
-            zigzag[300..]
-                .iter()
-                .all(|point| (point.1 - 0.5).abs() < 0.06)
+                .zip(&levels)
+                .all(|(found, level)| (found.1 - level.1).abs() < 1e-12)
         );
     }
 

@@ -106,8 +106,14 @@ fn cell(weight: f64) -> String {
     format!("<td style=\"--w:{shade:.3}\" title=\"{weight:.4}\">{number}</td>")
 }
 
-/// Names of a layer's sites without the dotted parts that all of them begin with.
+/// Names of a layer's sites without the dotted parts that all of them begin with; a layer's own
+/// router, which ends in the layer's number, is called that.
 fn short_names(layer: &[SiteRouting]) -> Vec<String> {
+    if let [own] = layer
+        && own.site.ends_with(&format!(".{}", own.layer))
+    {
+        return vec!["router of the layer".into()];
+    }
     let parts: Vec<Vec<&str>> = layer
         .iter()
         .map(|site| site.site.split('.').collect())
@@ -140,6 +146,7 @@ mod tests {
     #[test]
     fn common_beginnings_of_names_are_dropped() {
         let names = |all: &[&str]| short_names(&all.map_sites());
+        assert_eq!(names(&["encoder.layer.0"]), ["router of the layer"]);
         assert_eq!(
             names(&["a.0.self.q", "a.0.self.k", "a.0.out"]),
             ["self.q", "self.k", "out"]
