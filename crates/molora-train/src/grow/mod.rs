@@ -6,7 +6,7 @@
 //! trained together cannot grow.
 //!
 //! Nothing of the run changes before the end, where all new files are put in its place at once; see
-//! [`swap`]. What they replace is kept in `before/<task>`, from which removing the expert that was
+//! `swap.rs`. What they replace is kept in `before/<task>`, from which removing the expert that was
 //! added last restores the run byte by byte.
 
 mod add;
