@@ -48,7 +48,8 @@ pub fn low_rank_mix(base: Option<Tensor<3>>, mix: LowRankMix) -> Tensor<3> {
         let weights = mix.weights;
         let weights = weights.unwrap_or_else(|| Tensor::ones([1, 1, sizes.experts], &device));
         let rank_scale = mix.rank_scale;
-        let rank_scale = rank_scale.unwrap_or_else(|| Tensor::ones([sizes.code_width], &device));
+        let code_width = mix.low.dims()[2];
+        let rank_scale = rank_scale.unwrap_or_else(|| Tensor::ones([code_width], &device));
         let shape = crate::flex::MixShape {
             rank: sizes.rank,
             factor: mix.factor as f32,
@@ -112,7 +113,6 @@ fn portable_with(base: Option<Tensor<3>>, mix: LowRankMix, sizes: Sizes) -> Tens
 struct Sizes {
     experts: usize,
     rank: usize,
-    code_width: usize,
 }
 
 impl LowRankMix {
@@ -151,7 +151,6 @@ impl LowRankMix {
         Sizes {
             experts,
             rank,
-            code_width,
         }
     }
 
