@@ -148,10 +148,7 @@ impl LowRankMix {
         if let Some(base) = base {
             assert_eq!(base.dims(), [batch, tokens, width], "base");
         }
-        Sizes {
-            experts,
-            rank,
-        }
+        Sizes { experts, rank }
     }
 
     #[cfg(feature = "flex")]

@@ -96,14 +96,19 @@ pub fn train(
         let record = state.step(setup, leg)?;
         writer.write(&record)?;
         on_event(Event::Step(&record, total));
-        if state.progress.leg_step == leg.steps {
+        let is_done = state.progress.leg_step == leg.steps;
+        let next = setup.legs.get(state.progress.leg + usize::from(is_done));
+        let is_over = next.is_some_and(|next| setup.until.is_some_and(|last| next.stage > last));
+        if is_done {
             state.leave(setup, leg)?;
+        }
+        // A run that stops here does what comes next when it goes on.
+        if is_done && !is_over {
             state.enter(setup, state.progress.leg + 1, on_event)?;
         }
         let is_due = state.progress.step % setup.recipe.checkpoint_every == 0;
-        let next = setup.legs.get(state.progress.leg);
-        let is_over = next.is_some_and(|next| setup.until.is_some_and(|last| next.stage > last));
-        let is_stopped = setup.stop.load(Ordering::SeqCst) && next.is_some();
+        let is_stopped =
+            setup.stop.load(Ordering::SeqCst) && setup.legs.get(state.progress.leg).is_some();
         if is_over || is_stopped || is_due {
             writer.sync()?;
             state.save(setup)?;
@@ -160,7 +165,7 @@ impl State {
             },
         };
         match checkpoint::latest(setup.folder)? {
-            Some(path) => state.load(setup, &path)?,
+            Some(path) => state.load(setup, &path, on_event)?,
             None => state.enter(setup, 0, on_event)?,
         }
         truncate_after(&setup.folder.join(STEPS), state.progress.step)?;
@@ -168,7 +173,12 @@ impl State {
     }
 
     /// Goes on from a checkpoint.
-    fn load(&mut self, setup: &Setup<'_>, path: &Path) -> Result<(), TrainError> {
+    fn load(
+        &mut self,
+        setup: &Setup<'_>,
+        path: &Path,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
         self.progress = checkpoint::load_progress(path)?;
         if self.progress.leg > setup.legs.len() {
             let (found, expected) = (self.progress.leg, setup.legs.len());
@@ -203,6 +213,10 @@ impl State {
             self.optimizer = checkpoint::load_optimizer(path, fresh)?;
         }
         self.model = stage.apply(self.model.clone());
+        // The run was stopped between two stages.
+        if self.progress.leg_step == leg.steps {
+            self.enter(setup, self.progress.leg + 1, on_event)?;
+        }
         Ok(())
     }
 
