@@ -112,12 +112,12 @@ impl Oracle {
                 "gradient of input {index}"
             );
             if let (Some(grad), Some(expected)) = (grad, expected) {
-                assert_close(
-                    grad,
-                    expected,
-                    BACKWARD,
-                    &format!("gradient of input {index}"),
-                );
+                // A gradient may be one sum of thousands of products that cancel: its error is that of
+                // the products, which are about 1, and not of what is left.
+                let largest: f64 = expected.clone().abs().max().into_scalar();
+                let tolerance = BACKWARD * (1.0 / largest.clamp(1e-3, 1.0)) as f32;
+                let what = format!("gradient of input {index}");
+                assert_close(grad, expected, tolerance, &what);
             }
         }
     }
