@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use molora_routing::{LayerRule, RouteInput, Router, RouterOutput};
 
-use crate::{ForwardContext, RouteTrace};
+use crate::{Adapter, ForwardContext, RouteTrace};
 
 /// The router of one layer, which reads the layer's input.
 #[derive(Module, Debug)]
@@ -29,6 +29,19 @@ impl LayerRouter {
         };
         self.router.route_guided(&input, &context.guidance)
     }
+}
+
+/// The path under which the decisions of a site's or layer's router are reported, by the number of
+/// the site: that of the site, or of the layer for the first site of a layer with a router.
+pub(crate) fn route_names(
+    sites: Vec<(String, &Adapter)>,
+    routers: Vec<(String, &LayerRouter)>,
+) -> Vec<String> {
+    let mut names: Vec<String> = sites.into_iter().map(|(path, _)| path).collect();
+    for (path, router) in routers {
+        names[router.site] = path;
+    }
+    names
 }
 
 /// Takes the decision of a layer's router, if it has one, and notes it in `routes`.

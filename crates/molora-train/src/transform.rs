@@ -16,11 +16,11 @@ use crate::trainer::{Setup, task_names};
 /// # Errors
 /// [`TrainError::Io`] or [`TrainError::Model`] for an expert that is missing, broken or foreign.
 pub(crate) fn assemble(setup: &Setup<'_>, heads: Vec<TaskHead>) -> Result<Classifier, TrainError> {
-    let mut experts = read_experts(setup, &setup.spec.one_expert(false))?;
+    let spec = setup.spec.one_expert(false);
+    let mut experts = read_experts(setup, &spec)?;
     if setup.spec.blend.is_some() {
-        let mut general = one_expert(setup, &setup.spec.one_expert(false))?;
+        let mut general = one_expert(setup, &spec)?;
         let folder = expert::general_folder(setup.folder);
-        let spec = setup.spec.one_expert(false);
         expert::load(&folder, &mut general, &spec, setup.base.1)?;
         experts.push(("general".into(), general));
     }

@@ -6,6 +6,7 @@ use molora_kernels::random::Seed;
 use super::feed_forward::FeedForward;
 use super::model::{Decoder, Layer};
 use crate::attach::{Attachment, Place, attach_sites, layer_routers};
+use crate::scope::route_names;
 use crate::{Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError};
 
 impl Decoder {
@@ -59,11 +60,7 @@ impl Decoder {
     /// The path under which the decisions of a site's or layer's router are reported, by the number
     /// of the site.
     pub fn route_names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.sites().into_iter().map(|(path, _)| path).collect();
-        for (path, router) in self.layer_routers() {
-            names[router.site()] = path;
-        }
-        names
+        route_names(self.sites(), self.layer_routers())
     }
 
     /// Attaches fresh adapters where the specification says, and returns the paths of the sites.

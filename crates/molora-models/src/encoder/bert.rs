@@ -7,7 +7,7 @@ use molora_routing::{LayerRule, RouterOutput};
 
 use crate::attach::{Attachment, Place, attach_sites, layer_routers};
 use crate::layers::Activation;
-use crate::scope::{decide, vote};
+use crate::scope::{decide, route_names, vote};
 use crate::{
     AdapterSpec, ForwardContext, LayerNorm, LayerRouter, MoLoraLinear, ModelError, RouteTrace,
 };
@@ -182,11 +182,7 @@ impl Bert {
     /// The path under which the decisions of a site's or layer's router are reported, by the number
     /// of the site.
     pub fn route_names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.sites().into_iter().map(|(path, _)| path).collect();
-        for (path, router) in self.layer_routers() {
-            names[router.site()] = path;
-        }
-        names
+        route_names(self.sites(), self.layer_routers())
     }
 
     /// Attaches fresh adapters where the specification says, and returns the paths of the sites.
