@@ -9,7 +9,7 @@
 //! ```no_run
 //! use burn::tensor::Device;
 //! use molora_kernels::random::Seed;
-//! use molora_models::{AdapterSpec, Bert};
+//! use molora_models::{Adaptable, AdapterSpec, Bert};
 //!
 //! # fn main() -> Result<(), molora_models::ModelError> {
 //! let device = Device::default();
@@ -21,10 +21,11 @@
 //! # }
 //! ```
 
+mod adaptable;
 mod adapter;
 mod attach;
+mod backbone;
 mod checkpoint;
-mod classifier;
 mod decoder;
 mod encoder;
 mod encoder_decoder;
@@ -37,16 +38,18 @@ mod reader;
 mod scope;
 mod site;
 mod spec;
+mod task_model;
 
+pub use adaptable::Adaptable;
 pub use adapter::Adapter;
+pub use backbone::Backbone;
 pub use checkpoint::{
     AdapterFiles, ModelWeights, Weights, load_adapter, load_heads, load_routers, save_adapter,
     save_heads, save_routers,
 };
-pub use classifier::{Classifier, ParameterKind, TaskHead};
 pub use decoder::{
     Decoder, DecoderConfig, DecoderInput, DecoderOutput, Finish, GenerateError, GenerateOptions,
-    Generated, KvCache, NormKind, Rope, RopeScaling, Sampling,
+    Generated, KvCache, NormKind, Rope, RopeScaling, Sampling, last_real,
 };
 pub use encoder::{Bert, BertConfig, EncoderInput, EncoderOutput, masked_mean};
 pub use encoder_decoder::{Encoded, T5, T5Config};
@@ -57,3 +60,4 @@ pub use modules::{BaseModel, Layout, ModuleMut, PartMut};
 pub use scope::LayerRouter;
 pub use site::{SitePattern, select_sites};
 pub use spec::{AdapterSpec, RouterScope};
+pub use task_model::{ParameterKind, TaskHead, TaskModel, TextInput, TextOutput};

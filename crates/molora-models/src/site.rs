@@ -8,6 +8,8 @@ use crate::error::similar;
 
 /// A pattern over module paths such as `encoder.layer.0.attention.self.query`.
 ///
+/// - `all-linear` matches every path, and `all-attention` those with a component that has `attn` or
+///   `attention` in its name, whatever the family;
 /// - a plain name matches a path that equals it or ends with `.name`, as PEFT's lists do;
 /// - a name with `*`, `?`, `[` or `{` is a glob that must match the path or an end of it that starts
 ///   at a dot: `*` stays within one component, `**` crosses dots;
@@ -20,6 +22,8 @@ pub struct SitePattern {
 
 #[derive(Debug, Clone)]
 enum Matcher {
+    All,
+    Attention,
     Name,
     Glob(GlobMatcher),
     Regex(Regex),
@@ -35,7 +39,11 @@ impl SitePattern {
             pattern: text.into(),
             problem,
         };
-        let matcher = if let Some(regex) = text.strip_prefix("regex:") {
+        let matcher = if text == "all-linear" {
+            Matcher::All
+        } else if text == "all-attention" {
+            Matcher::Attention
+        } else if let Some(regex) = text.strip_prefix("regex:") {
             let whole = format!("^(?:{regex})$");
             Matcher::Regex(Regex::new(&whole).map_err(|e| bad(one_line(&e.to_string())))?)
         } else if text.contains(['*', '?', '[', '{']) {
@@ -58,6 +66,11 @@ impl SitePattern {
     /// Whether a module path matches.
     pub fn matches(&self, path: &str) -> bool {
         match &self.matcher {
+            Matcher::All => true,
+            Matcher::Attention => {
+                let path = path.to_lowercase();
+                path.contains("attn") || path.contains("attention")
+            }
             Matcher::Name => path
                 .strip_suffix(&self.text)
                 .is_some_and(|front| front.is_empty() || front.ends_with('.')),
@@ -158,6 +171,8 @@ mod tests {
 
     #[test]
     fn names_globs_and_regular_expressions() {
+        assert_eq!(chosen(&["all-linear"]), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(chosen(&["all-attention"]), [0, 1, 2, 4, 5, 6]);
         assert_eq!(chosen(&["query"]), [0, 4]);
         assert_eq!(chosen(&["output.dense"]), [2, 3, 6, 7]);
         assert_eq!(chosen(&["encoder.layer.1.output.dense"]), [7]);

@@ -10,7 +10,7 @@ use molora_adapters::MergeMethod;
 use molora_models::peft::{
     PeftAdapter, ResolvedAdapter, attach, attach_experts, combine, merge_into, open_poly,
 };
-use molora_models::{Decoder, DecoderInput, ForwardContext, GenerateOptions};
+use molora_models::{Adaptable, Decoder, DecoderInput, ForwardContext, GenerateOptions};
 use molora_testkit::golden::{self, Case, Tensors};
 use molora_testkit::{assert_close, autodiff_device, device};
 use world::{at_real_tokens, bundled, logits};

@@ -7,8 +7,8 @@ use burn::tensor::{Bool, Device, Tensor};
 use molora_adapters::BankConfig;
 use molora_kernels::random::Seed;
 use molora_models::{
-    AdapterSpec, DecoderInput, Encoded, Finish, ForwardContext, GenerateOptions, Generated,
-    ModelWeights, RouterScope, T5,
+    Adaptable, AdapterSpec, DecoderInput, Encoded, Finish, ForwardContext, GenerateOptions,
+    Generated, ModelWeights, RouterScope, T5,
 };
 use molora_routing::RouterConfig;
 use molora_testkit::golden::{self, Case};

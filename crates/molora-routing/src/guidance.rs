@@ -22,6 +22,10 @@ pub struct Guidance {
     /// Mixture-of-LoRAs (arXiv:2403.03432) trains with the domain label of each sequence; the
     /// choice of a prompt is kept in the same way while its answer is generated.
     pub labels: Option<Tensor<2>>,
+    /// 1 for the tokens that a decision per sequence reads, `[B, T]`: those of the prompt while its
+    /// answer is learned, so that the same decision is taken when there is no answer yet. All real
+    /// tokens where absent.
+    pub prompt: Option<Tensor<2>>,
 }
 
 /// Weights `[B, T', E]` and the selected experts, `None` for all.

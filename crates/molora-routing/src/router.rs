@@ -164,7 +164,7 @@ impl Router {
     /// # Panics
     /// As [`route`](Self::route), and if a tensor of the guidance is not `[B, E]`.
     pub fn route_guided(&self, input: &RouteInput, guidance: &Guidance) -> RouterOutput {
-        let (features, counted) = self.features(input);
+        let (features, counted) = self.features(input, guidance);
         let [batch, tokens, width] = features.dims();
         let scores = self.scorer.score(features.reshape([batch * tokens, width]));
         let experts = scores.dims()[1];
@@ -184,7 +184,7 @@ impl Router {
     }
 
     /// One row of features per decision `[B, T', F]`, and which decisions count `[B, T']`.
-    fn features(&self, input: &RouteInput) -> (Tensor<3>, Tensor<2>) {
+    fn features(&self, input: &RouteInput, guidance: &Guidance) -> (Tensor<3>, Tensor<2>) {
         let valid_b1 = || input.mask.clone().max_dim(1);
         match (self.granularity, &self.task_embedding) {
             (Granularity::Token, _) => (input.features.clone(), input.mask.clone()),
@@ -196,7 +196,8 @@ impl Router {
                 (tasks.matmul(embedding.val()).unsqueeze_dim(1), valid_b1())
             }
             _ => {
-                let (features, mask) = (input.features.clone(), input.mask.clone());
+                let mask = guidance.prompt.as_ref().unwrap_or(&input.mask).clone();
+                let features = input.features.clone();
                 (self.pooling.pool(features, mask), valid_b1())
             }
         }

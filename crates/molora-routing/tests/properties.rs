@@ -176,7 +176,7 @@ proptest! {
         let queries = uniform([2, 3], 1.0, seed.child("queries"), &device);
         let texts = uniform([order.len(), 3], 1.0, seed.child("texts"), &device);
         let bias = Some(text_cosines(queries, texts).mul_scalar(0.0));
-        let guided = router.route_guided(&input, &Guidance { bias, labels: None });
+        let guided = router.route_guided(&input, &Guidance { bias, ..Guidance::default() });
         assert_close(guided.weights, router.route(&input).weights, 0.0, "weights");
     }
 
@@ -193,7 +193,7 @@ proptest! {
         };
         let weights = |order: &[usize], bias| {
             let router = router(Kind::Prototype, with(selection), order, seed, &device);
-            router.route_guided(&input, &Guidance { bias, labels: None }).weights
+            router.route_guided(&input, &Guidance { bias, ..Guidance::default() }).weights
         };
         let barred = Tensor::full([2, 1], f32::NEG_INFINITY, &device);
         let bias = Tensor::cat(vec![Tensor::zeros([2, experts - 1], &device), barred], 1);

@@ -61,6 +61,7 @@ fn glider_adds_the_cosines_of_texts() {
     let guided = |alpha: f64| Guidance {
         bias: Some(cosines.clone().mul_scalar(alpha)),
         labels: None,
+        ..Guidance::default()
     };
     let routed = router.route_guided(&input, &guided(3.0));
     let logits = [[[2.443885, 3.531286, -1.142807, 4.797896]]];
@@ -118,6 +119,7 @@ fn the_domain_cross_entropy_teaches_the_router_and_the_forced_expert_does_not() 
     let guidance = Guidance {
         bias: None,
         labels: Some(labels),
+        ..Guidance::default()
     };
     let routed = router.route_guided(&input, &guidance);
     assert_close(routed.weights, [[[0.0, 1.0, 0.0]]], 0.0, "weights");
@@ -154,6 +156,7 @@ fn labels_replace_the_selection_row_by_row() {
     let guidance = Guidance {
         bias: None,
         labels: Some(labels),
+        ..Guidance::default()
     };
     let routed = router.route_guided(&input, &guidance);
     let weights = routed.weights.clone();
@@ -183,6 +186,7 @@ fn a_dense_router_without_labels_stays_dense() {
     let guidance = Guidance {
         bias: None,
         labels: Some(labels),
+        ..Guidance::default()
     };
     let routed = router.route_guided(&input, &guidance);
     let dense = softmax(routed.logits, 2).narrow(0, 0, 1);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use burn::optim::ModuleOptimizer;
 use burn::tensor::Bytes;
-use molora_models::{AdapterSpec, Classifier, load_adapter, load_heads, save_adapter, save_heads};
+use molora_models::{AdapterSpec, TaskModel, load_adapter, load_heads, save_adapter, save_heads};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -45,7 +45,7 @@ pub struct Progress {
 #[expect(missing_debug_implementations, reason = "optimizers have none")]
 pub struct Snapshot<'a> {
     /// The model that trains.
-    pub model: &'a Classifier,
+    pub model: &'a TaskModel,
     /// Its specification.
     pub spec: &'a AdapterSpec,
     /// Names of the tasks, whose heads the model has.
@@ -159,12 +159,12 @@ pub fn save(run: &Path, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
 /// [`TrainError::Model`] if a file cannot be written.
 pub fn save_weights(
     folder: &Path,
-    model: &Classifier,
+    model: &TaskModel,
     spec: &AdapterSpec,
     tasks: &[String],
     base_model: &str,
 ) -> Result<(), TrainError> {
-    save_adapter(folder, &model.encoder, spec, base_model)?;
+    save_adapter(folder, &model.backbone, spec, base_model)?;
     Ok(save_heads(&folder.join(HEADS), tasks, &model.heads)?)
 }
 
@@ -174,11 +174,11 @@ pub fn save_weights(
 /// [`TrainError::Model`] for a missing, broken or foreign file.
 pub fn load_weights(
     folder: &Path,
-    model: &mut Classifier,
+    model: &mut TaskModel,
     spec: &AdapterSpec,
     tasks: &[String],
 ) -> Result<(), TrainError> {
-    load_adapter(folder, &mut model.encoder, spec)?;
+    load_adapter(folder, &mut model.backbone, spec)?;
     Ok(load_heads(&folder.join(HEADS), tasks, &mut model.heads)?)
 }
 

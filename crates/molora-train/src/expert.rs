@@ -14,8 +14,8 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use molora_adapters::{ExpertBank, Scaling};
 use molora_models::{
-    AdapterSpec, Bert, Classifier, TaskHead, load_adapter, load_routers, save_adapter, save_heads,
-    save_routers,
+    Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel, load_adapter, load_routers,
+    save_adapter, save_heads, save_routers,
 };
 use molora_routing::Scorer;
 use serde_json::Value;
@@ -47,10 +47,10 @@ pub fn general_folder(run: &Path) -> PathBuf {
 /// [`TrainError::Io`] or [`TrainError::Model`] if a file cannot be written.
 pub(crate) fn save(
     folder: &Path,
-    encoder: &Bert,
+    backbone: &Backbone,
     spec: &AdapterSpec,
     base_model: &str,
-    head: Option<(&String, &TaskHead)>,
+    head: Option<(&String, &Option<TaskHead>)>,
 ) -> Result<(), TrainError> {
     let parent = folder.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(TrainError::io(parent))?;
@@ -60,13 +60,13 @@ pub(crate) fn save(
         .map_err(TrainError::io(parent))?;
     save_adapter(
         made.path(),
-        &without_routers(encoder),
+        &without_routers(backbone),
         &plain(spec),
         base_model,
     )?;
     let old_gate = folder.join(GATE);
     if spec.router.is_some() {
-        save_routers(&made.path().join(GATE), encoder, spec)?;
+        save_routers(&made.path().join(GATE), backbone, spec)?;
     } else if old_gate.is_file() {
         std::fs::copy(&old_gate, made.path().join(GATE)).map_err(TrainError::io(&old_gate))?;
     }
@@ -83,7 +83,7 @@ pub(crate) fn save(
     Ok(())
 }
 
-/// Reads an expert into an encoder to which `spec`, that of one expert, has been attached; an expert
+/// Reads an expert into a model to which `spec`, that of one expert, has been attached; an expert
 /// behind a gate keeps the gate that it has.
 ///
 /// # Errors
@@ -91,14 +91,14 @@ pub(crate) fn save(
 /// or scaling; [`TrainError::Model`] for a missing, broken or foreign file.
 pub(crate) fn load(
     folder: &Path,
-    encoder: &mut Bert,
+    backbone: &mut Backbone,
     spec: &AdapterSpec,
     base_model: &str,
 ) -> Result<(), TrainError> {
-    check_config(folder, encoder, spec, base_model)?;
-    let mut read = without_routers(encoder);
+    check_config(folder, backbone, spec, base_model)?;
+    let mut read = without_routers(backbone);
     load_adapter(folder, &mut read, &plain(spec))?;
-    for ((_, site), (_, read)) in encoder.sites_mut().into_iter().zip(read.sites()) {
+    for ((_, site), (_, read)) in backbone.sites_mut().into_iter().zip(read.sites()) {
         site.bank = read.bank.clone();
     }
     Ok(())
@@ -112,19 +112,19 @@ fn plain(spec: &AdapterSpec) -> AdapterSpec {
     }
 }
 
-fn without_routers(encoder: &Bert) -> Bert {
-    let mut encoder = encoder.clone();
-    for (_, site) in encoder.sites_mut() {
+fn without_routers(backbone: &Backbone) -> Backbone {
+    let mut backbone = backbone.clone();
+    for (_, site) in backbone.sites_mut() {
         site.router = None;
     }
-    encoder
+    backbone
 }
 
 /// Refuses an expert of another base model, with other sites or of another rank or scaling than
-/// `spec` and `encoder` say; what its configuration does not mention is not compared.
+/// `spec` and `backbone` say; what its configuration does not mention is not compared.
 fn check_config(
     folder: &Path,
-    encoder: &Bert,
+    backbone: &Backbone,
     spec: &AdapterSpec,
     base_model: &str,
 ) -> Result<(), TrainError> {
@@ -153,8 +153,8 @@ fn check_config(
             ));
         }
     }
-    let expected = encoder.sites().into_iter().map(|(path, _)| path).collect();
-    match sites_by(&config, encoder) {
+    let expected = backbone.sites().into_iter().map(|(path, _)| path).collect();
+    match sites_by(&config, backbone) {
         Some(found) if found != expected => refuse(format!(
             "target_modules are sites {}, expected {}",
             listed(&found),
@@ -165,14 +165,14 @@ fn check_config(
 }
 
 /// The linear layers that a configuration's `target_modules` mean in the expert's model.
-fn sites_by(config: &Value, encoder: &Bert) -> Option<BTreeSet<String>> {
+fn sites_by(config: &Value, backbone: &Backbone) -> Option<BTreeSet<String>> {
     let targets = config["target_modules"].as_array()?;
     let targets: Vec<&str> = targets.iter().filter_map(Value::as_str).collect();
     let is_meant = |path: &String| {
         let of_name = |name: &&str| path == name || path.ends_with(&format!(".{name}"));
         targets.iter().any(of_name)
     };
-    let paths = encoder.linears().into_iter().map(|(path, _)| path);
+    let paths = backbone.linears().into_iter().map(|(path, _)| path);
     Some(paths.filter(is_meant).collect())
 }
 
@@ -184,16 +184,16 @@ fn listed(sites: &BTreeSet<String>) -> String {
     }
 }
 
-/// Reads the gate of an expert into an encoder to which an expert behind a gate has been attached.
+/// Reads the gate of an expert into a model to which an expert behind a gate has been attached.
 ///
 /// # Errors
 /// [`TrainError::Model`] for a missing, broken or foreign file.
 pub(crate) fn load_gate(
     folder: &Path,
-    encoder: &mut Bert,
+    backbone: &mut Backbone,
     spec: &AdapterSpec,
 ) -> Result<(), TrainError> {
-    Ok(load_routers(&folder.join(GATE), encoder, spec)?)
+    Ok(load_routers(&folder.join(GATE), backbone, spec)?)
 }
 
 /// Puts the experts of several encoders, in their order, into the banks of a mixture.
@@ -201,11 +201,11 @@ pub(crate) fn load_gate(
 /// # Errors
 /// [`TrainError::Recipe`] names the expert and the site where one differs from the others.
 pub(crate) fn assemble(
-    mixture: &mut Classifier,
-    experts: &[(String, Bert)],
+    mixture: &mut TaskModel,
+    experts: &[(String, Backbone)],
     recipe: &str,
 ) -> Result<(), TrainError> {
-    for (number, (path, site)) in mixture.encoder.sites_mut().into_iter().enumerate() {
+    for (number, (path, site)) in mixture.backbone.sites_mut().into_iter().enumerate() {
         let banks: Vec<ExpertBank> = experts
             .iter()
             .map(|(_, expert)| expert.sites()[number].1.bank.clone())
@@ -225,8 +225,8 @@ pub(crate) fn assemble(
 ///
 /// # Panics
 /// If a site's router has no prototypes, or an expert no gate.
-pub(crate) fn collect_prototypes(mixture: &mut Classifier, gated: &[Bert]) {
-    for (number, (_, site)) in mixture.encoder.sites_mut().into_iter().enumerate() {
+pub(crate) fn collect_prototypes(mixture: &mut TaskModel, gated: &[Backbone]) {
+    for (number, (_, site)) in mixture.backbone.sites_mut().into_iter().enumerate() {
         let rows = gated.iter().map(|expert| {
             let router = expert.sites()[number].1.router.as_ref();
             match router.map(|router| &router.scorer) {

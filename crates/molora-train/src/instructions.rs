@@ -339,7 +339,7 @@ impl Guide {
         let rows: Vec<&Vec<f32>> = tasks.iter().enumerate().map(row).collect();
         Guidance {
             bias: Some(matrix(&rows, device)),
-            labels: None,
+            ..Guidance::default()
         }
     }
 }

@@ -9,7 +9,7 @@ use burn::optim::lr_scheduler::LrSchedulerConfig;
 use burn::optim::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrSchedulerConfig};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
-use molora_models::{Classifier, ParameterKind};
+use molora_models::{ParameterKind, TaskModel};
 use serde::{Deserialize, Serialize};
 
 use crate::parameters::ids_by_kind;
@@ -110,7 +110,7 @@ impl OptimizerConfig {
     ///
     /// # Panics
     /// Never: constant rates are always valid.
-    pub fn rates(&self, model: &Classifier, factor: f64) -> ModuleLearningRate {
+    pub fn rates(&self, model: &TaskModel, factor: f64) -> ModuleLearningRate {
         let ids = ids_by_kind(model);
         let base = LrSchedulerConfig::Constant(self.learning_rate * factor);
         let mut config = ModuleLrSchedulerConfig::new(base);
@@ -174,7 +174,7 @@ impl ScheduleConfig {
 /// norm before, `[1]`. The factor is `limit / (norm + 1e-6)` where that is below 1, as in PyTorch.
 pub fn clip_global_norm(
     gradients: &mut GradientsParams,
-    model: &Classifier,
+    model: &TaskModel,
     limit: f64,
 ) -> Option<Tensor<1>> {
     let mut squares = SumOfSquares {

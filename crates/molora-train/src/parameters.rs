@@ -5,19 +5,19 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 use molora_kernels::random::Seed;
-use molora_models::{Classifier, ParameterKind};
+use molora_models::{ParameterKind, TaskModel};
 
 use crate::report::ParameterCounts;
 
 /// Path and number of every parameter of one kind.
-pub fn ids_by_kind(model: &Classifier) -> BTreeMap<ParameterKind, Vec<ParamId>> {
+pub fn ids_by_kind(model: &TaskModel) -> BTreeMap<ParameterKind, Vec<ParamId>> {
     let mut visitor = Collect::default();
     model.visit(&mut visitor);
     visitor.ids
 }
 
 /// Counts of scalars by kind.
-pub fn count(model: &Classifier) -> ParameterCounts {
+pub fn count(model: &TaskModel) -> ParameterCounts {
     let mut visitor = Collect::default();
     model.visit(&mut visitor);
     let of = |kind| visitor.scalars.get(&kind).copied().unwrap_or(0);
@@ -31,14 +31,14 @@ pub fn count(model: &Classifier) -> ParameterCounts {
 }
 
 /// Path of a trainable parameter that holds NaN or an infinity, and that value.
-pub fn find_not_finite(model: &Classifier) -> Option<(String, f64)> {
+pub fn find_not_finite(model: &TaskModel) -> Option<(String, f64)> {
     let mut visitor = FindNotFinite::default();
     model.visit(&mut visitor);
     visitor.found
 }
 
 /// Makes exactly the parameters of the given kinds trainable.
-pub fn set_trainable(model: Classifier, kinds: &[ParameterKind]) -> Classifier {
+pub fn set_trainable(model: TaskModel, kinds: &[ParameterKind]) -> TaskModel {
     let mut mapper = ByPath {
         path: Vec::new(),
         change: SetTrainable(kinds),
@@ -48,7 +48,7 @@ pub fn set_trainable(model: Classifier, kinds: &[ParameterKind]) -> Classifier {
 
 /// Numbers every parameter by a hash of its path, so that the optimizer state in a checkpoint finds
 /// its parameters in another process.
-pub fn with_stable_ids(model: Classifier) -> Classifier {
+pub fn with_stable_ids(model: TaskModel) -> TaskModel {
     model.map(&mut ByPath {
         path: Vec::new(),
         change: SetId,

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use molora_adapters::Sharing;
-use molora_models::{AdapterSpec, Classifier, ParameterKind, RouterScope};
+use molora_models::{AdapterSpec, ParameterKind, RouterScope, TaskModel};
 use molora_regularize::ObjectiveConfig;
 use molora_routing::ScorerConfig;
 use serde::{Deserialize, Serialize};
@@ -213,12 +213,12 @@ impl StageConfig {
     }
 
     /// Makes exactly this stage's parameters trainable: the only place that decides it.
-    pub fn apply(&self, model: Classifier) -> Classifier {
+    pub fn apply(&self, model: TaskModel) -> TaskModel {
         set_trainable(model, &self.trainable)
     }
 
     /// Number of scalars that this stage would train in a model.
-    pub fn num_trained(&self, model: &Classifier) -> usize {
+    pub fn num_trained(&self, model: &TaskModel) -> usize {
         let counts = count(model);
         let of = |kind: &ParameterKind| match kind {
             ParameterKind::Base => 0,

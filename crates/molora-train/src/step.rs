@@ -6,7 +6,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use molora_adapters::task_selector;
 use molora_kernels::random::Seed;
-use molora_models::{AdapterSpec, Classifier, EncoderInput, ForwardContext, RouteTrace};
+use molora_models::{Adaptable, AdapterSpec, ForwardContext, RouteTrace, TaskModel, TextInput};
 use molora_regularize::{LossBreakdown, ObjectiveConfig, SiteView};
 use molora_routing::Guidance;
 
@@ -30,7 +30,7 @@ pub struct StepValues {
     pub gradient_norm: f64,
 }
 
-/// The tensors of a batch that an encoder reads, and the context of the pass.
+/// The tensors of a batch that a model reads, and the context of the pass.
 ///
 /// # Errors
 /// A task number out of range.
@@ -40,7 +40,7 @@ pub fn inputs(
     dropout: Option<Seed>,
     guidance: Guidance,
     device: &Device,
-) -> Result<(EncoderInput, ForwardContext), TrainError> {
+) -> Result<(TextInput, ForwardContext), TrainError> {
     let tasks: Vec<_> = batch.task_ids.iter().copied().map(Some).collect();
     inputs_for(batch, &tasks, num_tasks, dropout, guidance, device)
 }
@@ -57,7 +57,7 @@ pub fn inputs_for(
     dropout: Option<Seed>,
     guidance: Guidance,
     device: &Device,
-) -> Result<(EncoderInput, ForwardContext), TrainError> {
+) -> Result<(TextInput, ForwardContext), TrainError> {
     let tasks = task_selector(tasks, num_tasks, device)?;
     let mask = batch.mask(device);
     let context = ForwardContext {
@@ -66,16 +66,18 @@ pub fn inputs_for(
         dropout,
         guidance,
     };
-    let input = EncoderInput {
+    let input = TextInput {
         ids: batch.input_ids(device),
         type_ids: batch.type_ids(device),
         mask,
+        segments: None,
+        target: None,
     };
     Ok((input, context))
 }
 
 /// The sum of the cross-entropy of each task's rows, `[1]`, by task number.
-fn task_losses(model: &Classifier, pooled: Tensor<2>, batch: &Batch) -> Vec<(usize, Tensor<1>)> {
+fn task_losses(model: &TaskModel, pooled: Tensor<2>, batch: &Batch) -> Vec<(usize, Tensor<1>)> {
     let device = pooled.device();
     let by_task = batch.rows_by_task();
     let is_single = by_task.len() == 1;
@@ -88,7 +90,10 @@ fn task_losses(model: &Classifier, pooled: Tensor<2>, batch: &Batch) -> Vec<(usi
             true => pooled.clone(),
             false => pooled.clone().select(0, numbers(rows.into_iter(), &device)),
         };
-        let logits = model.heads[task].forward(rows_of_task);
+        let logits = model.heads[task]
+            .as_ref()
+            .expect("a task with classes has a head")
+            .forward(rows_of_task);
         let loss = molora_kernels::softmax_cross_entropy(logits, targets);
         (task, loss.sum())
     };
@@ -103,14 +108,14 @@ fn numbers(values: impl Iterator<Item = usize>, device: &Device) -> Tensor<1, In
 
 /// Evaluates auxiliary terms on the routes of a pass whose sequences have these labels, if any.
 fn auxiliary(
-    model: &Classifier,
+    model: &TaskModel,
     spec: &AdapterSpec,
     objective: &ObjectiveConfig,
     routes: &[RouteTrace],
     labels: Option<&Tensor<2>>,
 ) -> LossBreakdown {
     let has_keys = spec.has_rank_keys();
-    let sites = model.encoder.sites();
+    let sites = model.backbone.sites();
     let views: Vec<SiteView<'_>> = sites
         .iter()
         .map(|(_, adapter)| SiteView {
@@ -171,10 +176,10 @@ impl Step<'_> {
     /// A task number out of range.
     pub fn run(
         &self,
-        model: Classifier,
+        model: TaskModel,
         optimizer: &mut ModuleOptimizer,
         batch: &Batch,
-    ) -> Result<(Classifier, StepValues), TrainError> {
+    ) -> Result<(TaskModel, StepValues), TrainError> {
         let mut accumulator = GradientsAccumulator::new();
         let mut measured: Vec<Measured> = Vec::new();
         let micro_rows = match self.stage.micro_batch_size {
@@ -197,7 +202,7 @@ impl Step<'_> {
     /// The share of micro-batch number `index` in the loss of the whole batch, `[1]`.
     fn loss(
         &self,
-        model: &Classifier,
+        model: &TaskModel,
         batch: &Batch,
         micro: &Batch,
         index: usize,

@@ -8,7 +8,7 @@ use std::time::Instant;
 use burn::optim::ModuleOptimizer;
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
-use molora_models::{AdapterSpec, Bert, Classifier, TaskHead};
+use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
 use molora_routing::{Guidance, expert_labels};
 
 use crate::checkpoint::{self, Progress, Snapshot};
@@ -39,7 +39,7 @@ pub struct Setup<'a> {
     /// The specification of the whole mixture for the run's tasks.
     pub spec: &'a AdapterSpec,
     /// The base model without adapters, and its name.
-    pub base: (&'a Bert, &'a str),
+    pub base: (&'a Backbone, &'a str),
     /// The tasks.
     pub tasks: &'a [TokenizedTask],
     /// Key of every random draw.
@@ -58,11 +58,11 @@ pub struct Setup<'a> {
 #[derive(Debug)]
 pub enum Start {
     /// At the first stage, with these heads.
-    Fresh(Vec<TaskHead>),
+    Fresh(Vec<Option<TaskHead>>),
     /// With a mixture that exists already.
     Mixture {
         /// The mixture.
-        model: Box<Classifier>,
+        model: Box<TaskModel>,
         /// What tells its routers about tasks, if the method has that.
         guide: Option<Guide>,
     },
@@ -72,7 +72,7 @@ pub enum Start {
 #[derive(Debug)]
 pub struct Trained {
     /// The model of the last stage.
-    pub model: Classifier,
+    pub model: TaskModel,
     /// What tells its routers about tasks, if the method has that.
     pub guide: Option<Guide>,
     /// Where it ended.
@@ -129,7 +129,7 @@ pub fn train(
 }
 
 struct State {
-    model: Classifier,
+    model: TaskModel,
     is_mixture: bool,
     guide: Option<Guide>,
     optimizer: ModuleOptimizer,
@@ -144,8 +144,8 @@ impl State {
     ) -> Result<Self, TrainError> {
         let (model, guide, is_mixture) = match start {
             Start::Fresh(heads) => {
-                let encoder = setup.base.0.clone();
-                (Classifier { encoder, heads }, None, false)
+                let backbone = setup.base.0.clone();
+                (TaskModel { backbone, heads }, None, false)
             }
             Start::Mixture { model, guide } => (*model, guide, true),
         };
@@ -278,7 +278,7 @@ impl State {
             return Ok(());
         };
         let folder = expert::expert_folder(setup.folder, &setup.tasks[task].name);
-        expert::load(&folder, &mut self.model.encoder, spec, setup.base.1)
+        expert::load(&folder, &mut self.model.backbone, spec, setup.base.1)
     }
 
     fn transform(&mut self, setup: &Setup<'_>, transform: &Transform) -> Result<(), TrainError> {
@@ -383,7 +383,7 @@ impl State {
             _ => (expert::general_folder(setup.folder), None),
         };
         let spec = stage.spec(setup.spec);
-        expert::save(&folder, &self.model.encoder, &spec, setup.base.1, head)
+        expert::save(&folder, &self.model.backbone, &spec, setup.base.1, head)
     }
 
     /// A good loss may be followed by an update that overflows: nobody shall keep its result.
@@ -445,8 +445,8 @@ fn attach(
     setup: &Setup<'_>,
     leg: Option<&Leg>,
     spec: &AdapterSpec,
-    heads: Vec<TaskHead>,
-) -> Result<Classifier, TrainError> {
+    heads: Vec<Option<TaskHead>>,
+) -> Result<TaskModel, TrainError> {
     let alone = leg.filter(|leg| setup.stages[leg.stage].trains_alone());
     let seed = match alone {
         None => setup.seed.child("adapters"),
@@ -455,9 +455,9 @@ fn attach(
             None => setup.seed.child("general"),
         },
     };
-    let mut encoder = setup.base.0.clone();
-    encoder.attach(spec, setup.tasks.len(), seed, setup.device)?;
-    Ok(with_stable_ids(Classifier { encoder, heads }))
+    let mut backbone = setup.base.0.clone();
+    backbone.attach(spec, setup.tasks.len(), seed, setup.device)?;
+    Ok(with_stable_ids(TaskModel { backbone, heads }))
 }
 
 /// The key of a leg's draws: by the names of its stage and expert, so that neither depends on what

@@ -1,7 +1,7 @@
 //! The steps of a recipe that compute without gradients.
 
 use molora_kernels::random::Seed;
-use molora_models::{AdapterSpec, Bert, Classifier, TaskHead};
+use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
 
 use crate::TrainError;
 use crate::data::Split;
@@ -15,7 +15,10 @@ use crate::trainer::{Setup, task_names};
 ///
 /// # Errors
 /// [`TrainError::Io`] or [`TrainError::Model`] for an expert that is missing, broken or foreign.
-pub(crate) fn assemble(setup: &Setup<'_>, heads: Vec<TaskHead>) -> Result<Classifier, TrainError> {
+pub(crate) fn assemble(
+    setup: &Setup<'_>,
+    heads: Vec<Option<TaskHead>>,
+) -> Result<TaskModel, TrainError> {
     let spec = setup.spec.one_expert(false);
     let mut experts = read_experts(setup, &spec)?;
     if setup.spec.blend.is_some() {
@@ -24,10 +27,10 @@ pub(crate) fn assemble(setup: &Setup<'_>, heads: Vec<TaskHead>) -> Result<Classi
         expert::load(&folder, &mut general, &spec, setup.base.1)?;
         experts.push(("general".into(), general));
     }
-    let mut encoder = setup.base.0.clone();
+    let mut backbone = setup.base.0.clone();
     let seed = setup.seed.child("adapters");
-    encoder.attach(setup.spec, setup.tasks.len(), seed, setup.device)?;
-    let mut mixture = Classifier { encoder, heads };
+    backbone.attach(setup.spec, setup.tasks.len(), seed, setup.device)?;
+    let mut mixture = TaskModel { backbone, heads };
     expert::assemble(&mut mixture, &experts, &setup.recipe.name)?;
     Ok(with_stable_ids(mixture))
 }
@@ -38,15 +41,15 @@ pub(crate) fn assemble(setup: &Setup<'_>, heads: Vec<TaskHead>) -> Result<Classi
 /// [`TrainError::Io`] or [`TrainError::Model`] for a gate that is missing, broken or foreign.
 pub(crate) fn collect_prototypes(
     setup: &Setup<'_>,
-    mixture: &mut Classifier,
+    mixture: &mut TaskModel,
 ) -> Result<(), TrainError> {
     let spec = setup.spec.one_expert(true);
     let mut gated = Vec::new();
     for task in setup.tasks {
-        let mut encoder = one_expert(setup, &spec)?;
+        let mut backbone = one_expert(setup, &spec)?;
         let folder = expert::expert_folder(setup.folder, &task.name);
-        expert::load_gate(&folder, &mut encoder, &spec)?;
-        gated.push(encoder);
+        expert::load_gate(&folder, &mut backbone, &spec)?;
+        gated.push(backbone);
     }
     expert::collect_prototypes(mixture, &gated);
     *mixture = with_stable_ids(mixture.clone());
@@ -73,7 +76,7 @@ pub(crate) fn embed_instructions(setup: &Setup<'_>) -> Result<Guide, TrainError>
 /// Whatever reading the instructions and evaluating give.
 pub(crate) fn tune_global_weight(
     setup: &Setup<'_>,
-    mixture: &Classifier,
+    mixture: &TaskModel,
     candidates: &[f64],
 ) -> Result<Guide, TrainError> {
     let mut instructions = Instructions::load(setup.folder, &task_names(setup.tasks))?;
@@ -112,19 +115,22 @@ pub(crate) fn tune_global_weight(
     Ok(instructions.guide(setup.device))
 }
 
-fn read_experts(setup: &Setup<'_>, spec: &AdapterSpec) -> Result<Vec<(String, Bert)>, TrainError> {
+fn read_experts(
+    setup: &Setup<'_>,
+    spec: &AdapterSpec,
+) -> Result<Vec<(String, Backbone)>, TrainError> {
     let read = |task: &crate::data::TokenizedTask| {
-        let mut encoder = one_expert(setup, spec)?;
+        let mut backbone = one_expert(setup, spec)?;
         let folder = expert::expert_folder(setup.folder, &task.name);
-        expert::load(&folder, &mut encoder, spec, setup.base.1)?;
-        Ok((task.name.clone(), encoder))
+        expert::load(&folder, &mut backbone, spec, setup.base.1)?;
+        Ok((task.name.clone(), backbone))
     };
     setup.tasks.iter().map(read).collect()
 }
 
 /// The base model with one fresh expert, into which a stored one is read.
-pub(crate) fn one_expert(setup: &Setup<'_>, spec: &AdapterSpec) -> Result<Bert, TrainError> {
-    let mut encoder = setup.base.0.clone();
-    encoder.attach(spec, 0, Seed::new(0), setup.device)?;
-    Ok(encoder)
+pub(crate) fn one_expert(setup: &Setup<'_>, spec: &AdapterSpec) -> Result<Backbone, TrainError> {
+    let mut backbone = setup.base.0.clone();
+    backbone.attach(spec, 0, Seed::new(0), setup.device)?;
+    Ok(backbone)
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::fields::{Field, fields, router_fields};
 use super::tensors::{refuse_unknown, write_tensors};
-use crate::{AdapterSpec, Bert, ModelError, SitePattern, Weights};
+use crate::{Adaptable, AdapterSpec, ModelError, SitePattern, Weights};
 
 const PREFIX: &str = "base_model.model.";
 const ROUTER: &str = ".router.";
@@ -40,9 +40,9 @@ impl AdapterFiles {
 ///
 /// # Errors
 /// [`ModelError::Io`] if a file cannot be written.
-pub fn save_adapter(
+pub fn save_adapter<M: Adaptable>(
     folder: &Path,
-    model: &Bert,
+    model: &M,
     spec: &AdapterSpec,
     base_model: &str,
 ) -> Result<(), ModelError> {
@@ -54,8 +54,7 @@ pub fn save_adapter(
         Ok(())
     })?;
     write_tensors(&files.tensors, &tensors)?;
-    let paths: Vec<String> = model.sites().into_iter().map(|(path, _)| path).collect();
-    let config = adapter_config(spec, &paths, base_model);
+    let config = adapter_config(&model, spec, base_model);
     std::fs::write(&files.config, format!("{config:#}\n")).map_err(|source| ModelError::Io {
         path: files.config,
         source,
@@ -68,7 +67,11 @@ pub fn save_adapter(
 /// # Errors
 /// A missing or broken file, a missing tensor, one of another shape, or one that the adapter does
 /// not have.
-pub fn load_adapter(folder: &Path, model: &mut Bert, spec: &AdapterSpec) -> Result<(), ModelError> {
+pub fn load_adapter<M: Adaptable>(
+    folder: &Path,
+    model: &mut M,
+    spec: &AdapterSpec,
+) -> Result<(), ModelError> {
     let weights = Weights::open(&AdapterFiles::in_folder(folder).tensors)?;
     let mut read = Vec::new();
     for_each_field(model, spec, |name, field| {
@@ -84,7 +87,11 @@ pub fn load_adapter(folder: &Path, model: &mut Bert, spec: &AdapterSpec) -> Resu
 ///
 /// # Errors
 /// [`ModelError::Io`] if the file cannot be written.
-pub fn save_routers(path: &Path, model: &Bert, spec: &AdapterSpec) -> Result<(), ModelError> {
+pub fn save_routers<M: Adaptable>(
+    path: &Path,
+    model: &M,
+    spec: &AdapterSpec,
+) -> Result<(), ModelError> {
     let mut model = model.clone();
     let mut tensors = BTreeMap::new();
     for_each_field(&mut model, spec, |name, field| {
@@ -100,7 +107,11 @@ pub fn save_routers(path: &Path, model: &Bert, spec: &AdapterSpec) -> Result<(),
 ///
 /// # Errors
 /// As [`load_adapter`].
-pub fn load_routers(path: &Path, model: &mut Bert, spec: &AdapterSpec) -> Result<(), ModelError> {
+pub fn load_routers<M: Adaptable>(
+    path: &Path,
+    model: &mut M,
+    spec: &AdapterSpec,
+) -> Result<(), ModelError> {
     let weights = Weights::open(path)?;
     let mut read = Vec::new();
     for_each_field(model, spec, |name, field| {
@@ -115,8 +126,8 @@ pub fn load_routers(path: &Path, model: &mut Bert, spec: &AdapterSpec) -> Result
 }
 
 /// Hands out every parameter of the sites and of the layers' routers with its name in the file.
-fn for_each_field(
-    model: &mut Bert,
+fn for_each_field<M: Adaptable>(
+    model: &mut M,
     spec: &AdapterSpec,
     mut visit: impl FnMut(String, Field<'_>) -> Result<(), ModelError>,
 ) -> Result<(), ModelError> {
@@ -135,16 +146,20 @@ fn for_each_field(
 
 /// `adapter_config.json`: PEFT's own for a plain LoRA, and one that PEFT refuses by its type for
 /// what it cannot express.
-fn adapter_config(spec: &AdapterSpec, paths: &[String], base_model: &str) -> serde_json::Value {
+fn adapter_config<M: Adaptable>(
+    model: &M,
+    spec: &AdapterSpec,
+    base_model: &str,
+) -> serde_json::Value {
     let is_plain =
         |target: &String| SitePattern::new(target).is_ok_and(|pattern| pattern.is_plain_name());
-    // PEFT reads plain names as we do; globs are spelled out as the paths that they matched.
-    let targets = if spec.targets.iter().all(is_plain) {
-        &spec.targets
-    } else {
-        paths
+    let paths: Vec<String> = model.sites().into_iter().map(|(path, _)| path).collect();
+    // PEFT reads plain names as we do.
+    let targets = match spec.targets.iter().all(is_plain) {
+        true => spec.targets.clone(),
+        false => shortest_names(&paths, &all_paths(model)),
     };
-    if !spec.is_plain_lora() {
+    if !spec.is_plain_lora() || paths.iter().any(|path| model.is_part(path)) {
         return serde_json::json!({
             "peft_type": "MOLORA",
             "molora_version": env!("CARGO_PKG_VERSION"),
@@ -161,7 +176,7 @@ fn adapter_config(spec: &AdapterSpec, paths: &[String], base_model: &str) -> ser
     };
     serde_json::json!({
         "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION",
+        "task_type": model.task_type(),
         "base_model_name_or_path": base_model,
         "r": spec.bank.rank,
         "lora_alpha": whole_if_whole(alpha),
@@ -174,11 +189,62 @@ fn adapter_config(spec: &AdapterSpec, paths: &[String], base_model: &str) -> ser
     })
 }
 
+fn all_paths<M: Adaptable>(model: &M) -> Vec<String> {
+    model.linears().into_iter().map(|(path, _)| path).collect()
+}
+
+/// The shortest ends of `paths` that no other of `all` has, each once.
+pub(crate) fn shortest_names(paths: &[String], all: &[String]) -> Vec<String> {
+    let others: Vec<&String> = all.iter().filter(|path| !paths.contains(path)).collect();
+    let is_other = |end: &str| {
+        let end_of = |path: &&String| {
+            let front = path.strip_suffix(end);
+            front.is_some_and(|front| front.is_empty() || front.ends_with('.'))
+        };
+        others.iter().any(end_of)
+    };
+    let mut names = Vec::new();
+    for path in paths {
+        let mut starts: Vec<usize> = path.match_indices('.').map(|(dot, _)| dot + 1).collect();
+        starts.insert(0, 0);
+        let ends = starts.iter().rev().map(|&start| &path[start..]);
+        let name = ends.clone().find(|end| !is_other(end)).unwrap_or(path);
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    names
+}
+
 /// PEFT declares alpha as an integer and reads fractions too: whole numbers are written as such.
 fn whole_if_whole(alpha: f64) -> serde_json::Value {
     if alpha.fract() == 0.0 && alpha.abs() < 1e9 {
         (alpha as i64).into()
     } else {
         alpha.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_as_short_as_they_can_be() {
+        let all: Vec<String> = ["attention.output.dense", "output.dense", "key"]
+            .iter()
+            .flat_map(|part| (0..2).map(move |layer| format!("layer.{layer}.{part}")))
+            .collect();
+        let names = |paths: &[&str]| {
+            let paths: Vec<String> = paths.iter().map(|&path| path.into()).collect();
+            shortest_names(&paths, &all)
+        };
+        let both = [
+            "layer.0.attention.output.dense",
+            "layer.1.attention.output.dense",
+        ];
+        assert_eq!(names(&both), ["attention.output.dense"]);
+        assert_eq!(names(&["layer.0.key", "layer.1.key"]), ["key"]);
+        assert_eq!(names(&["layer.1.key"]), ["1.key"]);
     }
 }

@@ -7,15 +7,21 @@ use super::fields::{Field, Layout};
 use super::tensors::{refuse_unknown, write_tensors};
 use crate::{ModelError, TaskHead, Weights};
 
-/// Writes the heads, by task name, in PyTorch's layout: `<task>.weight` `[classes, D]`,
+/// Writes the heads of tasks that have one, by task name, in PyTorch's layout: `<task>.weight` `[classes, D]`,
 /// `<task>.bias` `[classes]`.
 ///
 /// # Errors
 /// [`ModelError::Io`] if the file cannot be written.
-pub fn save_heads(path: &Path, tasks: &[String], heads: &[TaskHead]) -> Result<(), ModelError> {
+pub fn save_heads(
+    path: &Path,
+    tasks: &[String],
+    heads: &[Option<TaskHead>],
+) -> Result<(), ModelError> {
     let mut tensors = BTreeMap::new();
     for (task, head) in tasks.iter().zip(heads) {
-        let mut head = head.clone();
+        let Some(mut head) = head.clone() else {
+            continue;
+        };
         for (name, field) in head_fields(&mut head) {
             tensors.insert(format!("{task}.{name}"), (field.shape(), field.values()));
         }
@@ -27,11 +33,15 @@ pub fn save_heads(path: &Path, tasks: &[String], heads: &[TaskHead]) -> Result<(
 ///
 /// # Errors
 /// As [`load_adapter`](crate::load_adapter).
-pub fn load_heads(path: &Path, tasks: &[String], heads: &mut [TaskHead]) -> Result<(), ModelError> {
+pub fn load_heads(
+    path: &Path,
+    tasks: &[String],
+    heads: &mut [Option<TaskHead>],
+) -> Result<(), ModelError> {
     let weights = Weights::open(path)?;
     let mut read = Vec::new();
     for (task, head) in tasks.iter().zip(heads) {
-        for (name, field) in head_fields(head) {
+        for (name, field) in head.iter_mut().flat_map(head_fields) {
             let name = format!("{task}.{name}");
             let values = weights.values(&name, &field.shape())?;
             field.set(values);

@@ -226,8 +226,9 @@ pub(crate) fn with_mask(context: &ForwardContext, mask: &Tensor<2, Bool>) -> For
     }
 }
 
-/// The hidden state of the last real token of each row, `[B, 1, D]`; of a row without one, any.
-fn last_real(hidden: Tensor<3>, mask: &Tensor<2, Bool>) -> Tensor<3> {
+/// The hidden state of the last real token of each row, `[B, T, D]` to `[B, 1, D]`; of a row without
+/// one, that of the first token.
+pub fn last_real(hidden: Tensor<3>, mask: &Tensor<2, Bool>) -> Tensor<3> {
     let [batch, tokens, width] = hidden.dims();
     if tokens == 1 {
         return hidden;

@@ -6,15 +6,12 @@ use molora_kernels::random::Seed;
 use super::feed_forward::FeedForward;
 use super::model::{Decoder, Layer};
 use crate::attach::{Attachment, Place, attach_sites, layer_routers};
-use crate::scope::route_names;
-use crate::{Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError};
+use crate::{Adaptable, Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError};
 
-impl Decoder {
-    /// Every linear layer but the head with its Hugging Face path, in the order of the forward pass.
-    ///
-    /// GPT-2 files hold queries, keys and values as one layer `attn.c_attn`; here they are the three
-    /// layers `attn.c_attn.q`, `attn.c_attn.k` and `attn.c_attn.v`.
-    pub fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
+/// GPT-2 files hold queries, keys and values as one layer `attn.c_attn`; here they are the three
+/// layers `attn.c_attn.q`, `attn.c_attn.k` and `attn.c_attn.v`.
+impl Adaptable for Decoder {
+    fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
         let path = |index, part| self.names.layer(index, part);
         let layers = self.layers.iter().enumerate();
         layers
@@ -25,23 +22,14 @@ impl Decoder {
             .collect()
     }
 
-    /// The adapted layers with their paths, in the order of the forward pass.
-    pub fn sites(&self) -> Vec<(String, &Adapter)> {
-        self.linears()
-            .into_iter()
-            .filter_map(|(path, linear)| linear.adapter.as_ref().map(|adapter| (path, adapter)))
+    fn sites_mut(&mut self) -> Vec<(String, &mut Adapter)> {
+        let places = self.places().into_iter();
+        places
+            .filter_map(|place| Some((place.path, place.linear.adapter.as_mut()?)))
             .collect()
     }
 
-    /// The adapted layers with their paths, to be changed.
-    pub fn sites_mut(&mut self) -> Vec<(String, &mut Adapter)> {
-        self.linears_mut()
-            .filter_map(|(path, linear)| linear.adapter.as_mut().map(|adapter| (path, adapter)))
-            .collect()
-    }
-
-    /// The routers of layers with the layers' paths, in the order of the forward pass.
-    pub fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
+    fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
         let layers = self.layers.iter().enumerate();
         let path = |index| self.names.layer_name(index);
         layers
@@ -49,28 +37,23 @@ impl Decoder {
             .collect()
     }
 
-    /// The routers of layers with the layers' paths, to be changed.
-    pub fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)> {
+    fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)> {
         let (names, layers) = (self.names, self.layers.iter_mut().enumerate());
         layers
             .filter_map(|(index, layer)| Some((names.layer_name(index), layer.router.as_mut()?)))
             .collect()
     }
 
-    /// The path under which the decisions of a site's or layer's router are reported, by the number
-    /// of the site.
-    pub fn route_names(&self) -> Vec<String> {
-        route_names(self.sites(), self.layer_routers())
+    fn task_type(&self) -> &'static str {
+        "CAUSAL_LM"
     }
 
-    /// Attaches fresh adapters where the specification says, and returns the paths of the sites.
-    ///
-    /// Initial values depend on `seed` and each site's path alone.
-    ///
-    /// # Errors
-    /// The first problem of the specification, or a target that matches nothing, or a rank that does
-    /// not fit a site, or more entries of `experts_per_layer` than layers.
-    pub fn attach(
+    fn is_part(&self, path: &str) -> bool {
+        let mut parts = self.names.qkv.iter();
+        self.names.fused_qkv.is_some() && parts.any(|part| path.ends_with(part))
+    }
+
+    fn attach(
         &mut self,
         spec: &AdapterSpec,
         num_tasks: usize,
@@ -93,12 +76,9 @@ impl Decoder {
         self.layer_rule = spec.layer_rule;
         Ok(sites.into_iter().map(|(path, _)| path).collect())
     }
+}
 
-    fn linears_mut(&mut self) -> impl Iterator<Item = (String, &mut MoLoraLinear)> {
-        let places = self.places().into_iter();
-        places.map(|place| (place.path, place.linear))
-    }
-
+impl Decoder {
     /// Every linear layer but the head, in the order of the forward pass.
     fn places(&mut self) -> Vec<Place<'_>> {
         let names = self.names;

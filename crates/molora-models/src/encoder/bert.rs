@@ -7,9 +7,10 @@ use molora_routing::{LayerRule, RouterOutput};
 
 use crate::attach::{Attachment, Place, attach_sites, layer_routers};
 use crate::layers::Activation;
-use crate::scope::{decide, route_names, vote};
+use crate::scope::{decide, vote};
 use crate::{
-    AdapterSpec, ForwardContext, LayerNorm, LayerRouter, MoLoraLinear, ModelError, RouteTrace,
+    Adaptable, AdapterSpec, ForwardContext, LayerNorm, LayerRouter, MoLoraLinear, ModelError,
+    RouteTrace,
 };
 
 /// A padded batch of token sequences.
@@ -132,67 +133,48 @@ impl Bert {
         self.embeddings.position.dims()[0]
     }
 
-    /// Every linear layer with its Hugging Face path, in the order of the forward pass.
-    pub fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
-        let layers = self.layers.iter().enumerate();
-        layers
-            .flat_map(|(index, layer)| layer.linears(index))
-            .collect()
-    }
-
     fn linears_mut(&mut self) -> Vec<(String, &mut MoLoraLinear)> {
         let layers = self.layers.iter_mut().enumerate();
         layers
             .flat_map(|(index, layer)| layer.linears_mut(index))
             .collect()
     }
+}
 
-    /// The adapted layers with their paths, in the order of the forward pass.
-    pub fn sites(&self) -> Vec<(String, &crate::Adapter)> {
-        self.linears()
-            .into_iter()
-            .filter_map(|(path, linear)| linear.adapter.as_ref().map(|adapter| (path, adapter)))
+impl Adaptable for Bert {
+    fn task_type(&self) -> &'static str {
+        "FEATURE_EXTRACTION"
+    }
+
+    fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
+        let layers = self.layers.iter().enumerate();
+        layers
+            .flat_map(|(index, layer)| layer.linears(index))
             .collect()
     }
 
-    /// The adapted layers with their paths, to be changed.
-    pub fn sites_mut(&mut self) -> Vec<(String, &mut crate::Adapter)> {
+    fn sites_mut(&mut self) -> Vec<(String, &mut crate::Adapter)> {
         self.linears_mut()
             .into_iter()
             .filter_map(|(path, linear)| linear.adapter.as_mut().map(|adapter| (path, adapter)))
             .collect()
     }
 
-    /// The routers of layers with the layers' paths, in the order of the forward pass.
-    pub fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
+    fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
         let layers = self.layers.iter().enumerate();
         layers
             .filter_map(|(index, layer)| Some((layer_name(index), layer.router.as_ref()?)))
             .collect()
     }
 
-    /// The routers of layers with the layers' paths, to be changed.
-    pub fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)> {
+    fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)> {
         let layers = self.layers.iter_mut().enumerate();
         layers
             .filter_map(|(index, layer)| Some((layer_name(index), layer.router.as_mut()?)))
             .collect()
     }
 
-    /// The path under which the decisions of a site's or layer's router are reported, by the number
-    /// of the site.
-    pub fn route_names(&self) -> Vec<String> {
-        route_names(self.sites(), self.layer_routers())
-    }
-
-    /// Attaches fresh adapters where the specification says, and returns the paths of the sites.
-    ///
-    /// Initial values depend on `seed` and each site's path alone.
-    ///
-    /// # Errors
-    /// The first problem of the specification, or a target that matches nothing, or a rank that does
-    /// not fit a site, or more entries of `experts_per_layer` than layers.
-    pub fn attach(
+    fn attach(
         &mut self,
         spec: &AdapterSpec,
         num_tasks: usize,

@@ -67,7 +67,9 @@ impl T5 {
         let tokens = source.ids.dims()[1];
         let attention = self.options(&self.encoder, tokens, 0, tokens);
         let attention = attention.with_mask(Some(source.mask.clone()));
-        let mut pass = Pass::new(with_mask(context, &source.mask), attention);
+        let mut context = with_mask(context, &source.mask);
+        context.guidance.prompt = None;
+        let mut pass = Pass::new(context, attention);
         let mut hidden = rows(&self.tokens, &source.ids);
         for block in &self.encoder.blocks {
             hidden = block.read(hidden, &mut pass);
@@ -124,7 +126,10 @@ impl T5 {
         let to_source = AttentionOptions::new(self.num_heads)
             .with_scale(1.0)
             .with_mask(Some(encoded.mask.clone()));
-        let mut pass = Pass::new(with_mask(context, &target.mask), attention);
+        let mut context = with_mask(context, &target.mask);
+        // All that is there when the writing begins.
+        context.guidance.prompt = Some(first_column(&target.mask));
+        let mut pass = Pass::new(context, attention);
         pass.kept = Some(&mut cache.decisions);
         let mut hidden = rows(&self.tokens, &target.ids);
         let layers = self.decoder.blocks.iter().zip(&mut cache.layers);
@@ -207,6 +212,19 @@ impl T5 {
         AttentionOptions::new(self.num_heads)
             .with_scale(1.0)
             .with_bias(Some(stack.bias.forward(queries, offset, keys)))
+    }
+}
+
+/// 1 in the first column of a mask, 0 behind it.
+fn first_column(mask: &Tensor<2, Bool>) -> Tensor<2> {
+    let [batch, tokens] = mask.dims();
+    let first = Tensor::ones([batch, 1], &mask.device());
+    match tokens {
+        1 => first,
+        _ => Tensor::cat(
+            vec![first, Tensor::zeros([batch, tokens - 1], &mask.device())],
+            1,
+        ),
     }
 }
 

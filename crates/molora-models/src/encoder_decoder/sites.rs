@@ -6,11 +6,11 @@ use molora_kernels::random::Seed;
 use super::model::{Block, T5};
 use crate::attach::{Attachment, Place, attach_sites};
 use crate::decoder::{Attention, FeedForward};
-use crate::{Adapter, AdapterSpec, MoLoraLinear, ModelError, RouterScope};
+use crate::{Adaptable, Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, RouterScope};
 
-impl T5 {
-    /// Every linear layer but the head with its Hugging Face path: encoder, then decoder.
-    pub fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
+/// The encoder's layers come first; layers of the decoder count after those of the encoder.
+impl Adaptable for T5 {
+    fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
         let stacks = [("encoder", &self.encoder), ("decoder", &self.decoder)];
         let blocks = stacks.into_iter().flat_map(|(stack, layers)| {
             let blocks = layers.blocks.iter().enumerate();
@@ -25,31 +25,26 @@ impl T5 {
             .collect()
     }
 
-    /// The adapted layers with their paths, in the order of [`linears`](Self::linears).
-    pub fn sites(&self) -> Vec<(String, &Adapter)> {
-        self.linears()
-            .into_iter()
-            .filter_map(|(path, linear)| linear.adapter.as_ref().map(|adapter| (path, adapter)))
-            .collect()
-    }
-
-    /// The adapted layers with their paths, to be changed.
-    pub fn sites_mut(&mut self) -> Vec<(String, &mut Adapter)> {
+    fn sites_mut(&mut self) -> Vec<(String, &mut Adapter)> {
         self.places()
             .into_iter()
             .filter_map(|place| Some((place.path, place.linear.adapter.as_mut()?)))
             .collect()
     }
 
-    /// Attaches fresh adapters where the specification says, and returns the paths of the sites.
-    ///
-    /// Layers of the decoder count after those of the encoder. Initial values depend on `seed` and
-    /// each site's path alone.
-    ///
-    /// # Errors
-    /// As [`Decoder::attach`](crate::Decoder::attach), or if routers belong to layers: a layer of the
-    /// decoder reads two texts.
-    pub fn attach(
+    fn task_type(&self) -> &'static str {
+        "SEQ_2_SEQ_LM"
+    }
+
+    fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
+        Vec::new()
+    }
+
+    fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)> {
+        Vec::new()
+    }
+
+    fn attach(
         &mut self,
         spec: &AdapterSpec,
         num_tasks: usize,
@@ -70,8 +65,10 @@ impl T5 {
         let sites = attach_sites(self.places(), spec, &to)?;
         Ok(sites.into_iter().map(|(path, _)| path).collect())
     }
+}
 
-    /// Every linear layer but the head, in the order of [`linears`](Self::linears).
+impl T5 {
+    /// Every linear layer but the head, in the order of [`linears`](Adaptable::linears).
     fn places(&mut self) -> Vec<Place<'_>> {
         let mut places = Vec::new();
         let mut layer = 0;

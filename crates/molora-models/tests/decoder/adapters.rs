@@ -4,7 +4,7 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use molora_adapters::BankConfig;
 use molora_kernels::random::{Seed, uniform};
-use molora_models::{AdapterSpec, Decoder, DecoderInput, ForwardContext, RouterScope};
+use molora_models::{Adaptable, AdapterSpec, Decoder, DecoderInput, ForwardContext, RouterScope};
 use molora_routing::{Granularity, LayerRule, RouterConfig, Selection};
 use molora_testkit::{assert_close, device};
 use serde_json::Value;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Param;
 use burn::tensor::{Bool, Device, Tensor};
 use molora_kernels::random::{Seed, normal};
-use molora_models::{Decoder, DecoderInput, ForwardContext};
+use molora_models::{Adaptable, Decoder, DecoderInput, ForwardContext};
 use molora_routing::{
     ArrowScorer, Granularity, Router, RouterConfig, Scorer, ScorerConfig, Selection,
 };

@@ -10,7 +10,7 @@ use molora_models::peft::{
     MergedDtype, PeftAbout, PeftAdapter, ResolvedAdapter, attach, detach, expert, merge_into,
     mixture, save_merged, static_mixture, write_adapter,
 };
-use molora_models::{AdapterSpec, Bert, Decoder, EncoderInput, ForwardContext, T5};
+use molora_models::{Adaptable, AdapterSpec, Bert, Decoder, EncoderInput, ForwardContext, T5};
 use molora_routing::RouterConfig;
 use molora_testkit::{assert_close, device};
 use proptest::prelude::*;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use clap::ValueEnum;
-use molora_models::Bert;
+use molora_models::Backbone;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
@@ -196,7 +196,7 @@ fn planned_recipes(
     tasks: &[Task],
 ) -> Result<Vec<PlannedRecipe>, CompareError> {
     let device = request.device.open()?;
-    let base = Bert::from_folder(model, &device).map_err(TrainError::from)?;
+    let base = Backbone::from_folder(model, &device).map_err(TrainError::from)?;
     let counter = Counter {
         base: &base,
         num_tasks: tasks.len(),

@@ -1,7 +1,7 @@
 //! The rank that brings a recipe nearest to a budget of trainable parameters.
 
 use molora_kernels::random::Seed;
-use molora_models::{AdapterSpec, Bert, Classifier};
+use molora_models::{Adaptable, AdapterSpec, Backbone, TaskModel};
 
 use burn::tensor::Device;
 
@@ -24,7 +24,7 @@ pub struct Choice {
 #[derive(Debug)]
 pub struct Counter<'a> {
     /// The base, without adapters.
-    pub base: &'a Bert,
+    pub base: &'a Backbone,
     /// Number of tasks.
     pub num_tasks: usize,
     /// Where the adapters are made.
@@ -55,16 +55,19 @@ impl Counter<'_> {
         nearest(budget, limit, |rank| self.parameters(&at(rank)))
     }
 
-    fn attached(&self, spec: &AdapterSpec) -> Result<Classifier, TrainError> {
-        let mut encoder = self.base.clone();
-        encoder.attach(spec, self.num_tasks, Seed::new(0), self.device)?;
-        Ok(Classifier::new(encoder, &[], Seed::new(0), self.device))
+    fn attached(&self, spec: &AdapterSpec) -> Result<TaskModel, TrainError> {
+        let mut backbone = self.base.clone();
+        backbone.attach(spec, self.num_tasks, Seed::new(0), self.device)?;
+        Ok(TaskModel {
+            backbone,
+            heads: Vec::new(),
+        })
     }
 
     /// The smallest width of any site, which no rank may exceed.
     fn narrowest(&self, spec: &AdapterSpec) -> Result<usize, TrainError> {
         let model = self.attached(spec)?;
-        let sites = model.encoder.sites();
+        let sites = model.backbone.sites();
         let width = |(_, adapter): &(String, &molora_models::Adapter)| {
             adapter.bank.a.dims()[0].min(adapter.bank.b.dims()[1])
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use molora_models::{Classifier, RouteTrace};
+use molora_models::{Adaptable, RouteTrace, TaskModel};
 
 use crate::TrainError;
 use crate::data::{Batch, Split, TokenizedTask, eval_batches};
@@ -34,7 +34,7 @@ pub struct Evaluation {
 /// # Errors
 /// A task number out of range.
 pub fn evaluate(
-    model: &Classifier,
+    model: &TaskModel,
     tasks: &[TokenizedTask],
     split: Split,
     batch_size: usize,
@@ -55,7 +55,12 @@ pub fn evaluate(
             let guidance = guidance.unwrap_or_default();
             let (input, context) = inputs(&batch, tasks.len(), None, guidance, device)?;
             let (pooled, routes) = model.encode(&input, &context);
-            let best = model.heads[number].forward(pooled).argmax(1).into_data();
+            let best = model.heads[number]
+                .as_ref()
+                .expect("a task with classes has a head")
+                .forward(pooled)
+                .argmax(1)
+                .into_data();
             for (&row, class) in rows.iter().zip(best.iter::<i64>()) {
                 predictions[row] = class as usize;
             }
@@ -95,9 +100,9 @@ struct Routing {
 }
 
 impl Routing {
-    fn new(model: &Classifier) -> Self {
+    fn new(model: &TaskModel) -> Self {
         Self {
-            sites: model.encoder.route_names(),
+            sites: model.backbone.route_names(),
             sums: BTreeMap::new(),
         }
     }

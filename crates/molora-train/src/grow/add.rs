@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use molora_kernels::random::Seed;
-use molora_models::{AdapterSpec, Bert, Classifier, load_heads};
+use molora_models::{AdapterSpec, Backbone, TaskModel, load_heads};
 
 use super::mixture::{Newcomer, fill};
 use super::plan::{Origins, check_recipe, grown};
@@ -184,7 +184,7 @@ impl Growth<'_> {
     }
 
     /// The old mixture with the new expert, as it was written, beside its others.
-    fn join(&self) -> Result<Classifier, TrainError> {
+    fn join(&self) -> Result<TaskModel, TrainError> {
         let Loaded { base, device, .. } = &self.loaded;
         let seed = Seed::new(self.config.seed);
         let mut model = self.loaded.mixture(seed)?;
@@ -192,8 +192,13 @@ impl Growth<'_> {
         let folder = expert::expert_folder(&self.work, self.name);
         let newcomer = self.newcomer(&folder)?;
         let origins = Origins::of(&self.old, &self.config);
-        fill(&mut model.encoder, &old.encoder, &origins, Some(&newcomer))
-            .map_err(|problem| TrainError::run(&folder, problem))?;
+        fill(
+            &mut model.backbone,
+            &old.backbone,
+            &origins,
+            Some(&newcomer),
+        )
+        .map_err(|problem| TrainError::run(&folder, problem))?;
         let last = model.heads.len() - 1;
         model.heads[..last].clone_from_slice(&old.heads);
         let name = std::slice::from_ref(self.name);
@@ -203,7 +208,7 @@ impl Growth<'_> {
 
     fn newcomer(&self, folder: &Path) -> Result<Newcomer, TrainError> {
         let setup = self.setup(&self.work, &[], &[], Seed::new(self.config.seed));
-        let fresh = |gated: bool| -> Result<(Bert, AdapterSpec), TrainError> {
+        let fresh = |gated: bool| -> Result<(Backbone, AdapterSpec), TrainError> {
             let spec = self.loaded.spec.one_expert(gated);
             Ok((transform::one_expert(&setup, &spec)?, spec))
         };

@@ -3,7 +3,7 @@
 use burn::module::Param;
 use burn::tensor::Tensor;
 use molora_adapters::{AdapterError, ExpertBank, TaskGate};
-use molora_models::Bert;
+use molora_models::{Adaptable, Backbone};
 use molora_routing::{Router, Scorer, WithinScorer};
 
 use super::plan::Origins;
@@ -11,9 +11,9 @@ use super::plan::Origins;
 /// An expert that was trained alone.
 pub(super) struct Newcomer {
     /// The base model with the expert.
-    pub(super) expert: Bert,
+    pub(super) expert: Backbone,
     /// The base model with its gate, where the method trains one.
-    pub(super) gate: Option<Bert>,
+    pub(super) gate: Option<Backbone>,
 }
 
 /// Fills a fresh mixture with the experts and rows of an old one, bit by bit, and with the newcomer;
@@ -22,8 +22,8 @@ pub(super) struct Newcomer {
 /// # Errors
 /// Names the site where the newcomer differs from the others, and how.
 pub(super) fn fill(
-    mixture: &mut Bert,
-    old: &Bert,
+    mixture: &mut Backbone,
+    old: &Backbone,
     origins: &Origins,
     newcomer: Option<&Newcomer>,
 ) -> Result<(), String> {

@@ -19,11 +19,11 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
-use molora_models::{Bert, Classifier, TaskHead};
+use molora_models::{Adaptable, Backbone, TaskHead, TaskModel};
 
 use crate::checkpoint::Progress;
 use crate::report::StepRecord;
-use crate::run::RunConfig;
+use crate::run::{RunConfig, fresh_head};
 use crate::{TrainError, checkpoint};
 
 pub use add::{AddRequest, add_expert};
@@ -42,24 +42,24 @@ fn names(config: &RunConfig) -> Vec<String> {
 fn stored_mixture(
     run: &Path,
     config: &RunConfig,
-    base: &Bert,
+    base: &Backbone,
     device: &Device,
-) -> Result<Classifier, TrainError> {
+) -> Result<TaskModel, TrainError> {
     let names = names(config);
     let spec = config.recipe.resolve(base, &names)?;
-    let mut encoder = base.clone();
-    encoder.attach(&spec, names.len(), Seed::new(0), device)?;
+    let mut backbone = base.clone();
+    backbone.attach(&spec, names.len(), Seed::new(0), device)?;
     let heads = fresh_heads(config, base, device);
-    let mut model = Classifier { encoder, heads };
+    let mut model = TaskModel { backbone, heads };
     checkpoint::load_weights(run, &mut model, &spec, &names)?;
     Ok(model)
 }
 
 /// Heads into which stored ones are read.
-fn fresh_heads(config: &RunConfig, base: &Bert, device: &Device) -> Vec<TaskHead> {
+fn fresh_heads(config: &RunConfig, base: &Backbone, device: &Device) -> Vec<Option<TaskHead>> {
     let tasks = config.tasks.iter();
     tasks
-        .map(|task| TaskHead::new(base.width(), task.labels.len(), Seed::new(0), device))
+        .map(|task| fresh_head(base, task, Seed::new(0), device))
         .collect()
 }
 

@@ -50,6 +50,7 @@ pub(super) fn grown(
     let mut grown = config.clone();
     grown.tasks.push(TaskLabels {
         name: name.clone(),
+        kind: task.meta.kind,
         labels: task.meta.labels.clone(),
         data: (data != config.data).then(|| data.to_owned()),
     });

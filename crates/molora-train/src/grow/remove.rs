@@ -131,7 +131,7 @@ fn without(
     let stored = stored_mixture(run, old, &loaded.base, &loaded.device)?;
     let origins = Origins::of(old, config);
     let mut model = loaded.mixture(Seed::new(config.seed))?;
-    fill(&mut model.encoder, &stored.encoder, &origins, None)
+    fill(&mut model.backbone, &stored.backbone, &origins, None)
         .map_err(|problem| TrainError::run(run, problem))?;
     let kept = origins.experts.iter().flatten();
     model.heads = kept.map(|&index| stored.heads[index].clone()).collect();

@@ -9,7 +9,7 @@ mod mosld;
 mod phatgoose;
 mod samora;
 
-use molora_models::{AdapterSpec, Bert};
+use molora_models::{AdapterSpec, Backbone};
 use molora_regularize::{ObjectiveConfig, Term};
 use serde::{Deserialize, Serialize};
 
@@ -143,7 +143,7 @@ impl Recipe {
     ///
     /// # Errors
     /// [`TrainError::Recipe`] with all problems, each with the path of its field.
-    pub fn resolve(&self, model: &Bert, tasks: &[String]) -> Result<AdapterSpec, TrainError> {
+    pub fn resolve(&self, model: &Backbone, tasks: &[String]) -> Result<AdapterSpec, TrainError> {
         let (spec, mut problems) = match self.adapter.for_tasks(tasks) {
             Ok(spec) => {
                 let problems = spec.problems();
@@ -196,10 +196,10 @@ impl Recipe {
         problems
     }
 
-    fn data_problems(&self, model: &Bert) -> Vec<String> {
+    fn data_problems(&self, model: &Backbone) -> Vec<String> {
         let mut problems = Vec::new();
         let (length, limit) = (self.data.max_length, model.max_tokens());
-        if length > limit {
+        if let Some(limit) = limit.filter(|&limit| length > limit) {
             let text = format!("data.max_length {length} exceeds the model's {limit} positions");
             problems.push(text);
         }

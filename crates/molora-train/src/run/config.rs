@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::TaskKind;
 use crate::grow::settle;
 use crate::recipe::text_error;
 use crate::report::write_atomically;
@@ -41,6 +42,9 @@ pub struct RunConfig {
 pub struct TaskLabels {
     /// Name of the task.
     pub name: String,
+    /// What it asks for.
+    #[serde(default)]
+    pub kind: TaskKind,
     /// Its labels in the order of the head's outputs.
     pub labels: Vec<String>,
     /// Folder with its data, if that is another one than the run's.

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use molora_kernels::random::Seed;
-use molora_models::Classifier;
+use molora_models::TaskModel;
 
 use super::load::{Loaded, load, load_run_tasks};
 use super::{RUN, RunConfig, SUMMARY, read_config};
-use crate::data::{Split, Task, TaskKind, TaskMeta};
+use crate::data::{Split, Task, TaskMeta};
 use crate::device::DeviceSpec;
 use crate::eval::evaluate;
 use crate::eval::metrics::Metric;
@@ -20,7 +20,7 @@ use crate::{TrainError, base_model, checkpoint};
 pub(crate) struct Opened {
     pub(crate) config: RunConfig,
     pub(crate) loaded: Loaded,
-    pub(crate) model: Classifier,
+    pub(crate) model: TaskModel,
     pub(crate) instructions: Option<Instructions>,
     /// Folder of the base model.
     pub(crate) base_folder: PathBuf,
@@ -113,7 +113,7 @@ pub(crate) fn open_without_data(
     let task = |task: &super::TaskLabels| Task {
         meta: TaskMeta {
             name: task.name.clone(),
-            kind: TaskKind::Classification,
+            kind: task.kind,
             instruction: String::new(),
             labels: task.labels.clone(),
             group: None,

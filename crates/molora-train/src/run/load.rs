@@ -4,11 +4,12 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
-use molora_models::{AdapterSpec, Bert, Classifier, TaskHead};
+use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
 
-use super::{RUN, RunConfig};
+use super::{RUN, RunConfig, TaskLabels};
 use crate::data::{
-    Task, TextTokenizer, TokenizedTask, load_tasks, require_classification, tokenize_tasks,
+    Task, TaskKind, TextTokenizer, TokenizedTask, load_tasks, require_classification,
+    tokenize_tasks,
 };
 use crate::device::DeviceSpec;
 use crate::parameters::with_stable_ids;
@@ -17,9 +18,9 @@ use crate::{TrainError, bundled};
 
 /// A base model without adapters, the mixture's specification for the tasks, and the tasks.
 pub(crate) struct Loaded {
-    pub(crate) base: Bert,
+    pub(crate) base: Backbone,
     pub(crate) spec: AdapterSpec,
-    pub(crate) heads: Vec<TaskHead>,
+    pub(crate) heads: Vec<Option<TaskHead>>,
     pub(crate) tasks: Vec<TokenizedTask>,
     pub(crate) device: Device,
 }
@@ -29,12 +30,12 @@ impl Loaded {
     ///
     /// # Errors
     /// If the specification does not fit the model.
-    pub(crate) fn mixture(&self, seed: Seed) -> Result<Classifier, TrainError> {
-        let mut encoder = self.base.clone();
+    pub(crate) fn mixture(&self, seed: Seed) -> Result<TaskModel, TrainError> {
+        let mut backbone = self.base.clone();
         let seed = seed.child("adapters");
-        encoder.attach(&self.spec, self.tasks.len(), seed, &self.device)?;
+        backbone.attach(&self.spec, self.tasks.len(), seed, &self.device)?;
         let heads = self.heads.clone();
-        Ok(with_stable_ids(Classifier { encoder, heads }))
+        Ok(with_stable_ids(TaskModel { backbone, heads }))
     }
 }
 
@@ -48,18 +49,15 @@ pub(crate) fn load(
 ) -> Result<Loaded, TrainError> {
     let device = device.open()?;
     let device = if trains { device.autodiff() } else { device };
-    let base = Bert::from_folder(folder, &device)?;
+    let base = Backbone::from_folder(folder, &device)?;
     let recipe = &config.recipe;
     let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
     let spec = recipe.resolve(&base, &names)?;
     let tasks = tokenized(folder, &base, tasks, recipe.data.max_length)?;
     let seed = Seed::new(config.seed).child("heads");
-    let head = |task: &TokenizedTask| {
-        let seed = seed.child(&task.name);
-        TaskHead::new(base.width(), task.labels.len(), seed, &device)
-    };
+    let head = |task: &TaskLabels| fresh_head(&base, task, seed.child(&task.name), &device);
     let loaded = Loaded {
-        heads: tasks.iter().map(head).collect(),
+        heads: config.tasks.iter().map(head).collect(),
         base,
         spec,
         tasks,
@@ -73,13 +71,29 @@ pub(crate) fn load(
     Ok(loaded)
 }
 
+/// The head that a task needs on a model: one logit for each class on an encoder, one number for a
+/// regression; none where the answer is written.
+pub(crate) fn fresh_head(
+    base: &Backbone,
+    task: &TaskLabels,
+    seed: Seed,
+    device: &Device,
+) -> Option<TaskHead> {
+    let outputs = match task.kind {
+        TaskKind::Regression => 1,
+        TaskKind::Classification if !base.writes() => task.labels.len(),
+        _ => return None,
+    };
+    Some(TaskHead::new(base.width(), outputs, seed, device))
+}
+
 /// Tokenizes tasks for the model in a folder, and checks that it knows all their tokens.
 ///
 /// # Errors
 /// A task that is no classification task, or a tokenizer that is missing, broken or not the model's.
 pub(crate) fn tokenized(
     folder: &Path,
-    base: &Bert,
+    base: &Backbone,
     tasks: &[Task],
     max_length: usize,
 ) -> Result<Vec<TokenizedTask>, TrainError> {
@@ -101,11 +115,11 @@ fn check_trainable(
         if stage.transform.is_some() {
             continue;
         }
-        let mut encoder = loaded.base.clone();
+        let mut backbone = loaded.base.clone();
         let spec = stage.spec(&loaded.spec);
-        encoder.attach(&spec, loaded.tasks.len(), Seed::new(0), &loaded.device)?;
+        backbone.attach(&spec, loaded.tasks.len(), Seed::new(0), &loaded.device)?;
         let heads = loaded.heads.clone();
-        if stage.num_trained(&Classifier { encoder, heads }) == 0 {
+        if stage.num_trained(&TaskModel { backbone, heads }) == 0 {
             let problem = format!("{field}.{index}.trainable matches no parameter of this recipe");
             return Err(TrainError::Recipe {
                 name: recipe.into(),

@@ -46,7 +46,7 @@ pub(crate) use evaluate::{Opened, check_finished, device_of, open_without_data, 
 pub use evaluate::{evaluate_run, evaluate_run_by};
 pub(crate) use folder::share;
 use folder::{check_folder, make_folder};
-pub(crate) use load::{Loaded, load, load_run_tasks, tokenized};
+pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
 pub(crate) use stages::with_groups;
 use stages::{begin_again, check_stages, stage_number};
 
@@ -117,6 +117,7 @@ pub fn train(
     require_classification(&tasks)?;
     let labels = |task: &Task| TaskLabels {
         name: task.meta.name.clone(),
+        kind: task.meta.kind,
         labels: task.meta.labels.clone(),
         data: None,
     };
@@ -302,9 +303,9 @@ fn closing_guide(
         return Ok(guide);
     }
     let instructions = Instructions::load(folder, &task_names(tasks))?;
-    let encoder = instructions.text_encoder(device)?;
+    let backbone = instructions.text_encoder(device)?;
     let query = QuerySource::Request.into();
-    let guide = instructions.guide_of(&query, tasks, Split::Test, &encoder)?;
+    let guide = instructions.guide_of(&query, tasks, Split::Test, &backbone)?;
     Ok(Some(guide))
 }
 

@@ -19,7 +19,7 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use molora_kernels::random::Seed;
-use molora_models::Classifier;
+use molora_models::TaskModel;
 
 use crate::compare::Gain;
 use crate::data::draw::shuffle;
@@ -176,9 +176,9 @@ impl Measuring<'_> {
             Some(known) => known.clone(),
             None => {
                 on_event(Event::Phase(&format!("{}: base model", task.name)));
-                let encoder = self.opened.loaded.base.clone();
+                let backbone = self.opened.loaded.base.clone();
                 let heads = Vec::new();
-                let base = Classifier { encoder, heads };
+                let base = TaskModel { backbone, heads };
                 self.probe(number, &base, false, &rows, on_event)?
             }
         };
@@ -201,7 +201,7 @@ impl Measuring<'_> {
     fn probe(
         &self,
         number: usize,
-        model: &Classifier,
+        model: &TaskModel,
         is_guided: bool,
         rows: &[usize],
         on_event: &mut dyn FnMut(Event<'_>),
@@ -258,7 +258,7 @@ impl Measuring<'_> {
     /// The pooled states of some examples of a task that the model does not know, `[rows, D]`.
     fn features(
         &self,
-        model: &Classifier,
+        model: &TaskModel,
         examples: &[Example],
         rows: &[usize],
         guide: Option<&Guide>,
@@ -267,7 +267,7 @@ impl Measuring<'_> {
         let device: &Device = &self.opened.loaded.device;
         let num_tasks = self.opened.loaded.tasks.len();
         let lengths: Vec<usize> = rows.iter().map(|&row| examples[row].ids.len()).collect();
-        let width = model.encoder.width();
+        let width = model.backbone.width();
         let mut values = vec![0.0_f32; rows.len() * width];
         let batch_size = self.opened.config.recipe.data.eval_batch_size;
         for places in eval_batches(&lengths, batch_size) {

@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use molora_kernels::random::Seed;
-use molora_models::{AdapterSpec, Bert, MoLoraLinear};
+use molora_models::{Adaptable, AdapterSpec, Bert, MoLoraLinear};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
 /// The layer of the model below that has the shape of a case.

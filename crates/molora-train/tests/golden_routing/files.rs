@@ -6,7 +6,7 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use molora_adapters::BankConfig;
 use molora_kernels::random::{Seed, uniform};
-use molora_models::{AdapterSpec, Bert, Weights, load_adapter, save_adapter};
+use molora_models::{Adaptable, AdapterSpec, Bert, Weights, load_adapter, save_adapter};
 use molora_routing::{
     GroupedConfig, RouterConfig, Scorer, ScorerConfig, WithinGroup, WithinScorer,
 };

@@ -146,6 +146,7 @@ impl Stack {
             let guidance = Guidance {
                 bias: None,
                 labels: labels(index, &logits),
+                ..Guidance::default()
             };
             let decisions = layer.router.route_guided(&self.input(h.clone()), &guidance);
             let context = ForwardContext::new(self.prompt_mask.clone());

@@ -150,6 +150,7 @@ fn glider(variant: &Variant, device: &Device) {
     let guidance = Guidance {
         bias: Some(bias),
         labels: None,
+        ..Guidance::default()
     };
     let (y, routed) = site.forward(guidance);
     variant.check_routed(&routed);

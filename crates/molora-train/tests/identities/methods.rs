@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use molora_adapters::{BankConfig, Sharing};
+use molora_models::Adaptable;
 use molora_models::AdapterSpec;
 use molora_testkit::{GRADIENT, assert_close};
 use molora_train::recipe;

@@ -7,7 +7,9 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use molora_adapters::task_selector;
 use molora_kernels::random::{Seed, uniform};
-use molora_models::{AdapterSpec, Bert, EncoderInput, ForwardContext, ParameterKind, RouteTrace};
+use molora_models::{
+    Adaptable, AdapterSpec, Bert, EncoderInput, ForwardContext, ParameterKind, RouteTrace,
+};
 use molora_routing::{GroupedConfig, Guidance, Scorer, ScorerConfig, WithinScorer};
 use molora_train::recipe;
 use proptest::prelude::*;
@@ -255,6 +257,7 @@ impl Rows {
             guidance: Guidance {
                 bias: narrow(&self.guidance.bias),
                 labels: narrow(&self.guidance.labels),
+                ..Guidance::default()
             },
         }
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use molora_models::Bert;
+use molora_models::Backbone;
 use molora_train::Recipe;
 use molora_train::compare::{
     Budget, CompareError, Comparison, Counter, Event, Request, State, Verdict, compare,
@@ -169,7 +169,7 @@ fn ranks_bring_the_parameters_near_those_of_the_reference() {
     request.recipes.push(short("mosld"));
     request.recipes[0].adapter.bank.rank = 7;
     let device = DeviceSpec::Cpu.open().expect("the processor");
-    let base = Bert::from_folder(&world.path("model"), &device).expect("a model");
+    let base = Backbone::from_folder(&world.path("model"), &device).expect("a model");
     let counter = Counter {
         base: &base,
         num_tasks: 3,

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use molora_kernels::random::Seed;
-use molora_models::{Bert, Classifier, ParameterKind};
+use molora_models::{Backbone, ParameterKind, TaskHead, TaskModel};
 use molora_train::data::{TextTokenizer, load_tasks, tokenize_tasks};
 use molora_train::device::DeviceSpec;
 use molora_train::legs::legs;
@@ -104,7 +104,7 @@ impl ModuleVisitor for Base {
     }
 }
 
-fn values_of_base(model: &Classifier) -> BTreeMap<String, Vec<f32>> {
+fn values_of_base(model: &TaskModel) -> BTreeMap<String, Vec<f32>> {
     let mut visitor = Base::default();
     model.visit(&mut visitor);
     visitor.found
@@ -128,16 +128,26 @@ fn base_stays(recipe: &Recipe) {
     let tokenizer = TextTokenizer::from_folder(&world.path("model")).expect("a tokenizer");
     let tasks = load_tasks(&world.path("data"), None).expect("valid tasks");
     let tasks = tokenize_tasks(&tasks, &tokenizer, recipe.data.max_length).expect("texts");
-    let base = Bert::from_folder(&world.path("model"), &device).expect("a model");
+    let base = Backbone::from_folder(&world.path("model"), &device).expect("a model");
     let names = task_names(&tasks);
     let spec = recipe.resolve(&base, &names).expect("a valid recipe");
     let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len()).expect("valid");
     let seed = Seed::new(0);
     let heads: Vec<_> = tasks
         .iter()
-        .map(|task| (task.name.clone(), task.labels.len()))
+        .map(|task| {
+            Some(TaskHead::new(
+                base.width(),
+                task.labels.len(),
+                seed,
+                &device,
+            ))
+        })
         .collect();
-    let fresh = Classifier::new(base.clone(), &heads, seed, &device);
+    let fresh = TaskModel {
+        backbone: base.clone(),
+        heads,
+    };
     let expected = values_of_base(&fresh);
     std::fs::create_dir(world.path("run")).expect("a new folder");
     let setup = Setup {

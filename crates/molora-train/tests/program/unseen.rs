@@ -162,14 +162,14 @@ fn what_cannot_be_measured_is_refused() {
 fn rows_of_known_and_unknown_tasks_share_a_batch() {
     use burn::tensor::Device;
     use molora_kernels::random::Seed;
-    use molora_models::{Bert, Classifier};
+    use molora_models::{Adaptable, Backbone, TaskModel};
     use molora_routing::Guidance;
     use molora_train::data::{Batch, Example, Target};
     use molora_train::step::inputs_for;
 
     let world = World::new();
     let device = Device::flex();
-    let base = Bert::from_folder(&world.path("model"), &device).expect("a model");
+    let base = Backbone::from_folder(&world.path("model"), &device).expect("a model");
     let names = ["a", "b"].map(String::from);
     for name in ["samora", "at-moe", "moa", "phatgoose", "mosld", "hydralora"] {
         let mut recipe = small(name);
@@ -177,12 +177,12 @@ fn rows_of_known_and_unknown_tasks_share_a_batch() {
             recipe.adapter.groups = [("all".into(), names.to_vec())].into();
         }
         let spec = recipe.resolve(&base, &names).expect("a recipe");
-        let mut encoder = base.clone();
-        encoder
+        let mut backbone = base.clone();
+        backbone
             .attach(&spec, 2, Seed::new(3), &device)
             .expect("it fits");
-        let model = Classifier {
-            encoder,
+        let model = TaskModel {
+            backbone,
             heads: Vec::new(),
         }
         .valid();

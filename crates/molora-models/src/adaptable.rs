@@ -1,0 +1,62 @@
+//! What all models have in common: linear layers with paths, and what is attached to them.
+
+use burn::tensor::Device;
+use molora_kernels::random::Seed;
+
+use crate::scope::route_names;
+use crate::{Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError};
+
+/// A model whose linear layers can be adapted.
+pub trait Adaptable: Clone {
+    /// Every linear layer but a decoder's head, with its Hugging Face path, in the order of the
+    /// forward pass.
+    fn linears(&self) -> Vec<(String, &MoLoraLinear)>;
+
+    /// The adapted layers with their paths, to be changed.
+    fn sites_mut(&mut self) -> Vec<(String, &mut Adapter)>;
+
+    /// The routers of layers with the layers' paths, in the order of the forward pass.
+    fn layer_routers(&self) -> Vec<(String, &LayerRouter)>;
+
+    /// The routers of layers with the layers' paths, to be changed.
+    fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)>;
+
+    /// Attaches fresh adapters where the specification says, and returns the paths of the sites.
+    ///
+    /// Initial values depend on `seed` and each site's path alone.
+    ///
+    /// # Errors
+    /// The first problem of the specification, or a target that matches nothing, or a rank that does
+    /// not fit a site, or more entries of `experts_per_layer` than layers; for an encoder-decoder
+    /// also if routers belong to layers: a layer of its decoder reads two texts.
+    fn attach(
+        &mut self,
+        spec: &AdapterSpec,
+        num_tasks: usize,
+        seed: Seed,
+        device: &Device,
+    ) -> Result<Vec<String>, ModelError>;
+
+    /// What PEFT calls the use of such a model, for example `CAUSAL_LM`.
+    fn task_type(&self) -> &'static str;
+
+    /// Whether a linear layer is a part of one that the files hold as a whole, so that other programs
+    /// do not know its path.
+    fn is_part(&self, _path: &str) -> bool {
+        false
+    }
+
+    /// The adapted layers with their paths, in the order of the forward pass.
+    fn sites(&self) -> Vec<(String, &Adapter)> {
+        self.linears()
+            .into_iter()
+            .filter_map(|(path, linear)| linear.adapter.as_ref().map(|adapter| (path, adapter)))
+            .collect()
+    }
+
+    /// The path under which the decisions of a site's or layer's router are reported, by the number
+    /// of the site.
+    fn route_names(&self) -> Vec<String> {
+        route_names(self.sites(), self.layer_routers())
+    }
+}

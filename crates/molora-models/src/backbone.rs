@@ -1,0 +1,159 @@
+//! A base model of any family.
+
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::Device;
+use molora_kernels::random::Seed;
+
+use crate::checkpoint::ConfigFile;
+use crate::modules::{BaseModel, ModuleMut};
+use crate::{
+    Adaptable, Adapter, AdapterSpec, Bert, Decoder, LayerRouter, MoLoraLinear, ModelError, T5,
+};
+
+/// A base model of any family, with its adapters.
+#[derive(Module, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one, and modules cannot be boxed"
+)]
+pub enum Backbone {
+    /// Reads a text in both directions.
+    Encoder(Bert),
+    /// Writes a text on.
+    Decoder(Decoder),
+    /// Reads a text and writes another.
+    EncoderDecoder(T5),
+}
+
+/// Calls the same method of whatever model it is.
+macro_rules! each {
+    ($backbone:expr, $model:ident => $call:expr) => {
+        match $backbone {
+            Backbone::Encoder($model) => $call,
+            Backbone::Decoder($model) => $call,
+            Backbone::EncoderDecoder($model) => $call,
+        }
+    };
+}
+
+impl Backbone {
+    /// Reads the model of a folder in Hugging Face layout; `model_type` in its `config.json` says of
+    /// which family it is.
+    ///
+    /// # Errors
+    /// A family that is not supported, and what reading a model of that family gives.
+    pub fn from_folder(folder: &Path, device: &Device) -> Result<Self, ModelError> {
+        let file = ConfigFile::open(&folder.join("config.json"))?;
+        match file.text("model_type")? {
+            Some("bert") => Bert::from_folder(folder, device).map(Self::Encoder),
+            Some("t5" | "mt5") => T5::from_folder(folder, device).map(Self::EncoderDecoder),
+            Some("llama" | "mistral" | "qwen2" | "qwen3" | "gpt2") => {
+                Decoder::from_folder(folder, device).map(Self::Decoder)
+            }
+            _ => {
+                let families = "bert, llama, mistral, qwen2, qwen3, gpt2, t5 or mt5";
+                Err(file.unsupported("model_type", families))
+            }
+        }
+    }
+
+    /// Whether it writes texts, so that every task can be learned as one.
+    pub fn writes(&self) -> bool {
+        !matches!(self, Self::Encoder(_))
+    }
+
+    /// Width D of the hidden states.
+    pub fn width(&self) -> usize {
+        each!(self, model => model.width())
+    }
+
+    /// Size V of the vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        each!(self, model => model.vocab_size())
+    }
+
+    /// Longest sequence in tokens, if there is a limit.
+    pub fn max_tokens(&self) -> Option<usize> {
+        match self {
+            Self::Encoder(model) => Some(model.max_tokens()),
+            Self::Decoder(model) => Some(model.max_tokens()),
+            Self::EncoderDecoder(_) => None,
+        }
+    }
+
+    /// Number of token types; 1 where there are none.
+    pub fn num_token_types(&self) -> usize {
+        match self {
+            Self::Encoder(model) => model.num_token_types(),
+            _ => 1,
+        }
+    }
+}
+
+impl Adaptable for Backbone {
+    fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
+        each!(self, model => model.linears())
+    }
+
+    fn sites_mut(&mut self) -> Vec<(String, &mut Adapter)> {
+        each!(self, model => model.sites_mut())
+    }
+
+    fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
+        each!(self, model => model.layer_routers())
+    }
+
+    fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)> {
+        each!(self, model => model.layer_routers_mut())
+    }
+
+    fn attach(
+        &mut self,
+        spec: &AdapterSpec,
+        num_tasks: usize,
+        seed: Seed,
+        device: &Device,
+    ) -> Result<Vec<String>, ModelError> {
+        each!(self, model => model.attach(spec, num_tasks, seed, device))
+    }
+
+    fn task_type(&self) -> &'static str {
+        each!(self, model => model.task_type())
+    }
+
+    fn is_part(&self, path: &str) -> bool {
+        each!(self, model => model.is_part(path))
+    }
+}
+
+impl BaseModel for Backbone {
+    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
+        each!(self, model => model.modules_mut())
+    }
+
+    fn untie(&mut self) {
+        each!(self, model => model.untie())
+    }
+
+    fn clear_routers(&mut self) {
+        each!(self, model => model.clear_routers())
+    }
+
+    fn has_layer_routers(&self) -> bool {
+        each!(self, model => model.has_layer_routers())
+    }
+
+    fn copies_table(&self, path: &str) -> bool {
+        each!(self, model => model.copies_table(path))
+    }
+
+    fn head_scale(&self) -> f64 {
+        each!(self, model => model.head_scale())
+    }
+
+    fn leaves_out(&self, path: &str) -> bool {
+        each!(self, model => model.leaves_out(path))
+    }
+}

@@ -1,0 +1,199 @@
+//! A base model with one linear head for each task that needs one.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Bool, Device, Int, Tensor};
+use molora_kernels::random::{Seed, uniform};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Backbone, DecoderInput, EncoderInput, ForwardContext, RouteTrace, last_real, masked_mean,
+};
+
+/// What a parameter is for; stages and counts go by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ParameterKind {
+    /// The pretrained model, which is always frozen.
+    Base,
+    /// Matrices of experts and their learned scales.
+    Adapters,
+    /// Parameters of routers.
+    Routers,
+    /// Parameters of task gates.
+    Gates,
+    /// Heads of tasks.
+    Heads,
+}
+
+impl ParameterKind {
+    /// The kind of a parameter by its module path in a [`TaskModel`].
+    pub fn of(path: &str) -> Self {
+        let has = |part: &str| path.contains(part);
+        if path.starts_with("heads.") {
+            Self::Heads
+        } else if has(".adapter.bank.") {
+            Self::Adapters
+        } else if has(".router.") {
+            Self::Routers
+        } else if has(".adapter.gate.") {
+            Self::Gates
+        } else {
+            Self::Base
+        }
+    }
+}
+
+/// A linear map of a pooled hidden state: to logits of classes, or to one number.
+#[derive(Module, Debug)]
+pub struct TaskHead {
+    /// Weight, `[D, classes]`.
+    pub weight: Param<Tensor<2>>,
+    /// Bias, `[classes]`.
+    pub bias: Param<Tensor<1>>,
+}
+
+impl TaskHead {
+    /// A head with weights and biases from U(-1/sqrt(D), 1/sqrt(D)), PyTorch's default.
+    pub fn new(width: usize, classes: usize, seed: Seed, device: &Device) -> Self {
+        let bound = 1.0 / (width as f64).sqrt();
+        let weight = uniform([width, classes], bound, seed.child("weight"), device);
+        let bias = uniform([classes], bound, seed.child("bias"), device);
+        Self {
+            weight: Param::from_tensor(weight),
+            bias: Param::from_tensor(bias),
+        }
+    }
+
+    /// `[B, D]` to logits `[B, classes]`.
+    pub fn forward(&self, pooled: Tensor<2>) -> Tensor<2> {
+        molora_kernels::linear(pooled, self.weight.val(), Some(self.bias.val()))
+    }
+
+    /// Number of classes.
+    pub fn num_classes(&self) -> usize {
+        self.bias.dims()[0]
+    }
+}
+
+/// A padded batch of texts for a model of any family.
+#[derive(Debug, Clone)]
+pub struct TextInput {
+    /// Token numbers, `[B, T]`.
+    pub ids: Tensor<2, Int>,
+    /// Token types, `[B, T]`, for models that have them.
+    pub type_ids: Tensor<2, Int>,
+    /// True for real tokens, `[B, T]`.
+    pub mask: Tensor<2, Bool>,
+    /// The number of the sequence that each token belongs to, `[B, T]`, where several are packed
+    /// into a row; a decoder's only.
+    pub segments: Option<Tensor<2, Int>>,
+    /// The texts that an encoder-decoder writes, each behind its start token, `[B, S]`.
+    pub target: Option<DecoderInput>,
+}
+
+/// What a model of any family returns.
+#[derive(Debug, Clone)]
+pub struct TextOutput {
+    /// Hidden states of the text that was read, `[B, T, D]`.
+    pub hidden: Tensor<3>,
+    /// Hidden states that [`TaskModel::logits`] reads: those of the target of an encoder-decoder,
+    /// `[B, S, D]`, of a decoder the same as `hidden`.
+    pub written: Option<Tensor<3>>,
+    /// Routing decisions of every site that has a router, in the order of the sites.
+    pub routes: Vec<RouteTrace>,
+}
+
+/// A base model and one head for each task that needs one, in the order of the tasks.
+#[derive(Module, Debug)]
+pub struct TaskModel {
+    /// The base model with its adapters.
+    pub backbone: Backbone,
+    /// The heads; tasks whose answers are written have none.
+    pub heads: Vec<Option<TaskHead>>,
+}
+
+impl TaskModel {
+    /// Hidden states of a batch, and the routing decisions behind them.
+    ///
+    /// # Panics
+    /// As the model's own forward pass, or if the input is packed for a model that is no decoder.
+    pub fn forward(&self, input: &TextInput, context: &ForwardContext) -> TextOutput {
+        let text = || DecoderInput {
+            ids: input.ids.clone(),
+            mask: input.mask.clone(),
+            segments: input.segments.clone(),
+        };
+        match &self.backbone {
+            Backbone::Encoder(model) => {
+                assert!(input.segments.is_none(), "only a decoder reads packed rows");
+                let input = EncoderInput {
+                    ids: input.ids.clone(),
+                    type_ids: input.type_ids.clone(),
+                    mask: input.mask.clone(),
+                };
+                let output = model.forward(&input, context);
+                TextOutput {
+                    hidden: output.hidden,
+                    written: None,
+                    routes: output.routes,
+                }
+            }
+            Backbone::Decoder(model) => {
+                let output = model.forward(&text(), context);
+                TextOutput {
+                    hidden: output.hidden.clone(),
+                    written: Some(output.hidden),
+                    routes: output.routes,
+                }
+            }
+            Backbone::EncoderDecoder(model) => {
+                let encoded = model.encode(&text(), context);
+                let mut routes = encoded.routes.clone();
+                let written = input.target.as_ref().map(|target| {
+                    let output = model.decode(target, &encoded, context);
+                    routes.extend(output.routes);
+                    output.hidden
+                });
+                TextOutput {
+                    hidden: encoded.hidden,
+                    written,
+                    routes,
+                }
+            }
+        }
+    }
+
+    /// One pooled state per row `[B, D]`, which heads read: the mean over the tokens of an encoder,
+    /// the state of a decoder's last token, which alone has seen all others.
+    pub fn pool(&self, hidden: Tensor<3>, mask: &Tensor<2, Bool>) -> Tensor<2> {
+        let [batch, _, width] = hidden.dims();
+        match &self.backbone {
+            Backbone::Decoder(_) => last_real(hidden, mask).reshape([batch, width]),
+            _ => masked_mean(hidden, mask),
+        }
+    }
+
+    /// One pooled state per row `[B, D]`, and the routing decisions behind it.
+    pub fn encode(
+        &self,
+        input: &TextInput,
+        context: &ForwardContext,
+    ) -> (Tensor<2>, Vec<RouteTrace>) {
+        let output = self.forward(input, context);
+        (self.pool(output.hidden, &input.mask), output.routes)
+    }
+
+    /// Scores of every token of the vocabulary as the next one: `[N, D]` to `[N, V]`; none for an
+    /// encoder.
+    pub fn logits(&self, hidden: Tensor<2>) -> Option<Tensor<2>> {
+        let [rows, width] = hidden.dims();
+        let hidden = hidden.reshape([1, rows, width]);
+        let logits = match &self.backbone {
+            Backbone::Encoder(_) => return None,
+            Backbone::Decoder(model) => model.logits(hidden),
+            Backbone::EncoderDecoder(model) => model.logits(hidden),
+        };
+        let vocab_size = logits.dims()[2];
+        Some(logits.reshape([rows, vocab_size]))
+    }
+}
