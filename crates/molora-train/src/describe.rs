@@ -111,6 +111,8 @@ mod tests {
             label: Label::Index(0),
             output: (*output).into(),
             meta: None,
+            messages: Vec::new(),
+            is_verbatim: false,
         };
         let train = ["cat", "cat", "cat", "dog"].iter().enumerate().map(record);
         Task {

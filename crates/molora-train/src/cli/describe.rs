@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::print;
 use crate::bundled;
-use crate::data::load_tasks;
+use crate::data::{load_tasks, task_path};
 use crate::describe::describe;
 use crate::device::DeviceSpec;
 use crate::language::Writer;
@@ -49,7 +49,7 @@ impl DescribeArgs {
         let writer = Writer::open(&self.model, &device)?;
         let text = describe(task, self.examples.into(), self.seed, &writer)?;
         if self.write {
-            let path = data.join(&self.task).join("task.json");
+            let path = task_path(&data, &self.task).join("task.json");
             replace(&path, &task.meta.instruction, &text)?;
         }
         print(&format!("{text}\n"))

@@ -12,8 +12,9 @@ pub(super) struct SourceArgs {
     /// [default: the bundled all-MiniLM-L6-v2]
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// Folder with one sub-folder per task [default: the bundled tasks]
-    #[arg(long, value_name = "DIR")]
+    /// Folder with one sub-folder per task, one such folder, or one file (.jsonl, .json, .csv,
+    /// .parquet) [default: the bundled tasks]
+    #[arg(long, value_name = "PATH")]
     data: Option<String>,
     /// Train on these tasks only, separated by commas [default: all in the folder]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]

@@ -1,8 +1,10 @@
 //! What can be wrong with data, each as one line that names the file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::format::FormatError;
 use crate::eval::metrics::MetricError;
+use crate::language::ChatError;
 
 /// An error in task folders, tokenizers or sampler settings.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +102,7 @@ pub enum DataError {
         /// Index of its second place.
         second: usize,
     },
-    /// The metric of a classification task is not known.
+    /// The metric of a task is not known for its kind.
     #[error("{}: {source}", path.display())]
     Metric {
         /// The `task.json`.
@@ -108,13 +110,37 @@ pub enum DataError {
         /// What is wrong with it.
         source: MetricError,
     },
-    /// A folder holds no task folder.
-    #[error("{}: no task in it: expected sub-folders that hold a task.json{hint}", path.display())]
+    /// A folder holds no task.
+    #[error(
+        "{}: no task in it: expected a task folder, or sub-folders that hold a task.json or a \
+         train split (.jsonl, .json, .csv or .parquet)",
+        path.display()
+    )]
     NoTasks {
         /// The folder.
         path: PathBuf,
-        /// A further hint, or nothing.
-        hint: &'static str,
+    },
+    /// A file is not what its format or its columns ask for.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The chat template fails on a record.
+    #[error("record {id}: {source}")]
+    Chat {
+        /// The record's id.
+        id: String,
+        /// What the template said.
+        source: ChatError,
+    },
+    /// The chat template changes what it rendered before when a message follows.
+    #[error(
+        "record {id}: the chat template renders message {message} differently from what it \
+         renders before it, so the answer's text cannot be told from its prompt's"
+    )]
+    ChatPrefix {
+        /// The record's id.
+        id: String,
+        /// The message, from 1.
+        message: usize,
     },
     /// A task was asked for that is not there.
     #[error("{}: no task \"{name}\"{}; there are {}", path.display(), did_you_mean(near), available.join(", "))]
@@ -195,20 +221,48 @@ pub enum DataError {
     SamplerData(String),
 }
 
-/// A file, and a line in it (from 1) where it is read line by line.
+/// A file, and what in it is meant where it holds many records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The file.
     pub path: PathBuf,
-    /// The line, from 1.
-    pub line: Option<usize>,
+    /// The line (JSON lines, CSV) or row in it, if one is meant.
+    pub at: At,
+}
+
+/// What of a file is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// The file as a whole.
+    File,
+    /// A line, from 1.
+    Line(usize),
+    /// A row of a table or an entry of a list, from 1.
+    Row(usize),
+}
+
+impl Place {
+    /// A file as a whole.
+    pub fn file(path: &Path) -> Self {
+        Self::new(path, At::File)
+    }
+
+    /// A part of a file.
+    pub fn new(path: &Path, at: At) -> Self {
+        Self {
+            path: path.into(),
+            at,
+        }
+    }
 }
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.line {
-            Some(line) => write!(f, "{}:{line}", self.path.display()),
-            None => write!(f, "{}", self.path.display()),
+        let path = self.path.display();
+        match self.at {
+            At::File => write!(f, "{path}"),
+            At::Line(line) => write!(f, "{path}:{line}"),
+            At::Row(row) => write!(f, "{path}, row {row}"),
         }
     }
 }

@@ -1,23 +1,34 @@
-//! From task folders on disk to padded batches.
+//! From tasks on disk to padded batches.
 //!
-//! The data goes one way: [`task`] reads and checks `task.json` and the JSON lines, [`tokenizer`]
-//! turns texts into token ids, [`batch`] holds tokenized examples and pads them, [`sampler`]
+//! The data goes one way: [`task`] finds the files, `format` reads their rows, `schema` says what
+//! these mean and makes them a [`record`], [`prompt`] puts its text together, [`tokenizer`] turns
+//! texts into token ids, [`batch`] holds tokenized examples and pads them, [`sampler`]
 //! decides which examples the next step sees. The format is described in `docs/data.md`.
 
 pub mod batch;
 pub(crate) mod draw;
 pub mod error;
+mod fields;
+mod format;
+mod hold_out;
 mod kind;
+mod meta;
+pub mod prompt;
 pub mod record;
 pub mod sampler;
+mod schema;
+mod source;
 pub mod task;
 pub mod tokenizer;
 
 pub use batch::{Batch, Example, Target, TokenizedTask, tokenize_tasks};
 pub use error::DataError;
+pub use format::FormatError;
+pub use prompt::{Piece, PromptFormat};
 pub use record::{Label, Record};
 pub use sampler::{Sampler, SamplerConfig, Strategy, eval_batches};
 pub use task::{
     Split, Task, TaskKind, TaskMeta, list_tasks, load_task, load_tasks, require_classification,
+    task_path,
 };
 pub use tokenizer::{Encoded, TextTokenizer};

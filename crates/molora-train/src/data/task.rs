@@ -1,28 +1,33 @@
-//! Task folders: `task.json` and the three splits, read and checked.
+//! Tasks: what is said about them and the three splits of their records, read and checked.
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
-use super::error::{DataError, Place};
+use super::error::DataError;
+use super::format::{Row, read_rows};
+use super::hold_out::hold_out;
 pub use super::kind::{Split, TaskKind};
-use super::record::{Fields, Record, parse_record};
+use super::meta::MetaFile;
+use super::record::Record;
+use super::schema::{Reading, Schema, prepare};
+use super::source::{is_task, split_files, task_name};
 use crate::eval::metrics::Metric;
 
-/// What `task.json` says. Keys that are not listed here are allowed and ignored.
+/// What is known about a task: what `task.json` says, or what is usual where it says nothing.
+///
+/// Keys of `task.json` that are not listed here are allowed and ignored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TaskMeta {
-    /// Key `task`: the name, which is also the folder's.
+    /// Key `task`: the name, which is also the folder's or file's.
     pub name: String,
     /// Key `type`.
     pub kind: TaskKind,
-    /// Key `instruction`: the prompt, the same for all records.
+    /// Key `instruction`: the prompt of all records that have none of their own; may be empty.
     pub instruction: String,
     /// Key `labels`: names by index; empty where the file says null.
     pub labels: Vec<String>,
     /// Key `group`: which of a method's groups of experts the task's own belongs to.
     pub group: Option<String>,
-    /// Key `metric`, parsed: always there for classification, `None` for the other kinds.
+    /// Key `metric`, parsed: always there for a task that was read.
     pub metric: Option<Metric>,
     /// Key `metric` as it stands.
     pub metric_text: String,
@@ -33,11 +38,11 @@ pub struct TaskMeta {
 pub struct Task {
     /// What `task.json` says.
     pub meta: TaskMeta,
-    /// The records of `train.jsonl`.
+    /// The training split.
     pub train: Vec<Record>,
-    /// The records of `validation.jsonl`.
+    /// The validation split.
     pub validation: Vec<Record>,
-    /// The records of `test.jsonl`.
+    /// The test split.
     pub test: Vec<Record>,
 }
 
@@ -52,62 +57,77 @@ impl Task {
     }
 }
 
-/// Reads and checks one task folder.
+/// Reads and checks one task: a folder with splits and, as a rule, a `task.json`, or one file.
+///
+/// A validation or test split that is not there is held out from the training split, unless the
+/// records are in our own schema with a `task.json`, which asks for all three.
 ///
 /// # Errors
 /// The first thing found wrong, with file and line; see [`DataError`].
-pub fn load_task(dir: &Path) -> Result<Task, DataError> {
-    let meta = load_meta(dir)?;
-    let task = Task {
-        train: load_split(dir, Split::Train, &meta)?,
-        validation: load_split(dir, Split::Validation, &meta)?,
-        test: load_split(dir, Split::Test, &meta)?,
-        meta,
+pub fn load_task(path: &Path) -> Result<Task, DataError> {
+    let name = task_name(path)?;
+    if path.is_file() {
+        let file = Table::read(&[path.to_path_buf()], None)?;
+        return assemble(path, &name, None, [Some(file), None, None]);
+    }
+    let meta_file = MetaFile::read(path)?;
+    let table = |split| match &split_files(path, split)?[..] {
+        [] => Ok(None),
+        files => Table::read(files, meta_file.as_ref()).map(Some),
     };
-    check_folder_name(dir, &task.meta.name)?;
-    Ok(task)
+    let tables = [
+        table(Split::Train)?,
+        table(Split::Validation)?,
+        table(Split::Test)?,
+    ];
+    assemble(path, &name, meta_file, tables)
 }
 
-/// Reads the tasks under `dir`: those in `names`, in that order, or all of them sorted by name.
+/// Reads the tasks under `path`: those in `names`, in that order, or all of them sorted by name.
 ///
 /// # Errors
 /// A name that is not there (with near names), a name given twice, no task at all, or what
 /// [`load_task`] finds.
-pub fn load_tasks(dir: &Path, names: Option<&[String]>) -> Result<Vec<Task>, DataError> {
-    let available = list_tasks(dir)?;
+pub fn load_tasks(path: &Path, names: Option<&[String]>) -> Result<Vec<Task>, DataError> {
+    let available = list_tasks(path)?;
     let chosen = names.unwrap_or(&available);
-    check_selection(dir, chosen, &available)?;
+    check_selection(path, chosen, &available)?;
     chosen
         .iter()
-        .map(|name| load_task(&dir.join(name)))
+        .map(|name| load_task(&task_path(path, name)))
         .collect()
 }
 
-/// The names of the task folders under `dir`, sorted: all sub-folders that hold a `task.json`.
+/// The file or folder of one of the tasks under `path`, which may itself be that task.
+pub fn task_path(path: &Path, name: &str) -> PathBuf {
+    match is_task(path) {
+        true => path.into(),
+        false => path.join(name),
+    }
+}
+
+/// The names of the tasks under `path`, sorted: the one that it is itself, or all sub-folders that
+/// hold a `task.json` or a training split.
 ///
 /// # Errors
-/// If `dir` cannot be read or holds no task.
-pub fn list_tasks(dir: &Path) -> Result<Vec<String>, DataError> {
+/// If `path` cannot be read or holds no task.
+pub fn list_tasks(path: &Path) -> Result<Vec<String>, DataError> {
+    if is_task(path) {
+        return Ok(vec![task_name(path)?]);
+    }
     let unreadable = |source| DataError::Read {
-        path: dir.into(),
+        path: path.into(),
         source,
     };
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(unreadable)? {
+    for entry in std::fs::read_dir(path).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
-        if entry.path().join("task.json").is_file() {
+        if entry.path().is_dir() && is_task(&entry.path()) {
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
     }
     if names.is_empty() {
-        let hint = match dir.join("task.json").is_file() {
-            true => " (this is a task folder itself: give the folder above it)",
-            false => "",
-        };
-        return Err(DataError::NoTasks {
-            path: dir.into(),
-            hint,
-        });
+        return Err(DataError::NoTasks { path: path.into() });
     }
     names.sort();
     Ok(names)
@@ -168,130 +188,111 @@ fn near_names(name: &str, available: &[String]) -> Vec<String> {
         .collect()
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, DataError> {
-    std::fs::read(path).map_err(|source| DataError::Read {
-        path: path.into(),
-        source,
-    })
+/// The rows of one split, from one file or several.
+struct Table {
+    schema: Schema,
+    rows: Vec<Row>,
 }
 
-fn load_meta(dir: &Path) -> Result<TaskMeta, DataError> {
-    let path = dir.join("task.json");
-    let text = read(&path)?;
-    let place = Place {
-        path: path.clone(),
-        line: None,
-    };
-    let mut fields = Fields::parse(&text, &place)?;
-    let kind = parse_kind(&mut fields)?;
-    let labels = match fields.take("labels")? {
-        Value::Null => Vec::new(),
-        value => fields.string_list("labels", value)?,
-    };
-    check_labels(&path, kind, &labels)?;
-    let metric_text = fields.string("metric")?;
-    let metric = match kind {
-        TaskKind::Classification => Some(
-            Metric::parse(&metric_text, &labels)
-                .map_err(|source| DataError::Metric { path, source })?,
-        ),
-        _ => None,
-    };
-    Ok(TaskMeta {
-        name: fields.string("task")?,
-        kind,
-        instruction: fields.string("instruction")?,
-        labels,
-        group: match fields.map.contains_key("group") {
-            true => fields.optional_string("group")?,
-            false => None,
-        },
-        metric,
-        metric_text,
-    })
-}
-
-fn parse_kind(fields: &mut Fields<'_>) -> Result<TaskKind, DataError> {
-    let found = fields.string("type")?;
-    match TaskKind::ALL.into_iter().find(|kind| kind.name() == found) {
-        Some(kind) => Ok(kind),
-        None => {
-            let names = TaskKind::ALL.map(TaskKind::name).join(", ");
-            Err(fields.contradiction("type", found, format!("it has to be one of {names}")))
+impl Table {
+    fn read(files: &[PathBuf], meta_file: Option<&MetaFile>) -> Result<Self, DataError> {
+        let mut table: Option<Self> = None;
+        for file in files {
+            let (format, mut rows) = read_rows(file)?;
+            prepare(&mut rows, format, meta_file)?;
+            match &mut table {
+                Some(table) => table.rows.append(&mut rows),
+                None => {
+                    let schema = Schema::detect(&rows[0])?;
+                    table = Some(Self { schema, rows });
+                }
+            }
         }
+        Ok(table.expect("a split has at least one file"))
+    }
+
+    fn records(
+        self,
+        split: Split,
+        meta: &TaskMeta,
+        has_meta_file: bool,
+    ) -> Result<Vec<Record>, DataError> {
+        let reading = Reading {
+            schema: self.schema,
+            meta,
+            has_meta_file,
+        };
+        let record = |(index, row)| reading.record(row, format!("{}-{split}-{index}", meta.name));
+        self.rows.into_iter().enumerate().map(record).collect()
     }
 }
 
-fn check_labels(path: &Path, kind: TaskKind, labels: &[String]) -> Result<(), DataError> {
-    if kind == TaskKind::Classification && labels.len() < 2 {
-        return Err(DataError::TooFewLabels {
-            path: path.into(),
-            found: labels.len(),
-        });
-    }
-    for (second, label) in labels.iter().enumerate() {
-        if let Some(first) = labels[..second].iter().position(|other| other == label) {
-            let label = label.clone();
-            return Err(DataError::DuplicateLabel {
-                path: path.into(),
-                label,
-                first,
-                second,
-            });
-        }
-    }
-    Ok(())
-}
-
-fn load_split(dir: &Path, split: Split, meta: &TaskMeta) -> Result<Vec<Record>, DataError> {
-    let path = dir.join(format!("{split}.jsonl"));
-    let text = read(&path)?;
-    let text = text.trim_ascii_end();
-    if text.is_empty() {
-        return Err(DataError::EmptySplit { path });
-    }
-    text.split(|&byte| byte == b'\n')
-        .enumerate()
-        .map(|(index, line)| parse_line(line, meta, &path, index + 1))
-        .collect()
-}
-
-fn parse_line(
-    line: &[u8],
-    meta: &TaskMeta,
+fn assemble(
     path: &Path,
-    number: usize,
-) -> Result<Record, DataError> {
-    let place = Place {
-        path: PathBuf::from(path),
-        line: Some(number),
+    name: &str,
+    meta_file: Option<MetaFile>,
+    tables: [Option<Table>; 3],
+) -> Result<Task, DataError> {
+    let has_meta_file = meta_file.is_some();
+    let [train, validation, test] = tables;
+    let Some(train) = train else {
+        return Err(not_found(path, Split::Train));
     };
-    if line.trim_ascii().is_empty() {
-        return Err(DataError::BlankLine { place });
+    if train.schema == Schema::Own
+        && let Some(file) = &meta_file
+    {
+        file.require_all()?;
+        for (split, table) in [(Split::Validation, &validation), (Split::Test, &test)] {
+            if table.is_none() {
+                return Err(not_found(path, split));
+            }
+        }
     }
-    parse_record(line, meta, &place)
+    let meta = resolve_meta(path, name, meta_file, &train)?;
+    for table in [&train].into_iter().chain(&validation).chain(&test) {
+        table
+            .schema
+            .check_kind(meta.kind, &table.rows[0].place.path)?;
+    }
+    let records = |table: Table, split| table.records(split, &meta, has_meta_file);
+    let mut train = records(train, Split::Train)?;
+    let validation = validation.map(|table| records(table, Split::Validation));
+    let test = test.map(|table| records(table, Split::Test));
+    let (validation, test) = (validation.transpose()?, test.transpose()?);
+    let [held_validation, held_test] =
+        hold_out(&mut train, validation.is_none(), test.is_none(), path)?;
+    Ok(Task {
+        meta,
+        train,
+        validation: validation.or(held_validation).unwrap_or_default(),
+        test: test.or(held_test).unwrap_or_default(),
+    })
 }
 
-/// The name stands in results and in adapter files, the folder's name is what users choose by: two
-/// names for one task would make them disagree.
-fn check_folder_name(dir: &Path, name: &str) -> Result<(), DataError> {
-    let path = dir.join("task.json");
-    let full = dir.canonicalize().map_err(|source| DataError::Read {
-        path: dir.into(),
-        source,
-    })?;
-    let folder = full
-        .file_name()
-        .map(|folder| folder.to_string_lossy().into_owned());
-    match folder {
-        Some(folder) if folder != name => Err(DataError::Contradiction {
-            place: Place { path, line: None },
-            key: "task",
-            found: name.into(),
-            expected: format!("the folder's name is \"{folder}\""),
-        }),
-        _ => Ok(()),
-    }
+fn resolve_meta(
+    path: &Path,
+    name: &str,
+    meta_file: Option<MetaFile>,
+    train: &Table,
+) -> Result<TaskMeta, DataError> {
+    let said = meta_file.as_ref().and_then(MetaFile::kind);
+    let kind = match said {
+        Some(kind) => kind,
+        None => train.schema.kind(&train.rows[0])?,
+    };
+    let file = match meta_file {
+        Some(file) => file,
+        None if train.schema == Schema::Own => MetaFile::of_records(path, &train.rows, kind)?,
+        None => MetaFile::default(),
+    };
+    file.resolve(name, kind)
+}
+
+fn not_found(path: &Path, split: Split) -> DataError {
+    let path = path.join(format!("{split}.jsonl"));
+    let error = std::fs::metadata(&path).err();
+    let source = error.unwrap_or_else(|| std::io::ErrorKind::NotFound.into());
+    DataError::Read { path, source }
 }
 
 #[cfg(test)]

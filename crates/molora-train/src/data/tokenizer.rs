@@ -7,7 +7,7 @@ use tokenizers::utils::truncation::{TruncationParams, truncate_encodings};
 use tokenizers::{Encoding, PostProcessor, Tokenizer};
 
 use super::error::DataError;
-use super::record::beginning;
+use super::fields::beginning;
 
 /// One tokenized input: special tokens included, no padding.
 #[derive(Debug, Clone, PartialEq, Eq)]

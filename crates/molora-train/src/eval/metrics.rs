@@ -1,12 +1,19 @@
-//! Classification metrics, as fractions.
+//! Metrics of all kinds of tasks: of classes here, of texts in [`text`], of numbers in [`number`].
 //!
 //! The zero cases follow scikit-learn: macro-F1 averages over the classes that stand in the
 //! predictions or the targets, an F1 without any true positive is 0, and a Matthews correlation
 //! that is undefined (all predictions or all targets of one class) is 0. An empty split scores 0.
 
+mod number;
+mod text;
+
 use std::fmt;
 
-/// How a classification task is scored; higher is better.
+use crate::data::TaskKind;
+pub use number::{pearson, rmse, spearman};
+pub use text::{exact_match, extract_answer};
+
+/// How a task is scored; higher is better.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Metric {
@@ -24,6 +31,15 @@ pub enum Metric {
         /// Its name.
         label: String,
     },
+    /// Share of texts that are the expected answer, in `0..=1`; see [`exact_match`].
+    ExactMatch {
+        /// Only what follows this text counts, as `####` in gsm8k.
+        marker: Option<String>,
+    },
+    /// Rank correlation, in `-1..=1`; see [`spearman`].
+    Spearman,
+    /// Correlation, in `-1..=1`; see [`pearson`].
+    Pearson,
 }
 
 /// A metric's text that means nothing.
@@ -31,10 +47,13 @@ pub enum Metric {
 #[non_exhaustive]
 pub enum MetricError {
     /// No metric of that name.
-    #[error(
-        "unknown metric \"{0}\", expected accuracy, macro_f1, matthews_correlation or f1_<label>"
-    )]
-    Unknown(String),
+    #[error("unknown metric \"{text}\", expected {expected}")]
+    Unknown {
+        /// The metric's text.
+        text: String,
+        /// The metrics of this kind of task.
+        expected: &'static str,
+    },
     /// `f1_<label>` with a label that the task does not have.
     #[error(
         "metric \"{text}\" names no label of the task, the labels are {}",
@@ -49,7 +68,54 @@ pub enum MetricError {
 }
 
 impl Metric {
-    /// Reads the text of `task.json`: a name, and after it, in parentheses or behind ` / `, any
+    /// Reads the text of `task.json` for a kind of task: as [`Metric::parse`] for classification;
+    /// `accuracy` for multiple choice; `exact_match` or `exact match`, either with `of the number
+    /// after MARKER` or `after MARKER`, for generation; `spearman` or `pearson` for regression. A
+    /// remark may follow in parentheses, behind ` / ` or behind a semicolon.
+    ///
+    /// # Errors
+    /// If this kind of task has no such metric.
+    pub fn parse_for(kind: TaskKind, text: &str, labels: &[String]) -> Result<Self, MetricError> {
+        let name = without_remark(text);
+        let found = match kind {
+            TaskKind::Classification => return Self::parse(text, labels),
+            TaskKind::MultipleChoice => (name == "accuracy").then_some(Self::Accuracy),
+            TaskKind::Generation => Self::exact_match(name),
+            TaskKind::Regression => match name {
+                "spearman" => Some(Self::Spearman),
+                "pearson" => Some(Self::Pearson),
+                _ => None,
+            },
+        };
+        found.ok_or_else(|| MetricError::Unknown {
+            text: text.into(),
+            expected: match kind {
+                TaskKind::MultipleChoice => "accuracy",
+                TaskKind::Regression => "spearman or pearson",
+                _ => "exact_match, or exact_match after a marker as in \"exact_match after ####\"",
+            },
+        })
+    }
+
+    fn exact_match(name: &str) -> Option<Self> {
+        let rest = name
+            .strip_prefix("exact_match")
+            .or_else(|| name.strip_prefix("exact match"))?;
+        if rest.is_empty() {
+            return Some(Self::ExactMatch { marker: None });
+        }
+        let (between, marker) = rest.split_once(" after ")?;
+        let is_known = matches!(
+            between,
+            "" | " of the number" | " of the text" | " of the answer"
+        );
+        let marker = marker.trim();
+        (is_known && !marker.is_empty()).then(|| Self::ExactMatch {
+            marker: Some(marker.into()),
+        })
+    }
+
+    /// Reads the text of a classification task: a name, and after it, in parentheses or behind ` / `, any
     /// remark, as in `f1_spam (accuracy second)`.
     ///
     /// A label's spaces may be written as underscores.
@@ -61,8 +127,7 @@ impl Metric {
         if let Some(metric) = Self::f1_of(text.trim(), labels) {
             return Ok(metric);
         }
-        let name = text.split(" (").next().unwrap_or(text);
-        let name = name.split(" / ").next().unwrap_or(name).trim();
+        let name = without_remark(text);
         match name {
             "accuracy" => Ok(Self::Accuracy),
             "macro_f1" => Ok(Self::MacroF1),
@@ -73,7 +138,10 @@ impl Metric {
                     labels: labels.to_vec(),
                 })
             }
-            _ => Err(MetricError::Unknown(text.into())),
+            _ => Err(MetricError::Unknown {
+                text: text.into(),
+                expected: "accuracy, macro_f1, matthews_correlation or f1_<label>",
+            }),
         }
     }
 
@@ -92,17 +160,58 @@ impl Metric {
         })
     }
 
-    /// The metric of `predictions` against `targets`, both class indices below `num_classes`.
+    /// The metric of `predictions` against `targets`, both class indices below `num_classes`. Of
+    /// numbered choices, an exact match is a right index and a correlation is one of indices.
     ///
     /// # Panics
     /// If the two differ in length or a class index is too large.
     pub fn score(&self, predictions: &[usize], targets: &[usize], num_classes: usize) -> f64 {
         let counts = Counts::new(predictions, targets, num_classes);
         match self {
-            Self::Accuracy => ratio(counts.hits() as f64, counts.total as f64),
+            Self::Accuracy | Self::ExactMatch { .. } => {
+                ratio(counts.hits() as f64, counts.total as f64)
+            }
             Self::MacroF1 => counts.macro_f1(),
             Self::MatthewsCorrelation => counts.matthews(),
             Self::F1 { class, .. } => counts.f1(*class),
+            Self::Spearman | Self::Pearson => {
+                let numbers = |classes: &[usize]| -> Vec<f64> {
+                    classes.iter().map(|&class| class as f64).collect()
+                };
+                self.score_numbers(&numbers(predictions), &numbers(targets))
+            }
+        }
+    }
+
+    /// Share of `predictions` that match the text of the same place in `targets`. The marker of
+    /// [`Metric::ExactMatch`] is used; any other metric compares whole texts.
+    ///
+    /// # Panics
+    /// If the two differ in length.
+    pub fn score_texts(&self, predictions: &[String], targets: &[String]) -> f64 {
+        assert_eq!(
+            predictions.len(),
+            targets.len(),
+            "one prediction for each target"
+        );
+        let marker = match self {
+            Self::ExactMatch { marker } => marker.as_deref(),
+            _ => None,
+        };
+        let pairs = predictions.iter().zip(targets);
+        let hits = pairs.filter(|(prediction, target)| exact_match(prediction, target, marker));
+        ratio(hits.count() as f64, targets.len() as f64)
+    }
+
+    /// Correlation of `predictions` with `targets`: Pearson's for [`Metric::Pearson`], otherwise
+    /// Spearman's.
+    ///
+    /// # Panics
+    /// If the two differ in length.
+    pub fn score_numbers(&self, predictions: &[f64], targets: &[f64]) -> f64 {
+        match self {
+            Self::Pearson => pearson(predictions, targets),
+            _ => spearman(predictions, targets),
         }
     }
 
@@ -127,6 +236,12 @@ impl fmt::Display for Metric {
             Self::MacroF1 => f.write_str("macro_f1"),
             Self::MatthewsCorrelation => f.write_str("matthews_correlation"),
             Self::F1 { label, .. } => write!(f, "f1_{}", label.replace(' ', "_")),
+            Self::ExactMatch { marker: None } => f.write_str("exact_match"),
+            Self::ExactMatch {
+                marker: Some(marker),
+            } => write!(f, "exact_match after {marker}"),
+            Self::Spearman => f.write_str("spearman"),
+            Self::Pearson => f.write_str("pearson"),
         }
     }
 }
@@ -204,6 +319,15 @@ impl Counts {
         let spread_actual = total * total - dot(&self.actual, &self.actual);
         ratio(covariance, (spread_predicted * spread_actual).sqrt())
     }
+}
+
+/// A metric's name without what follows it in parentheses, behind ` / ` or behind a semicolon.
+fn without_remark(text: &str) -> &str {
+    let end = [" (", " / ", ";"]
+        .iter()
+        .filter_map(|mark| text.find(mark))
+        .min();
+    text[..end.unwrap_or(text.len())].trim()
 }
 
 /// The first ten labels, and how many more there are.

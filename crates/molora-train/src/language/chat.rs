@@ -29,6 +29,14 @@ impl Message {
             content: content.into(),
         }
     }
+
+    /// A message of the assistant.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self {
+            role: "assistant".into(),
+            content: content.into(),
+        }
+    }
 }
 
 /// What can go wrong with a chat template.
@@ -107,7 +115,11 @@ impl ChatTemplate {
         Self::new(path, source, token("bos_token"), token("eos_token")).map(Some)
     }
 
-    fn new(
+    /// A template from its Jinja source; `path` is named in errors.
+    ///
+    /// # Errors
+    /// [`ChatError::Template`] if it is no valid Jinja.
+    pub fn new(
         path: PathBuf,
         source: String,
         bos_token: String,

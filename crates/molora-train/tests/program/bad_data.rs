@@ -39,12 +39,6 @@ fn tasks_that_are_not_there() {
             expected: &["model: no task in it"],
         },
         Mistake {
-            name: "a task for a folder of tasks",
-            damage: nothing,
-            arguments: &["--data", "data/pets"],
-            expected: &["data/pets: no task in it", "give the folder above it"],
-        },
-        Mistake {
             name: "a misspelt task",
             damage: nothing,
             arguments: &["--tasks", "weather,pest"],

@@ -193,7 +193,7 @@ fn records_must_agree_with_the_task() {
 
 #[test]
 fn files_have_to_be_there_and_hold_records() {
-    for file in ["task.json", "train.jsonl", "validation.jsonl", "test.jsonl"] {
+    for file in ["train.jsonl", "validation.jsonl", "test.jsonl"] {
         let pets = Pets::new();
         fs::remove_file(pets.dir().join(file)).unwrap();
         let message = pets.message();
@@ -263,11 +263,11 @@ fn the_folder_has_the_name_of_its_task() {
 #[test]
 fn other_kinds_are_read_but_not_trained() {
     let root = tempfile::tempdir().unwrap();
-    let write = |name: &str, kind: &str, record: &str| {
+    let write = |name: &str, kind: &str, metric: &str, record: &str| {
         let dir = root.path().join(name);
         fs::create_dir(&dir).unwrap();
         let meta = format!(
-            r#"{{"task": "{name}", "type": "{kind}", "instruction": "", "labels": null, "metric": "any"}}"#
+            r#"{{"task": "{name}", "type": "{kind}", "instruction": "", "labels": null, "metric": "{metric}"}}"#
         );
         fs::write(dir.join("task.json"), meta).unwrap();
         let line = format!(
@@ -278,15 +278,17 @@ fn other_kinds_are_read_but_not_trained() {
         }
     };
     let choices = r#""choices": ["a", "b"], "label": 1, "output": "b""#;
-    write("quiz", "multiple_choice", choices);
+    write("quiz", "multiple_choice", "accuracy", choices);
     write(
         "sums",
         "generation",
+        "exact match; also NLL",
         r#""choices": null, "label": null, "output": "3""#,
     );
     write(
         "near",
         "regression",
+        "spearman",
         r#""choices": null, "label": 2.5, "output": "2.5""#,
     );
     let tasks = load_tasks(root.path(), None).unwrap();
@@ -356,8 +358,12 @@ fn wrong_selections_are_errors() {
 fn folders_without_tasks_are_errors() {
     let pets = Pets::new();
     assert_eq!(list_tasks(pets.root.path()).unwrap(), ["pets"]);
-    let message = list_tasks(&pets.dir()).unwrap_err().to_string();
-    assert!(message.contains("give the folder above it"), "{message}");
+    assert_eq!(list_tasks(&pets.dir()).unwrap(), ["pets"]);
+    let train = pets.dir().join("train.jsonl");
+    assert_eq!(list_tasks(&train).unwrap(), ["train"]);
+    let empty = tempfile::tempdir().unwrap();
+    let message = list_tasks(empty.path()).unwrap_err().to_string();
+    assert!(message.contains("no task in it"), "{message}");
     let message = list_tasks(&pets.dir().join("none"))
         .unwrap_err()
         .to_string();

@@ -1,0 +1,164 @@
+//! File formats: from bytes to rows of named values.
+//!
+//! Every format yields the same thing, a [`Row`] with a JSON value by column name and the place
+//! that errors name. What the columns mean is decided in [`super::schema`].
+
+mod csv;
+mod error;
+mod json;
+mod jsonl;
+#[cfg(feature = "parquet")]
+mod parquet;
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::error::{DataError, Place};
+pub use error::FormatError;
+
+/// One record as it stands in a file.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    /// Where it stands.
+    pub(super) place: Place,
+    /// Its values by column.
+    pub(super) columns: Map<String, Value>,
+}
+
+/// A file format, told by the ending of the file's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// One JSON object a line.
+    Jsonl,
+    /// One JSON array of objects.
+    Json,
+    /// Comma-separated values with a header.
+    Csv,
+    /// Apache Parquet.
+    Parquet,
+}
+
+impl Format {
+    /// All formats.
+    pub(super) const ALL: [Self; 4] = [Self::Jsonl, Self::Json, Self::Csv, Self::Parquet];
+
+    /// The ending of file names, without the dot.
+    pub(super) fn ending(self) -> &'static str {
+        match self {
+            Self::Jsonl => "jsonl",
+            Self::Json => "json",
+            Self::Csv => "csv",
+            Self::Parquet => "parquet",
+        }
+    }
+
+    /// The format of a file by its name.
+    ///
+    /// # Errors
+    /// If the ending is none of the known ones.
+    pub(super) fn of(path: &Path) -> Result<Self, FormatError> {
+        let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
+        let found = Self::ALL
+            .into_iter()
+            .find(|format| ending == format.ending());
+        found.ok_or_else(|| FormatError::Ending { path: path.into() })
+    }
+
+    /// Gives values the types that their columns ask for, where the format has too few of its own:
+    /// everything in CSV is text, and a column of whole numbers with gaps is one of floats in
+    /// Parquet.
+    pub(super) fn type_values(self, row: &mut Row) -> Result<(), DataError> {
+        match self {
+            Self::Jsonl | Self::Json => Ok(()),
+            Self::Csv => csv::type_values(row),
+            Self::Parquet => {
+                whole_labels(row);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Columns that hold a label, which may be a number.
+const LABELS: [&str; 3] = ["label", "answer", "answerKey"];
+
+/// Reads all rows of a file.
+///
+/// # Errors
+/// The first thing found wrong, with file and line or row; a file without any row is an error.
+pub(super) fn read_rows(path: &Path) -> Result<(Format, Vec<Row>), DataError> {
+    let format = Format::of(path)?;
+    let rows = match format {
+        Format::Jsonl => jsonl::read(path)?,
+        Format::Json => json::read(path)?,
+        Format::Csv => csv::read(path)?,
+        Format::Parquet => read_parquet(path)?,
+    };
+    match rows.is_empty() {
+        true => Err(DataError::EmptySplit { path: path.into() }),
+        false => Ok((format, rows)),
+    }
+}
+
+#[cfg(feature = "parquet")]
+fn read_parquet(path: &Path) -> Result<Vec<Row>, DataError> {
+    parquet::read(path)
+}
+
+#[cfg(not(feature = "parquet"))]
+fn read_parquet(path: &Path) -> Result<Vec<Row>, DataError> {
+    Err(FormatError::NoParquet { path: path.into() }.into())
+}
+
+/// A file's text without a byte order mark.
+fn read_text(path: &Path) -> Result<Vec<u8>, DataError> {
+    let mut text = std::fs::read(path).map_err(|source| DataError::Read {
+        path: path.into(),
+        source,
+    })?;
+    if text.starts_with(b"\xef\xbb\xbf") {
+        text.drain(..3);
+    }
+    Ok(text)
+}
+
+/// The error for bytes that are no UTF-8, if there is one.
+fn check_utf8(text: &[u8], place: &Place) -> Result<(), FormatError> {
+    std::str::from_utf8(text)
+        .map(|_| ())
+        .map_err(|error| FormatError::Encoding {
+            place: place.clone(),
+            byte: error.valid_up_to() + 1,
+        })
+}
+
+/// The error for a name that stands twice among columns, if there is one.
+fn check_unique(names: &[&str], place: &Place) -> Result<(), FormatError> {
+    let second = (1..names.len()).find(|&index| names[..index].contains(&names[index]));
+    match second {
+        None => Ok(()),
+        Some(index) => Err(FormatError::DuplicateColumn {
+            place: place.clone(),
+            column: names[index].into(),
+        }),
+    }
+}
+
+/// Turns labels such as 2.0 into whole numbers.
+fn whole_labels(row: &mut Row) {
+    for name in LABELS {
+        let Some(value) = row.columns.get_mut(name) else {
+            continue;
+        };
+        let whole = value
+            .as_f64()
+            .filter(|number| value.is_f64() && number.fract() == 0.0 && number.abs() < 1e15);
+        if let Some(number) = whole {
+            *value = Value::from(number as i64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+//! Apache Parquet, read row by row.
+
+use std::fs::File;
+use std::path::Path;
+
+use parquet::errors::ParquetError;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row as ParquetRow};
+use serde_json::{Map, Value};
+
+use super::super::error::{At, DataError, Place};
+use super::{FormatError, Row, check_unique};
+
+/// Reads all rows.
+pub(super) fn read(path: &Path) -> Result<Vec<Row>, DataError> {
+    let unreadable = |source| DataError::Read {
+        path: path.into(),
+        source,
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let whole = Place::file(path);
+    let reader = SerializedFileReader::new(file).map_err(|error| broken(&whole, &error))?;
+    let schema = reader.metadata().file_metadata().schema();
+    let names: Vec<&str> = schema
+        .get_fields()
+        .iter()
+        .map(|field| field.name())
+        .collect();
+    check_unique(&names, &whole)?;
+    let rows = reader
+        .get_row_iter(None)
+        .map_err(|error| broken(&whole, &error))?;
+    rows.enumerate()
+        .map(|(index, row)| {
+            let place = Place::new(path, At::Row(index + 1));
+            let row = row.map_err(|error| broken(&place, &error))?;
+            let columns = object(row).map_err(|message| FormatError::Parquet {
+                place: place.clone(),
+                message,
+            })?;
+            Ok(Row { place, columns })
+        })
+        .collect()
+}
+
+fn broken(place: &Place, error: &ParquetError) -> FormatError {
+    FormatError::Parquet {
+        place: place.clone(),
+        message: error.to_string(),
+    }
+}
+
+fn object(row: ParquetRow) -> Result<Map<String, Value>, String> {
+    let columns = row.into_columns().into_iter();
+    let named = |(name, field)| match value(field) {
+        Ok(value) => Ok((name, value)),
+        Err(problem) => Err(format!("column \"{name}\" {problem}")),
+    };
+    columns.map(named).collect()
+}
+
+/// A value as JSON would hold it; dates and the like as text.
+fn value(field: Field) -> Result<Value, String> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(flag) => flag.into(),
+        Field::Byte(number) => number.into(),
+        Field::Short(number) => number.into(),
+        Field::Int(number) => number.into(),
+        Field::Long(number) => number.into(),
+        Field::UByte(number) => number.into(),
+        Field::UShort(number) => number.into(),
+        Field::UInt(number) => number.into(),
+        Field::ULong(number) => number.into(),
+        Field::Float16(number) => shortest(number),
+        Field::Float(number) => shortest(number),
+        Field::Double(number) => number.into(),
+        Field::Str(text) => text.into(),
+        // Old writers leave out that a column holds text.
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.into(),
+            Err(_) => return Err("holds bytes that are no UTF-8 text".into()),
+        },
+        Field::Group(row) => Value::Object(object(row)?),
+        Field::ListInternal(list) => {
+            let items = list.elements().iter().cloned().map(value);
+            Value::Array(items.collect::<Result<_, _>>()?)
+        }
+        other => other.to_string().into(),
+    })
+}
+
+/// The double with the shortest text that means the same number: 2.4 stays 2.4.
+fn shortest(number: impl std::fmt::Display) -> Value {
+    number
+        .to_string()
+        .parse::<f64>()
+        .map_or(Value::Null, Value::from)
+}

@@ -1,0 +1,214 @@
+//! What a row's columns mean: which set of names it is, and the record it stands for.
+
+mod chat;
+mod plain;
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::error::DataError;
+use super::fields::Fields;
+use super::format::{Format, FormatError, Row};
+use super::meta::MetaFile;
+use super::record::{Record, parse_record};
+use super::task::{TaskKind, TaskMeta};
+
+/// A set of column names that has a meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Schema {
+    /// molora's own, with all keys.
+    Own,
+    /// `messages` or `conversations`.
+    Chat(&'static str),
+    /// `question`, `choices` and `answer`, `answerKey` or `label`.
+    Question(&'static str),
+    /// `instruction` or `input`, and `output` or `label`; alpaca's, and molora's own in short.
+    Fields,
+    /// `prompt` and `completion` or `response`.
+    Completion(&'static str),
+    /// `text` alone.
+    Text,
+}
+
+/// The columns of molora's own schema that are always there.
+const OWN: [&str; 9] = [
+    "id",
+    "task",
+    "type",
+    "instruction",
+    "input",
+    "input_b",
+    "choices",
+    "label",
+    "output",
+];
+
+/// All columns with a meaning.
+pub(super) const COLUMNS: [&str; 19] = [
+    "id",
+    "task",
+    "type",
+    "instruction",
+    "input",
+    "input_b",
+    "choices",
+    "label",
+    "output",
+    "meta",
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "response",
+    "question",
+    "answer",
+    "answerKey",
+    "text",
+];
+
+/// How the columns of a file become records.
+#[derive(Debug, Clone)]
+pub(super) struct Reading<'a> {
+    pub(super) schema: Schema,
+    pub(super) meta: &'a TaskMeta,
+    /// Whether a `task.json` says the task's name, which records of our schema repeat.
+    pub(super) has_meta_file: bool,
+}
+
+impl Schema {
+    /// The schema of a file by the columns of its first row.
+    ///
+    /// # Errors
+    /// [`FormatError::Columns`] if they have no meaning.
+    pub(super) fn detect(row: &Row) -> Result<Self, FormatError> {
+        let has = |name: &str| row.columns.contains_key(name);
+        let first = |names: &[&'static str]| names.iter().copied().find(|name| has(name));
+        // Most of the columns, so that a misspelt one is named instead of changing the schema.
+        if OWN.iter().filter(|name| has(name)).count() >= 6 {
+            return Ok(Self::Own);
+        }
+        if let Some(name) = first(&["messages", "conversations"]) {
+            return Ok(Self::Chat(name));
+        }
+        let answer = first(&["answerKey", "answer", "label"]);
+        if let (true, true, Some(answer)) = (has("question"), has("choices"), answer) {
+            return Ok(Self::Question(answer));
+        }
+        if has("instruction") && has("output") || has("input") && (has("output") || has("label")) {
+            return Ok(Self::Fields);
+        }
+        if let (true, Some(name)) = (has("prompt"), first(&["completion", "response"])) {
+            return Ok(Self::Completion(name));
+        }
+        match has("text") {
+            true => Ok(Self::Text),
+            false => Err(FormatError::Columns {
+                place: row.place.clone(),
+                found: row.columns.keys().cloned().collect(),
+            }),
+        }
+    }
+
+    /// The kind of task that a file of this schema holds where no `task.json` says it.
+    ///
+    /// # Errors
+    /// In our own schema, a `type` that is missing or not known.
+    pub(super) fn kind(self, row: &Row) -> Result<TaskKind, DataError> {
+        match self {
+            Self::Own => super::meta::parse_kind(&mut Fields::new(row.columns.clone(), &row.place)),
+            Self::Question(_) => Ok(TaskKind::MultipleChoice),
+            Self::Fields
+                if row
+                    .columns
+                    .get("choices")
+                    .is_some_and(|value| !value.is_null()) =>
+            {
+                Ok(TaskKind::MultipleChoice)
+            }
+            _ => Ok(TaskKind::Generation),
+        }
+    }
+
+    /// Refuses a kind of task that the columns cannot hold.
+    pub(super) fn check_kind(self, kind: TaskKind, path: &Path) -> Result<(), DataError> {
+        let (columns, only) = match self {
+            Self::Own | Self::Fields => return Ok(()),
+            Self::Question(_) => ("question and choices", TaskKind::MultipleChoice),
+            Self::Chat(name) => (name, TaskKind::Generation),
+            Self::Completion(_) => ("prompt", TaskKind::Generation),
+            Self::Text => ("text", TaskKind::Generation),
+        };
+        if kind == only {
+            return Ok(());
+        }
+        Err(DataError::Contradiction {
+            place: super::error::Place::file(path),
+            key: "type",
+            found: kind.to_string(),
+            expected: format!("records with the column {columns} are for {only}"),
+        })
+    }
+}
+
+impl Reading<'_> {
+    /// The record of a row, named `id` unless it has a name of its own in our schema.
+    ///
+    /// # Errors
+    /// A column that is missing or holds something else than it should.
+    pub(super) fn record(&self, row: Row, id: String) -> Result<Record, DataError> {
+        let fields = Fields::new(row.columns, &row.place);
+        match self.schema {
+            Schema::Own => parse_record(fields, self.meta, self.has_meta_file),
+            Schema::Chat(column) => chat::record(fields, column, id),
+            Schema::Question(answer) => plain::question(fields, answer, self.meta, id),
+            Schema::Fields => plain::fields(fields, self.meta, id),
+            Schema::Completion(column) => plain::completion(fields, column, id),
+            Schema::Text => plain::text(fields, id),
+        }
+    }
+}
+
+/// Gives the rows of a file the names and types that the schemas know.
+///
+/// # Errors
+/// A renamed column that is not there, or nested JSON that is broken.
+pub(super) fn prepare(
+    rows: &mut [Row],
+    format: Format,
+    file: Option<&MetaFile>,
+) -> Result<(), DataError> {
+    for row in rows {
+        if let Some(file) = file {
+            rename(row, file)?;
+        }
+        format.type_values(row)?;
+    }
+    Ok(())
+}
+
+fn rename(row: &mut Row, file: &MetaFile) -> Result<(), DataError> {
+    let found = || row.columns.keys().cloned().collect();
+    let mut renamed: Vec<(&String, Value)> = Vec::new();
+    for (ours, theirs) in &file.columns {
+        match row.columns.get(theirs) {
+            Some(value) => renamed.push((ours, value.clone())),
+            None => {
+                return Err(FormatError::MissingColumn {
+                    place: row.place.clone(),
+                    column: theirs.clone(),
+                    found: found(),
+                    reason: ", but \"columns\" in task.json names it",
+                }
+                .into());
+            }
+        }
+    }
+    for theirs in file.columns.values() {
+        row.columns.remove(theirs);
+    }
+    for (ours, value) in renamed {
+        row.columns.insert(ours.clone(), value);
+    }
+    Ok(())
+}

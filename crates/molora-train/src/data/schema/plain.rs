@@ -1,0 +1,277 @@
+//! Records of one prompt and one answer.
+
+use serde_json::Value;
+
+use super::super::error::DataError;
+use super::super::fields::{Fields, beginning};
+use super::super::format::FormatError;
+use super::super::record::{Label, Record};
+use super::super::task::{TaskKind, TaskMeta};
+
+/// `instruction`, `input`, `input_b`, `choices`, `label` and `output`, of which the kind of task
+/// says what has to be there.
+pub(super) fn fields(
+    mut fields: Fields<'_>,
+    meta: &TaskMeta,
+    id: String,
+) -> Result<Record, DataError> {
+    let instruction = optional(&mut fields, "instruction")?;
+    let input = optional(&mut fields, "input")?;
+    if instruction.is_none() && input.is_none() {
+        return Err(missing(&fields, "input", ""));
+    }
+    let choices = match fields.take_or_null("choices") {
+        Value::Null if meta.kind == TaskKind::MultipleChoice => {
+            return Err(missing(
+                &fields,
+                "choices",
+                " (the task is multiple_choice)",
+            ));
+        }
+        Value::Null => Choices::default(),
+        value => Choices::parse(&fields, value)?,
+    };
+    let (label, output) = answer(&mut fields, meta, &choices)?;
+    Ok(Record {
+        id,
+        instruction: instruction.unwrap_or_else(|| meta.instruction.clone()),
+        input: input.unwrap_or_default(),
+        input_b: optional(&mut fields, "input_b")?,
+        choices: choices.texts,
+        label,
+        output,
+        meta: None,
+        messages: Vec::new(),
+        is_verbatim: false,
+    })
+}
+
+/// `question`, `choices` and the column of the answer.
+pub(super) fn question(
+    mut fields: Fields<'_>,
+    answer: &'static str,
+    meta: &TaskMeta,
+    id: String,
+) -> Result<Record, DataError> {
+    for (ours, theirs) in [("label", answer), ("input", "question")] {
+        let value = fields.take(theirs)?;
+        fields.map.insert(ours.into(), value);
+    }
+    self::fields(fields, meta, id)
+}
+
+/// `prompt` and the column that goes on with it.
+pub(super) fn completion(
+    mut fields: Fields<'_>,
+    column: &'static str,
+    id: String,
+) -> Result<Record, DataError> {
+    let input = fields.string("prompt")?;
+    verbatim(input, fields.string(column)?, column, &fields, id)
+}
+
+/// `text` alone.
+pub(super) fn text(mut fields: Fields<'_>, id: String) -> Result<Record, DataError> {
+    let text = fields.string("text")?;
+    verbatim(String::new(), text, "text", &fields, id)
+}
+
+fn verbatim(
+    input: String,
+    output: String,
+    column: &'static str,
+    fields: &Fields<'_>,
+    id: String,
+) -> Result<Record, DataError> {
+    if output.is_empty() {
+        let found = Value::from("");
+        return Err(fields.wrong_type(column, &found, "a text that is not empty"));
+    }
+    Ok(Record {
+        id,
+        instruction: String::new(),
+        input,
+        input_b: None,
+        choices: Vec::new(),
+        label: Label::Text,
+        output,
+        meta: None,
+        messages: Vec::new(),
+        is_verbatim: true,
+    })
+}
+
+/// The answers to choose from, and the letters or numbers that stand for them in ARC's files.
+#[derive(Default)]
+struct Choices {
+    texts: Vec<String>,
+    keys: Vec<String>,
+}
+
+impl Choices {
+    fn parse(fields: &Fields<'_>, value: Value) -> Result<Self, DataError> {
+        let expected = "a list of strings, or an object with the lists text and label";
+        let (texts, keys) = match value {
+            Value::Object(mut map) => (
+                map.remove("text").unwrap_or_default(),
+                map.remove("label").unwrap_or_default(),
+            ),
+            texts => (texts, Value::Array(Vec::new())),
+        };
+        if !texts.is_array() || !keys.is_array() {
+            return Err(fields.wrong_type("choices", &texts, expected));
+        }
+        let choices = Self {
+            texts: fields.string_list("choices", texts)?,
+            keys: fields.string_list("choices", keys)?,
+        };
+        match choices.texts.is_empty() {
+            true => {
+                Err(fields.wrong_type("choices", &Value::Array(Vec::new()), "at least one string"))
+            }
+            false => Ok(choices),
+        }
+    }
+
+    /// The choice that a text means: by key, in full, or by its letter.
+    fn position(&self, text: &str) -> Option<usize> {
+        let among = |names: &[String]| names.iter().position(|name| name == text);
+        among(&self.keys)
+            .or_else(|| among(&self.texts))
+            .or_else(|| {
+                let [letter @ b'A'..=b'Z'] = text.as_bytes() else {
+                    return None;
+                };
+                Some(usize::from(letter - b'A')).filter(|&index| index < self.texts.len())
+            })
+    }
+}
+
+/// Label and output by kind, each from the other where only one is there.
+fn answer(
+    fields: &mut Fields<'_>,
+    meta: &TaskMeta,
+    choices: &Choices,
+) -> Result<(Label, String), DataError> {
+    let label = fields.take_or_null("label");
+    let output = text_or_number(fields, "output")?;
+    match meta.kind {
+        TaskKind::Classification => {
+            let index = index(
+                fields,
+                label,
+                output.as_deref(),
+                &meta.labels,
+                "labels",
+                |text| meta.labels.iter().position(|name| name == text),
+            )?;
+            let name = meta.labels[index].clone();
+            match output.filter(|output| *output != name) {
+                None => Ok((Label::Index(index), name)),
+                Some(other) => {
+                    let expected = format!("label {index} is \"{name}\" in task.json");
+                    Err(fields.contradiction("output", other, expected))
+                }
+            }
+        }
+        TaskKind::MultipleChoice => {
+            let texts = &choices.texts;
+            let index = index(fields, label, output.as_deref(), texts, "choices", |text| {
+                choices.position(text)
+            })?;
+            Ok((Label::Index(index), texts[index].clone()))
+        }
+        TaskKind::Regression => number(fields, &label, output),
+        TaskKind::Generation => match output {
+            Some(output) => Ok((Label::Text, output)),
+            None => Err(missing(fields, "output", GENERATION)),
+        },
+    }
+}
+
+const GENERATION: &str =
+    " (the task is generation; \"type\" in a task.json says that it is something else)";
+
+fn index(
+    fields: &Fields<'_>,
+    label: Value,
+    output: Option<&str>,
+    names: &[String],
+    what: &'static str,
+    position: impl Fn(&str) -> Option<usize>,
+) -> Result<usize, DataError> {
+    let (column, text) = match (&label, output) {
+        (Value::String(text), _) => ("label", &text[..]),
+        (Value::Null, Some(output)) => ("output", output),
+        (Value::Null, None) => return Err(missing(fields, "label", "")),
+        _ => {
+            let Label::Index(index) = fields.index(&label, names.len(), what)? else {
+                return Err(fields.wrong_type("label", &label, "a whole number"));
+            };
+            return Ok(index);
+        }
+    };
+    position(text).ok_or_else(|| {
+        let shown: Vec<&str> = names.iter().take(10).map(|name| &name[..]).collect();
+        let more = if names.len() > 10 { ", ..." } else { "" };
+        let choice = FormatError::Choice {
+            place: fields.place.clone(),
+            column,
+            found: beginning(text),
+            expected: shown.join(", ") + more,
+        };
+        choice.into()
+    })
+}
+
+fn number(
+    fields: &Fields<'_>,
+    label: &Value,
+    output: Option<String>,
+) -> Result<(Label, String), DataError> {
+    let of_text = |text: &str| {
+        text.trim()
+            .parse()
+            .ok()
+            .filter(|number: &f64| number.is_finite())
+    };
+    let (found, number) = match (label, &output) {
+        (Value::Null, Some(output)) => (Value::from(&output[..]), of_text(output)),
+        (Value::Null, None) => return Err(missing(fields, "label", " (the task is regression)")),
+        (label, _) => (label.clone(), label.as_f64()),
+    };
+    match number {
+        Some(number) => Ok((
+            Label::Number(number),
+            output.unwrap_or_else(|| number.to_string()),
+        )),
+        None => Err(fields.wrong_type("label", &found, "a number")),
+    }
+}
+
+fn optional(fields: &mut Fields<'_>, key: &'static str) -> Result<Option<String>, DataError> {
+    match fields.take_or_null(key) {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text)),
+        other => Err(fields.wrong_type(key, &other, "a string or null")),
+    }
+}
+
+fn text_or_number(fields: &mut Fields<'_>, key: &'static str) -> Result<Option<String>, DataError> {
+    match fields.take_or_null(key) {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text)),
+        Value::Number(number) => Ok(Some(number.to_string())),
+        other => Err(fields.wrong_type(key, &other, "a string or a number")),
+    }
+}
+
+fn missing(fields: &Fields<'_>, column: &str, reason: &'static str) -> DataError {
+    let missing = FormatError::MissingColumn {
+        place: fields.place.clone(),
+        column: column.into(),
+        found: fields.map.keys().cloned().collect(),
+        reason,
+    };
+    missing.into()
+}
