@@ -1,8 +1,10 @@
 //! A record's keys taken out one by one, with errors that name file, line and key.
 //!
-//! Keys are taken out one by one instead of through a derived struct, because serde's message for
-//! a wrong type does not name the key.
+//! There is no derived struct, because serde's message for a wrong type does not name the key.
 
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::error::{At, DataError, Place};
@@ -12,6 +14,8 @@ use super::record::Label;
 pub(super) struct Fields<'a> {
     pub(super) map: Map<String, Value>,
     pub(super) place: &'a Place,
+    /// The keys of the map that were taken out, for messages.
+    taken: Vec<String>,
 }
 
 impl<'a> Fields<'a> {
@@ -22,23 +26,36 @@ impl<'a> Fields<'a> {
             message,
         };
         match serde_json::from_slice(text) {
-            Ok(Value::Object(map)) => Ok(Self { map, place }),
-            Ok(other) => Err(broken(format!(
-                "found {}, expected an object",
-                describe(&other)
-            ))),
+            Ok(Columns(map)) => Ok(Self::new(map, place)),
             Err(error) => Err(broken(shorten_position(&error, place))),
         }
     }
 
     /// An object that is parsed already.
     pub(super) fn new(map: Map<String, Value>, place: &'a Place) -> Self {
-        Self { map, place }
+        Self {
+            map,
+            place,
+            taken: Vec::new(),
+        }
+    }
+
+    /// All keys, those that were taken out too, sorted.
+    pub(super) fn keys(&self) -> Vec<String> {
+        let mut keys: Vec<String> = self.map.keys().chain(&self.taken).cloned().collect();
+        keys.sort();
+        keys
+    }
+
+    fn remove(&mut self, key: &str) -> Option<Value> {
+        let (key, value) = self.map.remove_entry(key)?;
+        self.taken.push(key);
+        Some(value)
     }
 
     /// Takes a value that has to be there.
     pub(super) fn take(&mut self, key: &'static str) -> Result<Value, DataError> {
-        self.map.remove(key).ok_or_else(|| DataError::MissingKey {
+        self.remove(key).ok_or_else(|| DataError::MissingKey {
             place: self.place.clone(),
             key,
         })
@@ -46,7 +63,7 @@ impl<'a> Fields<'a> {
 
     /// Takes a value, null where the key is not there.
     pub(super) fn take_or_null(&mut self, key: &str) -> Value {
-        self.map.remove(key).unwrap_or_default()
+        self.remove(key).unwrap_or_default()
     }
 
     pub(super) fn string(&mut self, key: &'static str) -> Result<String, DataError> {
@@ -129,6 +146,36 @@ impl<'a> Fields<'a> {
             found,
             expected,
         }
+    }
+}
+
+/// A JSON object in which no key stands twice: of two, serde's own map keeps the last in silence.
+pub(super) struct Columns(pub(super) Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Columns {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ColumnsVisitor)
+    }
+}
+
+struct ColumnsVisitor;
+
+impl<'de> Visitor<'de> for ColumnsVisitor {
+    type Value = Columns;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Columns, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = access.next_key::<String>()? {
+            if map.contains_key(&key) {
+                return Err(A::Error::custom(format!("key \"{key}\" stands twice")));
+            }
+            map.insert(key, access.next_value()?);
+        }
+        Ok(Columns(map))
     }
 }
 

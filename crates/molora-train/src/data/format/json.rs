@@ -2,10 +2,8 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
 use super::super::error::{At, DataError, Place};
-use super::super::fields::{describe, shorten_position};
+use super::super::fields::{Columns, shorten_position};
 use super::{Row, check_utf8, read_text};
 
 /// Reads all entries of the array.
@@ -16,34 +14,20 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>, DataError> {
         return Ok(Vec::new());
     }
     check_utf8(&text, &place)?;
-    let broken = |place: &Place, message| DataError::Json {
+    let broken = |message| DataError::Json {
         place: place.clone(),
         message,
     };
-    let hint = "expected a list of objects (one object a line belongs in a .jsonl file)";
-    let value: Value = serde_json::from_slice(&text).map_err(|error| {
-        // Several objects one after the other are JSON lines under another name.
-        let starts_object = text.trim_ascii_start().starts_with(b"{");
-        match starts_object {
-            true => broken(&place, format!("found an object, {hint}")),
-            false => broken(&place, shorten_position(&error, &place)),
-        }
-    })?;
-    let Value::Array(entries) = value else {
-        return Err(broken(
-            &place,
-            format!("found {}, {hint}", describe(&value)),
-        ));
+    if text.trim_ascii_start().starts_with(b"{") {
+        let message = "found an object, expected a list of objects (one object a line belongs in \
+                       a .jsonl file)";
+        return Err(broken(message.into()));
+    }
+    let entries: Vec<Columns> =
+        serde_json::from_slice(&text).map_err(|error| broken(shorten_position(&error, &place)))?;
+    let row = |(index, Columns(columns))| Row {
+        place: Place::new(path, At::Row(index + 1)),
+        columns,
     };
-    let row = |(index, entry)| {
-        let place = Place::new(path, At::Row(index + 1));
-        match entry {
-            Value::Object(columns) => Ok(Row { place, columns }),
-            other => {
-                let message = format!("found {}, expected an object", describe(&other));
-                Err(broken(&place, message))
-            }
-        }
-    };
-    entries.into_iter().enumerate().map(row).collect()
+    Ok(entries.into_iter().enumerate().map(row).collect())
 }

@@ -1,1 +1,154 @@
+use std::fs;
+use std::path::PathBuf;
 
+use crate::data::{Label, Split, Task, TaskKind, load_task};
+
+/// Files of the same 24 records in each format. The Parquet files are pyarrow 26's: snappy with a
+/// dictionary, zstd in three row groups, gzip in pages of version 2, lz4 with categories and labels
+/// as floats.
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/formats")
+        .join(name)
+}
+
+fn all_records(task: &Task) -> usize {
+    task.train.len() + task.validation.len() + task.test.len()
+}
+
+/// The error for one file of that name and text, without the folder's path.
+fn message(name: &str, text: impl AsRef<[u8]>) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    fs::write(&path, text).unwrap();
+    let message = load_task(&path).unwrap_err().to_string();
+    assert!(!message.contains('\n'), "one line: {message}");
+    message.replace(&format!("{}/", folder.path().display()), "")
+}
+
+fn endings() -> Vec<&'static str> {
+    let parquet = cfg!(feature = "parquet").then_some("parquet");
+    ["json", "csv"].into_iter().chain(parquet).collect()
+}
+
+#[test]
+fn all_formats_give_the_same_records() {
+    for name in ["alpaca", "chat", "quiz", "pets"] {
+        let expected = load_task(&fixture(&format!("{name}.jsonl"))).unwrap();
+        assert_eq!(all_records(&expected), 24);
+        for ending in endings() {
+            let found = load_task(&fixture(&format!("{name}.{ending}"))).unwrap();
+            assert_eq!(found, expected, "{name}.{ending}");
+        }
+    }
+}
+
+#[test]
+fn columns_decide_what_records_are() {
+    let quiz = load_task(&fixture("quiz.csv")).unwrap();
+    assert_eq!(quiz.meta.kind, TaskKind::MultipleChoice);
+    assert_eq!(quiz.meta.metric.as_ref().unwrap().to_string(), "accuracy");
+    let record = &quiz.split(Split::Train)[0];
+    assert_eq!((&record.label, &record.output[..]), (&Label::Index(0), "0"));
+    let chat = load_task(&fixture("chat.csv")).unwrap();
+    assert_eq!(
+        (&chat.meta.name[..], chat.meta.kind),
+        ("chat", TaskKind::Generation)
+    );
+    assert_eq!(chat.train[1].messages.len(), 5);
+    assert_eq!(chat.train[1].messages[3].content, "And one more?\n");
+    let pets = load_task(&fixture("pets.csv")).unwrap();
+    assert_eq!(pets.meta.labels, ["cat", "dog"]);
+    assert_eq!(pets.meta.kind, TaskKind::Classification);
+}
+
+#[test]
+fn broken_csv_is_located() {
+    let found = message("a.csv", "prompt,completion\na,b\n\"c\nd\",e,f\n");
+    assert_eq!(
+        found,
+        "a.csv:3: broken CSV: found 3 fields, expected 2 as in the header"
+    );
+    let found = message("a.csv", b"prompt,completion\na,\xff\n");
+    assert_eq!(found, "a.csv:2: broken CSV: field 2 is no UTF-8 text");
+    let found = message("a.csv", "prompt,prompt\na,b\n");
+    assert_eq!(found, "a.csv:1: column \"prompt\" stands twice");
+    assert_eq!(message("a.csv", ""), "a.csv: holds no records");
+    assert_eq!(message("a.csv", "text\n"), "a.csv: holds no records");
+    let found = message("a.csv", "messages\n[{\n");
+    assert!(
+        found.starts_with("a.csv:2: broken JSON: column \"messages\": EOF"),
+        "{found}"
+    );
+}
+
+#[test]
+fn broken_json_is_located() {
+    assert_eq!(
+        message("a.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"\xe9\"}"),
+        "a.jsonl:2: no UTF-8 text: byte 11 belongs to no character"
+    );
+    let found = message("a.json", "[{\"text\": \"a\"}, {\"text\"");
+    assert!(found.starts_with("a.json: broken JSON: EOF"), "{found}");
+    let found = message("a.json", "{\"text\": \"a\"}\n{\"text\": \"b\"}");
+    assert!(
+        found.starts_with("a.json: broken JSON: found an object, expected a list"),
+        "{found}"
+    );
+    assert_eq!(
+        message("a.json", "[{\"text\": \"a\"}, 3]"),
+        "a.json: broken JSON: invalid type: integer `3`, expected an object at line 1 column 17"
+    );
+    assert_eq!(message("a.json", "[]"), "a.json: holds no records");
+    assert_eq!(
+        message("a.jsonl", "{\"text\": \"a\", \"text\": \"b\"}"),
+        "a.jsonl:1: broken JSON: key \"text\" stands twice at column 20"
+    );
+}
+
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in [
+        ("a.csv", "text\na\nb\nc\n"),
+        (
+            "a.jsonl",
+            "{\"text\": \"a\"}\n{\"text\": \"b\"}\n{\"text\": \"c\"}",
+        ),
+    ] {
+        let path = folder.path().join(name);
+        fs::write(&path, format!("\u{feff}{text}")).unwrap();
+        assert_eq!(all_records(&load_task(&path).unwrap()), 3);
+    }
+}
+
+#[test]
+fn other_endings_are_refused() {
+    let found = message("a.txt", "text");
+    assert_eq!(
+        found,
+        "a.txt: unknown format, expected a name that ends in .jsonl, .json, .csv or .parquet"
+    );
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn broken_parquet_is_an_error() {
+    let whole = fs::read(fixture("chat.parquet")).unwrap();
+    let end = message("a.parquet", &whole[..whole.len() - 9]);
+    assert!(end.starts_with("a.parquet: broken Parquet: "), "{end}");
+    let empty = message("a.parquet", "");
+    assert!(empty.starts_with("a.parquet: broken Parquet: "), "{empty}");
+    // The footer is there, but pages before it are not: bytes cut out of the middle.
+    let cut = [&whole[..100], &whole[whole.len() / 2..]].concat();
+    let pages = message("a.parquet", &cut);
+    assert!(pages.starts_with("a.parquet"), "{pages}");
+    assert!(pages.contains("broken Parquet: "), "{pages}");
+}
+
+#[cfg(not(feature = "parquet"))]
+#[test]
+fn without_the_feature_parquet_files_are_refused() {
+    let found = message("a.parquet", "");
+    assert!(found.contains("built without Parquet"), "{found}");
+}

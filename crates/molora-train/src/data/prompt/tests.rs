@@ -1,1 +1,173 @@
+use super::*;
+use crate::data::Label;
 
+/// The form that most chat models use, with a system message that stands by default as in SmolLM2.
+const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != \
+    'system' %}{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + \
+    message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if \
+    add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+fn template(source: &str) -> PromptFormat {
+    let template = ChatTemplate::new("t".into(), source.into(), "<s>".into(), "</s>".into());
+    PromptFormat::Chat(template.unwrap())
+}
+
+fn meta(kind: TaskKind) -> TaskMeta {
+    TaskMeta {
+        name: "t".into(),
+        kind,
+        instruction: String::new(),
+        labels: vec!["bad".into(), "good".into()],
+        group: None,
+        metric: None,
+        metric_text: String::new(),
+    }
+}
+
+fn record(instruction: &str, input: &str, input_b: Option<&str>, output: &str) -> Record {
+    Record {
+        id: "t-train-0".into(),
+        instruction: instruction.into(),
+        input: input.into(),
+        input_b: input_b.map(str::to_owned),
+        choices: vec!["yes".into(), "no".into()],
+        label: Label::Text,
+        output: output.into(),
+        meta: None,
+        messages: Vec::new(),
+        is_verbatim: false,
+    }
+}
+
+fn chat() -> Record {
+    let messages = vec![
+        Message::user("1 + 1?"),
+        Message::assistant("2"),
+        Message::user("Sure?"),
+        Message::assistant("Yes"),
+    ];
+    Record {
+        messages,
+        ..record("", "Sure?", None, "Yes")
+    }
+}
+
+/// Prompts and answers in turns, `|` before an answer.
+fn shown(record: &Record, format: &PromptFormat) -> String {
+    let pieces = pieces(record, &meta(TaskKind::Generation), format).unwrap();
+    let mark = |piece: &Piece| match piece.is_answer {
+        true => format!("|{}|", piece.text),
+        false => piece.text.clone(),
+    };
+    pieces.iter().map(mark).collect()
+}
+
+#[test]
+fn plain_prompts_have_no_empty_lines_of_missing_parts() {
+    let check = |record: Record, expected: &str| {
+        assert_eq!(shown(&record, &PromptFormat::Plain), expected);
+    };
+    check(record("Do", "a", Some("b"), "c"), "Do\n\na\nb\nAnswer:| c|");
+    check(record("Do", "", None, "c"), "Do\nAnswer:| c|");
+    check(record("", "a", Some(""), "c"), "a\nAnswer:| c|");
+    check(record("", "", None, "c"), "Answer:| c|");
+    let verbatim = |input: &str| Record {
+        is_verbatim: true,
+        ..record("", input, None, " is\n")
+    };
+    check(verbatim("It"), "It| is\n|");
+    check(verbatim(""), "| is\n|");
+    check(
+        chat(),
+        "User: 1 + 1?\n\nAssistant:| 2|\n\nUser: Sure?\n\nAssistant:| Yes|",
+    );
+}
+
+#[test]
+fn a_record_without_instruction_has_its_task_s() {
+    let mut meta = meta(TaskKind::Generation);
+    meta.instruction = "Add".into();
+    let record = record("", "1 + 1", None, "2");
+    let found = pieces(&record, &meta, &PromptFormat::Plain).unwrap();
+    assert_eq!(found[0], Piece::given("Add\n\n1 + 1\nAnswer:"));
+}
+
+#[test]
+fn chats_are_rendered_with_every_answer_apart() {
+    let chatml = template(CHATML);
+    let user = |text: &str| format!("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n");
+    let system = "<|im_start|>system\nBe kind<|im_end|>\n";
+    let expected = format!(
+        "{system}{}|2<|im_end|>\n|{}|Yes<|im_end|>\n|",
+        user("1 + 1?"),
+        user("Sure?")
+    );
+    assert_eq!(shown(&chat(), &chatml), expected);
+    let expected = format!("{system}{}|c<|im_end|>\n|", user("Do\n\na\nb"));
+    let found = shown(&record("Do", "a", Some("b"), "c"), &chatml);
+    assert_eq!(found, expected);
+    let mut told = chat();
+    told.messages.insert(
+        0,
+        Message {
+            role: "system".into(),
+            content: "Be brief".into(),
+        },
+    );
+    let found = shown(&told, &chatml);
+    assert!(found.starts_with("<|im_start|>system\nBe brief<|im_end|>\n"));
+}
+
+#[test]
+fn the_pieces_are_the_whole_rendering() {
+    let format = template(CHATML);
+    let PromptFormat::Chat(template) = &format else {
+        panic!("a chat template");
+    };
+    let found = pieces(&chat(), &meta(TaskKind::Generation), &format).unwrap();
+    let text: String = found.into_iter().map(|piece| piece.text).collect();
+    assert_eq!(text, template.render(&chat().messages, false).unwrap());
+}
+
+#[test]
+fn templates_that_change_what_came_before_are_refused() {
+    // Only the last message is shown.
+    let last = template("{{ messages[-1]['content'] }}{% if add_generation_prompt %}:{% endif %}");
+    let error = pieces(&chat(), &meta(TaskKind::Generation), &last).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.starts_with("record t-train-0: the chat template renders message 2 differently"),
+        "{error}"
+    );
+    let failing = template("{% if messages|length > 1 %}\n{{ raise_exception('no') }}{% endif %}");
+    let error = pieces(&chat(), &meta(TaskKind::Generation), &failing).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.starts_with("record t-train-0: t: chat template, line 2, column "),
+        "{error}"
+    );
+}
+
+#[test]
+fn candidates_take_the_place_of_the_last_answer() {
+    let record = record("Is it?", "x", None, "yes");
+    assert_eq!(
+        choices(&record, &meta(TaskKind::MultipleChoice)),
+        ["yes", "no"]
+    );
+    assert_eq!(
+        choices(&record, &meta(TaskKind::Classification)),
+        ["bad", "good"]
+    );
+    assert!(choices(&record, &meta(TaskKind::Generation)).is_empty());
+    let meta = meta(TaskKind::MultipleChoice);
+    for (format, expected) in [
+        (PromptFormat::Plain, " no"),
+        (template(CHATML), "no<|im_end|>\n"),
+    ] {
+        let found = pieces_with_answer(&record, &meta, &format, "no").unwrap();
+        assert_eq!(found.last(), Some(&Piece::answer(expected)));
+        let given = prompt(&record, &meta, &format).unwrap();
+        assert_eq!(given, found[..found.len() - 1]);
+    }
+}

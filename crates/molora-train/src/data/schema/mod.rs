@@ -212,3 +212,6 @@ fn rename(row: &mut Row, file: &MetaFile) -> Result<(), DataError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -270,7 +270,7 @@ fn missing(fields: &Fields<'_>, column: &str, reason: &'static str) -> DataError
     let missing = FormatError::MissingColumn {
         place: fields.place.clone(),
         column: column.into(),
-        found: fields.map.keys().cloned().collect(),
+        found: fields.keys(),
         reason,
     };
     missing.into()

@@ -103,7 +103,7 @@ fn broken_json_is_located() {
     assert!(message.ends_with("at column 18"), "{message}");
     let message = Pets::message_with_line("[1]");
     assert!(
-        message.contains(":17: broken JSON: found a list"),
+        message.contains(":17: broken JSON: invalid type: sequence, expected an object"),
         "{message}"
     );
     let message = Pets::message_with("task.json", "{\n\"task\": }");

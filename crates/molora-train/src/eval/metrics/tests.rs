@@ -114,3 +114,118 @@ fn unknown_names_are_errors() {
     let message = Metric::parse("f1_x", &many).unwrap_err().to_string();
     assert!(message.ends_with("are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"));
 }
+
+#[test]
+fn metrics_of_other_kinds_are_read() {
+    use TaskKind::{Generation, MultipleChoice, Regression};
+    let read = |kind, text: &str| Metric::parse_for(kind, text, &[]);
+    let check = |kind, text: &str, expected: &str| {
+        let metric = read(kind, text).unwrap();
+        assert_eq!(metric.to_string(), expected);
+        assert_eq!(read(kind, expected), Ok(metric), "its own text");
+    };
+    let gsm8k = "exact match of the number after ####; also token NLL/perplexity of the answer";
+    check(Generation, gsm8k, "exact_match after ####");
+    check(Generation, "exact match; also answer NLL", "exact_match");
+    check(MultipleChoice, "accuracy", "accuracy");
+    check(Regression, "spearman", "spearman");
+    check(Regression, "pearson / spearman", "pearson");
+    let message = |kind, text: &str| read(kind, text).unwrap_err().to_string();
+    assert_eq!(
+        message(Regression, "accuracy"),
+        "unknown metric \"accuracy\", expected spearman or pearson"
+    );
+    for text in ["exact", "exact match of", "exact match after ", "rouge"] {
+        assert!(
+            message(Generation, text).contains("expected exact_match, or"),
+            "{text}"
+        );
+    }
+    assert!(message(MultipleChoice, "f1").ends_with("expected accuracy"));
+}
+
+#[test]
+fn answers_are_found_after_the_marker() {
+    let found = |text: &str| extract_answer(text, Some("####"));
+    let check = |text: &str, expected: &str| assert_eq!(found(text).as_deref(), Some(expected));
+    check("2 + 3 = 5\n#### 5", "5");
+    check("#### 1,234.50", "1234.5");
+    check("####\n  72. ", "72");
+    check("#### $18 a day", "18");
+    check("#### 2 + 3 = -5", "-5");
+    check("#### 3-5", "5");
+    check("#### 5\n\nQuestion: 7?\n#### 7", "5");
+    check("#### none ", "none");
+    check("####", "");
+    assert_eq!(found("5"), None);
+    assert_eq!(extract_answer(" 007.10 ", None).as_deref(), Some("7.1"));
+    assert_eq!(extract_answer("a. ", None).as_deref(), Some("a."));
+}
+
+#[test]
+fn numbers_match_by_value_and_words_by_letter() {
+    for (one, other) in [
+        ("5", "5.0"),
+        ("1,234.50", "1234.5."),
+        ("-0", "0"),
+        (".5", "0.50"),
+        ("+3", " 3\n"),
+        ("12345678901234567890", "12,345,678,901,234,567,890"),
+    ] {
+        assert!(exact_match(one, other, None), "{one} {other}");
+    }
+    for (one, other) in [
+        ("12345678901234567890", "12345678901234567891"),
+        ("1,2", "12"),
+        ("Paris", "paris"),
+        ("5 apples", "5"),
+        ("-5", "5"),
+        ("", "0"),
+        (".", "0"),
+    ] {
+        assert!(!exact_match(one, other, None), "{one} {other}");
+    }
+    assert!(exact_match("so #### 5.", "5 = 5\n#### 5", Some("####")));
+    assert!(exact_match("#### 5", "5", Some("####")));
+    assert!(!exact_match("5", "#### 5", Some("####")));
+    let metric = Metric::ExactMatch { marker: None };
+    let texts = |texts: [&str; 2]| texts.map(String::from);
+    close(
+        metric.score_texts(&texts(["1", "2"]), &texts(["1.0", "3"])),
+        0.5,
+    );
+    close(metric.score_texts(&[], &[]), 0.0);
+}
+
+/// Expected numbers from scipy 1.17.1 and numpy.
+#[test]
+fn correlations_agree_with_scipy() {
+    let predictions = [1.2, 3.4, 2.2, 2.2, 5.0, 0.1, 4.4];
+    let targets = [1.0, 3.0, 3.0, 2.0, 4.5, 0.0, 5.0];
+    close(pearson(&predictions, &targets), 0.9605067630482627);
+    close(spearman(&predictions, &targets), 0.9363636363636364);
+    close(rmse(&predictions, &targets), 0.46291004988627565);
+    close(
+        Metric::Pearson.score_numbers(&predictions, &targets),
+        0.9605067630482627,
+    );
+    close(
+        Metric::Spearman.score_numbers(&predictions, &targets),
+        0.9363636363636364,
+    );
+    let opposed: Vec<f64> = targets.iter().map(|x| -x.powi(3)).collect();
+    close(spearman(&targets, &opposed), -1.0);
+}
+
+#[test]
+fn undefined_correlations_are_zero() {
+    let numbers = [1.0, 2.0, 3.0];
+    for other in [[0.1; 3], [f64::NAN; 3], [f64::INFINITY, 1.0, 2.0]] {
+        assert_eq!(pearson(&numbers, &other), 0.0);
+        assert_eq!(spearman(&other, &numbers), 0.0);
+    }
+    assert_eq!(
+        (pearson(&[], &[]), spearman(&[1.0], &[2.0]), rmse(&[], &[])),
+        (0.0, 0.0, 0.0)
+    );
+}
