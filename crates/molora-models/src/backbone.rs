@@ -14,10 +14,6 @@ use crate::{
 
 /// A base model of any family, with its adapters.
 #[derive(Module, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one, and modules cannot be boxed"
-)]
 pub enum Backbone {
     /// Reads a text in both directions.
     Encoder(Bert),

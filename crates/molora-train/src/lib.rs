@@ -37,6 +37,7 @@ pub mod report;
 pub mod run;
 pub mod stage;
 pub mod step;
+mod task_loss;
 pub mod trainer;
 mod transform;
 pub mod unseen;

@@ -3,24 +3,27 @@
 use std::collections::BTreeMap;
 
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use molora_adapters::task_selector;
 use molora_kernels::random::Seed;
-use molora_models::{Adaptable, AdapterSpec, ForwardContext, RouteTrace, TaskModel, TextInput};
+use molora_models::{
+    Adaptable, AdapterSpec, DecoderInput, ForwardContext, RouteTrace, TaskModel, TextInput,
+};
 use molora_regularize::{LossBreakdown, ObjectiveConfig, SiteView};
 use molora_routing::Guidance;
 
 use crate::TrainError;
-use crate::data::{Batch, Target};
+use crate::data::Batch;
 use crate::optimizer::clip_global_norm;
 use crate::stage::StageConfig;
+use crate::task_loss::task_losses;
 
 /// What a step measured, before it is put into words.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepValues {
     /// Mean task loss plus weighted auxiliary terms.
     pub loss: f64,
-    /// Mean task loss over the rows of the batch.
+    /// Mean task loss over the examples of the batch.
     pub task_loss: f64,
     /// Unweighted auxiliary terms by name.
     pub terms: BTreeMap<String, f64>,
@@ -55,9 +58,10 @@ pub fn inputs_for(
     tasks: &[Option<usize>],
     num_tasks: usize,
     dropout: Option<Seed>,
-    guidance: Guidance,
+    mut guidance: Guidance,
     device: &Device,
 ) -> Result<(TextInput, ForwardContext), TrainError> {
+    guidance.prompt = batch.prompt(device);
     let tasks = task_selector(tasks, num_tasks, device)?;
     let mask = batch.mask(device);
     let context = ForwardContext {
@@ -70,40 +74,14 @@ pub fn inputs_for(
         ids: batch.input_ids(device),
         type_ids: batch.type_ids(device),
         mask,
-        segments: None,
-        target: None,
+        segments: batch.segments(device),
+        target: batch.target_ids(device).map(|(ids, mask)| DecoderInput {
+            ids,
+            mask,
+            segments: None,
+        }),
     };
     Ok((input, context))
-}
-
-/// The sum of the cross-entropy of each task's rows, `[1]`, by task number.
-fn task_losses(model: &TaskModel, pooled: Tensor<2>, batch: &Batch) -> Vec<(usize, Tensor<1>)> {
-    let device = pooled.device();
-    let by_task = batch.rows_by_task();
-    let is_single = by_task.len() == 1;
-    let loss = |(task, rows): (usize, Vec<usize>)| {
-        let class = |&row: &usize| match batch.targets[row] {
-            Target::Class(class) => class,
-        };
-        let targets = numbers(rows.iter().map(class), &device);
-        let rows_of_task = match is_single {
-            true => pooled.clone(),
-            false => pooled.clone().select(0, numbers(rows.into_iter(), &device)),
-        };
-        let logits = model.heads[task]
-            .as_ref()
-            .expect("a task with classes has a head")
-            .forward(rows_of_task);
-        let loss = molora_kernels::softmax_cross_entropy(logits, targets);
-        (task, loss.sum())
-    };
-    by_task.into_iter().map(loss).collect()
-}
-
-fn numbers(values: impl Iterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
-    let values: Vec<i32> = values.map(|value| value as i32).collect();
-    let shape = [values.len()];
-    Tensor::from_data(TensorData::new(values, shape), device)
 }
 
 /// Evaluates auxiliary terms on the routes of a pass whose sequences have these labels, if any.
@@ -167,7 +145,7 @@ pub struct Step<'a> {
 impl Step<'_> {
     /// Runs the step: forward and backward over the micro-batches, clipping, AdamW.
     ///
-    /// The task loss is the mean over all rows of the batch and gradients of micro-batches are added
+    /// The task loss is the mean over all examples of the batch and gradients of micro-batches are added
     /// up, so that splitting a batch changes nothing but rounding (and dropout masks). Auxiliary
     /// terms are weighted by each micro-batch's share of the tokens: exact for penalties on weights
     /// and for means over tokens, while a load balance is then that of the micro-batches.
@@ -213,10 +191,11 @@ impl Step<'_> {
         let guidance = (self.guidance)(micro)?;
         let tasks = model.heads.len();
         let (input, context) = inputs(micro, tasks, Some(seed), guidance, self.device)?;
-        let (pooled, routes) = model.encode(&input, &context);
+        let output = model.forward(&input, &context);
+        let routes = output.routes.clone();
         let mut total = Tensor::zeros([1], self.device);
-        for (task, loss) in task_losses(model, pooled, micro) {
-            total = total + loss.clone().div_scalar(batch.rows as f64);
+        for (task, loss) in task_losses(model, &input, output, micro) {
+            total = total + loss.clone().div_scalar(batch.num_examples() as f64);
             measured.push((Name::Task(task), 1.0, loss));
         }
         let Some(objective) = self.objective else {
@@ -241,7 +220,7 @@ fn read(measured: Vec<Measured>, objective: Option<&ObjectiveConfig>, batch: &Ba
         .unzip();
     let numbers = Tensor::cat(tensors, 0).into_data();
     let numbers = numbers.try_into_vec::<f32>().expect("losses are f32");
-    let rows_by_task = batch.rows_by_task();
+    let examples = batch.examples_by_task();
     let mut values = StepValues {
         loss: 0.0,
         task_loss: 0.0,
@@ -253,9 +232,8 @@ fn read(measured: Vec<Measured>, objective: Option<&ObjectiveConfig>, batch: &Ba
         let number = f64::from(number) * share;
         match name {
             Name::Task(task) => {
-                let rows = rows_by_task[&task].len() as f64;
-                *values.tasks.entry(task).or_default() += number / rows;
-                values.task_loss += number / batch.rows as f64;
+                *values.tasks.entry(task).or_default() += number / examples[&task] as f64;
+                values.task_loss += number / batch.num_examples() as f64;
             }
             Name::Term(name) => *values.terms.entry(name.into()).or_default() += number,
             Name::GradientNorm => values.gradient_norm = number,

@@ -12,7 +12,7 @@ use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
 use molora_routing::{Guidance, expert_labels};
 
 use crate::checkpoint::{self, Progress, Snapshot};
-use crate::data::{Batch, Sampler, Split, TokenizedTask};
+use crate::data::{Average, Batch, Sampler, Split, TokenizedTask};
 use crate::event::{Event, StageEvent};
 use crate::expert;
 use crate::instructions::{Guide, Instructions};
@@ -310,7 +310,16 @@ impl State {
             .iter()
             .map(|&(place, index)| &setup.tasks[leg.tasks[place]].train[index])
             .collect();
-        let batch = Batch::from_examples(&examples);
+        let writing = &setup.recipe.data.writing;
+        let mut batch = match writing.packing {
+            true if examples.iter().all(|example| example.can_be_packed()) => {
+                Batch::packed(&examples, writing.max_length)
+            }
+            _ => Batch::from_examples(&examples),
+        };
+        if writing.average == Average::Tokens {
+            batch.average_over_tokens();
+        }
         let factor = stage.schedule.factor(self.progress.leg_step, leg.steps);
         let dropout = leg_seed(setup, leg, "dropout").index(self.progress.leg_step as u64);
         let guide = self.guide.as_ref().filter(|_| self.is_mixture);

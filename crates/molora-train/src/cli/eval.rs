@@ -114,6 +114,7 @@ fn as_json(eval: &EvalReport) -> serde_json::Value {
     let task = |(name, score): (&String, &crate::report::TaskScore)| {
         let value = json!({
             "metric": score.metric, "value": score.value, "n": score.n, "accuracy": score.accuracy,
+            "also": score.also,
         });
         (name.clone(), value)
     };

@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 use super::error::CompareError;
 use super::plan::Plan;
 use super::run_folder;
-use crate::data::{Label, Task};
-use crate::report::{EvalReport, PredictionReport, RoutingReport, RunSummary};
+use crate::data::{Label, Record, Task};
+use crate::report::{EvalReport, PredictionReport, Predictions, RoutingReport, RunSummary};
 use crate::run::{PREDICTIONS, SUMMARY};
 
 /// One finished run.
@@ -60,29 +60,54 @@ fn right(
 ) -> Result<Vec<bool>, CompareError> {
     let name = &task.meta.name;
     let refuse = |problem: String| CompareError::folder(path, format!("task {name}: {problem}"));
-    let classes = predictions.tasks.get(name);
-    let classes = classes.ok_or_else(|| refuse("not there".into()))?;
+    let answers = predictions.tasks.get(name);
+    let answers = answers.ok_or_else(|| refuse("not there".into()))?;
     let score = eval.tasks.get(name);
     let score = score.ok_or_else(|| refuse("not in eval.json".into()))?;
-    if classes.len() != task.test.len() {
-        let (found, expected) = (classes.len(), task.test.len());
+    let right = are_right(task, answers).ok_or_else(|| refuse(no_right_answers()))?;
+    if right.len() != task.test.len() {
+        let (found, expected) = (right.len(), task.test.len());
         return Err(refuse(format!(
             "{found} predictions, expected one for each of {expected} test records"
         )));
     }
-    let pairs = classes.iter().zip(&task.test);
-    let right: Vec<bool> = pairs
-        .map(|(&class, record)| record.label == Label::Index(class))
-        .collect();
     let hits = right.iter().filter(|&&is_right| is_right).count();
     let accuracy = hits as f64 / right.len().max(1) as f64;
-    if (accuracy - score.accuracy).abs() > 1e-9 {
+    let written = score.accuracy.ok_or_else(|| refuse(no_right_answers()))?;
+    if (accuracy - written).abs() > 1e-9 {
         return Err(refuse(format!(
-            "accuracy {accuracy} on today's test records, {} in eval.json: the data have changed",
-            score.accuracy
+            "accuracy {accuracy} on today's test records, {written} in eval.json: the data have \
+             changed"
         )));
     }
     Ok(right)
+}
+
+fn no_right_answers() -> String {
+    "its answers are not simply right or wrong, so runs cannot be compared by them".into()
+}
+
+/// Which answers are right; `None` where an answer is a number or none was written.
+fn are_right(task: &Task, answers: &Predictions) -> Option<Vec<bool>> {
+    match answers {
+        Predictions::Classes(classes) => {
+            let pairs = classes.iter().zip(&task.test);
+            Some(
+                pairs
+                    .map(|(&class, record)| record.label == Label::Index(class))
+                    .collect(),
+            )
+        }
+        Predictions::Texts(texts) if !texts.is_empty() => {
+            let metric = task.meta.metric.as_ref()?;
+            let is_right = |(text, record): (&String, &Record)| {
+                let (text, right) = (std::slice::from_ref(text), [record.output.clone()]);
+                metric.score_texts(text, &right) > 0.5
+            };
+            Some(texts.iter().zip(&task.test).map(is_right).collect())
+        }
+        Predictions::Texts(_) | Predictions::Numbers(_) => None,
+    }
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, CompareError> {

@@ -153,7 +153,7 @@ fn recipe_result(
         let result = TaskResult {
             metric: of(&runs[0]).metric,
             score: spread(runs, |run| of(run).value),
-            accuracy: spread(runs, |run| of(run).accuracy),
+            accuracy: spread(runs, |run| of(run).accuracy.unwrap_or(of(run).value)),
         };
         (task.name.clone(), result)
     });
@@ -254,8 +254,9 @@ mod tests {
                 metric: "accuracy".into(),
                 value: accuracy,
                 n: right.len(),
-                accuracy,
+                accuracy: Some(accuracy),
                 majority: 0.5,
+                also: Default::default(),
             }
         };
         let tasks = [("a", score(right[0])), ("b", score(right[1]))];

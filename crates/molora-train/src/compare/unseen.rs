@@ -154,7 +154,10 @@ fn refs(rights: &[Rights]) -> Vec<&Rights> {
 }
 
 fn mean_accuracy(report: &UnseenReport) -> f64 {
-    let accuracies = report.tasks.values().map(|task| task.run.score.accuracy);
+    let accuracies = report
+        .tasks
+        .values()
+        .filter_map(|task| task.run.score.accuracy);
     accuracies.sum::<f64>() / report.tasks.len().max(1) as f64
 }
 
@@ -167,7 +170,7 @@ fn task_results(
         let result = TaskResult {
             metric: of(&reports[0].tasks[name]).score.metric.clone(),
             score: Spread::of(scores().map(|score| score.value).collect()),
-            accuracy: Spread::of(scores().map(|score| score.accuracy).collect()),
+            accuracy: Spread::of(scores().filter_map(|score| score.accuracy).collect()),
         };
         (name.clone(), result)
     };

@@ -1,4 +1,4 @@
-//! Tokenized examples, and batches of them padded to their longest row.
+//! Batches of examples, padded to their longest row.
 //!
 //! A batch lives on the host until a model asks for its tensors, so that it can be cut into
 //! smaller ones without touching the device.
@@ -8,188 +8,14 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use burn::tensor::TensorData;
 
-use super::error::DataError;
-use super::record::{Label, Record};
-use super::task::{Split, Task, require_classification};
-use super::tokenizer::{Encoded, TextTokenizer};
-use crate::eval::metrics::Metric;
+use super::example::{Example, Target};
 
 /// The id in padded places. The mask keeps models from looking there, so any id would do.
 const PAD_ID: i32 = 0;
 
-/// What a model should answer for one example.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
-    /// Index into the task's labels.
-    Class(usize),
-}
-
-/// One tokenized record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Example {
-    /// Token ids, special tokens included.
-    pub ids: Vec<u32>,
-    /// 0 for the first text, 1 for the second; as long as `ids`.
-    pub type_ids: Vec<u32>,
-    /// Index of the task among the run's tasks.
-    pub task: usize,
-    /// The answer.
-    pub target: Target,
-}
-
-/// A classification task whose records are tokenized.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenizedTask {
-    /// The task's name.
-    pub name: String,
-    /// Label names by index.
-    pub labels: Vec<String>,
-    /// The prompt of the task, which routers may compare experts by.
-    pub instruction: String,
-    /// How it is scored.
-    pub metric: Metric,
-    /// Examples of the training split, in file order.
-    pub train: Vec<Example>,
-    /// Examples of the validation split, in file order.
-    pub validation: Vec<Example>,
-    /// Examples of the test split, in file order.
-    pub test: Vec<Example>,
-    /// What each record says, for readers with a tokenizer of their own: training, validation, test.
-    pub(crate) requests: [Vec<String>; 3],
-}
-
-impl TokenizedTask {
-    /// Tokenizes a task that is number `index` of the run, texts cut at `max_length` tokens.
-    ///
-    /// The model sees `input` and `input_b` alone, without the instruction: a head of its own tells
-    /// it the task.
-    ///
-    /// # Errors
-    /// If it is no classification task, or if a text cannot be tokenized or yields no token.
-    pub fn new(
-        task: &Task,
-        index: usize,
-        tokenizer: &TextTokenizer,
-        max_length: usize,
-    ) -> Result<Self, DataError> {
-        require_classification(std::slice::from_ref(task))?;
-        let tokenize = |split| tokenize_split(task.split(split), index, tokenizer, max_length);
-        Ok(Self {
-            name: task.meta.name.clone(),
-            labels: task.meta.labels.clone(),
-            instruction: task.meta.instruction.clone(),
-            metric: task.meta.metric.clone().unwrap_or(Metric::Accuracy),
-            train: tokenize(Split::Train)?,
-            validation: tokenize(Split::Validation)?,
-            test: tokenize(Split::Test)?,
-            requests: [Split::Train, Split::Validation, Split::Test]
-                .map(|split| task.split(split).iter().map(request).collect()),
-        })
-    }
-
-    /// The text of each record of one split, a second text behind a line feed.
-    pub fn requests(&self, split: Split) -> &[String] {
-        let [train, validation, test] = &self.requests;
-        match split {
-            Split::Train => train,
-            Split::Validation => validation,
-            Split::Test => test,
-        }
-    }
-
-    /// The examples of one split.
-    pub fn split(&self, split: Split) -> &[Example] {
-        match split {
-            Split::Train => &self.train,
-            Split::Validation => &self.validation,
-            Split::Test => &self.test,
-        }
-    }
-
-    /// Token counts of one split's examples, for samplers and [`super::eval_batches`].
-    pub fn lengths(&self, split: Split) -> Vec<usize> {
-        self.split(split)
-            .iter()
-            .map(|example| example.ids.len())
-            .collect()
-    }
-
-    /// Class indices of one split's examples, in order.
-    pub fn classes(&self, split: Split) -> Vec<usize> {
-        let class = |example: &Example| match example.target {
-            Target::Class(class) => class,
-        };
-        self.split(split).iter().map(class).collect()
-    }
-}
-
-/// Tokenizes the tasks of a run; their order gives their indices.
-///
-/// # Errors
-/// As [`TokenizedTask::new`], but an error about kinds names all tasks that cannot be trained.
-pub fn tokenize_tasks(
-    tasks: &[Task],
-    tokenizer: &TextTokenizer,
-    max_length: usize,
-) -> Result<Vec<TokenizedTask>, DataError> {
-    require_classification(tasks)?;
-    tasks
-        .iter()
-        .enumerate()
-        .map(|(index, task)| TokenizedTask::new(task, index, tokenizer, max_length))
-        .collect()
-}
-
-fn request(record: &Record) -> String {
-    match &record.input_b {
-        None => record.input.clone(),
-        Some(second) => format!("{}\n{second}", record.input),
-    }
-}
-
-fn tokenize_split(
-    records: &[Record],
-    task: usize,
-    tokenizer: &TextTokenizer,
-    max_length: usize,
-) -> Result<Vec<Example>, DataError> {
-    let texts: Vec<(&str, Option<&str>)> = records
-        .iter()
-        .map(|record| (record.input.as_str(), record.input_b.as_deref()))
-        .collect();
-    let encoded = tokenizer.encode_batch(&texts, max_length)?;
-    records
-        .iter()
-        .zip(encoded)
-        .map(|(record, encoded)| example(record, encoded, task))
-        .collect()
-}
-
-fn example(record: &Record, encoded: Encoded, task: usize) -> Result<Example, DataError> {
-    let Encoded { ids, type_ids } = encoded;
-    // A row without a token would have nothing to pool.
-    if ids.is_empty() {
-        return Err(DataError::NoTokens {
-            id: record.id.clone(),
-        });
-    }
-    match record.label {
-        Label::Index(class) => Ok(Example {
-            ids,
-            type_ids,
-            task,
-            target: Target::Class(class),
-        }),
-        // Cannot come from a checked classification task, but records can be built by hand.
-        _ => Err(DataError::Unsupported {
-            found: format!("{} has no class", record.id),
-        }),
-    }
-}
-
-/// Examples padded to the longest of them, on the host; all matrices are row-major
+/// Rows of tokens padded to the longest of them, on the host; all matrices are row-major
 /// `[rows, width]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// Token ids, 0 where padded.
     pub input_ids: Vec<i32>,
@@ -197,14 +23,36 @@ pub struct Batch {
     pub type_ids: Vec<i32>,
     /// `true` for tokens, `false` where padded.
     pub mask: Vec<bool>,
-    /// Number of examples.
+    /// Number of rows.
     pub rows: usize,
-    /// Tokens of the longest example.
+    /// Tokens of the longest row.
     pub width: usize,
     /// Task index of each row.
     pub task_ids: Vec<usize>,
-    /// Answer of each row.
+    /// Answer of each row; of a packed row, those of all its examples.
     pub targets: Vec<Target>,
+    /// Number of examples in each row: 1 unless they are packed.
+    pub examples: Vec<usize>,
+    /// The number within its row of the example that each token belongs to, where examples are
+    /// packed.
+    pub segments: Option<Vec<i32>>,
+    /// The share of every answer token in the loss, where all tokens count alike instead of all
+    /// examples.
+    pub token_weight: Option<f32>,
+}
+
+/// A token that has to be said.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AnswerToken {
+    /// Row of the batch.
+    pub row: usize,
+    /// Place in the row whose hidden state it is told from: that of the token in front of it.
+    pub place: usize,
+    /// The token.
+    pub token: i32,
+    /// Its share in the loss of its example: one divided by the number of the answers' tokens, or the
+    /// batch's `token_weight`.
+    pub weight: f32,
 }
 
 impl Batch {
@@ -220,8 +68,44 @@ impl Batch {
             // Ids fit: `TextTokenizer::check_vocabulary` bounds them by an embedding's rows.
             let ids = example.ids.iter().map(|&id| id as i32);
             let type_ids = example.type_ids.iter().map(|&id| id as i32);
-            batch.push_row(ids, type_ids, example.task, example.target);
+            batch.push_row(ids, type_ids, example.task, example.target.clone());
         }
+        batch
+    }
+
+    /// Packs examples whose text holds its answers into rows of at most `max_length` tokens, each of
+    /// one task: the longest first, each into the first row that has room.
+    ///
+    /// # Panics
+    /// If there is no example, or one whose target is no [`Target::Answer`].
+    pub fn packed(examples: &[&Example], max_length: usize) -> Self {
+        let mut order: Vec<&Example> = examples.to_vec();
+        order.sort_by_key(|example| (example.task, std::cmp::Reverse(example.ids.len())));
+        let mut rows: Vec<Vec<&Example>> = Vec::new();
+        for example in order {
+            let has_room = |row: &Vec<&Example>| {
+                let tokens: usize = row.iter().map(|example| example.ids.len()).sum();
+                row[0].task == example.task && tokens + example.ids.len() <= max_length
+            };
+            match rows.iter_mut().find(|row| has_room(row)) {
+                Some(row) => row.push(example),
+                None => rows.push(vec![example]),
+            }
+        }
+        let packed: Vec<Example> = rows.iter().map(|row| joined(row)).collect();
+        let mut batch = Self::from_examples(&packed.iter().collect::<Vec<_>>());
+        batch.examples = rows.iter().map(Vec::len).collect();
+        let mut segments = vec![0; batch.input_ids.len()];
+        for (row, examples) in rows.iter().enumerate() {
+            let numbers = examples.iter().zip(0..);
+            let numbers = numbers.flat_map(|(e, number)| vec![number; e.ids.len()]);
+            let places = &mut segments[row * batch.width..];
+            places
+                .iter_mut()
+                .zip(numbers)
+                .for_each(|(place, number)| *place = number);
+        }
+        batch.segments = Some(segments);
         batch
     }
 
@@ -246,14 +130,85 @@ impl Batch {
         rows
     }
 
-    /// Number of real tokens.
-    pub fn num_tokens(&self) -> usize {
-        self.mask.iter().filter(|&&is_token| is_token).count()
+    /// Number of examples of each task.
+    pub fn examples_by_task(&self) -> BTreeMap<usize, usize> {
+        let mut examples = BTreeMap::new();
+        for (&task, &count) in self.task_ids.iter().zip(&self.examples) {
+            *examples.entry(task).or_default() += count;
+        }
+        examples
     }
 
-    /// Number of places, padding included: `rows * width`.
+    /// Number of examples.
+    pub fn num_examples(&self) -> usize {
+        self.examples.iter().sum()
+    }
+
+    /// Number of real tokens, read or written.
+    pub fn num_tokens(&self) -> usize {
+        let read = self.mask.iter().filter(|&&is_token| is_token).count();
+        read + self.written().map(<[u32]>::len).sum::<usize>()
+    }
+
+    /// Number of places, padding included: `rows * width`, and those of texts that are written.
     pub fn num_padded(&self) -> usize {
-        self.rows * self.width
+        let written = self.written().map(<[u32]>::len).max().unwrap_or(0);
+        self.rows * (self.width + written)
+    }
+
+    /// The tokens that have to be said, row by row. For texts that are written places are in
+    /// [`target_ids`](Self::target_ids), else in [`input_ids`](Self::input_ids).
+    pub fn answers(&self) -> Vec<AnswerToken> {
+        let mut answers = self.weighed_by_example();
+        if let Some(weight) = self.token_weight {
+            answers.iter_mut().for_each(|answer| answer.weight = weight);
+        }
+        answers
+    }
+
+    /// Lets every answer token of the batch count alike in its loss, as transformers does.
+    pub fn average_over_tokens(&mut self) {
+        let tokens = self.answers().len().max(1);
+        self.token_weight = Some(self.num_examples() as f32 / tokens as f32);
+    }
+
+    fn weighed_by_example(&self) -> Vec<AnswerToken> {
+        let mut answers = Vec::new();
+        for (row, target) in self.targets.iter().enumerate() {
+            match target {
+                Target::Answer(is_answer) => self.answers_within(row, is_answer, &mut answers),
+                Target::Text(text) => {
+                    let weight = 1.0 / (text.len() - 1) as f32;
+                    let tokens = text[1..].iter().enumerate();
+                    answers.extend(tokens.map(|(place, &token)| AnswerToken {
+                        row,
+                        place,
+                        token: token as i32,
+                        weight,
+                    }));
+                }
+                Target::Class(_) | Target::Number(_) => {}
+            }
+        }
+        answers
+    }
+
+    /// Answers within the text of a row; the first token of an example is told by nothing.
+    fn answers_within(&self, row: usize, is_answer: &[bool], answers: &mut Vec<AnswerToken>) {
+        let at = |place: usize| row * self.width + place;
+        let segment = |place: usize| self.segments.as_ref().map_or(0, |all| all[at(place)]);
+        let places = (1..is_answer.len())
+            .filter(|&place| is_answer[place] && segment(place) == segment(place - 1));
+        let mut counts = BTreeMap::<i32, usize>::new();
+        for place in places.clone() {
+            *counts.entry(segment(place)).or_default() += 1;
+        }
+        answers.extend(places.map(|place| AnswerToken {
+            row,
+            place: place - 1,
+            token: self.input_ids[at(place)],
+            weight: 1.0 / counts[&segment(place)] as f32,
+        }));
     }
 
     /// Token ids, `[rows, width]`.
@@ -266,10 +221,63 @@ impl Batch {
         self.int_tensor(&self.type_ids, device)
     }
 
+    /// The numbers of the examples that tokens belong to, `[rows, width]`, where they are packed.
+    pub fn segments(&self, device: &Device) -> Option<Tensor<2, Int>> {
+        let segments = self.segments.as_ref();
+        segments.map(|segments| self.int_tensor(segments, device))
+    }
+
     /// `true` for tokens, `[rows, width]`.
     pub fn mask(&self, device: &Device) -> Tensor<2, Bool> {
         let data = TensorData::new(self.mask.clone(), [self.rows, self.width]);
         Tensor::from_data(data, device)
+    }
+
+    /// 1 for the tokens in front of a row's first answer, `[rows, width]`, of a row without a prompt
+    /// for its first token; `None` if no row holds its answers.
+    pub fn prompt(&self, device: &Device) -> Option<Tensor<2>> {
+        let holds_answers = |target: &Target| matches!(target, Target::Answer(_));
+        if !self.targets.iter().any(holds_answers) {
+            return None;
+        }
+        let mut prompt = vec![0.0_f32; self.rows * self.width];
+        for (row, target) in self.targets.iter().enumerate() {
+            let tokens = match target {
+                Target::Answer(is_answer) => {
+                    let given = is_answer.iter().take_while(|&&is_answer| !is_answer);
+                    given.count().max(1)
+                }
+                _ => self.length(row),
+            };
+            prompt[row * self.width..][..tokens].fill(1.0);
+        }
+        let data = TensorData::new(prompt, [self.rows, self.width]);
+        Some(Tensor::from_data(data, device))
+    }
+
+    /// Token ids and mask of the texts that are written, without their last token, which is told
+    /// only: `[rows, longest]`. `None` if no row has one.
+    pub fn target_ids(&self, device: &Device) -> Option<(Tensor<2, Int>, Tensor<2, Bool>)> {
+        let width = self.written().map(|text| text.len() - 1).max()?;
+        let (mut ids, mut mask) = (Vec::new(), Vec::new());
+        for (row, target) in self.targets.iter().enumerate() {
+            if let Target::Text(text) = target {
+                ids.extend(text[..text.len() - 1].iter().map(|&id| id as i32));
+                mask.resize(ids.len(), true);
+            }
+            ids.resize((row + 1) * width, PAD_ID);
+            mask.resize((row + 1) * width, false);
+        }
+        let shape = [self.rows, width];
+        let ids = Tensor::from_data(TensorData::new(ids, shape), device);
+        Some((ids, Tensor::from_data(TensorData::new(mask, shape), device)))
+    }
+
+    fn written(&self) -> impl Iterator<Item = &[u32]> {
+        self.targets.iter().filter_map(|target| match target {
+            Target::Text(text) => Some(&text[..]),
+            _ => None,
+        })
     }
 
     fn int_tensor(&self, values: &[i32], device: &Device) -> Tensor<2, Int> {
@@ -286,6 +294,9 @@ impl Batch {
             width,
             task_ids: Vec::with_capacity(rows),
             targets: Vec::with_capacity(rows),
+            examples: Vec::with_capacity(rows),
+            segments: None,
+            token_weight: None,
         }
     }
 
@@ -307,6 +318,7 @@ impl Batch {
         self.mask.resize(end, false);
         self.task_ids.push(task);
         self.targets.push(target);
+        self.examples.push(1);
     }
 
     /// Number of tokens of a row; they stand at its beginning.
@@ -322,9 +334,29 @@ impl Batch {
             let tokens = row * self.width..row * self.width + self.length(row);
             let ids = self.input_ids[tokens.clone()].iter().copied();
             let type_ids = self.type_ids[tokens].iter().copied();
-            batch.push_row(ids, type_ids, self.task_ids[row], self.targets[row]);
+            batch.push_row(ids, type_ids, self.task_ids[row], self.targets[row].clone());
         }
+        batch.examples = rows.iter().map(|&row| self.examples[row]).collect();
+        batch.token_weight = self.token_weight;
+        batch.segments = self.segments.as_ref().map(|segments| {
+            let row = |&row: &usize| &segments[row * self.width..][..width];
+            rows.iter().flat_map(row).copied().collect()
+        });
         batch
+    }
+}
+
+/// Examples one after the other as one.
+fn joined(examples: &[&Example]) -> Example {
+    let answers = examples.iter().flat_map(|example| match &example.target {
+        Target::Answer(is_answer) => &is_answer[..],
+        _ => panic!("only texts that hold their answers are packed"),
+    });
+    Example {
+        ids: examples.iter().flat_map(|e| &e.ids).copied().collect(),
+        type_ids: examples.iter().flat_map(|e| &e.type_ids).copied().collect(),
+        task: examples[0].task,
+        target: Target::Answer(answers.copied().collect()),
     }
 }
 
@@ -383,7 +415,90 @@ mod tests {
         assert_eq!(mask.iter::<bool>().collect::<Vec<_>>(), batch.mask);
     }
 
+    fn text(length: usize, prompt: usize) -> Example {
+        Example {
+            target: Target::Answer((0..length).map(|place| place >= prompt).collect()),
+            ..example(length, 0)
+        }
+    }
+
+    #[test]
+    fn answers_are_told_from_the_token_in_front() {
+        let examples = [text(4, 2), text(2, 0)];
+        let batch = Batch::from_examples(&examples.iter().collect::<Vec<_>>());
+        let answer = |row, place, token, weight| AnswerToken {
+            row,
+            place,
+            token,
+            weight,
+        };
+        let expected = [
+            answer(0, 1, 3, 0.5),
+            answer(0, 2, 4, 0.5),
+            answer(1, 0, 2, 1.0),
+        ];
+        assert_eq!(batch.answers(), expected);
+        let prompt = batch.prompt(&Device::flex()).unwrap().into_data();
+        let expected = [1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0];
+        assert_eq!(prompt.iter::<f32>().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn written_texts_are_told_token_by_token() {
+        let target = |ids: &[u32]| Example {
+            target: Target::Text(ids.to_vec()),
+            ..example(3, 0)
+        };
+        let examples = [target(&[9, 5, 6]), target(&[9, 7])];
+        let batch = Batch::from_examples(&examples.iter().collect::<Vec<_>>());
+        let (ids, mask) = batch.target_ids(&Device::flex()).unwrap();
+        let ids: Vec<i32> = ids.into_data().iter().collect();
+        let mask: Vec<bool> = mask.into_data().iter().collect();
+        assert_eq!(
+            (ids, mask),
+            (vec![9, 5, 9, 0], vec![true, true, true, false])
+        );
+        let tokens: Vec<_> = batch
+            .answers()
+            .iter()
+            .map(|a| (a.row, a.place, a.token))
+            .collect();
+        assert_eq!(tokens, [(0, 0, 5), (0, 1, 6), (1, 0, 7)]);
+    }
+
     proptest! {
+        #[test]
+        fn packed_rows_ask_for_the_same_tokens(
+            lengths in prop::collection::vec((2_usize..20, 0_usize..20, 0_usize..3), 1..12),
+            micro_rows in 1_usize..4,
+        ) {
+            let examples: Vec<Example> = lengths
+                .iter()
+                .map(|&(length, prompt, task)| Example {
+                    task,
+                    ..text(length, prompt.min(length - 1))
+                })
+                .collect();
+            let refs: Vec<&Example> = examples.iter().collect();
+            let asked = |batches: &[Batch]| {
+                let of = |batch: &Batch| {
+                    let answers = batch.answers();
+                    let tokens = answers.iter().map(|a| (batch.task_ids[a.row], a.token, a.weight));
+                    tokens.collect::<Vec<_>>()
+                };
+                let mut all: Vec<_> = batches.iter().flat_map(of).collect();
+                all.sort_by(|a, b| a.partial_cmp(b).expect("numbers"));
+                all
+            };
+            let alone = asked(&[Batch::from_examples(&refs)]);
+            let packed = Batch::packed(&refs, 24);
+            prop_assert_eq!(packed.num_examples(), examples.len());
+            prop_assert_eq!(packed.num_tokens(), examples.iter().map(|e| e.ids.len()).sum::<usize>());
+            prop_assert!(packed.width <= 24);
+            prop_assert_eq!(asked(&[packed.clone()]), alone.clone());
+            prop_assert_eq!(asked(&packed.split(micro_rows)), alone);
+        }
+
         #[test]
         fn padding_keeps_every_token(lengths in prop::collection::vec(1_usize..20, 1..10)) {
             let batch = batch(&lengths);

@@ -163,6 +163,30 @@ pub enum DataError {
         /// `name (kind)` of every such task, joined by commas.
         found: String,
     },
+    /// Tasks whose answers no head can tell, for a model that writes nothing.
+    #[error(
+        "{found}: an encoder writes no answers; choose a decoder or an encoder-decoder with --model, \
+         or other tasks with --tasks"
+    )]
+    NeedsWriter {
+        /// `name is kind` of every such task, joined by commas.
+        found: String,
+    },
+    /// A candidate answer that cannot be scored.
+    #[error(
+        "record {id}: candidate \"{text}\" has {tokens} tokens, expected at least 1 and fewer than \
+         data.writing.max_length {max_length}"
+    )]
+    Candidate {
+        /// The record's id.
+        id: String,
+        /// The candidate.
+        text: String,
+        /// Its number of tokens.
+        tokens: usize,
+        /// The longest text.
+        max_length: usize,
+    },
     /// The tokenizer file is broken.
     #[error("{}: no usable tokenizer: {source}", path.display())]
     Tokenizer {

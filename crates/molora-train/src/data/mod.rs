@@ -2,12 +2,14 @@
 //!
 //! The data goes one way: [`task`] finds the files, `format` reads their rows, `schema` says what
 //! these mean and makes them a [`record`], [`prompt`] puts its text together, [`tokenizer`] turns
-//! texts into token ids, [`batch`] holds tokenized examples and pads them, [`sampler`]
+//! texts into token ids, [`example`] and [`written`] hold
+//! tokenized records, [`batch`] pads them, [`sampler`]
 //! decides which examples the next step sees. The format is described in `docs/data.md`.
 
 pub mod batch;
 pub(crate) mod draw;
 pub mod error;
+pub mod example;
 mod fields;
 mod format;
 mod hold_out;
@@ -20,9 +22,11 @@ mod schema;
 mod source;
 pub mod task;
 pub mod tokenizer;
+pub mod written;
 
-pub use batch::{Batch, Example, Target, TokenizedTask, tokenize_tasks};
+pub use batch::{AnswerToken, Batch};
 pub use error::DataError;
+pub use example::{Example, Target, TokenizedTask, require_heads, tokenize_tasks};
 pub use format::FormatError;
 pub use prompt::{Piece, PromptFormat};
 pub use record::{Label, Record};
@@ -32,3 +36,4 @@ pub use task::{
     task_path,
 };
 pub use tokenizer::{Encoded, TextTokenizer};
+pub use written::{Average, Choice, PromptStyle, Question, Writing, WritingConfig};

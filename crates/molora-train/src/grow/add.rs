@@ -10,7 +10,7 @@ use super::mixture::{Newcomer, fill};
 use super::plan::{Origins, check_recipe, grown};
 use super::swap::{Swap, copy, make};
 use super::{STAGES, names, progress, stored_mixture};
-use crate::data::{Task, load_tasks, require_classification};
+use crate::data::{Task, load_tasks};
 use crate::device::DeviceSpec;
 use crate::event::Event;
 use crate::instructions::{InstructionConfig, Instructions, check_instructions};
@@ -93,7 +93,6 @@ pub fn add_expert(
 
 fn find_task(data: &str, name: &String) -> Result<Task, TrainError> {
     let mut tasks = load_tasks(&bundled::folder(data)?, Some(std::slice::from_ref(name)))?;
-    require_classification(&tasks)?;
     Ok(tasks.remove(0))
 }
 

@@ -5,3 +5,4 @@ mod writer;
 
 pub use chat::{ChatError, ChatTemplate, Message};
 pub use writer::Writer;
+pub(crate) use writer::stop_tokens;

@@ -64,7 +64,7 @@ impl Writer {
 }
 
 /// The tokens that end an answer: `eos_token_id` of `generation_config.json`, or of `config.json`.
-fn stop_tokens(folder: &Path) -> Result<Vec<usize>, TrainError> {
+pub(crate) fn stop_tokens(folder: &Path) -> Result<Vec<usize>, TrainError> {
     for name in ["generation_config.json", "config.json"] {
         let path = folder.join(name);
         if !path.is_file() {

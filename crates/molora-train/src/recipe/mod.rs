@@ -11,10 +11,11 @@ mod samora;
 
 use molora_models::{AdapterSpec, Backbone};
 use molora_regularize::{ObjectiveConfig, Term};
+use molora_routing::{Granularity, RouterConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
-use crate::data::SamplerConfig;
+use crate::data::{SamplerConfig, WritingConfig};
 use crate::instructions::InstructionConfig;
 use crate::stage::{Routing, Scope, StageConfig, order_problems};
 
@@ -34,7 +35,7 @@ const RECIPES: [(&str, Maker); 8] = [
 ];
 
 /// The layers that the bundled recipes adapt: query, key, value and output of every attention.
-const ATTENTION: [&str; 4] = ["query", "key", "value", "attention.output.dense"];
+const ATTENTION: [&str; 1] = ["all-attention"];
 
 /// A method and how it is trained, as data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,12 +68,14 @@ pub struct Recipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// Texts are cut at this many tokens.
+    /// Texts for an encoder are cut at this many tokens.
     pub max_length: usize,
     /// Rows per batch in evaluation.
     pub eval_batch_size: usize,
     /// How training batches are drawn.
     pub sampling: SamplerConfig,
+    /// How records become texts for models that write their answers.
+    pub writing: WritingConfig,
 }
 
 impl Default for DataConfig {
@@ -81,6 +84,7 @@ impl Default for DataConfig {
             max_length: 64,
             eval_batch_size: 64,
             sampling: SamplerConfig::default(),
+            writing: WritingConfig::default(),
         }
     }
 }
@@ -198,11 +202,19 @@ impl Recipe {
 
     fn data_problems(&self, model: &Backbone) -> Vec<String> {
         let mut problems = Vec::new();
-        let (length, limit) = (self.data.max_length, model.max_tokens());
-        if let Some(limit) = limit.filter(|&limit| length > limit) {
-            let text = format!("data.max_length {length} exceeds the model's {limit} positions");
-            problems.push(text);
+        let (field, length) = match model.writes() {
+            true => ("data.writing.max_length", self.data.writing.max_length),
+            false => ("data.max_length", self.data.max_length),
+        };
+        if let Some(limit) = model.max_tokens().filter(|&limit| length > limit) {
+            problems.push(format!(
+                "{field} {length} exceeds the model's {limit} positions"
+            ));
         }
+        if model.writes() && length < 8 {
+            problems.push(format!("{field} is {length}, expected at least 8"));
+        }
+        problems.extend(self.packing_problem(model));
         let at_least_one = [
             ("checkpoint_every", self.checkpoint_every),
             ("data.eval_batch_size", self.data.eval_batch_size),
@@ -216,6 +228,25 @@ impl Recipe {
             problems.push(format!("data.sampling: {problem}"));
         }
         problems
+    }
+
+    /// Packed rows hold several texts of one task: what is decided for a whole row would be decided
+    /// for all of them.
+    fn packing_problem(&self, model: &Backbone) -> Option<String> {
+        if !self.data.writing.packing {
+            return None;
+        }
+        let by_sequence = |router: &RouterConfig| router.granularity == Granularity::Sequence;
+        if !matches!(model, Backbone::Decoder(_)) {
+            return Some(
+                "data.writing.packing is true, but only a decoder reads packed rows".into(),
+            );
+        }
+        if self.adapter.router.as_ref().is_some_and(by_sequence) {
+            let text = "data.writing.packing is true, but the routers decide for whole sequences";
+            return Some(text.into());
+        }
+        None
     }
 
     /// Whether a stage would compare routers with labels that it does not have.

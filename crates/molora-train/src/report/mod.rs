@@ -19,8 +19,8 @@ pub use error::ReportError;
 pub use html::render;
 pub use idle::{IDLE_SHARE, idle_summary};
 pub use schema::{
-    EvalReport, ParameterCounts, PredictionReport, RoutingReport, RunSummary, SCHEMA_VERSION,
-    SiteRouting, StepRecord, TaskScore,
+    EvalReport, ParameterCounts, PredictionReport, Predictions, RoutingReport, RunSummary,
+    SCHEMA_VERSION, SiteRouting, StepRecord, TaskScore,
 };
 pub use table::{summary_table, summary_table_markdown, task_table, task_table_markdown};
 pub use writer::{

@@ -23,7 +23,8 @@ pub(crate) fn eval() -> EvalReport {
                 metric: metric.to_owned(),
                 value,
                 n,
-                accuracy,
+                accuracy: Some(accuracy),
+                also: Default::default(),
                 majority,
             },
         )

@@ -61,10 +61,13 @@ pub struct TaskScore {
     pub value: f64,
     /// Number of records scored.
     pub n: usize,
-    /// Share of records whose label was predicted.
-    pub accuracy: f64,
-    /// Accuracy of always answering the most frequent label.
+    /// Share of records whose answer was right; `None` where an answer is not simply right or wrong.
+    pub accuracy: Option<f64>,
+    /// Score of always giving the most frequent answer; 0 where there is none.
     pub majority: f64,
+    /// Other measures of the same answers, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub also: BTreeMap<String, f64>,
 }
 
 /// Scores of all tasks on one split: `eval.json`.
@@ -79,20 +82,16 @@ pub struct EvalReport {
     pub tasks: BTreeMap<String, TaskScore>,
     /// Mean of [`TaskScore::value`] over the tasks; 0 without tasks.
     pub mean: f64,
-    /// Mean of [`TaskScore::accuracy`] over the tasks; 0 without tasks.
+    /// Mean of [`TaskScore::accuracy`] over the tasks that have one; 0 without any.
     pub mean_accuracy: f64,
 }
 
 impl EvalReport {
     /// Builds the report of `split` and computes both means.
     pub fn new(split: impl Into<String>, tasks: BTreeMap<String, TaskScore>) -> Self {
-        let mean_of = |field: fn(&TaskScore) -> f64| {
-            tasks.values().map(field).sum::<f64>() / tasks.len().max(1) as f64
-        };
-        let (mean, mean_accuracy) = (
-            mean_of(|score| score.value),
-            mean_of(|score| score.accuracy),
-        );
+        let mean_of = |values: Vec<f64>| values.iter().sum::<f64>() / values.len().max(1) as f64;
+        let mean = mean_of(tasks.values().map(|score| score.value).collect());
+        let mean_accuracy = mean_of(tasks.values().filter_map(|s| s.accuracy).collect());
         Self {
             version: SCHEMA_VERSION,
             split: split.into(),
@@ -103,17 +102,28 @@ impl EvalReport {
     }
 }
 
-/// The class predicted for each record of a split: `predictions.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What was answered to each record of a split: `predictions.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PredictionReport {
     /// [`SCHEMA_VERSION`] of the writer.
     pub version: u32,
     /// The split, such as `test`.
     pub split: String,
-    /// Predicted classes (places in the task's list of labels, from 0) in the order of the split's
-    /// file, by the task's name.
-    pub tasks: BTreeMap<String, Vec<usize>>,
+    /// Answers in the order of the split's file, by the task's name.
+    pub tasks: BTreeMap<String, Predictions>,
+}
+
+/// The answers to the records of a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Predictions {
+    /// Places in the task's list of labels or the record's list of choices, from 0.
+    Classes(Vec<usize>),
+    /// Numbers.
+    Numbers(Vec<f64>),
+    /// Texts; empty where none were written.
+    Texts(Vec<String>),
 }
 
 /// How one site shared each task among its experts.
@@ -236,8 +246,9 @@ mod tests {
             metric: "accuracy".into(),
             value,
             n: 10,
-            accuracy,
+            accuracy: Some(accuracy),
             majority: 0.5,
+            also: BTreeMap::new(),
         }
     }
 

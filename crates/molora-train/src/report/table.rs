@@ -56,8 +56,8 @@ pub(super) fn task_header(report: &EvalReport) -> [String; 6] {
 /// One row of text per task and the row of means.
 pub(super) fn task_rows(report: &EvalReport) -> Vec<[String; 6]> {
     let row = |(task, score): (&String, &TaskScore)| {
-        let [value, accuracy, majority] =
-            [score.value, score.accuracy, score.majority].map(percent);
+        let [value, majority] = [score.value, score.majority].map(percent);
+        let accuracy = score.accuracy.map_or("-".into(), percent);
         [
             task.clone(),
             score.metric.clone(),

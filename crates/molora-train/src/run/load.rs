@@ -1,6 +1,7 @@
 //! Reading what a run needs: base model, tokenizer, tasks, fresh heads.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
@@ -8,11 +9,13 @@ use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
 
 use super::{RUN, RunConfig, TaskLabels};
 use crate::data::{
-    Task, TaskKind, TextTokenizer, TokenizedTask, load_tasks, require_classification,
-    tokenize_tasks,
+    PromptFormat, PromptStyle, Task, TaskKind, TextTokenizer, TokenizedTask, Writing,
+    WritingConfig, load_tasks, tokenize_tasks,
 };
 use crate::device::DeviceSpec;
+use crate::language::{ChatTemplate, stop_tokens};
 use crate::parameters::with_stable_ids;
+use crate::recipe::DataConfig;
 use crate::stage::StageConfig;
 use crate::{TrainError, bundled};
 
@@ -53,7 +56,7 @@ pub(crate) fn load(
     let recipe = &config.recipe;
     let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
     let spec = recipe.resolve(&base, &names)?;
-    let tasks = tokenized(folder, &base, tasks, recipe.data.max_length)?;
+    let tasks = tokenized(folder, &base, tasks, &recipe.data)?;
     let seed = Seed::new(config.seed).child("heads");
     let head = |task: &TaskLabels| fresh_head(&base, task, seed.child(&task.name), &device);
     let loaded = Loaded {
@@ -90,18 +93,49 @@ pub(crate) fn fresh_head(
 /// Tokenizes tasks for the model in a folder, and checks that it knows all their tokens.
 ///
 /// # Errors
-/// A task that is no classification task, or a tokenizer that is missing, broken or not the model's.
+/// A task that the model cannot answer, or a tokenizer that is missing, broken or not the model's.
 pub(crate) fn tokenized(
     folder: &Path,
     base: &Backbone,
     tasks: &[Task],
-    max_length: usize,
+    data: &DataConfig,
 ) -> Result<Vec<TokenizedTask>, TrainError> {
     let tokenizer = TextTokenizer::from_folder(folder)?;
     tokenizer.check_vocabulary(base.vocab_size())?;
-    let tasks = tokenize_tasks(tasks, &tokenizer, max_length)?;
+    if base.writes() {
+        let writing = Arc::new(writing(folder, base, tokenizer, &data.writing)?);
+        let tasks = tasks.iter().enumerate();
+        let written = tasks.map(|(index, task)| TokenizedTask::written(task, index, &writing));
+        return Ok(written.collect::<Result<_, _>>()?);
+    }
+    let tasks = tokenize_tasks(tasks, &tokenizer, data.max_length)?;
     check_token_types(folder, &tasks, base.num_token_types())?;
     Ok(tasks)
+}
+
+/// How the model of a folder is asked and answers.
+fn writing(
+    folder: &Path,
+    base: &Backbone,
+    tokenizer: TextTokenizer,
+    config: &WritingConfig,
+) -> Result<Writing, TrainError> {
+    let format = match config.prompt {
+        PromptStyle::Plain => PromptFormat::Plain,
+        PromptStyle::Chat => match ChatTemplate::from_folder(folder)? {
+            Some(template) => PromptFormat::Chat(template),
+            None => {
+                let text = "data.writing.prompt is chat, but the model has no chat template";
+                return Err(TrainError::run(folder, text));
+            }
+        },
+    };
+    let start = match base {
+        Backbone::EncoderDecoder(model) => Some(model.start_token()),
+        _ => None,
+    };
+    let ends = stop_tokens(folder)?;
+    Ok(Writing::new(tokenizer, format, config, ends, start))
 }
 
 /// Refuses a stage that would train nothing.
@@ -163,7 +197,6 @@ pub(crate) fn load_run_tasks(
         let own = trained.data.as_deref().unwrap_or(&config.data);
         let data = bundled::folder(data.unwrap_or(own))?;
         let found = load_tasks(&data, Some(std::slice::from_ref(&trained.name)))?;
-        require_classification(&found)?;
         let task = &found[0];
         if task.meta.labels != trained.labels {
             let problem = format!(

@@ -24,7 +24,7 @@ use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::AdapterSpec;
 
-use crate::data::{Split, Task, TokenizedTask, load_tasks, require_classification};
+use crate::data::{Split, Task, TokenizedTask, load_tasks};
 use crate::device::DeviceSpec;
 use crate::eval::evaluate;
 use crate::instructions::{Guide, Instructions, QuerySource};
@@ -114,7 +114,6 @@ pub fn train(
     check_folder(&request.out, request.force)?;
     let data = bundled::folder(&request.data)?;
     let tasks = load_tasks(&data, request.tasks.as_deref())?;
-    require_classification(&tasks)?;
     let labels = |task: &Task| TaskLabels {
         name: task.meta.name.clone(),
         kind: task.meta.kind,

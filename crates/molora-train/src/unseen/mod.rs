@@ -79,8 +79,7 @@ pub fn evaluate_unseen(
     let config = &opened.config;
     let query = opened.query(request.query, run)?;
     let base = &opened.loaded.base;
-    let max_length = config.recipe.data.max_length;
-    let tasks = tokenized(&opened.base_folder, base, &tasks, max_length)?;
+    let tasks = tokenized(&opened.base_folder, base, &tasks, &config.recipe.data)?;
     let text_encoder = match &opened.instructions {
         Some(instructions) => Some(instructions.text_encoder(&opened.loaded.device)?),
         None => None,

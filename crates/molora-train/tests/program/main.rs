@@ -11,9 +11,11 @@ mod files;
 mod frozen;
 mod frozen_stages;
 mod grow;
+mod language;
 mod refusal;
 mod resume;
 #[cfg(unix)]
 mod signals;
 mod unseen;
 mod world;
+mod writer;

@@ -340,7 +340,7 @@ pub(crate) fn edit_tensors(world: &World, change: impl FnOnce(&mut Tensors)) {
 }
 
 /// SplitMix64: the same texts and weights in every run of the tests.
-struct Draw(u64);
+pub(crate) struct Draw(pub(crate) u64);
 
 impl Draw {
     fn next(&mut self) -> u64 {
@@ -351,8 +351,23 @@ impl Draw {
     }
 
     /// A number in -1 to 1.
-    fn number(&mut self) -> f32 {
+    pub(crate) fn number(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    /// A whole number below a limit.
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        (self.next() >> 33) as usize % limit
+    }
+
+    /// Up to three of some words, and one with meaning.
+    pub(crate) fn words(&mut self, fillers: &[&str], word: &str) -> String {
+        let count = 1 + self.below(3);
+        let mut words: Vec<&str> = (0..count)
+            .map(|_| fillers[self.below(fillers.len())])
+            .collect();
+        words.insert(self.below(count + 1), word);
+        words.join(" ")
     }
 
     /// Up to eight words without meaning, and one with.

@@ -1,0 +1,276 @@
+//! Tokenized records.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::error::DataError;
+use super::record::{Label, Record};
+use super::task::{Split, Task, TaskKind};
+use super::tokenizer::{Encoded, TextTokenizer};
+use super::written::{Question, Writing};
+use crate::eval::metrics::Metric;
+
+/// What a model should answer for one example.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Target {
+    /// Index into the task's labels, told by a head.
+    Class(usize),
+    /// A number, told by a head.
+    Number(f64),
+    /// Tokens of the text itself: true for those that the model has to say.
+    Answer(Vec<bool>),
+    /// Another text, that an encoder-decoder writes, behind its start token.
+    Text(Vec<u32>),
+}
+
+/// One tokenized record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// Token ids, special tokens included.
+    pub ids: Vec<u32>,
+    /// 0 for the first text, 1 for the second; as long as `ids`.
+    pub type_ids: Vec<u32>,
+    /// Index of the task among the run's tasks.
+    pub task: usize,
+    /// The answer.
+    pub target: Target,
+}
+
+impl Example {
+    /// Whether other examples may share its row.
+    pub fn can_be_packed(&self) -> bool {
+        matches!(self.target, Target::Answer(_))
+    }
+}
+
+/// A task whose records are tokenized.
+#[derive(Debug, Clone)]
+pub struct TokenizedTask {
+    /// The task's name.
+    pub name: String,
+    /// What it asks for.
+    pub kind: TaskKind,
+    /// Label names by index.
+    pub labels: Vec<String>,
+    /// The prompt of the task, which routers may compare experts by.
+    pub instruction: String,
+    /// How it is scored.
+    pub metric: Metric,
+    /// Examples of the training split, in file order.
+    pub train: Vec<Example>,
+    /// Examples of the validation split, in file order.
+    pub validation: Vec<Example>,
+    /// Examples of the test split, in file order.
+    pub test: Vec<Example>,
+    /// What each record says, for readers with a tokenizer of their own: training, validation, test.
+    pub(crate) requests: [Vec<String>; 3],
+    /// How its answers are written; `None` where a head tells them.
+    pub(crate) written: Option<Written>,
+}
+
+/// A task whose answers are written.
+#[derive(Debug, Clone)]
+pub(crate) struct Written {
+    /// How texts become tokens and tokens texts.
+    pub(crate) writing: Arc<Writing>,
+    /// What the model is asked for each record of the validation and the test split.
+    pub(crate) questions: [Vec<Question>; 2],
+}
+
+impl TokenizedTask {
+    /// Tokenizes a task that is number `index` of the run for an encoder with a head, texts cut at
+    /// `max_length` tokens.
+    ///
+    /// The model sees `input` and `input_b` alone, without the instruction: a head of its own tells
+    /// it the task.
+    ///
+    /// # Errors
+    /// If answers of this kind cannot be told by a head, or if a text cannot be tokenized or yields
+    /// no token.
+    pub fn new(
+        task: &Task,
+        index: usize,
+        tokenizer: &TextTokenizer,
+        max_length: usize,
+    ) -> Result<Self, DataError> {
+        require_heads(std::slice::from_ref(task))?;
+        Self::with(task, |split| {
+            tokenize_split(task.split(split), index, tokenizer, max_length)
+        })
+    }
+
+    /// Tokenizes a task that is number `index` of the run for a model that writes.
+    ///
+    /// # Errors
+    /// If a text cannot be put together or tokenized, or yields no token.
+    pub fn written(task: &Task, index: usize, writing: &Arc<Writing>) -> Result<Self, DataError> {
+        let mut tokenized = Self::with(task, |split| {
+            let records = task.split(split).par_iter();
+            records
+                .map(|record| writing.example(record, &task.meta, index))
+                .collect()
+        })?;
+        writing.warn_of_cuts(task);
+        if task.meta.kind != TaskKind::Regression {
+            let questions = |split| {
+                let records = task.split(split).par_iter();
+                records
+                    .map(|record| writing.question(record, &task.meta))
+                    .collect::<Result<_, _>>()
+            };
+            tokenized.written = Some(Written {
+                writing: writing.clone(),
+                questions: [questions(Split::Validation)?, questions(Split::Test)?],
+            });
+        }
+        Ok(tokenized)
+    }
+
+    fn with(
+        task: &Task,
+        tokenize: impl Fn(Split) -> Result<Vec<Example>, DataError>,
+    ) -> Result<Self, DataError> {
+        Ok(Self {
+            name: task.meta.name.clone(),
+            kind: task.meta.kind,
+            labels: task.meta.labels.clone(),
+            instruction: task.meta.instruction.clone(),
+            metric: task.meta.metric.clone().unwrap_or(Metric::Accuracy),
+            train: tokenize(Split::Train)?,
+            validation: tokenize(Split::Validation)?,
+            test: tokenize(Split::Test)?,
+            requests: [Split::Train, Split::Validation, Split::Test]
+                .map(|split| task.split(split).iter().map(request).collect()),
+            written: None,
+        })
+    }
+
+    /// The text of each record of one split, a second text behind a line feed.
+    pub fn requests(&self, split: Split) -> &[String] {
+        let [train, validation, test] = &self.requests;
+        match split {
+            Split::Train => train,
+            Split::Validation => validation,
+            Split::Test => test,
+        }
+    }
+
+    /// The examples of one split.
+    pub fn split(&self, split: Split) -> &[Example] {
+        match split {
+            Split::Train => &self.train,
+            Split::Validation => &self.validation,
+            Split::Test => &self.test,
+        }
+    }
+
+    /// Token counts of one split's examples, for samplers and [`super::eval_batches`].
+    pub fn lengths(&self, split: Split) -> Vec<usize> {
+        self.split(split)
+            .iter()
+            .map(|example| example.ids.len())
+            .collect()
+    }
+
+    /// Class indices of one split's examples, in order; of examples without a class, none.
+    pub fn classes(&self, split: Split) -> Vec<usize> {
+        let class = |example: &Example| match example.target {
+            Target::Class(class) => Some(class),
+            _ => None,
+        };
+        self.split(split).iter().filter_map(class).collect()
+    }
+}
+
+/// Tokenizes the tasks of a run for an encoder with heads; their order gives their indices.
+///
+/// # Errors
+/// As [`TokenizedTask::new`], but an error about kinds names all tasks that cannot be trained.
+pub fn tokenize_tasks(
+    tasks: &[Task],
+    tokenizer: &TextTokenizer,
+    max_length: usize,
+) -> Result<Vec<TokenizedTask>, DataError> {
+    require_heads(tasks)?;
+    tasks
+        .iter()
+        .enumerate()
+        .map(|(index, task)| TokenizedTask::new(task, index, tokenizer, max_length))
+        .collect()
+}
+
+/// Refuses tasks whose answers a head cannot tell.
+///
+/// # Errors
+/// Names every task whose answers have to be written, with its kind.
+pub fn require_heads(tasks: &[Task]) -> Result<(), DataError> {
+    let has_head = |task: &&Task| {
+        matches!(
+            task.meta.kind,
+            TaskKind::Classification | TaskKind::Regression
+        )
+    };
+    let others: Vec<String> = tasks
+        .iter()
+        .filter(|task| !has_head(task))
+        .map(|task| format!("{} is {}", task.meta.name, task.meta.kind))
+        .collect();
+    match others.is_empty() {
+        true => Ok(()),
+        false => Err(DataError::NeedsWriter {
+            found: others.join(", "),
+        }),
+    }
+}
+
+fn request(record: &Record) -> String {
+    match &record.input_b {
+        None => record.input.clone(),
+        Some(second) => format!("{}\n{second}", record.input),
+    }
+}
+
+fn tokenize_split(
+    records: &[Record],
+    task: usize,
+    tokenizer: &TextTokenizer,
+    max_length: usize,
+) -> Result<Vec<Example>, DataError> {
+    let texts: Vec<(&str, Option<&str>)> = records
+        .iter()
+        .map(|record| (record.input.as_str(), record.input_b.as_deref()))
+        .collect();
+    let encoded = tokenizer.encode_batch(&texts, max_length)?;
+    records
+        .iter()
+        .zip(encoded)
+        .map(|(record, encoded)| example(record, encoded, task))
+        .collect()
+}
+
+fn example(record: &Record, encoded: Encoded, task: usize) -> Result<Example, DataError> {
+    let Encoded { ids, type_ids } = encoded;
+    // A row without a token would have nothing to pool.
+    if ids.is_empty() {
+        return Err(DataError::NoTokens {
+            id: record.id.clone(),
+        });
+    }
+    let target = match record.label {
+        Label::Index(class) => Target::Class(class),
+        Label::Number(number) => Target::Number(number),
+        // Cannot come from a checked task with heads, but records can be built by hand.
+        Label::Text => {
+            return Err(DataError::NeedsWriter {
+                found: format!("{} has a text for an answer", record.id),
+            });
+        }
+    };
+    Ok(Example {
+        ids,
+        type_ids,
+        task,
+        target,
+    })
+}

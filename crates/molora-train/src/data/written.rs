@@ -1,0 +1,317 @@
+//! Records as tokens for models that write their answers.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::DataError;
+use super::example::{Example, Target};
+use super::prompt::{self, Piece, PromptFormat};
+use super::record::{Label, Record};
+use super::task::{Task, TaskKind, TaskMeta};
+use super::tokenizer::TextTokenizer;
+
+/// How texts are put together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PromptStyle {
+    /// Instruction, input, `Answer:`.
+    #[default]
+    Plain,
+    /// The model's chat template.
+    Chat,
+}
+
+/// What counts alike in the loss of a batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Average {
+    /// Every example, however long its answer is: tasks with long answers do not drown the others.
+    #[default]
+    Examples,
+    /// Every token of an answer, as in transformers.
+    Tokens,
+}
+
+/// How records become texts for models that write their answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WritingConfig {
+    /// Texts are cut at this many tokens, prompts at their beginning.
+    pub max_length: usize,
+    /// How prompts look.
+    pub prompt: PromptStyle,
+    /// Whether short texts of one task share a row in training; they do not see each other.
+    pub packing: bool,
+    /// What counts alike in the loss of a batch.
+    pub average: Average,
+    /// Most tokens of a generated answer in evaluation.
+    pub max_new_tokens: usize,
+}
+
+impl Default for WritingConfig {
+    fn default() -> Self {
+        Self {
+            max_length: 512,
+            prompt: PromptStyle::Plain,
+            packing: false,
+            average: Average::Examples,
+            max_new_tokens: 128,
+        }
+    }
+}
+
+/// What a model is asked for a record, and what is right.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    /// Tokens of the prompt.
+    pub prompt: Vec<u32>,
+    /// The candidates, for tasks with choices or labels.
+    pub choices: Vec<Choice>,
+    /// Number of the right candidate.
+    pub right: Option<usize>,
+    /// The right answer as text.
+    pub output: String,
+}
+
+/// A candidate answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// Its tokens behind those of the prompt.
+    pub ids: Vec<u32>,
+    /// Its length in characters, without the gap in front of it.
+    pub characters: usize,
+}
+
+/// How texts become tokens for a model that writes, and its tokens texts.
+#[derive(Debug)]
+pub struct Writing {
+    /// The model's tokenizer.
+    pub tokenizer: TextTokenizer,
+    /// How prompts look.
+    pub format: PromptFormat,
+    /// Texts are cut at this many tokens.
+    pub max_length: usize,
+    /// Most tokens of a generated answer.
+    pub max_new_tokens: usize,
+    /// Tokens that end an answer; the first of them is learned.
+    pub end_tokens: Vec<usize>,
+    /// The token that every text of an encoder-decoder starts with; `None` for a decoder.
+    pub start_token: Option<usize>,
+    /// Number of records that were cut since the last warning.
+    cuts: AtomicUsize,
+}
+
+impl Writing {
+    /// A way to write for a model with this tokenizer.
+    pub fn new(
+        tokenizer: TextTokenizer,
+        format: PromptFormat,
+        config: &WritingConfig,
+        end_tokens: Vec<usize>,
+        start_token: Option<usize>,
+    ) -> Self {
+        Self {
+            tokenizer,
+            format,
+            max_length: config.max_length,
+            max_new_tokens: config.max_new_tokens,
+            end_tokens,
+            start_token,
+            cuts: AtomicUsize::new(0),
+        }
+    }
+
+    /// A record with its answer.
+    ///
+    /// # Errors
+    /// If its text cannot be put together or tokenized, or has no token.
+    pub fn example(
+        &self,
+        record: &Record,
+        meta: &TaskMeta,
+        task: usize,
+    ) -> Result<Example, DataError> {
+        if let Label::Number(number) = record.label {
+            let prompt = self.prompt(record, meta, 0)?;
+            return Ok(plain(prompt, task, Target::Number(number)));
+        }
+        let pieces = prompt::pieces(record, meta, &self.format)?;
+        if self.start_token.is_some() {
+            return self.pair(record, meta, &pieces, task);
+        }
+        let (ids, answers) = self.tokens(&pieces, self.max_length)?;
+        // The first token has nothing in front of it that it could be told from.
+        if !answers.iter().skip(1).any(|&is_answer| is_answer) {
+            return Err(DataError::NoTokens {
+                id: record.id.clone(),
+            });
+        }
+        Ok(plain(ids, task, Target::Answer(answers)))
+    }
+
+    /// A record for an encoder-decoder: what it reads and what it writes.
+    fn pair(
+        &self,
+        record: &Record,
+        meta: &TaskMeta,
+        pieces: &[Piece],
+        task: usize,
+    ) -> Result<Example, DataError> {
+        let answer = pieces.last().map_or("", |piece| piece.text.trim());
+        let mut text: Vec<u32> = self.start_token.iter().map(|&id| id as u32).collect();
+        text.extend(self.tokenizer.encode_whole(answer, true)?);
+        if text.len() > self.max_length {
+            self.cuts.fetch_add(1, Ordering::Relaxed);
+            text.truncate(self.max_length);
+        }
+        let source = self.prompt(record, meta, 0)?;
+        if text.len() < 2 || source.is_empty() {
+            return Err(DataError::NoTokens {
+                id: record.id.clone(),
+            });
+        }
+        Ok(plain(source, task, Target::Text(text)))
+    }
+
+    /// What the model is asked for a record.
+    ///
+    /// # Errors
+    /// As [`example`](Self::example).
+    pub fn question(&self, record: &Record, meta: &TaskMeta) -> Result<Question, DataError> {
+        let texts = prompt::choices(record, meta);
+        let mut choices = Vec::with_capacity(texts.len());
+        for text in &texts {
+            choices.push(Choice {
+                ids: self.choice(record, meta, text)?,
+                characters: text.chars().count().max(1),
+            });
+        }
+        let longest = choices.iter().map(|choice| choice.ids.len()).max();
+        let prompt = self.prompt(record, meta, longest.unwrap_or(self.max_new_tokens))?;
+        // A text without a prompt is asked by nothing but the token that begins all texts.
+        if prompt.is_empty() && !texts.is_empty() {
+            return Err(DataError::NoTokens {
+                id: record.id.clone(),
+            });
+        }
+        Ok(Question {
+            prompt,
+            choices,
+            right: match record.label {
+                Label::Index(index) => Some(index),
+                _ => None,
+            },
+            output: record.output.clone(),
+        })
+    }
+
+    /// The tokens of a candidate answer.
+    fn choice(&self, record: &Record, meta: &TaskMeta, text: &str) -> Result<Vec<u32>, DataError> {
+        let pieces = prompt::pieces_with_answer(record, meta, &self.format, text)?;
+        let ids = if self.start_token.is_some() {
+            let answer = pieces.last().map_or("", |piece| piece.text.trim());
+            // With the mark of its end, as it is learned.
+            self.tokenizer.encode_whole(answer, true)?
+        } else {
+            let (whole, answers) = self.unended(&pieces)?;
+            let first = answers.iter().rposition(|&is_answer| !is_answer);
+            whole[first.map_or(0, |last| last + 1)..].to_vec()
+        };
+        if ids.is_empty() || ids.len() >= self.max_length {
+            return Err(DataError::Candidate {
+                id: record.id.clone(),
+                text: text.into(),
+                tokens: ids.len(),
+                max_length: self.max_length,
+            });
+        }
+        Ok(ids)
+    }
+
+    /// The tokens of a record's prompt, cut at the beginning so that `room` tokens fit behind it.
+    fn prompt(&self, record: &Record, meta: &TaskMeta, room: usize) -> Result<Vec<u32>, DataError> {
+        let pieces = prompt::prompt(record, meta, &self.format)?;
+        if self.start_token.is_some() {
+            let text: String = pieces.iter().map(|piece| &piece.text[..]).collect();
+            let ids = self.tokenizer.encode_whole(&text, true)?;
+            return Ok(self.cut(ids, self.max_length));
+        }
+        let (ids, _) = self.unended(&pieces)?;
+        let room = room.min(self.max_length / 2);
+        Ok(self.cut(ids, self.max_length - room))
+    }
+
+    /// Tokens with the mark of the end, cut to `limit`, and which of them are answers.
+    fn tokens(&self, pieces: &[Piece], limit: usize) -> Result<(Vec<u32>, Vec<bool>), DataError> {
+        let (mut ids, mut answers) = self.unended(pieces)?;
+        let is_plain = matches!(self.format, PromptFormat::Plain);
+        if let Some(&end) = self.end_tokens.first().filter(|_| is_plain) {
+            ids.push(end as u32);
+            answers.push(true);
+        }
+        if ids.len() > limit {
+            self.cuts.fetch_add(1, Ordering::Relaxed);
+            let prompt = answers.iter().take_while(|&&is_answer| !is_answer).count();
+            // From the beginning of the prompt, and from the end of an answer that is too long itself.
+            let from_prompt = (ids.len() - limit).min(prompt.saturating_sub(1));
+            let special = self.special()?.len().min(from_prompt);
+            ids.drain(special..special + from_prompt);
+            answers.drain(special..special + from_prompt);
+            ids.truncate(limit);
+            answers.truncate(limit);
+        }
+        Ok((ids, answers))
+    }
+
+    /// Tokens of pieces that follow each other, and which of them are answers. A token that reaches
+    /// over the end of a piece belongs to the later one.
+    fn unended(&self, pieces: &[Piece]) -> Result<(Vec<u32>, Vec<bool>), DataError> {
+        let special = self.special()?;
+        let mut answers = vec![false; special.len()];
+        let (mut text, mut ids) = (String::new(), Vec::new());
+        for piece in pieces {
+            text += &piece.text;
+            let whole = self.tokenizer.encode_whole(&text, false)?;
+            let same = ids.iter().zip(&whole).take_while(|(a, b)| a == b).count();
+            answers.truncate(special.len() + same);
+            answers.resize(special.len() + whole.len(), piece.is_answer);
+            ids = whole;
+        }
+        Ok(([special, ids].concat(), answers))
+    }
+
+    /// The tokens that stand in front of every text; a chat template writes its own.
+    fn special(&self) -> Result<Vec<u32>, DataError> {
+        match self.format {
+            PromptFormat::Plain => self.tokenizer.encode_whole("", true),
+            PromptFormat::Chat(_) => Ok(Vec::new()),
+        }
+    }
+
+    fn cut(&self, mut ids: Vec<u32>, limit: usize) -> Vec<u32> {
+        if ids.len() > limit {
+            self.cuts.fetch_add(1, Ordering::Relaxed);
+            ids.drain(..ids.len() - limit);
+        }
+        ids
+    }
+
+    /// Says how many texts of a task were cut.
+    pub(super) fn warn_of_cuts(&self, task: &Task) {
+        let cuts = self.cuts.swap(0, Ordering::Relaxed);
+        if cuts > 0 && task.meta.kind != TaskKind::Regression {
+            let (name, limit) = (&task.meta.name, self.max_length);
+            tracing::warn!("task {name}: {cuts} texts are longer than {limit} tokens and were cut");
+        }
+    }
+}
+
+fn plain(ids: Vec<u32>, task: usize, target: Target) -> Example {
+    Example {
+        type_ids: vec![0; ids.len()],
+        ids,
+        task,
+        target,
+    }
+}

@@ -1,0 +1,109 @@
+//! Texts that the model writes by itself, and how likely the right ones are to it.
+
+use molora_kernels::random::Seed;
+use molora_models::{Backbone, GenerateOptions, Generated};
+
+use crate::TrainError;
+use crate::data::example::Written;
+use crate::data::{Question, eval_batches};
+use crate::report::{Predictions, TaskScore};
+use crate::task_loss::token_losses;
+
+use super::Pass;
+use super::routing::host;
+
+impl Pass<'_> {
+    /// The likeliest text for every record, compared with the right one. `answer_nll` is the mean of
+    /// `-log p` over the tokens of the right answers, and `perplexity` its exponential.
+    ///
+    /// Texts without a prompt, or where at most 0 new tokens are asked for, are not written: the
+    /// score then is `token_probability`, the geometric mean of the right tokens' probabilities.
+    pub(super) fn texts(
+        &mut self,
+        written: &Written,
+    ) -> Result<(TaskScore, Predictions), TrainError> {
+        let questions = written.questions(self.split);
+        let nll = self.answer_nll()?;
+        let mut score = TaskScore {
+            metric: "token_probability".into(),
+            value: (-nll).exp(),
+            n: questions.len(),
+            accuracy: None,
+            majority: 0.0,
+            also: [
+                ("answer_nll".to_owned(), nll),
+                ("perplexity".to_owned(), nll.exp()),
+            ]
+            .into(),
+        };
+        let is_asked = questions.iter().all(|question| !question.prompt.is_empty());
+        if !is_asked || written.writing.max_new_tokens == 0 {
+            return Ok((score, Predictions::Texts(Vec::new())));
+        }
+        let texts = self.answers(written, questions)?;
+        let right: Vec<String> = questions.iter().map(|q| q.output.clone()).collect();
+        let metric = &self.task.metric;
+        score.metric = metric.to_string();
+        score.value = metric.score_texts(&texts, &right);
+        score.accuracy = Some(score.value);
+        Ok((score, Predictions::Texts(texts)))
+    }
+
+    /// The mean of `-log p` over the tokens of all right answers.
+    fn answer_nll(&mut self) -> Result<f64, TrainError> {
+        let (mut sum, mut count) = (0.0, 0);
+        for rows in eval_batches(&self.task.lengths(self.split), self.batch_size) {
+            let (batch, input, context) = self.inputs(&rows)?;
+            let output = self.model.forward(&input, &context);
+            self.routing.add(&self.task.name, &output.routes);
+            let states = output.written.expect("a model that writes");
+            let answers = batch.answers();
+            sum += host(token_losses(self.model, states, &answers))
+                .iter()
+                .sum::<f64>();
+            count += answers.len();
+        }
+        Ok(sum / count.max(1) as f64)
+    }
+
+    fn answers(
+        &mut self,
+        written: &Written,
+        questions: &[Question],
+    ) -> Result<Vec<String>, TrainError> {
+        let writing = &written.writing;
+        let options = GenerateOptions {
+            max_new_tokens: writing.max_new_tokens,
+            stop_tokens: writing.end_tokens.clone(),
+            suppressed_tokens: Vec::new(),
+            sampling: None,
+            seed: Seed::new(0),
+        };
+        let mut texts = vec![String::new(); questions.len()];
+        let lengths: Vec<usize> = questions.iter().map(|q| q.prompt.len()).collect();
+        for rows in eval_batches(&lengths, self.batch_size) {
+            let asked: Vec<&Question> = rows.iter().map(|&row| &questions[row]).collect();
+            for (&row, generated) in rows.iter().zip(self.generate(&asked, &rows, &options)?) {
+                let tokens: Vec<u32> = generated.tokens.iter().map(|&id| id as u32).collect();
+                texts[row] = writing.tokenizer.decode(&tokens)?.trim().to_owned();
+            }
+            (self.progress)(rows.len());
+        }
+        Ok(texts)
+    }
+
+    fn generate(
+        &self,
+        questions: &[&Question],
+        rows: &[usize],
+        options: &GenerateOptions,
+    ) -> Result<Vec<Generated>, TrainError> {
+        let prompts = self.prompts(questions);
+        let context = self.context(&prompts, rows)?;
+        Ok(match &self.model.backbone {
+            Backbone::Encoder(_) => panic!("an encoder writes nothing"),
+            Backbone::Decoder(model) => model.generate(&prompts, options, &context)?,
+            Backbone::EncoderDecoder(model) => model.generate(&prompts, options, &context)?,
+        })
+    }
+}

@@ -1,0 +1,133 @@
+//! Losses of tasks: what a head says of a text, or how likely the right tokens are.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use molora_models::{TaskModel, TextInput, TextOutput};
+
+use crate::data::{AnswerToken, Batch, Target};
+
+/// The loss of each task in a batch summed over its examples, `[1]`, by task number.
+///
+/// Of a class it is the cross-entropy of the head's logits, of a number the squared error, of a text
+/// the mean of `-log p(token)` over the tokens of its answers, or their sum by the batch's own weight.
+pub(crate) fn task_losses(
+    model: &TaskModel,
+    input: &TextInput,
+    output: TextOutput,
+    batch: &Batch,
+) -> Vec<(usize, Tensor<1>)> {
+    let mut losses = Vec::new();
+    let answers = batch.answers();
+    if !answers.is_empty() {
+        let written = output.written.expect("a model that writes");
+        losses = written_losses(model, written, batch, &answers);
+    }
+    let told: Vec<_> = batch
+        .rows_by_task()
+        .into_iter()
+        .filter(|(_, rows)| is_told(&batch.targets[rows[0]]))
+        .collect();
+    if told.is_empty() {
+        return losses;
+    }
+    let pooled = model.pool(output.hidden, &input.mask);
+    for (task, rows) in told {
+        let of_task = match rows.len() == batch.rows {
+            true => pooled.clone(),
+            false => pooled.clone().select(0, places(&rows, &pooled.device())),
+        };
+        losses.push((task, told_loss(model, task, of_task, batch, &rows)));
+    }
+    losses
+}
+
+/// Whether a head tells the answer.
+fn is_told(target: &Target) -> bool {
+    matches!(target, Target::Class(_) | Target::Number(_))
+}
+
+/// The loss of a task's head on the pooled states of its rows.
+fn told_loss(
+    model: &TaskModel,
+    task: usize,
+    pooled: Tensor<2>,
+    batch: &Batch,
+    rows: &[usize],
+) -> Tensor<1> {
+    let device = pooled.device();
+    let head = model.heads[task]
+        .as_ref()
+        .expect("a task without text has a head");
+    let logits = head.forward(pooled);
+    let numbers: Vec<f32> = rows
+        .iter()
+        .filter_map(|&row| match batch.targets[row] {
+            Target::Number(number) => Some(number as f32),
+            _ => None,
+        })
+        .collect();
+    if numbers.len() == rows.len() {
+        let targets = TensorData::new(numbers, [rows.len(), 1]);
+        let error = logits - Tensor::<2>::from_data(targets, &device);
+        return error.square().sum();
+    }
+    let classes: Vec<usize> = rows
+        .iter()
+        .filter_map(|&row| match batch.targets[row] {
+            Target::Class(class) => Some(class),
+            _ => None,
+        })
+        .collect();
+    molora_kernels::softmax_cross_entropy(logits, places(&classes, &device)).sum()
+}
+
+/// The losses of tasks whose answers are written, from the states `[B, S, D]` that tell them.
+fn written_losses(
+    model: &TaskModel,
+    written: Tensor<3>,
+    batch: &Batch,
+    answers: &[AnswerToken],
+) -> Vec<(usize, Tensor<1>)> {
+    let device = written.device();
+    let losses = token_losses(model, written, answers);
+    let weights: Vec<f32> = answers.iter().map(|answer| answer.weight).collect();
+    let weights = TensorData::new(weights, [answers.len()]);
+    let losses = losses * Tensor::<1>::from_data(weights, &device);
+    let mut by_task = std::collections::BTreeMap::<usize, Vec<usize>>::new();
+    for (place, answer) in answers.iter().enumerate() {
+        let task = batch.task_ids[answer.row];
+        by_task.entry(task).or_default().push(place);
+    }
+    let is_single = by_task.len() == 1;
+    let sum = |(task, tokens): (usize, Vec<usize>)| match is_single {
+        true => (task, losses.clone().sum()),
+        false => (
+            task,
+            losses.clone().select(0, places(&tokens, &device)).sum(),
+        ),
+    };
+    by_task.into_iter().map(sum).collect()
+}
+
+/// `-log p(token)` of each answer token, `[N]`. The head is computed where it is asked only.
+pub(crate) fn token_losses(
+    model: &TaskModel,
+    written: Tensor<3>,
+    answers: &[AnswerToken],
+) -> Tensor<1> {
+    let ([batch, tokens, width], device) = (written.dims(), written.device());
+    let rows: Vec<usize> = answers
+        .iter()
+        .map(|answer| answer.row * tokens + answer.place)
+        .collect();
+    let hidden = written.reshape([batch * tokens, width]);
+    let hidden = hidden.select(0, places(&rows, &device));
+    let logits = model.logits(hidden).expect("a model that writes");
+    let targets: Vec<usize> = answers.iter().map(|answer| answer.token as usize).collect();
+    molora_kernels::softmax_cross_entropy(logits, places(&targets, &device))
+}
+
+fn places(values: &[usize], device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
+    let shape = [values.len()];
+    Tensor::from_data(TensorData::new(values, shape), device)
+}

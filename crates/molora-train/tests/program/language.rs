@@ -1,0 +1,191 @@
+//! Runs on a model that writes its answers.
+
+use std::sync::atomic::AtomicBool;
+
+use molora_train::report::EvalReport;
+use molora_train::run::{Finished, evaluate_run, train};
+use molora_train::{Recipe, TrainError, recipe};
+use serde_json::Value;
+
+use crate::world::{World, assert_same_run, read_json, resume_to_end, small, train_until};
+use crate::writer::{self, request};
+
+fn run(world: &World, recipe: Recipe, tasks: &[&str], out: &str) -> Finished {
+    let request = request(world, recipe, tasks, out);
+    train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run")
+}
+
+fn losses(world: &World, out: &str) -> Vec<f64> {
+    let text = std::fs::read_to_string(world.path(out).join("steps.jsonl")).expect("steps");
+    let loss = |line: &str| {
+        let record: Value = serde_json::from_str(line).expect("JSON");
+        record["loss"].as_f64().expect("a loss")
+    };
+    text.lines().map(loss).collect()
+}
+
+fn score(eval: &EvalReport, task: &str) -> f64 {
+    eval.tasks[task].value
+}
+
+/// Labels, choices and written numbers are learned together, and a number that a head tells.
+#[test]
+fn every_kind_of_task_is_learned() {
+    let world = writer::world();
+    let tasks = ["pets", "sky", "sums", "length"];
+    let mut recipe = writer::recipe("samora", 160);
+    recipe.objective.terms.clear();
+    let finished = run(&world, recipe, &tasks, "run");
+    for (task, least) in [("pets", 0.95), ("sky", 0.9), ("sums", 0.6), ("length", 0.9)] {
+        let found = score(&finished.eval, task);
+        assert!(
+            found >= least,
+            "{task}: {found}, {:?}",
+            finished.eval.tasks[task]
+        );
+    }
+    let sums = &finished.eval.tasks["sums"];
+    assert_eq!(sums.metric, "exact_match");
+    assert_eq!(sums.accuracy, Some(sums.value));
+    assert!((sums.also["answer_nll"].exp() - sums.also["perplexity"]).abs() < 1e-9);
+    let sky = &finished.eval.tasks["sky"];
+    assert!(sky.also["accuracy_per_character"] > 0.5 && sky.also["right_nll"] < 1.0);
+    assert_eq!(finished.eval.tasks["length"].accuracy, None);
+    let accuracies: Vec<f64> = finished
+        .eval
+        .tasks
+        .values()
+        .filter_map(|t| t.accuracy)
+        .collect();
+    let mean = accuracies.iter().sum::<f64>() / 3.0;
+    assert!((finished.eval.mean_accuracy - mean).abs() < 1e-12);
+    // All but the regression's head is written, and every task has its share in the routing.
+    let parameters = &finished.summary.parameters;
+    assert_eq!(parameters.heads, writer::WIDTH + 1);
+    assert!(
+        finished
+            .routing
+            .sites
+            .iter()
+            .all(|site| site.weights.len() == tasks.len())
+    );
+    let predictions = read_json(&world.path("run").join("predictions.json"));
+    assert!(predictions["tasks"]["sums"][0].is_string());
+    assert!(predictions["tasks"]["length"][0].is_f64());
+    assert!(predictions["tasks"]["sky"][0].is_u64());
+    // Read again it is the same model.
+    let (again, routing) = evaluate_run(&world.path("run"), None, None).expect("a finished run");
+    assert_eq!(again, finished.eval);
+    assert_eq!(routing, finished.routing);
+}
+
+#[test]
+fn every_recipe_trains_a_decoder() {
+    let world = writer::world();
+    for name in recipe::names() {
+        let mut recipe = writer::recipe(name, 24);
+        if name == "at-moe" {
+            let all = ["pets", "sky"].map(String::from);
+            recipe.adapter.groups = [("all".into(), all.to_vec())].into();
+        }
+        let finished = run(&world, recipe, &["pets", "sky"], name);
+        for (task, score) in &finished.eval.tasks {
+            assert!((0.0..=1.0).contains(&score.value), "{name}: {task}");
+        }
+        assert!(writer::has(&world.path(name), "summary.json"), "{name}");
+        let losses = losses(&world, name);
+        assert!(losses.iter().all(|loss| loss.is_finite()), "{name}");
+    }
+}
+
+/// Packed rows ask for the same tokens, and nothing of one example reaches another.
+#[test]
+fn packing_changes_the_rows_and_not_the_losses() {
+    let world = writer::world();
+    for name in ["lora", "samora", "mosld"] {
+        let of = |packing: bool, micro: usize, out: &str| {
+            let mut recipe = writer::recipe(name, 6);
+            recipe.data.writing.packing = packing;
+            recipe.adapter.bank.dropout = 0.0;
+            recipe.objective.terms.clear();
+            recipe.stages[0].micro_batch_size = micro;
+            let finished = run(&world, recipe, &["pets", "sums"], out);
+            (losses(&world, out), finished.summary.padding_share)
+        };
+        let (alone, padding) = of(false, 0, &format!("{name}-alone"));
+        let (packed, packed_padding) = of(true, 0, &format!("{name}-packed"));
+        let (micro, _) = of(true, 1, &format!("{name}-micro"));
+        for (place, (alone, packed)) in alone.iter().zip(&packed).enumerate() {
+            assert!(
+                (alone - packed).abs() < 1e-4 * alone,
+                "{name} {place}: {alone} {packed}"
+            );
+            let micro = micro[place];
+            assert!(
+                (alone - micro).abs() < 1e-4 * alone,
+                "{name} {place}: {alone} {micro}"
+            );
+        }
+        assert!(packed_padding < 1.0 && padding < 1.0);
+    }
+}
+
+#[test]
+fn a_stopped_run_goes_on_as_if_it_had_not_been() {
+    let world = writer::world();
+    let tasks = ["sky", "length", "sums"];
+    let whole = request(&world, writer::recipe("samora", 12), &tasks, "whole");
+    train(&whole, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
+    let cut = request(&world, writer::recipe("samora", 12), &tasks, "cut");
+    train_until(&cut, 7);
+    resume_to_end(&cut.out);
+    assert_same_run(&cut.out, &whole.out);
+}
+
+#[test]
+fn an_encoder_refuses_what_has_to_be_written() {
+    let world = writer::world();
+    let mut request = request(&world, small("lora"), &["pets", "sky", "sums"], "run");
+    request.model = world.path("model").to_str().expect("UTF-8").into();
+    let error = train(&request, &AtomicBool::new(false), &mut |_| {}).expect_err("no writer");
+    assert_eq!(
+        error.to_string(),
+        "sky is multiple_choice, sums is generation: an encoder writes no answers; choose a decoder \
+         or an encoder-decoder with --model, or other tasks with --tasks"
+    );
+    assert!(!world.path("run").exists());
+}
+
+fn refusal(world: &World, recipe: Recipe) -> String {
+    let request = request(world, recipe, &["pets"], "run");
+    let error = train(&request, &AtomicBool::new(false), &mut |_| {}).expect_err("refused");
+    assert!(
+        matches!(error, TrainError::Recipe { .. } | TrainError::Run { .. }),
+        "{error:?}"
+    );
+    assert!(!world.path("run").exists());
+    error.to_string()
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused() {
+    let world = writer::world();
+    let mut recipe = writer::recipe("lora", 2);
+    recipe.data.writing.max_length = 49;
+    let text = refusal(&world, recipe);
+    assert!(
+        text.contains("data.writing.max_length 49 exceeds the model's 48 positions"),
+        "{text}"
+    );
+    let mut recipe = writer::recipe("moa", 2);
+    recipe.data.writing.packing = true;
+    let text = refusal(&world, recipe);
+    assert!(
+        text.contains("data.writing.packing is true, but the routers decide"),
+        "{text}"
+    );
+    let mut recipe = writer::recipe("lora", 2);
+    recipe.data.writing.prompt = molora_train::data::PromptStyle::Chat;
+    let text = refusal(&world, recipe);
+    assert!(text.contains("the model has no chat template"), "{text}");
+}
