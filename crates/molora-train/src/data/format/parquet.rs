@@ -13,6 +13,20 @@ use super::{FormatError, Row, check_unique};
 
 /// Reads all rows.
 pub(super) fn read(path: &Path) -> Result<Vec<Row>, DataError> {
+    // The parquet crate panics on some files with wrong bytes in them, and user data must not.
+    std::panic::catch_unwind(|| read_rows(path)).unwrap_or_else(|payload| {
+        let owned = payload.downcast_ref::<String>().map(String::as_str);
+        let reason = owned.or_else(|| payload.downcast_ref::<&str>().copied());
+        let reason = reason.and_then(|reason| reason.lines().next());
+        let broken = FormatError::Parquet {
+            place: Place::file(path),
+            message: format!("wrong bytes: {}", reason.unwrap_or("no reason given")),
+        };
+        Err(broken.into())
+    })
+}
+
+fn read_rows(path: &Path) -> Result<Vec<Row>, DataError> {
     let unreadable = |source| DataError::Read {
         path: path.into(),
         source,
@@ -30,23 +44,25 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>, DataError> {
     let rows = reader
         .get_row_iter(None)
         .map_err(|error| broken(&whole, &error))?;
-    rows.enumerate()
-        .map(|(index, row)| {
-            let place = Place::new(path, At::Row(index + 1));
-            let row = row.map_err(|error| broken(&place, &error))?;
-            let columns = object(row).map_err(|message| FormatError::Parquet {
-                place: place.clone(),
-                message,
+    let rows = rows.enumerate().map(|(index, row)| {
+        let place = Place::new(path, At::Row(index + 1));
+        let columns = row
+            .map_err(|error| broken(&place, &error))
+            .and_then(|row| {
+                object(row).map_err(|message| FormatError::Parquet {
+                    place: place.clone(),
+                    message,
+                })
             })?;
-            Ok(Row { place, columns })
-        })
-        .collect()
+        Ok(Row { place, columns })
+    });
+    rows.collect()
 }
 
 fn broken(place: &Place, error: &ParquetError) -> FormatError {
     FormatError::Parquet {
         place: place.clone(),
-        message: error.to_string(),
+        message: error.to_string().lines().next().unwrap_or_default().into(),
     }
 }
 

@@ -125,11 +125,21 @@ impl Choices {
             texts: fields.string_list("choices", texts)?,
             keys: fields.string_list("choices", keys)?,
         };
-        match choices.texts.is_empty() {
-            true => {
-                Err(fields.wrong_type("choices", &Value::Array(Vec::new()), "at least one string"))
-            }
-            false => Ok(choices),
+        if choices.texts.is_empty() {
+            return Err(fields.wrong_type(
+                "choices",
+                &Value::from(choices.texts),
+                "at least one string",
+            ));
+        }
+        match choices.keys.len() {
+            0 => Ok(choices),
+            count if count == choices.texts.len() => Ok(choices),
+            _ => Err(fields.wrong_type(
+                "choices",
+                &Value::from(choices.keys),
+                "as many labels as texts",
+            )),
         }
     }
 

@@ -188,6 +188,11 @@ fn wrong_values_are_located() {
         "key \"choices\" holds a list of 0 items, expected at least one string",
     );
     check(
+        QUIZ,
+        r#"{"question": "?", "choices": {"text": ["a"], "label": ["A", "B"]}, "answer": "B"}"#,
+        "key \"choices\" holds a list of 2 items, expected as many labels as texts",
+    );
+    check(
         r##"{"text": "#"}"##,
         r#"{"text": ""}"#,
         "key \"text\" holds the string \"\", expected a text that is not empty",
