@@ -3,6 +3,8 @@
 //! The text comes in pieces, prompts and answers in turns, because only answers are trained on. All
 //! pieces one after the other are the whole text.
 
+use std::sync::Arc;
+
 use super::error::DataError;
 use super::record::Record;
 use super::task::{TaskKind, TaskMeta};
@@ -32,14 +34,14 @@ impl Piece {
 }
 
 /// How texts are put together.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum PromptFormat {
     /// Instruction, blank line, input, `Answer:`; chats with the role before each message. For
     /// models that were not tuned on chats.
     Plain,
     /// The model's own chat template. The text holds the special tokens that the template writes,
     /// so the tokenizer must not add any.
-    Chat(ChatTemplate),
+    Chat(Arc<ChatTemplate>),
 }
 
 /// The text of a record. The last piece is the answer that `output` (or the last message) says.

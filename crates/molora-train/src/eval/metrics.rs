@@ -1,15 +1,17 @@
-//! Metrics of all kinds of tasks: of classes here, of texts in [`text`], of numbers in [`number`].
+//! Metrics of all kinds of tasks: of classes, of texts and of numbers.
 //!
 //! The zero cases follow scikit-learn: macro-F1 averages over the classes that stand in the
 //! predictions or the targets, an F1 without any true positive is 0, and a Matthews correlation
 //! that is undefined (all predictions or all targets of one class) is 0. An empty split scores 0.
 
+mod counts;
 mod number;
 mod text;
 
 use std::fmt;
 
 use crate::data::TaskKind;
+use counts::Counts;
 pub use number::{pearson, rmse, spearman};
 pub use text::{exact_match, extract_answer};
 
@@ -257,68 +259,6 @@ pub fn accuracy(predictions: &[usize], targets: &[usize]) -> f64 {
         .max()
         .map_or(0, |class| class + 1);
     Metric::Accuracy.score(predictions, targets, classes)
-}
-
-/// What all metrics need of the confusion matrix: its diagonal and its margins.
-struct Counts {
-    total: usize,
-    hits: Vec<usize>,
-    predicted: Vec<usize>,
-    actual: Vec<usize>,
-}
-
-impl Counts {
-    fn new(predictions: &[usize], targets: &[usize], num_classes: usize) -> Self {
-        assert_eq!(
-            predictions.len(),
-            targets.len(),
-            "one prediction for each target"
-        );
-        let zeros = || vec![0; num_classes];
-        let (mut hits, mut predicted, mut actual) = (zeros(), zeros(), zeros());
-        for (&prediction, &target) in predictions.iter().zip(targets) {
-            predicted[prediction] += 1;
-            actual[target] += 1;
-            hits[target] += usize::from(prediction == target);
-        }
-        Self {
-            total: targets.len(),
-            hits,
-            predicted,
-            actual,
-        }
-    }
-
-    fn hits(&self) -> usize {
-        self.hits.iter().sum()
-    }
-
-    /// `2 TP / (2 TP + FP + FN)`: the denominator is what was predicted plus what was there.
-    fn f1(&self, class: usize) -> f64 {
-        let seen = self.predicted[class] + self.actual[class];
-        ratio(2.0 * self.hits[class] as f64, seen as f64)
-    }
-
-    fn macro_f1(&self) -> f64 {
-        let present: Vec<usize> = (0..self.actual.len())
-            .filter(|&class| self.predicted[class] + self.actual[class] > 0)
-            .collect();
-        let sum: f64 = present.iter().map(|&class| self.f1(class)).sum();
-        ratio(sum, present.len() as f64)
-    }
-
-    /// `(c s - sum_k p_k t_k) / sqrt((s^2 - sum_k p_k^2) (s^2 - sum_k t_k^2))` with `c` hits among
-    /// `s` records, `p_k` predicted and `t_k` actual counts.
-    fn matthews(&self) -> f64 {
-        let dot = |a: &[usize], b: &[usize]| -> f64 {
-            a.iter().zip(b).map(|(&x, &y)| x as f64 * y as f64).sum()
-        };
-        let total = self.total as f64;
-        let covariance = self.hits() as f64 * total - dot(&self.predicted, &self.actual);
-        let spread_predicted = total * total - dot(&self.predicted, &self.predicted);
-        let spread_actual = total * total - dot(&self.actual, &self.actual);
-        ratio(covariance, (spread_predicted * spread_actual).sqrt())
-    }
 }
 
 /// A metric's name without what follows it in parentheses, behind ` / ` or behind a semicolon.

@@ -119,7 +119,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`ChatError::Template`] if it is no valid Jinja.
-    pub fn new(
+    pub(crate) fn new(
         path: PathBuf,
         source: String,
         bos_token: String,

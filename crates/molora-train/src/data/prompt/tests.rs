@@ -9,7 +9,7 @@ const CHATML: &str = "{% for message in messages %}{% if loop.first and messages
 
 fn template(source: &str) -> PromptFormat {
     let template = ChatTemplate::new("t".into(), source.into(), "<s>".into(), "</s>".into());
-    PromptFormat::Chat(template.unwrap())
+    PromptFormat::Chat(Arc::new(template.unwrap()))
 }
 
 fn meta(kind: TaskKind) -> TaskMeta {
