@@ -110,6 +110,7 @@ fn golden_training_equals_peft() {
             model = next;
             losses.push(values.loss as f32);
         }
+        let losses = Tensor::<1>::from_floats(&losses[..], &device.clone().inner());
         expected.assert_close("losses", losses, LOSSES);
         for (path, adapter) in model.backbone.sites() {
             let bank = &adapter.bank;

@@ -123,7 +123,7 @@ fn writing(
     let format = match config.prompt {
         PromptStyle::Plain => PromptFormat::Plain,
         PromptStyle::Chat => match ChatTemplate::from_folder(folder)? {
-            Some(template) => PromptFormat::Chat(template),
+            Some(template) => PromptFormat::Chat(Arc::new(template)),
             None => {
                 let text = "data.writing.prompt is chat, but the model has no chat template";
                 return Err(TrainError::run(folder, text));

@@ -62,7 +62,8 @@ pub(crate) fn world() -> World {
     let pets = |draw: &mut Draw, index: usize| {
         let label = index % 2;
         let input = draw.words(&["w0", "w1", "w2"], ["purr", "bark"][label]);
-        json!({"input": input, "label": label, "output": ["cat", "dog"][label], "choices": null})
+        let output = ["cat", "dog"][label];
+        json!({"input": input, "label": label, "output": output, "choices": null})
     };
     write_task(
         &world,
