@@ -5,7 +5,7 @@ use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
 
 use crate::TrainError;
 use crate::data::Split;
-use crate::eval::evaluate;
+use crate::eval::{EvalScope, evaluate};
 use crate::expert;
 use crate::instructions::{Guide, Instructions, Query};
 use crate::parameters::with_stable_ids;
@@ -91,17 +91,9 @@ pub(crate) fn tune_global_weight(
             _ => instructions.guide_of(&query, setup.tasks, Split::Validation, &encoder)?,
         };
         let rows = setup.recipe.data.eval_batch_size;
-        let split = Split::Validation;
-        let device = setup.device;
-        let found = evaluate(
-            mixture,
-            setup.tasks,
-            split,
-            rows,
-            device,
-            Some(&guide),
-            |_| {},
-        )?;
+        let scope = EvalScope::own(Split::Validation, rows, setup.tasks.len());
+        let guide_ref = Some(&guide);
+        let found = evaluate(mixture, setup.tasks, scope, setup.device, guide_ref, |_| {})?;
         let score = found.scores.mean;
         tracing::info!("global weight {weight}: mean score {score:.4} on the validation split");
         if best.is_none_or(|(_, best)| score > best) {

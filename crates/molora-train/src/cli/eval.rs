@@ -3,34 +3,36 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 
 use super::download::Downloads;
 use super::print;
 use super::progress::Progress;
-use crate::base_model;
 use crate::device::DeviceSpec;
 use crate::instructions::Query;
 use crate::report::{EvalReport, idle_summary, task_table};
-use crate::run::{evaluate_run_by, read_config};
+use crate::run::{RUN, evaluate_base, evaluate_other, evaluate_run_by, read_config};
 use crate::unseen::{UnseenReport, UnseenRequest, UnseenTask, evaluate_unseen, unseen_table};
+use crate::{base_model, overrides, recipe};
 
 /// Options of `molora eval`.
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
-    /// Folder of a finished run
+    /// Folder of a finished run; or a base model that writes (a folder or org/name on the Hub), to
+    /// score it without any adapter
     run: PathBuf,
-    /// Folder with the run's tasks [default: the one that it was trained on]
+    /// Folder with the tasks [default: the one that the run was trained on]
     #[arg(long, value_name = "DIR")]
     data: Option<String>,
     /// Measure tasks that the run was not trained on: with a linear probe on its frozen model,
     /// beside the same probe on the base model
     #[arg(long)]
     unseen: bool,
-    /// With --unseen: these tasks only, separated by commas [default: all in the folder that the
-    /// run was not trained on]
-    #[arg(long, value_delimiter = ',', value_name = "NAMES", requires = "unseen")]
+    /// These tasks, separated by commas [default: those of the run; with --unseen and for a base
+    /// model all in the folder]. A model that writes can be asked tasks that it was not trained on
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     tasks: Option<Vec<String>>,
     /// With --unseen: train the probe on so many records of each class [default: all]
     #[arg(long, value_name = "N", requires = "unseen")]
@@ -39,6 +41,10 @@ pub(super) struct EvalArgs {
     /// (each record's text) or any TEXT [default: as in the recipe]
     #[arg(long, value_name = "task|request|TEXT")]
     query: Option<Query>,
+    /// For a base model: change how texts are made, for example data.writing.prompt=chat; may be
+    /// repeated
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]
     #[arg(long)]
     device: Option<DeviceSpec>,
@@ -49,6 +55,14 @@ pub(super) struct EvalArgs {
 
 impl EvalArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        if !self.run.join(RUN).is_file() && !self.run.join("checkpoints").exists() {
+            if let Some(eval) = self.of_base()? {
+                return self.show(&eval, None);
+            }
+        }
+        if !self.set.is_empty() {
+            bail!("--set is for base models: a run keeps how its texts were made");
+        }
         // With a bar, should the cache have lost the model since the training.
         let mut downloads = Downloads::new();
         let model = read_config(&self.run)?.model;
@@ -57,16 +71,45 @@ impl EvalArgs {
             return self.run_unseen();
         }
         let (data, query) = (self.data.as_deref(), self.query.as_ref());
-        let (eval, routing) = evaluate_run_by(&self.run, data, self.device, query)?;
+        let (eval, routing) = match &self.tasks {
+            None => evaluate_run_by(&self.run, data, self.device, query)?,
+            Some(tasks) => evaluate_other(&self.run, data, tasks, self.device, query)?,
+        };
+        self.show(&eval, idle_summary(&routing))
+    }
+
+    /// The scores of a base model, if that is what is named.
+    fn of_base(&self) -> anyhow::Result<Option<EvalReport>> {
+        let name = self.run.to_string_lossy();
+        let is_elsewhere = !self.run.exists() && self.data.is_some();
+        if self.unseen || !(is_elsewhere || self.run.join("config.json").is_file()) {
+            return Ok(None);
+        }
+        let mut downloads = Downloads::new();
+        let model = base_model::find(&name, &mut |progress| downloads.show_all(progress))?.name;
+        let Some(data) = &self.data else {
+            bail!("{name} is a base model: give the tasks' folder with --data");
+        };
+        let recipe = overrides::apply(&recipe::find("lora")?, &self.set)?;
+        let (tasks, device) = (
+            self.tasks.as_deref(),
+            self.device.unwrap_or(DeviceSpec::Cpu),
+        );
+        Ok(Some(evaluate_base(
+            &model,
+            data,
+            tasks,
+            device,
+            &recipe.data,
+        )?))
+    }
+
+    fn show(&self, eval: &EvalReport, idle: Option<String>) -> anyhow::Result<()> {
         match self.json {
-            true => print(&format!("{}\n", as_json(&eval))),
+            true => print(&format!("{}\n", as_json(eval))),
             false => {
-                let idle = idle_summary(&routing).map(|text| text + "\n");
-                print(&format!(
-                    "{}\n{}",
-                    task_table(&eval),
-                    idle.unwrap_or_default()
-                ))
+                let idle = idle.map(|text| text + "\n").unwrap_or_default();
+                print(&format!("{}\n{idle}", task_table(eval)))
             }
         }
     }

@@ -111,7 +111,6 @@ impl TokenizedTask {
                 .map(|record| writing.example(record, &task.meta, index))
                 .collect()
         })?;
-        writing.warn_of_cuts(task);
         if task.meta.kind != TaskKind::Regression {
             let questions = |split| {
                 let records = task.split(split).par_iter();
@@ -124,6 +123,7 @@ impl TokenizedTask {
                 questions: [questions(Split::Validation)?, questions(Split::Test)?],
             });
         }
+        writing.warn_of_cuts(task);
         Ok(tokenized)
     }
 

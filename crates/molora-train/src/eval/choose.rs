@@ -111,7 +111,7 @@ impl Pass<'_> {
     ) -> Result<ForwardContext, TrainError> {
         let tasks = vec![self.number; rows.len()];
         let guidance = self.guide.map(|guide| guide.of(&tasks, rows, self.device));
-        let tasks: Vec<Option<usize>> = tasks.into_iter().map(Some).collect();
+        let tasks = vec![self.known; rows.len()];
         Ok(ForwardContext {
             mask: prompts.mask.clone().float(),
             tasks: Some(task_selector(&tasks, self.num_tasks, self.device)?),

@@ -21,7 +21,7 @@ use crate::instructions::Guide;
 use crate::report::{
     EvalReport, PredictionReport, Predictions, RoutingReport, SCHEMA_VERSION, TaskScore,
 };
-use crate::step::inputs;
+use crate::step::inputs_for;
 use routing::Routing;
 pub(crate) use told::score;
 
@@ -36,6 +36,32 @@ pub struct Evaluation {
     pub predictions: PredictionReport,
 }
 
+/// What is scored, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct EvalScope<'a> {
+    /// The split.
+    pub split: Split,
+    /// Rows per batch.
+    pub batch_size: usize,
+    /// Number of tasks that the model was trained on.
+    pub num_tasks: usize,
+    /// The model's number of each task, `None` for one that it was not trained on; empty where the
+    /// tasks are the model's own in its order.
+    pub numbers: &'a [Option<usize>],
+}
+
+impl EvalScope<'_> {
+    /// All of a model's own tasks.
+    pub fn own(split: Split, batch_size: usize, num_tasks: usize) -> Self {
+        Self {
+            split,
+            batch_size,
+            num_tasks,
+            numbers: &[],
+        }
+    }
+}
+
 /// Scores every task on a split, and averages the routers' weights over its real tokens.
 ///
 /// The batches depend on the records' lengths alone, so that the same weights give the same scores
@@ -47,8 +73,7 @@ pub struct Evaluation {
 pub fn evaluate(
     model: &TaskModel,
     tasks: &[TokenizedTask],
-    split: Split,
-    batch_size: usize,
+    scope: EvalScope<'_>,
     device: &Device,
     guide: Option<&Guide>,
     mut progress: impl FnMut(usize),
@@ -61,9 +86,10 @@ pub fn evaluate(
             model: &model,
             task,
             number,
-            num_tasks: tasks.len(),
-            split,
-            batch_size,
+            known: scope.numbers.get(number).copied().unwrap_or(Some(number)),
+            num_tasks: scope.num_tasks,
+            split: scope.split,
+            batch_size: scope.batch_size,
             device,
             guide,
             routing: &mut routing,
@@ -74,11 +100,11 @@ pub fn evaluate(
         predictions.insert(task.name.clone(), predicted);
     }
     Ok(Evaluation {
-        scores: EvalReport::new(split.name(), scores),
+        scores: EvalReport::new(scope.split.name(), scores),
         routing: routing.report(),
         predictions: PredictionReport {
             version: SCHEMA_VERSION,
-            split: split.name().into(),
+            split: scope.split.name().into(),
             tasks: predictions,
         },
     })
@@ -88,7 +114,10 @@ pub fn evaluate(
 struct Pass<'a> {
     model: &'a TaskModel,
     task: &'a TokenizedTask,
+    /// The task's place among those that are scored.
     number: usize,
+    /// The model's own number of the task, if it was trained on it.
+    known: Option<usize>,
     num_tasks: usize,
     split: Split,
     batch_size: usize,
@@ -101,10 +130,21 @@ struct Pass<'a> {
 impl Pass<'_> {
     fn task(&mut self) -> Result<(TaskScore, Predictions), TrainError> {
         match (&self.task.written, self.task.kind) {
+            (None, _) if self.known.is_none() => Err(self.no_head()),
             (None, TaskKind::Regression) => self.numbers(),
             (None, _) => self.classes(),
             (Some(written), TaskKind::Generation) => self.texts(written),
             (Some(written), _) => self.choices(written),
+        }
+    }
+
+    fn no_head(&self) -> TrainError {
+        TrainError::Recipe {
+            name: "evaluation".into(),
+            problems: vec![format!(
+                "task {} is {}, which only a head of its own can tell; choose others with --tasks",
+                self.task.name, self.task.kind
+            )],
         }
     }
 
@@ -116,7 +156,9 @@ impl Pass<'_> {
         let guide = self.guide;
         let guidance = guide.map(|guide| guide.of(&batch.task_ids, rows, self.device));
         let guidance = guidance.unwrap_or_default();
-        let (input, context) = inputs(&batch, self.num_tasks, None, guidance, self.device)?;
+        let tasks = vec![self.known; batch.rows];
+        let (count, device) = (self.num_tasks, self.device);
+        let (input, context) = inputs_for(&batch, &tasks, count, None, guidance, device)?;
         Ok((batch, input, context))
     }
 }

@@ -57,7 +57,7 @@ impl Pass<'_> {
         for rows in eval_batches(&self.task.lengths(self.split), self.batch_size) {
             let (_, input, context) = self.inputs(&rows)?;
             let (pooled, routes) = self.model.encode(&input, &context);
-            let head = self.model.heads[self.number].as_ref();
+            let head = self.model.heads[self.known.expect("heads are of own tasks")].as_ref();
             let outputs = head
                 .expect("a task without text has a head")
                 .forward(pooled);

@@ -3,18 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use molora_kernels::random::Seed;
-use molora_models::TaskModel;
+use molora_models::{Backbone, TaskModel};
 
-use super::load::{Loaded, load, load_run_tasks};
+use super::load::{Loaded, load, load_run_tasks, tokenized};
 use super::{RUN, RunConfig, SUMMARY, read_config};
-use crate::data::{Split, Task, TaskMeta};
+use crate::data::{Split, Task, TaskMeta, TokenizedTask, load_tasks};
 use crate::device::DeviceSpec;
-use crate::eval::evaluate;
 use crate::eval::metrics::Metric;
+use crate::eval::{EvalScope, evaluate};
 use crate::instructions::{Guide, Instructions, Query};
+use crate::recipe::DataConfig;
 use crate::report::{EvalReport, RoutingReport};
 use crate::trainer::task_names;
-use crate::{TrainError, base_model, checkpoint};
+use crate::{TrainError, base_model, bundled, checkpoint};
 
 /// A finished run in memory.
 pub(crate) struct Opened {
@@ -81,8 +82,7 @@ pub fn evaluate_run_by(
     let found = evaluate(
         &opened.model,
         &opened.loaded.tasks,
-        Split::Test,
-        rows,
+        EvalScope::own(Split::Test, rows, opened.loaded.tasks.len()),
         &opened.loaded.device,
         guide.as_ref(),
         |_| {},
@@ -90,6 +90,92 @@ pub fn evaluate_run_by(
     let mut routing = found.routing;
     routing.has_general = opened.loaded.spec.blend.is_some();
     Ok((found.scores, routing))
+}
+
+/// Scores a finished run whose model writes on the test split of any tasks in `data`; to routers and
+/// gates those that it was not trained on are unknown.
+///
+/// # Errors
+/// As [`evaluate_run_by`]; also if the model is an encoder, which has no head for other tasks.
+pub fn evaluate_other(
+    folder: &Path,
+    data: Option<&str>,
+    names: &[String],
+    device: Option<DeviceSpec>,
+    query: Option<&Query>,
+) -> Result<(EvalReport, RoutingReport), TrainError> {
+    let opened = open_without_data(folder, device)?;
+    let (config, loaded) = (&opened.config, &opened.loaded);
+    if !loaded.base.writes() {
+        let text = "the run's model is an encoder, which has no head for other tasks than its own; \
+                    give --unseen to measure it with a linear probe";
+        return Err(TrainError::run(&folder.join(RUN), text));
+    }
+    let data = bundled::folder(data.unwrap_or(&config.data))?;
+    let tasks = load_tasks(&data, Some(names))?;
+    let tasks = tokenized(
+        &opened.base_folder,
+        &loaded.base,
+        &tasks,
+        &config.recipe.data,
+    )?;
+    let number = |task: &TokenizedTask| {
+        let own = &config.tasks;
+        own.iter().position(|own| own.name == task.name)
+    };
+    let numbers: Vec<Option<usize>> = tasks.iter().map(number).collect();
+    let guide = match &opened.instructions {
+        None => None,
+        Some(instructions) => {
+            let encoder = instructions.text_encoder(&loaded.device)?;
+            let query = opened.query(query, folder)?;
+            Some(instructions.guide_of(&query, &tasks, Split::Test, &encoder)?)
+        }
+    };
+    let scope = EvalScope {
+        split: Split::Test,
+        batch_size: config.recipe.data.eval_batch_size,
+        num_tasks: config.tasks.len(),
+        numbers: &numbers,
+    };
+    let guide = guide.as_ref();
+    let found = evaluate(&opened.model, &tasks, scope, &loaded.device, guide, |_| {})?;
+    let mut routing = found.routing;
+    routing.has_general = loaded.spec.blend.is_some();
+    Ok((found.scores, routing))
+}
+
+/// Scores a base model that writes, without any adapter, on the test split of tasks in `data`.
+///
+/// # Errors
+/// If the model cannot be found or read, is an encoder, or the tasks cannot be read.
+pub fn evaluate_base(
+    model: &str,
+    data: &str,
+    names: Option<&[String]>,
+    device: DeviceSpec,
+    config: &DataConfig,
+) -> Result<EvalReport, TrainError> {
+    let folder = base_model::find(model, &mut base_model::silent)?.folder;
+    let tasks = load_tasks(&bundled::folder(data)?, names)?;
+    let device = device.open()?;
+    let backbone = Backbone::from_folder(&folder, &device)?;
+    if !backbone.writes() {
+        let text = "an encoder has no heads before it is trained; expected a decoder, an \
+                    encoder-decoder or a run folder";
+        return Err(TrainError::run(&folder, text));
+    }
+    let tasks = tokenized(&folder, &backbone, &tasks, config)?;
+    let numbers = vec![None; tasks.len()];
+    let scope = EvalScope {
+        split: Split::Test,
+        batch_size: config.eval_batch_size,
+        num_tasks: 1,
+        numbers: &numbers,
+    };
+    let heads = Vec::new();
+    let model = TaskModel { backbone, heads };
+    Ok(evaluate(&model, &tasks, scope, &device, None, |_| {})?.scores)
 }
 
 fn guide_by(opened: &Opened, query: &Query) -> Result<Option<Guide>, TrainError> {

@@ -26,7 +26,7 @@ use molora_models::AdapterSpec;
 
 use crate::data::{Split, Task, TokenizedTask, load_tasks};
 use crate::device::DeviceSpec;
-use crate::eval::evaluate;
+use crate::eval::{EvalScope, evaluate};
 use crate::instructions::{Guide, Instructions, QuerySource};
 use crate::legs::legs;
 use crate::parameters::count;
@@ -43,7 +43,7 @@ use config::git_commit;
 pub(crate) use config::write_config;
 pub use config::{RUN, RunConfig, TaskLabels, read_config};
 pub(crate) use evaluate::{Opened, check_finished, device_of, open_without_data, read_finished};
-pub use evaluate::{evaluate_run, evaluate_run_by};
+pub use evaluate::{evaluate_base, evaluate_other, evaluate_run, evaluate_run_by};
 pub(crate) use folder::share;
 use folder::{check_folder, make_folder};
 pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
@@ -262,8 +262,7 @@ pub(crate) fn finish(
     let found = evaluate(
         &trained.model,
         tasks,
-        Split::Test,
-        rows,
+        EvalScope::own(Split::Test, rows, tasks.len()),
         device,
         guide.as_ref(),
         |records| {

@@ -7,7 +7,9 @@ use molora_train::run::{Finished, evaluate_run, train};
 use molora_train::{Recipe, TrainError, recipe};
 use serde_json::Value;
 
-use crate::world::{World, assert_same_run, read_json, resume_to_end, small, train_until};
+use crate::world::{
+    World, assert_same_run, copy_folder, read_json, resume_to_end, small, train_until, write_json,
+};
 use crate::writer::{self, request};
 
 fn run(world: &World, recipe: Recipe, tasks: &[&str], out: &str) -> Finished {
@@ -199,4 +201,99 @@ fn settings_that_cannot_be_are_refused() {
     recipe.data.writing.prompt = molora_train::data::PromptStyle::Chat;
     let text = refusal(&world, recipe);
     assert!(text.contains("the model has no chat template"), "{text}");
+}
+
+/// T5 reads the prompt and writes the answer.
+#[test]
+fn an_encoder_decoder_learns_too() {
+    let world = writer::world();
+    let golden = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../molora-models/tests/golden/t5"
+    );
+    copy_folder(golden.as_ref(), &world.path("t5"));
+    let mut tokenizer = read_json(&world.path("writer").join("tokenizer.json"));
+    tokenizer["post_processor"]["single"] = serde_json::json!([
+        {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}]);
+    tokenizer["post_processor"]["special_tokens"] =
+        serde_json::json!({"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}});
+    // The number that T5's own configuration gives the end of a text.
+    let vocab = &mut tokenizer["model"]["vocab"];
+    (vocab["</s>"], vocab["<s>"]) = (1.into(), 2.into());
+    tokenizer["added_tokens"][1]["content"] = "</s>".into();
+    tokenizer["added_tokens"][2]["content"] = "<s>".into();
+    write_json(&world.path("t5").join("tokenizer.json"), &tokenizer);
+    for name in ["lora", "samora"] {
+        let mut recipe = writer::recipe(name, 120);
+        recipe.objective.terms.clear();
+        let mut request = request(&world, recipe, &["pets", "sky", "sums", "length"], name);
+        request.model = world.path("t5").to_str().expect("UTF-8").into();
+        let run = train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
+        let losses = losses(&world, name);
+        assert!(
+            losses[119] < 0.7 * losses[0],
+            "{name}: {} {}",
+            losses[0],
+            losses[119]
+        );
+        assert!(
+            score(&run.eval, "pets") > 0.6,
+            "{name}: {:?}",
+            run.eval.tasks["pets"]
+        );
+        let (again, _) = evaluate_run(&request.out, None, None).expect("a finished run");
+        assert_eq!(score(&again, "pets"), score(&run.eval, "pets"), "{name}");
+    }
+}
+
+/// A model that writes can be asked anything: tasks of other runs, and without any adapter.
+#[test]
+fn other_tasks_and_the_base_model_are_scored() {
+    let world = writer::world();
+    run(
+        &world,
+        writer::recipe("samora", 30),
+        &["pets", "sky"],
+        "run",
+    );
+    let asked = |arguments: &[&str]| {
+        let output = world.run(&[&["eval"], arguments, &["--json"]].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{errors}");
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    let own = asked(&["run"]);
+    let both = asked(&["run", "--tasks", "sums,pets"]);
+    assert_eq!(both["tasks"]["pets"], own["tasks"]["pets"]);
+    assert!(both["tasks"]["sums"]["also"]["answer_nll"].is_f64());
+    let base = asked(&["writer", "--data", "texts", "--tasks", "pets,sums"]);
+    assert!(
+        base["tasks"]["pets"]["also"]["right_nll"] != own["tasks"]["pets"]["also"]["right_nll"]
+    );
+    for (arguments, expected) in [
+        (
+            &["writer", "--data", "texts"][..],
+            "task length is regression, which only a head",
+        ),
+        (
+            &["writer"][..],
+            "writer is a base model: give the tasks' folder with --data",
+        ),
+        (
+            &["model", "--data", "texts"][..],
+            "an encoder has no heads before it is trained",
+        ),
+        (
+            &["run", "--set", "data.max_length=8"][..],
+            "--set is for base models",
+        ),
+        (&["run", "--tasks", "sumz"][..], "sums"),
+    ] {
+        let output = world.run(&[&["eval"], arguments].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && errors.contains(expected),
+            "{errors}"
+        );
+    }
 }

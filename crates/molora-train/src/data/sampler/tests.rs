@@ -3,9 +3,9 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::super::batch::{Batch, Example, tokenize_tasks};
 use super::super::task::{Split, load_tasks};
 use super::super::tokenizer::TextTokenizer;
+use super::super::{Batch, Example, tokenize_tasks};
 use super::{Strategy, *};
 
 /// Tasks of the given sizes, with lengths between 3 and 40 that follow no order.
