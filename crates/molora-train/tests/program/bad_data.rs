@@ -71,17 +71,20 @@ fn tasks_that_say_something_else() {
         Mistake {
             name: "a task of another kind",
             damage: |world| {
-                meta(world, "type", json!("regression"));
+                meta(world, "type", json!("generation"));
                 meta(world, "labels", json!(null));
+                meta(world, "metric", json!("exact_match"));
                 for split in ["train", "validation", "test"] {
                     let path = world.data(&format!("pets/{split}.jsonl"));
                     let text = fs::read_to_string(&path).expect("readable");
-                    let text = text.replace("\"classification\"", "\"regression\"");
+                    let text = text.replace("\"classification\"", "\"generation\"");
+                    let text = text.replace("\"label\":0", "\"label\":null");
+                    let text = text.replace("\"label\":1", "\"label\":null");
                     fs::write(path, text).expect("writable");
                 }
             },
             arguments: &[],
-            expected: &["only classification tasks can be trained: pets is regression"],
+            expected: &["pets is generation: an encoder writes no answers"],
         },
         Mistake {
             name: "an unknown metric",

@@ -183,9 +183,9 @@ fn configurations_that_cannot_be_used() {
     check(&[
         Mistake {
             name: "another family",
-            damage: |world| config(world, "model_type", json!("llama")),
+            damage: |world| config(world, "model_type", json!("roberta")),
             arguments: &[],
-            expected: &["model/config.json: model_type is llama, expected bert"],
+            expected: &["model/config.json: model_type is \"roberta\", expected bert, llama"],
         },
         Mistake {
             name: "heads that do not divide the width",

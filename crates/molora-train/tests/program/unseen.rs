@@ -138,6 +138,7 @@ fn what_cannot_be_measured_is_refused() {
     write_json(&meta(&world), &old);
     World::edit(&meta(&world), |meta| {
         meta["type"] = "generation".into();
+        meta["metric"] = "exact_match".into();
         meta["labels"] = serde_json::Value::Null;
     });
     let lines = std::fs::read_to_string(world.data("answer/train.jsonl")).expect("readable");
