@@ -35,6 +35,7 @@ pub mod parameters;
 pub mod recipe;
 pub mod report;
 pub mod run;
+mod setup;
 pub mod stage;
 pub mod step;
 mod task_loss;

@@ -55,10 +55,9 @@ pub(super) struct EvalArgs {
 
 impl EvalArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        if !self.run.join(RUN).is_file() && !self.run.join("checkpoints").exists() {
-            if let Some(eval) = self.of_base()? {
-                return self.show(&eval, None);
-            }
+        let is_run = self.run.join(RUN).is_file() || self.run.join("checkpoints").exists();
+        if !is_run && let Some(eval) = self.of_base()? {
+            return self.show(&eval, None);
         }
         if !self.set.is_empty() {
             bail!("--set is for base models: a run keeps how its texts were made");

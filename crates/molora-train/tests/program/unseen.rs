@@ -150,11 +150,11 @@ fn what_cannot_be_measured_is_refused() {
         write_json(&world.data(&format!("answer/{split}.jsonl")), &line);
     }
     refuse(&["run", "--unseen"], &["answer is generation"]);
-    for arguments in [
-        &["--unseen", "--shots", "0"][..],
-        &["--tasks", "answer"],
-        &["--shots", "3"],
-    ] {
+    refuse(
+        &["run", "--tasks", "answer"],
+        &["the run's model is an encoder", "--unseen"],
+    );
+    for arguments in [&["--unseen", "--shots", "0"][..], &["--shots", "3"]] {
         let output = world.run(&[&["eval", "run"], arguments].concat());
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
     }
