@@ -66,6 +66,8 @@ impl Default for WritingConfig {
 pub struct Question {
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,
+    /// Whether the record has a prompt; plain text has none but the tokens that begin all texts.
+    pub is_asked: bool,
     /// The candidates, for tasks with choices or labels.
     pub choices: Vec<Choice>,
     /// Number of the right candidate.
@@ -195,7 +197,9 @@ impl Writing {
                 id: record.id.clone(),
             });
         }
+        let is_asked = !prompt::prompt(record, meta, &self.format)?.is_empty();
         Ok(Question {
+            is_asked: is_asked && !prompt.is_empty(),
             prompt,
             choices,
             right: match record.label {

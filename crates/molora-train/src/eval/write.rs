@@ -36,7 +36,7 @@ impl Pass<'_> {
             ]
             .into(),
         };
-        let is_asked = questions.iter().all(|question| !question.prompt.is_empty());
+        let is_asked = questions.iter().all(|question| question.is_asked);
         if !is_asked || written.writing.max_new_tokens == 0 {
             return Ok((score, Predictions::Texts(Vec::new())));
         }

@@ -297,3 +297,102 @@ fn other_tasks_and_the_base_model_are_scored() {
         );
     }
 }
+
+/// Files of other programs: instructions, chats through the model's template, and plain text.
+#[test]
+fn files_of_other_programs_are_trained_on() {
+    let world = writer::world();
+    let template = "{% for m in messages %}{{ m.role + ' : ' + m.content }}\
+                    {% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}\
+                    {% if add_generation_prompt %}{{ 'assistant :' }}{% endif %}";
+    let config = serde_json::json!({"chat_template": template, "eos_token": "</s>"});
+    write_json(&world.path("writer").join("tokenizer_config.json"), &config);
+    let line = |index: usize, form: &str| {
+        let (animal, sound) = [("cat", "purr"), ("dog", "bark")][index % 2];
+        let filler = ["w0", "w1", "w2", "w3"][index / 2 % 4];
+        let rest = ["w4", "w5", "yes", "no"][index / 8 % 4];
+        let input = format!("{filler} {rest} {sound}");
+        match form {
+            "alpaca" => serde_json::json!({"instruction": "which ?", "input": input,
+                "output": animal}),
+            "chat" => serde_json::json!({"messages": [
+                {"role": "user", "content": format!("which ? {input}")},
+                {"role": "assistant", "content": animal}]}),
+            _ => serde_json::json!({"text": format!("{input} {animal}")}),
+        }
+    };
+    for form in ["alpaca", "chat", "text"] {
+        let lines: String = (0..64)
+            .map(|index| format!("{}\n", line(index, form)))
+            .collect();
+        std::fs::write(world.path(&format!("{form}.jsonl")), lines).expect("writable");
+        let mut recipe = writer::recipe("lora", 60);
+        if form == "chat" {
+            recipe.data.writing.prompt = molora_train::data::PromptStyle::Chat;
+        }
+        let mut request = request(&world, recipe, &[form], form);
+        let file = world.path(&format!("{form}.jsonl"));
+        request.data = file.to_str().expect("UTF-8").into();
+        request.tasks = None;
+        let run = train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
+        let score = &run.eval.tasks[form];
+        if form == "text" {
+            assert_eq!(
+                (&score.metric[..], score.accuracy),
+                ("token_probability", None)
+            );
+            assert!((score.value - (-score.also["answer_nll"]).exp()).abs() < 1e-12);
+        } else {
+            assert_eq!(score.metric, "exact_match");
+            assert!(score.value > 0.9, "{form}: {score:?}");
+        }
+        assert!(
+            score.n >= 1 && score.n < 10,
+            "{form}: {} records held out",
+            score.n
+        );
+    }
+}
+
+/// A comparison and a growing run on a decoder go the way that they go on an encoder.
+#[test]
+fn decoders_are_compared_and_grow() {
+    let world = writer::world();
+    let shared = ["--model", "writer", "--data", "texts", "--steps", "24"];
+    let set = [
+        "--set",
+        "data.writing.max_length=40",
+        "--set",
+        "data.writing.max_new_tokens=3",
+    ];
+    let run = |arguments: &[&str]| {
+        let output = world.run(&[arguments, &shared[..], &set[..]].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let table = run(&[
+        "compare",
+        "lora,hydralora",
+        "--tasks",
+        "pets,sums",
+        "--seeds",
+        "2",
+        "--budget",
+        "steps",
+        "--out",
+        "both",
+        "--set",
+        "adapter.targets=[\"all-linear\"]",
+    ]);
+    assert!(
+        table.contains("hydralora") && table.contains("exact_match"),
+        "{table}"
+    );
+    run(&["train", "moa", "--tasks", "pets,sky", "--out", "moa"]);
+    let output = world.run(&["add-expert", "moa", "--task", "sums"]);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors}");
+    let eval = read_json(&world.path("moa").join("eval.json"));
+    assert!(eval["tasks"]["sums"]["value"].is_f64(), "{eval}");
+}
