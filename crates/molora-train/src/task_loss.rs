@@ -5,6 +5,9 @@ use molora_models::{TaskModel, TextInput, TextOutput};
 
 use crate::data::{AnswerToken, Batch, Target};
 
+/// Rows of logits at a time: they are as wide as the vocabulary.
+const LOGIT_ROWS: usize = 1024;
+
 /// The loss of each task in a batch summed over its examples, `[1]`, by task number.
 ///
 /// Of a class it is the cross-entropy of the head's logits, of a number the squared error, of a text
@@ -115,15 +118,18 @@ pub(crate) fn token_losses(
     answers: &[AnswerToken],
 ) -> Tensor<1> {
     let ([batch, tokens, width], device) = (written.dims(), written.device());
-    let rows: Vec<usize> = answers
-        .iter()
-        .map(|answer| answer.row * tokens + answer.place)
-        .collect();
     let hidden = written.reshape([batch * tokens, width]);
-    let hidden = hidden.select(0, places(&rows, &device));
-    let logits = model.logits(hidden).expect("a model that writes");
-    let targets: Vec<usize> = answers.iter().map(|answer| answer.token as usize).collect();
-    molora_kernels::softmax_cross_entropy(logits, places(&targets, &device))
+    let losses = answers.chunks(LOGIT_ROWS).map(|answers| {
+        let rows: Vec<usize> = answers
+            .iter()
+            .map(|answer| answer.row * tokens + answer.place)
+            .collect();
+        let hidden = hidden.clone().select(0, places(&rows, &device));
+        let logits = model.logits(hidden).expect("a model that writes");
+        let targets: Vec<usize> = answers.iter().map(|answer| answer.token as usize).collect();
+        molora_kernels::softmax_cross_entropy(logits, places(&targets, &device))
+    });
+    Tensor::cat(losses.collect(), 0)
 }
 
 fn places(values: &[usize], device: &Device) -> Tensor<1, Int> {
