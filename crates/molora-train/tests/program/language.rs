@@ -396,3 +396,29 @@ fn decoders_are_compared_and_grow() {
     let eval = read_json(&world.path("moa").join("eval.json"));
     assert!(eval["tasks"]["sums"]["value"].is_f64(), "{eval}");
 }
+
+/// GPT-2 holds queries, keys and values as one layer, which a LoRA of PEFT adapts as a whole: ours of
+/// its parts is not written as one.
+#[test]
+fn parts_of_a_layer_are_no_peft_adapter() {
+    let world = writer::world();
+    let golden = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../molora-models/tests/golden/gpt2"
+    );
+    copy_folder(golden.as_ref(), &world.path("gpt2"));
+    let tokenizer = read_json(&world.path("writer").join("tokenizer.json"));
+    write_json(&world.path("gpt2").join("tokenizer.json"), &tokenizer);
+    for (target, kind) in [("all-attention", "MOLORA"), ("attn.c_proj", "LORA")] {
+        let mut recipe = writer::recipe("lora", 4);
+        recipe.adapter.targets = vec![target.into()];
+        recipe.data.writing.max_length = 24;
+        let mut request = request(&world, recipe, &["pets"], target);
+        request.model = world.path("gpt2").to_str().expect("UTF-8").into();
+        let run = train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
+        let config = read_json(&request.out.join("adapter_config.json"));
+        assert_eq!(config["peft_type"], kind, "{target}");
+        let (again, _) = evaluate_run(&request.out, None, None).expect("a finished run");
+        assert_eq!(score(&again, "pets"), score(&run.eval, "pets"), "{target}");
+    }
+}
