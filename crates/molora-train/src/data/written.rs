@@ -239,11 +239,11 @@ impl Writing {
         if self.start_token.is_some() {
             let text: String = pieces.iter().map(|piece| &piece.text[..]).collect();
             let ids = self.tokenizer.encode_whole(&text, true)?;
-            return Ok(self.cut(ids, self.max_length));
+            return Ok(self.cut(ids, self.max_length, 0));
         }
         let (ids, _) = self.unended(&pieces)?;
         let room = room.min(self.max_length / 2);
-        Ok(self.cut(ids, self.max_length - room))
+        Ok(self.cut(ids, self.max_length - room, self.special()?.len()))
     }
 
     /// Tokens with the mark of the end, cut to `limit`, and which of them are answers.
@@ -293,10 +293,11 @@ impl Writing {
         }
     }
 
-    fn cut(&self, mut ids: Vec<u32>, limit: usize) -> Vec<u32> {
+    /// Cuts tokens to `limit` at their beginning, behind the first `special` of them.
+    fn cut(&self, mut ids: Vec<u32>, limit: usize, special: usize) -> Vec<u32> {
         if ids.len() > limit {
             self.cuts.fetch_add(1, Ordering::Relaxed);
-            ids.drain(..ids.len() - limit);
+            ids.drain(special..special + ids.len() - limit);
         }
         ids
     }
@@ -319,3 +320,6 @@ fn plain(ids: Vec<u32>, task: usize, target: Target) -> Example {
         target,
     }
 }
+
+#[cfg(test)]
+mod tests;

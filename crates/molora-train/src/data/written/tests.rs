@@ -1,0 +1,157 @@
+use super::*;
+use serde_json::json;
+
+const WORDS: [&str; 12] = [
+    "<unk>", "<s>", "</s>", "answer", ":", "name", "it", "cat", "dog", "purr", "bark", "big",
+];
+
+/// Whole words behind `<s>`, texts of at most `max_length` tokens.
+fn writing(max_length: usize, start: Option<usize>) -> Writing {
+    let vocab: serde_json::Map<_, _> = (0..)
+        .zip(WORDS)
+        .map(|(id, w): (u32, _)| (w.into(), id.into()))
+        .collect();
+    let first = if start.is_some() {
+        json!([])
+    } else {
+        json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}])
+    };
+    let mut single = first.as_array().unwrap().clone();
+    single.push(json!({"Sequence": {"id": "A", "type_id": 0}}));
+    if start.is_some() {
+        single.push(json!({"SpecialToken": {"id": "</s>", "type_id": 0}}));
+    }
+    let special =
+        |id: u32| json!({"id": WORDS[id as usize], "ids": [id], "tokens": [WORDS[id as usize]]});
+    let file = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": {"type": "TemplateProcessing", "single": single,
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": special(1), "</s>": special(2)}},
+        "decoder": null, "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}});
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
+    let config = WritingConfig {
+        max_length,
+        max_new_tokens: 2,
+        ..WritingConfig::default()
+    };
+    let tokenizer = TextTokenizer::from_folder(dir.path()).unwrap();
+    Writing::new(tokenizer, PromptFormat::Plain, &config, vec![2], start)
+}
+
+fn meta(kind: TaskKind) -> TaskMeta {
+    TaskMeta {
+        name: "pets".into(),
+        kind,
+        instruction: "name it".into(),
+        labels: vec!["cat".into(), "big dog".into()],
+        group: None,
+        metric: None,
+        metric_text: String::new(),
+    }
+}
+
+fn record(input: &str, output: &str, label: Label) -> Record {
+    Record {
+        id: "pets-0".into(),
+        instruction: "name it".into(),
+        input: input.into(),
+        input_b: None,
+        choices: Vec::new(),
+        label,
+        output: output.into(),
+        meta: None,
+        messages: Vec::new(),
+        is_verbatim: false,
+    }
+}
+
+#[test]
+fn answers_and_the_end_are_learned_behind_the_prompt() {
+    let record = record("purr", "cat", Label::Index(0));
+    let example = writing(20, None)
+        .example(&record, &meta(TaskKind::Classification), 3)
+        .unwrap();
+    // <s> name it purr answer : cat </s>
+    assert_eq!(example.ids, [1, 5, 6, 9, 3, 4, 7, 2]);
+    let is_answer = [false, false, false, false, false, false, true, true];
+    assert_eq!(example.target, Target::Answer(is_answer.to_vec()));
+    assert_eq!((example.task, example.type_ids.len()), (3, 8));
+}
+
+#[test]
+fn a_long_text_loses_the_beginning_of_its_prompt() {
+    let record = record("purr purr purr", "cat", Label::Text);
+    let writing = writing(6, None);
+    let example = writing
+        .example(&record, &meta(TaskKind::Generation), 0)
+        .unwrap();
+    assert_eq!(example.ids, [1, 9, 3, 4, 7, 2]);
+    let question = writing
+        .question(&record, &meta(TaskKind::Generation))
+        .unwrap();
+    // Two new tokens fit behind it.
+    assert_eq!(question.prompt, [1, 9, 3, 4][..].to_vec());
+    assert!(question.is_asked && question.choices.is_empty());
+    assert_eq!((question.right, &question.output[..]), (None, "cat"));
+}
+
+#[test]
+fn an_answer_that_is_too_long_itself_loses_its_end() {
+    let record = record("purr", &"dog ".repeat(9), Label::Text);
+    let example = writing(6, None)
+        .example(&record, &meta(TaskKind::Generation), 0)
+        .unwrap();
+    assert_eq!(example.ids.len(), 6);
+    assert_eq!(example.ids[2..], [8; 4]);
+}
+
+#[test]
+fn candidates_follow_the_prompt() {
+    let record = record("bark", "big dog", Label::Index(1));
+    let question = writing(20, None)
+        .question(&record, &meta(TaskKind::Classification))
+        .unwrap();
+    assert_eq!(question.prompt, [1, 5, 6, 10, 3, 4]);
+    let ids: Vec<&[u32]> = question
+        .choices
+        .iter()
+        .map(|choice| &choice.ids[..])
+        .collect();
+    assert_eq!(ids, [&[7][..], &[11, 8]]);
+    assert_eq!(question.choices[1].characters, 7);
+    assert_eq!(question.right, Some(1));
+    let text = writing(3, None).question(&record, &meta(TaskKind::Classification));
+    let text = text.map(|question| question.choices).unwrap();
+    assert_eq!(text[1].ids, [11, 8]);
+    let error = writing(2, None)
+        .question(&record, &meta(TaskKind::Classification))
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("candidate \"big dog\" has 2 tokens"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_encoder_decoder_reads_the_prompt_and_writes_the_answer() {
+    let record = record("purr", "cat", Label::Text);
+    let example = writing(20, Some(0))
+        .example(&record, &meta(TaskKind::Generation), 0)
+        .unwrap();
+    assert_eq!(example.ids, [5, 6, 9, 3, 4, 2]);
+    assert_eq!(example.target, Target::Text(vec![0, 7, 2]));
+}
+
+#[test]
+fn a_number_is_told_from_the_prompt_alone() {
+    let record = record("purr", "", Label::Number(2.5));
+    let example = writing(20, None)
+        .example(&record, &meta(TaskKind::Regression), 0)
+        .unwrap();
+    assert_eq!(example.ids, [1, 5, 6, 9, 3, 4]);
+    assert_eq!(example.target, Target::Number(2.5));
+}
