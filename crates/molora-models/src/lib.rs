@@ -25,6 +25,7 @@ mod adaptable;
 mod adapter;
 mod attach;
 mod backbone;
+mod blocks;
 mod checkpoint;
 mod decoder;
 mod encoder;
@@ -43,6 +44,7 @@ mod task_model;
 pub use adaptable::Adaptable;
 pub use adapter::Adapter;
 pub use backbone::Backbone;
+pub use blocks::BlockState;
 pub use checkpoint::{
     AdapterFiles, ModelWeights, Weights, load_adapter, load_heads, load_routers, save_adapter,
     save_heads, save_routers,

@@ -184,6 +184,53 @@ impl ObjectiveConfig {
     }
 }
 
+impl ObjectiveConfig {
+    /// The terms that read routing decisions, or those that read weights alone.
+    pub fn part(&self, reads_routes: bool) -> Self {
+        let terms = self.terms.iter();
+        Self {
+            terms: terms
+                .filter(|config| config.term.reads_routes() == reads_routes)
+                .cloned()
+                .collect(),
+        }
+    }
+
+    /// Number of sites that have something to show for each term.
+    pub fn counts(&self, sites: &[SiteView<'_>]) -> Vec<usize> {
+        let count = |config: &TermConfig| {
+            let shows = |site: &&SiteView<'_>| config.term.at(site, config.within_site).is_some();
+            sites.iter().filter(shows).count()
+        };
+        self.terms.iter().map(count).collect()
+    }
+
+    /// The share of some sites in the weighted sum that [`evaluate`](Self::evaluate) gives for all,
+    /// of which `counts` have something to show for each term; `None` if these have nothing.
+    pub fn share(&self, sites: &[SiteView<'_>], counts: &[usize]) -> Option<Tensor<1>> {
+        let mut total: Option<Tensor<1>> = None;
+        for (config, &count) in self.terms.iter().zip(counts) {
+            let sum = TermConfig {
+                over_sites: Reduction::Sum,
+                ..config.clone()
+            };
+            let Some(value) = sum.over(sites) else {
+                continue;
+            };
+            let weight = match config.over_sites {
+                Reduction::Mean => config.weight / count as f64,
+                Reduction::Sum => config.weight,
+            };
+            let value = value.mul_scalar(weight);
+            total = Some(match total {
+                Some(total) => total + value,
+                None => value,
+            });
+        }
+        total
+    }
+}
+
 impl TermConfig {
     fn over(&self, sites: &[SiteView<'_>]) -> Option<Tensor<1>> {
         let values: Vec<_> = sites

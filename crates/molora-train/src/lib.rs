@@ -15,6 +15,7 @@
 pub mod base_model;
 pub mod bundled;
 pub mod checkpoint;
+mod checkpointed;
 pub mod cli;
 pub mod compare;
 pub mod data;

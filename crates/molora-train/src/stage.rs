@@ -86,6 +86,10 @@ pub struct StageConfig {
     /// 0 for the whole batch at once.
     #[serde(default)]
     pub micro_batch_size: usize,
+    /// Whether the backward pass computes every layer again instead of keeping what is inside it:
+    /// the memory of one layer for one forward pass more. An encoder-decoder goes without.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub gradient_checkpointing: bool,
     /// Auxiliary terms in place of the recipe's; experts that train alone have none without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objective: Option<ObjectiveConfig>,
@@ -114,6 +118,7 @@ impl StageConfig {
             steps,
             trainable: trainable.to_vec(),
             micro_batch_size: 0,
+            gradient_checkpointing: false,
             objective: None,
             optimizer: OptimizerConfig::default(),
             schedule: ScheduleConfig::default(),

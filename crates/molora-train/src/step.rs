@@ -13,6 +13,7 @@ use molora_regularize::{LossBreakdown, ObjectiveConfig, SiteView};
 use molora_routing::Guidance;
 
 use crate::TrainError;
+use crate::checkpointed;
 use crate::data::Batch;
 use crate::optimizer::clip_global_norm;
 use crate::stage::StageConfig;
@@ -84,33 +85,67 @@ pub fn inputs_for(
     Ok((input, context))
 }
 
-/// Evaluates auxiliary terms on the routes of a pass whose sequences have these labels, if any.
-fn auxiliary(
-    model: &TaskModel,
-    spec: &AdapterSpec,
-    objective: &ObjectiveConfig,
-    routes: &[RouteTrace],
-    labels: Option<&Tensor<2>>,
-) -> LossBreakdown {
-    let has_keys = spec.has_rank_keys();
-    let sites = model.backbone.sites();
-    let views: Vec<SiteView<'_>> = sites
+/// The auxiliary terms of a step, and what they need to know of its mixture.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Auxiliary<'a> {
+    /// The terms, if there are any.
+    pub(crate) objective: Option<&'a ObjectiveConfig>,
+    spec: &'a AdapterSpec,
+}
+
+impl Auxiliary<'_> {
+    /// The terms on the routes of a pass whose sequences have these labels, if any.
+    pub(crate) fn evaluate(
+        &self,
+        model: &TaskModel,
+        routes: &[RouteTrace],
+        labels: Option<&Tensor<2>>,
+    ) -> Option<LossBreakdown> {
+        let objective = self.objective?;
+        Some(self.with_views(model, routes, labels, |views| objective.evaluate(&views)))
+    }
+
+    /// The weighted sum of the terms that read weights alone.
+    pub(crate) fn of_weights(&self, model: &TaskModel) -> Option<Tensor<1>> {
+        let objective = self.objective?.part(false);
+        self.with_views(model, &[], None, |views| objective.evaluate(&views).total)
+    }
+
+    /// What every site lends to the terms.
+    pub(crate) fn with_views<T>(
+        &self,
+        model: &TaskModel,
+        routes: &[RouteTrace],
+        labels: Option<&Tensor<2>>,
+        read: impl FnOnce(Vec<SiteView<'_>>) -> T,
+    ) -> T {
+        let has_keys = self.spec.has_rank_keys();
+        let sites = model.backbone.sites();
+        let view = |(_, adapter): &(String, &'_ molora_models::Adapter)| {
+            let keys = adapter.router.as_ref().filter(|_| has_keys);
+            let route = routes.iter().find(|route| route.site == adapter.site());
+            (keys.and_then(|router| router.keys()), route)
+        };
+        let lent: Vec<_> = sites.iter().map(view).collect();
+        let views = sites
+            .iter()
+            .zip(lent)
+            .map(|((_, adapter), (keys, route))| SiteView {
+                bank: &adapter.bank,
+                keys,
+                routed: route.map(|route| &route.routed),
+                labels: labels.cloned(),
+            });
+        read(views.collect())
+    }
+}
+
+/// The losses of tasks as one, `[1]`, each example with the same share.
+pub(crate) fn sum_of(tasks: &[(usize, Tensor<1>)], examples: f64, device: &Device) -> Tensor<1> {
+    let losses = tasks
         .iter()
-        .map(|(_, adapter)| SiteView {
-            bank: &adapter.bank,
-            keys: adapter
-                .router
-                .as_ref()
-                .filter(|_| has_keys)
-                .and_then(|router| router.keys()),
-            routed: routes
-                .iter()
-                .find(|route| route.site == adapter.site())
-                .map(|route| &route.routed),
-            labels: labels.cloned(),
-        })
-        .collect();
-    objective.evaluate(&views)
+        .map(|(_, loss)| loss.clone().div_scalar(examples));
+    losses.fold(Tensor::zeros([1], device), |total, loss| total + loss)
 }
 
 /// A number of the step that is still on the device.
@@ -165,9 +200,14 @@ impl Step<'_> {
             rows => rows,
         };
         for (index, micro) in batch.split(micro_rows).into_iter().enumerate() {
-            let total = self.loss(&model, batch, &micro, index, &mut measured)?;
-            let gradients = GradientsParams::from_grads(total.backward(), &model);
-            accumulator.accumulate(&model, gradients);
+            self.backward(
+                &model,
+                batch,
+                &micro,
+                index,
+                &mut accumulator,
+                &mut measured,
+            )?;
         }
         let mut gradients = accumulator.grads();
         let norm = clip_global_norm(&mut gradients, &model, self.stage.optimizer.clip_norm);
@@ -177,38 +217,49 @@ impl Step<'_> {
         Ok((model, read(measured, self.objective, batch)))
     }
 
-    /// The share of micro-batch number `index` in the loss of the whole batch, `[1]`.
-    fn loss(
+    /// Adds the gradients of micro-batch number `index`.
+    fn backward(
         &self,
         model: &TaskModel,
         batch: &Batch,
         micro: &Batch,
         index: usize,
+        accumulator: &mut GradientsAccumulator<TaskModel>,
         measured: &mut Vec<Measured>,
-    ) -> Result<Tensor<1>, TrainError> {
+    ) -> Result<(), TrainError> {
         let share = micro.num_tokens() as f64 / batch.num_tokens() as f64;
+        let examples = batch.num_examples() as f64;
         let seed = self.dropout.index(index as u64);
         let guidance = (self.guidance)(micro)?;
-        let tasks = model.heads.len();
-        let (input, context) = inputs(micro, tasks, Some(seed), guidance, self.device)?;
-        let output = model.forward(&input, &context);
-        let routes = output.routes.clone();
-        let mut total = Tensor::zeros([1], self.device);
-        for (task, loss) in task_losses(model, &input, output, micro) {
-            total = total + loss.clone().div_scalar(batch.num_examples() as f64);
-            measured.push((Name::Task(task), 1.0, loss));
-        }
-        let Some(objective) = self.objective else {
-            return Ok(total);
+        let count = model.heads.len();
+        let (input, context) = inputs(micro, count, Some(seed), guidance, self.device)?;
+        let auxiliary = Auxiliary {
+            objective: self.objective,
+            spec: self.spec,
         };
-        let labels = context.guidance.labels.as_ref();
-        let auxiliary = auxiliary(model, self.spec, objective, &routes, labels);
-        if let Some(extra) = auxiliary.total {
-            total = total + extra.mul_scalar(share);
-        }
-        let terms = auxiliary.terms.into_iter();
+        let (tasks, found) = if self.stage.gradient_checkpointing && model.num_blocks().is_some() {
+            let pass = (&input, &context);
+            let shares = (examples, share);
+            checkpointed::backward(model, micro, pass, &auxiliary, shares, accumulator)
+        } else {
+            let output = model.forward(&input, &context);
+            let routes = output.routes.clone();
+            let tasks = task_losses(model, &input, output, micro);
+            let mut total = sum_of(&tasks, examples, self.device);
+            let labels = context.guidance.labels.as_ref();
+            let found = auxiliary.evaluate(model, &routes, labels);
+            if let Some(extra) = found.as_ref().and_then(|found| found.total.clone()) {
+                total = total + extra.mul_scalar(share);
+            }
+            let gradients = GradientsParams::from_grads(total.backward(), model);
+            accumulator.accumulate(model, gradients);
+            (tasks, found)
+        };
+        let tasks = tasks.into_iter();
+        measured.extend(tasks.map(|(task, loss)| (Name::Task(task), 1.0, loss)));
+        let terms = found.into_iter().flat_map(|found| found.terms);
         measured.extend(terms.map(|(name, value)| (Name::Term(name), share, value)));
-        Ok(total)
+        Ok(())
     }
 }
 

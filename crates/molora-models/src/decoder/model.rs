@@ -198,16 +198,56 @@ impl Decoder {
         caches: impl Iterator<Item = Option<&'c mut LayerCache>>,
         pass: &mut Pass,
     ) -> Tensor<3> {
+        self.vote(&hidden, pass);
+        for (index, cache) in (0..self.layers.len()).zip(caches) {
+            hidden = self.layer(index, hidden, cache, pass);
+        }
+        self.end(hidden)
+    }
+
+    /// Lets the layers vote, where that is how they agree.
+    fn vote(&self, hidden: &Tensor<3>, pass: &mut Pass) {
         if self.layer_rule == LayerRule::Vote && !pass.has_decided() {
             let logits = self.votes(hidden.clone(), pass);
             let labels = pass.context.guidance.labels.take();
             pass.context.guidance.labels = Some(vote(logits, labels));
         }
-        for (layer, cache) in self.layers.iter().zip(caches) {
-            pass.enter(layer.router.as_ref(), &hidden, self.layer_rule);
-            hidden = layer.forward(hidden, cache, pass);
-        }
+    }
+
+    /// The input of the first layer, and the pass through all of them.
+    pub(crate) fn begin(
+        &self,
+        input: &DecoderInput,
+        context: &ForwardContext,
+    ) -> (Tensor<3>, Pass<'static>) {
+        let positions = positions(&input.mask, input);
+        let mut pass = self.pass(input, input.mask.clone(), &positions, context);
+        let hidden = self.embed(input, positions);
+        self.vote(&hidden, &mut pass);
+        (hidden, pass)
+    }
+
+    /// The output of a layer.
+    pub(crate) fn layer(
+        &self,
+        index: usize,
+        hidden: Tensor<3>,
+        cache: Option<&mut LayerCache>,
+        pass: &mut Pass,
+    ) -> Tensor<3> {
+        let layer = &self.layers[index];
+        pass.enter(layer.router.as_ref(), &hidden, self.layer_rule);
+        layer.forward(hidden, cache, pass)
+    }
+
+    /// What the head reads, from the output of the last layer.
+    pub(crate) fn end(&self, hidden: Tensor<3>) -> Tensor<3> {
         self.final_norm.forward(hidden)
+    }
+
+    /// Number of layers.
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
     }
 
     /// The logits of every layer's router `[B, 1, E]` in a pass of the base without adapters.

@@ -30,6 +30,14 @@ pub(crate) struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// The same pass for other layers, without the decisions so far.
+    pub(crate) fn fork(&self) -> Pass<'static> {
+        Pass {
+            rotation: self.rotation.clone(),
+            ..Pass::new(self.context.clone(), self.attention.clone())
+        }
+    }
+
     /// A pass with adapters, without rotary positions and kept decisions.
     pub(crate) fn new(context: ForwardContext, attention: AttentionOptions) -> Self {
         Self {

@@ -76,24 +76,53 @@ impl Bert {
     /// - `input`: `[B, T]` with T at most [`max_tokens`](Self::max_tokens)
     /// - returns hidden `[B, T, D]`
     pub fn forward(&self, input: &EncoderInput, context: &ForwardContext) -> EncoderOutput {
-        let mut hidden = self.embeddings.forward(input);
+        let (mut hidden, mut context) = self.begin(input, context);
         let mut routes = Vec::new();
+        for index in 0..self.layers.len() {
+            hidden = self.layer(index, hidden, &input.mask, &mut context, &mut routes);
+        }
+        EncoderOutput { hidden, routes }
+    }
+
+    /// The input of the first layer, and the context of the layers.
+    pub(crate) fn begin(
+        &self,
+        input: &EncoderInput,
+        context: &ForwardContext,
+    ) -> (Tensor<3>, ForwardContext) {
+        let hidden = self.embeddings.forward(input);
         let mut context = context.clone();
         if self.layer_rule == LayerRule::Vote {
             let logits = self.votes(hidden.clone(), &input.mask, &context);
             context.guidance.labels = Some(vote(logits, context.guidance.labels.take()));
         }
-        for layer in &self.layers {
-            let router = layer.router.as_ref();
-            let shared = decide(router, &hidden, self.layer_rule, &mut context, &mut routes);
-            let pass = Pass {
-                mask: &input.mask,
-                context: &context,
-                shared: shared.as_ref(),
-            };
-            hidden = layer.forward(hidden, &pass, &mut routes);
-        }
-        EncoderOutput { hidden, routes }
+        (hidden, context)
+    }
+
+    /// The output of a layer; the context is that of the layers in front of it, and then of those
+    /// behind it.
+    pub(crate) fn layer(
+        &self,
+        index: usize,
+        hidden: Tensor<3>,
+        mask: &Tensor<2, Bool>,
+        context: &mut ForwardContext,
+        routes: &mut Vec<RouteTrace>,
+    ) -> Tensor<3> {
+        let layer = &self.layers[index];
+        let router = layer.router.as_ref();
+        let shared = decide(router, &hidden, self.layer_rule, context, routes);
+        let pass = Pass {
+            mask,
+            context,
+            shared: shared.as_ref(),
+        };
+        layer.forward(hidden, &pass, routes)
+    }
+
+    /// Number of layers.
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
     }
 
     /// The logits of every layer's router `[B, 1, E]` in a pass of the base without adapters.

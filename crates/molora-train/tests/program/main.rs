@@ -6,6 +6,7 @@ mod bad_model;
 mod bad_recipe;
 mod bad_stages;
 mod batches;
+mod checkpointing;
 mod compare;
 mod files;
 mod frozen;
