@@ -17,6 +17,7 @@
 //! | [`attention`] | `softmax(q * k^T / sqrt(width)) * v` per head | `q`, `k`, `v` |
 //! | [`attention_with`] | the same, causal, grouped, packed, with a bias | `q`, `k`, `v`, the bias |
 //! | [`linear`] | `x * W + b` | nothing but `W` if it is frozen, else `x` |
+//! | [`linear_transposed`] | `x * table^T` | nothing but a frozen `table` |
 //! | [`low_rank_mix`] | `y + sum_e w_e * (sigma o low_e) * B_e` | `low`, `w`, `B` |
 //! | [`top_k_mask`] | which entries are the `k` largest of their row | no gradient |
 //! | [`dropout`] | `x * mask / (1 - p)`, the mask from a seed | nothing |
@@ -62,7 +63,7 @@ pub use cross_entropy::softmax_cross_entropy;
 pub use dropout::dropout;
 pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;
-pub use linear::linear;
+pub use linear::{linear, linear_transposed};
 pub use low_rank_mix::{LowRankMix, low_rank_mix};
 pub use rms_norm::rms_norm;
 pub use silu_gate::silu_gate;
@@ -77,6 +78,7 @@ pub mod portable {
     pub use crate::gelu::portable_tanh as gelu_tanh;
     pub use crate::layer_norm::portable as layer_norm;
     pub use crate::linear::portable as linear;
+    pub use crate::linear::portable_transposed as linear_transposed;
     pub use crate::low_rank_mix::portable as low_rank_mix;
     pub use crate::rms_norm::portable as rms_norm;
     pub use crate::silu_gate::portable as silu_gate;

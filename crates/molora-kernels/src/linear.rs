@@ -5,7 +5,10 @@ use burn::tensor::Tensor;
 /// Computes `x * weight + bias` over the last axis.
 ///
 /// With a frozen weight the gradient of `x` is all that the backward computes, and the weight all
-/// that is kept for it.
+/// that is kept for it. A frozen weight may be in bf16, at half the memory, with `x` and `bias` in
+/// f32: sums are f32, and the fast path rounds `x` and the gradient to bf16 where the processor
+/// multiplies bf16 (as PyTorch's autocast does), for a relative error below `2^-8` of the sum of
+/// magnitudes.
 ///
 /// # Shapes
 /// - `x`: `[..., in]`
@@ -14,7 +17,7 @@ use burn::tensor::Tensor;
 /// - returns `[..., out]`
 ///
 /// # Panics
-/// If the shapes disagree.
+/// If the shapes disagree, or a weight in bf16 is tracked.
 pub fn linear<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
@@ -26,37 +29,113 @@ pub fn linear<const D: usize>(
         assert_eq!(bias.dims(), [outputs], "width of the bias");
     }
     #[cfg(feature = "flex")]
-    if crate::flex::takes(&x)
-        && crate::flex::takes(&weight)
-        && bias.as_ref().is_none_or(crate::flex::takes)
-    {
+    if takes(&x, bias.as_ref()) && crate::flex::takes(&weight) {
         use crate::flex::FastOps;
-        let mut shape = x.dims();
-        let rows = shape.iter().product::<usize>() / inputs;
-        shape[D - 1] = outputs;
-        let bias = bias.unwrap_or_else(|| Tensor::zeros([outputs], &weight.device()));
-        let out = burn::backend::Dispatch::fast_linear(
-            x.reshape([rows, inputs]).into_dispatch(),
-            weight.into_dispatch(),
-            bias.into_dispatch(),
-        );
-        return Tensor::<2>::from_dispatch(out).reshape(shape);
+        return over_rows(x, weight, bias, outputs, |x, weight, bias| {
+            burn::backend::Dispatch::fast_linear(x, weight, bias)
+        });
+    }
+    #[cfg(feature = "flex")]
+    if takes(&x, bias.as_ref()) && crate::flex::takes_half(&weight) {
+        use crate::flex::FastOps;
+        return over_rows(x, weight, bias, outputs, |x, weight, bias| {
+            burn::backend::Dispatch::fast_half_linear(x, weight, bias, false)
+        });
     }
     portable(x, weight, bias)
 }
 
-/// The definition by `burn`'s own linear map.
+/// Computes `x * table^T` over the last axis: products with every row of a table, as a language
+/// model's head has them.
+///
+/// A frozen table may be in bf16, see [`linear`].
+///
+/// # Shapes
+/// - `x`: `[..., in]`
+/// - `table`: `[out, in]`
+/// - returns `[..., out]`
+///
+/// # Panics
+/// If the widths disagree, or a table in bf16 is tracked.
+pub fn linear_transposed<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> Tensor<D> {
+    assert_eq!(
+        x.dims()[D - 1],
+        table.dims()[1],
+        "widths of x and the table"
+    );
+    #[cfg(feature = "flex")]
+    if takes(&x, None) && crate::flex::takes_half(&table) {
+        use crate::flex::FastOps;
+        let outputs = table.dims()[0];
+        return over_rows(x, table, None, outputs, |x, table, bias| {
+            burn::backend::Dispatch::fast_half_linear(x, table, bias, true)
+        });
+    }
+    portable_transposed(x, table)
+}
+
+#[cfg(feature = "flex")]
+fn takes<const D: usize>(x: &Tensor<D>, bias: Option<&Tensor<1>>) -> bool {
+    crate::flex::takes(x) && bias.is_none_or(crate::flex::takes)
+}
+
+/// Runs an operation of the fast path on the rows of `x`, with zeros for an absent bias.
+#[cfg(feature = "flex")]
+fn over_rows<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    outputs: usize,
+    run: impl FnOnce(Dispatched, Dispatched, Dispatched) -> Dispatched,
+) -> Tensor<D> {
+    let mut shape = x.dims();
+    let inputs = shape[D - 1];
+    let rows = shape.iter().product::<usize>() / inputs;
+    shape[D - 1] = outputs;
+    let bias = bias.unwrap_or_else(|| Tensor::zeros([outputs], &x.device()));
+    let out = run(
+        x.reshape([rows, inputs]).into_dispatch(),
+        weight.into_dispatch(),
+        bias.into_dispatch(),
+    );
+    Tensor::<2>::from_dispatch(out).reshape(shape)
+}
+
+#[cfg(feature = "flex")]
+type Dispatched = burn::backend::tensor::FloatTensor<burn::backend::Dispatch>;
+
+/// The definition by `burn`'s own linear map, in the type of `x`.
 pub fn portable<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
+    let weight = in_type_of(weight, &x);
     burn::tensor::module::linear(x, weight, bias)
+}
+
+/// The definition by a matrix product, in the type of `x`.
+pub fn portable_transposed<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> Tensor<D> {
+    let table = in_type_of(table, &x);
+    let mut shape = x.dims();
+    let rows = shape[..D - 1].iter().product::<usize>();
+    let x = x.reshape([rows, shape[D - 1]]);
+    shape[D - 1] = table.dims()[0];
+    x.matmul(table.transpose()).reshape(shape)
+}
+
+/// The weight with the numbers of `x`'s type.
+fn in_type_of<const D: usize>(weight: Tensor<2>, x: &Tensor<D>) -> Tensor<2> {
+    if weight.dtype() == x.dtype() {
+        weight
+    } else {
+        weight.cast(x.dtype())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::TensorData;
+    use burn::tensor::{FloatDType, TensorData};
     use molora_testkit::{assert_close, autodiff_device, device};
     use proptest::prelude::*;
 
@@ -125,6 +204,42 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_table_in_bf16_gives_scores() {
+        let x = Tensor::<2>::from_floats([[1.0, 2.0]], &device());
+        let table = Tensor::<2>::from_floats([[1.0, 4.0], [0.5, -1.0], [3.0, 0.0]], &device());
+        for dtype in [FloatDType::F32, FloatDType::BF16] {
+            let scores = linear_transposed(x.clone(), table.clone().cast(dtype));
+            assert_close(scores, [[9.0, -1.5, 3.0]], 1e-6, "scores");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "has no gradient")]
+    fn a_tracked_weight_in_bf16_is_refused() {
+        let device = autodiff_device();
+        let weight = Tensor::<2>::ones([3, 2], &device).cast(FloatDType::BF16);
+        linear(
+            Tensor::<2>::ones([2, 3], &device),
+            weight.require_grad(),
+            None,
+        );
+    }
+
+    /// The output, and the gradients of `x` and the bias.
+    fn with_gradients(
+        run: impl Fn(Tensor<2>, Option<Tensor<1>>) -> Tensor<2>,
+        x: Tensor<2>,
+        bias: Option<Tensor<1>>,
+    ) -> (Tensor<2>, Tensor<2>, Option<Tensor<1>>) {
+        let x = x.detach().require_grad();
+        let bias = bias.map(|bias| bias.detach().require_grad());
+        let out = run(x.clone(), bias.clone());
+        let grads = out.clone().sin().sum().backward();
+        let to_bias = bias.map(|bias| bias.grad(&grads).unwrap());
+        (out, x.grad(&grads).unwrap(), to_bias)
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
@@ -142,6 +257,37 @@ mod tests {
                 |t| linear(t[0].matrix(), t[1].matrix(), with_bias.then(|| t[2].row())),
                 |t| portable(t[0].matrix(), t[1].matrix(), with_bias.then(|| t[2].row())),
             );
+        }
+
+        #[test]
+        fn bf16_equals_f32_on_the_rounded_weight(
+            rows in 1usize..100, inputs in 1usize..300, outputs in 1usize..300, with_bias: bool,
+            seed: u64,
+        ) {
+            let mut oracle = Oracle::new(seed);
+            let x = oracle.tensor([rows, inputs], 1.0, true).matrix();
+            let bias = oracle.tensor([1, outputs], 1.0, true).row();
+            let bias = with_bias.then_some(bias);
+            let bound = 1.0 / (inputs as f32).sqrt();
+            let weight = oracle.tensor([inputs, outputs], bound, false).matrix();
+            let weight = weight.cast(FloatDType::BF16);
+            let (out, to_x, to_bias) =
+                with_gradients(|x, bias| linear(x, weight.clone(), bias), x.clone(), bias.clone());
+            let (expected, expected_to_x, expected_to_bias) =
+                with_gradients(|x, bias| portable(x, weight.clone(), bias), x.clone(), bias.clone());
+            assert_close(&out, &expected, 1e-2, "output");
+            assert_close(&to_x, &expected_to_x, 2e-2, "gradient of x");
+            if let (Some(to_bias), Some(expected)) = (to_bias, expected_to_bias) {
+                assert_close(&to_bias, &expected, 2e-2, "gradient of the bias");
+            }
+
+            let table = weight.transpose();
+            let (expected, expected_to_x, _) =
+                with_gradients(|x, _| portable_transposed(x, table.clone()), x.clone(), None);
+            let (out, to_x, _) =
+                with_gradients(|x, _| linear_transposed(x, table.clone()), x, None);
+            assert_close(&out, &expected, 1e-2, "scores");
+            assert_close(&to_x, &expected_to_x, 2e-2, "gradient of x from scores");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Strided views of matrices in slices, and their product by the crate `gemm`.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use gemm::Parallelism;
 
@@ -133,6 +134,26 @@ impl<'a> MatrixMut<'a> {
                 slice: PhantomData,
             })
             .collect()
+    }
+
+    /// Some columns of `data`, which is `rows` of `cols`.
+    ///
+    /// # Panics
+    /// If `data` has another length, or there are fewer columns.
+    pub(crate) fn some_columns(
+        data: &'a mut [f32],
+        [rows, cols]: [usize; 2],
+        columns: Range<usize>,
+    ) -> Self {
+        assert_eq!(data.len(), rows * cols);
+        assert!(columns.start <= columns.end && columns.end <= cols);
+        Self {
+            first: data.as_mut_ptr().wrapping_add(columns.start),
+            rows,
+            cols: columns.len(),
+            row_stride: cols,
+            slice: PhantomData,
+        }
     }
 
     /// `count` rows from row `first` on.

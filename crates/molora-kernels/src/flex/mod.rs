@@ -11,6 +11,7 @@ mod buffer;
 mod cross_entropy;
 mod dropout;
 mod gelu;
+mod half;
 mod layer_norm;
 mod linear;
 mod low_rank_mix;
@@ -38,6 +39,13 @@ pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32
         && tensor.device() == Device::flex()
         && tensor.shape().num_elements() > 0
+}
+
+/// Whether the fast path takes `weight` as a frozen matrix in bf16: on `flex`, and not empty.
+pub(crate) fn takes_half(weight: &Tensor<2>) -> bool {
+    weight.dtype() == DType::BF16
+        && weight.device() == Device::flex()
+        && weight.shape().num_elements() > 0
 }
 
 /// The operations with a fast path, for tensors with and without gradients.
@@ -97,6 +105,15 @@ pub(crate) trait FastOps: Backend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// As [`crate::linear`] or [`crate::linear_transposed`] on `[rows, in]`, with a frozen weight in
+    /// bf16.
+    fn fast_half_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        is_transposed: bool,
     ) -> FloatTensor<Self>;
 }
 
@@ -185,6 +202,13 @@ pub(crate) trait BackwardKernels: FastOps {
         x: FloatTensor<Self>,
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+
+    /// See [`half::backward_x`].
+    fn fast_half_linear_backward_x(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        is_transposed: bool,
+    ) -> FloatTensor<Self>;
 }
 
 impl FastOps for Flex {
@@ -252,6 +276,15 @@ impl FastOps for Flex {
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         linear::forward(x, weight, bias)
+    }
+
+    fn fast_half_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        is_transposed: bool,
+    ) -> FloatTensor<Self> {
+        half::forward(x, weight, bias, is_transposed)
     }
 }
 
@@ -351,6 +384,14 @@ impl BackwardKernels for Flex {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         linear::backward_weight(x, grad)
+    }
+
+    fn fast_half_linear_backward_x(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        is_transposed: bool,
+    ) -> FloatTensor<Self> {
+        half::backward_x(weight, grad, is_transposed)
     }
 }
 

@@ -275,9 +275,34 @@ impl<B: BackwardKernels> Backward<B, 3> for Linear {
             grads.register::<B>(node.id, B::fast_linear_backward_weight(x, grad.clone()));
         }
         if let Some(node) = bias_node {
-            let width = grad.shape()[1];
-            let sums = B::float_reshape(B::float_sum_dim(grad, 0), [width].into());
-            grads.register::<B>(node.id, sums);
+            grads.register::<B>(node.id, sum_of_rows::<B>(grad));
+        }
+    }
+}
+
+/// The sum of all rows, `[out]`: the gradient of a bias.
+fn sum_of_rows<B: BackwardKernels>(grad: FloatTensor<B>) -> FloatTensor<B> {
+    let width = grad.shape()[1];
+    B::float_reshape(B::float_sum_dim(grad, 0), [width].into())
+}
+
+#[derive(Debug)]
+pub(super) struct HalfLinear;
+
+impl<B: BackwardKernels> Backward<B, 2> for HalfLinear {
+    /// The frozen weight, and whether the product was with its transpose.
+    type State = (FloatTensor<B>, bool);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (weight, is_transposed) = ops.state;
+        let [x_node, bias_node] = ops.parents;
+        if let Some(node) = x_node {
+            let to_x = B::fast_half_linear_backward_x(weight, grad.clone(), is_transposed);
+            grads.register::<B>(node.id, to_x);
+        }
+        if let Some(node) = bias_node {
+            grads.register::<B>(node.id, sum_of_rows::<B>(grad));
         }
     }
 }

@@ -14,7 +14,7 @@ use burn::backend::tensor::FloatTensor;
 
 use self::backward::{
     Attention, CrossEntropy, Dropout, DropoutAgain, Gelu, GeluAgain, GeluTanh, GeluTanhAgain,
-    LayerNorm, Linear, LowRankMix, RmsNorm, SiluGate, SiluGateAgain,
+    HalfLinear, LayerNorm, Linear, LowRankMix, RmsNorm, SiluGate, SiluGateAgain,
 };
 use super::{BackwardKernels, FastOps, MixShape, Rules};
 use crate::cross_entropy::Labels;
@@ -207,6 +207,28 @@ impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
                 weight.into_primitive(),
                 bias.into_primitive(),
             )),
+        }
+    }
+
+    fn fast_half_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        is_transposed: bool,
+    ) -> FloatTensor<Self> {
+        assert!(!weight.is_tracked(), "a weight in bf16 has no gradient");
+        let nodes = [x.node(), bias.node()];
+        let run = |x: FloatTensor<Self>, weight, bias: FloatTensor<Self>| {
+            let (x, bias) = (x.into_primitive(), bias.into_primitive());
+            B::fast_half_linear(x, weight, bias, is_transposed)
+        };
+        let weight = weight.into_primitive();
+        match HalfLinear.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => {
+                let out = run(x, weight.clone(), bias);
+                prepared.finish((weight, is_transposed), out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(run(x, weight, bias)),
         }
     }
 }

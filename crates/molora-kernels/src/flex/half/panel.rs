@@ -1,0 +1,154 @@
+//! A part of the matrix laid out for AVX-512-BF16.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use burn::tensor::bf16;
+
+use super::Frozen;
+
+/// Columns of the product in a panel: four registers of sums.
+pub(super) const COLUMNS: usize = 64;
+/// Pairs of bf16, or numbers of f32, in a register.
+pub(super) const LANES: usize = 16;
+
+/// Pairs of numbers of the inner axis, for each the words of [`COLUMNS`] columns of the product.
+#[derive(Debug)]
+pub(super) struct Panel(Vec<u32>);
+
+impl Panel {
+    /// Room for `inner` numbers of each column.
+    pub(super) fn new(inner: usize) -> Self {
+        // The transposed form writes whole squares.
+        Self(vec![0; inner.div_ceil(2).next_multiple_of(LANES) * COLUMNS])
+    }
+
+    pub(super) fn words(&self) -> &[u32] {
+        &self.0
+    }
+
+    /// Lays out the numbers `block` of the inner axis and the columns from `column` on, with zeros
+    /// where there are none.
+    ///
+    /// # Safety
+    /// The processor must have AVX-512F and BW.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn fill(&mut self, weight: Frozen<'_>, block: Range<usize>, column: usize) {
+        assert!(block.len().div_ceil(2).next_multiple_of(LANES) * COLUMNS <= self.0.len());
+        if weight.is_transposed {
+            self.fill_transposed(weight, block, column);
+        } else {
+            self.fill_plain(weight, block, column);
+        }
+    }
+
+    /// Two rows of the matrix become one row of pairs.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn fill_plain(&mut self, weight: Frozen<'_>, block: Range<usize>, column: usize) {
+        let count = COLUMNS.min(weight.cols - column);
+        let row = |row: usize| match row < block.end {
+            true => &weight.values[row * weight.cols + column..][..count],
+            false => &[],
+        };
+        let targets = self.0.chunks_exact_mut(COLUMNS);
+        for (even, target) in block.clone().step_by(2).zip(targets) {
+            let (even, odd) = (row(even), row(even + 1));
+            for half in 0..2 {
+                let skipped = (half * 2 * LANES).min(count);
+                let even = load(&even[skipped..]);
+                let odd = load(odd.get(skipped..).unwrap_or(&[]));
+                let [low, high] = interleaved(even, odd);
+                store(&mut target[half * 2 * LANES..], low);
+                store(&mut target[half * 2 * LANES + LANES..], high);
+            }
+        }
+    }
+
+    /// Squares of words change places: rows of the matrix are columns of the product.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn fill_transposed(&mut self, weight: Frozen<'_>, block: Range<usize>, column: usize) {
+        let squares = self.0.chunks_exact_mut(COLUMNS * LANES);
+        for (start, target) in block.clone().step_by(2 * LANES).zip(squares) {
+            let end = block.end.min(start + 2 * LANES);
+            for group in 0..COLUMNS / LANES {
+                let mut square = [_mm512_setzero_si512(); LANES];
+                for (lane, words) in square.iter_mut().enumerate() {
+                    let row = column + group * LANES + lane;
+                    if row < weight.rows {
+                        *words = load(&weight.values[row * weight.cols..][start..end]);
+                    }
+                }
+                for (pair, words) in transposed(square).into_iter().enumerate() {
+                    store(&mut target[pair * COLUMNS + group * LANES..], words);
+                }
+            }
+        }
+    }
+}
+
+/// The first numbers of a row, zeros behind its end.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn load(row: &[bf16]) -> __m512i {
+    let count = row.len().min(2 * LANES);
+    let mask = ((1u64 << count) - 1) as u32;
+    // SAFETY: the mask covers the numbers of the row alone.
+    unsafe { _mm512_maskz_loadu_epi16(mask, row.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(target: &mut [u32], words: __m512i) {
+    assert!(target.len() >= LANES);
+    // SAFETY: as asserted.
+    unsafe { _mm512_storeu_si512(target.as_mut_ptr().cast(), words) }
+}
+
+/// Pairs of a number of each row, in the order of the columns.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn interleaved(even: __m512i, odd: __m512i) -> [__m512i; 2] {
+    let index = |first: i16| {
+        let index: [i16; 2 * LANES] =
+            std::array::from_fn(|i| first + i as i16 / 2 + if i % 2 == 0 { 0 } else { 32 });
+        // SAFETY: both are 64 bytes of any bits.
+        unsafe { std::mem::transmute::<[i16; 2 * LANES], __m512i>(index) }
+    };
+    [index(0), index(LANES as i16)].map(|index| _mm512_permutex2var_epi16(even, index, odd))
+}
+
+/// Word `i` of row `j` becomes word `j` of row `i`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
+    let mut out = rows;
+    // Within each quarter of a register, squares of four words.
+    for four in 0..4 {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|row| rows[4 * four + row]);
+        let (ab, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (cd, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        out[4 * four] = _mm512_unpacklo_epi64(ab, cd);
+        out[4 * four + 1] = _mm512_unpackhi_epi64(ab, cd);
+        out[4 * four + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+        out[4 * four + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
+    }
+    // Then the quarters.
+    let rows = out;
+    for word in 0..4 {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|four| rows[4 * four + word]);
+        let (ab, ab_high) = (
+            _mm512_shuffle_i32x4::<0x44>(a, b),
+            _mm512_shuffle_i32x4::<0xee>(a, b),
+        );
+        let (cd, cd_high) = (
+            _mm512_shuffle_i32x4::<0x44>(c, d),
+            _mm512_shuffle_i32x4::<0xee>(c, d),
+        );
+        out[word] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+        out[4 + word] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+        out[8 + word] = _mm512_shuffle_i32x4::<0x88>(ab_high, cd_high);
+        out[12 + word] = _mm512_shuffle_i32x4::<0xdd>(ab_high, cd_high);
+    }
+    out
+}

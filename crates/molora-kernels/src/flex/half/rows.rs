@@ -1,0 +1,219 @@
+//! Products of a few rows, as in decoding, with AVX-512-BF16: the matrix is read once, as it lies.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Frozen;
+use super::avx512::{Processor, Rounded, Target, dot};
+use super::panel::{LANES, interleaved};
+
+/// Numbers in a register of bf16.
+const PAIRED: usize = 2 * LANES;
+/// Numbers of the matrix that a task takes at least: waking a thread for fewer costs more.
+const TASK: usize = 64 * 1024;
+/// Columns of the product that a task takes at least, so that it reads runs of memory.
+const TASK_COLUMNS: usize = 128;
+/// Pairs of rows of the matrix that are read side by side.
+const SIDE_BY_SIDE: usize = 16;
+/// How many bytes ahead memory is asked for.
+const AHEAD: usize = 512;
+
+/// Writes the product of up to eight rows.
+pub(super) fn product(
+    _: Processor,
+    x: &Rounded,
+    weight: Frozen<'_>,
+    bias: Option<&[f32]>,
+    target: Target,
+) {
+    let run = |columns: Range<usize>| {
+        // SAFETY: the processor has the instructions; each task has columns of its own.
+        unsafe {
+            match target.rows {
+                1 => some::<1>(x, weight, bias, columns, target),
+                2 => some::<2>(x, weight, bias, columns, target),
+                3 => some::<3>(x, weight, bias, columns, target),
+                4 => some::<4>(x, weight, bias, columns, target),
+                5 => some::<5>(x, weight, bias, columns, target),
+                6 => some::<6>(x, weight, bias, columns, target),
+                7 => some::<7>(x, weight, bias, columns, target),
+                8 => some::<8>(x, weight, bias, columns, target),
+                rows => unreachable!("{rows} rows are many"),
+            }
+        }
+    };
+    let least = (TASK / weight.inner()).max(TASK_COLUMNS);
+    let share = target.cols.div_ceil(rayon::current_num_threads());
+    let step = share.max(least).next_multiple_of(TASK_COLUMNS);
+    if step >= target.cols {
+        return run(0..target.cols);
+    }
+    let starts = (0..target.cols).into_par_iter().step_by(step);
+    starts.for_each(|start| run(start..target.cols.min(start + step)));
+}
+
+/// Columns of the product of `M` rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn some<const M: usize>(
+    x: &Rounded,
+    weight: Frozen<'_>,
+    bias: Option<&[f32]>,
+    columns: Range<usize>,
+    target: Target,
+) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        match (weight.is_transposed, M > 4) {
+            (true, false) => rows_of_matrix::<M, 4>(x, weight, bias, columns, target),
+            (true, true) => rows_of_matrix::<M, 2>(x, weight, bias, columns, target),
+            (false, false) => columns_of_matrix::<M, 4>(x, weight, bias, columns, target),
+            (false, true) => columns_of_matrix::<M, 2>(x, weight, bias, columns, target),
+        }
+    }
+}
+
+/// `x * W^T`: products with rows of the matrix, `R` at a time.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn rows_of_matrix<const M: usize, const R: usize>(
+    x: &Rounded,
+    weight: Frozen<'_>,
+    bias: Option<&[f32]>,
+    rows: Range<usize>,
+    target: Target,
+) {
+    let write = |row: usize, sums: [f32; M]| {
+        let bias = bias.map_or(0.0, |bias| bias[row]);
+        for (m, sum) in sums.into_iter().enumerate() {
+            // SAFETY: the caller's rows of the matrix are columns of the target.
+            unsafe { *target.first.add(m * target.cols + row) = sum + bias }
+        }
+    };
+    let whole = rows.len() / R * R;
+    for row in rows.clone().take(whole).step_by(R) {
+        let sums = dots::<M, R>(x, weight, row);
+        (row..).zip(sums).for_each(|(row, sums)| write(row, sums));
+    }
+    for row in rows.skip(whole) {
+        let [sums] = dots::<M, 1>(x, weight, row);
+        write(row, sums);
+    }
+}
+
+/// Products of `R` rows of the matrix with `M` rows of `x`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn dots<const M: usize, const R: usize>(
+    x: &Rounded,
+    weight: Frozen<'_>,
+    first: usize,
+) -> [[f32; M]; R] {
+    let cols = weight.cols;
+    let rows: [_; R] =
+        std::array::from_fn(|r| weight.values[(first + r) * cols..][..cols].as_ptr());
+    let x: [_; M] = std::array::from_fn(|m| x.row(m)[..cols.div_ceil(PAIRED) * LANES].as_ptr());
+    let mut sums = [[_mm512_setzero_ps(); M]; R];
+    for start in (0..cols).step_by(PAIRED) {
+        let mask = u32::MAX >> (PAIRED - PAIRED.min(cols - start));
+        // SAFETY: the slices above have `cols` numbers; rows of `x` are filled up with zeros.
+        unsafe {
+            let x = x.map(|x| _mm512_loadu_si512(x.add(start / 2).cast()));
+            for (row, sums) in rows.iter().zip(&mut sums) {
+                let w = _mm512_maskz_loadu_epi16(mask, row.add(start).cast());
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum = dot(*sum, x, w);
+                }
+            }
+        }
+    }
+    sums.map(|sums| sums.map(|sum| _mm512_reduce_add_ps(sum)))
+}
+
+/// `x * W`: products with columns of the matrix, `P` registers of f32 at a time.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn columns_of_matrix<const M: usize, const P: usize>(
+    x: &Rounded,
+    weight: Frozen<'_>,
+    bias: Option<&[f32]>,
+    columns: Range<usize>,
+    target: Target,
+) {
+    let zeros = vec![0.0; if bias.is_none() { target.cols } else { 0 }];
+    let bias = bias.unwrap_or(&zeros);
+    for first in (0..weight.rows).step_by(2 * SIDE_BY_SIDE) {
+        let rows = first..weight.rows.min(first + 2 * SIDE_BY_SIDE);
+        for column in columns.clone().step_by(P * LANES) {
+            let count = (columns.end - column).min(P * LANES);
+            // SAFETY: `count` columns of the matrix are columns of the target, and of the bias.
+            unsafe {
+                let out = target.first.add(column);
+                let start = match first {
+                    0 => (bias[column..][..count].as_ptr(), 0),
+                    _ => (out.cast_const(), target.cols),
+                };
+                add_rows::<M, P>(
+                    x,
+                    weight,
+                    rows.clone(),
+                    (column, count),
+                    start,
+                    (out, target.cols),
+                );
+            }
+        }
+    }
+}
+
+/// `out = start + x * W` for `count` columns and some rows of the matrix; `start` and `out` come
+/// with the distance of their rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn add_rows<const M: usize, const P: usize>(
+    x: &Rounded,
+    weight: Frozen<'_>,
+    rows: Range<usize>,
+    (column, count): (usize, usize),
+    (start, start_stride): (*const f32, usize),
+    (out, out_stride): (*mut f32, usize),
+) {
+    let mask = u64::MAX >> (64 - count);
+    let mask_of = |part: usize| (mask >> (part * LANES)) as u16;
+    let x: [_; M] = std::array::from_fn(|m| x.row(m)[..weight.rows.div_ceil(2)].as_ptr());
+    let first = weight.values[rows.start * weight.cols + column..].as_ptr();
+    // SAFETY: the masks cover `count` columns, which the caller promises; `rows` are of the matrix.
+    unsafe {
+        let mut sums: [[__m512; P]; M] = std::array::from_fn(|m| {
+            std::array::from_fn(|part| {
+                let start = start.wrapping_add(m * start_stride + part * LANES);
+                _mm512_maskz_loadu_ps(mask_of(part), start)
+            })
+        });
+        for row in rows.clone().step_by(2) {
+            let even = first.add((row - rows.start) * weight.cols);
+            let x = x.map(|x| _mm512_set1_epi32(*x.add(row / 2) as i32));
+            for half in 0..P / 2 {
+                let mask = (mask >> (half * PAIRED)) as u32;
+                let even = even.wrapping_add(half * PAIRED);
+                let odd = even.wrapping_add(weight.cols);
+                let odd_mask = if row + 1 < rows.end { mask } else { 0 };
+                _mm_prefetch::<_MM_HINT_T0>(even.wrapping_byte_add(AHEAD).cast());
+                _mm_prefetch::<_MM_HINT_T0>(odd.wrapping_byte_add(AHEAD).cast());
+                let even = _mm512_maskz_loadu_epi16(mask, even.cast());
+                let odd = _mm512_maskz_loadu_epi16(odd_mask, odd.cast());
+                let [low, high] = interleaved(even, odd);
+                for (sums, x) in sums.iter_mut().zip(x) {
+                    sums[2 * half] = dot(sums[2 * half], x, low);
+                    sums[2 * half + 1] = dot(sums[2 * half + 1], x, high);
+                }
+            }
+        }
+        for (m, sums) in sums.iter().enumerate() {
+            for (part, sum) in sums.iter().enumerate() {
+                let out = out.wrapping_add(m * out_stride + part * LANES);
+                _mm512_mask_storeu_ps(out, mask_of(part), *sum);
+            }
+        }
+    }
+}
