@@ -9,7 +9,7 @@ use molora_kernels::random::Seed;
 use crate::checkpoint::ConfigFile;
 use crate::modules::{BaseModel, ModuleMut};
 use crate::{
-    Adaptable, Adapter, AdapterSpec, Bert, Decoder, LayerRouter, MoLoraLinear, ModelError, T5,
+    Adaptable, Adapter, AdapterSpec, BaseDtype, Bert, Decoder, LayerRouter, MoLoraLinear, ModelError, T5,
 };
 
 /// A base model of any family, with its adapters.
@@ -41,12 +41,24 @@ impl Backbone {
     /// # Errors
     /// A family that is not supported, and what reading a model of that family gives.
     pub fn from_folder(folder: &Path, device: &Device) -> Result<Self, ModelError> {
+        Self::from_folder_as(folder, BaseDtype::F32, device)
+    }
+
+    /// As [`from_folder`](Self::from_folder), with the large matrices kept in another type.
+    ///
+    /// # Errors
+    /// As `from_folder`, and [`ModelError::Inconsistent`] if the device has no such type.
+    pub fn from_folder_as(
+        folder: &Path,
+        dtype: BaseDtype,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
         let file = ConfigFile::open(&folder.join("config.json"))?;
         match file.text("model_type")? {
-            Some("bert") => Bert::from_folder(folder, device).map(Self::Encoder),
-            Some("t5" | "mt5") => T5::from_folder(folder, device).map(Self::EncoderDecoder),
+            Some("bert") => Bert::from_folder_as(folder, dtype, device).map(Self::Encoder),
+            Some("t5" | "mt5") => T5::from_folder_as(folder, dtype, device).map(Self::EncoderDecoder),
             Some("llama" | "mistral" | "qwen2" | "qwen3" | "gpt2") => {
-                Decoder::from_folder(folder, device).map(Self::Decoder)
+                Decoder::from_folder_as(folder, dtype, device).map(Self::Decoder)
             }
             _ => {
                 let families = "bert, llama, mistral, qwen2, qwen3, gpt2, t5 or mt5";

@@ -26,6 +26,7 @@ mod adapter;
 mod attach;
 mod backbone;
 mod blocks;
+mod base_dtype;
 mod checkpoint;
 mod decoder;
 mod encoder;
@@ -45,6 +46,7 @@ pub use adaptable::Adaptable;
 pub use adapter::Adapter;
 pub use backbone::Backbone;
 pub use blocks::BlockState;
+pub use base_dtype::BaseDtype;
 pub use checkpoint::{
     AdapterFiles, ModelWeights, Weights, load_adapter, load_heads, load_routers, save_adapter,
     save_heads, save_routers,

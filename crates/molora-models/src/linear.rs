@@ -7,6 +7,7 @@ use molora_kernels::random::Seed;
 use molora_routing::{Guidance, RouterOutput};
 
 use crate::Adapter;
+use crate::base_dtype::wide;
 use crate::peft::column_norms;
 
 /// What every site of a forward pass reads beside its input.
@@ -51,7 +52,7 @@ pub struct RouteTrace {
 /// all experts, without a gradient (section 4.3).
 #[derive(Module, Debug)]
 pub struct MoLoraLinear {
-    /// Frozen weight, `[D, O]`.
+    /// Frozen weight, `[D, O]`, in the type of the base.
     pub weight: Param<Tensor<2>>,
     /// Frozen bias, `[O]`.
     pub bias: Option<Param<Tensor<1>>>,
@@ -122,7 +123,7 @@ impl MoLoraLinear {
 
     /// `y m / n + b` for `y = x W + delta(x)`.
     fn rescaled(&self, y: Tensor<3>, adapter: &Adapter, magnitude: &Param<Tensor<1>>) -> Tensor<3> {
-        let weight = self.weight.val();
+        let weight = wide(self.weight.val());
         let ones = Tensor::ones([adapter.bank.num_experts()], &weight.device());
         let sum = weight + adapter.bank.weight_delta(ones);
         let norms = column_norms(sum.detach());

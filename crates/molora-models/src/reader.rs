@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
+use crate::base_dtype::BaseDtype;
 use crate::checkpoint::ModelWeights;
 use crate::layers::{Norm, frozen};
 use crate::{LayerNorm, MoLoraLinear, ModelError, RmsNorm};
@@ -25,6 +26,8 @@ pub(crate) struct Reader<'a> {
     pub(crate) absent_prefix: &'static str,
     pub(crate) layout: Layout,
     pub(crate) epsilon: f64,
+    /// Of the matrices of linear layers, embeddings and heads.
+    pub(crate) dtype: BaseDtype,
     pub(crate) device: &'a Device,
     pub(crate) read: HashSet<String>,
 }
@@ -43,7 +46,20 @@ impl Reader<'_> {
         Tensor::from_data(TensorData::new(values, shape), self.device)
     }
 
-    /// A table of rows, as it is stored.
+    /// A large table of rows, as it is stored: embeddings or a head.
+    pub(crate) fn large_table(
+        &mut self,
+        path: &str,
+        shape: [usize; 2],
+    ) -> Result<Param<Tensor<2>>, ModelError> {
+        let values = self.values(path, "weight", &shape)?;
+        Ok(frozen(
+            self.dtype
+                .matrix(TensorData::new(values, shape), self.device),
+        ))
+    }
+
+    /// A table of rows in f32, as it is stored.
     pub(crate) fn table(
         &mut self,
         path: &str,
@@ -81,7 +97,10 @@ impl Reader<'_> {
             false => None,
         };
         let bias = bias.map(|bias| self.tensor(bias, [dims[1]]));
-        Ok(MoLoraLinear::new(self.tensor(weight, dims), bias))
+        let weight = self
+            .dtype
+            .matrix(TensorData::new(weight, dims), self.device);
+        Ok(MoLoraLinear::new(weight, bias))
     }
 
     /// Linear layers that the file holds side by side.
@@ -97,13 +116,13 @@ impl Reader<'_> {
         let mut start = 0;
         Ok(outputs.map(|width| {
             // A copy of its own, so that the fused matrix is not kept.
-            let weight = fused.weight.val().narrow(1, start, width).into_data();
+            let weight = own(fused.weight.val().narrow(1, start, width), self.device);
             let bias = fused.bias.as_ref().map(|bias| {
                 let bias = bias.val().narrow(0, start, width).into_data();
                 Tensor::from_data(bias, self.device)
             });
             start += width;
-            MoLoraLinear::new(Tensor::from_data(weight, self.device), bias)
+            MoLoraLinear::new(weight, bias)
         }))
     }
 
@@ -143,6 +162,12 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
+
+/// The same values in memory of their own, in the order of the axes.
+fn own(matrix: Tensor<2>, device: &Device) -> Tensor<2> {
+    let dtype = matrix.dtype();
+    Tensor::from_data(matrix.into_data(), (device, dtype))
 }
 
 /// A matrix of `rows` rows, column by column.

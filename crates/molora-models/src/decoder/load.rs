@@ -10,10 +10,10 @@ use super::attention::Attention;
 use super::config::{DecoderConfig, NormKind};
 use super::feed_forward::FeedForward;
 use super::model::{Decoder, Layer};
-use crate::ModelError;
 use crate::checkpoint::ModelWeights;
 use crate::layers::Norm;
 use crate::reader::Reader;
+use crate::{BaseDtype, ModelError};
 
 impl Decoder {
     /// Reads `config.json` and `model.safetensors`, or the files of `model.safetensors.index.json`
@@ -26,6 +26,20 @@ impl Decoder {
     /// or one that it has no place for, or a configuration that is not supported; each names file
     /// and field or tensor.
     pub fn from_folder(folder: &Path, device: &Device) -> Result<Self, ModelError> {
+        Self::from_folder_as(folder, BaseDtype::F32, device)
+    }
+
+    /// As [`from_folder`](Self::from_folder), with the matrices of linear layers, embeddings and head
+    /// kept in another type.
+    ///
+    /// # Errors
+    /// As `from_folder`, and [`ModelError::Inconsistent`] if the device has no such type.
+    pub fn from_folder_as(
+        folder: &Path,
+        dtype: BaseDtype,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        dtype.check(device)?;
         let config = DecoderConfig::from_file(&folder.join("config.json"))?;
         let weights = ModelWeights::open(folder)?;
         // Files of a model without its head leave the prefix out.
@@ -39,6 +53,7 @@ impl Decoder {
             absent_prefix,
             layout: config.names.layout,
             epsilon: config.epsilon,
+            dtype,
             device,
             read: HashSet::new(),
         };
@@ -64,7 +79,7 @@ impl Builder<'_> {
         let path = |part: &str| format!("{}{part}", names.prefix);
         let tokens = self
             .reader
-            .table(&path(names.tokens), [vocab_size, width])?;
+            .large_table(&path(names.tokens), [vocab_size, width])?;
         let positions = match config.rope {
             Some(_) => None,
             None => Some(
@@ -74,7 +89,7 @@ impl Builder<'_> {
         };
         let head = match config.has_tied_head {
             true => None,
-            false => Some(self.reader.table(names.head, [vocab_size, width])?),
+            false => Some(self.reader.large_table(names.head, [vocab_size, width])?),
         };
         let layers = (0..config.num_layers).map(|index| self.layer(index));
         Ok(Decoder {

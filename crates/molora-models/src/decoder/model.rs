@@ -11,6 +11,7 @@ use super::config::Names;
 use super::feed_forward::FeedForward;
 use super::pass::Pass;
 use super::rope::Rope;
+use crate::base_dtype::wide;
 use crate::layers::Norm;
 use crate::scope::vote;
 use crate::{ForwardContext, LayerRouter, RouteTrace};
@@ -290,20 +291,14 @@ impl Layer {
 
 /// Products of hidden states `[B, T, D]` with every row of a table `[V, D]`: `[B, T, V]`.
 pub(crate) fn scores(hidden: Tensor<3>, table: &Param<Tensor<2>>) -> Tensor<3> {
-    let [batch, tokens, width] = hidden.dims();
-    let table = table.val();
-    let vocab_size = table.dims()[0];
-    hidden
-        .reshape([batch * tokens, width])
-        .matmul(table.transpose())
-        .reshape([batch, tokens, vocab_size])
+    molora_kernels::linear_transposed(hidden, table.val())
 }
 
 /// Rows of a table, `[B, T, D]`.
 pub(crate) fn rows(table: &Param<Tensor<2>>, ids: &Tensor<2, Int>) -> Tensor<3> {
     let ([batch, tokens], width) = (ids.dims(), table.dims()[1]);
     let ids = ids.clone().reshape([batch * tokens]);
-    table.val().select(0, ids).reshape([batch, tokens, width])
+    wide(table.val().select(0, ids)).reshape([batch, tokens, width])
 }
 
 /// Positions `[B, T]` of the tokens of the input: how many real tokens are in front of each, in its

@@ -6,6 +6,7 @@ use molora_kernels::random::Seed;
 use molora_routing::{LayerRule, RouterOutput};
 
 use crate::attach::{Attachment, Place, attach_sites, layer_routers};
+use crate::base_dtype::wide;
 use crate::layers::Activation;
 use crate::scope::{decide, vote};
 use crate::{
@@ -238,7 +239,7 @@ impl Embeddings {
         let width = self.word.dims()[1];
         let rows = |table: &Param<Tensor<2>>, ids: &Tensor<2, Int>| {
             let ids = ids.clone().reshape([batch * tokens]);
-            table.val().select(0, ids).reshape([batch, tokens, width])
+            wide(table.val().select(0, ids)).reshape([batch, tokens, width])
         };
         let position = self
             .position

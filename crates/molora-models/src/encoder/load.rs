@@ -9,7 +9,8 @@ use super::bert::{Embeddings, Layer, layer_path};
 use super::{Bert, BertConfig};
 use molora_routing::LayerRule;
 
-use crate::{LayerNorm, MoLoraLinear, ModelError, Weights};
+use crate::layers::frozen;
+use crate::{BaseDtype, LayerNorm, MoLoraLinear, ModelError, Weights};
 
 /// Names in checkpoints of whole BERT models that the encoder does not need.
 const UNUSED: [&str; 3] = ["pooler.", "cls.", "embeddings.position_ids"];
@@ -21,6 +22,20 @@ impl Bert {
     /// A missing or broken file, a missing tensor, a tensor of another shape than the configuration
     /// says, or a configuration that is not supported; each names file and field or tensor.
     pub fn from_folder(folder: &Path, device: &Device) -> Result<Self, ModelError> {
+        Self::from_folder_as(folder, BaseDtype::F32, device)
+    }
+
+    /// As [`from_folder`](Self::from_folder), with the matrices of linear layers and the embeddings of
+    /// words kept in another type.
+    ///
+    /// # Errors
+    /// As `from_folder`, and [`ModelError::Inconsistent`] if the device has no such type.
+    pub fn from_folder_as(
+        folder: &Path,
+        dtype: BaseDtype,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        dtype.check(device)?;
         let config = BertConfig::from_file(&folder.join("config.json"))?;
         let weights = Weights::open(&folder.join("model.safetensors"))?;
         // Checkpoints of models with a head keep the encoder under `bert.`.
@@ -29,6 +44,7 @@ impl Bert {
         let mut reader = Reader {
             weights,
             prefix,
+            dtype,
             device,
             read: Vec::new(),
         };
@@ -41,6 +57,7 @@ impl Bert {
 struct Reader<'a> {
     weights: Weights,
     prefix: &'static str,
+    dtype: BaseDtype,
     device: &'a Device,
     read: Vec<String>,
 }
@@ -49,7 +66,7 @@ impl Reader<'_> {
     fn bert(&mut self, config: &BertConfig) -> Result<Bert, ModelError> {
         let width = config.hidden_size;
         let embeddings = Embeddings {
-            word: self.table("embeddings.word_embeddings", config.vocab_size, width)?,
+            word: self.words(config)?,
             position: self.table(
                 "embeddings.position_embeddings",
                 config.max_position_embeddings,
@@ -99,6 +116,12 @@ impl Reader<'_> {
         Ok(tensor)
     }
 
+    fn words(&mut self, config: &BertConfig) -> Result<Param<Tensor<2>>, ModelError> {
+        let shape = [config.vocab_size, config.hidden_size];
+        let table = self.tensor("embeddings.word_embeddings.weight", shape)?;
+        Ok(frozen(self.dtype.matrix(table.into_data(), self.device)))
+    }
+
     fn table(
         &mut self,
         name: &str,
@@ -106,7 +129,7 @@ impl Reader<'_> {
         width: usize,
     ) -> Result<Param<Tensor<2>>, ModelError> {
         let table = self.tensor(&format!("{name}.weight"), [rows, width])?;
-        Ok(Param::from_tensor(table).set_require_grad(false))
+        Ok(frozen(table))
     }
 
     fn linear(
@@ -118,7 +141,8 @@ impl Reader<'_> {
         // Files hold [out, in], as PyTorch does; a contiguous [in, out] is what matmul reads.
         let weight = self.tensor(&format!("{path}.weight"), [d_output, d_input])?;
         let bias = self.tensor(&format!("{path}.bias"), [d_output])?;
-        let weight = contiguous(weight.transpose(), self.device);
+        let weight = weight.transpose().into_data();
+        let weight = self.dtype.matrix(weight, self.device);
         Ok(MoLoraLinear::new(weight, Some(bias)))
     }
 
@@ -144,9 +168,4 @@ impl Reader<'_> {
             }
         }
     }
-}
-
-/// The same values laid out in memory in the order of the axes.
-fn contiguous(tensor: Tensor<2>, device: &Device) -> Tensor<2> {
-    Tensor::from_data(tensor.into_data(), device)
 }

@@ -8,11 +8,11 @@ use burn::tensor::Device;
 use super::bias::RelativeBias;
 use super::config::T5Config;
 use super::model::{Block, Stack, T5};
-use crate::ModelError;
 use crate::checkpoint::ModelWeights;
 use crate::decoder::{Attention, FeedForward};
 use crate::layers::RmsNorm;
 use crate::reader::{Layout, Reader};
+use crate::{BaseDtype, ModelError};
 
 /// Copies of the embeddings, and a bias of early files that no model reads.
 const UNUSED: [&str; 2] = [
@@ -27,12 +27,27 @@ impl T5 {
     /// # Errors
     /// As [`Decoder::from_folder`](crate::Decoder::from_folder).
     pub fn from_folder(folder: &Path, device: &Device) -> Result<Self, ModelError> {
+        Self::from_folder_as(folder, BaseDtype::F32, device)
+    }
+
+    /// As [`from_folder`](Self::from_folder), with the matrices of linear layers, embeddings and head
+    /// kept in another type.
+    ///
+    /// # Errors
+    /// As `from_folder`, and [`ModelError::Inconsistent`] if the device has no such type.
+    pub fn from_folder_as(
+        folder: &Path,
+        dtype: BaseDtype,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        dtype.check(device)?;
         let config = T5Config::from_file(&folder.join("config.json"))?;
         let reader = Reader {
             weights: ModelWeights::open(folder)?,
             absent_prefix: "",
             layout: Layout::OutIn,
             epsilon: config.epsilon,
+            dtype,
             device,
             read: HashSet::new(),
         };
@@ -59,11 +74,11 @@ impl Builder<'_> {
         let table = [config.vocab_size, config.width];
         let has_head = self.reader.weights.has("lm_head.weight") || !config.may_tie_head;
         Ok(T5 {
-            tokens: self.reader.table("shared", table)?,
+            tokens: self.reader.large_table("shared", table)?,
             encoder: self.stack("encoder", config.num_encoder_layers)?,
             decoder: self.stack("decoder", config.num_decoder_layers)?,
             head: match has_head {
-                true => Some(self.reader.table("lm_head", table)?),
+                true => Some(self.reader.large_table("lm_head", table)?),
                 false => None,
             },
             head_scale: config.head_scale,

@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use molora_adapters::ExpertBank;
 
 use super::resolve::{FullValue, ModuleLora, ResolvedAdapter};
+use crate::base_dtype::wide;
 use crate::layers::frozen;
 use crate::modules::{BaseModel, PartMut};
 use crate::{Adapter, MoLoraLinear, ModelError};
@@ -167,11 +168,11 @@ fn merge_part(part: PartMut<'_>, lora: &ModuleLora) {
     match part {
         PartMut::Linear(mut parts, _) => each_output(&mut parts, |part, start, count| {
             let lora = lora.outputs(start, count);
-            part.weight = frozen(leaf(lora.merged(part.weight.val())));
+            part.weight = frozen(leaf(lora.merged(wide(part.weight.val()))));
         }),
-        PartMut::Table(table) => *table = frozen(leaf(lora.merged(table.val()))),
+        PartMut::Table(table) => *table = frozen(leaf(lora.merged(wide(table.val())))),
         PartMut::Head(table) => {
-            let weight = lora.merged(table.val().transpose());
+            let weight = lora.merged(wide(table.val()).transpose());
             *table = frozen(leaf(weight.transpose()));
         }
         PartMut::Norm(..) => unreachable!("a normalisation has no low-rank delta"),

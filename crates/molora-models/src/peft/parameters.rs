@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 
+use crate::base_dtype::wide;
 use crate::modules::{BaseModel, Layout, PartMut};
 use crate::{MoLoraLinear, ModelError};
 
@@ -47,7 +48,7 @@ impl Parameter {
         let data = match &self.value {
             Stored::Vectors(parts) => Tensor::cat(parts.clone(), 0).into_data(),
             Stored::Matrices(parts, layout) => {
-                let mut all = Tensor::cat(parts.clone(), 1);
+                let mut all = wide(Tensor::cat(parts.clone(), 1));
                 if self.scale != 1.0 {
                     all = all.mul_scalar(self.scale);
                 }

@@ -1,6 +1,7 @@
 //! Decoders on small random models, written as folders in Hugging Face layout.
 
 mod adapters;
+mod base_dtype;
 mod config;
 mod files;
 mod generate;

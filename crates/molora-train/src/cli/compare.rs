@@ -67,6 +67,7 @@ impl CompareArgs {
         Ok(Request {
             recipes: recipes.collect::<anyhow::Result<_>>()?,
             model: self.source.model(),
+            base_dtype: self.source.base_dtype,
             data: self.source.data(),
             tasks: self.source.tasks,
             unseen: self.unseen,

@@ -1,6 +1,7 @@
 //! Options of every command that trains: on what, and where.
 
 use clap::Args;
+use molora_models::BaseDtype;
 
 use crate::bundled;
 use crate::device::DeviceSpec;
@@ -19,6 +20,9 @@ pub(super) struct SourceArgs {
     /// Train on these tasks only, separated by commas [default: all in the folder]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub(super) tasks: Option<Vec<String>>,
+    /// Type in which the frozen matrices of the base model are kept: f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    pub(super) base_dtype: BaseDtype,
     /// Where to compute: cpu, ndarray, wgpu or cuda
     #[arg(long, default_value = "cpu")]
     pub(super) device: DeviceSpec,

@@ -22,7 +22,7 @@ pub(super) struct TrainArgs {
     recipe: Option<String>,
     /// Go on with an unfinished run
     #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "data", "tasks", "out", "seed",
-        "steps", "device", "set", "force"])]
+        "steps", "base_dtype", "device", "set", "force"])]
     resume: Option<PathBuf>,
     #[command(flatten)]
     source: SourceArgs,
@@ -84,6 +84,7 @@ impl TrainArgs {
                 .unwrap_or_else(|| Path::new("runs").join(&recipe.name)),
             recipe,
             model: self.source.model(),
+            base_dtype: self.source.base_dtype,
             data: self.source.data(),
             tasks: self.source.tasks,
             force: self.force,

@@ -21,6 +21,8 @@ mod unseen;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use molora_models::BaseDtype;
+
 use crate::device::DeviceSpec;
 use crate::report::{write_atomically, write_json_atomically};
 use crate::run::{self, RUN, SUMMARY, read_config};
@@ -48,6 +50,8 @@ pub struct Request {
     pub recipes: Vec<Recipe>,
     /// Folder of the base model, `bundled:NAME`, or `org/name` on the Hub.
     pub model: String,
+    /// The type in which the base's matrices are kept.
+    pub base_dtype: BaseDtype,
     /// Folder of the tasks, or `bundled:tasks`.
     pub data: String,
     /// The tasks to train on; all in the folder if `None`.
@@ -213,6 +217,7 @@ impl One<'_> {
         run::Request {
             recipe: self.recipe.recipe.clone(),
             model: self.plan.model.clone(),
+            base_dtype: self.plan.base_dtype,
             data: self.request.data.clone(),
             tasks: Some(
                 self.plan
@@ -237,6 +242,7 @@ impl One<'_> {
         let is_ours = config.recipe == self.recipe.recipe
             && config.seed == self.seed
             && (&config.model, &config.data) == (&plan.model, &plan.data)
+            && config.base_dtype == plan.base_dtype
             && tasks.eq(plan.tasks.iter().map(|task| &task.name));
         match is_ours {
             true => Ok(()),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use clap::ValueEnum;
-use molora_models::Backbone;
+use molora_models::{Backbone, BaseDtype};
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
@@ -36,6 +36,9 @@ pub struct Plan {
     pub molora_version: String,
     /// Folder of the base model, `bundled:NAME`, or `hub:org/name@commit`.
     pub model: String,
+    /// The type in which the base's matrices are kept.
+    #[serde(default, skip_serializing_if = "BaseDtype::is_default")]
+    pub base_dtype: BaseDtype,
     /// Folder of the tasks, or `bundled:tasks`.
     pub data: String,
     /// Name of the device.
@@ -109,6 +112,7 @@ pub(super) fn resolve(
         molora_version: env!("CARGO_PKG_VERSION").into(),
         recipes: planned_recipes(request, &model.folder, tasks)?,
         model: model.name,
+        base_dtype: request.base_dtype,
         data: absolute(&request.data),
         device: request.device.to_string(),
         seeds: request.seeds,
@@ -340,6 +344,7 @@ mod tests {
             version: SCHEMA_VERSION,
             molora_version: "0.1.0".into(),
             model: "bundled:m".into(),
+            base_dtype: BaseDtype::Bf16,
             data: "bundled:tasks".into(),
             device: "cpu".into(),
             seeds: 3,

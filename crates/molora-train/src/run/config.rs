@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use molora_models::BaseDtype;
 use serde::{Deserialize, Serialize};
 
 use crate::data::TaskKind;
@@ -24,6 +25,9 @@ pub struct RunConfig {
     pub git_commit: Option<String>,
     /// Folder of the base model, `bundled:NAME`, or `hub:org/name@commit`.
     pub model: String,
+    /// The type in which the base's matrices are kept.
+    #[serde(default, skip_serializing_if = "BaseDtype::is_default")]
+    pub base_dtype: BaseDtype,
     /// Folder of the tasks, or `bundled:tasks`.
     pub data: String,
     /// Seed of every random draw.

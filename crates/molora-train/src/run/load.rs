@@ -52,7 +52,7 @@ pub(crate) fn load(
 ) -> Result<Loaded, TrainError> {
     let device = device.open()?;
     let device = if trains { device.autodiff() } else { device };
-    let base = Backbone::from_folder(folder, &device)?;
+    let base = Backbone::from_folder_as(folder, config.base_dtype, &device)?;
     let recipe = &config.recipe;
     let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
     let spec = recipe.resolve(&base, &names)?;

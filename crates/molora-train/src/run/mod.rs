@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
-use molora_models::AdapterSpec;
+use molora_models::{AdapterSpec, BaseDtype};
 
 use crate::data::{Split, Task, TokenizedTask, load_tasks};
 use crate::device::DeviceSpec;
@@ -62,6 +62,8 @@ pub struct Request {
     pub recipe: Recipe,
     /// Folder of the base model, `bundled:NAME`, or `org/name` on the Hub.
     pub model: String,
+    /// The type in which the base's matrices are kept.
+    pub base_dtype: BaseDtype,
     /// Folder of the tasks, or `bundled:tasks`.
     pub data: String,
     /// The tasks to train on; all in the folder if `None`.
@@ -125,6 +127,7 @@ pub fn train(
         molora_version: env!("CARGO_PKG_VERSION").into(),
         git_commit: git_commit(),
         model: model.name,
+        base_dtype: request.base_dtype,
         data: absolute(&request.data),
         seed: request.seed,
         device: request.device.to_string(),

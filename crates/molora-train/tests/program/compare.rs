@@ -29,6 +29,7 @@ fn request(world: &World, out: &str) -> Request {
     Request {
         recipes: vec![run.recipe, short("samora")],
         model: run.model,
+        base_dtype: run.base_dtype,
         data: run.data,
         tasks: None,
         unseen: Vec::new(),

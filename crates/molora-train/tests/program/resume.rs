@@ -4,9 +4,9 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use molora_models::ParameterKind;
+use molora_models::{BaseDtype, ParameterKind};
 use molora_train::data::Strategy;
-use molora_train::run::{Event, Part, resume, train};
+use molora_train::run::{Event, Part, Request, evaluate_run, read_config, resume, train};
 use molora_train::stage::StageConfig;
 use molora_train::{Recipe, recipe};
 
@@ -44,6 +44,29 @@ fn experts_gates_and_mixtures_go_on_at_and_around_their_borders() {
     for name in ["at-moe", "moa", "glider"] {
         check(&small(name), &[&[3], &[8], &[1, 6, 9, 11, 15]]);
     }
+}
+
+#[test]
+fn a_base_in_bf16_is_remembered() {
+    let world = World::new();
+    let request = |out: &str| Request {
+        base_dtype: BaseDtype::Bf16,
+        ..world.request(small("samora"), out)
+    };
+    let (whole, stopped) = (request("whole"), request("stopped"));
+    train(&whole, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
+    train_until(&stopped, 3);
+    resume_to_end(&stopped.out);
+    assert_same_run(&stopped.out, &whole.out);
+    let config = read_config(&whole.out).expect("a run");
+    assert_eq!(config.base_dtype, BaseDtype::Bf16);
+    // Evaluation reads the same base: it finds what the run found.
+    let (found, _) = evaluate_run(&whole.out, None, None).expect("a finished run");
+    let text = std::fs::read_to_string(whole.out.join("eval.json")).expect("readable");
+    assert_eq!(
+        serde_json::to_value(&found).ok(),
+        serde_json::from_str(&text).ok()
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use molora_models::BaseDtype;
 use molora_train::device::DeviceSpec;
 use molora_train::report::{StepRecord, read_steps};
 use molora_train::run::{Event, Finished, Part, Request, resume, train};
@@ -119,6 +120,7 @@ impl World {
         Request {
             recipe,
             model: text("model"),
+            base_dtype: BaseDtype::F32,
             data: text("data"),
             tasks: None,
             out: self.path(out),
