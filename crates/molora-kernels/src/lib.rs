@@ -18,6 +18,7 @@
 //! | [`attention_with`] | the same, causal, grouped, packed, with a bias | `q`, `k`, `v`, the bias |
 //! | [`linear`] | `x * W + b` | nothing but `W` if it is frozen, else `x` |
 //! | [`linear_transposed`] | `x * table^T` | nothing but a frozen `table` |
+//! | [`linear_blocks`] | `x * W + b`, `W` of 8 or 4 bits | nothing but `W` |
 //! | [`low_rank_mix`] | `y + sum_e w_e * (sigma o low_e) * B_e` | `low`, `w`, `B` |
 //! | [`top_k_mask`] | which entries are the `k` largest of their row | no gradient |
 //! | [`dropout`] | `x * mask / (1 - p)`, the mask from a seed | nothing |
@@ -43,6 +44,7 @@
 //! ```
 
 mod attention;
+mod blocks;
 mod cross_entropy;
 mod dropout;
 #[cfg(feature = "flex")]
@@ -59,6 +61,7 @@ mod testing;
 mod top_k;
 
 pub use attention::{AttentionOptions, attention, attention_with};
+pub use blocks::{BlockMatrix, linear_blocks};
 pub use cross_entropy::softmax_cross_entropy;
 pub use dropout::dropout;
 pub use gelu::{gelu, gelu_tanh};

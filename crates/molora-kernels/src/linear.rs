@@ -75,13 +75,13 @@ pub fn linear_transposed<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> Tens
 }
 
 #[cfg(feature = "flex")]
-fn takes<const D: usize>(x: &Tensor<D>, bias: Option<&Tensor<1>>) -> bool {
+pub(crate) fn takes<const D: usize>(x: &Tensor<D>, bias: Option<&Tensor<1>>) -> bool {
     crate::flex::takes(x) && bias.is_none_or(crate::flex::takes)
 }
 
 /// Runs an operation of the fast path on the rows of `x`, with zeros for an absent bias.
 #[cfg(feature = "flex")]
-fn over_rows<const D: usize>(
+pub(crate) fn over_rows<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,

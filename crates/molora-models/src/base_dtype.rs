@@ -3,9 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::ModelError;
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use molora_kernels::BlockMatrix;
 use serde::{Deserialize, Serialize};
+
+use crate::ModelError;
+use crate::layers::frozen;
 
 /// The type in which the frozen matrices of a base model are kept. What is computed, and all that is
 /// trained, is f32 with each.
@@ -17,16 +21,23 @@ pub enum BaseDtype {
     F32,
     /// 2 bytes a number, with 8 bits of precision.
     Bf16,
+    /// 8.5 bits a number of a linear layer, see [`BlockMatrix`]; tables are bf16.
+    Q8,
+    /// 4.5 bits a number of a linear layer, see [`BlockMatrix`]; tables are bf16.
+    Q4,
 }
 
 impl BaseDtype {
-    const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+    /// All of them, from the largest to the smallest.
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Q8, Self::Q4];
 
     /// Its name in options and files.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Q8 => "q8",
+            Self::Q4 => "q4",
         }
     }
 
@@ -35,29 +46,39 @@ impl BaseDtype {
         *self == Self::default()
     }
 
-    /// Refuses a device that has no such type.
+    /// Refuses a device that has no such numbers.
     pub(crate) fn check(self, device: &Device) -> Result<(), ModelError> {
-        let has_type = match self {
-            Self::F32 => true,
-            Self::Bf16 => device.supports_dtype(DType::BF16),
+        let needed: &[DType] = match self {
+            Self::F32 => &[],
+            Self::Bf16 => &[DType::BF16],
+            Self::Q8 | Self::Q4 => &[DType::BF16, DType::U8],
         };
-        if has_type {
-            Ok(())
-        } else {
-            let text = format!("a base in {self}: the device has no numbers of this type");
-            Err(ModelError::Inconsistent(text))
+        if needed.iter().all(|&dtype| device.supports_dtype(dtype)) {
+            return Ok(());
         }
+        let text = format!("a base in {self}: the device has no numbers of this type");
+        Err(ModelError::Inconsistent(text))
     }
 
-    /// The matrix of f32 numbers as a leaf of this type.
-    pub(crate) fn matrix(self, data: TensorData, device: &Device) -> Tensor<2> {
+    /// A table of the f32 numbers of `data`, whose rows are looked up.
+    pub(crate) fn table(self, data: TensorData, device: &Device) -> Tensor<2> {
         match self {
             Self::F32 => Tensor::from_data(data, device),
-            Self::Bf16 => {
+            Self::Bf16 | Self::Q8 | Self::Q4 => {
                 let data = data.convert_dtype(DType::BF16);
                 Tensor::from_data(data, (device, DType::BF16))
             }
         }
+    }
+
+    /// The weight of a linear layer of the f32 numbers of `data`.
+    pub(crate) fn weight(self, data: TensorData, device: &Device) -> BaseWeight {
+        let bits = match self {
+            Self::F32 | Self::Bf16 => return BaseWeight::of(self.table(data, device)),
+            Self::Q8 => 8,
+            Self::Q4 => 4,
+        };
+        BaseWeight::Blocks(BlockMatrix::new(data, bits, device))
     }
 }
 
@@ -74,6 +95,64 @@ impl FromStr for BaseDtype {
         let found = Self::ALL.into_iter().find(|dtype| dtype.name() == text);
         let names = Self::ALL.map(Self::name).join(", ");
         found.ok_or_else(|| format!("`{text}` is none of {names}"))
+    }
+}
+
+/// The frozen weight of a linear layer, `[D, O]`.
+#[derive(Module, Debug)]
+pub enum BaseWeight {
+    /// In f32 or bf16.
+    Numbers(Param<Tensor<2>>),
+    /// In 8 or 4 bits a number.
+    Blocks(BlockMatrix),
+}
+
+impl BaseWeight {
+    /// A weight that keeps the type of the tensor.
+    pub fn of(weight: Tensor<2>) -> Self {
+        Self::Numbers(frozen(weight))
+    }
+
+    /// Inputs and outputs.
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Numbers(weight) => weight.dims(),
+            Self::Blocks(blocks) => blocks.dims(),
+        }
+    }
+
+    /// Its type.
+    pub fn dtype(&self) -> BaseDtype {
+        match self {
+            Self::Numbers(weight) if weight.dtype() == DType::F32 => BaseDtype::F32,
+            Self::Numbers(_) => BaseDtype::Bf16,
+            Self::Blocks(blocks) if blocks.bits() == 8 => BaseDtype::Q8,
+            Self::Blocks(_) => BaseDtype::Q4,
+        }
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Numbers(weight) => weight.device(),
+            Self::Blocks(blocks) => blocks.device(),
+        }
+    }
+
+    /// Its numbers in f32: a copy, unless it is in f32.
+    pub fn wide(&self) -> Tensor<2> {
+        match self {
+            Self::Numbers(weight) => wide(weight.val()),
+            Self::Blocks(blocks) => blocks.wide(),
+        }
+    }
+
+    /// `x W + b`.
+    pub(crate) fn times(&self, x: Tensor<3>, bias: Option<Tensor<1>>) -> Tensor<3> {
+        match self {
+            Self::Numbers(weight) => molora_kernels::linear(x, weight.val(), bias),
+            Self::Blocks(blocks) => molora_kernels::linear_blocks(x, blocks, bias),
+        }
     }
 }
 

@@ -45,8 +45,8 @@ mod task_model;
 pub use adaptable::Adaptable;
 pub use adapter::Adapter;
 pub use backbone::Backbone;
+pub use base_dtype::{BaseDtype, BaseWeight};
 pub use blocks::BlockState;
-pub use base_dtype::BaseDtype;
 pub use checkpoint::{
     AdapterFiles, ModelWeights, Weights, load_adapter, load_heads, load_routers, save_adapter,
     save_heads, save_routers,

@@ -6,9 +6,9 @@ use molora_adapters::SiteDims;
 use molora_kernels::random::Seed;
 use molora_routing::{Guidance, RouterOutput};
 
-use crate::Adapter;
-use crate::base_dtype::wide;
+use crate::layers::frozen;
 use crate::peft::column_norms;
+use crate::{Adapter, BaseWeight};
 
 /// What every site of a forward pass reads beside its input.
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ pub struct RouteTrace {
 #[derive(Module, Debug)]
 pub struct MoLoraLinear {
     /// Frozen weight, `[D, O]`, in the type of the base.
-    pub weight: Param<Tensor<2>>,
+    pub weight: BaseWeight,
     /// Frozen bias, `[O]`.
     pub bias: Option<Param<Tensor<1>>>,
     /// The trainable part.
@@ -64,10 +64,9 @@ pub struct MoLoraLinear {
 
 impl MoLoraLinear {
     /// A layer without an adapter.
-    pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        let frozen = |bias| Param::from_tensor(bias).set_require_grad(false);
+    pub fn new(weight: BaseWeight, bias: Option<Tensor<1>>) -> Self {
         Self {
-            weight: Param::from_tensor(weight).set_require_grad(false),
+            weight,
             bias: bias.map(frozen),
             adapter: None,
             magnitude: None,
@@ -89,7 +88,7 @@ impl MoLoraLinear {
     /// `x W + b` without the adapter, `[B, T, D]` to `[B, T, O]`.
     pub fn base(&self, x: Tensor<3>) -> Tensor<3> {
         let bias = self.bias.as_ref().map(Param::val);
-        molora_kernels::linear(x, self.weight.val(), bias)
+        self.weight.times(x, bias)
     }
 
     /// `[B, T, D]` to `[B, T, O]`, and the routing decisions if the adapter has a router of its own;
@@ -105,7 +104,7 @@ impl MoLoraLinear {
         };
         let y = match &self.magnitude {
             None => self.base(x.clone()),
-            Some(_) => molora_kernels::linear(x.clone(), self.weight.val(), None),
+            Some(_) => self.weight.times(x.clone(), None),
         };
         let (y, routed) = adapter.add_delta(y, x, context, shared);
         let y = match &self.magnitude {
@@ -123,7 +122,7 @@ impl MoLoraLinear {
 
     /// `y m / n + b` for `y = x W + delta(x)`.
     fn rescaled(&self, y: Tensor<3>, adapter: &Adapter, magnitude: &Param<Tensor<1>>) -> Tensor<3> {
-        let weight = wide(self.weight.val());
+        let weight = self.weight.wide();
         let ones = Tensor::ones([adapter.bank.num_experts()], &weight.device());
         let sum = weight + adapter.bank.weight_delta(ones);
         let norms = column_norms(sum.detach());

@@ -55,7 +55,7 @@ impl Reader<'_> {
         let values = self.values(path, "weight", &shape)?;
         Ok(frozen(
             self.dtype
-                .matrix(TensorData::new(values, shape), self.device),
+                .table(TensorData::new(values, shape), self.device),
         ))
     }
 
@@ -99,7 +99,7 @@ impl Reader<'_> {
         let bias = bias.map(|bias| self.tensor(bias, [dims[1]]));
         let weight = self
             .dtype
-            .matrix(TensorData::new(weight, dims), self.device);
+            .weight(TensorData::new(weight, dims), self.device);
         Ok(MoLoraLinear::new(weight, bias))
     }
 
@@ -112,17 +112,22 @@ impl Reader<'_> {
         has_bias: bool,
     ) -> Result<[MoLoraLinear; N], ModelError> {
         let all = outputs.iter().sum();
-        let fused = self.linear(path, [inputs, all], has_bias)?;
+        let fused = self.weight(path, [inputs, all])?;
+        let fused = self.tensor(fused, [inputs, all]);
+        let bias = match has_bias {
+            true => Some(self.values(path, "bias", &[all])?),
+            false => None,
+        };
         let mut start = 0;
         Ok(outputs.map(|width| {
             // A copy of its own, so that the fused matrix is not kept.
-            let weight = own(fused.weight.val().narrow(1, start, width), self.device);
-            let bias = fused.bias.as_ref().map(|bias| {
-                let bias = bias.val().narrow(0, start, width).into_data();
-                Tensor::from_data(bias, self.device)
+            let weight = fused.clone().narrow(1, start, width).into_data();
+            let bias = bias.as_ref().map(|bias| {
+                let bias = bias[start..start + width].to_vec();
+                self.tensor(bias, [width])
             });
             start += width;
-            MoLoraLinear::new(weight, bias)
+            MoLoraLinear::new(self.dtype.weight(weight, self.device), bias)
         }))
     }
 
@@ -162,12 +167,6 @@ impl Reader<'_> {
         }
         Ok(())
     }
-}
-
-/// The same values in memory of their own, in the order of the axes.
-fn own(matrix: Tensor<2>, device: &Device) -> Tensor<2> {
-    let dtype = matrix.dtype();
-    Tensor::from_data(matrix.into_data(), (device, dtype))
 }
 
 /// A matrix of `rows` rows, column by column.

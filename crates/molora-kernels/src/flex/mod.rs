@@ -22,11 +22,12 @@ mod silu_gate;
 mod simd;
 mod top_k;
 
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Flex, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 
 pub(crate) use self::attention::Rules;
+pub(crate) use self::half::BlockShape;
 pub(crate) use self::low_rank_mix::MixShape;
 pub(crate) use self::top_k::top_k_mask;
 use crate::cross_entropy::Labels;
@@ -114,6 +115,15 @@ pub(crate) trait FastOps: Backend {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         is_transposed: bool,
+    ) -> FloatTensor<Self>;
+
+    /// As [`crate::linear_blocks`] on `[rows, in]`.
+    fn fast_block_linear(
+        x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        shape: BlockShape,
     ) -> FloatTensor<Self>;
 }
 
@@ -203,6 +213,14 @@ pub(crate) trait BackwardKernels: FastOps {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
+    /// See [`half::backward_x_blocks`].
+    fn fast_block_linear_backward_x(
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        shape: BlockShape,
+    ) -> FloatTensor<Self>;
+
     /// See [`half::backward_x`].
     fn fast_half_linear_backward_x(
         weight: FloatTensor<Self>,
@@ -285,6 +303,16 @@ impl FastOps for Flex {
         is_transposed: bool,
     ) -> FloatTensor<Self> {
         half::forward(x, weight, bias, is_transposed)
+    }
+
+    fn fast_block_linear(
+        x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        shape: BlockShape,
+    ) -> FloatTensor<Self> {
+        half::forward_blocks(x, [codes, scales], bias, shape)
     }
 }
 
@@ -392,6 +420,15 @@ impl BackwardKernels for Flex {
         is_transposed: bool,
     ) -> FloatTensor<Self> {
         half::backward_x(weight, grad, is_transposed)
+    }
+
+    fn fast_block_linear_backward_x(
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        shape: BlockShape,
+    ) -> FloatTensor<Self> {
+        half::backward_x_blocks([codes, scales], grad, shape)
     }
 }
 

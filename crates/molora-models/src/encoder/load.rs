@@ -119,7 +119,7 @@ impl Reader<'_> {
     fn words(&mut self, config: &BertConfig) -> Result<Param<Tensor<2>>, ModelError> {
         let shape = [config.vocab_size, config.hidden_size];
         let table = self.tensor("embeddings.word_embeddings.weight", shape)?;
-        Ok(frozen(self.dtype.matrix(table.into_data(), self.device)))
+        Ok(frozen(self.dtype.table(table.into_data(), self.device)))
     }
 
     fn table(
@@ -142,7 +142,7 @@ impl Reader<'_> {
         let weight = self.tensor(&format!("{path}.weight"), [d_output, d_input])?;
         let bias = self.tensor(&format!("{path}.bias"), [d_output])?;
         let weight = weight.transpose().into_data();
-        let weight = self.dtype.matrix(weight, self.device);
+        let weight = self.dtype.weight(weight, self.device);
         Ok(MoLoraLinear::new(weight, Some(bias)))
     }
 

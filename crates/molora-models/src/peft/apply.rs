@@ -8,7 +8,7 @@ use super::resolve::{FullValue, ModuleLora, ResolvedAdapter};
 use crate::base_dtype::wide;
 use crate::layers::frozen;
 use crate::modules::{BaseModel, PartMut};
-use crate::{Adapter, MoLoraLinear, ModelError};
+use crate::{Adapter, BaseWeight, MoLoraLinear, ModelError};
 
 /// Adds an adapter to the weights of a model: `W + s A B`, and with magnitudes `m` (DoRA,
 /// arXiv:2402.09353, eq. 5) `m (W + s A B) / |W + s A B|` with the norm of each output's weights.
@@ -128,7 +128,8 @@ fn replace(part: &mut PartMut<'_>, value: FullValue) {
     match (part, value) {
         (PartMut::Linear(parts, _), FullValue::Matrix(weight)) => {
             each_output(parts, |part, start, count| {
-                part.weight = frozen(leaf(weight.clone().narrow(1, start, count)));
+                let own = weight.clone().narrow(1, start, count);
+                part.weight = BaseWeight::of(leaf(own));
             });
         }
         (PartMut::Linear(parts, _), FullValue::Bias(bias)) => {
@@ -168,7 +169,7 @@ fn merge_part(part: PartMut<'_>, lora: &ModuleLora) {
     match part {
         PartMut::Linear(mut parts, _) => each_output(&mut parts, |part, start, count| {
             let lora = lora.outputs(start, count);
-            part.weight = frozen(leaf(lora.merged(wide(part.weight.val()))));
+            part.weight = BaseWeight::of(leaf(lora.merged(part.weight.wide())));
         }),
         PartMut::Table(table) => *table = frozen(leaf(lora.merged(wide(table.val())))),
         PartMut::Head(table) => {

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use crate::base_dtype::wide;
 use crate::modules::{BaseModel, Layout, PartMut};
-use crate::{MoLoraLinear, ModelError};
+use crate::{BaseWeight, MoLoraLinear, ModelError};
 
 /// A parameter of the model by its name in files.
 pub(super) struct Parameter {
@@ -17,7 +17,8 @@ pub(super) struct Parameter {
 
 /// Tensors side by side that share memory with the model, laid out when they are written.
 enum Stored {
-    Matrices(Vec<Tensor<2>>, Layout),
+    Table(Tensor<2>),
+    Weights(Vec<BaseWeight>, Layout),
     Vectors(Vec<Tensor<1>>),
 }
 
@@ -25,7 +26,8 @@ impl Parameter {
     fn new(path: &str, field: &str, value: Stored) -> Self {
         let shape = match &value {
             Stored::Vectors(parts) => vec![parts.iter().map(|part| part.dims()[0]).sum()],
-            Stored::Matrices(parts, layout) => {
+            Stored::Table(table) => table.dims().to_vec(),
+            Stored::Weights(parts, layout) => {
                 let inputs = parts[0].dims()[0];
                 let outputs = parts.iter().map(|part| part.dims()[1]).sum();
                 match layout {
@@ -47,11 +49,18 @@ impl Parameter {
     pub(super) fn values(&self) -> Vec<f32> {
         let data = match &self.value {
             Stored::Vectors(parts) => Tensor::cat(parts.clone(), 0).into_data(),
-            Stored::Matrices(parts, layout) => {
-                let mut all = wide(Tensor::cat(parts.clone(), 1));
-                if self.scale != 1.0 {
-                    all = all.mul_scalar(self.scale);
-                }
+            Stored::Table(table) => {
+                let table = wide(table.clone());
+                let is_scaled = self.scale != 1.0;
+                let table = if is_scaled {
+                    table.mul_scalar(self.scale)
+                } else {
+                    table
+                };
+                table.into_data()
+            }
+            Stored::Weights(parts, layout) => {
+                let all = Tensor::cat(parts.iter().map(BaseWeight::wide).collect(), 1);
                 match layout {
                     Layout::OutIn => all.transpose().into_data(),
                     Layout::InOut => all.into_data(),
@@ -70,11 +79,11 @@ pub(super) fn parameters<M: BaseModel>(model: &mut M) -> Result<Vec<Parameter>, 
         let put = |field: &str, value| Parameter::new(path, field, value);
         match module.part {
             PartMut::Table(table) => {
-                let rows = Stored::Matrices(vec![table.val()], Layout::InOut);
+                let rows = Stored::Table(table.val());
                 all.push(put("weight", rows));
             }
             PartMut::Head(table) => {
-                let rows = Stored::Matrices(vec![table.val()], Layout::InOut);
+                let rows = Stored::Table(table.val());
                 all.push(Parameter {
                     is_head: true,
                     ..put("weight", rows)
@@ -90,8 +99,8 @@ pub(super) fn parameters<M: BaseModel>(model: &mut M) -> Result<Vec<Parameter>, 
                     let text = format!("an adapter is attached to {path}: merge it first");
                     return Err(ModelError::Inconsistent(text));
                 }
-                let weights = linears.iter().map(|linear| linear.weight.val()).collect();
-                all.push(put("weight", Stored::Matrices(weights, layout)));
+                let weights = linears.iter().map(|linear| linear.weight.clone()).collect();
+                all.push(put("weight", Stored::Weights(weights, layout)));
                 let biases = biases(&linears).map(Stored::Vectors);
                 all.extend(biases.map(|biases| put("bias", biases)));
             }

@@ -52,7 +52,7 @@ fn matrices_are_kept_in_bf16_and_nothing_else_is() {
             match module.part {
                 PartMut::Linear(parts, _) => {
                     for part in parts {
-                        assert_eq!(part.weight.dtype(), DType::BF16, "{}", module.path);
+                        assert_eq!(part.weight.dtype(), BaseDtype::Bf16, "{}", module.path);
                         let bias = part.bias.as_ref().map(|bias| bias.dtype());
                         assert!(bias.is_none_or(|dtype| dtype == DType::F32));
                     }
@@ -108,14 +108,34 @@ fn a_base_in_bf16_is_written_with_its_values() {
     assert_close(written, expected, 0.0, "logits");
 }
 
+/// The values that a base of few bits keeps: those that are written from it.
+#[test]
+fn few_bits_equal_f32_on_the_written_values() {
+    for (config, dtype) in [(llama(), BaseDtype::Q8), (gpt2(), BaseDtype::Q4)] {
+        let source = folder(&config, &tensors(&config, 3));
+        let small = Decoder::from_folder_as(source.path(), dtype, &device()).expect("whole");
+        let out = tempfile::tempdir().expect("a folder");
+        peft::save_merged(
+            &small,
+            source.path(),
+            out.path(),
+            peft::MergedDtype::Float32,
+        )
+        .expect("writable");
+        let written = Decoder::from_folder(out.path(), &device()).expect("a whole folder");
+        let (small, written) = (logits(&small, &input()), logits(&written, &input()));
+        assert_close(small, written, HALF, "logits");
+    }
+}
+
 #[test]
 fn names_are_those_of_options() {
-    for dtype in [BaseDtype::F32, BaseDtype::Bf16] {
+    for dtype in BaseDtype::ALL {
         assert_eq!(dtype.to_string().parse(), Ok(dtype));
     }
     let message = "fp8".parse::<BaseDtype>().expect_err("no such type");
     assert!(
-        message.starts_with("`fp8` is none of f32, bf16"),
+        message.starts_with("`fp8` is none of f32, bf16, q8, q4"),
         "{message}"
     );
 }

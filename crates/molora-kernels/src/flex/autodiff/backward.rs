@@ -9,11 +9,11 @@ use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
 use burn::backend::autodiff::checkpoint::state::BackwardStates;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 
 use crate::cross_entropy::Labels;
 use crate::dropout::DropMask;
-use crate::flex::{BackwardKernels, MixShape, Rules};
+use crate::flex::{BackwardKernels, BlockShape, MixShape, Rules};
 
 #[derive(Debug)]
 pub(super) struct Gelu;
@@ -299,6 +299,27 @@ impl<B: BackwardKernels> Backward<B, 2> for HalfLinear {
         let [x_node, bias_node] = ops.parents;
         if let Some(node) = x_node {
             let to_x = B::fast_half_linear_backward_x(weight, grad.clone(), is_transposed);
+            grads.register::<B>(node.id, to_x);
+        }
+        if let Some(node) = bias_node {
+            grads.register::<B>(node.id, sum_of_rows::<B>(grad));
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct BlockLinear;
+
+impl<B: BackwardKernels> Backward<B, 2> for BlockLinear {
+    /// Codes and scales of the matrix, and their shape.
+    type State = (IntTensor<B>, FloatTensor<B>, BlockShape);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (codes, scales, shape) = ops.state;
+        let [x_node, bias_node] = ops.parents;
+        if let Some(node) = x_node {
+            let to_x = B::fast_block_linear_backward_x(codes, scales, grad.clone(), shape);
             grads.register::<B>(node.id, to_x);
         }
         if let Some(node) = bias_node {

@@ -10,13 +10,13 @@ use std::marker::PhantomData;
 use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::ops::{Backward, OpsKind};
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 
 use self::backward::{
-    Attention, CrossEntropy, Dropout, DropoutAgain, Gelu, GeluAgain, GeluTanh, GeluTanhAgain,
-    HalfLinear, LayerNorm, Linear, LowRankMix, RmsNorm, SiluGate, SiluGateAgain,
+    Attention, BlockLinear, CrossEntropy, Dropout, DropoutAgain, Gelu, GeluAgain, GeluTanh,
+    GeluTanhAgain, HalfLinear, LayerNorm, Linear, LowRankMix, RmsNorm, SiluGate, SiluGateAgain,
 };
-use super::{BackwardKernels, FastOps, MixShape, Rules};
+use super::{BackwardKernels, BlockShape, FastOps, MixShape, Rules};
 use crate::cross_entropy::Labels;
 use crate::dropout::DropMask;
 
@@ -229,6 +229,29 @@ impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
                 prepared.finish((weight, is_transposed), out)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(run(x, weight, bias)),
+        }
+    }
+
+    fn fast_block_linear(
+        x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        shape: BlockShape,
+    ) -> FloatTensor<Self> {
+        assert!(!scales.is_tracked(), "a matrix of blocks has no gradient");
+        let nodes = [x.node(), bias.node()];
+        let scales = scales.into_primitive();
+        let run = |x: FloatTensor<Self>, codes, scales, bias: FloatTensor<Self>| {
+            let (x, bias) = (x.into_primitive(), bias.into_primitive());
+            B::fast_block_linear(x, codes, scales, bias, shape)
+        };
+        match BlockLinear.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => {
+                let out = run(x, codes.clone(), scales.clone(), bias);
+                prepared.finish((codes, scales, shape), out)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(run(x, codes, scales, bias)),
         }
     }
 }

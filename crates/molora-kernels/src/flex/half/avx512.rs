@@ -11,8 +11,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use burn::tensor::bf16;
+
+use super::matrix::Frozen;
 use super::panel::{COLUMNS, LANES, Panel};
-use super::{Frozen, rows};
+use super::rows;
 
 /// Rows of a tile, whose sums fill 24 of the 32 registers.
 const TILE: usize = 6;
@@ -142,25 +145,31 @@ fn add_block(
         .max(TASK_ROWS);
     let parts = target.rows.div_ceil(task_rows);
     let pairs = block.len().div_ceil(2);
-    let run = |panel: &mut Panel, task: usize| {
+    let run = |(panel, scratch): &mut (Panel, Vec<bf16>), task: usize| {
         let (column, row) = (task / parts * COLUMNS, task % parts * task_rows);
         let rows = row..target.rows.min(row + task_rows);
         let start = match block.start {
             0 => Start::Bias(padded(bias, column)),
             _ => Start::Add,
         };
+        let columns = column..target.cols.min(column + COLUMNS);
+        let half = match weight.is_transposed {
+            true => weight.part(columns, block.clone(), scratch),
+            false => weight.part(block.clone(), columns, scratch),
+        };
         // SAFETY: only a `Processor` calls this; each task has rows and columns of its own.
         unsafe {
-            panel.fill(weight, block.clone(), column);
+            panel.fill(half, weight.is_transposed);
             add_panel(x, panel, pairs, &start, rows, column, target);
         }
     };
+    let room = || (Panel::new(BLOCK), Vec::new());
     let tasks = panels * parts;
     if tasks == 1 {
-        run(&mut Panel::new(BLOCK), 0);
+        run(&mut room(), 0);
     } else {
         let tasks = (0..tasks).into_par_iter();
-        tasks.for_each_init(|| Panel::new(BLOCK), run);
+        tasks.for_each_init(room, run);
     }
 }
 

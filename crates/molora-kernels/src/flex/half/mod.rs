@@ -1,12 +1,14 @@
-//! Products with a frozen matrix that is kept in bf16.
+//! Products with a frozen matrix that is kept in bf16, or in blocks of 8 or 4 bits.
 //!
 //! The matrix lies in memory row by row, once, and serves both `x * W` and `x * W^T`. Where the
 //! processor multiplies pairs of bf16 (AVX-512-BF16), `x` is rounded to bf16 (to nearest, ties to
-//! even) and products are summed in f32; elsewhere the matrix is widened and all is f32. A few rows
+//! even) and products are summed in f32; elsewhere the matrix is widened and all is f32. Blocks are decoded
+//! to bf16 part by part. A few rows
 //! of `x`, as in decoding, go through kernels that read the matrix once, as it lies.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod matrix;
 #[cfg(target_arch = "x86_64")]
 mod panel;
 mod plain;
@@ -15,56 +17,16 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use burn::tensor::{Shape, bf16};
+use burn::tensor::Shape;
 
+use self::matrix::{Frozen, Numbers};
 use super::buffer::{FlexTensor, contiguous, elements, from_values};
 
-/// A matrix in bf16 on one side of a product, as it lies in memory: `rows` of `cols`.
+/// How a matrix of blocks is to be read.
 #[derive(Debug, Clone, Copy)]
-struct Frozen<'a> {
-    values: &'a [bf16],
-    rows: usize,
-    cols: usize,
-    /// Whether the product is with the transposed matrix.
-    is_transposed: bool,
-}
-
-impl<'a> Frozen<'a> {
-    /// # Panics
-    /// If `values` are not `rows` of `cols`.
-    fn new(values: &'a [bf16], [rows, cols]: [usize; 2], is_transposed: bool) -> Self {
-        assert_eq!(values.len(), rows * cols, "size of the frozen matrix");
-        Self {
-            values,
-            rows,
-            cols,
-            is_transposed,
-        }
-    }
-
-    fn of(tensor: &'a FlexTensor, is_transposed: bool) -> Self {
-        let shape = tensor.layout().shape();
-        let values = tensor.as_slice().expect("the operation took bf16");
-        Self::new(values, [shape[0], shape[1]], is_transposed)
-    }
-
-    /// How many numbers a sum of the product has.
-    fn inner(&self) -> usize {
-        if self.is_transposed {
-            self.cols
-        } else {
-            self.rows
-        }
-    }
-
-    /// How many columns the product has.
-    fn outer(&self) -> usize {
-        if self.is_transposed {
-            self.rows
-        } else {
-            self.cols
-        }
-    }
+pub(crate) struct BlockShape {
+    pub(crate) bits: usize,
+    pub(crate) num_cols: usize,
 }
 
 /// `x * W + bias`, or `x * W^T + bias`, for f32 `x` and `bias` and `W` in bf16.
@@ -75,14 +37,57 @@ pub(crate) fn forward(
     is_transposed: bool,
 ) -> FlexTensor {
     let (x, weight, bias) = (contiguous(x), contiguous(weight), contiguous(bias));
-    let weight = Frozen::of(&weight, is_transposed);
-    affine(&x, weight, Some(elements(&bias)))
+    affine(&x, half(&weight, is_transposed), Some(elements(&bias)))
 }
 
 /// Gradient for `x`: the product with the other side of the matrix.
 pub(crate) fn backward_x(weight: FlexTensor, grad: FlexTensor, is_transposed: bool) -> FlexTensor {
     let (weight, grad) = (contiguous(weight), contiguous(grad));
-    affine(&grad, Frozen::of(&weight, !is_transposed), None)
+    affine(&grad, half(&weight, !is_transposed), None)
+}
+
+/// As [`forward`] for a matrix of blocks.
+pub(crate) fn forward_blocks(
+    x: FlexTensor,
+    [codes, scales]: [FlexTensor; 2],
+    bias: FlexTensor,
+    shape: BlockShape,
+) -> FlexTensor {
+    let [x, bias, codes, scales] = [x, bias, codes, scales].map(contiguous);
+    let weight = blocks(&codes, &scales, shape, false);
+    affine(&x, weight, Some(elements(&bias)))
+}
+
+/// As [`backward_x`] for a matrix of blocks.
+pub(crate) fn backward_x_blocks(
+    parts: [FlexTensor; 2],
+    grad: FlexTensor,
+    shape: BlockShape,
+) -> FlexTensor {
+    let [codes, scales] = parts.map(contiguous);
+    let grad = contiguous(grad);
+    affine(&grad, blocks(&codes, &scales, shape, true), None)
+}
+
+fn half(weight: &FlexTensor, is_transposed: bool) -> Frozen<'_> {
+    let shape = weight.layout().shape();
+    let values = weight.as_slice().expect("the operation took bf16");
+    Frozen::new(Numbers::Half(values), [shape[0], shape[1]], is_transposed)
+}
+
+fn blocks<'a>(
+    codes: &'a FlexTensor,
+    scales: &'a FlexTensor,
+    shape: BlockShape,
+    is_transposed: bool,
+) -> Frozen<'a> {
+    let numbers = Numbers::Blocks {
+        codes: codes.as_slice().expect("codes are bytes"),
+        scales: scales.as_slice().expect("scales are bf16"),
+        bits: shape.bits,
+    };
+    let rows = codes.layout().shape()[0];
+    Frozen::new(numbers, [rows, shape.num_cols], is_transposed)
 }
 
 fn affine(x: &FlexTensor, weight: Frozen<'_>, bias: Option<&[f32]>) -> FlexTensor {

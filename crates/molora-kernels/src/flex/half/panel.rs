@@ -2,11 +2,10 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 use burn::tensor::bf16;
 
-use super::Frozen;
+use super::matrix::Half;
 
 /// Columns of the product in a panel: four registers of sums.
 pub(super) const COLUMNS: usize = 64;
@@ -28,34 +27,37 @@ impl Panel {
         &self.0
     }
 
-    /// Lays out the numbers `block` of the inner axis and the columns from `column` on, with zeros
-    /// where there are none.
+    /// Lays out a part of the matrix, or of its transpose, with zeros behind the last numbers.
     ///
     /// # Safety
     /// The processor must have AVX-512F and BW.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn fill(&mut self, weight: Frozen<'_>, block: Range<usize>, column: usize) {
-        assert!(block.len().div_ceil(2).next_multiple_of(LANES) * COLUMNS <= self.0.len());
-        if weight.is_transposed {
-            self.fill_transposed(weight, block, column);
+    pub(super) unsafe fn fill(&mut self, part: Half<'_>, is_transposed: bool) {
+        let (inner, columns) = match is_transposed {
+            true => (part.cols, part.rows),
+            false => (part.rows, part.cols),
+        };
+        assert!(columns <= COLUMNS);
+        assert!(inner.div_ceil(2).next_multiple_of(LANES) * COLUMNS <= self.0.len());
+        if is_transposed {
+            self.fill_transposed(part);
         } else {
-            self.fill_plain(weight, block, column);
+            self.fill_plain(part);
         }
     }
 
     /// Two rows of the matrix become one row of pairs.
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn fill_plain(&mut self, weight: Frozen<'_>, block: Range<usize>, column: usize) {
-        let count = COLUMNS.min(weight.cols - column);
-        let row = |row: usize| match row < block.end {
-            true => &weight.values[row * weight.cols + column..][..count],
+    fn fill_plain(&mut self, part: Half<'_>) {
+        let row = |row: usize| match row < part.rows {
+            true => part.row(row),
             false => &[],
         };
         let targets = self.0.chunks_exact_mut(COLUMNS);
-        for (even, target) in block.clone().step_by(2).zip(targets) {
+        for (even, target) in (0..part.rows).step_by(2).zip(targets) {
             let (even, odd) = (row(even), row(even + 1));
             for half in 0..2 {
-                let skipped = (half * 2 * LANES).min(count);
+                let skipped = (half * 2 * LANES).min(part.cols);
                 let even = load(&even[skipped..]);
                 let odd = load(odd.get(skipped..).unwrap_or(&[]));
                 let [low, high] = interleaved(even, odd);
@@ -67,16 +69,15 @@ impl Panel {
 
     /// Squares of words change places: rows of the matrix are columns of the product.
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn fill_transposed(&mut self, weight: Frozen<'_>, block: Range<usize>, column: usize) {
+    fn fill_transposed(&mut self, part: Half<'_>) {
         let squares = self.0.chunks_exact_mut(COLUMNS * LANES);
-        for (start, target) in block.clone().step_by(2 * LANES).zip(squares) {
-            let end = block.end.min(start + 2 * LANES);
+        for (start, target) in (0..part.cols).step_by(2 * LANES).zip(squares) {
             for group in 0..COLUMNS / LANES {
                 let mut square = [_mm512_setzero_si512(); LANES];
                 for (lane, words) in square.iter_mut().enumerate() {
-                    let row = column + group * LANES + lane;
-                    if row < weight.rows {
-                        *words = load(&weight.values[row * weight.cols..][start..end]);
+                    let row = group * LANES + lane;
+                    if row < part.rows {
+                        *words = load(&part.row(row)[start..]);
                     }
                 }
                 for (pair, words) in transposed(square).into_iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use burn::tensor::bf16;
 
-use super::Frozen;
+use super::matrix::Frozen;
 use crate::flex::buffer::{build, task_elements, write_tiled};
 use crate::flex::matrix::{Into, Matrix, MatrixMut, multiply_parallel};
 
@@ -19,12 +19,14 @@ pub(super) fn product(x: &[f32], weight: Frozen<'_>, bias: Option<&[f32]>) -> Ve
         write_tiled(target, bias)
     });
     let step = (WIDE / weight.cols).max(1);
-    let mut wide = Vec::new();
+    let (mut wide, mut scratch) = (Vec::new(), Vec::new());
     for first in (0..weight.rows).step_by(step) {
         let count = step.min(weight.rows - first);
-        let narrow = &weight.values[first * weight.cols..][..count * weight.cols];
+        let narrow = weight.part(first..first + count, 0..weight.cols, &mut scratch);
         wide.clear();
-        wide.extend(narrow.iter().copied().map(bf16::to_f32));
+        for row in 0..count {
+            wide.extend(narrow.row(row).iter().copied().map(bf16::to_f32));
+        }
         let part = Matrix::new(&wide, count, weight.cols, weight.cols);
         if weight.is_transposed {
             // These rows of the matrix are columns of the product.

@@ -4,11 +4,11 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::Frozen;
 use super::avx512::{Processor, Rounded, Target, dot};
+use super::matrix::{Frozen, Half};
 use super::panel::{LANES, interleaved};
+use burn::tensor::bf16;
+use rayon::prelude::*;
 
 /// Numbers in a register of bf16.
 const PAIRED: usize = 2 * LANES;
@@ -91,13 +91,15 @@ unsafe fn rows_of_matrix<const M: usize, const R: usize>(
             unsafe { *target.first.add(m * target.cols + row) = sum + bias }
         }
     };
+    let scratch = &mut Vec::new();
     let whole = rows.len() / R * R;
     for row in rows.clone().take(whole).step_by(R) {
-        let sums = dots::<M, R>(x, weight, row);
+        let part = weight.part(row..row + R, 0..weight.cols, scratch);
+        let sums = dots::<M, R>(x, part);
         (row..).zip(sums).for_each(|(row, sums)| write(row, sums));
     }
     for row in rows.skip(whole) {
-        let [sums] = dots::<M, 1>(x, weight, row);
+        let [sums] = dots::<M, 1>(x, weight.part(row..row + 1, 0..weight.cols, scratch));
         write(row, sums);
     }
 }
@@ -105,14 +107,9 @@ unsafe fn rows_of_matrix<const M: usize, const R: usize>(
 /// Products of `R` rows of the matrix with `M` rows of `x`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn dots<const M: usize, const R: usize>(
-    x: &Rounded,
-    weight: Frozen<'_>,
-    first: usize,
-) -> [[f32; M]; R] {
-    let cols = weight.cols;
-    let rows: [_; R] =
-        std::array::from_fn(|r| weight.values[(first + r) * cols..][..cols].as_ptr());
+fn dots<const M: usize, const R: usize>(x: &Rounded, part: Half<'_>) -> [[f32; M]; R] {
+    let cols = part.cols;
+    let rows: [_; R] = std::array::from_fn(|r| part.row(r).as_ptr());
     let x: [_; M] = std::array::from_fn(|m| x.row(m)[..cols.div_ceil(PAIRED) * LANES].as_ptr());
     let mut sums = [[_mm512_setzero_ps(); M]; R];
     for start in (0..cols).step_by(PAIRED) {
@@ -142,10 +139,13 @@ unsafe fn columns_of_matrix<const M: usize, const P: usize>(
 ) {
     let zeros = vec![0.0; if bias.is_none() { target.cols } else { 0 }];
     let bias = bias.unwrap_or(&zeros);
+    let mut scratch = Vec::new();
     for first in (0..weight.rows).step_by(2 * SIDE_BY_SIDE) {
         let rows = first..weight.rows.min(first + 2 * SIDE_BY_SIDE);
+        let part = weight.part(rows, columns.clone(), &mut scratch);
         for column in columns.clone().step_by(P * LANES) {
             let count = (columns.end - column).min(P * LANES);
+            let within = column - columns.start..column - columns.start + count;
             // SAFETY: `count` columns of the matrix are columns of the target, and of the bias.
             unsafe {
                 let out = target.first.add(column);
@@ -153,36 +153,32 @@ unsafe fn columns_of_matrix<const M: usize, const P: usize>(
                     0 => (bias[column..][..count].as_ptr(), 0),
                     _ => (out.cast_const(), target.cols),
                 };
-                add_rows::<M, P>(
-                    x,
-                    weight,
-                    rows.clone(),
-                    (column, count),
-                    start,
-                    (out, target.cols),
-                );
+                add_rows::<M, P>((x, first / 2), part, within, start, (out, target.cols));
             }
         }
     }
 }
 
-/// `out = start + x * W` for `count` columns and some rows of the matrix; `start` and `out` come
-/// with the distance of their rows.
+/// `out = start + x * W` for some columns of some rows of the matrix, which meet the pairs of `x`
+/// from `pair` on; `start` and `out` come with the distance of their rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn add_rows<const M: usize, const P: usize>(
-    x: &Rounded,
-    weight: Frozen<'_>,
-    rows: Range<usize>,
-    (column, count): (usize, usize),
+    (x, pair): (&Rounded, usize),
+    part: Half<'_>,
+    columns: Range<usize>,
     (start, start_stride): (*const f32, usize),
     (out, out_stride): (*mut f32, usize),
 ) {
-    let mask = u64::MAX >> (64 - count);
+    let mask = u64::MAX >> (64 - columns.len());
     let mask_of = |part: usize| (mask >> (part * LANES)) as u16;
-    let x: [_; M] = std::array::from_fn(|m| x.row(m)[..weight.rows.div_ceil(2)].as_ptr());
-    let first = weight.values[rows.start * weight.cols + column..].as_ptr();
-    // SAFETY: the masks cover `count` columns, which the caller promises; `rows` are of the matrix.
+    let pairs = pair..pair + part.rows.div_ceil(2);
+    let x: [_; M] = std::array::from_fn(|m| x.row(m)[pairs.clone()].as_ptr());
+    let row = |row: usize| match row < part.rows {
+        true => (part.row(row)[columns.clone()].as_ptr(), mask),
+        false => (std::ptr::null::<bf16>(), 0),
+    };
+    // SAFETY: the masks cover the columns, which the caller promises for `start` and `out`.
     unsafe {
         let mut sums: [[__m512; P]; M] = std::array::from_fn(|m| {
             std::array::from_fn(|part| {
@@ -190,18 +186,15 @@ unsafe fn add_rows<const M: usize, const P: usize>(
                 _mm512_maskz_loadu_ps(mask_of(part), start)
             })
         });
-        for row in rows.clone().step_by(2) {
-            let even = first.add((row - rows.start) * weight.cols);
-            let x = x.map(|x| _mm512_set1_epi32(*x.add(row / 2) as i32));
+        for pair in 0..pairs.len() {
+            let x = x.map(|x| _mm512_set1_epi32(*x.add(pair) as i32));
+            let (even, odd) = (row(2 * pair), row(2 * pair + 1));
             for half in 0..P / 2 {
-                let mask = (mask >> (half * PAIRED)) as u32;
-                let even = even.wrapping_add(half * PAIRED);
-                let odd = even.wrapping_add(weight.cols);
-                let odd_mask = if row + 1 < rows.end { mask } else { 0 };
-                _mm_prefetch::<_MM_HINT_T0>(even.wrapping_byte_add(AHEAD).cast());
-                _mm_prefetch::<_MM_HINT_T0>(odd.wrapping_byte_add(AHEAD).cast());
-                let even = _mm512_maskz_loadu_epi16(mask, even.cast());
-                let odd = _mm512_maskz_loadu_epi16(odd_mask, odd.cast());
+                let [even, odd] = [even, odd].map(|(row, mask)| {
+                    let row = row.wrapping_add(half * PAIRED);
+                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_byte_add(AHEAD).cast());
+                    _mm512_maskz_loadu_epi16((mask >> (half * PAIRED)) as u32, row.cast())
+                });
                 let [low, high] = interleaved(even, odd);
                 for (sums, x) in sums.iter_mut().zip(x) {
                     sums[2 * half] = dot(sums[2 * half], x, low);

@@ -14,9 +14,11 @@ fn rounded(len: usize, seed: u64) -> Vec<bf16> {
 /// magnitudes.
 fn exact(x: &[f32], weight: Frozen<'_>, bias: Option<&[f32]>, rounds: bool) -> (Vec<f64>, f64) {
     let (inner, outer) = (weight.inner(), weight.outer());
+    let mut scratch = Vec::new();
+    let numbers = weight.part(0..weight.rows, 0..weight.cols, &mut scratch);
     let number = |i: usize, o: usize| match weight.is_transposed {
-        true => weight.values[o * weight.cols + i].to_f64(),
-        false => weight.values[i * weight.cols + o].to_f64(),
+        true => numbers.row(o)[i].to_f64(),
+        false => numbers.row(i)[o].to_f64(),
     };
     let round = |x: f32| {
         if rounds {
@@ -58,7 +60,7 @@ fn check([rows, inner, outer]: [usize; 3], is_transposed: bool, has_bias: bool, 
         true => [outer, inner],
         false => [inner, outer],
     };
-    let weight = Frozen::new(&numbers, shape, is_transposed);
+    let weight = Frozen::new(Numbers::Half(&numbers), shape, is_transposed);
     let what = format!("[{rows}, {inner}] x [{inner}, {outer}] {is_transposed}");
 
     let (expected, scale) = exact(&x, weight, bias, false);
@@ -116,7 +118,7 @@ proptest! {
 #[test]
 fn nan_and_infinities_go_through() {
     let numbers = vec![bf16::ONE; 40 * 70];
-    let weight = Frozen::new(&numbers, [40, 70], false);
+    let weight = Frozen::new(Numbers::Half(&numbers), [40, 70], false);
     for rows in [1, 30] {
         let mut x = vec![1.0; rows * 40];
         x[3] = f32::NAN;
@@ -138,7 +140,7 @@ fn the_same_bits_for_any_number_of_threads() {
         } else {
             [200, 1000]
         };
-        let weight = Frozen::new(&numbers, shape, is_transposed);
+        let weight = Frozen::new(Numbers::Half(&numbers), shape, is_transposed);
         let x = values(rows * 200, 2);
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
