@@ -109,14 +109,31 @@ fn store(target: &mut [u32], words: __m512i) {
 /// Pairs of a number of each row, in the order of the columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn interleaved(even: __m512i, odd: __m512i) -> [__m512i; 2] {
-    let index = |first: i16| {
-        let index: [i16; 2 * LANES] =
-            std::array::from_fn(|i| first + i as i16 / 2 + if i % 2 == 0 { 0 } else { 32 });
-        // SAFETY: both are 64 bytes of any bits.
-        unsafe { std::mem::transmute::<[i16; 2 * LANES], __m512i>(index) }
+fn interleaved(even: __m512i, odd: __m512i) -> [__m512i; 2] {
+    const LOW: [i16; 2 * LANES] = alternating(0);
+    const HIGH: [i16; 2 * LANES] = alternating(LANES as i16);
+    // SAFETY: both have 64 bytes.
+    let (low, high) = unsafe {
+        (
+            _mm512_loadu_si512(LOW.as_ptr().cast()),
+            _mm512_loadu_si512(HIGH.as_ptr().cast()),
+        )
     };
-    [index(0), index(LANES as i16)].map(|index| _mm512_permutex2var_epi16(even, index, odd))
+    [
+        _mm512_permutex2var_epi16(even, low, odd),
+        _mm512_permutex2var_epi16(even, high, odd),
+    ]
+}
+
+/// Columns from `first` on of one register and another in turn.
+const fn alternating(first: i16) -> [i16; 2 * LANES] {
+    let mut index = [0; 2 * LANES];
+    let mut i = 0;
+    while i < 2 * LANES {
+        index[i] = first + i as i16 / 2 + if i % 2 == 0 { 0 } else { 32 };
+        i += 1;
+    }
+    index
 }
 
 /// Word `i` of row `j` becomes word `j` of row `i`.

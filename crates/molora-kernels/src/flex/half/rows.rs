@@ -6,8 +6,7 @@ use std::ops::Range;
 
 use super::avx512::{Processor, Rounded, Target, dot};
 use super::matrix::{Frozen, Half};
-use super::panel::{LANES, interleaved};
-use burn::tensor::bf16;
+use super::panel::LANES;
 use rayon::prelude::*;
 
 /// Numbers in a register of bf16.
@@ -66,11 +65,12 @@ unsafe fn some<const M: usize>(
 ) {
     // SAFETY: as promised by the caller.
     unsafe {
-        match (weight.is_transposed, M > 4) {
-            (true, false) => rows_of_matrix::<M, 4>(x, weight, bias, columns, target),
-            (true, true) => rows_of_matrix::<M, 2>(x, weight, bias, columns, target),
-            (false, false) => columns_of_matrix::<M, 4>(x, weight, bias, columns, target),
-            (false, true) => columns_of_matrix::<M, 2>(x, weight, bias, columns, target),
+        match (weight.is_transposed, M) {
+            (true, ..=2) => rows_of_matrix::<M, 8>(x, weight, bias, columns, target),
+            (true, ..=4) => rows_of_matrix::<M, 4>(x, weight, bias, columns, target),
+            (true, _) => rows_of_matrix::<M, 2>(x, weight, bias, columns, target),
+            (false, ..=4) => columns_of_matrix::<M, 4>(x, weight, bias, columns, target),
+            (false, _) => columns_of_matrix::<M, 2>(x, weight, bias, columns, target),
         }
     }
 }
@@ -114,18 +114,25 @@ fn dots<const M: usize, const R: usize>(x: &Rounded, part: Half<'_>) -> [[f32; M
     let mut sums = [[_mm512_setzero_ps(); M]; R];
     for start in (0..cols).step_by(PAIRED) {
         let mask = u32::MAX >> (PAIRED - PAIRED.min(cols - start));
-        // SAFETY: the slices above have `cols` numbers; rows of `x` are filled up with zeros.
-        unsafe {
-            let x = x.map(|x| _mm512_loadu_si512(x.add(start / 2).cast()));
-            for (row, sums) in rows.iter().zip(&mut sums) {
+        for (row, sums) in rows.iter().zip(&mut sums) {
+            // SAFETY: the slices above have `cols` numbers, rows of `x` are filled up with zeros,
+            // and asking for memory ahead reads nothing.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(
+                    row.wrapping_add(start).wrapping_byte_add(AHEAD).cast(),
+                );
                 let w = _mm512_maskz_loadu_epi16(mask, row.add(start).cast());
-                for (sum, x) in sums.iter_mut().zip(x) {
-                    *sum = dot(*sum, x, w);
+                for (sum, x) in sums.iter_mut().zip(&x) {
+                    *sum = dot(*sum, _mm512_loadu_si512(x.add(start / 2).cast()), w);
                 }
             }
         }
     }
-    sums.map(|sums| sums.map(|sum| _mm512_reduce_add_ps(sum)))
+    let mut out = [[0.0; M]; R];
+    for (out, sums) in out.iter_mut().flatten().zip(sums.iter().flatten()) {
+        *out = _mm512_reduce_add_ps(*sums);
+    }
+    out
 }
 
 /// `x * W`: products with columns of the matrix, `P` registers of f32 at a time.
@@ -171,42 +178,84 @@ unsafe fn add_rows<const M: usize, const P: usize>(
     (out, out_stride): (*mut f32, usize),
 ) {
     let mask = u64::MAX >> (64 - columns.len());
-    let mask_of = |part: usize| (mask >> (part * LANES)) as u16;
-    let pairs = pair..pair + part.rows.div_ceil(2);
-    let x: [_; M] = std::array::from_fn(|m| x.row(m)[pairs.clone()].as_ptr());
-    let row = |row: usize| match row < part.rows {
-        true => (part.row(row)[columns.clone()].as_ptr(), mask),
-        false => (std::ptr::null::<bf16>(), 0),
-    };
-    // SAFETY: the masks cover the columns, which the caller promises for `start` and `out`.
-    unsafe {
-        let mut sums: [[__m512; P]; M] = std::array::from_fn(|m| {
-            std::array::from_fn(|part| {
-                let start = start.wrapping_add(m * start_stride + part * LANES);
-                _mm512_maskz_loadu_ps(mask_of(part), start)
-            })
-        });
-        for pair in 0..pairs.len() {
-            let x = x.map(|x| _mm512_set1_epi32(*x.add(pair) as i32));
-            let (even, odd) = (row(2 * pair), row(2 * pair + 1));
-            for half in 0..P / 2 {
-                let [even, odd] = [even, odd].map(|(row, mask)| {
-                    let row = row.wrapping_add(half * PAIRED);
-                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_byte_add(AHEAD).cast());
-                    _mm512_maskz_loadu_epi16((mask >> (half * PAIRED)) as u32, row.cast())
-                });
-                let [low, high] = interleaved(even, odd);
-                for (sums, x) in sums.iter_mut().zip(x) {
-                    sums[2 * half] = dot(sums[2 * half], x, low);
-                    sums[2 * half + 1] = dot(sums[2 * half + 1], x, high);
-                }
-            }
-        }
-        for (m, sums) in sums.iter().enumerate() {
-            for (part, sum) in sums.iter().enumerate() {
-                let out = out.wrapping_add(m * out_stride + part * LANES);
-                _mm512_mask_storeu_ps(out, mask_of(part), *sum);
+    let pairs = part.rows.div_ceil(2);
+    let x: [_; M] = std::array::from_fn(|m| x.row(m)[pair..pair + pairs].as_ptr());
+    // In the order that unpacking gives, which is put right at the end.
+    let mut sums = [[_mm512_setzero_ps(); P]; M];
+    for pair in 0..pairs {
+        let even = part.row(2 * pair)[columns.clone()].as_ptr();
+        let (odd, odd_mask) = match 2 * pair + 1 < part.rows {
+            true => (part.row(2 * pair + 1)[columns.clone()].as_ptr(), mask),
+            false => (even, 0),
+        };
+        for half in 0..P / 2 {
+            let (even, odd) = (
+                even.wrapping_add(half * PAIRED),
+                odd.wrapping_add(half * PAIRED),
+            );
+            let shift = half * PAIRED;
+            // SAFETY: the masks cover the columns; asking for memory ahead reads nothing.
+            let [low, high] = unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(even.wrapping_byte_add(AHEAD).cast());
+                _mm_prefetch::<_MM_HINT_T0>(odd.wrapping_byte_add(AHEAD).cast());
+                let even = _mm512_maskz_loadu_epi16((mask >> shift) as u32, even.cast());
+                let odd = _mm512_maskz_loadu_epi16((odd_mask >> shift) as u32, odd.cast());
+                [
+                    _mm512_unpacklo_epi16(even, odd),
+                    _mm512_unpackhi_epi16(even, odd),
+                ]
+            };
+            for (sums, x) in sums.iter_mut().zip(&x) {
+                // SAFETY: the slice of `x` has this pair.
+                let x = unsafe { _mm512_set1_epi32(*x.add(pair) as i32) };
+                sums[2 * half] = dot(sums[2 * half], x, low);
+                sums[2 * half + 1] = dot(sums[2 * half + 1], x, high);
             }
         }
     }
+    for (m, sums) in sums.iter().enumerate() {
+        for (index, sum) in sums.iter().enumerate() {
+            let other = sums[index ^ 1];
+            let sum = match index % 2 {
+                0 => _mm512_permutex2var_ps(*sum, order(0), other),
+                _ => _mm512_permutex2var_ps(other, order(8), *sum),
+            };
+            let mask = (mask >> (index * LANES)) as u16;
+            // SAFETY: the caller promises the columns that the mask covers.
+            unsafe {
+                let start = start.wrapping_add(m * start_stride + index * LANES);
+                let sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, start), sum);
+                let out = out.wrapping_add(m * out_stride + index * LANES);
+                _mm512_mask_storeu_ps(out, mask, sum);
+            }
+        }
+    }
+}
+
+/// Where the columns from `first` on are in two registers of sums: unpacking takes four columns of
+/// each quarter of a register into the first, and four into the second.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn order(first: i32) -> __m512i {
+    let (a, b) = (first, first + 16);
+    let c = a + 4;
+    let d = b + 4;
+    _mm512_setr_epi32(
+        a,
+        a + 1,
+        a + 2,
+        a + 3,
+        b,
+        b + 1,
+        b + 2,
+        b + 3,
+        c,
+        c + 1,
+        c + 2,
+        c + 3,
+        d,
+        d + 1,
+        d + 2,
+        d + 3,
+    )
 }
