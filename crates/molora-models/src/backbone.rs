@@ -9,7 +9,8 @@ use molora_kernels::random::Seed;
 use crate::checkpoint::ConfigFile;
 use crate::modules::{BaseModel, ModuleMut};
 use crate::{
-    Adaptable, Adapter, AdapterSpec, BaseDtype, Bert, Decoder, LayerRouter, MoLoraLinear, ModelError, T5,
+    Adaptable, Adapter, AdapterSpec, BaseDtype, Bert, Decoder, LayerRouter, MoLoraLinear,
+    ModelError, T5,
 };
 
 /// A base model of any family, with its adapters.
@@ -56,7 +57,9 @@ impl Backbone {
         let file = ConfigFile::open(&folder.join("config.json"))?;
         match file.text("model_type")? {
             Some("bert") => Bert::from_folder_as(folder, dtype, device).map(Self::Encoder),
-            Some("t5" | "mt5") => T5::from_folder_as(folder, dtype, device).map(Self::EncoderDecoder),
+            Some("t5" | "mt5") => {
+                T5::from_folder_as(folder, dtype, device).map(Self::EncoderDecoder)
+            }
             Some("llama" | "mistral" | "qwen2" | "qwen3" | "gpt2") => {
                 Decoder::from_folder_as(folder, dtype, device).map(Self::Decoder)
             }

@@ -7,7 +7,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use common::{leaf, stacked};
 use molora_adapters::task_selector;
-use molora_models::{Adapter, ForwardContext, MoLoraLinear, RouteTrace};
+use molora_models::{Adapter, BaseWeight, ForwardContext, MoLoraLinear, RouteTrace};
 use molora_routing::{CosineScorer, Scorer};
 use molora_testkit::{FORWARD, assert_close, device};
 use molora_train::recipe;
@@ -105,7 +105,8 @@ fn without_up_projections_the_base_is_unchanged() {
     let mut linear = site([0, 1, 2], &device());
     let bank = &mut adapter(&mut linear).bank;
     bank.b = leaf(bank.b.val().zeros_like());
-    linear.weight = Param::from_data([[0.1; 3], [-0.7; 3], [1.3; 3], [0.9; 3]], &device());
+    let other = [[0.1; 3], [-0.7; 3], [1.3; 3], [0.9; 3]];
+    linear.weight = BaseWeight::of(Tensor::from_data(other, &device()));
     let (found, _) = forward(&linear, X, &[Some(0)]);
     linear.adapter = None;
     let context = ForwardContext {
