@@ -36,7 +36,7 @@ pub(super) struct Half<'a> {
     values: &'a [bf16],
     pub(super) rows: usize,
     pub(super) cols: usize,
-    stride: usize,
+    pub(super) stride: usize,
 }
 
 impl<'a> Frozen<'a> {

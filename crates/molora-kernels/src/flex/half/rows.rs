@@ -179,6 +179,8 @@ unsafe fn add_rows<const M: usize, const P: usize>(
 ) {
     let mask = u64::MAX >> (64 - columns.len());
     let pairs = part.rows.div_ceil(2);
+    // The next rows of the matrix: those ahead in this one belong to other columns.
+    let ahead = 2 * SIDE_BY_SIDE * part.stride;
     let x: [_; M] = std::array::from_fn(|m| x.row(m)[pair..pair + pairs].as_ptr());
     // In the order that unpacking gives, which is put right at the end.
     let mut sums = [[_mm512_setzero_ps(); P]; M];
@@ -196,8 +198,8 @@ unsafe fn add_rows<const M: usize, const P: usize>(
             let shift = half * PAIRED;
             // SAFETY: the masks cover the columns; asking for memory ahead reads nothing.
             let [low, high] = unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(even.wrapping_byte_add(AHEAD).cast());
-                _mm_prefetch::<_MM_HINT_T0>(odd.wrapping_byte_add(AHEAD).cast());
+                _mm_prefetch::<_MM_HINT_T0>(even.wrapping_add(ahead).cast());
+                _mm_prefetch::<_MM_HINT_T0>(odd.wrapping_add(ahead).cast());
                 let even = _mm512_maskz_loadu_epi16((mask >> shift) as u32, even.cast());
                 let odd = _mm512_maskz_loadu_epi16((odd_mask >> shift) as u32, odd.cast());
                 [
