@@ -78,6 +78,17 @@ impl Adapter {
         self.bank.up_onto(base, low, weights, is_selection)
     }
 
+    /// The gated weights `[B, T', E]` of the experts under decisions that were taken; none where
+    /// every expert has weight 1.
+    pub(crate) fn decided_weights(
+        &self,
+        decided: Option<&RouterOutput>,
+        context: &ForwardContext,
+    ) -> Option<Tensor<3>> {
+        let weights = decided.map(|decided| decided.weights.clone());
+        self.gated(self.blended(weights), context)
+    }
+
     /// The delta `[B, T, O]` for inputs `[B, T, D]` whose low-rank code `[B, T, A*R]` is given, for
     /// example one with an explicit mask from [`ExpertBank::down_masked`]; otherwise as
     /// [`add_delta`](Self::add_delta).

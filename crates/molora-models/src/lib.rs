@@ -35,6 +35,7 @@ mod error;
 mod layers;
 mod linear;
 mod modules;
+mod observe;
 pub mod peft;
 mod reader;
 mod scope;
@@ -49,7 +50,7 @@ pub use base_dtype::{BaseDtype, BaseWeight};
 pub use blocks::BlockState;
 pub use checkpoint::{
     AdapterFiles, ModelWeights, Weights, load_adapter, load_heads, load_routers, save_adapter,
-    save_heads, save_routers,
+    save_heads, save_routers, shortest_names,
 };
 pub use decoder::{
     Decoder, DecoderConfig, DecoderInput, DecoderOutput, Finish, GenerateError, GenerateOptions,
@@ -61,6 +62,7 @@ pub use error::ModelError;
 pub use layers::{Activation, LayerNorm, RmsNorm};
 pub use linear::{ForwardContext, MoLoraLinear, RouteTrace};
 pub use modules::{BaseModel, Layout, ModuleMut, PartMut};
+pub use observe::Observation;
 pub use scope::LayerRouter;
 pub use site::{SitePattern, select_sites};
 pub use spec::{AdapterSpec, RouterScope};

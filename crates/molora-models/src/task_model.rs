@@ -6,7 +6,8 @@ use molora_kernels::random::{Seed, uniform};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Backbone, DecoderInput, EncoderInput, ForwardContext, RouteTrace, last_real, masked_mean,
+    Backbone, DecoderInput, EncoderInput, ForwardContext, Observation, RouteTrace, last_real,
+    masked_mean,
 };
 
 /// What a parameter is for; stages and counts go by it.
@@ -159,6 +160,34 @@ impl TaskModel {
                     written,
                     routes,
                 }
+            }
+        }
+    }
+
+    /// What every site reads and adds in the forward pass of a batch, in the order of the pass.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward), or if an encoder-decoder gets no target.
+    pub fn observe(&self, input: &TextInput, context: &ForwardContext) -> Vec<Observation> {
+        let text = DecoderInput {
+            ids: input.ids.clone(),
+            mask: input.mask.clone(),
+            segments: input.segments.clone(),
+        };
+        match &self.backbone {
+            Backbone::Encoder(model) => {
+                let input = EncoderInput {
+                    ids: input.ids.clone(),
+                    type_ids: input.type_ids.clone(),
+                    mask: input.mask.clone(),
+                };
+                model.observe(&input, context)
+            }
+            Backbone::Decoder(model) => model.observe(&text, context),
+            Backbone::EncoderDecoder(model) => {
+                let target = input.target.as_ref();
+                let target = target.expect("an encoder-decoder reads one text and writes another");
+                model.observe(&text, target, context)
             }
         }
     }

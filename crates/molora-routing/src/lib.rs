@@ -4,7 +4,7 @@
 //!
 //! 1. a **scorer** turns features into logits: [`ScorerConfig::Linear`], [`ScorerConfig::Cosine`],
 //!    [`ScorerConfig::Prototype`] (PHATGOOSE), [`ScorerConfig::Arrow`], [`ScorerConfig::Grouped`]
-//!    (AT-MoE's two levels);
+//!    (AT-MoE's two levels), [`ScorerConfig::Uniform`];
 //! 2. a **softmax** with a temperature, in f32;
 //! 3. a **selection** keeps some experts: [`Selection::Dense`], [`Selection::TopK`],
 //!    [`Selection::TopP`], [`Selection::Argmax`], [`Selection::Sigmoid`].
@@ -56,7 +56,7 @@ pub use pool::Pooling;
 pub use router::{Granularity, RouteFrom, RouteInput, Router, RouterConfig};
 pub use scorer::{
     ArrowScorer, CosineScorer, GroupedConfig, GroupedScorer, LinearScorer, PrototypeScorer, Scorer,
-    ScorerConfig, WithinGroup, WithinScorer,
+    ScorerConfig, UniformScorer, WithinGroup, WithinScorer,
 };
 pub use select::Selection;
 pub use vote::{LayerRule, count_votes};

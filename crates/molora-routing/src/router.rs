@@ -146,6 +146,11 @@ impl Router {
         self.granularity
     }
 
+    /// Whether every decision gives all experts the same weight.
+    pub fn is_uniform(&self) -> bool {
+        matches!(self.scorer, Scorer::Uniform(_)) && self.selection == Selection::Dense
+    }
+
     /// The keys `[E, F]` of a scorer that compares with keys.
     pub fn keys(&self) -> Option<Tensor<2>> {
         self.scorer.keys()

@@ -193,8 +193,9 @@ fn all_paths<M: Adaptable>(model: &M) -> Vec<String> {
     model.linears().into_iter().map(|(path, _)| path).collect()
 }
 
-/// The shortest ends of `paths` that no other of `all` has, each once.
-pub(crate) fn shortest_names(paths: &[String], all: &[String]) -> Vec<String> {
+/// The shortest ends of `paths`, at dots, that no other of `all` has, each once: names that
+/// [`AdapterSpec::targets`] and PEFT understand as exactly these paths.
+pub fn shortest_names(paths: &[String], all: &[String]) -> Vec<String> {
     let others: Vec<&String> = all.iter().filter(|path| !paths.contains(path)).collect();
     let is_other = |end: &str| {
         let end_of = |path: &&String| {

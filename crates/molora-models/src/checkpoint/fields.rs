@@ -99,6 +99,7 @@ pub(super) fn router_fields(router: &mut Router) -> Vec<(&'static str, Field<'_>
             let prototypes = Field::Matrix(&mut scorer.prototypes, Layout::Same);
             vec![("router.prototypes", prototypes)]
         }
+        Scorer::Uniform(_) => Vec::new(),
         Scorer::Grouped(scorer) => {
             let within = match &mut scorer.within {
                 WithinScorer::Static(scores) => Field::Vector(scores),

@@ -9,7 +9,9 @@ mod shards;
 mod tensors;
 mod weights;
 
-pub use adapter::{AdapterFiles, load_adapter, load_routers, save_adapter, save_routers};
+pub use adapter::{
+    AdapterFiles, load_adapter, load_routers, save_adapter, save_routers, shortest_names,
+};
 pub(crate) use config_file::ConfigFile;
 pub use heads::{load_heads, save_heads};
 pub(crate) use pairs::Pairs;

@@ -14,7 +14,7 @@ use super::rope::Rope;
 use crate::base_dtype::wide;
 use crate::layers::Norm;
 use crate::scope::vote;
-use crate::{ForwardContext, LayerRouter, RouteTrace};
+use crate::{ForwardContext, LayerRouter, Observation, RouteTrace};
 
 /// A padded batch of token sequences.
 #[derive(Debug, Clone)]
@@ -123,6 +123,19 @@ impl Decoder {
             hidden,
             routes: pass.routes,
         }
+    }
+
+    /// What every site reads and adds in a forward pass.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn observe(&self, input: &DecoderInput, context: &ForwardContext) -> Vec<Observation> {
+        let positions = positions(&input.mask, input);
+        let mut pass = self.pass(input, input.mask.clone(), &positions, context);
+        pass.observed = Some(Vec::new());
+        let caches = self.layers.iter().map(|_| None);
+        self.run(self.embed(input, positions), caches, &mut pass);
+        pass.observed.unwrap_or_default()
     }
 
     /// As [`forward`](Self::forward) for tokens that follow those of the cache, which then holds

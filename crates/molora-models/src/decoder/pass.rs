@@ -7,6 +7,7 @@ use molora_kernels::AttentionOptions;
 use molora_routing::{Granularity, LayerRule, RouterOutput};
 
 use super::rope::Rotation;
+use crate::observe::{Observation, observation};
 use crate::scope::decide;
 use crate::{ForwardContext, LayerRouter, MoLoraLinear, RouteTrace};
 
@@ -27,6 +28,8 @@ pub(crate) struct Pass<'a> {
     /// Decisions of the router of the layer that is being computed.
     pub(crate) shared: Option<RouterOutput>,
     pub(crate) routes: Vec<RouteTrace>,
+    /// What the sites read and added, if somebody asked.
+    pub(crate) observed: Option<Vec<Observation>>,
 }
 
 impl Pass<'_> {
@@ -48,6 +51,7 @@ impl Pass<'_> {
             kept: None,
             shared: None,
             routes: Vec::new(),
+            observed: None,
         }
     }
 
@@ -56,6 +60,9 @@ impl Pass<'_> {
         let Some(adapter) = linear.adapter.as_ref().filter(|_| self.has_adapters) else {
             return linear.base(x);
         };
+        if let Some(observed) = &mut self.observed {
+            observed.extend(observation(linear, &x, &self.context, self.shared.as_ref()));
+        }
         let site = adapter.site();
         let is_own = adapter.router.is_some();
         if let Some(routed) = self.decided(site).filter(|_| is_own) {

@@ -8,6 +8,7 @@ use molora_routing::{LayerRule, RouterOutput};
 use crate::attach::{Attachment, Place, attach_sites, layer_routers};
 use crate::base_dtype::wide;
 use crate::layers::Activation;
+use crate::observe::{Observation, observation};
 use crate::scope::{decide, vote};
 use crate::{
     Adaptable, AdapterSpec, ForwardContext, LayerNorm, LayerRouter, MoLoraLinear, ModelError,
@@ -85,6 +86,19 @@ impl Bert {
         EncoderOutput { hidden, routes }
     }
 
+    /// What every site reads and adds in a forward pass.
+    pub fn observe(&self, input: &EncoderInput, context: &ForwardContext) -> Vec<Observation> {
+        let (mut hidden, mut context) = self.begin(input, context);
+        let (mut routes, mut found) = (Vec::new(), Vec::new());
+        let see = &mut |linear: &MoLoraLinear, x: &Tensor<3>, pass: &Pass<'_>| {
+            found.extend(observation(linear, x, pass.context, pass.shared));
+        };
+        for index in 0..self.layers.len() {
+            hidden = self.seen_layer(index, hidden, &input.mask, &mut context, &mut routes, see);
+        }
+        found
+    }
+
     /// The input of the first layer, and the context of the layers.
     pub(crate) fn begin(
         &self,
@@ -110,6 +124,19 @@ impl Bert {
         context: &mut ForwardContext,
         routes: &mut Vec<RouteTrace>,
     ) -> Tensor<3> {
+        self.seen_layer(index, hidden, mask, context, routes, &mut |_, _, _| {})
+    }
+
+    /// [`layer`](Self::layer), which shows every linear layer and its input to `see`.
+    fn seen_layer(
+        &self,
+        index: usize,
+        hidden: Tensor<3>,
+        mask: &Tensor<2, Bool>,
+        context: &mut ForwardContext,
+        routes: &mut Vec<RouteTrace>,
+        see: &mut See<'_>,
+    ) -> Tensor<3> {
         let layer = &self.layers[index];
         let router = layer.router.as_ref();
         let shared = decide(router, &hidden, self.layer_rule, context, routes);
@@ -118,7 +145,7 @@ impl Bert {
             context,
             shared: shared.as_ref(),
         };
-        layer.forward(hidden, &pass, routes)
+        layer.forward(hidden, &pass, routes, see)
     }
 
     /// Number of layers.
@@ -258,9 +285,19 @@ struct Pass<'a> {
     shared: Option<&'a RouterOutput>,
 }
 
+/// Looks at a linear layer, its input and what the layer's sites share.
+type See<'a> = dyn FnMut(&MoLoraLinear, &Tensor<3>, &Pass<'_>) + 'a;
+
 impl Layer {
-    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>, routes: &mut Vec<RouteTrace>) -> Tensor<3> {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        pass: &Pass<'_>,
+        routes: &mut Vec<RouteTrace>,
+        see: &mut See<'_>,
+    ) -> Tensor<3> {
         self.compute(x, pass.mask, |linear, x| {
+            see(linear, &x, pass);
             let (y, route) = linear.forward(x, pass.context, pass.shared);
             routes.extend(route);
             y

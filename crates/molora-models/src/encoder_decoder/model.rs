@@ -10,6 +10,7 @@ use crate::decoder::{
     check_prompts, one_token_rows, rows, scores, with_mask, write_on,
 };
 use crate::layers::RmsNorm;
+use crate::observe::Observation;
 use crate::{DecoderInput, DecoderOutput, ForwardContext, RouteTrace};
 
 /// A layer: each part reads its normalised input and is added to it.
@@ -64,12 +65,38 @@ impl T5 {
     /// # Panics
     /// If a token is not in the vocabulary, or the input is packed.
     pub fn encode(&self, source: &DecoderInput, context: &ForwardContext) -> Encoded {
+        self.read(source, context, None).0
+    }
+
+    /// What every site reads and adds while a text is read and another is written.
+    ///
+    /// # Panics
+    /// As [`encode`](Self::encode) and [`decode`](Self::decode).
+    pub fn observe(
+        &self,
+        source: &DecoderInput,
+        target: &DecoderInput,
+        context: &ForwardContext,
+    ) -> Vec<Observation> {
+        let (encoded, read) = self.read(source, context, Some(Vec::new()));
+        let (_, written) = self.write(target, &encoded, &mut self.cache(), context, read);
+        written.unwrap_or_default()
+    }
+
+    /// [`encode`](Self::encode), which adds observations to those that are given.
+    fn read(
+        &self,
+        source: &DecoderInput,
+        context: &ForwardContext,
+        observed: Option<Vec<Observation>>,
+    ) -> (Encoded, Option<Vec<Observation>>) {
         let tokens = source.ids.dims()[1];
         let attention = self.options(&self.encoder, tokens, 0, tokens);
         let attention = attention.with_mask(Some(source.mask.clone()));
         let mut context = with_mask(context, &source.mask);
         context.guidance.prompt = None;
         let mut pass = Pass::new(context, attention);
+        pass.observed = observed;
         let mut hidden = rows(&self.tokens, &source.ids);
         for block in &self.encoder.blocks {
             hidden = block.read(hidden, &mut pass);
@@ -82,12 +109,13 @@ impl T5 {
             .iter()
             .filter_map(|block| block.cross.as_ref());
         let memory = cross.map(|(_, attention)| attention.keys_values(hidden.clone(), &mut pass));
-        Encoded {
+        let encoded = Encoded {
             memory: memory.collect(),
             hidden,
             routes: pass.routes,
             mask: source.mask.clone(),
-        }
+        };
+        (encoded, pass.observed)
     }
 
     /// Hidden states of a text that is written after one that was read, each from the tokens up to
@@ -118,6 +146,18 @@ impl T5 {
         cache: &mut KvCache,
         context: &ForwardContext,
     ) -> DecoderOutput {
+        self.write(target, encoded, cache, context, None).0
+    }
+
+    /// [`decode_cached`](Self::decode_cached), which adds observations to those that are given.
+    fn write(
+        &self,
+        target: &DecoderInput,
+        encoded: &Encoded,
+        cache: &mut KvCache,
+        context: &ForwardContext,
+        observed: Option<Vec<Observation>>,
+    ) -> (DecoderOutput, Option<Vec<Observation>>) {
         let offset = cache.num_tokens();
         let mask = cache.extend_mask(target.mask.clone());
         let (queries, keys) = (target.ids.dims()[1], mask.dims()[1]);
@@ -130,6 +170,7 @@ impl T5 {
         // All that is there when the writing begins.
         context.guidance.prompt = Some(first_column(&target.mask));
         let mut pass = Pass::new(context, attention);
+        pass.observed = observed;
         pass.kept = Some(&mut cache.decisions);
         let mut hidden = rows(&self.tokens, &target.ids);
         let layers = self.decoder.blocks.iter().zip(&mut cache.layers);
@@ -142,10 +183,11 @@ impl T5 {
             }
             hidden = block.think(hidden, &mut pass);
         }
-        DecoderOutput {
+        let output = DecoderOutput {
             hidden: self.decoder.final_norm.forward(hidden),
             routes: pass.routes,
-        }
+        };
+        (output, pass.observed)
     }
 
     /// An empty cache of the decoder.

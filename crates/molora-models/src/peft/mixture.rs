@@ -1,10 +1,13 @@
 //! What is attached to a model, as an adapter of its own: the exact low-rank form of a static mixture.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Tensor, TensorData};
+use molora_routing::{Granularity, RouteInput, Router};
 
 use super::resolve::{ModuleLora, ResolvedAdapter};
 use crate::modules::{BaseModel, PartMut};
-use crate::{Adapter, MoLoraLinear, ModelError};
+use crate::{Adaptable, Adapter, ForwardContext, MoLoraLinear, ModelError};
 
 /// The mixture of the attached experts under fixed weights, as one LoRA for each adapted module: the
 /// experts' factors side by side, rank `E R`, or rank R where the experts share `A`. Nothing is
@@ -66,29 +69,79 @@ pub fn expert<M: BaseModel>(model: &M, expert: usize) -> Result<ResolvedAdapter,
     })
 }
 
-/// The mixture of a model whose experts always act with weight 1.
+/// The mixture of a model whose experts have weights that do not depend on the input.
 ///
 /// # Errors
 /// As [`mixture`], or [`ModelError::Inconsistent`] if a router or a task gate decides: no fixed
 /// weights exist then.
-pub fn static_mixture<M: BaseModel>(model: &M) -> Result<ResolvedAdapter, ModelError> {
-    let mut copy = model.clone();
-    if copy.has_layer_routers() {
-        return Err(ModelError::Inconsistent(
-            "the mixture is not static: routers of layers weigh its experts".into(),
-        ));
+pub fn static_mixture<M: BaseModel + Adaptable>(model: &M) -> Result<ResolvedAdapter, ModelError> {
+    mixture_for(model, None)
+}
+
+/// As [`static_mixture`] for one task, which is fixed: `task` `[1, tasks]` picks it, see
+/// [`task_selector`](molora_adapters::task_selector). Gates and routers by task then have fixed
+/// weights too.
+///
+/// # Errors
+/// As [`static_mixture`].
+pub fn mixture_for<M: BaseModel + Adaptable>(
+    model: &M,
+    task: Option<Tensor<2>>,
+) -> Result<ResolvedAdapter, ModelError> {
+    let layers = model.layer_routers();
+    let mut weights = BTreeMap::new();
+    for (path, site) in model.sites() {
+        // The first router behind which the site stands.
+        let layer = layers
+            .iter()
+            .rev()
+            .find(|(_, layer)| layer.site() <= site.site());
+        let shared = layer.map(|(_, layer)| &layer.router);
+        let fixed = fixed_weights(site, shared, task.as_ref());
+        let fixed = fixed.map_err(|why| {
+            ModelError::Inconsistent(format!("the mixture is not static: {path}: {why}"))
+        })?;
+        weights.insert(site.site(), fixed);
     }
-    for (path, site) in attached(&mut copy) {
-        let decides = match (&site.router, &site.gate) {
-            (Some(_), _) => "its router weighs the experts anew for each input",
-            (None, Some(_)) => "its gate depends on the task",
-            (None, None) => continue,
-        };
-        return Err(ModelError::Inconsistent(format!(
-            "the mixture is not static: {path}: {decides}"
-        )));
+    mixture(model, |_, site| weights[&site.site()].clone())
+}
+
+/// The weights of a site's experts, or what they depend on.
+fn fixed_weights(
+    site: &Adapter,
+    shared: Option<&Router>,
+    task: Option<&Tensor<2>>,
+) -> Result<Vec<f64>, &'static str> {
+    let router = site.router.as_ref().or(shared);
+    let by_task = router.filter(|router| !router.is_uniform());
+    match by_task.map(Router::granularity) {
+        Some(Granularity::Token) => {
+            return Err("its router weighs the experts anew for each token");
+        }
+        Some(Granularity::Sequence) => {
+            return Err("its router weighs the experts anew for each sequence");
+        }
+        Some(Granularity::Task) if task.is_none() => {
+            return Err("its router weighs the experts by task");
+        }
+        _ if site.gate.is_some() && task.is_none() => return Err("its gate depends on the task"),
+        _ => {}
     }
-    mixture(model, |_, site| vec![1.0; site.bank.num_experts()])
+    let device = site.bank.b.device();
+    let mut context = ForwardContext::new(Tensor::ones([1, 1], &device));
+    context.tasks = task.cloned();
+    let routed = router.map(|router| {
+        // Neither a uniform router nor one by task reads features.
+        router.route(&RouteInput {
+            features: Tensor::zeros([1, 1, 1], &device),
+            mask: context.mask.clone(),
+            tasks: context.tasks.clone(),
+        })
+    });
+    match site.decided_weights(routed.as_ref(), &context) {
+        None => Ok(vec![1.0; site.bank.num_experts()]),
+        Some(weights) => Ok(weights.into_data().iter::<f64>().collect()),
+    }
 }
 
 /// Removes all adapters, magnitudes and routers.

@@ -42,7 +42,7 @@ pub use apply::{attach, attach_experts, merge_into};
 pub use combine::combine;
 pub use config::PeftConfig;
 pub use merged::{MergedDtype, save_merged};
-pub use mixture::{detach, expert, mixture, static_mixture};
+pub use mixture::{detach, expert, mixture, mixture_for, static_mixture};
 pub use pattern::{Pattern, Targets};
 pub use poly::open_poly;
 pub use resolve::{FullTensor, FullValue, ModuleLora, ResolvedAdapter};

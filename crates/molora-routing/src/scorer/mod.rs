@@ -3,6 +3,7 @@
 mod arrow;
 mod grouped;
 mod prototype;
+mod uniform;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use arrow::ArrowScorer;
 pub use grouped::{GroupedConfig, GroupedScorer, WithinGroup, WithinScorer};
 pub use prototype::PrototypeScorer;
+pub use uniform::UniformScorer;
 
 use crate::RoutingError;
 
@@ -30,6 +32,8 @@ pub enum ScorerConfig {
     Prototype,
     /// The size of the dot product with one direction per expert. Arrow, arXiv:2405.11157.
     Arrow,
+    /// The same score for all: the mean of the experts.
+    Uniform,
     /// Two levels: groups, and experts inside each. AT-MoE, arXiv:2410.10896.
     Grouped(GroupedConfig),
 }
@@ -42,7 +46,9 @@ impl ScorerConfig {
     pub fn validate(&self, num_experts: usize) -> Result<(), RoutingError> {
         match self {
             Self::Grouped(config) => config.validate(num_experts),
-            Self::Linear { .. } | Self::Cosine | Self::Prototype | Self::Arrow => Ok(()),
+            Self::Linear { .. } | Self::Cosine | Self::Prototype | Self::Arrow | Self::Uniform => {
+                Ok(())
+            }
         }
     }
 
@@ -80,6 +86,7 @@ impl ScorerConfig {
             Self::Arrow => Scorer::Arrow(ArrowScorer {
                 prototypes: Param::from_tensor(Tensor::zeros([num_experts, d_features], device)),
             }),
+            Self::Uniform => Scorer::Uniform(UniformScorer::new(num_experts)),
             Self::Grouped(config) => Scorer::Grouped(config.init(d_features, num_experts, device)),
         }
     }
@@ -145,6 +152,8 @@ pub enum Scorer {
     Prototype(PrototypeScorer),
     /// See [`ArrowScorer`].
     Arrow(ArrowScorer),
+    /// See [`UniformScorer`].
+    Uniform(UniformScorer),
     /// See [`GroupedScorer`].
     Grouped(GroupedScorer),
 }
@@ -157,6 +166,7 @@ impl Scorer {
             Self::Cosine(scorer) => scorer.score(features),
             Self::Prototype(scorer) => scorer.score(features),
             Self::Arrow(scorer) => scorer.score(features),
+            Self::Uniform(scorer) => scorer.score(&features),
             Self::Grouped(scorer) => scorer.score(features),
         }
     }
@@ -165,7 +175,7 @@ impl Scorer {
     pub fn keys(&self) -> Option<Tensor<2>> {
         match self {
             Self::Cosine(scorer) => Some(scorer.keys.val()),
-            Self::Linear(_) | Self::Prototype(_) | Self::Arrow(_) | Self::Grouped(_) => None,
+            _ => None,
         }
     }
 }

@@ -98,6 +98,7 @@ fn fill_router(router: &mut Router, old: &Router, origins: &Origins, gate: Optio
             );
             new.prototypes = rows(&old.prototypes, &fresh, experts);
         }
+        (Scorer::Uniform(_), Scorer::Uniform(_)) => {}
         (Scorer::Grouped(new), Scorer::Grouped(old)) => {
             new.group = rows(&old.group, &new.group, &origins.groups);
             match (&mut new.within, &old.within) {
