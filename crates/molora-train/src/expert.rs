@@ -28,7 +28,8 @@ pub const EXPERTS: &str = "experts";
 const GENERAL: &str = "general";
 /// File of a head beside the expert.
 pub(crate) const HEAD: &str = "head.safetensors";
-const GATE: &str = "gate.safetensors";
+/// File of a gate beside the expert.
+pub(crate) const GATE: &str = "gate.safetensors";
 
 /// Folder of a task's expert.
 pub fn expert_folder(run: &Path, task: &str) -> PathBuf {

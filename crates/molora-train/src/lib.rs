@@ -24,6 +24,7 @@ pub mod device;
 mod error;
 pub mod eval;
 pub mod event;
+pub mod exchange;
 pub mod expert;
 pub mod grow;
 pub mod hub;

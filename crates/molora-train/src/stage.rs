@@ -39,6 +39,9 @@ pub enum Routing {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Transform {
+    /// The experts were trained elsewhere and given as files to `molora assemble`; nothing is
+    /// computed.
+    Given,
     /// Makes the mixture: the separately trained experts become a bank at every site, beside fresh
     /// routers.
     Assemble,
@@ -332,6 +335,10 @@ impl Order<'_> {
 
     fn transformed(&mut self, transform: &Transform) -> Option<&'static str> {
         match transform {
+            Transform::Given => {
+                self.experts = true;
+                self.assembled = true;
+            }
             Transform::Assemble if !self.experts => {
                 return Some("there are no experts of an earlier stage to assemble");
             }

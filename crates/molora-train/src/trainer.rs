@@ -255,6 +255,11 @@ impl State {
 
     fn transform(&mut self, setup: &Setup<'_>, transform: &Transform) -> Result<(), TrainError> {
         match transform {
+            Transform::Given if self.is_mixture => {}
+            Transform::Given => {
+                let text = "its experts are files that are given to molora assemble";
+                return Err(TrainError::run(setup.folder, text));
+            }
             Transform::Assemble => {
                 self.model = transform::assemble(setup, self.model.heads.clone())?;
                 self.is_mixture = true;

@@ -18,8 +18,10 @@ pub struct GenerateOptions {
     pub suppressed_tokens: Vec<usize>,
     /// How tokens are drawn; the likeliest is taken where absent.
     pub sampling: Option<Sampling>,
-    /// Key of all draws. Row `r` draws its token `n` by `seed.index(r).index(n)`.
+    /// Key of all draws. Row `r` draws its token `n` by `seed.index(first_row + r).index(n)`.
     pub seed: Seed,
+    /// Number of the first row, where a batch is one of several.
+    pub first_row: usize,
 }
 
 impl Default for GenerateOptions {
@@ -31,6 +33,7 @@ impl Default for GenerateOptions {
             suppressed_tokens: Vec::new(),
             sampling: None,
             seed: Seed::new(0),
+            first_row: 0,
         }
     }
 }
@@ -274,7 +277,8 @@ fn choose(
         {
             logits[token] = f32::NEG_INFINITY;
         }
-        let seed = options.seed.index(index as u64).index(step as u64);
+        let seed = options.seed.index((options.first_row + index) as u64);
+        let seed = seed.index(step as u64);
         let token = match &options.sampling {
             Some(sampling) => sampling.draw(logits, seed),
             None => greedy(logits),

@@ -1,9 +1,13 @@
 //! The command line of `molora`.
 
+mod assemble;
 mod compare;
 mod describe;
+mod distill;
 mod download;
 mod eval;
+mod export;
+mod generate;
 mod grow;
 mod list;
 mod progress;
@@ -34,6 +38,16 @@ enum Command {
     AddExpert(grow::AddArgs),
     /// Take an expert out of a finished run
     RemoveExpert(grow::RemoveArgs),
+    /// Make a run of adapters that PEFT wrote, each an expert, under a router that needs no training
+    Assemble(assemble::AssembleArgs),
+    /// Write a run, or one of its experts, as an adapter that PEFT loads
+    Export(export::ExportArgs),
+    /// Write a run as a whole model that transformers loads
+    Merge(export::MergeArgs),
+    /// Fit a single LoRA to a run that no LoRA equals, and measure both
+    Distill(distill::DistillArgs),
+    /// Write on from prompts, with a run or with a model as it is
+    Generate(generate::GenerateArgs),
     /// List the recipes and bundled tasks, or show a recipe as TOML
     List(list::ListArgs),
 }
@@ -51,6 +65,11 @@ impl Cli {
             Command::Describe(args) => args.run(),
             Command::AddExpert(args) => args.run(),
             Command::RemoveExpert(args) => args.run(),
+            Command::Assemble(args) => args.run(),
+            Command::Export(args) => args.run(),
+            Command::Merge(args) => args.run(),
+            Command::Distill(args) => args.run(),
+            Command::Generate(args) => args.run(),
             Command::List(args) => args.run(),
         }
     }

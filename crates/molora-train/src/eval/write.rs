@@ -78,6 +78,7 @@ impl Pass<'_> {
             suppressed_tokens: Vec::new(),
             sampling: None,
             seed: Seed::new(0),
+            first_row: 0,
         };
         let mut texts = vec![String::new(); questions.len()];
         let lengths: Vec<usize> = questions.iter().map(|q| q.prompt.len()).collect();

@@ -4,5 +4,5 @@ mod chat;
 mod writer;
 
 pub use chat::{ChatError, ChatTemplate, Message};
-pub use writer::Writer;
 pub(crate) use writer::stop_tokens;
+pub use writer::{WriteOptions, Writer, Written};

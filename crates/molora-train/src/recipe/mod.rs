@@ -91,7 +91,7 @@ impl Default for DataConfig {
 
 impl Recipe {
     /// A recipe with the usual data, 600 joint steps and no auxiliary terms.
-    fn new(name: &str, citation: &str, adapter: AdapterSpec) -> Self {
+    pub(crate) fn new(name: &str, citation: &str, adapter: AdapterSpec) -> Self {
         Self {
             name: name.into(),
             citation: citation.into(),

@@ -126,7 +126,7 @@ pub(crate) fn aligned<R: Into<Row>>(
 }
 
 /// Sets the last row off by a rule: it sums up the rows above it.
-fn with_total(table: Table) -> String {
+pub(crate) fn with_total(table: Table) -> String {
     let mut lines: Vec<String> = table.lines().collect();
     if let Some(rule) = lines.last().cloned() {
         lines.insert(lines.len().saturating_sub(2), rule);

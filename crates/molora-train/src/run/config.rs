@@ -96,7 +96,7 @@ pub(crate) fn absolute(name: &str) -> String {
 }
 
 /// The commit of the repository around the current folder, if git is there to tell.
-pub(super) fn git_commit() -> Option<String> {
+pub(crate) fn git_commit() -> Option<String> {
     let output = std::process::Command::new("git")
         .args(["rev-parse", "HEAD"])
         .output()

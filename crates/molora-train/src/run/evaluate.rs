@@ -7,7 +7,7 @@ use molora_models::{Backbone, TaskModel};
 
 use super::load::{Loaded, load, load_run_tasks, tokenized};
 use super::{RUN, RunConfig, SUMMARY, read_config};
-use crate::data::{Split, Task, TaskMeta, TokenizedTask, load_tasks};
+use crate::data::{Split, Task, TaskKind, TaskMeta, TokenizedTask, load_tasks};
 use crate::device::DeviceSpec;
 use crate::eval::metrics::Metric;
 use crate::eval::{EvalScope, evaluate};
@@ -196,12 +196,24 @@ pub(crate) fn open_without_data(
     device: Option<DeviceSpec>,
 ) -> Result<Opened, TrainError> {
     let config = read_config(folder)?;
-    let task = |task: &super::TaskLabels| Task {
+    let task = |task: &super::TaskLabels| {
+        let mut bare = bare_task(&task.name);
+        bare.meta.kind = task.kind;
+        bare.meta.labels.clone_from(&task.labels);
+        bare
+    };
+    let tasks: Vec<Task> = config.tasks.iter().map(task).collect();
+    open_with(folder, config, &tasks, device, false)
+}
+
+/// A task without records, whose answers are texts.
+pub(crate) fn bare_task(name: &str) -> Task {
+    Task {
         meta: TaskMeta {
-            name: task.name.clone(),
-            kind: task.kind,
+            name: name.into(),
+            kind: TaskKind::Generation,
             instruction: String::new(),
-            labels: task.labels.clone(),
+            labels: Vec::new(),
             group: None,
             metric: Some(Metric::Accuracy),
             metric_text: String::new(),
@@ -209,9 +221,7 @@ pub(crate) fn open_without_data(
         train: Vec::new(),
         validation: Vec::new(),
         test: Vec::new(),
-    };
-    let tasks: Vec<Task> = config.tasks.iter().map(task).collect();
-    open_with(folder, config, &tasks, device, false)
+    }
 }
 
 /// Reads the configuration of a finished run.

@@ -7,7 +7,7 @@ use super::{RUN, RunConfig};
 use crate::TrainError;
 
 /// Refuses a folder that exists, or with `force` one that is no run and not empty.
-pub(super) fn check_folder(folder: &Path, force: bool) -> Result<(), TrainError> {
+pub(crate) fn check_folder(folder: &Path, force: bool) -> Result<(), TrainError> {
     let existing = folder.ancestors().find(|path| path.exists());
     if let Some(file) = existing.filter(|path| !path.is_dir()) {
         return Err(TrainError::run(file, "is a file, expected a folder"));
@@ -34,7 +34,7 @@ pub(super) fn check_folder(folder: &Path, force: bool) -> Result<(), TrainError>
 /// Makes a run folder with its configuration, in place of an older run.
 ///
 /// It is made beside its place and then renamed: a folder of that name always has its `run.toml`.
-pub(super) fn make_folder(folder: &Path, config: &RunConfig) -> Result<(), TrainError> {
+pub(crate) fn make_folder(folder: &Path, config: &RunConfig) -> Result<(), TrainError> {
     let parent = match folder.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

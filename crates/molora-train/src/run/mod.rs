@@ -39,13 +39,14 @@ use crate::{Recipe, TrainError, base_model, bundled, checkpoint};
 
 pub use crate::event::{Event, StageEvent};
 pub(crate) use config::absolute;
-use config::git_commit;
+pub(crate) use config::git_commit;
 pub(crate) use config::write_config;
 pub use config::{RUN, RunConfig, TaskLabels, read_config};
-pub(crate) use evaluate::{Opened, check_finished, device_of, open_without_data, read_finished};
+pub(crate) use evaluate::{
+    Opened, bare_task, check_finished, device_of, open, open_without_data, read_finished,
+};
 pub use evaluate::{evaluate_base, evaluate_other, evaluate_run, evaluate_run_by};
-pub(crate) use folder::share;
-use folder::{check_folder, make_folder};
+pub(crate) use folder::{check_folder, make_folder, share};
 pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
 pub(crate) use stages::with_groups;
 use stages::{begin_again, check_stages, stage_number};
@@ -287,6 +288,19 @@ pub(crate) fn finish(
     // The last thing: from here on the run is finished and needs no checkpoint.
     write_json_atomically(&folder.join(SUMMARY), &finished.summary)?;
     Ok(finished)
+}
+
+/// Writes what a run that nothing was measured of consists of, the summary last.
+pub(crate) fn close(
+    folder: &Path,
+    config: &RunConfig,
+    spec: &AdapterSpec,
+    tasks: &[String],
+    trained: &Trained,
+) -> Result<(), TrainError> {
+    checkpoint::save_weights(folder, &trained.model, spec, tasks, config.base_name())?;
+    write_json_atomically(&folder.join(SUMMARY), &summary(config, trained))?;
+    Ok(())
 }
 
 /// What tells the routers about the test split: that of the training, unless the recipe's queries

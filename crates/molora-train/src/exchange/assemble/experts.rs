@@ -1,0 +1,281 @@
+//! The given experts, and how they become a bank.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::Param;
+use burn::tensor::Tensor;
+use molora_adapters::ExpertBank;
+use molora_kernels::random::Seed;
+use molora_models::peft::{PeftAdapter, ResolvedAdapter, attach_experts};
+use molora_models::{Adaptable, Backbone, TaskModel, load_heads};
+use molora_routing::Scorer;
+
+use super::{AssembleRequest, Given, RouterChoice};
+use crate::TrainError;
+use crate::expert::{self, GATE, HEAD};
+use crate::instructions::check_instructions;
+use crate::parameters::with_stable_ids;
+use crate::run::Loaded;
+
+/// Experts that have been read for a model.
+pub(super) struct Experts {
+    pub(super) names: Vec<String>,
+    given: Vec<Given>,
+    router: RouterChoice,
+    /// The base with the experts as banks, whose ranks may differ between layers.
+    attached: Backbone,
+}
+
+/// Refuses names that cannot be those of experts, and instructions that are missing.
+pub(super) fn check_names(request: &AssembleRequest) -> Result<(), TrainError> {
+    let refuse = |problem: String| TrainError::Recipe {
+        name: request.router.name().into(),
+        problems: vec![problem],
+    };
+    let mut folders: BTreeMap<&str, &Path> = BTreeMap::new();
+    for given in &request.experts {
+        let name = &given.name[..];
+        if name.is_empty() || name.contains(['/', '\\', '\0']) || name.starts_with('.') {
+            return Err(refuse(format!(
+                "`{name}` cannot be the name of an expert, expected one without slashes"
+            )));
+        }
+        if let Some(first) = folders.insert(name, &given.folder) {
+            let (first, second) = (first.display(), given.folder.display());
+            return Err(refuse(format!(
+                "two experts are called {name}: {first} and {second}"
+            )));
+        }
+    }
+    if request.experts.is_empty() {
+        return Err(refuse("there is no --expert, expected at least one".into()));
+    }
+    // With data, instructions may come from the tasks.
+    if request.router == RouterChoice::Glider && request.data.is_none() {
+        let text = |given: &Given| (given.name.clone(), given.instruction.clone());
+        let texts = request.experts.iter().map(text);
+        if let Some((name, _)) = texts.clone().find(|(_, text)| text.is_none()) {
+            return Err(refuse(format!(
+                "compares experts by their instructions, and {name} has none: give --instruction \
+                 {name}=TEXT"
+            )));
+        }
+        let texts: Vec<_> = texts
+            .map(|(name, text)| (name, text.unwrap_or_default()))
+            .collect();
+        check_instructions(&texts)?;
+    }
+    Ok(())
+}
+
+impl Experts {
+    /// Reads the experts for the base model.
+    ///
+    /// # Errors
+    /// See [`super::assemble`].
+    pub(super) fn read(request: &AssembleRequest, base: &Backbone) -> Result<Self, TrainError> {
+        let mut adapters = Vec::new();
+        let mut bases: Vec<(&Given, String)> = Vec::new();
+        for given in &request.experts {
+            let adapter = PeftAdapter::open(&given.folder)?;
+            let found = adapter.config().base_model.clone();
+            bases.extend(found.map(|base| (given, base)));
+            let resolved = adapter.resolve(base)?;
+            check_mixable(given, base, &resolved)?;
+            adapters.push(resolved);
+        }
+        check_bases(&bases)?;
+        if request.router == RouterChoice::Phatgoose {
+            for given in request.experts.iter().filter(|given| !has_gate(given)) {
+                let text = format!(
+                    "has no {GATE}: phatgoose routes by gates that were trained with the experts, as \
+                     molora's own phatgoose and glider runs have; --router arrow needs none"
+                );
+                return Err(TrainError::run(&given.folder, text));
+            }
+        }
+        let mut attached = base.clone();
+        attach_experts(&mut attached, &adapters.iter().collect::<Vec<_>>())?;
+        Ok(Self {
+            names: request.experts.iter().map(|e| e.name.clone()).collect(),
+            given: request.experts.clone(),
+            router: request.router,
+            attached,
+        })
+    }
+
+    /// Paths of the adapted layers.
+    pub(super) fn paths(&self) -> Vec<String> {
+        let sites = self.attached.sites();
+        sites.into_iter().map(|(path, _)| path).collect()
+    }
+
+    /// The largest rank of an expert at any layer.
+    pub(super) fn rank(&self) -> usize {
+        let sites = self.attached.sites();
+        let ranks = sites.iter().map(|(_, site)| site.bank.rank());
+        ranks.max().unwrap_or(1)
+    }
+
+    /// The factor on the delta, where all layers have the same.
+    pub(super) fn common_factor(&self) -> Option<f64> {
+        let sites = self.attached.sites();
+        let mut factors = sites.iter().map(|(_, site)| site.bank.factor());
+        let first = factors.next().filter(|&factor| factor > 0.0)?;
+        factors.all(|factor| factor == first).then_some(first)
+    }
+
+    /// Whether tasks of an encoder would get heads that nobody trained.
+    pub(super) fn lacks_heads(&self, base: &Backbone) -> bool {
+        !base.writes() && self.given.iter().any(|given| !has_head(given))
+    }
+
+    /// Puts the experts, what their routers go by, and the heads that they bring into a fresh
+    /// mixture.
+    ///
+    /// # Errors
+    /// A gate or head that is broken or of another shape.
+    pub(super) fn fill(
+        &self,
+        mut mixture: TaskModel,
+        loaded: &Loaded,
+    ) -> Result<TaskModel, TrainError> {
+        let (rank, factor) = (self.rank(), self.common_factor());
+        let given = self.attached.sites();
+        for ((_, site), (_, given)) in mixture.backbone.sites_mut().into_iter().zip(given) {
+            site.bank = padded(&given.bank, rank, factor);
+            let router = site.router.as_mut().map(|router| &mut router.scorer);
+            if let Some(Scorer::Arrow(scorer)) = router {
+                scorer.prototypes = Param::from_tensor(directions(&given.bank));
+            }
+        }
+        if self.has_gates()? {
+            let gated = self.gates(loaded)?;
+            expert::collect_prototypes(&mut mixture, &gated);
+        }
+        for (given, head) in self.given.iter().zip(&mut mixture.heads) {
+            if has_head(given) && head.is_some() {
+                let (name, head) = (
+                    std::slice::from_ref(&given.name),
+                    std::slice::from_mut(head),
+                );
+                load_heads(&given.folder.join(HEAD), name, head)?;
+            }
+        }
+        Ok(with_stable_ids(mixture))
+    }
+
+    /// Whether the routers go by gates.
+    fn has_gates(&self) -> Result<bool, TrainError> {
+        let with = self.given.iter().filter(|given| has_gate(given)).count();
+        match self.router {
+            RouterChoice::Phatgoose => Ok(true),
+            // Without any, the instructions alone decide.
+            RouterChoice::Glider if with == 0 => Ok(false),
+            RouterChoice::Glider => match self.given.iter().find(|given| !has_gate(given)) {
+                None => Ok(true),
+                Some(given) => {
+                    let text =
+                        format!("has no {GATE}, but other experts have: expected all or none");
+                    Err(TrainError::run(&given.folder, text))
+                }
+            },
+            RouterChoice::Arrow | RouterChoice::Uniform => Ok(false),
+        }
+    }
+
+    fn gates(&self, loaded: &Loaded) -> Result<Vec<Backbone>, TrainError> {
+        let spec = loaded.spec.one_expert(true);
+        let gate = |given: &Given| {
+            let mut backbone = loaded.base.clone();
+            backbone.attach(&spec, 0, Seed::new(0), &loaded.device)?;
+            expert::load_gate(&given.folder, &mut backbone, &spec)?;
+            Ok(backbone)
+        };
+        self.given.iter().map(gate).collect()
+    }
+}
+
+fn has_gate(given: &Given) -> bool {
+    given.folder.join(GATE).is_file()
+}
+
+fn has_head(given: &Given) -> bool {
+    given.folder.join(HEAD).is_file()
+}
+
+/// Refuses an expert that changes the model in a way that cannot be mixed, under its own name.
+fn check_mixable(
+    given: &Given,
+    base: &Backbone,
+    adapter: &ResolvedAdapter,
+) -> Result<(), TrainError> {
+    if adapter.loras.iter().any(|lora| lora.magnitude.is_some()) {
+        let text = "is a DoRA adapter: its magnitudes belong to one expert alone and cannot be \
+                    mixed; expected a LoRA";
+        return Err(TrainError::run(&given.folder, text));
+    }
+    let attached = attach_experts(&mut base.clone(), &[adapter]);
+    attached.map(drop).map_err(|error| {
+        let text = error.to_string().replace("adapter 0 ", "");
+        TrainError::run(&given.folder, text)
+    })
+}
+
+/// Refuses experts that say that they belong to different base models. Folders and names on the Hub
+/// are compared by their last part.
+fn check_bases(bases: &[(&Given, String)]) -> Result<(), TrainError> {
+    let short = |name: &str| {
+        let name = name.trim_end_matches(['/', '\\']);
+        name.rsplit(['/', '\\']).next().unwrap_or(name).to_owned()
+    };
+    let Some((first, base)) = bases.first() else {
+        return Ok(());
+    };
+    match bases.iter().find(|(_, other)| short(other) != short(base)) {
+        None => Ok(()),
+        Some((given, other)) => {
+            let text = format!(
+                "belongs to the base model {other}, but expert {} to {base}: expected one base for \
+                 all",
+                first.name
+            );
+            Err(TrainError::run(&given.folder, text))
+        }
+    }
+}
+
+/// The bank with experts of a larger rank, whose new columns and rows are zeros; the factor becomes
+/// that of the specification.
+fn padded(bank: &ExpertBank, rank: usize, factor: Option<f64>) -> ExpertBank {
+    let (a, b) = (bank.a_by_expert().detach(), bank.b_by_expert().detach());
+    let b = match factor {
+        Some(_) => b,
+        None => b.mul_scalar(bank.factor()),
+    };
+    let ([experts, d_input, own], [_, _, d_output]) = (a.dims(), b.dims());
+    let device = a.device();
+    let (a, b) = match rank - own {
+        0 => (a, b),
+        more => {
+            let zeros = |shape: [usize; 3]| Tensor::<3>::zeros(shape, &device);
+            (
+                Tensor::cat(vec![a, zeros([experts, d_input, more])], 2),
+                Tensor::cat(vec![b, zeros([experts, more, d_output])], 1),
+            )
+        }
+    };
+    let a = a.swap_dims(0, 1).reshape([d_input, experts * rank]);
+    let b = b.reshape([experts * rank, d_output]);
+    let leaf = |tensor: Tensor<2>| Tensor::from_data(tensor.into_data(), &device);
+    ExpertBank::of_matrices(leaf(a), leaf(b), experts, factor.unwrap_or(1.0))
+}
+
+/// Arrow's directions `[E, D]`; zero for an expert that does not change the layer.
+fn directions(bank: &ExpertBank) -> Tensor<2> {
+    let sizes = bank.b_by_expert().detach().abs().sum_dim(2).sum_dim(1);
+    let acts = sizes.greater_elem(0.0).float().reshape([-1, 1]);
+    let rows = bank.directions() * acts;
+    Tensor::from_data(rows.clone().into_data(), &rows.device())
+}

@@ -1,0 +1,255 @@
+//! A run whose experts were trained elsewhere.
+//!
+//! The adapters become the experts of one bank for each linear layer that any of them changes; ranks
+//! and targets may differ. Routers that need no training weigh them:
+//!
+//! | router | weights of a token's experts | source |
+//! |---|---|---|
+//! | `uniform` | `1 / E` | the mean |
+//! | `arrow` | softmax of the `K` largest `abs(v_e . x)`, `v_e` the direction that expert `e` stretches most | arXiv:2405.11157 |
+//! | `phatgoose` | softmax of the `K` largest standardised `g_e . x`, `g_e` the expert's trained gate | arXiv:2402.05859 |
+//! | `glider` | as `phatgoose`, with cosines of instructions added | arXiv:2410.07172 |
+
+mod experts;
+mod recipe;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use burn::tensor::Device;
+use molora_kernels::random::Seed;
+use molora_models::{Adaptable, AdapterSpec, Backbone, TaskModel};
+
+pub use recipe::RouterChoice;
+
+use crate::data::{Task, load_tasks};
+use crate::device::DeviceSpec;
+use crate::event::Event;
+use crate::legs::legs;
+use crate::run::{
+    Finished, Loaded, RunConfig, TaskLabels, absolute, bare_task, check_folder, close, find_model,
+    finish, fresh_head, git_commit, make_folder, tokenized,
+};
+use crate::trainer::{Setup, Start, task_names, train};
+use crate::{TrainError, bundled, checkpoint};
+use experts::Experts;
+
+/// An adapter that becomes an expert.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// Name of the expert, which is that of its task.
+    pub name: String,
+    /// Folder that PEFT wrote, or the folder of an expert in a run.
+    pub folder: PathBuf,
+    /// What the expert is for, in words; read by `glider`.
+    pub instruction: Option<String>,
+}
+
+/// What is put together, and where to.
+#[derive(Debug, Clone)]
+pub struct AssembleRequest {
+    /// Folder of the base model, `bundled:NAME`, or `org/name` on the Hub.
+    pub base: String,
+    /// The experts, in their order.
+    pub experts: Vec<Given>,
+    /// How they are weighed.
+    pub router: RouterChoice,
+    /// Experts for each token; the router's own number if `None`.
+    pub top_k: Option<usize>,
+    /// Folder with a task for each expert, on which the run is evaluated.
+    pub data: Option<String>,
+    /// Number of steps that train the routers.
+    pub steps: usize,
+    /// The run folder.
+    pub out: PathBuf,
+    /// Whether an older run in that folder may be removed.
+    pub force: bool,
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// The device.
+    pub device: DeviceSpec,
+}
+
+/// What was put together.
+#[derive(Debug)]
+pub struct Assembled {
+    /// Number of adapted layers.
+    pub sites: usize,
+    /// Rank of the bank, the largest that an expert has.
+    pub rank: usize,
+    /// Number of experts.
+    pub experts: usize,
+    /// Scores on the tasks, if there are any.
+    pub finished: Option<Finished>,
+}
+
+/// Makes a run of experts that PEFT or another run wrote.
+///
+/// Everything that can be checked is checked before the folder is made.
+///
+/// # Errors
+/// Experts that are named twice, are not there, belong to other base models, change the model in a
+/// way that cannot be mixed, or lack what the router needs; any problem with model, data or folder.
+pub fn assemble(
+    request: &AssembleRequest,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Assembled, TrainError> {
+    check_folder(&request.out, request.force)?;
+    let data = request.data.as_deref();
+    experts::check_names(request)?;
+    let model = find_model(&request.base, stop, on_event)?;
+    on_event(Event::Phase("loading model and experts"));
+    let device = request.device.open()?;
+    let device = match request.steps {
+        0 => device,
+        _ => device.autodiff(),
+    };
+    let base = Backbone::from_folder(&model.folder, &device)?;
+    if !base.writes() && data.is_none() {
+        let text = "answers through heads of tasks: give --data with a task for each expert";
+        return Err(TrainError::run(&model.folder, text));
+    }
+    let experts = Experts::read(request, &base)?;
+    let tasks = tasks(request, data)?;
+    let config = RunConfig {
+        molora_version: env!("CARGO_PKG_VERSION").into(),
+        git_commit: git_commit(),
+        model: model.name,
+        data: data.map_or_else(
+            || absolute(&request.out.join("data").to_string_lossy()),
+            absolute,
+        ),
+        seed: request.seed,
+        device: request.device.to_string(),
+        tasks: tasks.iter().map(labels).collect(),
+        recipe: recipe::recipe(request, &experts, &base)?,
+    };
+    let loaded = loaded(&config, &model.folder, base, &tasks, &device)?;
+    let mixture = experts.fill(loaded.mixture(Seed::new(config.seed))?, &loaded)?;
+    make_folder(&request.out, &config)?;
+    let run = Assembly {
+        request,
+        config,
+        loaded,
+    };
+    run.finish(mixture, stop, on_event)
+}
+
+/// A task of each expert's name, with its records if there are data.
+fn tasks(request: &AssembleRequest, data: Option<&str>) -> Result<Vec<Task>, TrainError> {
+    let names: Vec<String> = request.experts.iter().map(|e| e.name.clone()).collect();
+    let mut tasks = match data {
+        Some(data) => load_tasks(&bundled::folder(data)?, Some(&names))?,
+        None => names.iter().map(|name| bare_task(name)).collect(),
+    };
+    // In the order of the experts.
+    tasks.sort_by_key(|task| names.iter().position(|name| *name == task.meta.name));
+    for (task, given) in tasks.iter_mut().zip(&request.experts) {
+        if let Some(text) = &given.instruction {
+            task.meta.instruction.clone_from(text);
+        }
+    }
+    Ok(tasks)
+}
+
+fn labels(task: &Task) -> TaskLabels {
+    TaskLabels {
+        name: task.meta.name.clone(),
+        kind: task.meta.kind,
+        labels: task.meta.labels.clone(),
+        data: None,
+    }
+}
+
+fn loaded(
+    config: &RunConfig,
+    folder: &Path,
+    base: Backbone,
+    tasks: &[Task],
+    device: &Device,
+) -> Result<Loaded, TrainError> {
+    let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
+    let spec: AdapterSpec = config.recipe.resolve(&base, &names)?;
+    let tasks = tokenized(folder, &base, tasks, config.recipe.data.max_length)?;
+    let seed = Seed::new(config.seed).child("heads");
+    let head = |task: &TaskLabels| fresh_head(&base, task, seed.child(&task.name), device);
+    Ok(Loaded {
+        heads: config.tasks.iter().map(head).collect(),
+        base,
+        spec,
+        tasks,
+        device: device.clone(),
+    })
+}
+
+/// A run that has its folder.
+struct Assembly<'a> {
+    request: &'a AssembleRequest,
+    config: RunConfig,
+    loaded: Loaded,
+}
+
+impl Assembly<'_> {
+    /// Trains the routers if that is asked for, evaluates if there are data, and writes the run.
+    fn finish(
+        &self,
+        mixture: TaskModel,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Assembled, TrainError> {
+        let (recipe, folder) = (&self.config.recipe, &self.request.out);
+        let Loaded {
+            base,
+            spec,
+            tasks,
+            device,
+            ..
+        } = &self.loaded;
+        let names = task_names(tasks);
+        let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
+        let setup = Setup {
+            recipe,
+            stages: &recipe.stages,
+            legs: &legs,
+            spec,
+            base: (base, self.config.base_name()),
+            tasks,
+            seed: Seed::new(self.config.seed),
+            device,
+            folder,
+            stop,
+            until: None,
+        };
+        let start = Start::Mixture {
+            model: Box::new(mixture),
+            guide: None,
+        };
+        let trained = train(&setup, start, on_event)?;
+        let finished = match self.request.data {
+            Some(_) => {
+                let done = finish(
+                    folder,
+                    &self.config,
+                    spec,
+                    tasks,
+                    device,
+                    &trained,
+                    on_event,
+                )?;
+                Some(done)
+            }
+            None => {
+                close(folder, &self.config, spec, &names, &trained)?;
+                None
+            }
+        };
+        checkpoint::forget(folder)?;
+        Ok(Assembled {
+            sites: trained.model.backbone.sites().len(),
+            rank: spec.bank.rank,
+            experts: spec.bank.num_experts,
+            finished,
+        })
+    }
+}

@@ -1,0 +1,140 @@
+//! The method of an assembled run.
+
+use molora_adapters::{BankConfig, Scaling, Sharing};
+use molora_models::{Adaptable, AdapterSpec, Backbone, ParameterKind, shortest_names};
+use molora_routing::{RouterConfig, ScorerConfig, Selection};
+
+use super::AssembleRequest;
+use super::experts::Experts;
+use crate::instructions::InstructionConfig;
+use crate::stage::{StageConfig, Transform};
+use crate::{Recipe, TrainError, bundled, recipe};
+
+/// How given experts are weighed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RouterChoice {
+    /// By the direction of its input that each expert stretches most; needs nothing but the experts
+    Arrow,
+    /// By the gates that were trained with the experts
+    Phatgoose,
+    /// By the experts' gates, if they have any, and instructions
+    Glider,
+    /// All alike
+    Uniform,
+}
+
+impl RouterChoice {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Arrow => "arrow",
+            Self::Phatgoose => "phatgoose",
+            Self::Glider => "glider",
+            Self::Uniform => "uniform",
+        }
+    }
+
+    fn scorer(self) -> ScorerConfig {
+        match self {
+            Self::Arrow => ScorerConfig::Arrow,
+            Self::Phatgoose | Self::Glider => ScorerConfig::Prototype,
+            Self::Uniform => ScorerConfig::Uniform,
+        }
+    }
+
+    /// As many experts for a token as the papers' codes and PEFT take.
+    fn top_k(self) -> Option<usize> {
+        match self {
+            Self::Arrow => Some(3),
+            Self::Phatgoose | Self::Glider => Some(2),
+            Self::Uniform => None,
+        }
+    }
+
+    fn citation(self) -> Result<String, TrainError> {
+        Ok(match self {
+            Self::Arrow => "Ostapenko et al., Towards Modular LLMs by Building and Reusing a \
+                            Library of LoRAs, ICML 2024, arXiv:2405.11157"
+                .into(),
+            Self::Uniform => "The mean of the experts".into(),
+            Self::Phatgoose | Self::Glider => recipe::find(self.name())?.citation,
+        })
+    }
+}
+
+/// The recipe of the run.
+///
+/// # Errors
+/// [`TrainError::Recipe`] for numbers that the router has no use for.
+pub(super) fn recipe(
+    request: &AssembleRequest,
+    experts: &Experts,
+    base: &Backbone,
+) -> Result<Recipe, TrainError> {
+    let choice = request.router;
+    let refuse = |problem: String| TrainError::Recipe {
+        name: choice.name().into(),
+        problems: vec![problem],
+    };
+    if choice == RouterChoice::Uniform && (request.steps > 0 || request.top_k.is_some()) {
+        let text =
+            "uniform weights have nothing to select or to train: leave out --top-k and --steps";
+        return Err(refuse(text.into()));
+    }
+    if request.steps > 0 && request.data.is_none() {
+        return Err(refuse(
+            "--steps needs --data with a task for each expert".into(),
+        ));
+    }
+    let count = request.experts.len();
+    let selection = match request.top_k.or(choice.top_k().map(|k| k.min(count))) {
+        Some(k) => Selection::TopK(k),
+        None => Selection::Dense,
+    };
+    let router = RouterConfig {
+        scorer: choice.scorer(),
+        selection,
+        ..RouterConfig::default()
+    };
+    let adapter = adapter(router, experts, base);
+    let mut recipe = Recipe::new(choice.name(), &choice.citation()?, adapter);
+    recipe.stages = vec![StageConfig::transform("experts", Transform::Given)];
+    if choice == RouterChoice::Glider {
+        recipe.instructions = Some(InstructionConfig {
+            weight: 100.0,
+            encoder: bundled::MODEL.into(),
+            query: Default::default(),
+        });
+        let embed = StageConfig::transform("instructions", Transform::EmbedInstructions);
+        recipe.stages.push(embed);
+    }
+    if request.steps > 0 {
+        let mut kinds = vec![ParameterKind::Routers];
+        // A head that no expert brought is random.
+        kinds.extend(experts.lacks_heads(base).then_some(ParameterKind::Heads));
+        let stage = StageConfig::new("routers", request.steps, &kinds);
+        recipe.stages.push(stage);
+    }
+    Ok(recipe)
+}
+
+fn adapter(router: RouterConfig, experts: &Experts, base: &Backbone) -> AdapterSpec {
+    let all: Vec<String> = base.linears().into_iter().map(|(path, _)| path).collect();
+    let bank = BankConfig {
+        sharing: Sharing::Independent,
+        num_experts: experts.names.len(),
+        rank: experts.rank(),
+        scaling: match experts.common_factor() {
+            Some(factor) => Scaling::AlphaOverRank(factor * experts.rank() as f64),
+            None => Scaling::Unit,
+        },
+        ..BankConfig::default()
+    };
+    AdapterSpec {
+        targets: shortest_names(&experts.paths(), &all),
+        expert_per_task: true,
+        bank,
+        router: Some(router),
+        ..AdapterSpec::default()
+    }
+}

@@ -1,0 +1,89 @@
+//! Writing an adapter that PEFT loads.
+
+use std::path::{Path, PathBuf};
+
+use molora_models::Adaptable;
+use molora_models::peft::{PeftAbout, ResolvedAdapter, write_adapter};
+
+use super::lora::{Choice, as_lora};
+use super::{check_new, copy_heads};
+use crate::TrainError;
+use crate::device::DeviceSpec;
+use crate::run::{Opened, open_without_data};
+
+/// What is exported, and where to.
+#[derive(Debug, Clone)]
+pub struct ExportRequest {
+    /// The run folder.
+    pub run: PathBuf,
+    /// The mixture, or one expert.
+    pub choice: Choice,
+    /// Folder to write.
+    pub out: PathBuf,
+    /// Name of the adapter; PEFT keeps any but `default` in a folder below of that name.
+    pub name: String,
+    /// The device; that of the run if `None`.
+    pub device: Option<DeviceSpec>,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exported {
+    /// Folder of the two files.
+    pub folder: PathBuf,
+    /// Number of adapted modules.
+    pub modules: usize,
+    /// The smallest and the largest rank.
+    pub ranks: (usize, usize),
+    /// Number of parameters.
+    pub parameters: usize,
+    /// Whether the heads of the run's tasks were written beside them.
+    pub has_heads: bool,
+}
+
+/// Writes the mixture of a run, or one of its experts, as an adapter that PEFT loads.
+///
+/// # Errors
+/// [`TrainError::Run`] if no LoRA computes the same, an expert or task does not exist, or the folder
+/// is not empty; whatever reading the run and writing give.
+pub fn export(request: &ExportRequest) -> Result<Exported, TrainError> {
+    check_new(&request.out)?;
+    let opened = open_without_data(&request.run, request.device)?;
+    let adapter = as_lora(&request.run, &opened, &request.choice)?;
+    write(&request.run, &opened, &adapter, &request.out, &request.name)
+}
+
+/// Writes a LoRA for the base model of a run, and the heads of the run.
+pub(super) fn write(
+    run: &Path,
+    opened: &Opened,
+    adapter: &ResolvedAdapter,
+    out: &Path,
+    name: &str,
+) -> Result<Exported, TrainError> {
+    let base = &opened.loaded.base;
+    let about = PeftAbout {
+        name: name.into(),
+        base_model: opened.config.base_name().into(),
+        task_type: Some(base.task_type().into()),
+    };
+    let folder = write_adapter(out, base, adapter, &about)?;
+    let has_heads = opened.model.heads.iter().any(Option::is_some);
+    copy_heads(run, &folder, has_heads)?;
+    Ok(exported(folder, adapter, has_heads))
+}
+
+fn exported(folder: PathBuf, adapter: &ResolvedAdapter, has_heads: bool) -> Exported {
+    let ranks = || adapter.loras.iter().map(|lora| lora.a.dims()[1]);
+    let size = |dims: [usize; 2]| dims[0] * dims[1];
+    let parameters = adapter.loras.iter();
+    Exported {
+        folder,
+        modules: adapter.loras.len(),
+        ranks: (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0)),
+        parameters: parameters
+            .map(|lora| size(lora.a.dims()) + size(lora.b.dims()))
+            .sum(),
+        has_heads,
+    }
+}

@@ -1,0 +1,140 @@
+//! What of a run can be one LoRA.
+
+use std::path::Path;
+
+use molora_adapters::task_selector;
+use molora_models::Adaptable;
+use molora_models::peft::{ResolvedAdapter, expert, mixture_for};
+use molora_routing::{Granularity, ScorerConfig, Selection};
+
+use crate::TrainError;
+use crate::run::Opened;
+
+/// Which LoRA of a run is meant; the mixture itself by default.
+#[derive(Debug, Clone, Default)]
+pub struct Choice {
+    /// One expert alone, by its name or number.
+    pub expert: Option<String>,
+    /// The task that gates and routers by task are fixed to.
+    pub task: Option<String>,
+}
+
+/// The chosen LoRA of a run.
+///
+/// # Errors
+/// [`TrainError::Run`] for an expert or task that the run has not, or a mixture that depends on the
+/// input; it then says why no LoRA computes the same, and what to do.
+pub(super) fn as_lora(
+    run: &Path,
+    opened: &Opened,
+    choice: &Choice,
+) -> Result<ResolvedAdapter, TrainError> {
+    let backbone = &opened.model.backbone;
+    if let Some(name) = &choice.expert {
+        return Ok(expert(backbone, expert_number(run, opened, name)?)?);
+    }
+    let task = choice.task.as_deref();
+    let task = task
+        .map(|name| task_number(run, opened, name))
+        .transpose()?;
+    if let Some(why) = why_not(opened, task.is_some()) {
+        let text = format!("{why}; {}", advice(run, opened));
+        return Err(TrainError::run(run, text));
+    }
+    let selector = |task| task_selector(&[Some(task)], opened.config.tasks.len(), &device(opened));
+    let selector = task.map(selector).transpose()?;
+    Ok(mixture_for(backbone, selector)?)
+}
+
+fn device(opened: &Opened) -> burn::tensor::Device {
+    opened.loaded.device.clone()
+}
+
+/// Names of the experts of a run, where they have any.
+pub(super) fn expert_names(opened: &Opened) -> Vec<String> {
+    let spec = &opened.config.recipe.adapter;
+    if !spec.expert_per_task {
+        return Vec::new();
+    }
+    let names = opened.config.tasks.iter().map(|task| task.name.clone());
+    let general = spec.blend.is_some().then(|| "general".to_owned());
+    names.chain(general).collect()
+}
+
+/// The smallest number of experts that a site has.
+fn num_experts(opened: &Opened) -> usize {
+    let sites = opened.model.backbone.sites();
+    let counts = sites.iter().map(|(_, site)| site.bank.num_experts());
+    counts.min().unwrap_or(0)
+}
+
+fn expert_number(run: &Path, opened: &Opened, name: &str) -> Result<usize, TrainError> {
+    let (names, count) = (expert_names(opened), num_experts(opened));
+    let by_name = names.iter().position(|other| other == name);
+    let number = by_name.or_else(|| name.parse().ok().filter(|&number| number < count));
+    number.ok_or_else(|| {
+        let known = match names.as_slice() {
+            [] => "expected a number".to_owned(),
+            names => format!("there are {}, or a number", names.join(", ")),
+        };
+        let last = count.saturating_sub(1);
+        TrainError::run(
+            run,
+            format!("has no expert `{name}`; {known} from 0 to {last}"),
+        )
+    })
+}
+
+/// The number of a run's task.
+///
+/// # Errors
+/// [`TrainError::Run`] with the names that there are.
+pub(crate) fn task_number(run: &Path, opened: &Opened, name: &str) -> Result<usize, TrainError> {
+    let tasks = &opened.config.tasks;
+    let number = tasks.iter().position(|task| task.name == name);
+    number.ok_or_else(|| {
+        let names: Vec<&str> = tasks.iter().map(|task| &task.name[..]).collect();
+        let text = format!("has no task `{name}`; there are: {}", names.join(", "));
+        TrainError::run(run, text)
+    })
+}
+
+/// Why no single LoRA computes what the mixture does.
+fn why_not(opened: &Opened, has_task: bool) -> Option<String> {
+    let spec = &opened.loaded.spec;
+    let tasks: Vec<&str> = opened.config.tasks.iter().map(|t| &t.name[..]).collect();
+    let by_task = |what: &str| {
+        let tasks = tasks.join(", ");
+        (!has_task).then(|| format!("{what} by task, which --task fixes to one of {tasks}"))
+    };
+    let is_uniform = |router: &molora_routing::RouterConfig| {
+        router.scorer == ScorerConfig::Uniform && router.selection == Selection::Dense
+    };
+    let router = spec.router.as_ref().filter(|router| !is_uniform(router));
+    let anew = |what: &str| {
+        format!(
+            "no single LoRA computes what this mixture does: its routers weigh the experts anew for \
+             each {what}"
+        )
+    };
+    match router.map(|router| router.granularity) {
+        Some(Granularity::Token) => Some(anew("token")),
+        Some(Granularity::Sequence) => Some(anew("sequence")),
+        Some(Granularity::Task) => by_task("its routers weigh the experts"),
+        None if spec.gate.is_some() => by_task("its gates scale the adapter"),
+        None => None,
+    }
+}
+
+/// What can be had instead of the mixture.
+fn advice(run: &Path, opened: &Opened) -> String {
+    let (rank, run) = (opened.loaded.spec.bank.rank, run.display());
+    let expert = match expert_names(opened).as_slice() {
+        [] => format!("N (0 to {})", num_experts(opened).saturating_sub(1)),
+        names => format!("NAME ({})", names.join(", ")),
+    };
+    format!(
+        "molora distill {run} --rank {rank} fits the nearest LoRA and measures its error, and molora \
+         export {run} --expert {expert} takes one expert"
+    )
+}

@@ -1,0 +1,56 @@
+//! Writing a whole model that transformers loads.
+
+use std::path::PathBuf;
+
+use molora_models::peft::{MergedDtype, merge_into, save_merged};
+
+use super::lora::{Choice, as_lora};
+use super::{check_new, copy_heads};
+use crate::TrainError;
+use crate::device::DeviceSpec;
+use crate::run::open_without_data;
+
+/// What is merged, and where to.
+#[derive(Debug, Clone)]
+pub struct MergeRequest {
+    /// The run folder.
+    pub run: PathBuf,
+    /// The mixture, or one expert.
+    pub choice: Choice,
+    /// Folder to write.
+    pub out: PathBuf,
+    /// Type of the numbers.
+    pub dtype: MergedDtype,
+    /// The device; that of the run if `None`.
+    pub device: Option<DeviceSpec>,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Merged {
+    /// Number of modules whose weights changed.
+    pub modules: usize,
+    /// Whether the heads of the run's tasks were written beside the model.
+    pub has_heads: bool,
+}
+
+/// Adds the mixture of a run to the weights of its base model and writes the whole model, with
+/// configuration and tokenizer.
+///
+/// # Errors
+/// [`TrainError::Run`] if the mixture is not static, an expert or task does not exist, or the folder
+/// is not empty; whatever reading the run and writing give.
+pub fn merge(request: &MergeRequest) -> Result<Merged, TrainError> {
+    check_new(&request.out)?;
+    let opened = open_without_data(&request.run, request.device)?;
+    let adapter = as_lora(&request.run, &opened, &request.choice)?;
+    let mut model = opened.loaded.base.clone();
+    merge_into(&mut model, &adapter);
+    save_merged(&model, &opened.base_folder, &request.out, request.dtype)?;
+    let has_heads = opened.model.heads.iter().any(Option::is_some);
+    copy_heads(&request.run, &request.out, has_heads)?;
+    Ok(Merged {
+        modules: adapter.loras.len(),
+        has_heads,
+    })
+}

@@ -1,0 +1,51 @@
+//! Files for other programs, and experts from other programs.
+//!
+//! | command | what it makes |
+//! |---|---|
+//! | `molora export` ([`export`]) | an adapter that PEFT loads, where one computes the same |
+//! | `molora merge` ([`merge`]) | a whole model that transformers loads, where one computes the same |
+//! | `molora distill` ([`distill`]) | the nearest adapter that PEFT loads, with its error |
+//! | `molora assemble` ([`assemble`]) | a run whose experts are adapters that PEFT wrote |
+
+mod assemble;
+mod distill;
+mod export;
+mod lora;
+mod merge;
+
+use std::path::Path;
+
+pub use assemble::{AssembleRequest, Assembled, Given, RouterChoice, assemble};
+pub use distill::{DistillRequest, Distilled, SiteFit, distill};
+pub use export::{ExportRequest, Exported, export};
+pub use lora::Choice;
+pub(crate) use lora::task_number;
+pub use merge::{MergeRequest, Merged, merge};
+
+use crate::TrainError;
+use crate::checkpoint::HEADS;
+
+/// Refuses a folder that is there already with something in it.
+fn check_new(folder: &Path) -> Result<(), TrainError> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    let mut entries = std::fs::read_dir(folder).map_err(TrainError::io(folder))?;
+    match entries.next() {
+        None => Ok(()),
+        Some(_) => {
+            let text = "exists already and is not empty; choose another --out";
+            Err(TrainError::run(folder, text))
+        }
+    }
+}
+
+/// Copies the heads of a run's tasks beside what is written, if it has any: neither PEFT nor
+/// transformers knows them, and without them an encoder's answers are lost.
+fn copy_heads(run: &Path, out: &Path, has_heads: bool) -> Result<bool, TrainError> {
+    if has_heads {
+        let (from, to) = (run.join(HEADS), out.join(HEADS));
+        std::fs::copy(&from, &to).map_err(TrainError::io(&from))?;
+    }
+    Ok(has_heads)
+}
