@@ -11,6 +11,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod ci;
+mod parity;
 mod tidy;
 mod workspace;
 
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Everything a change has to pass: format, tidy, clippy, tests, documents; cheapest first.
     Ci,
+    /// Let transformers and PEFT read the files that molora writes (needs Python).
+    Parity,
     /// The project's own rules: dependency arrows, line budgets, documents, plain text.
     Tidy,
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<()> {
     match command {
         Command::Ci => ci::run(),
+        Command::Parity => parity::run(),
         Command::Tidy => tidy::run(),
     }
 }

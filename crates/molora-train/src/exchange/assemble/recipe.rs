@@ -10,6 +10,9 @@ use crate::instructions::InstructionConfig;
 use crate::stage::{StageConfig, Transform};
 use crate::{Recipe, TrainError, bundled, recipe};
 
+/// Tokens at which texts of a model that writes are cut, question and answer together.
+const WRITTEN: usize = 512;
+
 /// How given experts are weighed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum RouterChoice {
@@ -98,6 +101,11 @@ pub(super) fn recipe(
     };
     let adapter = adapter(router, experts, base);
     let mut recipe = Recipe::new(choice.name(), &choice.citation()?, adapter);
+    let wanted = match base.writes() {
+        true => WRITTEN,
+        false => recipe.data.max_length,
+    };
+    recipe.data.max_length = wanted.min(base.max_tokens().unwrap_or(wanted));
     recipe.stages = vec![StageConfig::transform("experts", Transform::Given)];
     if choice == RouterChoice::Glider {
         recipe.instructions = Some(InstructionConfig {

@@ -1,0 +1,75 @@
+//! The nearest LoRA of a mixture.
+
+use serde_json::Value;
+
+use crate::world::{World, entries, read_json, small};
+
+fn distill(world: &World, rank: &str) -> Value {
+    let arguments = [
+        "distill",
+        "run",
+        "--rank",
+        rank,
+        "--samples",
+        "60",
+        "--json",
+    ];
+    let output = world.run(&arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    serde_json::from_slice(&output.stdout).expect("one object")
+}
+
+fn errors(report: &Value) -> Vec<f64> {
+    let sites = report["sites"].as_array().expect("a list");
+    sites
+        .iter()
+        .map(|site| site["error"].as_f64().expect("a number"))
+        .collect()
+}
+
+#[test]
+fn a_larger_rank_fits_better_and_the_scores_are_those_of_the_run() {
+    let world = World::new();
+    world.train(&small("hydralora"), "run");
+    let [one, four] = ["1", "4"].map(|rank| distill(&world, rank));
+    let (rough, fine) = (errors(&one), errors(&four));
+    assert_eq!(fine.len(), 16, "four layers of four sites");
+    for (rough, fine) in rough.iter().zip(&fine) {
+        assert!(fine < rough && *fine < 0.5, "{fine} < {rough}");
+    }
+    let run = read_json(&world.path("run/eval.json"));
+    for (name, task) in four["tasks"].as_object().expect("by task") {
+        assert_eq!(task["mixture"], run["tasks"][name]["value"], "{name}");
+    }
+    for site in four["sites"].as_array().expect("a list") {
+        let held_out = site["held_out"].as_f64().expect("there is validation");
+        assert!(held_out < 1.0, "{site}");
+    }
+    let files = [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "heads.safetensors",
+    ];
+    assert_eq!(entries(&world.path("run/distilled-4")), files);
+    let output = world.run(&["distill", "run", "--rank", "0"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        error.contains("--rank is 0, expected at least 1"),
+        "{error}"
+    );
+}
+
+/// The LoRA of a plain LoRA is that LoRA.
+#[test]
+fn a_lora_is_its_own_nearest() {
+    let world = World::new();
+    world.train(&small("lora"), "run");
+    let report = distill(&world, "4");
+    for error in errors(&report) {
+        assert!(error < 5e-3, "{error}");
+    }
+    for task in report["tasks"].as_object().expect("by task").values() {
+        assert_eq!(task["mixture"], task["lora"]);
+    }
+}

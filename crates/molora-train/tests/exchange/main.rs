@@ -1,0 +1,12 @@
+//! Files for PEFT and transformers, experts from PEFT, and generation, through the program.
+
+mod assemble;
+mod decoder;
+mod distill;
+mod generate;
+mod lora;
+mod parity;
+mod refusal;
+#[path = "../program/world.rs"]
+#[allow(dead_code, reason = "shared with the tests of whole runs")]
+mod world;

@@ -1,0 +1,52 @@
+//! `cargo xtask parity`: transformers and PEFT read the files that molora writes.
+//!
+//! A test of molora-train writes adapters and models with what molora computes; `parity/check.py`
+//! loads them in Python and compares at 1e-4 of the largest value.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use xshell::{Shell, cmd};
+
+use crate::workspace;
+
+/// What the check imports, as pip installs it.
+const PACKAGES: [&str; 4] = ["torch", "transformers", "peft", "safetensors"];
+
+/// Names a Python that has the packages already.
+const PYTHON: &str = "MOLORA_PYTHON";
+
+pub(crate) fn run() -> Result<()> {
+    let shell = workspace::shell()?;
+    let work = shell.current_dir().join("target/parity");
+    let python = python(&shell, &work.join("venv"))?;
+    let cases = work.join("cases");
+    shell.remove_path(&cases)?;
+    cmd!(
+        shell,
+        "cargo test --release -p molora-models -p molora-train --test exchange parity::"
+    )
+    .env("MOLORA_PARITY", &cases)
+    .run()?;
+    cmd!(shell, "{python} xtask/parity/check.py {cases}").run()?;
+    Ok(())
+}
+
+/// The interpreter that the user names, or one with the packages in a virtual environment, which is
+/// made once.
+fn python(shell: &Shell, venv: &Path) -> Result<PathBuf> {
+    if let Some(python) = std::env::var_os(PYTHON) {
+        return Ok(python.into());
+    }
+    let python = match cfg!(windows) {
+        true => venv.join("Scripts/python.exe"),
+        false => venv.join("bin/python"),
+    };
+    let ready = venv.join("ready");
+    if !shell.path_exists(&ready) {
+        cmd!(shell, "python3 -m venv {venv}").run()?;
+        cmd!(shell, "{python} -m pip install --quiet {PACKAGES...}").run()?;
+        shell.write_file(&ready, "")?;
+    }
+    Ok(python)
+}
