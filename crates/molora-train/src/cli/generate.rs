@@ -50,7 +50,8 @@ pub(super) struct GenerateArgs {
     /// Prompts in one pass
     #[arg(long, value_name = "B", default_value = "8")]
     batch: NonZeroUsize,
-    /// Frame each prompt as a user's message by the model's chat template [default: if it has one]
+    /// Frame each prompt as a user's message by the model's chat template [default:
+    /// if it has one and, for a run, the tasks were asked by it]
     #[arg(long, conflicts_with = "raw")]
     chat: bool,
     /// Take each prompt as it is

@@ -13,7 +13,7 @@ use molora_routing::Guidance;
 use serde_json::Value;
 
 use super::{ChatTemplate, Message};
-use crate::data::TextTokenizer;
+use crate::data::{PromptStyle, TextTokenizer};
 use crate::device::DeviceSpec;
 use crate::exchange::task_number;
 use crate::instructions::{Guide, Instructions, TextEncoder};
@@ -28,6 +28,7 @@ pub struct Writer {
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
     stop_tokens: Vec<usize>,
+    is_chat: bool,
     device: Device,
     folder: PathBuf,
 }
@@ -92,6 +93,7 @@ impl Writer {
         let opened = open_without_data(run, device)?;
         let task = task.map(|name| task_number(run, &opened, name));
         let device = opened.loaded.device.clone();
+        let style = opened.config.recipe.data.writing.prompt;
         let mut mixture = Mixture {
             num_tasks: opened.config.tasks.len(),
             task: task.transpose()?,
@@ -105,7 +107,9 @@ impl Writer {
             };
             mixture.instructions = Some((instructions, encoder));
         }
-        Self::of(opened.model.backbone, mixture, opened.base_folder, device)
+        let mut writer = Self::of(opened.model.backbone, mixture, opened.base_folder, device)?;
+        writer.is_chat &= style == PromptStyle::Chat;
+        Ok(writer)
     }
 
     fn of(
@@ -121,10 +125,12 @@ impl Writer {
         }
         let tokenizer = TextTokenizer::from_folder(&folder)?;
         tokenizer.check_vocabulary(backbone.vocab_size())?;
+        let template = ChatTemplate::from_folder(&folder)?;
         Ok(Self {
             mixture,
             tokenizer,
-            template: ChatTemplate::from_folder(&folder)?,
+            is_chat: template.is_some(),
+            template,
             stop_tokens: stop_tokens(&folder)?,
             backbone,
             device,
@@ -133,7 +139,7 @@ impl Writer {
     }
 
     /// Whether prompts are framed by the chat template: if that is wanted, and by default if there is
-    /// one.
+    /// one and, in a run, the tasks were asked by it.
     ///
     /// # Errors
     /// If it is wanted and there is none.
@@ -143,7 +149,7 @@ impl Writer {
             let text = "has no chat template in tokenizer_config.json or chat_template.jinja";
             return Err(TrainError::run(&self.folder, text));
         }
-        Ok(wanted.unwrap_or(has_template))
+        Ok(wanted.unwrap_or(self.is_chat))
     }
 
     /// The likeliest answer to a request, in at most `max_new_tokens` tokens. A model without a chat

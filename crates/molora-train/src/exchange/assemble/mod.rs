@@ -25,6 +25,7 @@ pub use recipe::RouterChoice;
 use crate::data::{Task, load_tasks};
 use crate::device::DeviceSpec;
 use crate::event::Event;
+use crate::language::ChatTemplate;
 use crate::legs::legs;
 use crate::run::{
     Finished, Loaded, RunConfig, TaskLabels, absolute, bare_task, check_folder, close, find_model,
@@ -112,6 +113,7 @@ pub fn assemble(
     }
     let experts = Experts::read(request, &base)?;
     let tasks = tasks(request, data)?;
+    let has_template = base.writes() && ChatTemplate::from_folder(&model.folder)?.is_some();
     let config = RunConfig {
         molora_version: env!("CARGO_PKG_VERSION").into(),
         git_commit: git_commit(),
@@ -123,7 +125,7 @@ pub fn assemble(
         seed: request.seed,
         device: request.device.to_string(),
         tasks: tasks.iter().map(labels).collect(),
-        recipe: recipe::recipe(request, &experts, &base)?,
+        recipe: recipe::recipe(request, &experts, &base, has_template)?,
     };
     let loaded = loaded(&config, &model.folder, base, &tasks, &device)?;
     let mixture = experts.fill(loaded.mixture(Seed::new(config.seed))?, &loaded)?;
@@ -171,7 +173,7 @@ fn loaded(
 ) -> Result<Loaded, TrainError> {
     let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
     let spec: AdapterSpec = config.recipe.resolve(&base, &names)?;
-    let tasks = tokenized(folder, &base, tasks, config.recipe.data.max_length)?;
+    let tasks = tokenized(folder, &base, tasks, &config.recipe.data)?;
     let seed = Seed::new(config.seed).child("heads");
     let head = |task: &TaskLabels| fresh_head(&base, task, seed.child(&task.name), device);
     Ok(Loaded {

@@ -6,12 +6,10 @@ use molora_routing::{RouterConfig, ScorerConfig, Selection};
 
 use super::AssembleRequest;
 use super::experts::Experts;
+use crate::data::PromptStyle;
 use crate::instructions::InstructionConfig;
 use crate::stage::{StageConfig, Transform};
 use crate::{Recipe, TrainError, bundled, recipe};
-
-/// Tokens at which texts of a model that writes are cut, question and answer together.
-const WRITTEN: usize = 512;
 
 /// How given experts are weighed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -65,7 +63,7 @@ impl RouterChoice {
     }
 }
 
-/// The recipe of the run.
+/// The recipe of the run. A model with a chat template is asked by it.
 ///
 /// # Errors
 /// [`TrainError::Recipe`] for numbers that the router has no use for.
@@ -73,6 +71,7 @@ pub(super) fn recipe(
     request: &AssembleRequest,
     experts: &Experts,
     base: &Backbone,
+    has_template: bool,
 ) -> Result<Recipe, TrainError> {
     let choice = request.router;
     let refuse = |problem: String| TrainError::Recipe {
@@ -101,11 +100,13 @@ pub(super) fn recipe(
     };
     let adapter = adapter(router, experts, base);
     let mut recipe = Recipe::new(choice.name(), &choice.citation()?, adapter);
-    let wanted = match base.writes() {
-        true => WRITTEN,
-        false => recipe.data.max_length,
-    };
-    recipe.data.max_length = wanted.min(base.max_tokens().unwrap_or(wanted));
+    let limit = base.max_tokens().unwrap_or(usize::MAX);
+    let data = &mut recipe.data;
+    data.max_length = data.max_length.min(limit);
+    data.writing.max_length = data.writing.max_length.min(limit);
+    if has_template {
+        data.writing.prompt = PromptStyle::Chat;
+    }
     recipe.stages = vec![StageConfig::transform("experts", Transform::Given)];
     if choice == RouterChoice::Glider {
         recipe.instructions = Some(InstructionConfig {

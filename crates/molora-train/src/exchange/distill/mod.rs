@@ -29,7 +29,7 @@ use super::{Exported, check_new, export};
 use crate::TrainError;
 use crate::data::Split;
 use crate::device::DeviceSpec;
-use crate::eval::evaluate;
+use crate::eval::{EvalScope, evaluate};
 use crate::event::Event;
 use crate::instructions::{Guide, Query};
 use crate::parameters::with_stable_ids;
@@ -183,7 +183,8 @@ fn scores(opened: &Opened, backbone: Backbone) -> Result<(EvalReport, EvalReport
     let rows = opened.config.recipe.data.eval_batch_size;
     let score = |model: &TaskModel, guide: Option<&Guide>| {
         let (tasks, device) = (&opened.loaded.tasks, &opened.loaded.device);
-        evaluate(model, tasks, Split::Test, rows, device, guide, |_| {})
+        let scope = EvalScope::own(Split::Test, rows, tasks.len());
+        evaluate(model, tasks, scope, device, guide, |_| {})
     };
     let mixture = score(&opened.model, guide.as_ref())?;
     Ok((mixture.scores, score(&lora, None)?.scores))
