@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use burn::tensor::{Int, Tensor, TensorData};
 use molora_adapters::task_selector;
 use molora_models::Adaptable;
-use molora_models::peft::{ResolvedAdapter, expert, mixture_for};
+use molora_models::peft::{ModuleLora, ResolvedAdapter, expert, mixture_for};
 use molora_routing::{Granularity, ScorerConfig, Selection};
 
 use crate::TrainError;
@@ -31,7 +32,8 @@ pub(super) fn as_lora(
 ) -> Result<ResolvedAdapter, TrainError> {
     let backbone = &opened.model.backbone;
     if let Some(name) = &choice.expert {
-        return Ok(expert(backbone, expert_number(run, opened, name)?)?);
+        let number = expert_number(run, opened, name)?;
+        return Ok(without_padding(expert(backbone, number)?));
     }
     let task = choice.task.as_deref();
     let task = task
@@ -41,13 +43,37 @@ pub(super) fn as_lora(
         let text = format!("{why}; {}", advice(run, opened));
         return Err(TrainError::run(run, text));
     }
-    let selector = |task| task_selector(&[Some(task)], opened.config.tasks.len(), &device(opened));
+    let (count, device) = (opened.config.tasks.len(), &opened.loaded.device);
+    let selector = |task| task_selector(&[Some(task)], count, device);
     let selector = task.map(selector).transpose()?;
-    Ok(mixture_for(backbone, selector)?)
+    Ok(without_padding(mixture_for(backbone, selector)?))
 }
 
-fn device(opened: &Opened) -> burn::tensor::Device {
-    opened.loaded.device.clone()
+/// The same LoRA without ranks that are zero on both sides, as experts of smaller ranks have in a
+/// bank, and without modules that it does not change.
+fn without_padding(adapter: ResolvedAdapter) -> ResolvedAdapter {
+    let loras = adapter.loras.iter().filter_map(|lora| {
+        let sizes = |sums: Tensor<2>| sums.into_data().iter::<f32>().collect::<Vec<f32>>();
+        let a = sizes(lora.a.clone().abs().sum_dim(0));
+        let b = sizes(lora.b.clone().abs().sum_dim(1));
+        let is_used = |rank: &usize| a[*rank] != 0.0 || b[*rank] != 0.0;
+        let used: Vec<i64> = (0..a.len())
+            .filter(is_used)
+            .map(|rank| rank as i64)
+            .collect();
+        let count = used.len();
+        let used = Tensor::<1, Int>::from_data(TensorData::new(used, [count]), &lora.a.device());
+        (count > 0).then(|| ModuleLora {
+            a: lora.a.clone().select(1, used.clone()),
+            b: lora.b.clone().select(0, used),
+            ..lora.clone()
+        })
+    });
+    let loras: Vec<ModuleLora> = loras.collect();
+    match loras.is_empty() {
+        true => adapter,
+        false => ResolvedAdapter { loras, ..adapter },
+    }
 }
 
 /// Names of the experts of a run, where they have any.
