@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use molora_models::peft::{MergedDtype, merge_into, save_merged};
+use molora_models::{Backbone, BaseDtype};
 
 use super::lora::{Choice, as_lora};
 use super::{check_new, copy_heads};
@@ -44,7 +45,11 @@ pub fn merge(request: &MergeRequest) -> Result<Merged, TrainError> {
     check_new(&request.out)?;
     let opened = open_without_data(&request.run, request.device)?;
     let adapter = as_lora(&request.run, &opened, &request.choice)?;
-    let mut model = opened.loaded.base.clone();
+    // Of a base that was kept in fewer bits the files still have all of them.
+    let mut model = match opened.config.base_dtype {
+        BaseDtype::F32 => opened.loaded.base.clone(),
+        _ => Backbone::from_folder(&opened.base_folder, &opened.loaded.device)?,
+    };
     merge_into(&mut model, &adapter);
     save_merged(&model, &opened.base_folder, &request.out, request.dtype)?;
     let has_heads = opened.model.heads.iter().any(Option::is_some);

@@ -10,9 +10,8 @@ use molora_models::{
     Sampling,
 };
 use molora_routing::Guidance;
-use serde_json::Value;
 
-use super::{ChatTemplate, Message};
+use super::{ChatTemplate, Message, stop_tokens};
 use crate::data::{PromptStyle, TextTokenizer};
 use crate::device::DeviceSpec;
 use crate::exchange::task_number;
@@ -287,31 +286,4 @@ impl Writer {
         let scores = instructions.scores(&queries, &self.device);
         Ok(Guide::ByTask(scores).of(&rows, &rows, &self.device))
     }
-}
-
-/// The tokens that end an answer: `eos_token_id` of `generation_config.json`, or of `config.json`.
-pub(crate) fn stop_tokens(folder: &Path) -> Result<Vec<usize>, TrainError> {
-    for name in ["generation_config.json", "config.json"] {
-        let path = folder.join(name);
-        if !path.is_file() {
-            continue;
-        }
-        let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
-        let config: Value =
-            serde_json::from_str(&text).map_err(|e| TrainError::run(&path, e.to_string()))?;
-        let number = |value: &Value| value.as_u64().map(|id| id as usize);
-        let found = match &config["eos_token_id"] {
-            Value::Null => continue,
-            Value::Array(ids) => ids.iter().map(number).collect(),
-            id => number(id).map(|id| vec![id]),
-        };
-        return found.ok_or_else(|| {
-            let problem = format!(
-                "eos_token_id is {}, expected a number or a list of them",
-                config["eos_token_id"]
-            );
-            TrainError::run(&path, problem)
-        });
-    }
-    Ok(Vec::new())
 }

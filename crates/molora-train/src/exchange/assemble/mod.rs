@@ -31,7 +31,7 @@ use crate::run::{
     Finished, Loaded, RunConfig, TaskLabels, absolute, bare_task, check_folder, close, find_model,
     finish, fresh_head, git_commit, make_folder, tokenized,
 };
-use crate::trainer::{Setup, Start, task_names, train};
+use crate::trainer::{Setup, Start, Trained, task_names, train};
 use crate::{TrainError, bundled, checkpoint};
 use experts::Experts;
 
@@ -118,6 +118,7 @@ pub fn assemble(
         molora_version: env!("CARGO_PKG_VERSION").into(),
         git_commit: git_commit(),
         model: model.name,
+        base_dtype: Default::default(),
         data: data.map_or_else(
             || absolute(&request.out.join("data").to_string_lossy()),
             absolute,
@@ -200,49 +201,16 @@ impl Assembly<'_> {
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Assembled, TrainError> {
-        let (recipe, folder) = (&self.config.recipe, &self.request.out);
-        let Loaded {
-            base,
-            spec,
-            tasks,
-            device,
-            ..
-        } = &self.loaded;
-        let names = task_names(tasks);
-        let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
-        let setup = Setup {
-            recipe,
-            stages: &recipe.stages,
-            legs: &legs,
-            spec,
-            base: (base, self.config.base_name()),
-            tasks,
-            seed: Seed::new(self.config.seed),
-            device,
-            folder,
-            stop,
-            until: None,
-        };
-        let start = Start::Mixture {
-            model: Box::new(mixture),
-            guide: None,
-        };
-        let trained = train(&setup, start, on_event)?;
+        let (folder, spec) = (&self.request.out, &self.loaded.spec);
+        let trained = self.train(mixture, stop, on_event)?;
+        let Loaded { tasks, device, .. } = &self.loaded;
+        let config = &self.config;
         let finished = match self.request.data {
-            Some(_) => {
-                let done = finish(
-                    folder,
-                    &self.config,
-                    spec,
-                    tasks,
-                    device,
-                    &trained,
-                    on_event,
-                )?;
-                Some(done)
-            }
+            Some(_) => Some(finish(
+                folder, config, spec, tasks, device, &trained, on_event,
+            )?),
             None => {
-                close(folder, &self.config, spec, &names, &trained)?;
+                close(folder, config, spec, &task_names(tasks), &trained)?;
                 None
             }
         };
@@ -253,5 +221,35 @@ impl Assembly<'_> {
             experts: spec.bank.num_experts,
             finished,
         })
+    }
+
+    /// Goes through the stages of the recipe, of which the last alone may train.
+    fn train(
+        &self,
+        mixture: TaskModel,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Trained, TrainError> {
+        let (recipe, loaded) = (&self.config.recipe, &self.loaded);
+        let names = task_names(&loaded.tasks);
+        let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
+        let setup = Setup {
+            recipe,
+            stages: &recipe.stages,
+            legs: &legs,
+            spec: &loaded.spec,
+            base: (&loaded.base, self.config.base_name()),
+            tasks: &loaded.tasks,
+            seed: Seed::new(self.config.seed),
+            device: &loaded.device,
+            folder: &self.request.out,
+            stop,
+            until: None,
+        };
+        let start = Start::Mixture {
+            model: Box::new(mixture),
+            guide: None,
+        };
+        train(&setup, start, on_event)
     }
 }

@@ -73,21 +73,8 @@ pub(super) fn recipe(
     base: &Backbone,
     has_template: bool,
 ) -> Result<Recipe, TrainError> {
+    check(request)?;
     let choice = request.router;
-    let refuse = |problem: String| TrainError::Recipe {
-        name: choice.name().into(),
-        problems: vec![problem],
-    };
-    if choice == RouterChoice::Uniform && (request.steps > 0 || request.top_k.is_some()) {
-        let text =
-            "uniform weights have nothing to select or to train: leave out --top-k and --steps";
-        return Err(refuse(text.into()));
-    }
-    if request.steps > 0 && request.data.is_none() {
-        return Err(refuse(
-            "--steps needs --data with a task for each expert".into(),
-        ));
-    }
     let count = request.experts.len();
     let selection = match request.top_k.or(choice.top_k().map(|k| k.min(count))) {
         Some(k) => Selection::TopK(k),
@@ -125,6 +112,26 @@ pub(super) fn recipe(
         recipe.stages.push(stage);
     }
     Ok(recipe)
+}
+
+/// Refuses numbers that the router has no use for.
+fn check(request: &AssembleRequest) -> Result<(), TrainError> {
+    let choice = request.router;
+    let refuse = |problem: String| TrainError::Recipe {
+        name: choice.name().into(),
+        problems: vec![problem],
+    };
+    if choice == RouterChoice::Uniform && (request.steps > 0 || request.top_k.is_some()) {
+        let text =
+            "uniform weights have nothing to select or to train: leave out --top-k and --steps";
+        return Err(refuse(text.into()));
+    }
+    if request.steps > 0 && request.data.is_none() {
+        return Err(refuse(
+            "--steps needs --data with a task for each expert".into(),
+        ));
+    }
+    Ok(())
 }
 
 fn adapter(router: RouterConfig, experts: &Experts, base: &Backbone) -> AdapterSpec {

@@ -1,0 +1,34 @@
+//! When a model has said all.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::TrainError;
+
+/// The tokens that end an answer: `eos_token_id` of `generation_config.json`, or of `config.json`.
+pub(crate) fn stop_tokens(folder: &Path) -> Result<Vec<usize>, TrainError> {
+    for name in ["generation_config.json", "config.json"] {
+        let path = folder.join(name);
+        if !path.is_file() {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
+        let config: Value =
+            serde_json::from_str(&text).map_err(|e| TrainError::run(&path, e.to_string()))?;
+        let number = |value: &Value| value.as_u64().map(|id| id as usize);
+        let found = match &config["eos_token_id"] {
+            Value::Null => continue,
+            Value::Array(ids) => ids.iter().map(number).collect(),
+            id => number(id).map(|id| vec![id]),
+        };
+        return found.ok_or_else(|| {
+            let problem = format!(
+                "eos_token_id is {}, expected a number or a list of them",
+                config["eos_token_id"]
+            );
+            TrainError::run(&path, problem)
+        });
+    }
+    Ok(Vec::new())
+}
