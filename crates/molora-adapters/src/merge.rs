@@ -140,6 +140,20 @@ fn cat(parts: &[(LowRank, f64)]) -> LowRank {
 ///
 /// With `a = Q1 R1` and `b^T = Q2 R2` only the small `R1 R2^T` is decomposed.
 pub fn truncated(delta: &LowRank, rank: usize) -> LowRank {
+    // burn has no singular values with gradients, and nobody asks for them here.
+    if delta.a.is_autodiff() {
+        let plain = LowRank {
+            a: delta.a.clone().inner(),
+            b: delta.b.clone().inner(),
+            scale: delta.scale,
+        };
+        let LowRank { a, b, scale } = truncated(&plain, rank);
+        return LowRank {
+            a: Tensor::from_inner(a),
+            b: Tensor::from_inner(b),
+            scale,
+        };
+    }
     let (q1, r1) = qr(delta.a.clone());
     let (q2, r2) = qr(delta.b.clone().transpose());
     let core = r1.matmul(r2.transpose()).mul_scalar(delta.scale);

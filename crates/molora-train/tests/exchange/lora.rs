@@ -10,7 +10,7 @@ use molora_train::recipe::Recipe;
 use crate::decoder::{Llama, logits};
 use crate::world::{World, entries, read_json, read_tensors, small};
 
-const TOLERANCE: f64 = 1e-5;
+const TOLERANCE: f32 = 1e-5;
 
 /// Hidden states of an encoder on two padded texts.
 fn hidden(model: &Backbone) -> Tensor<3> {

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::decoder::{Llama, golden};
 use crate::world::{Tensors, World, copy_folder, small, write_json, write_tensors};
 
-const TOLERANCE: f64 = 1e-5;
+const TOLERANCE: f32 = 1e-5;
 
 /// Two texts of the same length, for vocabularies of at least 32.
 const IDS: [[i64; 6]; 2] = [[3, 17, 5, 30, 21, 8], [11, 2, 30, 4, 9, 1]];
