@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod ci;
 mod parity;
 mod tidy;
@@ -25,6 +26,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measures steps, operations and decoding on this machine, also against PyTorch.
+    Bench(bench::Bench),
     /// Everything a change has to pass: format, tidy, clippy, tests, documents; cheapest first.
     Ci,
     /// Let transformers and PEFT read the files that molora writes (needs Python).
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> Result<()> {
     match command {
+        Command::Bench(bench) => bench::run(bench),
         Command::Ci => ci::run(),
         Command::Parity => parity::run(),
         Command::Tidy => tidy::run(),

@@ -108,11 +108,7 @@ fn smollm2_shapes() -> Shapes {
 /// Writes both models, unless they are there.
 pub(crate) fn write_all(folder: &Path) -> Result<()> {
     write(&folder.join(MINILM), &MiniLm::config(), MiniLm::shapes())?;
-    write(
-        &folder.join(SMOLLM2),
-        &smollm2_config(),
-        smollm2_shapes(),
-    )
+    write(&folder.join(SMOLLM2), &smollm2_config(), smollm2_shapes())
 }
 
 /// Writes a model with weights of bf16; the configuration comes last and so marks a whole one.

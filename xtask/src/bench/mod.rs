@@ -1,0 +1,230 @@
+//! `cargo xtask bench`: measures the program's parts on this machine, device by device.
+//!
+//! The measuring is done by the bench target `measure` of molora-train, each case in a process of
+//! its own; with `--against python` a PyTorch reference of the same shape runs in turn with it, so
+//! that a drift of the machine's speed hits both.
+
+mod bars;
+mod hardware;
+mod measure;
+mod python;
+mod record;
+mod save;
+mod table;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+use self::measure::Measure;
+use self::python::Python;
+use self::record::{Measurement, Record, combine};
+use crate::workspace;
+
+/// What `cargo xtask bench` is asked for.
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// Where to measure; a device that is not there is skipped with the reason.
+    #[arg(long, value_delimiter = ',', default_value = "flex")]
+    devices: Vec<DeviceName>,
+    /// What to measure; everything if not given.
+    #[arg(long, value_delimiter = ',')]
+    suite: Vec<Suite>,
+    /// Only cases with this in their name.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Adds the results to docs/benchmarks/DATE-HARDWARE/bench.{json,md}.
+    #[arg(long)]
+    save: bool,
+    /// Runs a reference of the same shapes in turn, and prints ratios and bars.
+    #[arg(long)]
+    against: Option<Peer>,
+    /// How often the two take turns.
+    #[arg(long, default_value_t = 2)]
+    rounds: usize,
+    /// Seconds of measuring per case and round.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// A decoder in Hugging Face layout for `decode`, in place of a random one in the shape of
+    /// SmolLM2-135M.
+    #[arg(long)]
+    model: Option<PathBuf>,
+}
+
+/// A backend by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DeviceName {
+    Flex,
+    Ndarray,
+    Wgpu,
+    Cuda,
+}
+
+/// A group of cases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// Whole training steps in MiniLM's shape.
+    Step,
+    /// The gated low-rank mix, from 3 to 64 experts.
+    Mix,
+    /// Every operation of molora-kernels, fast against portable.
+    Kernels,
+    /// Training steps with more experts, and with longer sequences.
+    Scale,
+    /// Greedy decoding.
+    Decode,
+}
+
+/// What to compare with.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Peer {
+    /// PyTorch, transformers and PEFT.
+    Python,
+}
+
+impl DeviceName {
+    /// What the program calls the device.
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Flex => "cpu",
+            Self::Ndarray => "ndarray",
+            Self::Wgpu => "wgpu",
+            Self::Cuda => "cuda",
+        }
+    }
+
+    /// The feature of molora-train that compiles it in, and the name in tables.
+    fn feature(self) -> &'static str {
+        match self {
+            Self::Flex => "flex",
+            Self::Ndarray => "ndarray",
+            Self::Wgpu => "wgpu",
+            Self::Cuda => "cuda",
+        }
+    }
+
+    /// Why it is no use to build for it: an NVIDIA driver is seen by its device node.
+    fn is_absent(self) -> Option<&'static str> {
+        let nodes = ["/dev/nvidiactl", "/dev/dxg"];
+        let has_driver = || nodes.iter().any(|node| std::path::Path::new(node).exists());
+        (self == Self::Cuda && cfg!(target_os = "linux") && !has_driver())
+            .then_some("no NVIDIA driver is loaded on this machine")
+    }
+}
+
+impl Suite {
+    fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+}
+
+/// Measures, prints, and saves if asked to.
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    let shell = workspace::shell()?;
+    let (absent, wanted): (Vec<DeviceName>, Vec<DeviceName>) = bench
+        .devices
+        .iter()
+        .copied()
+        .partition(|device| device.is_absent().is_some());
+    for device in absent {
+        skip(device, device.is_absent().unwrap_or_default());
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let measure = Measure::build(&shell, &wanted, bench)?;
+    let python = match bench.against {
+        None => None,
+        Some(Peer::Python) => Some(Python::find(&shell)?),
+    };
+    let mut records = Vec::new();
+    for device in wanted {
+        match measure.probe(device)? {
+            Some(reason) => skip(device, &reason),
+            None => records.extend(bench.device(device, &measure, python.as_ref())?),
+        }
+    }
+    println!("\n{}", table::measurements(&records));
+    if python.is_some() {
+        println!("\n{}", table::ratios(&records));
+    }
+    let verdicts = bars::judge(&records);
+    if !verdicts.is_empty() {
+        println!("\n{}", table::bars(&verdicts));
+    }
+    match bench.save && !records.is_empty() {
+        true => save::add(&shell, records),
+        false => Ok(()),
+    }
+}
+
+fn skip(device: DeviceName, reason: &str) {
+    println!("{} is skipped: {reason}", device.feature());
+}
+
+impl Bench {
+    /// All cases on a device.
+    fn device(
+        &self,
+        device: DeviceName,
+        measure: &Measure<'_>,
+        python: Option<&Python>,
+    ) -> Result<Vec<Record>> {
+        let peak = measure.peak(device)?;
+        println!("{}: matmul peak {peak:.0} GFLOP/s", device.feature());
+        let mut records = Vec::new();
+        for suite in self.suites() {
+            for case in measure.cases(suite)? {
+                if self.filter.as_ref().is_none_or(|part| case.contains(part)) {
+                    // The reference runs on the processor too.
+                    let python = python.filter(|_| device == DeviceName::Flex);
+                    let mut record = self.case(device, suite, &case, (measure, python))?;
+                    record.peak_gflops = peak;
+                    println!("{}", table::line(&record));
+                    records.push(record);
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    fn suites(&self) -> Vec<Suite> {
+        match self.suite.is_empty() {
+            true => Suite::value_variants().to_vec(),
+            false => self.suite.clone(),
+        }
+    }
+
+    /// One case, in turn with its reference if there is one.
+    fn case(
+        &self,
+        device: DeviceName,
+        suite: Suite,
+        case: &str,
+        (measure, python): (&Measure<'_>, Option<&Python>),
+    ) -> Result<Record> {
+        let model = measure.decoder();
+        let reference = python.and_then(|python| {
+            let arguments = python::reference(&suite.name(), case, &model)?;
+            Some((python, arguments))
+        });
+        let rounds = if reference.is_some() { self.rounds } else { 1 };
+        let (mut ours, mut theirs): (Vec<Measurement>, Vec<Measurement>) = Default::default();
+        for _ in 0..rounds.max(1) {
+            ours.push(measure.run(device, &suite.name(), case, self.seconds)?);
+            if let Some((python, arguments)) = &reference {
+                theirs.push(python.run(arguments, self.seconds)?);
+            }
+        }
+        Ok(Record {
+            suite: suite.name(),
+            case: case.into(),
+            device: device.feature().into(),
+            peak_gflops: 0.0,
+            commit: String::new(),
+            ours: combine(ours).unwrap_or_default(),
+            python: combine(theirs),
+        })
+    }
+}

@@ -1,0 +1,166 @@
+//! Tables for the terminal, which are Markdown as well.
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets::ASCII_MARKDOWN};
+
+use super::bars::Verdict;
+use super::record::Record;
+
+fn table(header: &[&str], text_columns: usize) -> Table {
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN).set_header(header);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    for column in table.column_iter_mut().skip(text_columns) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// Everything that was measured of us.
+pub(crate) fn measurements(records: &[Record]) -> String {
+    let header = [
+        "case",
+        "device",
+        "base",
+        "median ms",
+        "spread",
+        "tokens/s",
+        "GFLOP/s",
+        "of peak",
+        "MiB",
+    ];
+    let mut table = table(&header, 3);
+    for record in records {
+        let ours = &record.ours;
+        table.add_row([
+            format!("{}/{}", record.suite, record.case),
+            record.device.clone(),
+            ours.dtype.clone(),
+            number(Some(ours.median_ms)),
+            percent(Some(ours.spread)),
+            number(ours.tokens_per_s),
+            number(ours.gflops),
+            percent(record.share_of_peak()),
+            number(ours.peak_memory_mib),
+        ]);
+    }
+    table.to_string()
+}
+
+/// Cases with a reference.
+pub(crate) fn ratios(records: &[Record]) -> String {
+    let header = [
+        "case",
+        "base",
+        "ours ms",
+        "Python ms",
+        "spread",
+        "time",
+        "tokens/s",
+        "memory",
+    ];
+    let mut table = table(&header, 2);
+    for record in records {
+        let Some(python) = &record.python else {
+            continue;
+        };
+        table.add_row([
+            format!("{}/{}", record.suite, record.case),
+            record.ours.dtype.clone(),
+            number(Some(record.ours.median_ms)),
+            number(Some(python.median_ms)),
+            percent(Some(python.spread)),
+            times(record.time_ratio()),
+            times(record.throughput_ratio()),
+            times(record.memory_ratio()),
+        ]);
+    }
+    table.to_string()
+}
+
+/// Promises and how they were kept.
+pub(crate) fn bars(verdicts: &[Verdict]) -> String {
+    let mut table = table(&["case", "bar", "measured", ""], 2);
+    for verdict in verdicts {
+        let word = if verdict.is_met { "met" } else { "not met" };
+        let value = format!("{:.2}", verdict.value);
+        table.add_row([&verdict.case, &verdict.promise, &value, word]);
+    }
+    table.to_string()
+}
+
+/// One measured case while others still run.
+pub(crate) fn line(record: &Record) -> String {
+    let ratio = record
+        .time_ratio()
+        .map(|ratio| format!(", {ratio:.2} x Python"));
+    format!(
+        "  {}/{}: {} ms{}",
+        record.suite,
+        record.case,
+        number(Some(record.ours.median_ms)),
+        ratio.unwrap_or_default()
+    )
+}
+
+/// Three digits that count, or the whole number.
+fn number(value: Option<f64>) -> String {
+    match value {
+        None => "-".into(),
+        Some(value) if value >= 100.0 => format!("{value:.0}"),
+        Some(value) if value >= 10.0 => format!("{value:.1}"),
+        Some(value) => format!("{value:.2}"),
+    }
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or("-".into(), |share| format!("{:.0} %", share * 100.0))
+}
+
+fn times(ratio: Option<f64>) -> String {
+    ratio.map_or("-".into(), |ratio| format!("{ratio:.2} x"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bars::judge;
+    use super::super::record::tests::record;
+    use super::*;
+
+    #[test]
+    fn tables_are_markdown() {
+        let records = [
+            record("step", "lora", 50.0, Some(100.0)),
+            record("mix", "3-dense", 0.5, None),
+        ];
+        let text = measurements(&records);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert!(lines.iter().all(|line| line.starts_with('|')), "{text}");
+        assert!(lines[1].contains("--"), "{text}");
+        let cells: Vec<&str> = lines[2].split('|').map(str::trim).collect();
+        assert_eq!(
+            cells[1..10],
+            [
+                "step/lora",
+                "flex",
+                "f32",
+                "50.0",
+                "1 %",
+                "20000",
+                "200",
+                "100 %",
+                "200"
+            ]
+        );
+        assert!(ratios(&records).contains("0.50 x"));
+        assert!(!ratios(&records).contains("3-dense"));
+        assert!(bars(&judge(&records)).contains("not met"));
+    }
+
+    #[test]
+    fn numbers_show_three_digits() {
+        let shown = [1234.5, 12.34, 1.234, 0.5].map(|value| number(Some(value)));
+        assert_eq!(shown, ["1234", "12.3", "1.23", "0.50"]);
+        assert_eq!(number(None), "-");
+    }
+}
