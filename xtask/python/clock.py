@@ -35,6 +35,7 @@ def report(samples, tokens, dtype):
         "dtype": dtype,
         "samples": len(samples),
         "median_ms": median * 1e3,
+        "best_ms": samples[0] * 1e3,
         "spread": middle / median,
         "tokens_per_s": tokens / median,
         "peak_memory_mib": peak,

@@ -2,23 +2,28 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use xshell::{Shell, cmd};
 
-use crate::{tidy, workspace};
+use crate::{bench, tidy, workspace};
 
 /// A check with its name.
 type Step = (&'static str, fn(&Shell) -> Result<()>);
 
 /// The checks in their order; `test` is the command that README.md tells a newcomer to run.
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 8] = [
     ("fmt", fmt),
     ("tidy", |_| tidy::run()),
     ("clippy", clippy),
     ("test", test),
     ("doc", doc),
     ("libraries without a backend", libraries),
+    ("other backends", backends),
+    ("cuda compiles", cuda),
 ];
+
+/// Set where a device that does not answer is an error.
+const REQUIRE_DEVICES: &str = "MOLORA_REQUIRE_DEVICES";
 
 /// Runs every step and prints what each took.
 pub(crate) fn run() -> Result<()> {
@@ -75,4 +80,37 @@ fn libraries(shell: &Shell) -> Result<()> {
     ];
     let packages = packages.iter().flat_map(|package| ["-p", package]);
     Ok(cmd!(shell, "cargo check --release {packages...}").run()?)
+}
+
+/// Golden tests and a short training on the backends beside flex, which all are in one build.
+fn backends(shell: &Shell) -> Result<()> {
+    // The whole workspace as in the other steps, for the sake of features that they have built.
+    let test = [
+        "test",
+        "--release",
+        "--workspace",
+        "--features",
+        "molora-train/ndarray,molora-train/wgpu",
+    ];
+    for device in ["ndarray", "wgpu"] {
+        if let Some(reason) = bench::absent(shell, device)? {
+            let is_required = std::env::var_os(REQUIRE_DEVICES).is_some();
+            ensure!(!is_required, "{device} is required: {reason}");
+            println!("{device} is skipped: {reason}");
+            continue;
+        }
+        let golden = cmd!(shell, "cargo {test...} --test golden*");
+        golden.env("BURN_DEVICE", device).run()?;
+        cmd!(shell, "cargo {test...} --test program backends::{device}").run()?;
+    }
+    Ok(())
+}
+
+/// Everything but the last link, for which LLVM would have to be downloaded.
+fn cuda(shell: &Shell) -> Result<()> {
+    let check = cmd!(
+        shell,
+        "cargo check --release -p molora-train --features cuda"
+    );
+    Ok(check.env("DOCS_RS", "1").run()?)
 }

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use xshell::Shell;
 
 use self::measure::Measure;
 use self::python::Python;
@@ -117,6 +118,12 @@ impl Suite {
     fn name(self) -> String {
         format!("{self:?}").to_lowercase()
     }
+}
+
+/// Why a device of a build with ndarray and wgpu cannot be used, if so.
+pub(crate) fn absent(shell: &Shell, device: &str) -> Result<Option<String>> {
+    let features = "molora-train/ndarray,molora-train/wgpu";
+    measure::probe(&measure::build(shell, &["--workspace"], features)?, device)
 }
 
 /// Measures, prints, and saves if asked to.

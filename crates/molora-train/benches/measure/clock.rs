@@ -51,6 +51,7 @@ impl Measured {
             "dtype": "f32",
             "samples": self.samples.len(),
             "median_ms": median * 1e3,
+            "best_ms": self.samples[0] * 1e3,
             // The middle half of the samples as a share of the median.
             "spread": (self.quantile(0.75) - self.quantile(0.25)) / median,
             "tokens_per_s": self.tokens.map(|tokens| tokens / median),

@@ -1,5 +1,7 @@
 //! Whole runs on a tiny model and tiny tasks, through the library and through the program.
 
+#[cfg(any(feature = "ndarray", feature = "wgpu"))]
+mod backends;
 mod bad_data;
 mod bad_folder;
 mod bad_model;

@@ -1,0 +1,43 @@
+//! The same training on every backend that is compiled in: `cargo xtask ci` builds two more.
+
+use std::sync::atomic::AtomicBool;
+
+use molora_train::device::DeviceSpec;
+use molora_train::run::train;
+
+use crate::world::{World, small, steps};
+
+/// Losses and gradient norms of a short run of `samora`, step by step.
+fn numbers(device: DeviceSpec) -> Vec<(f64, f64)> {
+    let world = World::new();
+    let mut request = world.request(small("samora"), "run");
+    request.device = device;
+    train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
+    let steps = steps(&request.out).into_iter();
+    steps.map(|step| (step.loss, step.gradient_norm)).collect()
+}
+
+fn check(device: DeviceSpec) {
+    let (found, expected) = (numbers(device), numbers(DeviceSpec::Cpu));
+    assert_eq!(found.len(), expected.len());
+    for (step, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+        let is_close = |a: f64, b: f64, tolerance: f64| (a - b).abs() <= tolerance * b.abs();
+        let is_same = is_close(found.0, expected.0, 1e-4) && is_close(found.1, expected.1, 1e-3);
+        assert!(
+            is_same,
+            "step {step} on {device}: loss and norm {found:?}, on flex {expected:?}"
+        );
+    }
+}
+
+#[cfg(feature = "ndarray")]
+#[test]
+fn ndarray_learns_as_flex_does() {
+    check(DeviceSpec::NdArray);
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn wgpu_learns_as_flex_does() {
+    check(DeviceSpec::Wgpu);
+}
