@@ -108,9 +108,11 @@ fn backends(shell: &Shell) -> Result<()> {
 
 /// Everything but the last link, for which LLVM would have to be downloaded.
 fn cuda(shell: &Shell) -> Result<()> {
+    // The whole workspace, as above.
+    let features = "molora-train/cuda";
     let check = cmd!(
         shell,
-        "cargo check --release -p molora-train --features cuda"
+        "cargo check --release --workspace --features {features}"
     );
     Ok(check.env("DOCS_RS", "1").run()?)
 }
