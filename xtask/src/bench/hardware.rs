@@ -67,10 +67,21 @@ impl Setting {
     }
 }
 
-/// The commit that is measured, marked if files differ from it.
+/// The commit that is measured, marked if files differ from it: other files than results, so that
+/// several runs can be saved one after another.
 pub(crate) fn commit(shell: &Shell) -> Result<String> {
-    let commit = cmd!(shell, "git describe --always --dirty --exclude *").quiet();
-    Ok(commit.read()?)
+    let commit = cmd!(shell, "git rev-parse --short HEAD").quiet().read()?;
+    let others = ["--", ".", ":!docs/benchmarks"];
+    let status = cmd!(
+        shell,
+        "git status --porcelain --untracked-files=no {others...}"
+    );
+    let is_clean = status.quiet().read()?.is_empty();
+    Ok(if is_clean {
+        commit
+    } else {
+        format!("{commit}-dirty")
+    })
 }
 
 fn burn_version(shell: &Shell) -> Result<String> {
