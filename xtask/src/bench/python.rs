@@ -73,10 +73,13 @@ pub(crate) fn reference(suite: &str, case: &str, decoder: &Path) -> Option<Vec<S
     let text = match (suite, case) {
         ("step", "lora") => "step.py lora",
         ("step", "samora-3") => "step.py samora --experts 3",
+        ("step", "samora-3-bf16") => "step.py samora --experts 3 --dtype bf16",
         ("step", "samora-8") => "step.py samora --experts 8",
         ("step", "samora-3-short") => "step.py samora --experts 3 --rows 32 --tokens 20",
         ("decode", "batch-1") => "decode.py --batch 1",
         ("decode", "batch-8") => "decode.py --batch 8",
+        ("decode", "batch-1-bf16") => "decode.py --batch 1 --dtype bf16",
+        ("decode", "batch-8-bf16") => "decode.py --batch 8 --dtype bf16",
         _ => return None,
     };
     let mut arguments: Vec<String> = text.split(' ').map(str::to_owned).collect();

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
+use molora_models::BaseDtype;
 use serde_json::json;
 
 /// Samples that are taken at least.
@@ -20,6 +21,8 @@ pub(crate) struct Effort {
 /// A measured case.
 #[derive(Debug)]
 pub(crate) struct Measured {
+    /// Type of the frozen matrices.
+    pub(crate) dtype: BaseDtype,
     /// Seconds of each run, ascending.
     pub(crate) samples: Vec<f64>,
     /// Tokens that a run goes through.
@@ -33,6 +36,7 @@ impl Measured {
     pub(crate) fn new(mut samples: Vec<f64>) -> Self {
         samples.sort_by(f64::total_cmp);
         Self {
+            dtype: BaseDtype::F32,
             samples,
             tokens: None,
             flops: None,
@@ -48,7 +52,7 @@ impl Measured {
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let median = self.quantile(0.5);
         json!({
-            "dtype": "f32",
+            "dtype": self.dtype.name(),
             "samples": self.samples.len(),
             "median_ms": median * 1e3,
             "best_ms": self.samples[0] * 1e3,

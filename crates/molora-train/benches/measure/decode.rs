@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 use burn::tensor::Tensor;
 use molora_kernels::random::{Seed, unit};
-use molora_models::{Decoder, DecoderInput, ForwardContext, GenerateOptions};
+use molora_models::{BaseDtype, Decoder, DecoderInput, ForwardContext, GenerateOptions};
 
 use crate::World;
 use crate::clock::Measured;
@@ -17,24 +17,33 @@ const NEW: usize = 64;
 /// Timed runs.
 const SAMPLES: usize = 3;
 
-fn name(batch: usize) -> String {
-    format!("batch-{batch}")
+/// Every batch size with every type of the base.
+fn all() -> impl Iterator<Item = (usize, BaseDtype)> {
+    let of = |dtype| BATCHES.map(|batch| (batch, dtype));
+    BaseDtype::ALL.into_iter().flat_map(of)
+}
+
+fn name((batch, dtype): (usize, BaseDtype)) -> String {
+    match dtype {
+        BaseDtype::F32 => format!("batch-{batch}"),
+        _ => format!("batch-{batch}-{dtype}"),
+    }
 }
 
 pub(crate) fn cases() -> Vec<String> {
-    BATCHES.map(name).to_vec()
+    all().map(name).collect()
 }
 
 pub(crate) fn run(case: &str, world: &World) -> Option<Result<Measured>> {
-    let batch = BATCHES.into_iter().find(|batch| name(*batch) == case)?;
-    Some(measure(batch, world))
+    let known = all().find(|known| name(*known) == case)?;
+    Some(measure(known, world))
 }
 
 /// Times the tokens behind the first, which comes with the prompt.
-fn measure(batch: usize, world: &World) -> Result<Measured> {
+fn measure((batch, dtype): (usize, BaseDtype), world: &World) -> Result<Measured> {
     let folder = world.model.clone();
     let folder = folder.unwrap_or_else(|| world.models.join(SMOLLM2));
-    let model = Decoder::from_folder(&folder, &world.device)?;
+    let model = Decoder::from_folder_as(&folder, dtype, &world.device)?;
     let mut generator = Seed::new(0).generator();
     let mut token = || (unit(&mut generator) * model.vocab_size() as f64) as usize;
     let prompts: Vec<Vec<usize>> = (0..batch)
@@ -55,6 +64,7 @@ fn measure(batch: usize, world: &World) -> Result<Measured> {
     let samples = (0..SAMPLES).map(|_| Ok(seconds(NEW + 1)? - seconds(1)?));
     let measured = Measured::new(samples.collect::<Result<_>>()?);
     Ok(Measured {
+        dtype,
         tokens: Some((batch * NEW) as f64),
         ..measured
     })

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use molora_kernels::random::{Seed, unit};
-use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
+use molora_models::{Adaptable, AdapterSpec, Backbone, BaseDtype, TaskHead, TaskModel};
 use molora_routing::{Guidance, Selection};
 use molora_train::data::{Batch, Example, Target};
 use molora_train::parameters::with_stable_ids;
@@ -27,6 +27,7 @@ pub(crate) struct Case {
     top_k: Option<usize>,
     rows: usize,
     tokens: usize,
+    dtype: BaseDtype,
 }
 
 const fn samora(name: &'static str, experts: usize, top_k: Option<usize>) -> Case {
@@ -37,6 +38,7 @@ const fn samora(name: &'static str, experts: usize, top_k: Option<usize>) -> Cas
         top_k,
         rows: 16,
         tokens: 64,
+        dtype: BaseDtype::F32,
     }
 }
 
@@ -48,12 +50,16 @@ const fn long(name: &'static str, tokens: usize) -> Case {
     }
 }
 
-pub(crate) const STEP: [Case; 4] = [
+pub(crate) const STEP: [Case; 5] = [
     Case {
         recipe: "lora",
         ..samora("lora", 1, None)
     },
     samora("samora-3", 3, None),
+    Case {
+        dtype: BaseDtype::Bf16,
+        ..samora("samora-3-bf16", 3, None)
+    },
     samora("samora-8", 8, None),
     // The mean batch of the eight classification tasks in docs/benchmarks.
     Case {
@@ -98,7 +104,8 @@ impl Case {
         let device = world.device.clone().autodiff();
         let recipe = self.recipe()?;
         let stage = StageConfig::joint(1000);
-        let mut backbone = Backbone::from_folder(&world.models.join(MINILM), &device)?;
+        let folder = world.models.join(MINILM);
+        let mut backbone = Backbone::from_folder_as(&folder, self.dtype, &device)?;
         backbone.attach(&recipe.adapter, TASKS, Seed::new(0), &device)?;
         let head = |task: usize| {
             let seed = Seed::new(1).index(task as u64);
@@ -124,6 +131,7 @@ impl Case {
             Ok(())
         })?;
         Ok(Measured {
+            dtype: self.dtype,
             tokens: Some((self.rows * self.tokens) as f64),
             flops: Some(self.flops(&recipe.adapter)),
             ..measured
