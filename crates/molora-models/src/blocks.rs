@@ -13,11 +13,8 @@ use crate::{
 pub struct BlockState(State);
 
 enum State {
-    Encoder {
-        mask: Tensor<2, Bool>,
-        context: ForwardContext,
-    },
-    Decoder(Pass<'static>),
+    Encoder(Box<(Tensor<2, Bool>, ForwardContext)>),
+    Decoder(Box<Pass<'static>>),
 }
 
 impl std::fmt::Debug for BlockState {
@@ -29,11 +26,8 @@ impl std::fmt::Debug for BlockState {
 impl Clone for BlockState {
     fn clone(&self) -> Self {
         Self(match &self.0 {
-            State::Encoder { mask, context } => State::Encoder {
-                mask: mask.clone(),
-                context: context.clone(),
-            },
-            State::Decoder(pass) => State::Decoder(pass.fork()),
+            State::Encoder(shared) => State::Encoder(shared.clone()),
+            State::Decoder(pass) => State::Decoder(Box::new(pass.fork())),
         })
     }
 }
@@ -62,8 +56,8 @@ impl TaskModel {
                     mask: input.mask.clone(),
                 };
                 let (hidden, context) = model.begin(&input, context);
-                let mask = input.mask;
-                (hidden, BlockState(State::Encoder { mask, context }))
+                let shared = Box::new((input.mask, context));
+                (hidden, BlockState(State::Encoder(shared)))
             }
             Backbone::Decoder(model) => {
                 let input = DecoderInput {
@@ -72,7 +66,7 @@ impl TaskModel {
                     segments: input.segments.clone(),
                 };
                 let (hidden, pass) = model.begin(&input, context);
-                (hidden, BlockState(State::Decoder(pass)))
+                (hidden, BlockState(State::Decoder(Box::new(pass))))
             }
             Backbone::EncoderDecoder(_) => panic!("an encoder-decoder has no single layers"),
         }
@@ -90,7 +84,8 @@ impl TaskModel {
         state: &mut BlockState,
     ) -> (Tensor<3>, Vec<RouteTrace>) {
         match (&self.backbone, &mut state.0) {
-            (Backbone::Encoder(model), State::Encoder { mask, context }) => {
+            (Backbone::Encoder(model), State::Encoder(shared)) => {
+                let (mask, context) = &mut **shared;
                 let mut routes = Vec::new();
                 let hidden = model.layer(index, hidden, mask, context, &mut routes);
                 (hidden, routes)

@@ -17,7 +17,7 @@ pub(super) struct Parameter {
 
 /// Tensors side by side that share memory with the model, laid out when they are written.
 enum Stored {
-    Table(Tensor<2>),
+    Table(Box<Tensor<2>>),
     Weights(Vec<BaseWeight>, Layout),
     Vectors(Vec<Tensor<1>>),
 }
@@ -50,7 +50,7 @@ impl Parameter {
         let data = match &self.value {
             Stored::Vectors(parts) => Tensor::cat(parts.clone(), 0).into_data(),
             Stored::Table(table) => {
-                let table = wide(table.clone());
+                let table = wide((**table).clone());
                 let is_scaled = self.scale != 1.0;
                 let table = if is_scaled {
                     table.mul_scalar(self.scale)
@@ -79,11 +79,11 @@ pub(super) fn parameters<M: BaseModel>(model: &mut M) -> Result<Vec<Parameter>, 
         let put = |field: &str, value| Parameter::new(path, field, value);
         match module.part {
             PartMut::Table(table) => {
-                let rows = Stored::Table(table.val());
+                let rows = Stored::Table(Box::new(table.val()));
                 all.push(put("weight", rows));
             }
             PartMut::Head(table) => {
-                let rows = Stored::Table(table.val());
+                let rows = Stored::Table(Box::new(table.val()));
                 all.push(Parameter {
                     is_head: true,
                     ..put("weight", rows)

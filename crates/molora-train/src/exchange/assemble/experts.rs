@@ -86,14 +86,15 @@ impl Experts {
             adapters.push(resolved);
         }
         check_bases(&bases)?;
-        if request.router == RouterChoice::Phatgoose {
-            for given in request.experts.iter().filter(|given| !has_gate(given)) {
-                let text = format!(
-                    "has no {GATE}: phatgoose routes by gates that were trained with the experts, as \
+        let mut experts = request.experts.iter();
+        if request.router == RouterChoice::Phatgoose
+            && let Some(given) = experts.find(|given| !has_gate(given))
+        {
+            let text = format!(
+                "has no {GATE}: phatgoose routes by gates that were trained with the experts, as \
                      molora's own phatgoose and glider runs have; --router arrow needs none"
-                );
-                return Err(TrainError::run(&given.folder, text));
-            }
+            );
+            return Err(TrainError::run(&given.folder, text));
         }
         let mut attached = base.clone();
         attach_experts(&mut attached, &adapters.iter().collect::<Vec<_>>())?;
