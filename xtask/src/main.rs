@@ -26,6 +26,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Golden tests and a short training on ndarray and wgpu, and whether CUDA compiles.
+    Backends,
     /// Measures steps, operations and decoding on this machine, also against PyTorch.
     Bench(bench::Bench),
     /// Everything a change has to pass: format, tidy, clippy, tests, documents; cheapest first.
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> Result<()> {
     match command {
+        Command::Backends => ci::run_backends(),
         Command::Bench(bench) => bench::run(bench),
         Command::Ci => ci::run(),
         Command::Parity => parity::run(),
