@@ -58,6 +58,16 @@ impl DeviceSpec {
         }
     }
 
+    /// Whether the program was built with the device's backend.
+    pub fn is_built(self) -> bool {
+        match self {
+            Self::Cpu => cfg!(feature = "flex"),
+            Self::NdArray => cfg!(feature = "ndarray"),
+            Self::Wgpu => cfg!(feature = "wgpu"),
+            Self::Cuda => cfg!(feature = "cuda"),
+        }
+    }
+
     fn feature(self) -> &'static str {
         match self {
             Self::Cpu => "flex",

@@ -1,6 +1,5 @@
 //! Whole runs on a tiny model and tiny tasks, through the library and through the program.
 
-#[cfg(any(feature = "ndarray", feature = "wgpu"))]
 mod backends;
 mod bad_data;
 mod bad_folder;
