@@ -13,7 +13,7 @@ use super::progress::Progress;
 use crate::device::DeviceSpec;
 use crate::instructions::Query;
 use crate::report::{EvalReport, idle_summary, task_table};
-use crate::run::{RUN, evaluate_base, evaluate_other, evaluate_run_by, read_config};
+use crate::run::{Event, RUN, evaluate_base, evaluate_other, evaluate_run_by, read_config};
 use crate::unseen::{UnseenReport, UnseenRequest, UnseenTask, evaluate_unseen, unseen_table};
 use crate::{base_model, overrides, recipe};
 
@@ -70,10 +70,13 @@ impl EvalArgs {
             return self.run_unseen();
         }
         let (data, query) = (self.data.as_deref(), self.query.as_ref());
+        let mut progress = Progress::new();
+        let show = &mut |event: Event<'_>| progress.show(event);
         let (eval, routing) = match &self.tasks {
-            None => evaluate_run_by(&self.run, data, self.device, query)?,
-            Some(tasks) => evaluate_other(&self.run, data, tasks, self.device, query)?,
+            None => evaluate_run_by(&self.run, data, self.device, query, show)?,
+            Some(tasks) => evaluate_other(&self.run, data, tasks, self.device, query, show)?,
         };
+        progress.finish();
         self.show(&eval, idle_summary(&routing))
     }
 
@@ -89,18 +92,19 @@ impl EvalArgs {
         let Some(data) = &self.data else {
             bail!("{name} is a base model: give the tasks' folder with --data");
         };
+        if self.query.is_some() {
+            bail!("{name} is a base model: --query is for runs whose recipe has [instructions]");
+        }
         let recipe = overrides::apply(&recipe::find("lora")?, &self.set)?;
         let (tasks, device) = (
             self.tasks.as_deref(),
             self.device.unwrap_or(DeviceSpec::Cpu),
         );
-        Ok(Some(evaluate_base(
-            &model,
-            data,
-            tasks,
-            device,
-            &recipe.data,
-        )?))
+        let mut progress = Progress::new();
+        let show = &mut |event: Event<'_>| progress.show(event);
+        let eval = evaluate_base(&model, data, tasks, device, &recipe.data, show)?;
+        progress.finish();
+        Ok(Some(eval))
     }
 
     fn show(&self, eval: &EvalReport, idle: Option<String>) -> anyhow::Result<()> {

@@ -38,6 +38,7 @@ impl Pass<'_> {
         };
         let is_asked = questions.iter().all(|question| question.is_asked);
         if !is_asked || written.writing.max_new_tokens == 0 {
+            (self.progress)(questions.len());
             return Ok((score, Predictions::Texts(Vec::new())));
         }
         let texts = self.answers(written, questions)?;

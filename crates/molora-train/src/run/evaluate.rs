@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::{Backbone, TaskModel};
 
@@ -10,7 +11,8 @@ use super::{RUN, RunConfig, SUMMARY, read_config};
 use crate::data::{Split, Task, TaskKind, TaskMeta, TokenizedTask, load_tasks};
 use crate::device::DeviceSpec;
 use crate::eval::metrics::Metric;
-use crate::eval::{EvalScope, evaluate};
+use crate::eval::{EvalScope, Evaluation, evaluate};
+use crate::event::Event;
 use crate::instructions::{Guide, Instructions, Query};
 use crate::recipe::DataConfig;
 use crate::report::{EvalReport, RoutingReport};
@@ -60,7 +62,7 @@ pub fn evaluate_run(
     data: Option<&str>,
     device: Option<DeviceSpec>,
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
-    evaluate_run_by(folder, data, device, None)
+    evaluate_run_by(folder, data, device, None, &mut |_| {})
 }
 
 /// [`evaluate_run`] with another source of the queries than the recipe's.
@@ -72,6 +74,7 @@ pub fn evaluate_run_by(
     data: Option<&str>,
     device: Option<DeviceSpec>,
     query: Option<&Query>,
+    on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
     let opened = open(folder, data, device, false)?;
     let guide = match opened.query(query, folder)? {
@@ -79,14 +82,9 @@ pub fn evaluate_run_by(
         query => guide_by(&opened, &query)?,
     };
     let rows = opened.config.recipe.data.eval_batch_size;
-    let found = evaluate(
-        &opened.model,
-        &opened.loaded.tasks,
-        EvalScope::own(Split::Test, rows, opened.loaded.tasks.len()),
-        &opened.loaded.device,
-        guide.as_ref(),
-        |_| {},
-    )?;
+    let (model, Loaded { tasks, device, .. }) = (&opened.model, &opened.loaded);
+    let scope = EvalScope::own(Split::Test, rows, tasks.len());
+    let found = evaluate_showing(model, tasks, scope, device, guide.as_ref(), on_event)?;
     let mut routing = found.routing;
     routing.has_general = opened.loaded.spec.blend.is_some();
     Ok((found.scores, routing))
@@ -103,9 +101,11 @@ pub fn evaluate_other(
     names: &[String],
     device: Option<DeviceSpec>,
     query: Option<&Query>,
+    on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
     let opened = open_without_data(folder, device)?;
     let (config, loaded) = (&opened.config, &opened.loaded);
+    let query = opened.query(query, folder)?;
     if !loaded.base.writes() {
         let text = "the run's model is an encoder, which has no head for other tasks than its own; \
                     give --unseen to measure it with a linear probe";
@@ -128,7 +128,6 @@ pub fn evaluate_other(
         None => None,
         Some(instructions) => {
             let encoder = instructions.text_encoder(&loaded.device)?;
-            let query = opened.query(query, folder)?;
             Some(instructions.guide_of(&query, &tasks, Split::Test, &encoder)?)
         }
     };
@@ -139,7 +138,8 @@ pub fn evaluate_other(
         numbers: &numbers,
     };
     let guide = guide.as_ref();
-    let found = evaluate(&opened.model, &tasks, scope, &loaded.device, guide, |_| {})?;
+    let (model, device) = (&opened.model, &loaded.device);
+    let found = evaluate_showing(model, &tasks, scope, device, guide, on_event)?;
     let mut routing = found.routing;
     routing.has_general = loaded.spec.blend.is_some();
     Ok((found.scores, routing))
@@ -155,6 +155,7 @@ pub fn evaluate_base(
     names: Option<&[String]>,
     device: DeviceSpec,
     config: &DataConfig,
+    on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<EvalReport, TrainError> {
     let folder = base_model::find(model, &mut base_model::silent)?.folder;
     let tasks = load_tasks(&bundled::folder(data)?, names)?;
@@ -175,7 +176,24 @@ pub fn evaluate_base(
     };
     let heads = Vec::new();
     let model = TaskModel { backbone, heads };
-    Ok(evaluate(&model, &tasks, scope, &device, None, |_| {})?.scores)
+    Ok(evaluate_showing(&model, &tasks, scope, &device, None, on_event)?.scores)
+}
+
+/// [`evaluate`] that tells how many records are done.
+pub(super) fn evaluate_showing(
+    model: &TaskModel,
+    tasks: &[TokenizedTask],
+    scope: EvalScope<'_>,
+    device: &Device,
+    guide: Option<&Guide>,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Evaluation, TrainError> {
+    let total = tasks.iter().map(|task| task.split(scope.split).len()).sum();
+    let mut done = 0;
+    evaluate(model, tasks, scope, device, guide, |records| {
+        done += records;
+        on_event(Event::Evaluated(done, total));
+    })
 }
 
 fn guide_by(opened: &Opened, query: &Query) -> Result<Option<Guide>, TrainError> {

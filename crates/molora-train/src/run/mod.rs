@@ -26,7 +26,7 @@ use molora_models::{AdapterSpec, BaseDtype};
 
 use crate::data::{Split, Task, TokenizedTask, load_tasks};
 use crate::device::DeviceSpec;
-use crate::eval::{EvalScope, evaluate};
+use crate::eval::EvalScope;
 use crate::instructions::{Guide, Instructions, QuerySource};
 use crate::legs::legs;
 use crate::parameters::count;
@@ -42,6 +42,7 @@ pub(crate) use config::absolute;
 pub(crate) use config::git_commit;
 pub(crate) use config::write_config;
 pub use config::{RUN, RunConfig, TaskLabels, read_config};
+use evaluate::evaluate_showing;
 pub(crate) use evaluate::{
     Opened, bare_task, check_finished, device_of, open, open_without_data, read_finished,
 };
@@ -259,21 +260,11 @@ pub(crate) fn finish(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
     on_event(Event::Phase("evaluating on the test split"));
-    let total = tasks.iter().map(|task| task.split(Split::Test).len()).sum();
     let guide = closing_guide(folder, config, tasks, device, trained.guide.clone())?;
-    let mut done = 0;
     let rows = config.recipe.data.eval_batch_size;
-    let found = evaluate(
-        &trained.model,
-        tasks,
-        EvalScope::own(Split::Test, rows, tasks.len()),
-        device,
-        guide.as_ref(),
-        |records| {
-            done += records;
-            on_event(Event::Evaluated(done, total));
-        },
-    )?;
+    let scope = EvalScope::own(Split::Test, rows, tasks.len());
+    let guide = guide.as_ref();
+    let found = evaluate_showing(&trained.model, tasks, scope, device, guide, on_event)?;
     let (names, base_name) = (task_names(tasks), config.base_name());
     checkpoint::save_weights(folder, &trained.model, spec, &names, base_name)?;
     let mut routing = found.routing;

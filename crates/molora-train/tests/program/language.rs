@@ -288,6 +288,14 @@ fn other_tasks_and_the_base_model_are_scored() {
             "--set is for base models",
         ),
         (&["run", "--tasks", "sumz"][..], "sums"),
+        (
+            &["writer", "--data", "texts", "--query", "request"][..],
+            "writer is a base model: --query",
+        ),
+        (
+            &["run", "--tasks", "sums", "--query", "request"][..],
+            "no [instructions]",
+        ),
     ] {
         let output = world.run(&[&["eval"], arguments].concat());
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();

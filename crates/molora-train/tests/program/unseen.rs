@@ -223,7 +223,7 @@ fn a_query_is_the_task_the_request_or_a_text() {
     let world = World::new();
     let run = train(&world, glider(&world, QuerySource::Task), "run");
     let routing = |query: Option<&Query>| {
-        evaluate_run_by(&run, None, None, query)
+        evaluate_run_by(&run, None, None, query, &mut |_| {})
             .expect("a finished run")
             .1
     };
@@ -288,7 +288,7 @@ fn a_recipes_query_is_kept_from_training_to_evaluation() {
     );
     let kept: RoutingReport = serde_json::from_value(stored("routing.json")).expect("a report");
     assert!(distance(&routing, &kept) < 1e-5);
-    let by_task = evaluate_run_by(&run, None, None, Some(&Query::Task))
+    let by_task = evaluate_run_by(&run, None, None, Some(&Query::Task), &mut |_| {})
         .expect("a run")
         .1;
     assert!(distance(&routing, &by_task) > 1e-3);
