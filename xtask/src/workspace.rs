@@ -7,8 +7,10 @@ use xshell::{Shell, cmd};
 
 /// A shell whose folder is the root of the workspace.
 pub(crate) fn shell() -> Result<Shell> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let root = root
+    // Cargo tells at run time: where this was compiled may be another clone with the same target folder.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").context("run this as `cargo xtask`")?;
+    let package = PathBuf::from(package);
+    let root = package
         .parent()
         .context("the folder of xtask has no parent")?
         .to_owned();
