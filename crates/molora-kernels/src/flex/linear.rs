@@ -9,20 +9,33 @@ use super::matrix::{Into, Matrix, MatrixMut, multiply_parallel};
 
 /// `x * weight + bias` for `x` `[rows, in]`, `weight` `[in, out]` and `bias` `[out]`.
 pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
-    let (x, weight, bias) = (contiguous(x), contiguous(weight), contiguous(bias));
-    affine(matrix(&x), matrix(&weight), elements(&bias))
+    let (x, bias) = (contiguous(x), contiguous(bias));
+    with_matrix(weight, |weight| {
+        product(matrix(&x), weight, Some(elements(&bias)))
+    })
 }
 
 /// Gradient for `x`: `grad * weight^T`.
 pub(crate) fn backward_x(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
-    let (weight, grad) = (contiguous(weight), contiguous(grad));
-    product(matrix(&grad), matrix(&weight).transposed())
+    let grad = contiguous(grad);
+    with_matrix(weight, |weight| {
+        product(matrix(&grad), weight.transposed(), None)
+    })
 }
 
 /// Gradient for the weight: `x^T * grad`.
 pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let (x, grad) = (contiguous(x), contiguous(grad));
-    product(matrix(&x).transposed(), matrix(&grad))
+    product(matrix(&x).transposed(), matrix(&grad), None)
+}
+
+/// Calls `run` with the view of a tensor, without a copy if the tensor or its transpose is contiguous.
+fn with_matrix(tensor: FlexTensor, run: impl FnOnce(Matrix<'_>) -> FlexTensor) -> FlexTensor {
+    let transposed = tensor.transpose(0, 1);
+    if transposed.is_contiguous() {
+        return run(matrix(&transposed).transposed());
+    }
+    run(matrix(&contiguous(tensor)))
 }
 
 /// The view of a contiguous `[rows, cols]` tensor.
@@ -31,19 +44,26 @@ fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
     Matrix::new(elements(tensor), shape[0], shape[1], shape[1])
 }
 
-/// `left * right`.
-fn product(left: Matrix<'_>, right: Matrix<'_>) -> FlexTensor {
-    affine(left, right, &vec![0.0; right.num_cols()])
+/// `left * right`, plus `bias` if there is one.
+fn product(left: Matrix<'_>, right: Matrix<'_>, bias: Option<&[f32]>) -> FlexTensor {
+    let shape = Shape::from([left.num_rows(), right.num_cols()]);
+    #[cfg(target_arch = "x86_64")]
+    if let Some(values) = super::tiles::product(left, right, bias) {
+        return from_values(values, shape);
+    }
+    from_values(plain(left, right, bias), shape)
 }
 
-/// `left * right + bias`.
-fn affine(left: Matrix<'_>, right: Matrix<'_>, bias: &[f32]) -> FlexTensor {
+/// As [`product`], for any processor and shape.
+fn plain(left: Matrix<'_>, right: Matrix<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let (rows, cols) = (left.num_rows(), right.num_cols());
+    let zeros = vec![0.0; if bias.is_none() { cols } else { 0 }];
+    let bias = bias.unwrap_or(&zeros);
     let mut values = build(rows * cols, task_elements(cols), |_, target| {
         write_tiled(target, bias)
     });
     let mut target = MatrixMut::new(&mut values, rows, cols, cols);
     // One product over all rows rather than one per task, so that `right` is packed once.
     multiply_parallel(&mut target, Into::Add, 1.0, left, right);
-    from_values(values, Shape::from([rows, cols]))
+    values
 }

@@ -39,6 +39,21 @@ impl<'a> Matrix<'a> {
         self.cols
     }
 
+    /// Elements from one row to the next.
+    pub(crate) fn row_stride(self) -> usize {
+        self.row_stride
+    }
+
+    /// The slice that starts with the first element.
+    pub(crate) fn data(self) -> &'a [f32] {
+        self.data
+    }
+
+    /// The slice with the elements, if those of a row are adjacent.
+    pub(crate) fn adjacent(self) -> Option<&'a [f32]> {
+        (self.col_stride == 1).then_some(self.data)
+    }
+
     /// The same elements with the axes exchanged.
     pub(crate) fn transposed(self) -> Self {
         Self {

@@ -22,6 +22,8 @@ mod silu_gate;
 mod simd;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod top_k;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};

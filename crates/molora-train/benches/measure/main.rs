@@ -151,3 +151,6 @@ impl Run {
         Ok(line)
     }
 }
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

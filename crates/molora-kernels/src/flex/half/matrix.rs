@@ -32,11 +32,11 @@ pub(super) struct Frozen<'a> {
 
 /// A part of a matrix in bf16: rows of adjacent numbers, `stride` apart.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Half<'a> {
+pub(crate) struct Half<'a> {
     values: &'a [bf16],
-    pub(super) rows: usize,
-    pub(super) cols: usize,
-    pub(super) stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) stride: usize,
 }
 
 impl<'a> Frozen<'a> {
@@ -146,7 +146,7 @@ impl<'a> Half<'a> {
     ///
     /// # Panics
     /// If there is no such row.
-    pub(super) fn row(&self, row: usize) -> &'a [bf16] {
+    pub(crate) fn row(&self, row: usize) -> &'a [bf16] {
         assert!(row < self.rows);
         &self.values[row * self.stride..][..self.cols]
     }

@@ -9,8 +9,6 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod matrix;
-#[cfg(target_arch = "x86_64")]
-mod panel;
 mod plain;
 #[cfg(target_arch = "x86_64")]
 mod rows;
@@ -19,6 +17,7 @@ mod tests;
 
 use burn::tensor::Shape;
 
+pub(super) use self::matrix::Half;
 use self::matrix::{Frozen, Numbers};
 use super::buffer::{FlexTensor, contiguous, elements, from_values};
 

@@ -4,10 +4,11 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx512::{Processor, Rounded, Target, dot};
-use super::matrix::{Frozen, Half};
-use super::panel::LANES;
 use rayon::prelude::*;
+
+use super::avx512::{Processor, Rounded};
+use super::matrix::{Frozen, Half};
+use crate::flex::tiles::{LANES, Target, dot};
 
 /// Numbers in a register of bf16.
 const PAIRED: usize = 2 * LANES;
@@ -20,14 +21,21 @@ const SIDE_BY_SIDE: usize = 16;
 /// How many bytes ahead memory is asked for.
 const AHEAD: usize = 512;
 
-/// Writes the product of up to eight rows.
+/// The product of up to eight rows.
 pub(super) fn product(
     _: Processor,
+    rows: usize,
     x: &Rounded,
     weight: Frozen<'_>,
     bias: Option<&[f32]>,
-    target: Target,
-) {
+) -> Vec<f32> {
+    let cols = weight.outer();
+    let mut values = Vec::with_capacity(rows * cols);
+    let target = Target {
+        first: values.as_mut_ptr(),
+        rows,
+        cols,
+    };
     let run = |columns: Range<usize>| {
         // SAFETY: the processor has the instructions; each task has columns of its own.
         unsafe {
@@ -45,13 +53,19 @@ pub(super) fn product(
         }
     };
     let least = (TASK / weight.inner()).max(TASK_COLUMNS);
-    let share = target.cols.div_ceil(rayon::current_num_threads());
+    let share = cols.div_ceil(rayon::current_num_threads());
     let step = share.max(least).next_multiple_of(TASK_COLUMNS);
-    if step >= target.cols {
-        return run(0..target.cols);
+    if step >= cols {
+        run(0..cols);
+    } else {
+        let starts = (0..cols).into_par_iter().step_by(step);
+        starts.for_each(|start| run(start..cols.min(start + step)));
     }
-    let starts = (0..target.cols).into_par_iter().step_by(step);
-    starts.for_each(|start| run(start..target.cols.min(start + step)));
+    // SAFETY: the capacity is `rows * cols`, and each column was written.
+    unsafe {
+        values.set_len(rows * cols);
+    }
+    values
 }
 
 /// Columns of the product of `M` rows.

@@ -1,38 +1,96 @@
-//! A part of the matrix laid out for AVX-512-BF16.
-#![allow(unsafe_code)]
+//! A part of the matrix laid out for the tiles.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use burn::tensor::bf16;
 
-use super::matrix::Half;
+use crate::flex::half::Half;
+use crate::flex::matrix::Matrix;
 
 /// Columns of the product in a panel: four registers of sums.
-pub(super) const COLUMNS: usize = 64;
+pub(crate) const COLUMNS: usize = 64;
 /// Pairs of bf16, or numbers of f32, in a register.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
-/// Pairs of numbers of the inner axis, for each the words of [`COLUMNS`] columns of the product.
+/// Rows of the matrix from the one that is laid out to the one that is asked for.
+const AHEAD: usize = 16;
+
+/// Words of the inner axis, for each those of [`COLUMNS`] columns of the product: numbers of f32, or
+/// pairs of bf16.
 #[derive(Debug)]
-pub(super) struct Panel(Vec<u32>);
+pub(crate) struct Panel(Vec<u32>);
 
 impl Panel {
-    /// Room for `inner` numbers of each column.
+    /// Room for `inner` words of each column.
     pub(super) fn new(inner: usize) -> Self {
         // The transposed form writes whole squares.
-        Self(vec![0; inner.div_ceil(2).next_multiple_of(LANES) * COLUMNS])
+        Self(vec![0; inner.next_multiple_of(LANES) * COLUMNS])
     }
 
-    pub(super) fn words(&self) -> &[u32] {
+    /// Lays out some rows and columns of a matrix in f32.
+    ///
+    /// # Safety
+    /// The processor must have AVX-512F.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn fill_single(
+        &mut self,
+        matrix: Matrix<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) {
+        assert!(columns.len() <= COLUMNS && rows.len() * COLUMNS <= self.0.len());
+        if matrix.adjacent().is_some() {
+            self.fill_rows(matrix, rows, columns);
+        } else {
+            self.fill_columns(matrix.transposed(), rows, columns);
+        }
+    }
+
+    /// Rows as they lie.
+    #[target_feature(enable = "avx512f")]
+    fn fill_rows(&mut self, matrix: Matrix<'_>, rows: Range<usize>, columns: Range<usize>) {
+        let count = columns.len();
+        let first = matrix.data().as_ptr().wrapping_add(columns.start);
+        for (row, target) in rows.zip(self.0.chunks_exact_mut(COLUMNS)) {
+            let ahead = first.wrapping_add((row + AHEAD) * matrix.row_stride());
+            for line in (0..COLUMNS).step_by(LANES) {
+                prefetch(ahead.wrapping_add(line));
+            }
+            let row = &matrix.row(row)[columns.clone()];
+            for (part, target) in target.chunks_exact_mut(LANES).enumerate() {
+                store(target, load_single(&row[count.min(part * LANES)..]));
+            }
+        }
+    }
+
+    /// Squares of numbers change places: rows of `columns_of` are columns of the product.
+    #[target_feature(enable = "avx512f")]
+    fn fill_columns(&mut self, columns_of: Matrix<'_>, rows: Range<usize>, columns: Range<usize>) {
+        let squares = self.0.chunks_exact_mut(COLUMNS * LANES);
+        for (start, target) in rows.clone().step_by(LANES).zip(squares) {
+            let column = |column: usize| match column < columns.len() {
+                true => {
+                    let column = &columns_of.row(columns.start + column)[start..rows.end];
+                    prefetch(column.as_ptr().wrapping_add(2 * LANES));
+                    load_single(column)
+                }
+                false => _mm512_setzero_si512(),
+            };
+            fill_square(target, column);
+        }
+    }
+
+    pub(crate) fn words(&self) -> &[u32] {
         &self.0
     }
 
-    /// Lays out a part of the matrix, or of its transpose, with zeros behind the last numbers.
+    /// Lays out a part of a matrix in bf16, or of its transpose, with zeros behind the last numbers.
     ///
     /// # Safety
     /// The processor must have AVX-512F and BW.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn fill(&mut self, part: Half<'_>, is_transposed: bool) {
+    pub(crate) unsafe fn fill_half(&mut self, part: Half<'_>, is_transposed: bool) {
         let (inner, columns) = match is_transposed {
             true => (part.cols, part.rows),
             false => (part.rows, part.cols),
@@ -72,26 +130,50 @@ impl Panel {
     fn fill_transposed(&mut self, part: Half<'_>) {
         let squares = self.0.chunks_exact_mut(COLUMNS * LANES);
         for (start, target) in (0..part.cols).step_by(2 * LANES).zip(squares) {
-            for group in 0..COLUMNS / LANES {
-                let mut square = [_mm512_setzero_si512(); LANES];
-                for (lane, words) in square.iter_mut().enumerate() {
-                    let row = group * LANES + lane;
-                    if row < part.rows {
-                        *words = load(&part.row(row)[start..]);
-                    }
-                }
-                for (pair, words) in transposed(square).into_iter().enumerate() {
-                    store(&mut target[pair * COLUMNS + group * LANES..], words);
-                }
-            }
+            let row = |row: usize| match row < part.rows {
+                true => load(&part.row(row)[start..]),
+                false => _mm512_setzero_si512(),
+            };
+            fill_square(target, row);
         }
     }
+}
+
+/// Writes [`LANES`] words of each column, which `column` reads.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn fill_square(target: &mut [u32], column: impl Fn(usize) -> __m512i) {
+    for first in (0..COLUMNS).step_by(LANES) {
+        let mut square = [_mm512_setzero_si512(); LANES];
+        for (lane, words) in square.iter_mut().enumerate() {
+            *words = column(first + lane);
+        }
+        for (word, words) in transposed(square).into_iter().enumerate() {
+            store(&mut target[word * COLUMNS + first..], words);
+        }
+    }
+}
+
+/// Asks for a line of memory, which reads nothing.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn prefetch(line: *const f32) {
+    _mm_prefetch::<_MM_HINT_T0>(line.cast());
+}
+
+/// The first numbers of a row, zeros behind its end.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_single(row: &[f32]) -> __m512i {
+    let mask = ((1u32 << row.len().min(LANES)) - 1) as u16;
+    // SAFETY: the mask covers the numbers of the row alone.
+    _mm512_castps_si512(unsafe { _mm512_maskz_loadu_ps(mask, row.as_ptr()) })
 }
 
 /// The first numbers of a row, zeros behind its end.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn load(row: &[bf16]) -> __m512i {
+fn load(row: &[bf16]) -> __m512i {
     let count = row.len().min(2 * LANES);
     let mask = ((1u64 << count) - 1) as u32;
     // SAFETY: the mask covers the numbers of the row alone.
