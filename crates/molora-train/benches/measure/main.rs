@@ -19,10 +19,15 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mimalloc::MiMalloc;
 use molora_train::device::DeviceSpec;
 use molora_train::report::peak_memory_bytes;
 
 use crate::clock::{Effort, Measured};
+
+/// That of the program.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Measures one named case and prints one line of JSON.
 #[derive(Debug, Parser)]
@@ -151,6 +156,3 @@ impl Run {
         Ok(line)
     }
 }
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
