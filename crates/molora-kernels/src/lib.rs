@@ -46,6 +46,7 @@
 mod attention;
 mod blocks;
 mod cross_entropy;
+pub mod crossover;
 mod dropout;
 #[cfg(feature = "flex")]
 mod flex;

@@ -55,6 +55,7 @@ pub fn low_rank_mix(base: Option<Tensor<3>>, mix: LowRankMix) -> Tensor<3> {
             factor: mix.factor as f32,
             has_base: base.is_some(),
             is_selection: mix.is_selection,
+            sparse_ratio: crate::crossover::sparse_ratio(),
         };
         let base = base.unwrap_or_else(|| Tensor::zeros([1; 3], &device));
         return Tensor::from_dispatch(burn::backend::Dispatch::fast_low_rank_mix(

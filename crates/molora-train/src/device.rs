@@ -3,10 +3,14 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
+use std::sync::Once;
 
 use burn::tensor::{Device, Tensor};
 
-use crate::TrainError;
+use crate::{TrainError, machine};
+
+/// Whether the processor's settings were read.
+static TUNED: Once = Once::new();
 
 /// A device that a run can be on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +33,8 @@ impl DeviceSpec {
         ("cuda", Self::Cuda),
     ];
 
-    /// Opens the device and runs one small operation on it.
+    /// Opens the device and runs one small operation on it; on the processor the first time in a
+    /// program also sets what suits it, see [`tune`](crate::machine::tune).
     ///
     /// # Errors
     /// [`TrainError::Device`] if the program was built without it or it does not answer.
@@ -49,7 +54,12 @@ impl DeviceSpec {
         }));
         std::panic::set_hook(hook);
         match opened {
-            Ok(Some(device)) => Ok(device),
+            Ok(Some(device)) => {
+                if self == Self::Cpu {
+                    TUNED.call_once(machine::tune);
+                }
+                Ok(device)
+            }
             Ok(None) => Err(problem(format!(
                 "this program was built without it; build with --features {}",
                 self.feature()

@@ -31,6 +31,7 @@ pub mod hub;
 pub mod instructions;
 pub mod language;
 pub mod legs;
+pub mod machine;
 pub mod optimizer;
 pub mod overrides;
 pub mod parameters;

@@ -32,7 +32,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 pub(crate) use self::attention::Rules;
 pub(crate) use self::half::BlockShape;
-pub(crate) use self::low_rank_mix::MixShape;
+pub(crate) use self::low_rank_mix::{MixShape, time_mix};
 pub(crate) use self::top_k::top_k_mask;
 use crate::cross_entropy::Labels;
 use crate::dropout::DropMask;

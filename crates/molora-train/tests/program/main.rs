@@ -14,6 +14,7 @@ mod frozen;
 mod frozen_stages;
 mod grow;
 mod language;
+mod machine;
 mod refusal;
 mod resume;
 #[cfg(unix)]

@@ -1,11 +1,13 @@
 //! The gated low-rank mix: each task scales the codes of some tokens and multiplies them by all
 //! up-projections at once, or (`sparse.rs`) adds the selected rows of the up-projections.
 
+mod crossover;
 mod sparse;
 
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
+pub(crate) use self::crossover::time_mix;
 use self::sparse::Terms;
 use super::buffer::{FlexTensor, contiguous, elements, from_values, map_rows};
 use super::matrix::{Into, Matrix, MatrixMut, multiply, multiply_parallel};
@@ -13,10 +15,6 @@ use super::simd::vectorised;
 
 /// Tokens that one task of the backward takes.
 const BLOCK: usize = 128;
-
-/// Experts per selected one from which on leaving out the others is faster than one dense product,
-/// by the bench `low_rank_mix_top_2` on two cores.
-const SPARSE_RATIO: usize = 6;
 
 /// What the shapes of the operands do not say.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +27,8 @@ pub(crate) struct MixShape {
     pub(crate) has_base: bool,
     /// Whether a weight of 0 stands for an expert that was not selected, and has no gradient.
     pub(crate) is_selection: bool,
+    /// Experts per selected one from which on to leave out the others.
+    pub(crate) sparse_ratio: usize,
 }
 
 /// Code, weights, rank scale and `b` as slices, and their sizes.
@@ -56,7 +56,8 @@ impl<'a> Operands<'a> {
         let (low_shape, weights_shape) = (low.layout().shape(), weights.layout().shape());
         let (rows, width) = (b.layout().shape()[0], b.layout().shape()[1]);
         let selected = elements(weights).iter().filter(|weight| **weight != 0.0);
-        let is_rare = || SPARSE_RATIO * selected.count() <= elements(weights).len();
+        let is_rare =
+            || shape.sparse_ratio.saturating_mul(selected.count()) <= elements(weights).len();
         Self {
             low: elements(low),
             weights: elements(weights),
