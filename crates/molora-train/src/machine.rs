@@ -86,19 +86,10 @@ fn keep(machine: &Machine, path: &Path) -> std::io::Result<()> {
     }
 }
 
-#[cfg(feature = "flex")]
 fn measure() -> Machine {
     Machine {
         processor: processor(),
         sparse_ratio: crossover::measure_sparse_ratio(),
-    }
-}
-
-#[cfg(not(feature = "flex"))]
-fn measure() -> Machine {
-    Machine {
-        processor: processor(),
-        sparse_ratio: crossover::sparse_ratio(),
     }
 }
 
