@@ -44,11 +44,35 @@ fn gradients() -> Vec<TensorData> {
     let out = crate::attention_with(out, narrow.clone(), narrow, &options);
     let out = crate::rms_norm(out, gamma.clone().reshape([192]), 1e-5);
     let out = crate::silu_gate(out.clone(), crate::gelu_tanh(out)).reshape([600, 192]);
+    let out = [2, 16].into_iter().fold(out, |out, experts| {
+        let mixed = low_rank_mix(out, x.clone(), weight.clone(), experts);
+        mixed.reshape([600, 192])
+    });
     let targets = Tensor::arange(0..600, &device).remainder_scalar(192);
     let grads = crate::softmax_cross_entropy(out, targets).sum().backward();
     [x, weight, gamma, beta]
         .map(|leaf| leaf.grad(&grads).expect("every leaf is used").into_data())
         .into()
+}
+
+/// Adds the two experts that each row selects, of rank 3; of two experts in one product, of many alone.
+fn low_rank_mix(base: Tensor<2>, x: Tensor<2>, weight: Tensor<2>, experts: usize) -> Tensor<3> {
+    let rows = base.dims()[0];
+    let selected = (0..rows * experts).map(|index| {
+        let (row, expert) = (index / experts, index % experts);
+        f32::from((expert + experts - row % experts) % experts < 2)
+    });
+    let selected = TensorData::new(selected.collect(), [1, rows, experts]);
+    let weights = x.clone().narrow(1, 0, experts).unsqueeze::<3>();
+    let mix = crate::LowRankMix {
+        low: x.narrow(1, 20, 3).unsqueeze(),
+        weights: Some(weights * Tensor::from_data(selected, &base.device())),
+        is_selection: true,
+        rank_scale: None,
+        factor: 0.5,
+        b: weight.narrow(0, 0, 3 * experts),
+    };
+    crate::low_rank_mix(Some(base.unsqueeze()), mix)
 }
 
 /// Outputs and gradients of the operations without a matrix product, odd lengths on purpose.
@@ -98,4 +122,135 @@ fn gradients_are_the_same_bits_for_any_number_of_threads() {
             actual.assert_eq(expected, true);
         }
     }
+}
+
+/// Rows of ordinary numbers, each with one number of another kind somewhere.
+fn with_one_of(kind: f32, rows: usize, cols: usize) -> Tensor<2> {
+    let mut numbers = values(rows * cols, 7);
+    for row in 1..rows {
+        numbers[row * cols + row * 5 % cols] = kind;
+    }
+    Tensor::from_data(
+        TensorData::new(numbers, [rows, cols]),
+        &Device::flex().autodiff(),
+    )
+}
+
+/// The operations on rows, by the fast path and by their definitions.
+type Pair = (
+    &'static str,
+    fn(Tensor<2>) -> Tensor<2>,
+    fn(Tensor<2>) -> Tensor<2>,
+);
+
+const PAIRS: [Pair; 8] = {
+    use crate::portable as plain;
+    fn ones(x: &Tensor<2>) -> Tensor<1> {
+        Tensor::ones([x.dims()[1]], &x.device())
+    }
+    fn heads(x: Tensor<2>) -> Tensor<3> {
+        x.unsqueeze()
+    }
+    [
+        ("gelu", crate::gelu, plain::gelu),
+        ("gelu_tanh", crate::gelu_tanh, plain::gelu_tanh),
+        (
+            "silu_gate",
+            |x| crate::silu_gate(x.clone(), x),
+            |x| plain::silu_gate(x.clone(), x),
+        ),
+        (
+            "layer_norm",
+            |x| crate::layer_norm(x.clone(), ones(&x), ones(&x), 1e-5),
+            |x| plain::layer_norm(x.clone(), ones(&x), ones(&x), 1e-5),
+        ),
+        (
+            "rms_norm",
+            |x| crate::rms_norm(x.clone(), ones(&x), 1e-5),
+            |x| plain::rms_norm(x.clone(), ones(&x), 1e-5),
+        ),
+        (
+            "linear",
+            |x| crate::linear(x.clone(), ones(&x).unsqueeze_dim(1), None),
+            |x| plain::linear(x.clone(), ones(&x).unsqueeze_dim(1), None),
+        ),
+        (
+            "attention",
+            |x| crate::attention(heads(x.clone()), heads(x.clone()), heads(x), None, 3).squeeze(),
+            |x| plain::attention(heads(x.clone()), heads(x.clone()), heads(x), None, 3).squeeze(),
+        ),
+        (
+            "cross entropy",
+            |x| {
+                let targets = Tensor::zeros([x.dims()[0]], &x.device());
+                crate::softmax_cross_entropy(x, targets).unsqueeze_dim(1)
+            },
+            |x| {
+                let targets = Tensor::zeros([x.dims()[0]], &x.device());
+                plain::softmax_cross_entropy(x, targets).unsqueeze_dim(1)
+            },
+        ),
+    ]
+};
+
+/// Denormals are no zeros, infinities stay what they are, and NaN is not lost, as in the definitions.
+#[test]
+fn numbers_of_every_kind_go_where_the_definitions_send_them() {
+    let kinds = [
+        1e-40,
+        -f32::from_bits(1),
+        f32::MIN_POSITIVE,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+    ];
+    for (kind, (name, fast, plain)) in kinds.into_iter().flat_map(|k| PAIRS.map(|p| (k, p))) {
+        let x = with_one_of(kind, 20, 33);
+        let [found, expected] = [fast, plain].map(|run| {
+            let out = run(x.clone()).into_data();
+            out.try_to_vec::<f32>().expect("f32")
+        });
+        for (index, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+            let is_same = found == expected
+                || found.is_nan() && expected.is_nan()
+                || (found - expected).abs() <= 4e-6 * expected.abs().max(1.0);
+            assert!(
+                is_same,
+                "{name} with {kind:e} at {index}: {found:e}, not {expected:e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_denormal_is_not_taken_for_zero() {
+    let tiny = [1e-40, -1e-40, f32::from_bits(3), -f32::from_bits(1)];
+    let device = Device::flex();
+    let x = Tensor::<2>::from_floats([tiny], &device);
+    let ones = Tensor::<2>::ones([1, 4], &device);
+    let check = |out: Tensor<2>, factor: f64| {
+        let out = out.into_data().try_to_vec::<f32>().expect("f32");
+        for (out, x) in out.into_iter().zip(tiny) {
+            // Half of the least number, and what its sum with another may lose.
+            let error = (f64::from(out) - factor * f64::from(x)).abs();
+            assert!(
+                error <= 2.0 * f64::from(f32::from_bits(1)),
+                "{out:e} of {x:e}"
+            );
+        }
+    };
+    check(crate::gelu(x.clone()), 0.5);
+    check(crate::gelu_tanh(x.clone()), 0.5);
+    check(crate::silu_gate(ones.clone() * 40.0, x.clone()), 40.0);
+    check(
+        crate::dropout(x.clone(), 0.0, crate::random::Seed::new(1)),
+        1.0,
+    );
+    let identity = Tensor::<2>::eye(4, &device);
+    check(crate::linear(x.clone(), identity.clone(), None), 1.0);
+    check(crate::linear_transposed(x.clone(), identity), 1.0);
+    // Equal scores: the mean of four equal rows.
+    let [query, value] = [ones, x].map(|row| row.expand([4, 4]).unsqueeze::<3>());
+    let mean = crate::attention(query.clone(), query, value, None, 1);
+    check(mean.narrow(1, 0, 1).reshape([1, 4]), 1.0);
 }
