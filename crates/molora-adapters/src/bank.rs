@@ -194,13 +194,13 @@ impl ExpertBank {
         let Some(seed) = dropout else {
             return linear(x, self.a.val(), None);
         };
-        let x = match self.dropout > 0.0 {
-            true => molora_kernels::dropout(x, self.dropout, seed),
-            false => x,
+        let a = match self.weight_dropout > 0.0 {
+            true => self.a.val() * self.weight_factors(seed.child("weight")),
+            false => self.a.val(),
         };
-        match self.weight_dropout > 0.0 {
-            true => self.down_masked(x, self.weight_factors(seed.child("weight"))),
-            false => linear(x, self.a.val(), None),
+        match self.dropout > 0.0 {
+            true => molora_kernels::dropout_linear(x, a, self.dropout, seed),
+            false => linear(x, a, None),
         }
     }
 

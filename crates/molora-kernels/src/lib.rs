@@ -22,6 +22,7 @@
 //! | [`low_rank_mix`] | `y + sum_e w_e * (sigma o low_e) * B_e` | `low`, `w`, `B` |
 //! | [`top_k_mask`] | which entries are the `k` largest of their row | no gradient |
 //! | [`dropout`] | `x * mask / (1 - p)`, the mask from a seed | nothing |
+//! | [`dropout_linear`] | `dropout(x) * W` | `x`, `W` |
 //! | [`softmax_cross_entropy`] | `-log softmax(logits)[target]` | `logits`, replaced by their gradient |
 //!
 //! Values are the same bits for any number of threads. Against an f64 evaluation the forward is
@@ -64,7 +65,7 @@ mod top_k;
 pub use attention::{AttentionOptions, attention, attention_with};
 pub use blocks::{BlockMatrix, linear_blocks};
 pub use cross_entropy::softmax_cross_entropy;
-pub use dropout::dropout;
+pub use dropout::{dropout, dropout_linear};
 pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;
 pub use linear::{linear, linear_transposed};
@@ -78,6 +79,7 @@ pub use top_k::top_k_mask;
 pub mod portable {
     pub use crate::attention::portable::{attention, attention_with};
     pub use crate::cross_entropy::portable as softmax_cross_entropy;
+    pub use crate::dropout::portable_linear as dropout_linear;
     pub use crate::gelu::portable as gelu;
     pub use crate::gelu::portable_tanh as gelu_tanh;
     pub use crate::layer_norm::portable as layer_norm;

@@ -30,7 +30,10 @@ pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
 }
 
 /// Calls `run` with the view of a tensor, without a copy if the tensor or its transpose is contiguous.
-fn with_matrix(tensor: FlexTensor, run: impl FnOnce(Matrix<'_>) -> FlexTensor) -> FlexTensor {
+pub(super) fn with_matrix(
+    tensor: FlexTensor,
+    run: impl FnOnce(Matrix<'_>) -> FlexTensor,
+) -> FlexTensor {
     let transposed = tensor.transpose(0, 1);
     if transposed.is_contiguous() {
         return run(matrix(&transposed).transposed());
@@ -39,7 +42,7 @@ fn with_matrix(tensor: FlexTensor, run: impl FnOnce(Matrix<'_>) -> FlexTensor) -
 }
 
 /// The view of a contiguous `[rows, cols]` tensor.
-fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
+pub(super) fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
     let shape = tensor.layout().shape();
     Matrix::new(elements(tensor), shape[0], shape[1], shape[1])
 }

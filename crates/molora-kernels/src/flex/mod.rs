@@ -78,6 +78,13 @@ pub(crate) trait FastOps: Backend {
     /// As [`crate::dropout`]; it is its own backward, applied to the gradient.
     fn fast_dropout(x: FloatTensor<Self>, mask: DropMask) -> FloatTensor<Self>;
 
+    /// As [`crate::dropout_linear`], on `[rows, in]`.
+    fn fast_dropout_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        mask: DropMask,
+    ) -> FloatTensor<Self>;
+
     /// As [`crate::layer_norm`].
     fn fast_layer_norm(
         x: FloatTensor<Self>,
@@ -217,6 +224,20 @@ pub(crate) trait BackwardKernels: FastOps {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
+    /// See [`dropout::backward_linear_x`].
+    fn fast_dropout_linear_backward_x(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        mask: DropMask,
+    ) -> FloatTensor<Self>;
+
+    /// See [`dropout::backward_linear_weight`].
+    fn fast_dropout_linear_backward_weight(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        mask: DropMask,
+    ) -> FloatTensor<Self>;
+
     /// See [`half::backward_x_blocks`].
     fn fast_block_linear_backward_x(
         codes: IntTensor<Self>,
@@ -290,6 +311,14 @@ impl FastOps for Flex {
         shape: MixShape,
     ) -> FloatTensor<Self> {
         low_rank_mix::forward(base, [low, weights, rank_scale, b], shape)
+    }
+
+    fn fast_dropout_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        mask: DropMask,
+    ) -> FloatTensor<Self> {
+        dropout::forward_linear(x, weight, mask)
     }
 
     fn fast_linear(
@@ -416,6 +445,22 @@ impl BackwardKernels for Flex {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         linear::backward_weight(x, grad)
+    }
+
+    fn fast_dropout_linear_backward_x(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        mask: DropMask,
+    ) -> FloatTensor<Self> {
+        dropout::backward_linear_x(weight, grad, mask)
+    }
+
+    fn fast_dropout_linear_backward_weight(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        mask: DropMask,
+    ) -> FloatTensor<Self> {
+        dropout::backward_linear_weight(x, grad, mask)
     }
 
     fn fast_half_linear_backward_x(

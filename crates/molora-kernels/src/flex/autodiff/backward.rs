@@ -153,6 +153,29 @@ impl<B: BackwardKernels> Backward<B, 1> for Dropout {
     }
 }
 
+#[derive(Debug)]
+pub(super) struct DropoutLinear;
+
+impl<B: BackwardKernels> Backward<B, 2> for DropoutLinear {
+    /// `x` if the weight is tracked, the weight if `x` is, and the mask.
+    type State = (Option<NodeId>, Option<FloatTensor<B>>, DropMask);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, saved: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (x, weight, mask) = ops.state;
+        let [x_node, weight_node] = ops.parents;
+        if let (Some(node), Some(weight)) = (x_node, weight) {
+            let to_x = B::fast_dropout_linear_backward_x(weight, grad.clone(), mask);
+            grads.register::<B>(node.id, to_x);
+        }
+        if let (Some(node), Some(x)) = (weight_node, x) {
+            let x = saved.retrieve_node_output::<FloatTensor<B>>(x);
+            let to_weight = B::fast_dropout_linear_backward_weight(x, grad, mask);
+            grads.register::<B>(node.id, to_weight);
+        }
+    }
+}
+
 /// Draws the same mask again.
 #[derive(Debug)]
 pub(super) struct DropoutAgain<B>(

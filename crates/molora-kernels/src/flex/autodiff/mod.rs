@@ -13,8 +13,9 @@ use burn::backend::autodiff::ops::{Backward, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 
 use self::backward::{
-    Attention, BlockLinear, CrossEntropy, Dropout, DropoutAgain, Gelu, GeluAgain, GeluTanh,
-    GeluTanhAgain, HalfLinear, LayerNorm, Linear, LowRankMix, RmsNorm, SiluGate, SiluGateAgain,
+    Attention, BlockLinear, CrossEntropy, Dropout, DropoutAgain, DropoutLinear, Gelu, GeluAgain,
+    GeluTanh, GeluTanhAgain, HalfLinear, LayerNorm, Linear, LowRankMix, RmsNorm, SiluGate,
+    SiluGateAgain,
 };
 use super::{BackwardKernels, BlockShape, FastOps, MixShape, Rules};
 use crate::cross_entropy::Labels;
@@ -108,6 +109,27 @@ impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
             }
             OpsKind::UnTracked(prepared) => {
                 prepared.finish(B::fast_dropout(x.into_primitive(), mask))
+            }
+        }
+    }
+
+    fn fast_dropout_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        mask: DropMask,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node(), weight.node()];
+        match DropoutLinear.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let x_id = weight.is_tracked().then(|| prepared.checkpoint(&x));
+                let weight_kept = x.is_tracked().then(|| weight.primitive().clone());
+                let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                let out = B::fast_dropout_linear(x, weight, mask);
+                prepared.finish((x_id, weight_kept, mask), out)
+            }
+            OpsKind::UnTracked(prepared) => {
+                let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                prepared.finish(B::fast_dropout_linear(x, weight, mask))
             }
         }
     }
