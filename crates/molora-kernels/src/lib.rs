@@ -44,6 +44,8 @@
 //! # }
 //! ```
 
+#[cfg(feature = "allocator")]
+pub mod allocator;
 mod attention;
 mod blocks;
 mod cross_entropy;

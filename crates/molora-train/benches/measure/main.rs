@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mimalloc::MiMalloc;
+use molora_kernels::allocator::{Allocator, keep_freed_memory};
 use molora_train::device::DeviceSpec;
 use molora_train::report::peak_memory_bytes;
 
@@ -27,7 +27,7 @@ use crate::clock::{Effort, Measured};
 
 /// That of the program.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 /// Measures one named case and prints one line of JSON.
 #[derive(Debug, Parser)]
@@ -95,6 +95,7 @@ struct World {
 }
 
 fn main() -> Result<()> {
+    keep_freed_memory();
     let cli = Cli::parse();
     match cli.command {
         None => println!("nothing measured: this is run by `cargo xtask bench`"),

@@ -3,19 +3,18 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use mimalloc::MiMalloc;
+use molora_kernels::allocator::{Allocator, keep_freed_memory};
 use molora_train::TrainError;
 use molora_train::cli::Cli;
 use molora_train::compare::CompareError;
 use molora_train::hub::HubError;
 use tracing_subscriber::EnvFilter;
 
-/// A training step allocates and frees the same large buffers again and again. This allocator keeps
-/// them, where the system's returns them to the kernel, which then clears every page anew.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
+    keep_freed_memory();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
