@@ -10,19 +10,25 @@ use crate::{bench, tidy, workspace};
 /// A check with its name.
 type Step = (&'static str, fn(&Shell) -> Result<()>);
 
-/// The checks in their order; `test` is the command that README.md tells a newcomer to run.
-const STEPS: [Step; 6] = [
+/// The checks in their order. Those that compile burn's backends do it with the same features, so
+/// that there is one build of each crate to run and one to read.
+const STEPS: [Step; 9] = [
     ("fmt", fmt),
     ("tidy", |_| tidy::run()),
     ("clippy", clippy),
     ("test", test),
+    ("other backends", backends),
     ("doc", doc),
+    ("default features", default_features),
     ("libraries without a backend", libraries),
+    ("cuda compiles", cuda),
 ];
 
-/// The checks on other backends than flex. They compile burn once more with two backends in it, which
-/// takes longer than all of `ci`.
+/// The checks on other backends than flex.
 const BACKEND_STEPS: [Step; 2] = [("other backends", backends), ("cuda compiles", cuda)];
+
+/// The backends that can run without a graphics processor: wgpu by a Vulkan in software.
+const BACKENDS: &str = "molora-train/ndarray,molora-train/wgpu";
 
 /// Set where a device that does not answer is an error.
 const REQUIRE_DEVICES: &str = "MOLORA_REQUIRE_DEVICES";
@@ -65,20 +71,37 @@ fn fmt(shell: &Shell) -> Result<()> {
 }
 
 fn clippy(shell: &Shell) -> Result<()> {
+    let lint = ["-D", "warnings"];
+    let targets = "--all-targets";
     Ok(cmd!(
         shell,
-        "cargo clippy --release --workspace --all-targets -- -D warnings"
+        "cargo clippy --release --workspace {targets} --features {BACKENDS} -- {lint...}"
     )
     .run()?)
 }
 
+/// Everything on flex; what runs on another backend is for the step `backends`, which knows whether
+/// its device is there.
 fn test(shell: &Shell) -> Result<()> {
-    Ok(cmd!(shell, "cargo test --release --workspace").run()?)
+    let others = ["--skip", "backends::"];
+    Ok(cmd!(
+        shell,
+        "cargo test --release --workspace --features {BACKENDS} -- {others...}"
+    )
+    .run()?)
 }
 
 fn doc(shell: &Shell) -> Result<()> {
-    let command = cmd!(shell, "cargo doc --release --no-deps --workspace");
+    let command = cmd!(
+        shell,
+        "cargo doc --release --no-deps --workspace --features {BACKENDS}"
+    );
     Ok(command.env("RUSTDOCFLAGS", "-D warnings").run()?)
+}
+
+/// What README.md tells a newcomer to build.
+fn default_features(shell: &Shell) -> Result<()> {
+    Ok(cmd!(shell, "cargo check --release --workspace --all-targets").run()?)
 }
 
 /// The libraries must compile with no backend compiled in: only the program picks one.
@@ -93,18 +116,12 @@ fn libraries(shell: &Shell) -> Result<()> {
     Ok(cmd!(shell, "cargo check --release {packages...}").run()?)
 }
 
-/// Golden tests and a short training on the backends beside flex, which all are in one build.
+/// Golden tests and a short training on the backends beside flex.
 fn backends(shell: &Shell) -> Result<()> {
-    // The whole workspace as in the other steps, for the sake of features that they have built.
-    let test = [
-        "test",
-        "--release",
-        "--workspace",
-        "--features",
-        "molora-train/ndarray,molora-train/wgpu",
-    ];
+    // The whole workspace, as in the other steps.
+    let test = ["test", "--release", "--workspace", "--features", BACKENDS];
     for device in ["ndarray", "wgpu"] {
-        if let Some(reason) = bench::absent(shell, device)? {
+        if let Some(reason) = bench::absent(shell, device, BACKENDS)? {
             let is_required = std::env::var_os(REQUIRE_DEVICES).is_some();
             ensure!(!is_required, "{device} is required: {reason}");
             println!("{device} is skipped: {reason}");
@@ -113,6 +130,13 @@ fn backends(shell: &Shell) -> Result<()> {
         let golden = cmd!(shell, "cargo {test...} --test golden*");
         golden.env("BURN_DEVICE", device).run()?;
         cmd!(shell, "cargo {test...} --test program backends::{device}").run()?;
+        if device == "wgpu" {
+            let kernels = cmd!(
+                shell,
+                "cargo {test...} --lib equals_the_portable_definition"
+            );
+            kernels.env("BURN_DEVICE", device).run()?;
+        }
     }
     Ok(())
 }

@@ -42,10 +42,12 @@ mod error;
 mod gate;
 mod given;
 mod merge;
+mod qr;
 mod scaling;
 
 pub use bank::{BankConfig, ExpertBank, Sharing, SiteDims};
 pub use error::AdapterError;
 pub use gate::{GateConfig, TaskGate, task_selector};
 pub use merge::{LowRank, MergeMethod, merge, truncated};
+pub use qr::qr;
 pub use scaling::Scaling;

@@ -6,7 +6,7 @@
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::AdapterError;
+use crate::{AdapterError, qr};
 
 /// A delta `scale * a b` of a weight `[D, O]`.
 #[derive(Debug, Clone)]
@@ -177,11 +177,6 @@ pub fn truncated(delta: &LowRank, rank: usize) -> LowRank {
 
 /// Far more than any matrix needs.
 const SWEEPS: usize = 1000;
-
-/// Orthonormal columns and a triangle, of as few columns as there can be.
-fn qr(tensor: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-    burn::linalg::qr(tensor, true)
-}
 
 /// The weighted sum of factors under a method that treats them one by one.
 fn sum(factors: Vec<(Tensor<2>, f64)>, method: MergeMethod) -> Tensor<2> {

@@ -202,7 +202,14 @@ fn golden_t5_takes_adapters_at_every_linear_layer() {
             "{}",
             case.name
         );
-        assert_close(model.logits(output.hidden), before, 0.0, &case.name);
+        // Adapters of zero change no bit, but on a GPU the order of a sum that is fused.
+        let tolerance = if device == Device::flex() {
+            0.0
+        } else {
+            TOLERANCE
+        };
+        let logits = model.logits(output.hidden);
+        assert_close(logits, before, tolerance, &case.name);
 
         spec.router_scope = RouterScope::Layer;
         let refused = model.attach(&spec, 1, Seed::new(1), &device);

@@ -120,9 +120,8 @@ impl Suite {
     }
 }
 
-/// Why a device of a build with ndarray and wgpu cannot be used, if so.
-pub(crate) fn absent(shell: &Shell, device: &str) -> Result<Option<String>> {
-    let features = "molora-train/ndarray,molora-train/wgpu";
+/// Why a device of a build with some features cannot be used, if so.
+pub(crate) fn absent(shell: &Shell, device: &str, features: &str) -> Result<Option<String>> {
     measure::probe(&measure::build(shell, &["--workspace"], features)?, device)
 }
 

@@ -87,7 +87,7 @@ fn spread(count: usize, wanted: usize) -> Vec<usize> {
 impl Moments {
     fn new(site: &Adapter) -> Self {
         let b = site.bank.b.val().detach();
-        let (span, _) = burn::linalg::qr(b.transpose(), true);
+        let (span, _) = molora_adapters::qr(b.transpose());
         let ([_, kept], d_input) = (span.dims(), site.bank.a.dims()[0]);
         let device = span.device();
         Self {
