@@ -125,6 +125,15 @@ fn decode_row(
     cols: &Range<usize>,
     target: &mut [bf16],
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if cols.start.is_multiple_of(BLOCK)
+        && cols.len().is_multiple_of(BLOCK)
+        && let Some(processor) = super::avx512::Processor::detect()
+    {
+        let blocks = first + cols.start / BLOCK..first + cols.end / BLOCK;
+        let codes = &codes[blocks.start * bytes..blocks.end * bytes];
+        return super::decode::decode_blocks(processor, (codes, bytes), &scales[blocks], target);
+    }
     vectorised(
         #[inline(always)]
         || {

@@ -8,6 +8,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod decode;
 mod matrix;
 mod plain;
 #[cfg(target_arch = "x86_64")]
