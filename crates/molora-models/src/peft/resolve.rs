@@ -238,11 +238,12 @@ pub(super) fn is_lora(part: &Part) -> bool {
 }
 
 fn modules_of<M: BaseModel>(model: &mut M) -> (Vec<Module>, Device) {
-    let mut device = Device::default();
+    // Asking for the default device opens a GPU, where one is compiled in.
+    let mut device = None;
     let modules = model.modules_mut().into_iter().map(|module| {
         let (kind, dims, has_bias) = match &module.part {
             PartMut::Linear(parts, layout) => {
-                device = parts[0].weight.device();
+                device = Some(parts[0].weight.device());
                 let outputs = parts.iter().map(|part| part.dims().d_output).sum();
                 let has_bias = parts.iter().all(|part| part.bias.is_some());
                 let dims = [parts[0].dims().d_input, outputs];
@@ -262,7 +263,7 @@ fn modules_of<M: BaseModel>(model: &mut M) -> (Vec<Module>, Device) {
             has_bias,
         }
     });
-    (modules.collect(), device)
+    (modules.collect(), device.unwrap_or_default())
 }
 
 /// Paths and widths of the linear modules, and where the model is.
