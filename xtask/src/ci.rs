@@ -116,7 +116,8 @@ fn libraries(shell: &Shell) -> Result<()> {
     Ok(cmd!(shell, "cargo check --release {packages...}").run()?)
 }
 
-/// Golden tests and a short training on the backends beside flex.
+/// Golden tests and a short training on the backends beside flex, and on wgpu the kernels that only
+/// it has, each against its definition.
 fn backends(shell: &Shell) -> Result<()> {
     // The whole workspace, as in the other steps.
     let test = ["test", "--release", "--workspace", "--features", BACKENDS];

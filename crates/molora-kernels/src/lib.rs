@@ -5,7 +5,9 @@
 //! `flex` in f32 (feature `flex`): loops compiled for AVX-512, AVX2, NEON and plain code and chosen
 //! at run time, on all cores, with a hand-written backward that keeps only what it needs. The
 //! function looks at its tensors and picks; a caller writes the same code for every device, with
-//! and without gradients, with any subset of the inputs tracked.
+//! and without gradients, with any subset of the inputs tracked. On the CubeCL backends (features
+//! `wgpu` and `cuda`) [`low_rank_mix`] and, without a bias, [`attention_with`] have kernels as well;
+//! they are those that beat their portable definition on the device that there was to measure.
 //!
 //! | operation | computes | kept for the backward by the fast path |
 //! |---|---|---|
@@ -50,6 +52,8 @@ mod attention;
 mod blocks;
 mod cross_entropy;
 pub mod crossover;
+#[cfg(feature = "cube")]
+mod cube;
 mod dropout;
 #[cfg(feature = "flex")]
 mod flex;

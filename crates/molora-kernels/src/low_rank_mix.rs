@@ -1,5 +1,7 @@
 //! The gated mixture of low-rank experts.
 
+#[cfg(any(feature = "flex", feature = "cube"))]
+use burn::backend::{Dispatch, DispatchTensor};
 use burn::tensor::Tensor;
 
 /// The operands of [`low_rank_mix`].
@@ -23,6 +25,34 @@ pub struct LowRankMix {
     pub b: Tensor<2>,
 }
 
+/// What the shapes of the operands of a fast path do not say.
+#[cfg(any(feature = "flex", feature = "cube"))]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MixShape {
+    /// Rank R of an expert.
+    pub(crate) rank: usize,
+    /// The constant factor.
+    pub(crate) factor: f32,
+    /// Whether the base tensor is one, rather than a stand-in.
+    pub(crate) has_base: bool,
+    /// Whether a weight of 0 stands for an expert that was not selected, and has no gradient.
+    pub(crate) is_selection: bool,
+    /// Experts per selected one from which on to leave out the others, on flex.
+    pub(crate) sparse_ratio: usize,
+}
+
+/// Whether the fast path of a module takes all operands that are there.
+#[cfg(any(feature = "flex", feature = "cube"))]
+macro_rules! takes_all {
+    ($module:ident, $mix:expr, $base:expr) => {{
+        use crate::$module::takes;
+        let threes = [Some(&$mix.low), $mix.weights.as_ref(), $base.as_ref()];
+        threes.into_iter().flatten().all(takes)
+            && takes(&$mix.b)
+            && $mix.rank_scale.as_ref().is_none_or(takes)
+    }};
+}
+
 /// Computes `factor * sum_e weights_e * (rank_scale o low_e) b_e`, added to `base` if there is one.
 ///
 /// The weights multiply the code, which is smaller than the output, so that nothing of shape
@@ -41,31 +71,18 @@ pub struct LowRankMix {
 pub fn low_rank_mix(base: Option<Tensor<3>>, mix: LowRankMix) -> Tensor<3> {
     let sizes = mix.sizes(base.as_ref());
     #[cfg(feature = "flex")]
-    if mix.is_fast(base.as_ref()) {
+    if takes_all!(flex, mix, base) {
         use crate::flex::FastOps;
-        let device = mix.b.device();
-        // Stand-ins: a factor of 1 changes no bit.
-        let weights = mix.weights;
-        let weights = weights.unwrap_or_else(|| Tensor::ones([1, 1, sizes.experts], &device));
-        let rank_scale = mix.rank_scale;
-        let code_width = mix.low.dims()[2];
-        let rank_scale = rank_scale.unwrap_or_else(|| Tensor::ones([code_width], &device));
-        let shape = crate::flex::MixShape {
-            rank: sizes.rank,
-            factor: mix.factor as f32,
-            has_base: base.is_some(),
-            is_selection: mix.is_selection,
-            sparse_ratio: crate::crossover::sparse_ratio(),
-        };
-        let base = base.unwrap_or_else(|| Tensor::zeros([1; 3], &device));
-        return Tensor::from_dispatch(burn::backend::Dispatch::fast_low_rank_mix(
-            base.into_dispatch(),
-            mix.low.into_dispatch(),
-            weights.into_dispatch(),
-            rank_scale.into_dispatch(),
-            mix.b.into_dispatch(),
-            shape,
-        ));
+        let ([base, low, weights, scale, b], shape) = mix.into_operands(base, sizes);
+        let mixed = Dispatch::fast_low_rank_mix(base, low, weights, scale, b, shape);
+        return Tensor::from_dispatch(mixed);
+    }
+    #[cfg(feature = "cube")]
+    if takes_all!(cube, mix, base) {
+        use crate::cube::CubeOps;
+        let ([base, low, weights, scale, b], shape) = mix.into_operands(base, sizes);
+        let mixed = Dispatch::cube_low_rank_mix(base, low, weights, scale, b, shape);
+        return Tensor::from_dispatch(mixed);
     }
     portable_with(base, mix, sizes)
 }
@@ -152,13 +169,35 @@ impl LowRankMix {
         Sizes { experts, rank }
     }
 
-    #[cfg(feature = "flex")]
-    fn is_fast(&self, base: Option<&Tensor<3>>) -> bool {
-        use crate::flex::takes;
-        let threes = [Some(&self.low), self.weights.as_ref(), base];
-        threes.into_iter().flatten().all(takes)
-            && takes(&self.b)
-            && self.rank_scale.as_ref().is_none_or(takes)
+    /// Base, code, weights, rank scale and `b` for a fast path, with stand-ins for what is absent: a
+    /// factor of 1 changes no bit.
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    fn into_operands(
+        self,
+        base: Option<Tensor<3>>,
+        sizes: Sizes,
+    ) -> ([DispatchTensor; 5], MixShape) {
+        let (device, code_width) = (self.b.device(), self.low.dims()[2]);
+        let shape = MixShape {
+            rank: sizes.rank,
+            factor: self.factor as f32,
+            has_base: base.is_some(),
+            is_selection: self.is_selection,
+            sparse_ratio: crate::crossover::sparse_ratio(),
+        };
+        let base = base.unwrap_or_else(|| Tensor::zeros([1; 3], &device));
+        let weights = self.weights;
+        let weights = weights.unwrap_or_else(|| Tensor::ones([1, 1, sizes.experts], &device));
+        let scale = self.rank_scale;
+        let scale = scale.unwrap_or_else(|| Tensor::ones([code_width], &device));
+        let operands = [
+            base.into_dispatch(),
+            self.low.into_dispatch(),
+            weights.into_dispatch(),
+            scale.into_dispatch(),
+            self.b.into_dispatch(),
+        ];
+        (operands, shape)
     }
 }
 

@@ -18,6 +18,12 @@ pub(crate) fn values(len: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
+/// A mask on another device, whose backend may store it otherwise.
+pub(crate) fn moved(mask: &Tensor<2, Bool>, device: &Device) -> Tensor<2, Bool> {
+    let values = mask.to_data().iter::<bool>().collect::<Vec<bool>>();
+    Tensor::from_data(TensorData::new::<bool, _>(values, mask.dims()), device)
+}
+
 /// An input of an operation, and whether its gradient is asked for.
 #[derive(Debug, Clone)]
 pub(crate) struct Input {
@@ -86,7 +92,8 @@ impl Oracle {
         Tensor::from_data(TensorData::new::<bool, _>(data, [rows, cols]), &self.device)
     }
 
-    /// Asserts that `fast` on f32 gives the output and the gradients of `exact` on f64.
+    /// Asserts that `fast` on f32 gives the output and the gradients of `exact` on f64 on the
+    /// processor. What a definition holds beside the inputs it has to move to their device.
     #[track_caller]
     pub(crate) fn check(
         &mut self,
@@ -94,10 +101,12 @@ impl Oracle {
         fast: impl Fn(&[Input]) -> Tensor<2>,
         exact: impl Fn(&[Input]) -> Tensor<2>,
     ) {
+        // Not every backend has f64, or all functions of it.
+        let home = Device::flex().autodiff();
         let wide: Vec<Input> = inputs
             .iter()
             .map(|input| Input {
-                value: input.matrix().cast(FloatDType::F64),
+                value: input.matrix().to_device(&home).cast(FloatDType::F64),
                 ..input.clone()
             })
             .collect();

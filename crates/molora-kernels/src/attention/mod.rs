@@ -78,6 +78,23 @@ pub fn attention_with(
             rules,
         ));
     }
+    #[cfg(feature = "cube")]
+    if [&query, &key, &value].into_iter().all(crate::cube::takes) && options.has_kernel(&query) {
+        use crate::cube::CubeOps;
+        let width = query.dims()[2] / options.num_heads;
+        let rules = crate::cube::Rules::new(options, options.scale_of(width));
+        let none = || Tensor::zeros([1, 1], &query.device());
+        let mask = options.mask.clone().map_or_else(none, |x| x.float());
+        let segments = options.segments.clone().map_or_else(none, |x| x.float());
+        return Tensor::from_dispatch(burn::backend::Dispatch::cube_attention(
+            query.into_dispatch(),
+            key.into_dispatch(),
+            value.into_dispatch(),
+            mask.into_dispatch(),
+            segments.into_dispatch(),
+            rules,
+        ));
+    }
     portable::attention_with(query, key, value, options)
 }
 
@@ -173,8 +190,10 @@ mod tests {
             let run = |attend: Run| {
                 let mask = mask.clone();
                 move |t: &[crate::testing::Input]| {
+                    let device = t[0].matrix().device();
+                    let mask = mask.as_ref().map(|mask| crate::testing::moved(mask, &device));
                     let split = |i: usize| t[i].matrix().reshape([batch as i32, -1, (heads * width) as i32]);
-                    attend(split(0), split(1), split(2), mask.clone(), heads)
+                    attend(split(0), split(1), split(2), mask, heads)
                         .reshape([batch * queries, heads * width])
                 }
             };

@@ -32,10 +32,11 @@ use burn::tensor::{DType, Device, Tensor};
 
 pub(crate) use self::attention::Rules;
 pub(crate) use self::half::BlockShape;
-pub(crate) use self::low_rank_mix::{MixShape, time_mix};
+pub(crate) use self::low_rank_mix::time_mix;
 pub(crate) use self::top_k::top_k_mask;
 use crate::cross_entropy::Labels;
 use crate::dropout::DropMask;
+use crate::low_rank_mix::MixShape;
 
 /// Whether the fast path takes `tensor`: f32 on `flex`, and not empty. Must hold for every float
 /// input of an operation: a tensor of another backend would panic in [`FastOps`].

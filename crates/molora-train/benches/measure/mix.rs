@@ -1,31 +1,48 @@
-//! Forward and backward of the gated low-rank mix alone: every expert, or the two selected.
+//! Forward and backward of the gated low-rank mix alone: every expert, or the two selected; on some
+//! numbers of experts by the portable definition too.
 
 use anyhow::Result;
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
-use molora_kernels::{LowRankMix, low_rank_mix};
+use molora_kernels::{LowRankMix, low_rank_mix, portable};
 
 use crate::World;
 use crate::clock::{Measured, time};
 
 const EXPERTS: [usize; 7] = [3, 4, 8, 12, 16, 32, 64];
 const SELECTIONS: [&str; 2] = ["dense", "top-2"];
+const WITH_PORTABLE: [usize; 3] = [3, 8, 64];
+const PORTABLE: &str = "-portable";
 const TOKENS: usize = 1024;
 const WIDTH: usize = 384;
 const RANK: usize = 8;
 
+/// A definition of the mix.
+type Mix = fn(Option<Tensor<3>>, LowRankMix) -> Tensor<3>;
+
 pub(crate) fn cases() -> Vec<String> {
-    let of = |experts: usize| SELECTIONS.map(|selection| format!("{experts}-{selection}"));
-    EXPERTS.into_iter().flat_map(of).collect()
+    let of = |ending: &'static str| {
+        move |experts| SELECTIONS.map(|selection| format!("{experts}-{selection}{ending}"))
+    };
+    let portable = WITH_PORTABLE.into_iter().flat_map(of(PORTABLE));
+    EXPERTS
+        .into_iter()
+        .flat_map(of(""))
+        .chain(portable)
+        .collect()
 }
 
 pub(crate) fn run(case: &str, world: &World) -> Option<Result<Measured>> {
     cases().iter().find(|name| *name == case)?;
+    let (case, mix): (_, Mix) = match case.strip_suffix(PORTABLE) {
+        Some(case) => (case, portable::low_rank_mix),
+        None => (case, low_rank_mix),
+    };
     let (experts, selection) = case.split_once('-')?;
     let selected = (selection == "top-2").then_some(2);
-    Some(measure(experts.parse().ok()?, selected, world))
+    Some(measure(mix, experts.parse().ok()?, selected, world))
 }
 
-fn measure(experts: usize, selected: Option<usize>, world: &World) -> Result<Measured> {
+fn measure(mix: Mix, experts: usize, selected: Option<usize>, world: &World) -> Result<Measured> {
     let device = world.device.clone().autodiff();
     let base = random([1, TOKENS, WIDTH], &world.device);
     let low = random([1, TOKENS, RANK], &device).require_grad();
@@ -33,7 +50,7 @@ fn measure(experts: usize, selected: Option<usize>, world: &World) -> Result<Mea
     let weights = weights(experts, selected, &device).require_grad();
     let upstream = random([1, TOKENS, WIDTH], &device);
     let measured = time(world.effort, &world.device, || {
-        let mix = LowRankMix {
+        let operands = LowRankMix {
             low: low.clone(),
             weights: Some(weights.clone()),
             is_selection: selected.is_some(),
@@ -42,7 +59,7 @@ fn measure(experts: usize, selected: Option<usize>, world: &World) -> Result<Mea
             b: b.clone(),
         };
         // A base of its own, to be changed in place as in a model.
-        let mixed = low_rank_mix(Some(base.clone() * 1.0), mix);
+        let mixed = mix(Some(base.clone() * 1.0), operands);
         drop((mixed * upstream.clone()).sum().backward());
         Ok(())
     })?;

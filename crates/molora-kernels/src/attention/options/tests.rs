@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::super::{attention_with, portable};
 use super::*;
-use crate::testing::{Input, Oracle, values};
+use crate::testing::{Input, Oracle, moved, values};
 
 /// Sizes and choices of a random case.
 #[derive(Debug, Clone)]
@@ -135,7 +135,9 @@ fn run(
         let bias = case
             .biased
             .then(|| inputs[3].matrix().reshape(case.bias_shape()));
-        let options = case.options(bias, mask.clone(), &inputs[0].matrix().device());
+        let device = inputs[0].matrix().device();
+        let mask = mask.as_ref().map(|mask| moved(mask, &device));
+        let options = case.options(bias, mask, &device);
         attend(item(0, wide), item(1, narrow), item(2, narrow), &options)
             .reshape([case.batch * case.queries, wide])
     }
@@ -276,7 +278,7 @@ proptest! {
         let mut oracle = Oracle::new(case.seed);
         let inputs = case.inputs(&mut oracle, [false; 4]);
         let mask = oracle.mask(case.batch, case.keys);
-        let allowed = mask.to_data().try_to_vec::<bool>().unwrap();
+        let allowed = mask.to_data().iter::<bool>().collect::<Vec<bool>>();
         let expected = by_loops(&case, inputs.each_ref().map(|i| numbers(i.matrix())), &allowed);
         let mask = case.masked.then_some(mask);
         let out = numbers(run(&case, mask, portable::attention_with)(&inputs));

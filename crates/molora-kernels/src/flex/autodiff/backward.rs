@@ -13,7 +13,8 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 
 use crate::cross_entropy::Labels;
 use crate::dropout::DropMask;
-use crate::flex::{BackwardKernels, BlockShape, MixShape, Rules};
+use crate::flex::{BackwardKernels, BlockShape, Rules};
+use crate::low_rank_mix::MixShape;
 
 #[derive(Debug)]
 pub(super) struct Gelu;

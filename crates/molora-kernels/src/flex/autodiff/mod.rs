@@ -17,9 +17,10 @@ use self::backward::{
     GeluTanh, GeluTanhAgain, HalfLinear, LayerNorm, Linear, LowRankMix, RmsNorm, SiluGate,
     SiluGateAgain,
 };
-use super::{BackwardKernels, BlockShape, FastOps, MixShape, Rules};
+use super::{BackwardKernels, BlockShape, FastOps, Rules};
 use crate::cross_entropy::Labels;
 use crate::dropout::DropMask;
+use crate::low_rank_mix::MixShape;
 
 impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
     fn fast_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {

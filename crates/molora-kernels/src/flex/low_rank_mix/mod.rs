@@ -12,24 +12,10 @@ use self::sparse::Terms;
 use super::buffer::{FlexTensor, contiguous, elements, from_values, map_rows};
 use super::matrix::{Into, Matrix, MatrixMut, multiply, multiply_parallel};
 use super::simd::vectorised;
+use crate::low_rank_mix::MixShape;
 
 /// Tokens that one task of the backward takes.
 const BLOCK: usize = 128;
-
-/// What the shapes of the operands do not say.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct MixShape {
-    /// Rank R of an expert.
-    pub(crate) rank: usize,
-    /// The constant factor.
-    pub(crate) factor: f32,
-    /// Whether the base tensor is one, rather than a stand-in.
-    pub(crate) has_base: bool,
-    /// Whether a weight of 0 stands for an expert that was not selected, and has no gradient.
-    pub(crate) is_selection: bool,
-    /// Experts per selected one from which on to leave out the others.
-    pub(crate) sparse_ratio: usize,
-}
 
 /// Code, weights, rank scale and `b` as slices, and their sizes.
 #[derive(Debug, Clone, Copy)]
