@@ -9,8 +9,8 @@ use super::simd::vectorised;
 /// As [`crate::top_k_mask`], on the host, where the tensor is.
 pub(crate) fn top_k_mask<const D: usize>(scores: Tensor<D>, k: usize) -> Tensor<D, Bool> {
     let (shape, device) = (scores.shape(), scores.device());
-    let data = scores.detach().into_data();
-    let scores: Vec<f32> = data.iter::<f32>().collect();
+    let scores = scores.detach().into_data().try_into_vec::<f32>();
+    let scores = scores.expect("the operation took f32");
     let width = shape[D - 1];
     // Each entry is compared with its row.
     let chunk = (task_elements(width * width) / width).max(width);
