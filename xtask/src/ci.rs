@@ -28,7 +28,7 @@ const STEPS: [Step; 9] = [
 const BACKEND_STEPS: [Step; 2] = [("other backends", backends), ("cuda compiles", cuda)];
 
 /// The backends that can run without a graphics processor: wgpu by a Vulkan in software.
-const BACKENDS: &str = "molora-train/ndarray,molora-train/wgpu";
+const BACKENDS: &str = "molora/ndarray,molora/wgpu";
 
 /// Set where a device that does not answer is an error.
 const REQUIRE_DEVICES: &str = "MOLORA_REQUIRE_DEVICES";
@@ -129,9 +129,13 @@ fn backends(shell: &Shell) -> Result<()> {
             println!("{device} is skipped: {reason}");
             continue;
         }
-        let golden = cmd!(shell, "cargo {test...} --test golden*");
+        let golden = cmd!(shell, "cargo {test...} --tests golden");
         golden.env("BURN_DEVICE", device).run()?;
-        cmd!(shell, "cargo {test...} --test program backends::{device}").run()?;
+        cmd!(
+            shell,
+            "cargo {test...} --test suite program::backends::{device}"
+        )
+        .run()?;
         if device == "wgpu" {
             let kernels = cmd!(
                 shell,
@@ -146,7 +150,7 @@ fn backends(shell: &Shell) -> Result<()> {
 /// Everything but the last link, for which LLVM would have to be downloaded.
 fn cuda(shell: &Shell) -> Result<()> {
     // The whole workspace, as above.
-    let features = "molora-train/cuda";
+    let features = "molora/cuda";
     let check = cmd!(
         shell,
         "cargo check --release --workspace --features {features}"

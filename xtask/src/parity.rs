@@ -24,7 +24,7 @@ pub(crate) fn run() -> Result<()> {
     shell.remove_path(&cases)?;
     cmd!(
         shell,
-        "cargo test --release -p molora-models -p molora-train --test exchange parity::"
+        "cargo test --release -p molora-models -p molora --test suite parity::"
     )
     .env("MOLORA_PARITY", &cases)
     .run()?;

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use molora_adapters::AdapterError;
 use molora_models::{GenerateError, ModelError};
 
-use crate::data::DataError;
+use crate::data::{ChatError, DataError};
 use crate::hub::HubError;
-use crate::language::ChatError;
 use crate::report::ReportError;
 
 /// A failure of a run, each as one line.

@@ -1,4 +1,4 @@
-//! Recipes, data, training loop, evaluation, reports and the `molora` program.
+//! Recipes, data, training loop, evaluation and reports; the program `molora` stands on it.
 //!
 //! A [`Recipe`] is data: which layers get which experts, router and gate, which terms the
 //! objective has, and which stages train what. [`run::train`] takes a recipe, a base model and task
@@ -12,38 +12,22 @@
 //! assert_eq!(recipe::Recipe::from_toml(&text, "samora.toml").expect("its own text"), samora);
 //! ```
 
-pub mod base_model;
-pub mod bundled;
-pub mod checkpoint;
-mod checkpointed;
-pub mod cli;
+pub mod base;
 pub mod compare;
 pub mod data;
-pub mod describe;
-pub mod device;
 mod error;
 pub mod eval;
-pub mod event;
 pub mod exchange;
-pub mod expert;
+pub mod generate;
 pub mod grow;
+pub mod guide;
 pub mod hub;
-pub mod instructions;
-pub mod language;
-pub mod legs;
-pub mod machine;
-pub mod optimizer;
-pub mod overrides;
-pub mod parameters;
+pub mod model;
 pub mod recipe;
 pub mod report;
 pub mod run;
-mod setup;
-pub mod stage;
-pub mod step;
-mod task_loss;
-pub mod trainer;
-mod transform;
+pub mod store;
+pub mod train;
 pub mod unseen;
 
 pub use error::TrainError;

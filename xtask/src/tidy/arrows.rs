@@ -10,7 +10,7 @@ use super::Finding;
 use super::source::BACKENDS;
 
 /// Which of our crates each crate may depend on (beside dev-dependencies).
-const ALLOWED: [(&str, &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str]); 9] = [
     ("molora-kernels", &[]),
     ("molora-adapters", &["molora-kernels"]),
     ("molora-routing", &["molora-kernels"]),
@@ -32,12 +32,23 @@ const ALLOWED: [(&str, &[&str]); 8] = [
             "molora-routing",
         ],
     ),
+    (
+        "molora",
+        &[
+            "molora-adapters",
+            "molora-kernels",
+            "molora-models",
+            "molora-regularize",
+            "molora-routing",
+            "molora-train",
+        ],
+    ),
     ("molora-testkit", &[]),
     ("xtask", &[]),
 ];
 
 /// Crates whose manifests may name a backend: the program, the kernels, and what tests use.
-const WITH_BACKENDS: [&str; 3] = ["molora-kernels", "molora-testkit", "molora-train"];
+const WITH_BACKENDS: [&str; 4] = ["molora", "molora-kernels", "molora-testkit", "molora-train"];
 
 /// What tests may use although the arrows above leave it out.
 const DEV_ONLY: &str = "molora-testkit";
@@ -167,6 +178,8 @@ mod tests {
             ("molora-regularize", "molora-models", Normal, false),
             ("molora-models", "molora-train", Normal, false),
             ("molora-train", "molora-regularize", Normal, true),
+            ("molora-train", "molora", Normal, false),
+            ("molora", "molora-train", Normal, true),
             ("molora-train", "molora-testkit", Normal, false),
             ("molora-train", "molora-testkit", Development, true),
             ("molora-kernels", "molora-kernels", Development, true),

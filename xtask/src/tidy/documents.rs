@@ -10,7 +10,15 @@ const ARCHITECTURE: &str = "docs/architecture.md";
 /// The folder with one file per method.
 const RECIPES: &str = "crates/molora-train/src/recipe/";
 /// Files of that folder that are no method.
-const NO_RECIPES: [&str; 1] = ["mod"];
+const NO_RECIPES: [&str; 7] = [
+    "instructions",
+    "legs",
+    "mod",
+    "optimizer",
+    "order",
+    "overrides",
+    "stage",
+];
 /// How a citation begins.
 const CITATION: &str = "arXiv:";
 

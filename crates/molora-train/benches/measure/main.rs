@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use molora_kernels::allocator::{Allocator, keep_freed_memory};
-use molora_train::device::DeviceSpec;
+use molora_train::base::DeviceSpec;
 use molora_train::report::peak_memory_bytes;
 
 use crate::clock::{Effort, Measured};

@@ -5,10 +5,10 @@ use molora_kernels::random::{Seed, unit};
 use molora_models::{Adaptable, AdapterSpec, Backbone, BaseDtype, TaskHead, TaskModel};
 use molora_routing::{Guidance, Selection};
 use molora_train::data::{Batch, Example, Target};
-use molora_train::parameters::with_stable_ids;
-use molora_train::recipe::{self, Recipe};
-use molora_train::stage::StageConfig;
-use molora_train::step::Step;
+use molora_train::model::with_stable_ids;
+use molora_train::recipe;
+use molora_train::recipe::{Recipe, StageConfig};
+use molora_train::train::Step;
 
 use crate::World;
 use crate::clock::{Measured, time};

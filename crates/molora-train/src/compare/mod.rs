@@ -14,7 +14,6 @@ mod outcome;
 mod plan;
 mod rank;
 mod result;
-mod statistics;
 mod table;
 mod unseen;
 
@@ -23,16 +22,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use molora_models::BaseDtype;
 
-use crate::device::DeviceSpec;
+use crate::base::DeviceSpec;
+use crate::recipe::Recipe;
 use crate::report::{write_atomically, write_json_atomically};
-use crate::run::{self, RUN, SUMMARY, read_config};
-use crate::{Recipe, TrainError};
+use crate::store::{RUN, SUMMARY, read_config};
+use crate::{TrainError, run};
 
 pub use error::CompareError;
 pub use plan::{Budget, Plan, PlannedRecipe, PlannedTask};
 pub use rank::{Choice, Counter, MAX_RANK};
 pub use result::{Comparison, DeadExperts, RecipeResult, TaskResult, WorstTask};
-pub use statistics::{CONFIDENCE, Gain, RESAMPLES, Spread, Verdict};
 pub use table::{tables, tables_markdown};
 pub use unseen::{UnseenComparison, UnseenResult};
 

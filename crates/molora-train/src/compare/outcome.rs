@@ -9,7 +9,7 @@ use super::plan::Plan;
 use super::run_folder;
 use crate::data::{Label, Record, Task};
 use crate::report::{EvalReport, PredictionReport, Predictions, RoutingReport, RunSummary};
-use crate::run::{PREDICTIONS, SUMMARY};
+use crate::store::{PREDICTIONS, SUMMARY};
 
 /// One finished run.
 #[derive(Debug)]

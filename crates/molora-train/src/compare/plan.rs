@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use clap::ValueEnum;
 use molora_models::{Backbone, BaseDtype};
 use serde::{Deserialize, Serialize};
 use toml::Value;
@@ -11,18 +10,21 @@ use toml::Value;
 use super::error::CompareError;
 use super::rank::{Choice, Counter};
 use super::{COMPARISON, Request};
+use crate::base::base_model::absolute;
+use crate::base::bundled;
 use crate::data::{DataError, Task, list_tasks, load_tasks, require_classification};
+use crate::recipe::Recipe;
 use crate::report::{SCHEMA_VERSION, write_atomically};
-use crate::run::{self, absolute, with_groups};
-use crate::{Recipe, TrainError, bundled};
+use crate::run::with_groups;
+use crate::{TrainError, run};
 
 /// What is made equal between recipes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Budget {
-    /// Trainable parameters beside the heads: ranks are chosen to come near the first recipe's
+    /// Trainable parameters beside the heads: ranks are chosen to come near the first recipe's.
     Params,
-    /// Optimizer steps only: recipes keep their ranks
+    /// Optimizer steps only: recipes keep their ranks.
     Steps,
 }
 

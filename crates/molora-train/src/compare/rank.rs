@@ -6,7 +6,7 @@ use molora_models::{Adaptable, AdapterSpec, Backbone, TaskModel};
 use burn::tensor::Device;
 
 use crate::TrainError;
-use crate::parameters::count;
+use crate::model::count;
 
 /// The largest rank that is tried.
 pub const MAX_RANK: usize = 64;

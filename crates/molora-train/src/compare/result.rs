@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::outcome::Outcome;
 use super::plan::{Budget, Plan, PlannedRecipe};
-use super::statistics::{CONFIDENCE, Gain, RESAMPLES, Spread};
 use super::unseen::UnseenComparison;
+use crate::report::{CONFIDENCE, Gain, RESAMPLES, Spread};
 use crate::report::{IDLE_SHARE, ParameterCounts, SCHEMA_VERSION};
 
 /// A finished comparison: `compare.json`. Scores and shares are fractions, times are seconds.

@@ -5,10 +5,10 @@ use comfy_table::{Table, TableStyle};
 
 use super::plan::Budget;
 use super::result::{Comparison, RecipeResult};
-use super::statistics::{Gain, Spread};
 use super::unseen::{UnseenComparison, UnseenResult};
 use crate::report::format::{duration, percent, points, thousands};
 use crate::report::table::{aligned, markdown};
+use crate::report::{Gain, Spread};
 
 /// Scores by task, gains over the reference, and costs, one table below the other.
 pub fn tables(comparison: &Comparison) -> String {
@@ -266,8 +266,7 @@ fn costs(comparison: &Comparison) -> Cells {
 mod tests {
     use super::*;
     use crate::compare::result::{DeadExperts, TaskResult, WorstTask};
-    use crate::compare::statistics::Verdict;
-    use crate::report::ParameterCounts;
+    use crate::report::{ParameterCounts, Verdict};
 
     fn recipe(name: &str, scores: [f64; 2], gain: Option<Gain>, experts: usize) -> RecipeResult {
         let spread = |shift: f64| Spread::of(scores.map(|score| score - shift).to_vec());

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::error::CompareError;
 use super::plan::Plan;
 use super::result::{TaskResult, gain_of};
-use super::statistics::{Gain, Spread};
 use super::{Event, run_folder};
+use crate::base::DeviceSpec;
 use crate::data::{Label, Task};
-use crate::device::DeviceSpec;
+use crate::report::{Gain, Spread};
 use crate::run;
 use crate::unseen::{
     ProbeResult, UNSEEN, UnseenReport, UnseenRequest, UnseenTask, evaluate_unseen,

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::ChatError;
 use super::format::FormatError;
-use crate::eval::metrics::MetricError;
-use crate::language::ChatError;
+use super::metrics::MetricError;
 
 /// An error in task folders, tokenizers or sampler settings.
 #[derive(Debug, thiserror::Error)]

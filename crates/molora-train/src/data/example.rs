@@ -5,11 +5,11 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::error::DataError;
+use super::metrics::Metric;
 use super::record::{Label, Record};
 use super::task::{Split, Task, TaskKind};
 use super::tokenizer::{Encoded, TextTokenizer};
 use super::written::{Question, Writing};
-use crate::eval::metrics::Metric;
 
 /// What a model should answer for one example.
 #[derive(Debug, Clone, PartialEq)]
@@ -273,4 +273,9 @@ fn example(record: &Record, encoded: Encoded, task: usize) -> Result<Example, Da
         task,
         target,
     })
+}
+
+/// Names of the tasks, in order.
+pub fn task_names(tasks: &[TokenizedTask]) -> Vec<String> {
+    tasks.iter().map(|task| task.name.clone()).collect()
 }

@@ -9,9 +9,9 @@ use super::error::{DataError, Place};
 use super::fields::Fields;
 use super::format::{FormatError, Row};
 use super::kind::TaskKind;
+use super::metrics::Metric;
 use super::schema::COLUMNS;
 use super::task::TaskMeta;
-use crate::eval::metrics::Metric;
 
 /// What a `task.json` says; anything may be missing.
 #[derive(Debug, Clone, Default)]

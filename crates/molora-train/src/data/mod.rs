@@ -7,6 +7,7 @@
 //! decides which examples the next step sees. The format is described in `docs/data.md`.
 
 pub mod batch;
+mod chat;
 pub(crate) mod draw;
 pub mod error;
 pub mod example;
@@ -15,6 +16,7 @@ mod format;
 mod hold_out;
 mod kind;
 mod meta;
+pub mod metrics;
 pub mod prompt;
 pub mod record;
 pub mod sampler;
@@ -25,8 +27,9 @@ pub mod tokenizer;
 pub mod written;
 
 pub use batch::{AnswerToken, Batch};
+pub use chat::{ChatError, ChatTemplate, Message};
 pub use error::DataError;
-pub use example::{Example, Target, TokenizedTask, require_heads, tokenize_tasks};
+pub use example::{Example, Target, TokenizedTask, require_heads, task_names, tokenize_tasks};
 pub use format::FormatError;
 pub use prompt::{Piece, PromptFormat};
 pub use record::{Label, Record};

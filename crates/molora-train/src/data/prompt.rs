@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::error::DataError;
 use super::record::Record;
 use super::task::{TaskKind, TaskMeta};
-use crate::language::{ChatError, ChatTemplate, Message};
+use super::{ChatError, ChatTemplate, Message};
 
 /// A part of a record's text.
 #[derive(Debug, Clone, PartialEq, Eq)]

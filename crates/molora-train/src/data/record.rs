@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
+use super::Message;
 use super::error::DataError;
 use super::fields::Fields;
 use super::task::{TaskKind, TaskMeta};
-use crate::language::Message;
 
 /// The answer of a record, by kind of task.
 #[derive(Debug, Clone, PartialEq)]

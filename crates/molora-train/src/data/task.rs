@@ -7,10 +7,10 @@ use super::format::{Row, read_rows};
 use super::hold_out::hold_out;
 pub use super::kind::{Split, TaskKind};
 use super::meta::MetaFile;
+use super::metrics::Metric;
 use super::record::Record;
 use super::schema::{Reading, Schema, prepare};
 use super::source::{is_task, split_files, task_name};
-use crate::eval::metrics::Metric;
 
 /// What is known about a task: what `task.json` says, or what is usual where it says nothing.
 ///

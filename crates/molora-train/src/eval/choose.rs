@@ -8,10 +8,10 @@ use molora_models::{
 
 use crate::TrainError;
 use crate::data::example::Written;
+use crate::data::metrics::accuracy;
 use crate::data::{AnswerToken, Question, Split, eval_batches};
-use crate::eval::metrics::accuracy;
+use crate::model::token_losses;
 use crate::report::{Predictions, TaskScore};
-use crate::task_loss::token_losses;
 
 use super::Pass;
 use super::routing::host;

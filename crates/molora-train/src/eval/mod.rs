@@ -4,7 +4,6 @@
 //! `choose`, and free texts in `write`.
 
 mod choose;
-pub mod metrics;
 mod routing;
 mod told;
 mod write;
@@ -17,11 +16,11 @@ use molora_models::{ForwardContext, TaskModel, TextInput};
 
 use crate::TrainError;
 use crate::data::{Batch, Split, TaskKind, TokenizedTask};
-use crate::instructions::Guide;
+use crate::guide::Guide;
+use crate::model::inputs_for;
 use crate::report::{
     EvalReport, PredictionReport, Predictions, RoutingReport, SCHEMA_VERSION, TaskScore,
 };
-use crate::step::inputs_for;
 use routing::Routing;
 pub(crate) use told::score;
 

@@ -1,8 +1,8 @@
 //! Answers that a head tells: classes and numbers.
 
 use crate::TrainError;
+use crate::data::metrics::{accuracy, pearson, rmse};
 use crate::data::{Split, Target, TokenizedTask, eval_batches};
-use crate::eval::metrics::{accuracy, pearson, rmse};
 use crate::report::{Predictions, TaskScore};
 
 use super::Pass;

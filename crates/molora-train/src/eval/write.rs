@@ -6,8 +6,8 @@ use molora_models::{Backbone, GenerateOptions, Generated};
 use crate::TrainError;
 use crate::data::example::Written;
 use crate::data::{Question, eval_batches};
+use crate::model::token_losses;
 use crate::report::{Predictions, TaskScore};
-use crate::task_loss::token_losses;
 
 use super::Pass;
 use super::routing::host;

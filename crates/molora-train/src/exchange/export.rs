@@ -8,7 +8,7 @@ use molora_models::peft::{PeftAbout, ResolvedAdapter, write_adapter};
 use super::lora::{Choice, as_lora};
 use super::{check_new, copy_heads};
 use crate::TrainError;
-use crate::device::DeviceSpec;
+use crate::base::DeviceSpec;
 use crate::run::{Opened, open_without_data};
 
 /// What is exported, and where to.

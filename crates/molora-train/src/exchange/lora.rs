@@ -9,7 +9,7 @@ use molora_models::peft::{ModuleLora, ResolvedAdapter, expert, mixture_for};
 use molora_routing::{Granularity, ScorerConfig, Selection};
 
 use crate::TrainError;
-use crate::run::Opened;
+use crate::run::{Opened, task_number};
 
 /// Which LoRA of a run is meant; the mixture itself by default.
 #[derive(Debug, Clone, Default)]
@@ -108,20 +108,6 @@ fn expert_number(run: &Path, opened: &Opened, name: &str) -> Result<usize, Train
             run,
             format!("has no expert `{name}`; {known} from 0 to {last}"),
         )
-    })
-}
-
-/// The number of a run's task.
-///
-/// # Errors
-/// [`TrainError::Run`] with the names that there are.
-pub(crate) fn task_number(run: &Path, opened: &Opened, name: &str) -> Result<usize, TrainError> {
-    let tasks = &opened.config.tasks;
-    let number = tasks.iter().position(|task| task.name == name);
-    number.ok_or_else(|| {
-        let names: Vec<&str> = tasks.iter().map(|task| &task.name[..]).collect();
-        let text = format!("has no task `{name}`; there are: {}", names.join(", "));
-        TrainError::run(run, text)
     })
 }
 

@@ -8,7 +8,7 @@ use molora_models::{Backbone, BaseDtype};
 use super::lora::{Choice, as_lora};
 use super::{check_new, copy_heads};
 use crate::TrainError;
-use crate::device::DeviceSpec;
+use crate::base::DeviceSpec;
 use crate::run::open_without_data;
 
 /// What is merged, and where to.

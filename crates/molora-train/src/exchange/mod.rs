@@ -19,11 +19,10 @@ pub use assemble::{AssembleRequest, Assembled, Given, RouterChoice, assemble};
 pub use distill::{DistillRequest, Distilled, SiteFit, distill};
 pub use export::{ExportRequest, Exported, export};
 pub use lora::Choice;
-pub(crate) use lora::task_number;
 pub use merge::{MergeRequest, Merged, merge};
 
 use crate::TrainError;
-use crate::checkpoint::HEADS;
+use crate::store::checkpoint::HEADS;
 
 /// Refuses a folder that is there already with something in it.
 fn check_new(folder: &Path) -> Result<(), TrainError> {

@@ -8,22 +8,21 @@ use molora_models::{AdapterSpec, Backbone, TaskModel, load_heads};
 
 use super::mixture::{Newcomer, fill};
 use super::plan::{Origins, check_recipe, grown};
-use super::swap::{Swap, copy, make};
 use super::{STAGES, names, progress, stored_mixture};
+use crate::TrainError;
+use crate::base::base_model::absolute;
+use crate::base::files::{copy, make};
+use crate::base::{DeviceSpec, bundled};
 use crate::data::{Task, load_tasks};
-use crate::device::DeviceSpec;
-use crate::event::Event;
-use crate::instructions::{InstructionConfig, Instructions, check_instructions};
-use crate::legs::{Leg, legs};
-use crate::parameters::with_stable_ids;
+use crate::guide::{Instructions, check_instructions};
+use crate::model::with_stable_ids;
+use crate::recipe::{InstructionConfig, Leg, StageConfig, legs};
 use crate::report::{StepRecord, StepWriter, read_steps};
 use crate::run::{
-    Finished, Loaded, RunConfig, absolute, device_of, find_model, finish, load, load_run_tasks,
-    read_config, read_finished, write_config,
+    Finished, Loaded, device_of, find_model, finish, load, load_run_tasks, read_finished,
 };
-use crate::stage::StageConfig;
-use crate::trainer::{STEPS, Setup, Start, Trained, train};
-use crate::{TrainError, bundled, expert, transform};
+use crate::store::{RunConfig, STEPS, Swap, pool, read_config, write_config};
+use crate::train::{Event, Setup, Start, Trained, train, transform};
 
 /// What a user asks for.
 #[derive(Debug, Clone)]
@@ -188,7 +187,7 @@ impl Growth<'_> {
         let seed = Seed::new(self.config.seed);
         let mut model = self.loaded.mixture(seed)?;
         let old = stored_mixture(self.run, &self.old, base, device)?;
-        let folder = expert::expert_folder(&self.work, self.name);
+        let folder = pool::expert_folder(&self.work, self.name);
         let newcomer = self.newcomer(&folder)?;
         let origins = Origins::of(&self.old, &self.config);
         fill(
@@ -201,7 +200,7 @@ impl Growth<'_> {
         let last = model.heads.len() - 1;
         model.heads[..last].clone_from_slice(&old.heads);
         let name = std::slice::from_ref(self.name);
-        load_heads(&folder.join(expert::HEAD), name, &mut model.heads[last..])?;
+        load_heads(&folder.join(pool::HEAD), name, &mut model.heads[last..])?;
         Ok(with_stable_ids(model))
     }
 
@@ -212,11 +211,11 @@ impl Growth<'_> {
             Ok((transform::one_expert(&setup, &spec)?, spec))
         };
         let (mut alone, spec) = fresh(false)?;
-        expert::load(folder, &mut alone, &spec, self.config.base_name())?;
+        pool::load(folder, &mut alone, &spec, self.config.base_name())?;
         let has_gate = self.config.recipe.stages.iter().any(|stage| stage.gated);
         let read_gate = || {
             let (mut gate, spec) = fresh(true)?;
-            expert::load_gate(folder, &mut gate, &spec)?;
+            pool::load_gate(folder, &mut gate, &spec)?;
             Ok::<_, TrainError>(gate)
         };
         Ok(Newcomer {
@@ -288,9 +287,9 @@ impl Growth<'_> {
         let finished = finish(&new, &self.config, spec, tasks, device, &trained, on_event)?;
         write_config(&new, &self.config)?;
         swap.keep(self.run, self.name, STAGES)?;
-        let folder = expert::expert_folder(&self.work, self.name);
-        make(&new.join(expert::EXPERTS))?;
-        copy(&folder, &expert::expert_folder(&new, self.name))?;
+        let folder = pool::expert_folder(&self.work, self.name);
+        make(&new.join(pool::EXPERTS))?;
+        copy(&folder, &pool::expert_folder(&new, self.name))?;
         if self.stop.load(Ordering::SeqCst) {
             let (step, run) = (trained.progress.step, self.run.to_owned());
             return Err(TrainError::Interrupted { step, run });

@@ -13,7 +13,6 @@ mod add;
 mod mixture;
 mod plan;
 mod remove;
-mod swap;
 
 use std::path::Path;
 
@@ -21,14 +20,14 @@ use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::{Adaptable, Backbone, TaskHead, TaskModel};
 
-use crate::checkpoint::Progress;
+use crate::TrainError;
 use crate::report::StepRecord;
-use crate::run::{RunConfig, fresh_head};
-use crate::{TrainError, checkpoint};
+use crate::run::fresh_head;
+use crate::store::checkpoint::Progress;
+use crate::store::{RunConfig, checkpoint};
 
 pub use add::{AddRequest, add_expert};
 pub use remove::{Removed, remove_expert};
-pub(crate) use swap::{BEFORE, settle};
 
 /// States in which a run's stages began: they belong to the tasks that the run had then.
 const STAGES: &str = "stages";

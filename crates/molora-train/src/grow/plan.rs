@@ -6,8 +6,8 @@ use molora_routing::ScorerConfig;
 
 use crate::TrainError;
 use crate::data::Task;
-use crate::run::{RUN, RunConfig, TaskLabels};
-use crate::stage::{Scope, StageConfig};
+use crate::recipe::{Scope, StageConfig};
+use crate::store::{RUN, RunConfig, TaskLabels};
 
 /// Whether a stage trains the expert of each task alone.
 fn trains_experts(stage: &StageConfig) -> bool {

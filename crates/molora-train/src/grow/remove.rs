@@ -6,19 +6,16 @@ use molora_kernels::random::Seed;
 
 use super::mixture::fill;
 use super::plan::{Origins, check_recipe, position, shrunk};
-use super::swap::{BEFORE, Swap, copy, make, remove};
 use super::{STAGES, names, progress, stored_mixture};
-use crate::device::DeviceSpec;
-use crate::event::Event;
-use crate::instructions::Instructions;
-use crate::parameters::with_stable_ids;
+use crate::TrainError;
+use crate::base::files::{copy, make, remove};
+use crate::base::{DeviceSpec, base_model};
+use crate::guide::Instructions;
+use crate::model::with_stable_ids;
 use crate::report::read_steps;
-use crate::run::{
-    Finished, Loaded, RunConfig, device_of, finish, load, load_run_tasks, read_finished,
-    write_config,
-};
-use crate::trainer::{STEPS, Trained};
-use crate::{TrainError, base_model, expert};
+use crate::run::{Finished, Loaded, device_of, finish, load, load_run_tasks, read_finished};
+use crate::store::{BEFORE, RunConfig, STEPS, Swap, pool, write_config};
+use crate::train::{Event, Trained};
 
 /// What became of a run.
 #[derive(Debug)]
@@ -71,7 +68,7 @@ fn restore(run: &Path, task: &str, work: &Path) -> Result<(), TrainError> {
     let swap = Swap::prepare(work)?;
     copy(&run.join(BEFORE).join(task), &swap.new_files())?;
     let away = [
-        format!("{}/{task}", expert::EXPERTS),
+        format!("{}/{task}", pool::EXPERTS),
         format!("{BEFORE}/{task}"),
         format!(".removing-{task}"),
     ];
@@ -112,7 +109,7 @@ fn rebuild(
     let finished = finish(&new, &config, spec, tasks, device, &trained, on_event)?;
     write_config(&new, &config)?;
     let away = [
-        format!("{}/{task}", expert::EXPERTS),
+        format!("{}/{task}", pool::EXPERTS),
         BEFORE.to_owned(),
         STAGES.to_owned(),
         format!(".removing-{task}"),

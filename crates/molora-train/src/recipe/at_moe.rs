@@ -7,7 +7,7 @@ use molora_routing::{
 };
 
 use super::{ATTENTION, Recipe};
-use crate::stage::{Scope, StageConfig, Transform};
+use super::{Scope, StageConfig, Transform};
 
 const CITATION: &str = "Li and Yao, AT-MoE: Adaptive Task-planning Mixture of Experts via LoRA \
                         Approach, arXiv:2410.10896";

@@ -1,9 +1,8 @@
 //! GLIDER: PHATGOOSE's experts and gates, and a global score by the instructions of the tasks.
 //! arXiv:2410.07172. Notes and differences from the released code: docs/methods/glider.md
+use super::{InstructionConfig, QuerySource, StageConfig, Transform};
 use super::{Recipe, phatgoose};
-use crate::bundled;
-use crate::instructions::{InstructionConfig, QuerySource};
-use crate::stage::{StageConfig, Transform};
+use crate::base::bundled;
 
 const CITATION: &str = "Li et al., Glider: Global and Local Instruction-Driven Expert Router, \
                         EMNLP 2025, arXiv:2410.07172";

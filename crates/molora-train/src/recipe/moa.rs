@@ -8,8 +8,7 @@ use molora_routing::{
 };
 
 use super::{ATTENTION, Recipe};
-use crate::optimizer::OptimizerConfig;
-use crate::stage::{Routing, Scope, StageConfig, Transform};
+use super::{OptimizerConfig, Routing, Scope, StageConfig, Transform};
 
 const CITATION: &str = "Feng et al., Mixture-of-LoRAs: An Efficient Multitask Tuning for Large \
                         Language Models, LREC-COLING 2024, arXiv:2403.03432";

@@ -3,11 +3,17 @@
 mod at_moe;
 mod glider;
 mod hydralora;
+mod instructions;
+mod legs;
 mod lora;
 mod moa;
 mod mosld;
+mod optimizer;
+mod order;
+pub mod overrides;
 mod phatgoose;
 mod samora;
+mod stage;
 
 use molora_models::{AdapterSpec, Backbone};
 use molora_regularize::{ObjectiveConfig, Term};
@@ -16,8 +22,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::data::{SamplerConfig, WritingConfig};
-use crate::instructions::InstructionConfig;
-use crate::stage::{Routing, Scope, StageConfig, order_problems};
+pub use instructions::{InstructionConfig, QuerySource};
+pub use legs::{Leg, legs};
+pub(crate) use optimizer::clip_global_norm;
+pub use optimizer::{Decay, OptimizerConfig, ScheduleConfig};
+use order::order_problems;
+pub use stage::{Routing, Scope, StageConfig, Transform};
 
 /// Makes a recipe with its default values.
 type Maker = fn() -> Recipe;

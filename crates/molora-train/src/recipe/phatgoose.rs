@@ -5,8 +5,7 @@ use molora_models::{AdapterSpec, ParameterKind};
 use molora_routing::{Granularity, RouteFrom, RouterConfig, ScorerConfig, Selection};
 
 use super::{ATTENTION, Recipe};
-use crate::optimizer::OptimizerConfig;
-use crate::stage::{Scope, StageConfig, Transform};
+use super::{OptimizerConfig, Scope, StageConfig, Transform};
 
 const CITATION: &str = "Muqeeth et al., Learning to Route Among Specialized Experts for Zero-Shot \
                         Generalization, ICML 2024, arXiv:2402.05859";

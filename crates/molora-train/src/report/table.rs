@@ -134,6 +134,21 @@ pub(crate) fn with_total(table: Table) -> String {
     lines.join("\n")
 }
 
+/// A table for the terminal whose last row sums up those above it; its columns from `first_number` on
+/// are aligned to the right.
+pub fn total_table<const N: usize>(
+    header: [String; N],
+    rows: Vec<[String; N]>,
+    first_number: usize,
+) -> String {
+    with_total(aligned(
+        ASCII_BORDERS_ONLY_CONDENSED,
+        header,
+        rows,
+        first_number,
+    ))
+}
+
 /// Marks the number columns in the second line, which Markdown reads the alignment from.
 pub(crate) fn markdown(table: Table, first_number: usize) -> String {
     let mut lines: Vec<String> = table.lines().collect();

@@ -7,17 +7,16 @@ use molora_kernels::random::Seed;
 use molora_models::{Backbone, TaskModel};
 
 use super::load::{Loaded, load, load_run_tasks, tokenized};
-use super::{RUN, RunConfig, SUMMARY, read_config};
-use crate::data::{Split, Task, TaskKind, TaskMeta, TokenizedTask, load_tasks};
-use crate::device::DeviceSpec;
-use crate::eval::metrics::Metric;
+use crate::TrainError;
+use crate::base::{DeviceSpec, base_model, bundled};
+use crate::data::metrics::Metric;
+use crate::data::{Split, Task, TaskKind, TaskMeta, TokenizedTask, load_tasks, task_names};
 use crate::eval::{EvalScope, Evaluation, evaluate};
-use crate::event::Event;
-use crate::instructions::{Guide, Instructions, Query};
+use crate::guide::{Guide, Instructions, Query};
 use crate::recipe::DataConfig;
 use crate::report::{EvalReport, RoutingReport};
-use crate::trainer::task_names;
-use crate::{TrainError, base_model, bundled, checkpoint};
+use crate::store::{RUN, RunConfig, SUMMARY, TaskLabels, checkpoint, read_config};
+use crate::train::Event;
 
 /// A finished run in memory.
 pub(crate) struct Opened {
@@ -214,7 +213,7 @@ pub(crate) fn open_without_data(
     device: Option<DeviceSpec>,
 ) -> Result<Opened, TrainError> {
     let config = read_config(folder)?;
-    let task = |task: &super::TaskLabels| {
+    let task = |task: &TaskLabels| {
         let mut bare = bare_task(&task.name);
         bare.meta.kind = task.kind;
         bare.meta.labels.clone_from(&task.labels);
@@ -309,5 +308,19 @@ fn open_with(
         loaded,
         model,
         base_folder: base.folder,
+    })
+}
+
+/// The number of a run's task.
+///
+/// # Errors
+/// [`TrainError::Run`] with the names that there are.
+pub(crate) fn task_number(run: &Path, opened: &Opened, name: &str) -> Result<usize, TrainError> {
+    let tasks = &opened.config.tasks;
+    let number = tasks.iter().position(|task| task.name == name);
+    number.ok_or_else(|| {
+        let names: Vec<&str> = tasks.iter().map(|task| &task.name[..]).collect();
+        let text = format!("has no task `{name}`; there are: {}", names.join(", "));
+        TrainError::run(run, text)
     })
 }

@@ -7,17 +7,15 @@ use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
 
-use super::{RUN, RunConfig, TaskLabels};
+use crate::TrainError;
+use crate::base::{DeviceSpec, bundled, stop_tokens};
 use crate::data::{
-    PromptFormat, PromptStyle, Task, TaskKind, TextTokenizer, TokenizedTask, Writing,
+    ChatTemplate, PromptFormat, PromptStyle, Task, TaskKind, TextTokenizer, TokenizedTask, Writing,
     WritingConfig, load_tasks, tokenize_tasks,
 };
-use crate::device::DeviceSpec;
-use crate::language::{ChatTemplate, stop_tokens};
-use crate::parameters::with_stable_ids;
-use crate::recipe::DataConfig;
-use crate::stage::StageConfig;
-use crate::{TrainError, bundled};
+use crate::model::with_stable_ids;
+use crate::recipe::{DataConfig, StageConfig};
+use crate::store::{RUN, RunConfig, TaskLabels};
 
 /// A base model without adapters, the mixture's specification for the tasks, and the tasks.
 pub(crate) struct Loaded {

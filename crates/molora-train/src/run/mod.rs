@@ -10,9 +10,7 @@
 //! | `checkpoints/` | where to go on, until the run is finished |
 //! | `before/<task>/` | what the expert of a task that was added later has replaced |
 
-mod config;
 mod evaluate;
-mod folder;
 mod load;
 mod stages;
 
@@ -24,38 +22,34 @@ use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::{AdapterSpec, BaseDtype};
 
-use crate::data::{Split, Task, TokenizedTask, load_tasks};
-use crate::device::DeviceSpec;
+use crate::TrainError;
+use crate::base::base_model::absolute;
+use crate::base::{DeviceSpec, base_model, bundled};
+use crate::data::{Split, Task, TokenizedTask, load_tasks, task_names};
 use crate::eval::EvalScope;
-use crate::instructions::{Guide, Instructions, QuerySource};
-use crate::legs::legs;
-use crate::parameters::count;
+use crate::guide::{Guide, Instructions};
+use crate::model::count;
+use crate::recipe::{QuerySource, Recipe, legs};
 use crate::report::{
     EvalReport, PredictionReport, RoutingReport, RunSummary, SCHEMA_VERSION, peak_memory_bytes,
     read_steps, render, write_atomically, write_json_atomically,
 };
-use crate::trainer::{STEPS, Setup, Start, Trained, task_names, train as train_loop};
-use crate::{Recipe, TrainError, base_model, bundled, checkpoint};
+use crate::store::{
+    PREDICTIONS, RUN, RunConfig, STEPS, SUMMARY, TaskLabels, check_folder, checkpoint, git_commit,
+    make_folder, read_config,
+};
+use crate::train::{Setup, Start, Trained, train as train_loop};
 
-pub use crate::event::{Event, StageEvent};
-pub(crate) use config::absolute;
-pub(crate) use config::git_commit;
-pub(crate) use config::write_config;
-pub use config::{RUN, RunConfig, TaskLabels, read_config};
+pub use crate::train::{Event, StageEvent};
 use evaluate::evaluate_showing;
 pub(crate) use evaluate::{
     Opened, bare_task, check_finished, device_of, open, open_without_data, read_finished,
+    task_number,
 };
 pub use evaluate::{evaluate_base, evaluate_other, evaluate_run, evaluate_run_by};
-pub(crate) use folder::{check_folder, make_folder, share};
 pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
 pub(crate) use stages::with_groups;
 use stages::{begin_again, check_stages, stage_number};
-
-/// File that a run folder holds as soon as the run is finished.
-pub const SUMMARY: &str = "summary.json";
-/// File of the predicted classes in a run folder.
-pub const PREDICTIONS: &str = "predictions.json";
 
 /// What a user asks for.
 #[derive(Debug, Clone)]

@@ -5,12 +5,11 @@ use std::path::Path;
 
 use molora_routing::ScorerConfig;
 
-use super::{RUN, RunConfig, SUMMARY};
+use crate::TrainError;
 use crate::data::{DataError, Task};
-use crate::grow::BEFORE;
-use crate::instructions::check_instructions;
-use crate::legs::legs;
-use crate::{Recipe, TrainError, checkpoint};
+use crate::guide::check_instructions;
+use crate::recipe::{Recipe, legs};
+use crate::store::{BEFORE, RUN, RunConfig, SUMMARY, checkpoint};
 
 /// Name of the group of all experts, where neither recipe nor data say more.
 const ALL: &str = "all";

@@ -21,22 +21,20 @@ use burn::tensor::{Device, Tensor, TensorData};
 use molora_kernels::random::Seed;
 use molora_models::TaskModel;
 
-use crate::compare::Gain;
+use crate::TrainError;
+use crate::base::{DeviceSpec, bundled};
 use crate::data::draw::shuffle;
 use crate::data::{
     Batch, Example, Split, Task, TokenizedTask, eval_batches, list_tasks, load_tasks,
     require_classification,
 };
-use crate::device::DeviceSpec;
 use crate::eval::score;
-use crate::event::Event;
-use crate::instructions::{Guide, Query, TextEncoder, require_texts};
-use crate::report::{SCHEMA_VERSION, write_json_atomically};
-use crate::run::{
-    Opened, RUN, RunConfig, check_finished, open_without_data, read_config, tokenized,
-};
-use crate::step::inputs_for;
-use crate::{TrainError, bundled};
+use crate::guide::{Guide, Query, TextEncoder, require_texts};
+use crate::model::inputs_for;
+use crate::report::{Gain, SCHEMA_VERSION, write_json_atomically};
+use crate::run::{Opened, check_finished, open_without_data, tokenized};
+use crate::store::{RUN, RunConfig, read_config};
+use crate::train::Event;
 
 use probe::Probe;
 pub use probe::{ITERATIONS, PENALTIES};

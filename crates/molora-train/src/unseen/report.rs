@@ -6,10 +6,9 @@ use comfy_table::presets::{ASCII_BORDERS_ONLY_CONDENSED, ASCII_MARKDOWN};
 use comfy_table::{Table, TableStyle};
 use serde::{Deserialize, Serialize};
 
-use crate::compare::Gain;
-use crate::report::TaskScore;
 use crate::report::format::{percent, points, thousands};
 use crate::report::table::{aligned, markdown};
+use crate::report::{Gain, TaskScore};
 
 /// File of a run's scores on unseen tasks in its folder.
 pub const UNSEEN: &str = "unseen.json";

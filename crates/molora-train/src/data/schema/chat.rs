@@ -6,7 +6,7 @@ use super::super::error::DataError;
 use super::super::fields::{Fields, beginning, describe};
 use super::super::format::FormatError;
 use super::super::record::{Label, Record};
-use crate::language::Message;
+use crate::data::Message;
 
 /// `messages` (role and content) or `conversations` (from and value).
 pub(super) fn record(

@@ -13,10 +13,10 @@ use molora_routing::Scorer;
 
 use super::{AssembleRequest, Given, RouterChoice};
 use crate::TrainError;
-use crate::expert::{self, GATE, HEAD};
-use crate::instructions::check_instructions;
-use crate::parameters::with_stable_ids;
+use crate::guide::check_instructions;
+use crate::model::with_stable_ids;
 use crate::run::Loaded;
+use crate::store::pool::{self, GATE, HEAD};
 
 /// Experts that have been read for a model.
 pub(super) struct Experts {
@@ -153,7 +153,7 @@ impl Experts {
         }
         if self.has_gates()? {
             let gated = self.gates(loaded)?;
-            expert::collect_prototypes(&mut mixture, &gated);
+            pool::collect_prototypes(&mut mixture, &gated);
         }
         for (given, head) in self.given.iter().zip(&mut mixture.heads) {
             if has_head(given) && head.is_some() {
@@ -191,7 +191,7 @@ impl Experts {
         let gate = |given: &Given| {
             let mut backbone = loaded.base.clone();
             backbone.attach(&spec, 0, Seed::new(0), &loaded.device)?;
-            expert::load_gate(&given.folder, &mut backbone, &spec)?;
+            pool::load_gate(&given.folder, &mut backbone, &spec)?;
             Ok(backbone)
         };
         self.given.iter().map(gate).collect()

@@ -22,17 +22,14 @@ use molora_models::{Adaptable, AdapterSpec, Backbone, TaskModel};
 
 pub use recipe::RouterChoice;
 
-use crate::data::{Task, load_tasks};
-use crate::device::DeviceSpec;
-use crate::event::Event;
-use crate::language::ChatTemplate;
-use crate::legs::legs;
-use crate::run::{
-    Finished, Loaded, RunConfig, TaskLabels, absolute, bare_task, check_folder, close, find_model,
-    finish, fresh_head, git_commit, make_folder, tokenized,
-};
-use crate::trainer::{Setup, Start, Trained, task_names, train};
-use crate::{TrainError, bundled, checkpoint};
+use crate::TrainError;
+use crate::base::base_model::absolute;
+use crate::base::{DeviceSpec, bundled};
+use crate::data::{ChatTemplate, Task, load_tasks, task_names};
+use crate::recipe::legs;
+use crate::run::{Finished, Loaded, bare_task, close, find_model, finish, fresh_head, tokenized};
+use crate::store::{RunConfig, TaskLabels, check_folder, checkpoint, git_commit, make_folder};
+use crate::train::{Event, Setup, Start, Trained, train};
 use experts::Experts;
 
 /// An adapter that becomes an expert.

@@ -6,21 +6,21 @@ use molora_routing::{RouterConfig, ScorerConfig, Selection};
 
 use super::AssembleRequest;
 use super::experts::Experts;
+use crate::base::bundled;
 use crate::data::PromptStyle;
-use crate::instructions::InstructionConfig;
-use crate::stage::{StageConfig, Transform};
-use crate::{Recipe, TrainError, bundled, recipe};
+use crate::recipe::{InstructionConfig, Recipe, StageConfig, Transform};
+use crate::{TrainError, recipe};
 
 /// How given experts are weighed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouterChoice {
-    /// By the direction of its input that each expert stretches most; needs nothing but the experts
+    /// By the direction of its input that each expert stretches most; needs nothing but the experts.
     Arrow,
-    /// By the gates that were trained with the experts
+    /// By the gates that were trained with the experts.
     Phatgoose,
-    /// By the experts' gates, if they have any, and instructions
+    /// By the experts' gates, if they have any, and instructions.
     Glider,
-    /// All alike
+    /// All alike.
     Uniform,
 }
 

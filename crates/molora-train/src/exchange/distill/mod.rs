@@ -27,14 +27,14 @@ use self::fit::Fit;
 use self::moments::{Moments, moments};
 use super::{Exported, check_new, export};
 use crate::TrainError;
+use crate::base::DeviceSpec;
 use crate::data::Split;
-use crate::device::DeviceSpec;
 use crate::eval::{EvalScope, evaluate};
-use crate::event::Event;
-use crate::instructions::{Guide, Query};
-use crate::parameters::with_stable_ids;
+use crate::guide::{Guide, Query};
+use crate::model::with_stable_ids;
 use crate::report::EvalReport;
 use crate::run::{Opened, open};
+use crate::train::Event;
 
 /// What is distilled, and where to.
 #[derive(Debug, Clone)]

@@ -5,9 +5,9 @@ use molora_models::{Adaptable, Adapter, Observation};
 
 use crate::TrainError;
 use crate::data::{Batch, Example, Split};
-use crate::instructions::Guide;
+use crate::guide::Guide;
+use crate::model::inputs;
 use crate::run::Opened;
-use crate::step::inputs;
 
 /// Records in one forward pass: all sites' inputs are in memory at once.
 const ROWS: usize = 16;

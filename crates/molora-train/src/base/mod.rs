@@ -1,0 +1,11 @@
+//! What a run stands on: base models by name, devices, what was measured of the machine, and files.
+
+pub mod base_model;
+pub mod bundled;
+mod device;
+pub(crate) mod files;
+pub mod machine;
+mod stop;
+
+pub use device::DeviceSpec;
+pub(crate) use stop::stop_tokens;

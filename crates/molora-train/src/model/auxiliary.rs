@@ -1,0 +1,69 @@
+//! The auxiliary terms of a step on a model.
+
+use burn::tensor::{Device, Tensor};
+use molora_models::{Adaptable, AdapterSpec, RouteTrace, TaskModel};
+use molora_regularize::{LossBreakdown, ObjectiveConfig, SiteView};
+
+/// The auxiliary terms of a step, and what they need to know of its mixture.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Auxiliary<'a> {
+    /// The terms, if there are any.
+    pub(crate) objective: Option<&'a ObjectiveConfig>,
+    /// The specification of the mixture.
+    pub(crate) spec: &'a AdapterSpec,
+}
+
+impl Auxiliary<'_> {
+    /// The terms on the routes of a pass whose sequences have these labels, if any.
+    pub(crate) fn evaluate(
+        &self,
+        model: &TaskModel,
+        routes: &[RouteTrace],
+        labels: Option<&Tensor<2>>,
+    ) -> Option<LossBreakdown> {
+        let objective = self.objective?;
+        Some(self.with_views(model, routes, labels, |views| objective.evaluate(&views)))
+    }
+
+    /// The weighted sum of the terms that read weights alone.
+    pub(crate) fn of_weights(&self, model: &TaskModel) -> Option<Tensor<1>> {
+        let objective = self.objective?.part(false);
+        self.with_views(model, &[], None, |views| objective.evaluate(&views).total)
+    }
+
+    /// What every site lends to the terms.
+    pub(crate) fn with_views<T>(
+        &self,
+        model: &TaskModel,
+        routes: &[RouteTrace],
+        labels: Option<&Tensor<2>>,
+        read: impl FnOnce(Vec<SiteView<'_>>) -> T,
+    ) -> T {
+        let has_keys = self.spec.has_rank_keys();
+        let sites = model.backbone.sites();
+        let view = |(_, adapter): &(String, &'_ molora_models::Adapter)| {
+            let keys = adapter.router.as_ref().filter(|_| has_keys);
+            let route = routes.iter().find(|route| route.site == adapter.site());
+            (keys.and_then(|router| router.keys()), route)
+        };
+        let lent: Vec<_> = sites.iter().map(view).collect();
+        let views = sites
+            .iter()
+            .zip(lent)
+            .map(|((_, adapter), (keys, route))| SiteView {
+                bank: &adapter.bank,
+                keys,
+                routed: route.map(|route| &route.routed),
+                labels: labels.cloned(),
+            });
+        read(views.collect())
+    }
+}
+
+/// The losses of tasks as one, `[1]`, each example with the same share.
+pub(crate) fn sum_of(tasks: &[(usize, Tensor<1>)], examples: f64, device: &Device) -> Tensor<1> {
+    let losses = tasks
+        .iter()
+        .map(|(_, loss)| loss.clone().div_scalar(examples));
+    losses.fold(Tensor::zeros([1], device), |total, loss| total + loss)
+}

@@ -1,0 +1,219 @@
+//! What a recipe's stages need of the stages before them.
+
+use molora_adapters::Sharing;
+use molora_models::{AdapterSpec, RouterScope};
+use molora_routing::ScorerConfig;
+
+use super::stage::{Routing, Scope, StageConfig, Transform};
+
+/// What is wrong with the order of stages, each with the path of its field below `field`.
+///
+/// Experts that train alone come first, then they are assembled, then the mixture is changed. With
+/// `assembled` the stages go on with a mixture and new experts that have been assembled.
+pub(super) fn order_problems(
+    field: &str,
+    stages: &[StageConfig],
+    spec: &AdapterSpec,
+    has_instructions: bool,
+) -> Vec<String> {
+    let mut order = Order {
+        spec,
+        has_instructions,
+        experts: false,
+        gates: false,
+        general: false,
+        assembled: false,
+        embedded: false,
+    };
+    let mut problems = Vec::new();
+    for (index, stage) in stages.iter().enumerate() {
+        let earlier = &stages[..index];
+        if stage.name.is_empty() || earlier.iter().any(|other| other.name == stage.name) {
+            let name = &stage.name;
+            problems.push(format!(
+                "{field}.{index}.name is \"{name}\", expected a name of its own"
+            ));
+        }
+        let found = order.visit(stage);
+        problems.extend(found.map(|problem| format!("{field}.{index}: {problem}")));
+    }
+    if let Some(problem) = order.at_the_end() {
+        problems.push(format!("{field}: {problem}"));
+    }
+    problems
+}
+
+/// What the stages so far have made.
+struct Order<'a> {
+    spec: &'a AdapterSpec,
+    has_instructions: bool,
+    experts: bool,
+    gates: bool,
+    general: bool,
+    assembled: bool,
+    embedded: bool,
+}
+
+impl Order<'_> {
+    /// Notes what a stage makes; what is wrong with its place.
+    fn visit(&mut self, stage: &StageConfig) -> Option<&'static str> {
+        match &stage.transform {
+            Some(transform) => self.transformed(transform),
+            None => self.trained(stage),
+        }
+    }
+
+    fn trained(&mut self, stage: &StageConfig) -> Option<&'static str> {
+        let alone = stage.trains_alone();
+        if alone && !self.spec.expert_per_task {
+            return Some("an expert that trains alone needs adapter.expert_per_task = true");
+        }
+        if alone && self.spec.bank.sharing != Sharing::Independent {
+            return Some("experts that train alone need adapter.bank.sharing = \"independent\"");
+        }
+        if alone && self.assembled {
+            return Some("experts train alone before they are assembled, not afterwards");
+        }
+        match stage.scope {
+            Scope::EachTask if stage.gated && !self.experts => {
+                return Some("gates train on experts of an earlier stage, and there is none");
+            }
+            Scope::EachTask if stage.gated => self.gates = true,
+            Scope::EachTask if self.experts => {
+                return Some("the experts are trained by an earlier stage already");
+            }
+            Scope::EachTask => self.experts = true,
+            Scope::General if self.spec.blend.is_none() => {
+                return Some("a general expert needs adapter.blend");
+            }
+            Scope::General => self.general = true,
+            Scope::Mixture if (self.experts || self.general) && !self.assembled => {
+                return Some("the mixture trains after a stage with transform = \"assemble\"");
+            }
+            Scope::Mixture => {}
+        }
+        let labelled = stage.routing == Routing::Label;
+        if labelled && !(self.spec.expert_per_task && self.spec.router.is_some()) {
+            return Some("routing = \"label\" needs a router and adapter.expert_per_task = true");
+        }
+        None
+    }
+
+    fn transformed(&mut self, transform: &Transform) -> Option<&'static str> {
+        match transform {
+            Transform::Given => {
+                self.experts = true;
+                self.assembled = true;
+            }
+            Transform::Assemble if !self.experts => {
+                return Some("there are no experts of an earlier stage to assemble");
+            }
+            Transform::Assemble if self.spec.blend.is_some() && !self.general => {
+                return Some("adapter.blend needs a general expert of an earlier stage");
+            }
+            Transform::Assemble => self.assembled = true,
+            Transform::CollectPrototypes if !(self.gates && self.assembled) => {
+                return Some(
+                    "prototypes are collected from gates, after the experts are assembled",
+                );
+            }
+            Transform::CollectPrototypes => {
+                let router = self.spec.router.as_ref();
+                let at_sites = self.spec.router_scope == RouterScope::Site;
+                if !at_sites || router.is_none_or(|r| r.scorer != ScorerConfig::Prototype) {
+                    return Some(
+                        "prototypes need adapter.router.scorer = \"prototype\" and router_scope = \
+                         \"site\"",
+                    );
+                }
+            }
+            Transform::EmbedInstructions
+                if !(self.has_instructions && self.spec.expert_per_task) =>
+            {
+                return Some("instructions need [instructions] and adapter.expert_per_task = true");
+            }
+            Transform::EmbedInstructions => self.embedded = true,
+            Transform::TuneGlobalWeight { .. } if !(self.embedded && self.assembled) => {
+                return Some("the global weight is tuned after instructions are embedded");
+            }
+            Transform::TuneGlobalWeight { .. } => {}
+        }
+        None
+    }
+
+    fn at_the_end(&self) -> Option<&'static str> {
+        if (self.experts || self.general) && !self.assembled {
+            return Some("experts are trained alone, but no stage has transform = \"assemble\"");
+        }
+        if self.has_instructions && !self.embedded {
+            return Some("[instructions] needs a stage with transform = \"embed_instructions\"");
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use molora_models::ParameterKind;
+
+    use super::*;
+
+    fn alone(name: &str, scope: Scope, gated: bool) -> StageConfig {
+        StageConfig {
+            scope,
+            gated,
+            ..StageConfig::new(name, 1, &[ParameterKind::Adapters])
+        }
+    }
+
+    fn problems(stages: &[StageConfig]) -> Vec<String> {
+        let spec = AdapterSpec {
+            expert_per_task: true,
+            router: Some(Default::default()),
+            ..AdapterSpec::default()
+        };
+        order_problems("stages", stages, &spec, false)
+    }
+
+    #[test]
+    fn experts_are_assembled_before_the_mixture_trains() {
+        let experts = alone("experts", Scope::EachTask, false);
+        let assemble = StageConfig::transform("assemble", Transform::Assemble);
+        let joint = StageConfig::joint(1);
+        assert!(problems(&[experts.clone(), assemble.clone(), joint.clone()]).is_empty());
+        for (stages, expected) in [
+            (vec![assemble.clone()], "stages.0: there are no experts"),
+            (vec![experts.clone()], "stages: experts are trained alone"),
+            (
+                vec![experts.clone(), joint.clone()],
+                "stages.1: the mixture trains after",
+            ),
+            (
+                vec![
+                    experts.clone(),
+                    assemble.clone(),
+                    alone("late", Scope::EachTask, false),
+                ],
+                "stages.2: experts train alone before",
+            ),
+            (
+                vec![alone("gates", Scope::EachTask, true)],
+                "stages.0: gates train on experts",
+            ),
+            (
+                vec![alone("general", Scope::General, false)],
+                "stages.0: a general expert needs",
+            ),
+            (
+                vec![joint.clone(), joint.clone()],
+                "stages.1.name is \"joint\"",
+            ),
+        ] {
+            let found = problems(&stages);
+            assert!(
+                found.iter().any(|text| text.starts_with(expected)),
+                "{expected}: {found:?}"
+            );
+        }
+    }
+}

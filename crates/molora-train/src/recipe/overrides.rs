@@ -1,0 +1,171 @@
+//! `--set key.path=value`: changing single values of a recipe.
+
+use toml::Value;
+
+use super::Recipe;
+use crate::TrainError;
+
+/// Applies assignments such as `adapter.bank.rank=4` or `stages.0.steps=50` to a recipe.
+///
+/// A value is read as TOML; a bare word is a string. Numbers in a path count list entries from 0.
+///
+/// # Errors
+/// [`TrainError::RecipeText`] for text without `=`, a path that leads nowhere, a misspelt key or a
+/// value of another type.
+pub fn apply(recipe: &Recipe, assignments: &[String]) -> Result<Recipe, TrainError> {
+    let mut recipe = recipe.clone();
+    for assignment in assignments {
+        recipe = apply_one(&recipe, assignment).map_err(|problem| TrainError::RecipeText {
+            place: format!("--set {assignment}"),
+            problem,
+        })?;
+    }
+    Ok(recipe)
+}
+
+fn apply_one(recipe: &Recipe, assignment: &str) -> Result<Recipe, String> {
+    let (path, text) = assignment
+        .split_once('=')
+        .ok_or("no `=`, expected key.path=value".to_owned())?;
+    let mut root = Value::try_from(recipe).expect("recipes are plain data");
+    let slot = descend(&mut root, path.trim())?;
+    *slot = like(slot, parse(text.trim()));
+    root.try_into()
+        .map_err(|error: toml::de::Error| error.message().replace('\n', " "))
+}
+
+/// The value at a path. The last key of a table may be new: whether it exists is decided when the
+/// recipe is read again, which knows every optional key.
+fn descend<'a>(root: &'a mut Value, path: &str) -> Result<&'a mut Value, String> {
+    let mut value = root;
+    let mut done = String::new();
+    let keys: Vec<&str> = path.split('.').collect();
+    for (index, key) in keys.iter().enumerate() {
+        let is_last = index + 1 == keys.len();
+        value = match value {
+            Value::Table(table) => {
+                if !table.contains_key(*key) && !is_last {
+                    let known: Vec<&String> = table.keys().collect();
+                    return Err(no_key(key, &done, &known));
+                }
+                table
+                    .entry((*key).to_owned())
+                    .or_insert(Value::Boolean(false))
+            }
+            Value::Array(list) => {
+                let length = list.len();
+                let entry = key
+                    .parse::<usize>()
+                    .ok()
+                    .and_then(|index| list.get_mut(index));
+                entry.ok_or(format!(
+                    "no entry `{key}` in `{done}`, which has {length} entries"
+                ))?
+            }
+            // A variant without a value, such as `decay = "linear"`, can become one with a value.
+            other => {
+                return Err(format!("`{done}` is {}, not a table", other.type_str()));
+            }
+        };
+        done = if done.is_empty() {
+            (*key).to_owned()
+        } else {
+            format!("{done}.{key}")
+        };
+    }
+    Ok(value)
+}
+
+fn no_key(key: &str, parent: &str, known: &[&String]) -> String {
+    let names: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
+    let place = if parent.is_empty() {
+        String::new()
+    } else {
+        format!(" in `{parent}`")
+    };
+    format!(
+        "unknown field `{key}`{place}, expected one of {}",
+        names.join(", ")
+    )
+}
+
+fn parse(text: &str) -> Value {
+    let document = format!("value = {text}");
+    let parsed = document
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut table| table.remove("value"));
+    parsed.unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+/// `alpha=16` means 16.0 where a fraction stands now.
+fn like(old: &Value, new: Value) -> Value {
+    match (old, new) {
+        (Value::Float(_), Value::Integer(number)) => Value::Float(number as f64),
+        (_, new) => new,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::find;
+    use molora_adapters::Scaling;
+
+    fn set(assignment: &str) -> Result<Recipe, String> {
+        apply(&find("samora").expect("listed"), &[assignment.to_owned()])
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn values_are_set_by_path() {
+        assert_eq!(
+            set("adapter.bank.rank=4").expect("valid").adapter.bank.rank,
+            4
+        );
+        assert_eq!(
+            set("stages.0.steps = 50").expect("valid").stages[0].steps,
+            50
+        );
+        assert_eq!(
+            set("objective.1.weight=0").expect("valid").objective.terms[1].weight,
+            0.0
+        );
+        assert_eq!(
+            set("adapter.targets=[\"query\"]")
+                .expect("valid")
+                .adapter
+                .targets,
+            ["query"]
+        );
+        let scaling = set("adapter.bank.scaling={ alpha_over_rank = 4 }").expect("valid");
+        assert_eq!(scaling.adapter.bank.scaling, Scaling::AlphaOverRank(4.0));
+        let bare = set("stages.0.schedule.decay=cosine").expect("valid");
+        assert_eq!(bare.stages[0].schedule.decay, crate::recipe::Decay::Cosine);
+    }
+
+    #[test]
+    fn mistakes_are_named_in_one_line() {
+        for (assignment, text) in [
+            ("adapter.bank.rnak=4", "unknown field `rnak`"),
+            (
+                "adaptr.bank.rank=4",
+                "unknown field `adaptr`, expected one of",
+            ),
+            (
+                "stages.3.steps=4",
+                "no entry `3` in `stages`, which has 1 entries",
+            ),
+            ("adapter.bank.rank=many", "invalid type"),
+            ("adapter.bank.rank", "no `=`"),
+            ("name.first=x", "`name` is string, not a table"),
+        ] {
+            let error = set(assignment).expect_err(assignment);
+            assert!(
+                error.starts_with(&format!("--set {assignment}: ")),
+                "{error}"
+            );
+            assert!(error.contains(text) && !error.contains('\n'), "{error}");
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Checkpoints: everything that a run needs to go on as if it had never stopped.
+//!
+//! A checkpoint is a folder `checkpoints/step-00000100` that is written under another name and then
+//! renamed, so that a folder of that name is whole; older ones go away afterwards.
+
+use std::path::{Path, PathBuf};
+
+use burn::optim::ModuleOptimizer;
+use burn::tensor::Bytes;
+use molora_models::{AdapterSpec, TaskModel, load_adapter, load_heads, save_adapter, save_heads};
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+use crate::base::files::{sync, sync_files};
+use crate::data::Sampler;
+
+const STATE: &str = "state.json";
+const OPTIMIZER: &str = "optimizer.bpk";
+
+/// File of the heads beside the adapter's two files.
+pub const HEADS: &str = "heads.safetensors";
+
+/// Where a run is. Dropout masks and initial values are drawn from keys (seed, step, site), so that
+/// the step number is their whole state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Finished steps over all stages.
+    pub step: usize,
+    /// Number of the leg that the next step belongs to; see [`crate::recipe`].
+    pub leg: usize,
+    /// Finished steps of that leg.
+    pub leg_step: usize,
+    /// Real tokens so far.
+    pub tokens: usize,
+    /// Tokens so far with padding.
+    pub padded_tokens: usize,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// The leg's sampler with its generator; none after the last leg.
+    pub sampler: Option<Sampler>,
+}
+
+/// A state of a run that can be gone on from.
+#[expect(missing_debug_implementations, reason = "optimizers have none")]
+pub struct Snapshot<'a> {
+    /// The model that trains.
+    pub model: &'a TaskModel,
+    /// Its specification.
+    pub spec: &'a AdapterSpec,
+    /// Names of the tasks, whose heads the model has.
+    pub tasks: &'a [String],
+    /// The optimizer; not needed before the first step of a leg.
+    pub optimizer: Option<&'a ModuleOptimizer>,
+    /// Where the run is.
+    pub progress: &'a Progress,
+}
+
+impl Snapshot<'_> {
+    /// Writes everything into the folder `name` below `root`, in place of an older one.
+    fn write(&self, root: &Path, name: &str) -> Result<(), TrainError> {
+        std::fs::create_dir_all(root).map_err(TrainError::io(root))?;
+        let temporary = root.join(format!(".{name}.tmp"));
+        if temporary.exists() {
+            std::fs::remove_dir_all(&temporary).map_err(TrainError::io(&temporary))?;
+        }
+        std::fs::create_dir(&temporary).map_err(TrainError::io(&temporary))?;
+        save_weights(&temporary, self.model, self.spec, self.tasks, "")?;
+        let broken = |error: String| TrainError::run(&temporary, error);
+        if let Some(optimizer) = self.optimizer {
+            let bytes = optimizer.into_bytes().map_err(|e| broken(e.to_string()))?;
+            write(&temporary.join(OPTIMIZER), &bytes)?;
+        }
+        let state = serde_json::to_vec(self.progress).map_err(|e| broken(e.to_string()))?;
+        write(&temporary.join(STATE), &state)?;
+        sync_files(&temporary)?;
+        let path = root.join(name);
+        if path.exists() {
+            std::fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
+        }
+        std::fs::rename(&temporary, &path).map_err(TrainError::io(&path))?;
+        sync(root)
+    }
+}
+
+/// Folder of the state in which a stage began.
+pub fn stage_folder(run: &Path, stage: &str) -> PathBuf {
+    run.join("stages").join(stage)
+}
+
+/// Writes the state in which a stage begins, from which [`restart`] starts it again.
+///
+/// # Errors
+/// [`TrainError::Io`] or [`TrainError::Model`] if a file cannot be written.
+pub fn save_stage(run: &Path, stage: &str, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
+    snapshot.write(&run.join("stages"), stage)
+}
+
+/// Makes the state in which a stage began the newest checkpoint of a run, in place of all others.
+///
+/// # Errors
+/// [`TrainError::Io`] if a file cannot be copied; a stage that did not begin is one of them.
+pub fn restart(run: &Path, stage: &str) -> Result<(), TrainError> {
+    let from = stage_folder(run, stage);
+    let step = load_progress(&from)?.step;
+    let root = run.join("checkpoints");
+    let temporary = root.join(".restart.tmp");
+    for folder in [&root, &temporary] {
+        if folder.exists() {
+            std::fs::remove_dir_all(folder).map_err(TrainError::io(folder))?;
+        }
+        std::fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
+    }
+    for entry in std::fs::read_dir(&from).map_err(TrainError::io(&from))? {
+        let path = entry.map_err(TrainError::io(&from))?.path();
+        let name = path.file_name().unwrap_or_default();
+        std::fs::copy(&path, temporary.join(name)).map_err(TrainError::io(&path))?;
+    }
+    sync_files(&temporary)?;
+    let path = root.join(checkpoint_name(step));
+    std::fs::rename(&temporary, &path).map_err(TrainError::io(&path))
+}
+
+/// Removes all checkpoints of a run, so that it starts from the beginning.
+///
+/// # Errors
+/// [`TrainError::Io`] if they cannot be removed.
+pub fn forget(run: &Path) -> Result<(), TrainError> {
+    let root = run.join("checkpoints");
+    match root.exists() {
+        true => std::fs::remove_dir_all(&root).map_err(TrainError::io(&root)),
+        false => Ok(()),
+    }
+}
+
+fn checkpoint_name(step: usize) -> String {
+    format!("step-{step:08}")
+}
+
+/// Writes a checkpoint and removes older ones.
+///
+/// # Errors
+/// [`TrainError::Io`] or [`TrainError::Model`] if a file cannot be written.
+pub fn save(run: &Path, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
+    let progress = snapshot.progress;
+    let root = run.join("checkpoints");
+    snapshot.write(&root, &checkpoint_name(progress.step))?;
+    for (step, old) in all(run)? {
+        if step < progress.step {
+            std::fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes adapter and heads into an existing folder.
+///
+/// # Errors
+/// [`TrainError::Model`] if a file cannot be written.
+pub fn save_weights(
+    folder: &Path,
+    model: &TaskModel,
+    spec: &AdapterSpec,
+    tasks: &[String],
+    base_model: &str,
+) -> Result<(), TrainError> {
+    save_adapter(folder, &model.backbone, spec, base_model)?;
+    Ok(save_heads(&folder.join(HEADS), tasks, &model.heads)?)
+}
+
+/// Reads adapter and heads into a model of the same specification and tasks.
+///
+/// # Errors
+/// [`TrainError::Model`] for a missing, broken or foreign file.
+pub fn load_weights(
+    folder: &Path,
+    model: &mut TaskModel,
+    spec: &AdapterSpec,
+    tasks: &[String],
+) -> Result<(), TrainError> {
+    load_adapter(folder, &mut model.backbone, spec)?;
+    Ok(load_heads(&folder.join(HEADS), tasks, &mut model.heads)?)
+}
+
+/// The newest whole checkpoint of a run.
+///
+/// # Errors
+/// [`TrainError::Io`] if the run folder cannot be read.
+pub fn latest(run: &Path) -> Result<Option<PathBuf>, TrainError> {
+    Ok(all(run)?.into_iter().next_back().map(|(_, path)| path))
+}
+
+/// Reads where a run was from a checkpoint.
+///
+/// # Errors
+/// [`TrainError::Io`] or [`TrainError::Run`] for a missing or broken file.
+pub fn load_progress(checkpoint: &Path) -> Result<Progress, TrainError> {
+    let path = checkpoint.join(STATE);
+    let bytes = std::fs::read(&path).map_err(TrainError::io(&path))?;
+    serde_json::from_slice(&bytes).map_err(|e| TrainError::run(&path, e.to_string()))
+}
+
+/// Reads the optimizer's state from a checkpoint.
+///
+/// # Errors
+/// [`TrainError::Io`] or [`TrainError::Run`] for a missing or broken file.
+pub fn load_optimizer(
+    checkpoint: &Path,
+    optimizer: ModuleOptimizer,
+) -> Result<ModuleOptimizer, TrainError> {
+    let path = checkpoint.join(OPTIMIZER);
+    let bytes = std::fs::read(&path).map_err(TrainError::io(&path))?;
+    let bytes = Bytes::from_bytes_vec(bytes);
+    optimizer
+        .from_bytes(bytes)
+        .map_err(|e| TrainError::run(&path, e.to_string()))
+}
+
+/// Whole checkpoints with their steps, oldest first.
+fn all(run: &Path) -> Result<Vec<(usize, PathBuf)>, TrainError> {
+    let root = run.join("checkpoints");
+    if !root.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&root).map_err(TrainError::io(&root))? {
+        let path = entry.map_err(TrainError::io(&root))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let step = name.and_then(|name| name.strip_prefix("step-")?.parse().ok());
+        found.extend(step.map(|step: usize| (step, path.clone())));
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+    std::fs::write(path, bytes).map_err(TrainError::io(path))
+}

@@ -1,0 +1,13 @@
+//! What lies in a run folder, and reading and writing it.
+
+pub mod checkpoint;
+mod config;
+mod folder;
+pub mod pool;
+mod swap;
+
+pub use config::{RUN, RunConfig, TaskLabels, read_config};
+pub(crate) use config::{git_commit, write_config};
+pub use folder::{PREDICTIONS, STEPS, SUMMARY};
+pub(crate) use folder::{check_folder, make_folder};
+pub(crate) use swap::{BEFORE, Swap, settle};

@@ -1,0 +1,245 @@
+//! Experts that were trained alone: one folder each, which PEFT reads as a LoRA.
+//!
+//! | in a run folder | content |
+//! |---|---|
+//! | `experts/<task>/adapter_config.json`, `adapter_model.safetensors` | the expert |
+//! | `experts/<task>/head.safetensors` | the task's head as it was trained beside it |
+//! | `experts/<task>/gate.safetensors` | its gate, where a method trains one |
+//! | `general/` | the general expert, where a method has one |
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use burn::module::Param;
+use burn::tensor::Tensor;
+use molora_adapters::{ExpertBank, Scaling};
+use molora_models::{
+    Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel, load_adapter, load_routers,
+    save_adapter, save_heads, save_routers,
+};
+use molora_routing::Scorer;
+use serde_json::Value;
+
+use crate::TrainError;
+use crate::base::files::share;
+
+/// Folder of the experts in a run folder.
+pub const EXPERTS: &str = "experts";
+
+const GENERAL: &str = "general";
+/// File of a head beside the expert.
+pub(crate) const HEAD: &str = "head.safetensors";
+/// File of a gate beside the expert.
+pub(crate) const GATE: &str = "gate.safetensors";
+
+/// Folder of a task's expert.
+pub fn expert_folder(run: &Path, task: &str) -> PathBuf {
+    run.join(EXPERTS).join(task)
+}
+
+/// Folder of the general expert.
+pub fn general_folder(run: &Path) -> PathBuf {
+    run.join(GENERAL)
+}
+
+/// Writes an expert with its gate, if it stands behind one, and a task's own with its head, in place
+/// of an older one, whose gate stays.
+///
+/// # Errors
+/// [`TrainError::Io`] or [`TrainError::Model`] if a file cannot be written.
+pub(crate) fn save(
+    folder: &Path,
+    backbone: &Backbone,
+    spec: &AdapterSpec,
+    base_model: &str,
+    head: Option<(&String, &Option<TaskHead>)>,
+) -> Result<(), TrainError> {
+    let parent = folder.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(TrainError::io(parent))?;
+    let made = tempfile::Builder::new()
+        .prefix(".expert-")
+        .tempdir_in(parent)
+        .map_err(TrainError::io(parent))?;
+    save_adapter(
+        made.path(),
+        &without_routers(backbone),
+        &plain(spec),
+        base_model,
+    )?;
+    let old_gate = folder.join(GATE);
+    if spec.router.is_some() {
+        save_routers(&made.path().join(GATE), backbone, spec)?;
+    } else if old_gate.is_file() {
+        std::fs::copy(&old_gate, made.path().join(GATE)).map_err(TrainError::io(&old_gate))?;
+    }
+    if let Some((task, head)) = head {
+        let (task, head) = (std::slice::from_ref(task), std::slice::from_ref(head));
+        save_heads(&made.path().join(HEAD), task, head)?;
+    }
+    if folder.exists() {
+        std::fs::remove_dir_all(folder).map_err(TrainError::io(folder))?;
+    }
+    share(made.path())?;
+    std::fs::rename(made.path(), folder).map_err(TrainError::io(folder))?;
+    drop(made.keep());
+    Ok(())
+}
+
+/// Reads an expert into a model to which `spec`, that of one expert, has been attached; an expert
+/// behind a gate keeps the gate that it has.
+///
+/// # Errors
+/// [`TrainError::Run`] if it was trained for another base model, with other sites, or has another rank
+/// or scaling; [`TrainError::Model`] for a missing, broken or foreign file.
+pub(crate) fn load(
+    folder: &Path,
+    backbone: &mut Backbone,
+    spec: &AdapterSpec,
+    base_model: &str,
+) -> Result<(), TrainError> {
+    check_config(folder, backbone, spec, base_model)?;
+    let mut read = without_routers(backbone);
+    load_adapter(folder, &mut read, &plain(spec))?;
+    for ((_, site), (_, read)) in backbone.sites_mut().into_iter().zip(read.sites()) {
+        site.bank = read.bank.clone();
+    }
+    Ok(())
+}
+
+/// The specification of the expert without its gate.
+fn plain(spec: &AdapterSpec) -> AdapterSpec {
+    AdapterSpec {
+        router: None,
+        ..spec.clone()
+    }
+}
+
+fn without_routers(backbone: &Backbone) -> Backbone {
+    let mut backbone = backbone.clone();
+    for (_, site) in backbone.sites_mut() {
+        site.router = None;
+    }
+    backbone
+}
+
+/// Refuses an expert of another base model, with other sites or of another rank or scaling than
+/// `spec` and `backbone` say; what its configuration does not mention is not compared.
+fn check_config(
+    folder: &Path,
+    backbone: &Backbone,
+    spec: &AdapterSpec,
+    base_model: &str,
+) -> Result<(), TrainError> {
+    let path = folder.join("adapter_config.json");
+    let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
+    let config: Value =
+        serde_json::from_str(&text).map_err(|error| TrainError::run(&path, error.to_string()))?;
+    let refuse = |problem: String| Err(TrainError::run(&path, problem));
+    match config["base_model_name_or_path"].as_str() {
+        Some(found) if found != base_model => {
+            return refuse(format!(
+                "base_model_name_or_path is {found}, expected {base_model}: the expert belongs to \
+                 another base model"
+            ));
+        }
+        _ => {}
+    }
+    let alpha = match spec.bank.scaling {
+        Scaling::AlphaOverRank(alpha) | Scaling::RankStabilized(alpha) => alpha,
+        Scaling::Unit => spec.bank.rank as f64,
+    };
+    for (key, expected) in [("r", spec.bank.rank as f64), ("lora_alpha", alpha)] {
+        if let Some(found) = config[key].as_f64().filter(|&found| found != expected) {
+            return refuse(format!(
+                "{key} is {found}, expected {expected} as of the experts beside it"
+            ));
+        }
+    }
+    let expected = backbone.sites().into_iter().map(|(path, _)| path).collect();
+    match sites_by(&config, backbone) {
+        Some(found) if found != expected => refuse(format!(
+            "target_modules are sites {}, expected {}",
+            listed(&found),
+            listed(&expected)
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The linear layers that a configuration's `target_modules` mean in the expert's model.
+fn sites_by(config: &Value, backbone: &Backbone) -> Option<BTreeSet<String>> {
+    let targets = config["target_modules"].as_array()?;
+    let targets: Vec<&str> = targets.iter().filter_map(Value::as_str).collect();
+    let is_meant = |path: &String| {
+        let of_name = |name: &&str| path == name || path.ends_with(&format!(".{name}"));
+        targets.iter().any(of_name)
+    };
+    let paths = backbone.linears().into_iter().map(|(path, _)| path);
+    Some(paths.filter(is_meant).collect())
+}
+
+/// How many sites, and the first of them.
+fn listed(sites: &BTreeSet<String>) -> String {
+    match sites.first() {
+        Some(first) => format!("{first} and {} more", sites.len() - 1),
+        None => "none".into(),
+    }
+}
+
+/// Reads the gate of an expert into a model to which an expert behind a gate has been attached.
+///
+/// # Errors
+/// [`TrainError::Model`] for a missing, broken or foreign file.
+pub(crate) fn load_gate(
+    folder: &Path,
+    backbone: &mut Backbone,
+    spec: &AdapterSpec,
+) -> Result<(), TrainError> {
+    Ok(load_routers(&folder.join(GATE), backbone, spec)?)
+}
+
+/// Puts the experts of several encoders, in their order, into the banks of a mixture.
+///
+/// # Errors
+/// [`TrainError::Recipe`] names the expert and the site where one differs from the others.
+pub(crate) fn assemble(
+    mixture: &mut TaskModel,
+    experts: &[(String, Backbone)],
+    recipe: &str,
+) -> Result<(), TrainError> {
+    for (number, (path, site)) in mixture.backbone.sites_mut().into_iter().enumerate() {
+        let banks: Vec<ExpertBank> = experts
+            .iter()
+            .map(|(_, expert)| expert.sites()[number].1.bank.clone())
+            .collect();
+        site.bank = ExpertBank::assemble(&banks.iter().collect::<Vec<_>>()).map_err(|error| {
+            let names: Vec<&str> = experts.iter().map(|(name, _)| &name[..]).collect();
+            TrainError::Recipe {
+                name: recipe.into(),
+                problems: vec![format!("experts {} at {path}: {error}", names.join(", "))],
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Makes the trained gates of experts, in their order, the prototypes of a mixture's routers.
+///
+/// # Panics
+/// If a site's router has no prototypes, or an expert no gate.
+pub(crate) fn collect_prototypes(mixture: &mut TaskModel, gated: &[Backbone]) {
+    for (number, (_, site)) in mixture.backbone.sites_mut().into_iter().enumerate() {
+        let rows = gated.iter().map(|expert| {
+            let router = expert.sites()[number].1.router.as_ref();
+            match router.map(|router| &router.scorer) {
+                Some(Scorer::Linear(gate)) => gate.weight.val(),
+                _ => panic!("an expert behind a gate has a linear router"),
+            }
+        });
+        let rows = Tensor::cat(rows.collect(), 0).detach();
+        match site.router.as_mut().map(|router| &mut router.scorer) {
+            Some(Scorer::Prototype(scorer)) => scorer.prototypes = Param::from_tensor(rows),
+            _ => panic!("the recipe's routers have prototypes"),
+        }
+    }
+}

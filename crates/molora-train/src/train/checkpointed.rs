@@ -1,0 +1,105 @@
+//! The gradients of a step with one layer's activations at a time.
+//!
+//! A first pass without gradients keeps the input of every layer and nothing else. From the last
+//! layer to the first, each is computed again from its input, now with gradients, and the gradient
+//! of its output is carried on to its input. Dropout masks are drawn from keys, so that they are the
+//! same again. Gradients are those of the whole pass; one forward pass more is what it costs.
+
+use burn::module::Module;
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::{Gradients, Tensor};
+use molora_models::{ForwardContext, RouteTrace, TaskModel, TextInput};
+use molora_regularize::{LossBreakdown, ObjectiveConfig};
+
+use crate::data::Batch;
+use crate::model::{Auxiliary, sum_of, task_losses};
+
+/// The loss of each task summed over its examples, and the auxiliary terms.
+pub(crate) type Measured = (Vec<(usize, Tensor<1>)>, Option<LossBreakdown>);
+
+/// Adds the gradients of a batch to `accumulator`; the task losses are divided by `examples`, and the
+/// auxiliary terms multiplied by `share`.
+pub(crate) fn backward(
+    model: &TaskModel,
+    batch: &Batch,
+    (input, context): (&TextInput, &ForwardContext),
+    auxiliary: &Auxiliary<'_>,
+    (examples, share): (f64, f64),
+    accumulator: &mut GradientsAccumulator<TaskModel>,
+) -> Measured {
+    let inner = model.valid();
+    let (mut hidden, mut state) = inner.begin(input, context);
+    let (mut inputs, mut routes) = (Vec::new(), Vec::new());
+    for index in 0..inner.num_blocks().unwrap_or(0) {
+        inputs.push((hidden.clone(), state.clone()));
+        let (next, decided) = inner.block(index, hidden, &mut state);
+        hidden = next;
+        routes.extend(decided);
+    }
+    let labels = context.guidance.labels.as_ref();
+    let found = auxiliary.evaluate(&inner, &routes, labels);
+    let routed = auxiliary.objective.map(|objective| objective.part(true));
+    let counts = routed
+        .as_ref()
+        .map(|routed| auxiliary.with_views(&inner, &routes, labels, |views| routed.counts(&views)));
+
+    let top = leaf(hidden);
+    let tasks = task_losses(model, input, model.end(top.clone()), batch);
+    let mut total = sum_of(&tasks, examples, &top.device());
+    if let Some(extra) = auxiliary.of_weights(model) {
+        total = total + extra.mul_scalar(share);
+    }
+    let mut gradient = carry(total.backward(), &top, model, accumulator);
+    for (index, (hidden, mut state)) in inputs.into_iter().enumerate().rev() {
+        let hidden = leaf(hidden);
+        let (output, routes) = model.block(index, hidden.clone(), &mut state);
+        let mut total = (output * Tensor::from_inner(gradient)).sum();
+        let own = routed
+            .as_ref()
+            .zip(counts.as_ref())
+            .and_then(|(routed, counts)| {
+                share_of(routed, counts, auxiliary, model, &routes, labels)
+            });
+        if let Some(own) = own {
+            total = total + own.mul_scalar(share);
+        }
+        gradient = carry(total.backward(), &hidden, model, accumulator);
+    }
+    (tasks, found)
+}
+
+fn share_of(
+    routed: &ObjectiveConfig,
+    counts: &[usize],
+    auxiliary: &Auxiliary<'_>,
+    model: &TaskModel,
+    routes: &[RouteTrace],
+    labels: Option<&Tensor<2>>,
+) -> Option<Tensor<1>> {
+    auxiliary.with_views(model, routes, labels, |views| {
+        let own: Vec<_> = views
+            .into_iter()
+            .filter(|view| view.routed.is_some())
+            .collect();
+        routed.share(&own, counts)
+    })
+}
+
+/// A tensor of its own that gradients lead to.
+fn leaf(tensor: Tensor<3>) -> Tensor<3> {
+    tensor.detach().require_grad()
+}
+
+/// Keeps the gradients of parameters, and returns that of `input`.
+fn carry(
+    mut gradients: Gradients,
+    input: &Tensor<3>,
+    model: &TaskModel,
+    accumulator: &mut GradientsAccumulator<TaskModel>,
+) -> Tensor<3> {
+    let gradient = input
+        .grad_remove(&mut gradients)
+        .expect("the loss is made of it");
+    accumulator.accumulate(model, GradientsParams::from_grads(gradients, model));
+    gradient
+}

@@ -1,0 +1,32 @@
+//! What a run tells while it goes on.
+
+use crate::hub;
+use crate::report::StepRecord;
+
+/// Something that happened in a run.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Something is about to be done.
+    Phase(&'a str),
+    /// A base model is downloaded.
+    Download(hub::Progress<'a>),
+    /// A stage begins, or the part of it that trains the expert of one task.
+    Stage(StageEvent<'a>),
+    /// A step is done; with the total number of steps.
+    Step(&'a StepRecord, usize),
+    /// Records are evaluated; with the total number of records.
+    Evaluated(usize, usize),
+}
+
+/// The beginning of a stage.
+#[derive(Debug, Clone, Copy)]
+pub struct StageEvent<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The task whose expert trains alone.
+    pub expert: Option<&'a str>,
+    /// Its number, from 1.
+    pub number: usize,
+    /// Number of stages.
+    pub total: usize,
+}

@@ -1,0 +1,13 @@
+//! The training loop: legs, steps, transforms, and what is told on the way.
+
+mod checkpointed;
+mod event;
+mod setup;
+mod step;
+mod trainer;
+pub(crate) mod transform;
+
+pub use event::{Event, StageEvent};
+pub use setup::Setup;
+pub use step::{Step, StepValues};
+pub use trainer::{Start, Trained, train};

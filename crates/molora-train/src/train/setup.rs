@@ -1,0 +1,112 @@
+//! What a training run reads and does not change, and what follows from that.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use burn::tensor::Device;
+use molora_kernels::random::Seed;
+use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
+use molora_routing::{Guidance, expert_labels};
+
+use crate::TrainError;
+use crate::data::{Batch, Split, TokenizedTask};
+use crate::guide::Guide;
+use crate::model::with_stable_ids;
+use crate::recipe::{Leg, Recipe, Routing, StageConfig};
+use crate::store::checkpoint;
+
+/// Everything that a training run reads and does not change.
+#[derive(Debug)]
+pub struct Setup<'a> {
+    /// The method.
+    pub recipe: &'a Recipe,
+    /// The stages that are gone through: the recipe's, or those of a run that grows.
+    pub stages: &'a [StageConfig],
+    /// Their legs.
+    pub legs: &'a [Leg],
+    /// The specification of the whole mixture for the run's tasks.
+    pub spec: &'a AdapterSpec,
+    /// The base model without adapters, and its name.
+    pub base: (&'a Backbone, &'a str),
+    /// The tasks.
+    pub tasks: &'a [TokenizedTask],
+    /// Key of every random draw.
+    pub seed: Seed,
+    /// The device, with autodiff.
+    pub device: &'a Device,
+    /// The run folder.
+    pub folder: &'a Path,
+    /// Set from outside to stop after the current step.
+    pub stop: &'a AtomicBool,
+    /// Number of the stage at whose end the run stops as if it had been asked to.
+    pub until: Option<usize>,
+}
+
+/// What tells the routers about the sequences of a batch, besides their features.
+pub(crate) fn guidance(
+    setup: &Setup<'_>,
+    stage: &StageConfig,
+    guide: Option<&Guide>,
+    batch: &Batch,
+) -> Result<Guidance, TrainError> {
+    let guidance = guide.map(|guide| guide.of(&batch.task_ids, &[], setup.device));
+    let mut guidance = guidance.unwrap_or_default();
+    if stage.routing == Routing::Label {
+        let labels: Vec<_> = batch.task_ids.iter().copied().map(Some).collect();
+        let labels = expert_labels(&labels, setup.spec.bank.num_experts, setup.device);
+        guidance.labels = Some(labels.map_err(molora_models::ModelError::from)?);
+    }
+    Ok(guidance)
+}
+
+/// The base model with fresh adapters for a leg, or for the mixture after the last one.
+pub(crate) fn attach(
+    setup: &Setup<'_>,
+    leg: Option<&Leg>,
+    spec: &AdapterSpec,
+    heads: Vec<Option<TaskHead>>,
+) -> Result<TaskModel, TrainError> {
+    let alone = leg.filter(|leg| setup.stages[leg.stage].trains_alone());
+    let seed = match alone {
+        None => setup.seed.child("adapters"),
+        Some(leg) => match leg.expert {
+            Some(task) => setup.seed.child("experts").child(&setup.tasks[task].name),
+            None => setup.seed.child("general"),
+        },
+    };
+    let mut backbone = setup.base.0.clone();
+    backbone.attach(spec, setup.tasks.len(), seed, setup.device)?;
+    Ok(with_stable_ids(TaskModel { backbone, heads }))
+}
+
+/// The key of a leg's draws: by the names of its stage and expert, so that neither depends on what
+/// else is trained; the first stage of a mixture has that of the run.
+pub(crate) fn leg_seed(setup: &Setup<'_>, leg: &Leg, what: &str) -> Seed {
+    let seed = setup.seed.child(what);
+    match (leg.stage, leg.expert) {
+        (_, Some(task)) => {
+            let stage = &setup.stages[leg.stage].name;
+            seed.child(stage).child(&setup.tasks[task].name)
+        }
+        (0, None) => seed,
+        (stage, None) => seed.child(&setup.stages[stage].name),
+    }
+}
+
+pub(crate) fn lengths(setup: &Setup<'_>, leg: &Leg) -> Vec<Vec<usize>> {
+    let of = |&task: &usize| setup.tasks[task].lengths(Split::Train);
+    leg.tasks.iter().map(of).collect()
+}
+
+pub(crate) fn not_finite(setup: &Setup<'_>, step: usize, what: &str, value: f64) -> TrainError {
+    let advice = match checkpoint::latest(setup.folder) {
+        Ok(Some(path)) => format!("the last good checkpoint is {}", path.display()),
+        _ => "there is no checkpoint yet; try a smaller learning rate".into(),
+    };
+    TrainError::NotFinite {
+        step,
+        what: what.into(),
+        value,
+        advice,
+    }
+}

@@ -1,0 +1,182 @@
+//! One optimizer step: a batch in, a changed model and what was measured out.
+
+use std::collections::BTreeMap;
+
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::tensor::{Device, Tensor};
+use molora_kernels::random::Seed;
+use molora_models::{AdapterSpec, TaskModel};
+use molora_regularize::ObjectiveConfig;
+use molora_routing::Guidance;
+
+use super::checkpointed;
+use crate::TrainError;
+use crate::data::Batch;
+use crate::model::{Auxiliary, inputs, sum_of, task_losses};
+use crate::recipe::{StageConfig, clip_global_norm};
+
+/// What a step measured, before it is put into words.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepValues {
+    /// Mean task loss plus weighted auxiliary terms.
+    pub loss: f64,
+    /// Mean task loss over the examples of the batch.
+    pub task_loss: f64,
+    /// Unweighted auxiliary terms by name.
+    pub terms: BTreeMap<String, f64>,
+    /// Mean loss of each task in the batch, by task number.
+    pub tasks: BTreeMap<usize, f64>,
+    /// Global norm of the gradient before clipping.
+    pub gradient_norm: f64,
+}
+
+/// A number of the step that is still on the device.
+enum Name {
+    Task(usize),
+    Term(&'static str),
+    GradientNorm,
+}
+
+/// A number, its share in the step's, and its tensor `[1]`.
+type Measured = (Name, f64, Tensor<1>);
+
+/// Everything that decides a step beside the model and the batch.
+#[expect(missing_debug_implementations, reason = "functions have none")]
+pub struct Step<'a> {
+    /// The specification of the mixture.
+    pub spec: &'a AdapterSpec,
+    /// The auxiliary terms, if there are any.
+    pub objective: Option<&'a ObjectiveConfig>,
+    /// The stage that the step belongs to.
+    pub stage: &'a StageConfig,
+    /// The learning rates of this step as a factor of their peaks.
+    pub rate_factor: f64,
+    /// Key of the step's dropout masks.
+    pub dropout: Seed,
+    /// The device, with autodiff.
+    pub device: &'a Device,
+    /// What tells the routers about the sequences of a batch.
+    pub guidance: &'a dyn Fn(&Batch) -> Result<Guidance, TrainError>,
+}
+
+impl Step<'_> {
+    /// Runs the step: forward and backward over the micro-batches, clipping, AdamW.
+    ///
+    /// The task loss is the mean over all examples of the batch and gradients of micro-batches are added
+    /// up, so that splitting a batch changes nothing but rounding (and dropout masks). Auxiliary
+    /// terms are weighted by each micro-batch's share of the tokens: exact for penalties on weights
+    /// and for means over tokens, while a load balance is then that of the micro-batches.
+    ///
+    /// # Errors
+    /// A task number out of range.
+    pub fn run(
+        &self,
+        model: TaskModel,
+        optimizer: &mut ModuleOptimizer,
+        batch: &Batch,
+    ) -> Result<(TaskModel, StepValues), TrainError> {
+        let mut accumulator = GradientsAccumulator::new();
+        let mut measured: Vec<Measured> = Vec::new();
+        let micro_rows = match self.stage.micro_batch_size {
+            0 => batch.rows,
+            rows => rows,
+        };
+        for (index, micro) in batch.split(micro_rows).into_iter().enumerate() {
+            self.backward(
+                &model,
+                batch,
+                &micro,
+                index,
+                &mut accumulator,
+                &mut measured,
+            )?;
+        }
+        let mut gradients = accumulator.grads();
+        let norm = clip_global_norm(&mut gradients, &model, self.stage.optimizer.clip_norm);
+        measured.extend(norm.map(|norm| (Name::GradientNorm, 1.0, norm)));
+        let rates = self.stage.optimizer.rates(&model, self.rate_factor);
+        let model = optimizer.step(rates, model, gradients);
+        Ok((model, read(measured, self.objective, batch)))
+    }
+
+    /// Adds the gradients of micro-batch number `index`.
+    fn backward(
+        &self,
+        model: &TaskModel,
+        batch: &Batch,
+        micro: &Batch,
+        index: usize,
+        accumulator: &mut GradientsAccumulator<TaskModel>,
+        measured: &mut Vec<Measured>,
+    ) -> Result<(), TrainError> {
+        let share = micro.num_tokens() as f64 / batch.num_tokens() as f64;
+        let examples = batch.num_examples() as f64;
+        let seed = self.dropout.index(index as u64);
+        let guidance = (self.guidance)(micro)?;
+        let count = model.heads.len();
+        let (input, context) = inputs(micro, count, Some(seed), guidance, self.device)?;
+        let auxiliary = Auxiliary {
+            objective: self.objective,
+            spec: self.spec,
+        };
+        let (tasks, found) = if self.stage.gradient_checkpointing && model.num_blocks().is_some() {
+            let pass = (&input, &context);
+            let shares = (examples, share);
+            checkpointed::backward(model, micro, pass, &auxiliary, shares, accumulator)
+        } else {
+            let output = model.forward(&input, &context);
+            let routes = output.routes.clone();
+            let tasks = task_losses(model, &input, output, micro);
+            let mut total = sum_of(&tasks, examples, self.device);
+            let labels = context.guidance.labels.as_ref();
+            let found = auxiliary.evaluate(model, &routes, labels);
+            if let Some(extra) = found.as_ref().and_then(|found| found.total.clone()) {
+                total = total + extra.mul_scalar(share);
+            }
+            let gradients = GradientsParams::from_grads(total.backward(), model);
+            accumulator.accumulate(model, gradients);
+            (tasks, found)
+        };
+        let tasks = tasks.into_iter();
+        measured.extend(tasks.map(|(task, loss)| (Name::Task(task), 1.0, loss)));
+        let terms = found.into_iter().flat_map(|found| found.terms);
+        measured.extend(terms.map(|(name, value)| (Name::Term(name), share, value)));
+        Ok(())
+    }
+}
+
+/// Brings all measured numbers to the host in one transfer.
+fn read(measured: Vec<Measured>, objective: Option<&ObjectiveConfig>, batch: &Batch) -> StepValues {
+    let (names, tensors): (Vec<_>, Vec<_>) = measured
+        .into_iter()
+        .map(|(name, share, tensor)| ((name, share), tensor.inner()))
+        .unzip();
+    let numbers = Tensor::cat(tensors, 0).into_data();
+    let numbers = numbers.try_into_vec::<f32>().expect("losses are f32");
+    let examples = batch.examples_by_task();
+    let mut values = StepValues {
+        loss: 0.0,
+        task_loss: 0.0,
+        terms: BTreeMap::new(),
+        tasks: BTreeMap::new(),
+        gradient_norm: 0.0,
+    };
+    for ((name, share), number) in names.into_iter().zip(numbers) {
+        let number = f64::from(number) * share;
+        match name {
+            Name::Task(task) => {
+                *values.tasks.entry(task).or_default() += number / examples[&task] as f64;
+                values.task_loss += number / batch.num_examples() as f64;
+            }
+            Name::Term(name) => *values.terms.entry(name.into()).or_default() += number,
+            Name::GradientNorm => values.gradient_norm = number,
+        }
+    }
+    let terms = objective.into_iter().flat_map(|objective| &objective.terms);
+    let weights = terms.map(|config| (config.term.name(), config.weight));
+    let weighted: f64 = weights
+        .map(|(name, w)| w * values.terms.get(name).unwrap_or(&0.0))
+        .sum();
+    values.loss = values.task_loss + weighted;
+    values
+}

@@ -1,0 +1,405 @@
+//! The training loop: stages, steps, records, checkpoints.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use burn::optim::ModuleOptimizer;
+use molora_models::{AdapterSpec, TaskHead, TaskModel};
+
+use super::event::{Event, StageEvent};
+use super::setup::{Setup, attach, guidance, leg_seed, lengths, not_finite};
+use super::step::Step;
+use super::transform;
+use crate::TrainError;
+use crate::data::{Average, Batch, Sampler, task_names};
+use crate::guide::{Guide, Instructions};
+use crate::model::{find_not_finite, with_stable_ids};
+use crate::recipe::{Leg, OptimizerConfig, Scope, StageConfig, Transform};
+use crate::report::{SCHEMA_VERSION, StepRecord, StepWriter, truncate_after};
+use crate::store::checkpoint::{Progress, Snapshot};
+use crate::store::{STEPS, checkpoint, pool};
+
+/// Where a training starts that has no checkpoint yet.
+#[derive(Debug)]
+pub enum Start {
+    /// At the first stage, with these heads.
+    Fresh(Vec<Option<TaskHead>>),
+    /// With a mixture that exists already.
+    Mixture {
+        /// The mixture.
+        model: Box<TaskModel>,
+        /// What tells its routers about tasks, if the method has that.
+        guide: Option<Guide>,
+    },
+}
+
+/// A finished training.
+#[derive(Debug)]
+pub struct Trained {
+    /// The model of the last stage.
+    pub model: TaskModel,
+    /// What tells its routers about tasks, if the method has that.
+    pub guide: Option<Guide>,
+    /// Where it ended.
+    pub progress: Progress,
+}
+
+/// Trains through all legs, or the rest of them if the run folder has a checkpoint.
+///
+/// # Errors
+/// [`TrainError::NotFinite`] if a loss is no number, [`TrainError::Interrupted`] if `stop` was set
+/// or the stage `until` has ended (after a checkpoint), and whatever reading and writing files gives.
+pub fn train(
+    setup: &Setup<'_>,
+    start: Start,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Trained, TrainError> {
+    let mut state = State::start(setup, start, on_event)?;
+    let mut writer = StepWriter::open(setup.folder.join(STEPS))?;
+    let total: usize = setup.legs.iter().map(|leg| leg.steps).sum();
+    while let Some(leg) = setup.legs.get(state.progress.leg) {
+        let record = state.step(setup, leg)?;
+        writer.write(&record)?;
+        on_event(Event::Step(&record, total));
+        let is_done = state.progress.leg_step == leg.steps;
+        let next = setup.legs.get(state.progress.leg + usize::from(is_done));
+        let is_over = next.is_some_and(|next| setup.until.is_some_and(|last| next.stage > last));
+        if is_done {
+            state.leave(setup, leg)?;
+        }
+        // A run that stops here does what comes next when it goes on.
+        if is_done && !is_over {
+            state.enter(setup, state.progress.leg + 1, on_event)?;
+        }
+        let is_due = state.progress.step % setup.recipe.checkpoint_every == 0;
+        let is_stopped =
+            setup.stop.load(Ordering::SeqCst) && setup.legs.get(state.progress.leg).is_some();
+        if is_over || is_stopped || is_due {
+            writer.sync()?;
+            state.save(setup)?;
+        }
+        if is_over || is_stopped {
+            let run = setup.folder.to_owned();
+            let step = state.progress.step;
+            return Err(TrainError::Interrupted { step, run });
+        }
+    }
+    writer.sync()?;
+    state.check_weights(setup)?;
+    Ok(Trained {
+        model: state.model,
+        guide: state.guide,
+        progress: state.progress,
+    })
+}
+
+struct State {
+    model: TaskModel,
+    is_mixture: bool,
+    guide: Option<Guide>,
+    optimizer: ModuleOptimizer,
+    progress: Progress,
+}
+
+impl State {
+    fn start(
+        setup: &Setup<'_>,
+        start: Start,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self, TrainError> {
+        let (model, guide, is_mixture) = match start {
+            Start::Fresh(heads) => {
+                let backbone = setup.base.0.clone();
+                (TaskModel { backbone, heads }, None, false)
+            }
+            Start::Mixture { model, guide } => (*model, guide, true),
+        };
+        let mut state = Self {
+            model,
+            is_mixture,
+            guide,
+            optimizer: OptimizerConfig::default().init(),
+            progress: Progress {
+                step: 0,
+                leg: 0,
+                leg_step: 0,
+                tokens: 0,
+                padded_tokens: 0,
+                seconds: 0.0,
+                sampler: None,
+            },
+        };
+        match checkpoint::latest(setup.folder)? {
+            Some(path) => state.load(setup, &path, on_event)?,
+            None => state.enter(setup, 0, on_event)?,
+        }
+        truncate_after(&setup.folder.join(STEPS), state.progress.step)?;
+        Ok(state)
+    }
+
+    /// Goes on from a checkpoint.
+    fn load(
+        &mut self,
+        setup: &Setup<'_>,
+        path: &Path,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        self.progress = checkpoint::load_progress(path)?;
+        if self.progress.leg > setup.legs.len() {
+            let (found, expected) = (self.progress.leg, setup.legs.len());
+            let problem = format!("leg is {found}, but the run has {expected}");
+            return Err(TrainError::run(path, problem));
+        }
+        let leg = setup.legs.get(self.progress.leg);
+        let last = setup.legs.last();
+        let stage = leg.or(last).map(|leg| &setup.stages[leg.stage]);
+        let spec = stage.map_or(setup.spec.clone(), |stage| stage.spec(setup.spec));
+        self.model = attach(setup, leg, &spec, self.model.heads.clone())?;
+        self.is_mixture = !stage.is_some_and(StageConfig::trains_alone);
+        let names = task_names(setup.tasks);
+        checkpoint::load_weights(path, &mut self.model, &spec, &names)?;
+        let embedded = |leg: &Leg| {
+            let transform = &setup.stages[leg.stage].transform;
+            *transform == Some(Transform::EmbedInstructions)
+        };
+        if setup.legs[..self.progress.leg].iter().any(embedded) {
+            let instructions = Instructions::load(setup.folder, &names)?;
+            self.guide = Some(instructions.guide(setup.device));
+        }
+        let Some((leg, stage)) = leg.zip(stage) else {
+            return Ok(());
+        };
+        if let Some(sampler) = &self.progress.sampler {
+            sampler.check_data(&lengths(setup, leg))?;
+        }
+        self.optimizer = stage.optimizer.init();
+        if self.progress.leg_step > 0 {
+            let fresh = stage.optimizer.init();
+            self.optimizer = checkpoint::load_optimizer(path, fresh)?;
+        }
+        self.model = stage.apply(self.model.clone());
+        // The run was stopped between two stages.
+        if self.progress.leg_step == leg.steps {
+            self.enter(setup, self.progress.leg + 1, on_event)?;
+        }
+        Ok(())
+    }
+
+    /// Begins a leg, after the steps without gradient in front of it.
+    fn enter(
+        &mut self,
+        setup: &Setup<'_>,
+        number: usize,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        self.progress.leg = number;
+        self.progress.leg_step = 0;
+        self.progress.sampler = None;
+        let Some(leg) = setup.legs.get(number) else {
+            return Ok(());
+        };
+        let stage = &setup.stages[leg.stage];
+        let expert = leg.expert.map(|task| &setup.tasks[task].name[..]);
+        on_event(Event::Stage(StageEvent {
+            name: &stage.name,
+            expert,
+            number: leg.stage + 1,
+            total: setup.stages.len(),
+        }));
+        if let Some(transform) = &stage.transform {
+            self.transform(setup, transform)?;
+            return self.enter(setup, number + 1, on_event);
+        }
+        if stage.trains_alone() || !self.is_mixture {
+            let spec = stage.spec(setup.spec);
+            let heads = self.model.heads.clone();
+            self.model = attach(setup, Some(leg), &spec, heads)?;
+            self.is_mixture = !stage.trains_alone();
+            self.take_from_pool(setup, leg, &spec)?;
+        }
+        self.model = with_stable_ids(stage.apply(self.model.clone()));
+        self.optimizer = stage.optimizer.init();
+        let config = setup.recipe.data.sampling.clone();
+        let seed = leg_seed(setup, leg, "sampler").value();
+        self.progress.sampler = Some(Sampler::new(config, &lengths(setup, leg), seed)?);
+        let is_first_of_stage = number == 0 || setup.legs[number - 1].stage != leg.stage;
+        if is_first_of_stage && self.progress.step > 0 {
+            let names = task_names(setup.tasks);
+            let spec = stage.spec(setup.spec);
+            let snapshot = self.snapshot(&spec, &names, false);
+            checkpoint::save_stage(setup.folder, &stage.name, &snapshot)?;
+        }
+        Ok(())
+    }
+
+    /// A gate is trained on the expert that an earlier stage left in the run folder.
+    fn take_from_pool(
+        &mut self,
+        setup: &Setup<'_>,
+        leg: &Leg,
+        spec: &AdapterSpec,
+    ) -> Result<(), TrainError> {
+        let Some(task) = leg.expert.filter(|_| setup.stages[leg.stage].gated) else {
+            return Ok(());
+        };
+        let folder = pool::expert_folder(setup.folder, &setup.tasks[task].name);
+        pool::load(&folder, &mut self.model.backbone, spec, setup.base.1)
+    }
+
+    fn transform(&mut self, setup: &Setup<'_>, transform: &Transform) -> Result<(), TrainError> {
+        match transform {
+            Transform::Given if self.is_mixture => {}
+            Transform::Given => {
+                let text = "its experts are files that are given to molora assemble";
+                return Err(TrainError::run(setup.folder, text));
+            }
+            Transform::Assemble => {
+                self.model = transform::assemble(setup, self.model.heads.clone())?;
+                self.is_mixture = true;
+            }
+            Transform::CollectPrototypes => {
+                transform::collect_prototypes(setup, &mut self.model)?;
+            }
+            Transform::EmbedInstructions => {
+                self.guide = Some(transform::embed_instructions(setup)?);
+            }
+            Transform::TuneGlobalWeight { candidates } => {
+                let guide = transform::tune_global_weight(setup, &self.model, candidates)?;
+                self.guide = Some(guide);
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, setup: &Setup<'_>, leg: &Leg) -> Result<StepRecord, TrainError> {
+        let start = Instant::now();
+        let stage = &setup.stages[leg.stage];
+        let sampler = self.progress.sampler.as_mut();
+        let picks = sampler.expect("a leg that trains has one").next_batch();
+        let examples: Vec<_> = picks
+            .iter()
+            .map(|&(place, index)| &setup.tasks[leg.tasks[place]].train[index])
+            .collect();
+        let writing = &setup.recipe.data.writing;
+        let mut batch = match writing.packing {
+            true if examples.iter().all(|example| example.can_be_packed()) => {
+                Batch::packed(&examples, writing.max_length)
+            }
+            _ => Batch::from_examples(&examples),
+        };
+        if writing.average == Average::Tokens {
+            batch.average_over_tokens();
+        }
+        let factor = stage.schedule.factor(self.progress.leg_step, leg.steps);
+        let dropout = leg_seed(setup, leg, "dropout").index(self.progress.leg_step as u64);
+        let guide = self.guide.as_ref().filter(|_| self.is_mixture);
+        let guidance = |batch: &Batch| guidance(setup, stage, guide, batch);
+        let step = Step {
+            spec: setup.spec,
+            objective: stage.objective(&setup.recipe.objective),
+            stage,
+            rate_factor: factor,
+            dropout,
+            device: setup.device,
+            guidance: &guidance,
+        };
+        let (model, values) = step.run(self.model.clone(), &mut self.optimizer, &batch)?;
+        self.model = model;
+        let step = self.progress.step + 1;
+        for (what, value) in [
+            ("loss", values.loss),
+            ("gradient norm", values.gradient_norm),
+        ] {
+            if !value.is_finite() {
+                return Err(not_finite(setup, step, what, value));
+            }
+        }
+        let name_of = |task: usize| setup.tasks[task].name.clone();
+        let tasks = values.tasks.into_iter();
+        let record = StepRecord {
+            version: SCHEMA_VERSION,
+            step,
+            stage: stage.name.clone(),
+            expert: leg.expert.map(name_of),
+            loss: values.loss,
+            task_loss: values.task_loss,
+            terms: values.terms,
+            tasks: tasks
+                .map(|(task, loss)| (name_of(task), loss))
+                .collect::<BTreeMap<_, _>>(),
+            learning_rate: stage.optimizer.learning_rate * factor,
+            gradient_norm: values.gradient_norm,
+            tokens: batch.num_tokens(),
+            padded_tokens: batch.num_padded(),
+            seconds: start.elapsed().as_secs_f64(),
+        };
+        self.count(&record);
+        Ok(record)
+    }
+
+    fn count(&mut self, record: &StepRecord) {
+        let progress = &mut self.progress;
+        progress.step = record.step;
+        progress.leg_step += 1;
+        progress.tokens += record.tokens;
+        progress.padded_tokens += record.padded_tokens;
+        progress.seconds += record.seconds;
+    }
+
+    /// Keeps what a leg that trained an expert alone has made.
+    fn leave(&self, setup: &Setup<'_>, leg: &Leg) -> Result<(), TrainError> {
+        let stage = &setup.stages[leg.stage];
+        if !stage.trains_alone() {
+            return Ok(());
+        }
+        self.check_weights(setup)?;
+        let (folder, head) = match (stage.scope, leg.expert) {
+            (Scope::EachTask, Some(task)) => {
+                let name = &setup.tasks[task].name;
+                let folder = pool::expert_folder(setup.folder, name);
+                (folder, Some((name, &self.model.heads[task])))
+            }
+            _ => (pool::general_folder(setup.folder), None),
+        };
+        let spec = stage.spec(setup.spec);
+        pool::save(&folder, &self.model.backbone, &spec, setup.base.1, head)
+    }
+
+    /// A good loss may be followed by an update that overflows: nobody shall keep its result.
+    fn check_weights(&self, setup: &Setup<'_>) -> Result<(), TrainError> {
+        match find_not_finite(&self.model) {
+            Some((path, value)) => {
+                let what = format!("weight {path}");
+                Err(not_finite(setup, self.progress.step, &what, value))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn save(&self, setup: &Setup<'_>) -> Result<(), TrainError> {
+        self.check_weights(setup)?;
+        let names = task_names(setup.tasks);
+        let leg = setup.legs.get(self.progress.leg).or(setup.legs.last());
+        let spec = leg.map_or(setup.spec.clone(), |leg| {
+            setup.stages[leg.stage].spec(setup.spec)
+        });
+        checkpoint::save(setup.folder, &self.snapshot(&spec, &names, true))
+    }
+
+    fn snapshot<'a>(
+        &'a self,
+        spec: &'a AdapterSpec,
+        tasks: &'a [String],
+        with_optimizer: bool,
+    ) -> Snapshot<'a> {
+        Snapshot {
+            model: &self.model,
+            spec,
+            tasks,
+            optimizer: with_optimizer.then_some(&self.optimizer),
+            progress: &self.progress,
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Methods against golden vectors, worked examples and identities: one binary, which links burn once.
+
+mod cases;
+mod common;
+mod golden_cases;
+mod golden_losses;
+mod golden_methods;
+mod golden_mosld;
+mod golden_routing;
+mod golden_samora;
+mod golden_train;
+mod identities;
+mod mosld_site;
+mod samora_site;

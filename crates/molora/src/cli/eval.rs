@@ -1,0 +1,173 @@
+//! `molora eval`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+use serde_json::json;
+
+use super::download::Downloads;
+use super::print;
+use super::progress::Progress;
+use molora_train::base::{DeviceSpec, base_model};
+use molora_train::guide::Query;
+use molora_train::recipe::{self, overrides};
+use molora_train::report::{EvalReport, idle_summary, task_table};
+use molora_train::run::{evaluate_base, evaluate_other, evaluate_run_by};
+use molora_train::store::{RUN, read_config};
+use molora_train::train::Event;
+use molora_train::unseen::{
+    UnseenReport, UnseenRequest, UnseenTask, evaluate_unseen, unseen_table,
+};
+
+/// Options of `molora eval`.
+#[derive(Debug, Args)]
+pub(super) struct EvalArgs {
+    /// Folder of a finished run; or a base model that writes (a folder or org/name on the Hub), to
+    /// score it without any adapter
+    run: PathBuf,
+    /// Folder with the tasks [default: the one that the run was trained on]
+    #[arg(long, value_name = "DIR")]
+    data: Option<String>,
+    /// Measure tasks that the run was not trained on: with a linear probe on its frozen model,
+    /// beside the same probe on the base model
+    #[arg(long)]
+    unseen: bool,
+    /// These tasks, separated by commas [default: those of the run; with --unseen and for a base
+    /// model all in the folder]. A model that writes can be asked tasks that it was not trained on
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    tasks: Option<Vec<String>>,
+    /// With --unseen: train the probe on so many records of each class [default: all]
+    #[arg(long, value_name = "N", requires = "unseen")]
+    shots: Option<NonZeroUsize>,
+    /// What is compared with the experts' instructions: task (the task's own instruction), request
+    /// (each record's text) or any TEXT [default: as in the recipe]
+    #[arg(long, value_name = "task|request|TEXT")]
+    query: Option<Query>,
+    /// For a base model: change how texts are made, for example data.writing.prompt=chat; may be
+    /// repeated
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
+    /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]
+    #[arg(long)]
+    device: Option<DeviceSpec>,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+impl EvalArgs {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let is_run = self.run.join(RUN).is_file() || self.run.join("checkpoints").exists();
+        if !is_run && let Some(eval) = self.of_base()? {
+            return self.show(&eval, None);
+        }
+        if !self.set.is_empty() {
+            bail!("--set is for base models: a run keeps how its texts were made");
+        }
+        // With a bar, should the cache have lost the model since the training.
+        let mut downloads = Downloads::new();
+        let model = read_config(&self.run)?.model;
+        base_model::find(&model, &mut |progress| downloads.show_all(progress))?;
+        if self.unseen {
+            return self.run_unseen();
+        }
+        let (data, query) = (self.data.as_deref(), self.query.as_ref());
+        let mut progress = Progress::new();
+        let show = &mut |event: Event<'_>| progress.show(event);
+        let (eval, routing) = match &self.tasks {
+            None => evaluate_run_by(&self.run, data, self.device, query, show)?,
+            Some(tasks) => evaluate_other(&self.run, data, tasks, self.device, query, show)?,
+        };
+        progress.finish();
+        self.show(&eval, idle_summary(&routing))
+    }
+
+    /// The scores of a base model, if that is what is named.
+    fn of_base(&self) -> anyhow::Result<Option<EvalReport>> {
+        let name = self.run.to_string_lossy();
+        let is_elsewhere = !self.run.exists() && self.data.is_some();
+        if self.unseen || !(is_elsewhere || self.run.join("config.json").is_file()) {
+            return Ok(None);
+        }
+        let mut downloads = Downloads::new();
+        let model = base_model::find(&name, &mut |progress| downloads.show_all(progress))?.name;
+        let Some(data) = &self.data else {
+            bail!("{name} is a base model: give the tasks' folder with --data");
+        };
+        if self.query.is_some() {
+            bail!("{name} is a base model: --query is for runs whose recipe has [instructions]");
+        }
+        let recipe = overrides::apply(&recipe::find("lora")?, &self.set)?;
+        let (tasks, device) = (
+            self.tasks.as_deref(),
+            self.device.unwrap_or(DeviceSpec::Cpu),
+        );
+        let mut progress = Progress::new();
+        let show = &mut |event: Event<'_>| progress.show(event);
+        let eval = evaluate_base(&model, data, tasks, device, &recipe.data, show)?;
+        progress.finish();
+        Ok(Some(eval))
+    }
+
+    fn show(&self, eval: &EvalReport, idle: Option<String>) -> anyhow::Result<()> {
+        match self.json {
+            true => print(&format!("{}\n", as_json(eval))),
+            false => {
+                let idle = idle.map(|text| text + "\n").unwrap_or_default();
+                print(&format!("{}\n{idle}", task_table(eval)))
+            }
+        }
+    }
+
+    fn run_unseen(&self) -> anyhow::Result<()> {
+        let request = UnseenRequest {
+            data: self.data.as_deref(),
+            tasks: self.tasks.as_deref(),
+            shots: self.shots,
+            query: self.query.as_ref(),
+            device: self.device,
+            ..UnseenRequest::default()
+        };
+        let mut progress = Progress::new();
+        let report = evaluate_unseen(&self.run, &request, &mut |event| progress.show(event))?;
+        progress.finish();
+        report.save(&self.run)?;
+        match self.json {
+            true => print(&format!("{}\n", unseen_json(&report))),
+            false => print(&format!("{}\n", unseen_table(&report))),
+        }
+    }
+}
+
+/// `{"tasks": {name: {"metric", "base", "run", "base_accuracy", "run_accuracy", "difference", "low",
+/// "high", "n", "train_records"}}, "query", "shots"}`; values are fractions.
+fn unseen_json(report: &UnseenReport) -> serde_json::Value {
+    let task = |(name, task): (&String, &UnseenTask)| {
+        let (base, run) = (&task.base.score, &task.run.score);
+        let value = json!({
+            "metric": run.metric, "base": base.value, "run": run.value,
+            "base_accuracy": base.accuracy, "run_accuracy": run.accuracy,
+            "difference": task.gain.mean_accuracy, "low": task.gain.low, "high": task.gain.high,
+            "n": run.n, "train_records": task.train_records,
+        });
+        (name.clone(), value)
+    };
+    let tasks: serde_json::Map<String, serde_json::Value> = report.tasks.iter().map(task).collect();
+    json!({"tasks": tasks, "query": report.query, "shots": report.shots})
+}
+
+/// `{"tasks": {name: {"metric", "value", "n", "accuracy"}}, "mean", "mean_accuracy"}`; values are
+/// fractions.
+fn as_json(eval: &EvalReport) -> serde_json::Value {
+    let task = |(name, score): (&String, &molora_train::report::TaskScore)| {
+        let value = json!({
+            "metric": score.metric, "value": score.value, "n": score.n, "accuracy": score.accuracy,
+            "also": score.also,
+        });
+        (name.clone(), value)
+    };
+    let tasks: serde_json::Map<String, serde_json::Value> = eval.tasks.iter().map(task).collect();
+    json!({"tasks": tasks, "mean": eval.mean, "mean_accuracy": eval.mean_accuracy})
+}

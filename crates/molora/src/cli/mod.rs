@@ -1,0 +1,86 @@
+//! The command line of `molora`.
+
+mod assemble;
+mod choice;
+mod compare;
+mod describe;
+mod distill;
+mod download;
+mod eval;
+mod export;
+mod generate;
+mod grow;
+mod list;
+mod progress;
+mod source;
+mod train;
+
+use clap::{Parser, Subcommand};
+
+/// Train mixtures of LoRA experts, evaluate them, and see what they learned.
+#[derive(Debug, Parser)]
+#[command(name = "molora", version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a recipe on several tasks at once and evaluate it on their test splits
+    Train(train::TrainArgs),
+    /// Train several recipes with several seeds at an equal budget and compare them
+    Compare(compare::CompareArgs),
+    /// Evaluate a finished run again in a fresh process
+    Eval(eval::EvalArgs),
+    /// Let a language model write the instruction of a task from a few of its records
+    Describe(describe::DescribeArgs),
+    /// Train one more expert and put it beside those of a finished run, which stay as they are
+    AddExpert(grow::AddArgs),
+    /// Take an expert out of a finished run
+    RemoveExpert(grow::RemoveArgs),
+    /// Make a run of adapters that PEFT wrote, each an expert, under a router that needs no training
+    Assemble(assemble::AssembleArgs),
+    /// Write a run, or one of its experts, as an adapter that PEFT loads
+    Export(export::ExportArgs),
+    /// Write a run as a whole model that transformers loads
+    Merge(export::MergeArgs),
+    /// Fit a single LoRA to a run that no LoRA equals, and measure both
+    Distill(distill::DistillArgs),
+    /// Write on from prompts, with a run or with a model as it is
+    Generate(generate::GenerateArgs),
+    /// List the recipes and bundled tasks, or show a recipe as TOML
+    List(list::ListArgs),
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Whatever went wrong, to be shown in one line.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Train(args) => args.run(),
+            Command::Compare(args) => args.run(),
+            Command::Eval(args) => args.run(),
+            Command::Describe(args) => args.run(),
+            Command::AddExpert(args) => args.run(),
+            Command::RemoveExpert(args) => args.run(),
+            Command::Assemble(args) => args.run(),
+            Command::Export(args) => args.run(),
+            Command::Merge(args) => args.run(),
+            Command::Distill(args) => args.run(),
+            Command::Generate(args) => args.run(),
+            Command::List(args) => args.run(),
+        }
+    }
+}
+
+/// Writes to standard output; a reader that went away is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,134 @@
+//! Progress on standard error: a bar on a terminal, plain lines elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::download::Downloads;
+use molora_train::report::StepRecord;
+use molora_train::train::{Event, StageEvent};
+
+/// Plain lines come at most this often.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// Shows the events of a run.
+pub(super) struct Progress {
+    bar: Option<ProgressBar>,
+    downloads: Downloads,
+    is_terminal: bool,
+    speed: Speed,
+    last_line: Option<Instant>,
+}
+
+/// Tokens per second since the first step that this process made, and the loss of late.
+#[derive(Default)]
+struct Speed {
+    loss: Option<f64>,
+    tokens: usize,
+    seconds: f64,
+    steps: usize,
+}
+
+impl Speed {
+    fn add(&mut self, record: &StepRecord) {
+        // One step is one task, and tasks differ: a mean over some 20 steps shows the trend.
+        let old = self.loss.unwrap_or(record.loss);
+        self.loss = Some(0.95 * old + 0.05 * record.loss);
+        self.tokens += record.tokens;
+        self.seconds += record.seconds;
+        self.steps += 1;
+    }
+
+    fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.seconds.max(1e-9)
+    }
+
+    fn left(&self, steps: usize) -> Duration {
+        Duration::from_secs_f64(self.seconds / self.steps.max(1) as f64 * steps as f64)
+    }
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        let is_terminal = std::io::stderr().is_terminal();
+        Self {
+            bar: None,
+            downloads: Downloads::new(),
+            is_terminal,
+            speed: Speed::default(),
+            last_line: None,
+        }
+    }
+
+    pub(super) fn show(&mut self, event: Event<'_>) {
+        match event {
+            Event::Phase(text) => {
+                self.finish();
+                eprintln!("{text}");
+                self.last_line = None;
+            }
+            Event::Stage(stage) if stage.total > 1 => self.show_stage(stage),
+            Event::Stage(_) => {}
+            Event::Download(progress) => self.downloads.show(progress),
+            Event::Step(record, total) => {
+                self.speed.add(record);
+                let left = self.speed.left(total - record.step);
+                let text = format!(
+                    "loss {:.4}  {:.0} tokens/s  {} left",
+                    self.speed.loss.unwrap_or(record.loss),
+                    self.speed.tokens_per_second(),
+                    clock(left)
+                );
+                self.advance("step", record.step, total, &text);
+            }
+            Event::Evaluated(done, total) => self.advance("record", done, total, ""),
+        }
+    }
+
+    fn show_stage(&mut self, stage: StageEvent<'_>) {
+        self.finish();
+        let expert = stage.expert.map(|task| format!(", expert of {task}"));
+        let (number, total, name) = (stage.number, stage.total, stage.name);
+        eprintln!(
+            "stage {number}/{total} {name}{}",
+            expert.unwrap_or_default()
+        );
+        self.last_line = None;
+    }
+
+    pub(super) fn finish(&mut self) {
+        self.downloads.finish();
+        if let Some(bar) = self.bar.take() {
+            bar.finish();
+        }
+    }
+
+    fn advance(&mut self, what: &str, done: usize, total: usize, text: &str) {
+        if self.is_terminal {
+            let bar = self.bar.get_or_insert_with(|| bar(what, total));
+            bar.set_position(done as u64);
+            bar.set_message(text.to_owned());
+            return;
+        }
+        let is_due = self
+            .last_line
+            .is_none_or(|last| last.elapsed() >= LINE_EVERY);
+        if is_due || done == total {
+            eprintln!("{}", format!("{what} {done}/{total}  {text}").trim_end());
+            self.last_line = Some(Instant::now());
+        }
+    }
+}
+
+fn bar(what: &str, total: usize) -> ProgressBar {
+    let template = format!("{what} {{pos}}/{{len}} [{{bar:30}}] {{msg}}");
+    let style = ProgressStyle::with_template(&template).expect("a valid template");
+    ProgressBar::new(total as u64).with_style(style.progress_chars("=> "))
+}
+
+/// Minutes and seconds.
+fn clock(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    format!("{}:{:02}", seconds / 60, seconds % 60)
+}

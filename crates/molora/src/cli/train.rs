@@ -1,0 +1,129 @@
+//! `molora train`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use clap::Args;
+
+use super::print;
+use super::progress::Progress;
+use super::source::SourceArgs;
+use molora_train::recipe::{self, Recipe, overrides};
+use molora_train::report::{idle_summary, summary_table, task_table};
+use molora_train::run::{Finished, Part, Request, resume, train};
+
+/// Options of `molora train`.
+#[derive(Debug, Args)]
+pub(super) struct TrainArgs {
+    /// Name of a recipe (see `molora list`) or a TOML file derived from one
+    #[arg(required_unless_present = "resume", conflicts_with = "resume")]
+    recipe: Option<String>,
+    /// Go on with an unfinished run
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "data", "tasks", "out", "seed",
+        "steps", "base_dtype", "device", "set", "force"])]
+    resume: Option<PathBuf>,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Folder to write [default: runs/<recipe>]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Seed of every random draw
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Number of optimizer steps, which the stages of the recipe share as before
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Change a value of the recipe, for example adapter.bank.rank=4; may be repeated
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
+    /// Replace an older run in the same folder
+    #[arg(long)]
+    force: bool,
+    /// With --resume: begin this stage again, with all before it as they are
+    #[arg(long, value_name = "STAGE", requires = "resume")]
+    from_stage: Option<String>,
+    /// Stop at the end of this stage; --resume goes on
+    #[arg(long, value_name = "STAGE")]
+    until_stage: Option<String>,
+}
+
+impl TrainArgs {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let stop = stop_on_signal()?;
+        let mut progress = Progress::new();
+        let part = Part {
+            from: self.from_stage.clone(),
+            until: self.until_stage.clone(),
+        };
+        let (folder, finished) = match &self.resume {
+            Some(folder) => (
+                folder.clone(),
+                resume(folder, &part, &stop, &mut |e| progress.show(e))?,
+            ),
+            None => {
+                let request = self.request()?;
+                let finished = train(&request, &stop, &mut |event| progress.show(event))?;
+                (request.out, finished)
+            }
+        };
+        progress.finish();
+        print(&closing(&folder, &finished))
+    }
+
+    fn request(self) -> anyhow::Result<Request> {
+        let name = self.recipe.as_deref().unwrap_or_default();
+        let mut recipe = overrides::apply(&read_recipe(name)?, &self.set)?;
+        if let Some(steps) = self.steps {
+            recipe.set_total_steps(steps);
+        }
+        Ok(Request {
+            out: self
+                .out
+                .unwrap_or_else(|| Path::new("runs").join(&recipe.name)),
+            recipe,
+            model: self.source.model(),
+            base_dtype: self.source.base_dtype,
+            data: self.source.data(),
+            tasks: self.source.tasks,
+            force: self.force,
+            seed: self.seed,
+            device: self.source.device,
+            until: self.until_stage,
+        })
+    }
+}
+
+/// A recipe by name, or from a file if the name looks like one.
+pub(super) fn read_recipe(name: &str) -> anyhow::Result<Recipe> {
+    if !name.ends_with(".toml") {
+        return Ok(recipe::find(name)?);
+    }
+    let text = std::fs::read_to_string(name).with_context(|| name.to_owned())?;
+    Ok(Recipe::from_toml(&text, name)?)
+}
+
+/// Ctrl-C ends the run after the current step with a checkpoint; a second one ends it at once.
+pub(super) fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        if seen.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+    })?;
+    Ok(stop)
+}
+
+/// What is printed at the end of a run.
+pub(super) fn closing(folder: &Path, finished: &Finished) -> String {
+    let idle = idle_summary(&finished.routing).map(|text| text + "\n\n");
+    format!(
+        "\n{}\n\n{}\n\n{}report: {}\n",
+        task_table(&finished.eval),
+        summary_table(&finished.summary),
+        idle.unwrap_or_default(),
+        folder.join("report.html").display()
+    )
+}

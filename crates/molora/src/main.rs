@@ -1,0 +1,68 @@
+//! The `molora` program.
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use molora_kernels::allocator::{Allocator, keep_freed_memory};
+use molora_train::TrainError;
+use molora_train::compare::CompareError;
+use molora_train::hub::HubError;
+use tracing_subscriber::EnvFilter;
+
+use cli::Cli;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
+fn main() -> ExitCode {
+    keep_freed_memory();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let cli = Cli::parse();
+    // On a thread of the pool, so that a parallel operation needs no other thread to be woken for it.
+    match rayon::scope(|_| cli.run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The shell's code for a program that Ctrl-C ended.
+        Err(error) if is_interruption(&error) => {
+            eprintln!("{error}");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_interruption(error: &anyhow::Error) -> bool {
+    let is_stop = |error: &TrainError| {
+        matches!(
+            error,
+            TrainError::Interrupted { .. }
+                | TrainError::GrowthInterrupted { .. }
+                | TrainError::Hub(HubError::Stopped { .. })
+        )
+    };
+    match error.downcast_ref() {
+        Some(CompareError::Interrupted { .. }) => true,
+        Some(CompareError::Train(error)) => is_stop(error),
+        _ => error.downcast_ref().is_some_and(is_stop),
+    }
+}
+
+/// The error and its causes, without causes that the text before them has already told.
+fn one_line(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .fold(String::new(), |text, cause| match text.contains(&cause) {
+            true => text,
+            false if text.is_empty() => cause,
+            false => format!("{text}: {cause}"),
+        })
+}

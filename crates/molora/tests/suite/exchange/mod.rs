@@ -1,0 +1,9 @@
+//! Files for PEFT and transformers, experts from PEFT, and generation, through the program.
+
+mod assemble;
+mod decoder;
+mod distill;
+mod generate;
+mod lora;
+mod parity;
+mod refusal;

@@ -1,0 +1,218 @@
+//! Files that transformers and PEFT have to read as molora does: `cargo xtask parity` lets this test
+//! write them into the folder `MOLORA_PARITY` and compares. Without it they go away, after molora
+//! itself has read them again.
+
+use std::path::Path;
+
+use burn::module::Param;
+use burn::tensor::{Int, Tensor};
+use molora_kernels::random::{Seed, normal};
+use molora_models::peft::{PeftAbout, PeftAdapter, attach, static_mixture, write_adapter};
+use molora_models::{Adaptable, AdapterSpec, Backbone, DecoderInput, EncoderInput, ForwardContext};
+use molora_testkit::{assert_close, device};
+use serde_json::json;
+
+use super::decoder::{Llama, golden};
+use crate::world::{Tensors, World, copy_folder, small, write_json, write_tensors};
+
+const TOLERANCE: f32 = 1e-5;
+
+/// Two texts of the same length, for vocabularies of at least 32.
+const IDS: [[i64; 6]; 2] = [[3, 17, 5, 30, 21, 8], [11, 2, 30, 4, 9, 1]];
+
+/// What an encoder-decoder writes.
+const TARGET: [[i64; 3]; 2] = [[0, 7, 4], [0, 12, 3]];
+
+/// What a model returns for these texts: scores, or an encoder's hidden states.
+fn output(model: &Backbone) -> Tensor<3> {
+    let text = |ids: Tensor<2, Int>| DecoderInput {
+        mask: Tensor::full(ids.dims(), true, &device()),
+        ids,
+        segments: None,
+    };
+    let read = text(Tensor::from_data(IDS, &device()));
+    let context = ForwardContext::new(read.mask.clone().float());
+    match model {
+        Backbone::Encoder(model) => {
+            let input = EncoderInput {
+                type_ids: Tensor::zeros(read.ids.dims(), &device()),
+                ids: read.ids,
+                mask: read.mask,
+            };
+            model.forward(&input, &context).hidden
+        }
+        Backbone::Decoder(model) => model.logits(model.forward(&read, &context).hidden),
+        Backbone::EncoderDecoder(model) => {
+            let target = text(Tensor::from_data(TARGET, &device()));
+            let encoded = model.encode(&read, &context);
+            model.logits(model.decode(&target, &encoded, &context).hidden)
+        }
+    }
+}
+
+fn kind(model: &Backbone) -> &'static str {
+    match model {
+        Backbone::Encoder(_) => "encoder",
+        Backbone::Decoder(_) => "causal",
+        Backbone::EncoderDecoder(_) => "seq2seq",
+    }
+}
+
+fn read(folder: &Path) -> Backbone {
+    Backbone::from_folder(folder, &device()).expect("a whole model")
+}
+
+/// Puts a base, an exported adapter or a merged model, and what molora computes with them into a
+/// folder of this name, if there is a place for them.
+fn keep(name: &str, base: &Path, adapter: &Path, merged: &Path) {
+    let mut adapted = read(base);
+    let resolved = PeftAdapter::open(adapter).expect("an adapter");
+    let resolved = resolved.resolve(&adapted).expect("of this model");
+    attach(&mut adapted, &resolved);
+    let found = output(&adapted);
+    let whole = output(&read(merged));
+    assert_close(found.clone(), whole.clone(), TOLERANCE, name);
+    let difference = (found.clone() - output(&read(base))).abs().max();
+    assert!(
+        difference.into_scalar::<f32>() > 1e-3,
+        "{name} does nothing"
+    );
+    let Some(root) = std::env::var_os("MOLORA_PARITY") else {
+        return;
+    };
+    let out = Path::new(&root).join(name);
+    for (from, to) in [(base, "base"), (adapter, "adapter"), (merged, "merged")] {
+        copy_folder(from, &out.join(to));
+    }
+    let case = json!({"kind": kind(&adapted), "input_ids": IDS, "decoder_input_ids": TARGET});
+    write_json(&out.join("case.json"), &case);
+    let mut tensors = Tensors::new();
+    for (name, tensor) in [("adapter", found), ("merged", whole)] {
+        let shape = tensor.dims().to_vec();
+        let values = tensor.into_data().iter::<f32>().collect();
+        tensors.insert(name.into(), (shape, values));
+    }
+    write_tensors(&out.join("expected.safetensors"), &tensors);
+}
+
+#[test]
+fn an_expert_and_a_static_mixture_of_a_llama() {
+    let world = Llama::new();
+    world.assemble("uniform", &[]);
+    for (name, choice) in [
+        ("llama-lora", &["--expert", "law"][..]),
+        ("llama-rslora", &["--expert", "med"]),
+        ("llama-static-mixture", &[]),
+    ] {
+        let [adapter, merged] = ["peft", "merged"].map(|kind| format!("{kind}-{name}"));
+        world.done(&[&["export", "run", "--out", &adapter], choice].concat());
+        world.done(&[&["merge", "run", "--out", &merged], choice].concat());
+        let path = |folder: &str| world.path(folder);
+        keep(name, &path("base"), &path(&adapter), &path(&merged));
+    }
+}
+
+/// A random LoRA for a model, written by molora.
+fn random_lora(model: &mut Backbone, targets: &[&str], folder: &Path) {
+    let spec = AdapterSpec {
+        targets: targets.iter().map(|&target| target.into()).collect(),
+        ..AdapterSpec::default()
+    };
+    let spec = spec.one_expert(false);
+    model
+        .attach(&spec, 1, Seed::new(1), &device())
+        .expect("the targets are there");
+    for (path, site) in model.sites_mut() {
+        let b = normal(
+            site.bank.b.dims(),
+            0.1,
+            Seed::new(2).child(&path),
+            &device(),
+        );
+        site.bank.b = Param::from_tensor(b);
+    }
+    let adapter = static_mixture(model).expect("one expert");
+    let about = PeftAbout {
+        name: "default".into(),
+        base_model: "base".into(),
+        task_type: Some(model.task_type().into()),
+    };
+    write_adapter(folder, model, &adapter, &about).expect("writable");
+}
+
+/// Fused attention of GPT-2 and both stacks of T5, as experts of one bank.
+#[test]
+fn static_mixtures_of_other_families() {
+    for (family, targets) in [
+        ("gpt2", &["c_attn.q", "c_attn.v", "mlp.c_fc"][..]),
+        ("t5", &["q", "v", "wo"]),
+        ("t5_v1_1", &["SelfAttention.q", "EncDecAttention.k", "wi_1"]),
+        ("qwen3", &["q_proj", "gate_proj"]),
+    ] {
+        let world = Llama::new();
+        std::fs::remove_dir_all(world.path("base")).expect("the Llama goes");
+        copy_folder(&golden(family), &world.path("base"));
+        let tokenizer = world.path("base/tokenizer.json");
+        write_json(&tokenizer, &super::decoder::tokenizer(32));
+        let mut model = read(&world.path("base"));
+        for name in ["one", "two"] {
+            let targets = if name == "one" {
+                targets
+            } else {
+                &targets[..1]
+            };
+            random_lora(&mut model, targets, &world.path(name));
+        }
+        let mut arguments = vec!["assemble", "--base", "base", "--router", "uniform"];
+        arguments.extend(["--expert", "one=one", "--expert", "two=two", "--out", "run"]);
+        world.done(&arguments);
+        world.done(&["export", "run", "--out", "peft"]);
+        world.done(&["merge", "run", "--out", "merged"]);
+        let path = |folder: &str| world.path(folder);
+        let name = format!("{family}-static-mixture");
+        keep(&name, &path("base"), &path("peft"), &path("merged"));
+    }
+}
+
+#[test]
+fn a_trained_lora_of_an_encoder() {
+    let world = World::new();
+    world.train(&small("lora"), "run");
+    for arguments in [
+        ["export", "run", "--out", "peft"],
+        ["merge", "run", "--out", "merged"],
+    ] {
+        assert!(world.run(&arguments).status.success(), "{arguments:?}");
+    }
+    let path = |folder: &str| world.path(folder);
+    keep("bert-lora", &path("model"), &path("peft"), &path("merged"));
+}
+
+/// A mixture that no LoRA equals, as the nearest one.
+#[test]
+fn a_distilled_lora_of_an_encoder() {
+    let world = World::new();
+    world.train(&small("hydralora"), "run");
+    let distill = ["distill", "run", "--rank", "2", "--out", "peft"];
+    assert!(world.run(&distill).status.success());
+    // What is merged is the LoRA: a run of it as the only expert.
+    let mut arguments = vec!["assemble", "--base", "model", "--data", "data"];
+    arguments.extend([
+        "--expert",
+        "pets=peft",
+        "--router",
+        "uniform",
+        "--out",
+        "again",
+    ]);
+    assert!(world.run(&arguments).status.success());
+    let merge = ["merge", "again", "--out", "merged"];
+    assert!(world.run(&merge).status.success());
+    let path = |folder: &str| world.path(folder);
+    keep(
+        "bert-distilled",
+        &path("model"),
+        &path("peft"),
+        &path("merged"),
+    );
+}

@@ -1,0 +1,9 @@
+//! Models from a hub on loopback that speaks the hub's file API, with everything that can go wrong.
+
+mod cache;
+mod connection;
+mod model;
+mod program;
+mod refusal;
+mod server;
+mod token;

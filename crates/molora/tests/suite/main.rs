@@ -1,0 +1,7 @@
+//! Whole runs, through the library and through the program: one binary, which links burn once.
+
+mod exchange;
+#[cfg(feature = "hub")]
+mod hub;
+mod program;
+mod world;

@@ -1,0 +1,141 @@
+//! Seeds, micro-batches and mixed batches.
+
+use molora_regularize::{Reduction, Term, TermConfig};
+use molora_train::recipe;
+use molora_train::recipe::Recipe;
+use molora_train::report::StepRecord;
+
+use crate::world::{World, small, steps};
+
+fn run_steps(recipe: &Recipe, seed: u64) -> Vec<StepRecord> {
+    let world = World::new();
+    let mut request = world.request(recipe.clone(), "run");
+    request.seed = seed;
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    molora_train::run::train(&request, &stop, &mut |_| {}).expect("a whole run");
+    steps(&request.out)
+}
+
+#[test]
+fn a_seed_decides_the_losses() {
+    let recipe = small("samora");
+    let first = run_steps(&recipe, 3);
+    assert_eq!(first, run_steps(&recipe, 3));
+    let other = run_steps(&recipe, 4);
+    assert!(first.iter().zip(&other).all(|(a, b)| a.loss != b.loss));
+}
+
+fn assert_near(found: f64, expected: f64, what: &str) {
+    let limit = 1e-5 * expected.abs().max(1.0);
+    assert!(
+        (found - expected).abs() <= limit,
+        "{what}: {found}, expected {expected}"
+    );
+}
+
+fn assert_near_step(found: &StepRecord, expected: &StepRecord, what: &str) {
+    let at = format!("{what}, step {}", expected.step);
+    assert_near(found.loss, expected.loss, &format!("{at}: loss"));
+    assert_near(
+        found.task_loss,
+        expected.task_loss,
+        &format!("{at}: task loss"),
+    );
+    let norms = (found.gradient_norm, expected.gradient_norm);
+    assert_near(norms.0, norms.1, &format!("{at}: gradient norm"));
+    assert_eq!(found.tokens, expected.tokens, "{at}");
+    for (term, value) in &expected.terms {
+        assert_near(found.terms[term], *value, &format!("{at}: {term}"));
+    }
+    for (task, value) in &expected.tasks {
+        assert_near(found.tasks[task], *value, &format!("{at}: {task}"));
+    }
+}
+
+#[test]
+fn micro_batches_give_the_losses_of_the_whole_batch() {
+    for name in recipe::names() {
+        // 7 leaves a rest of 4 rows.
+        for (rows, mixed) in [(8, false), (7, true)] {
+            let mut recipe = small(name);
+            recipe.adapter.bank.dropout = 0.0;
+            recipe.adapter.bank.weight_dropout = 0.0;
+            recipe.data.sampling.batch_size = 32;
+            recipe.data.sampling.mixed = mixed;
+            recipe.stages[0].steps = 10;
+            // Balance is a product of two means over the batch: its parts do not add up.
+            let adds_up = |term| matches!(term, Term::Orthogonality | Term::KeyMatching);
+            recipe.objective.terms.retain(|config| adds_up(config.term));
+            let whole = run_steps(&recipe, 0);
+            recipe.stages[0].micro_batch_size = rows;
+            for (found, expected) in run_steps(&recipe, 0).iter().zip(&whole) {
+                assert_near_step(found, expected, &format!("{name}, {rows} rows"));
+            }
+        }
+    }
+}
+
+#[test]
+fn micro_batches_give_the_mean_over_tokens_of_a_routing_loss() {
+    let mut recipe = small("hydralora");
+    recipe.adapter.bank.dropout = 0.0;
+    recipe.objective.terms = vec![TermConfig {
+        term: Term::RouterZLoss,
+        weight: 0.1,
+        within_site: Reduction::Mean,
+        over_sites: Reduction::Mean,
+    }];
+    let whole = run_steps(&recipe, 0);
+    recipe.stages[0].micro_batch_size = 3;
+    for (found, expected) in run_steps(&recipe, 0).iter().zip(&whole) {
+        let at = format!("step {}", expected.step);
+        let terms = [found, expected].map(|step| step.terms["router_z_loss"]);
+        assert!(terms[1] > 0.1, "{at}: {terms:?}");
+        assert_near(terms[0], terms[1], &at);
+        assert_near(found.gradient_norm, expected.gradient_norm, &at);
+    }
+}
+
+#[test]
+fn a_mixed_batch_holds_several_tasks() {
+    let mut recipe = small("samora");
+    recipe.data.sampling.batch_size = 32;
+    recipe.data.sampling.mixed = true;
+    // Unsorted: pairs are longer than single texts and would come together.
+    recipe.data.sampling.bucket_batches = 1;
+    for step in run_steps(&recipe, 0) {
+        let tasks: Vec<&String> = step.tasks.keys().collect();
+        assert_eq!(tasks, ["answer", "pets", "weather"], "step {}", step.step);
+        assert!(
+            step.tasks
+                .values()
+                .all(|loss| loss.is_finite() && *loss > 0.0)
+        );
+        let (low, high) = step
+            .tasks
+            .values()
+            .fold((f64::MAX, 0.0_f64), |(low, high), &loss| {
+                (low.min(loss), high.max(loss))
+            });
+        assert!(
+            low <= step.task_loss && step.task_loss <= high,
+            "a mean of the tasks' losses"
+        );
+    }
+}
+
+#[test]
+fn a_batch_of_one_task_holds_no_other() {
+    let steps = run_steps(&small("samora"), 0);
+    assert!(steps.iter().all(|step| step.tasks.len() == 1));
+    assert!(steps.iter().any(|step| step.tasks.contains_key("pets")));
+}
+
+#[test]
+fn auxiliary_terms_are_part_of_the_loss() {
+    for step in run_steps(&small("samora"), 0) {
+        let terms = 1e-3 * step.terms["orthogonality"] + 1e-2 * step.terms["key_matching"];
+        assert_near(step.loss, step.task_loss + terms, "loss");
+        assert!(terms > 0.0);
+    }
+}

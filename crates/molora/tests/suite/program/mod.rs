@@ -1,0 +1,23 @@
+//! Whole runs on a tiny model and tiny tasks, through the library and through the program.
+
+mod backends;
+mod bad_data;
+mod bad_folder;
+mod bad_model;
+mod bad_recipe;
+mod bad_stages;
+mod batches;
+mod checkpointing;
+mod compare;
+mod files;
+mod frozen;
+mod frozen_stages;
+mod grow;
+mod language;
+mod machine;
+mod refusal;
+mod resume;
+#[cfg(unix)]
+mod signals;
+mod unseen;
+mod writer;
