@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use molora_kernels::allocator::{Allocator, keep_freed_memory};
 use molora_train::TrainError;
+use molora_train::base::is_opening_device;
 use molora_train::compare::CompareError;
 use molora_train::hub::HubError;
 use tracing_subscriber::EnvFilter;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
+    quiet_while_opening_a_device();
     let cli = Cli::parse();
     // On a thread of the pool, so that a parallel operation needs no other thread to be woken for it.
     match rayon::scope(|_| cli.run()) {
@@ -37,6 +39,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A backend that is not there panics, which becomes an error of one line.
+fn quiet_while_opening_a_device() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !is_opening_device() {
+            hook(panic);
+        }
+    }));
 }
 
 fn is_interruption(error: &anyhow::Error) -> bool {

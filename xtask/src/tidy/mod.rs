@@ -12,6 +12,7 @@ mod arrows;
 mod budget;
 mod documents;
 mod plain;
+mod rooms;
 mod source;
 
 /// How bad a finding is.
@@ -90,6 +91,7 @@ fn check_text(file: &str, text: &str) -> Vec<Finding> {
             Ok(source) => {
                 findings.extend(budget::check(file, text, &source));
                 findings.extend(source::check(file, text, &source));
+                findings.extend(rooms::check(file, &source));
             }
             Err(error) => findings.push(Finding::error(
                 file,

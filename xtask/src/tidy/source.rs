@@ -6,6 +6,7 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 use super::Finding;
+use super::rooms::{self, Use};
 
 /// Backends that only the program, the kernels and tests may name.
 pub(super) const BACKENDS: [&str; 6] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda"];
@@ -34,6 +35,7 @@ pub(super) struct Function {
 pub(super) struct Source {
     pub(super) functions: Vec<Function>,
     pub(super) tests: Vec<RangeInclusive<usize>>,
+    pub(super) uses: Vec<Use>,
     unwraps: Vec<usize>,
     unsafes: Vec<usize>,
 }
@@ -41,8 +43,12 @@ pub(super) struct Source {
 impl Source {
     /// Parses the text of a file.
     pub(super) fn parse(text: &str) -> syn::Result<Self> {
-        let mut source = Self::default();
-        source.visit_file(&syn::parse_file(text)?);
+        let file = syn::parse_file(text)?;
+        let mut source = Self {
+            uses: rooms::uses(&file),
+            ..Self::default()
+        };
+        source.visit_file(&file);
         Ok(source)
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
 use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::{Device, Tensor};
 
@@ -12,6 +13,16 @@ use crate::TrainError;
 
 /// Whether the processor's settings were read.
 static TUNED: Once = Once::new();
+
+/// How many devices are being opened.
+static OPENING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether a device is being opened right now: a panic is then how a backend says that it is not
+/// there, which [`DeviceSpec::open`] returns as an error. A program whose panic hook stays silent
+/// meanwhile shows its user that error alone.
+pub fn is_opening_device() -> bool {
+    OPENING.load(Ordering::SeqCst) > 0
+}
 
 /// A device that a run can be on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,14 +57,13 @@ impl DeviceSpec {
         };
         self.check_driver().map_err(problem)?;
         // Backends report a missing driver or adapter by panicking.
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(|_| {}));
+        OPENING.fetch_add(1, Ordering::SeqCst);
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let device = self.device()?;
             Tensor::<1>::ones([2], &device).sum().into_scalar::<f32>();
             Some(device)
         }));
-        std::panic::set_hook(hook);
+        OPENING.fetch_sub(1, Ordering::SeqCst);
         match opened {
             Ok(Some(device)) => {
                 if self == Self::Cpu {

@@ -7,5 +7,5 @@ pub(crate) mod files;
 pub mod machine;
 mod stop;
 
-pub use device::DeviceSpec;
+pub use device::{DeviceSpec, is_opening_device};
 pub(crate) use stop::stop_tokens;
