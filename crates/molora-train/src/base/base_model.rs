@@ -51,6 +51,22 @@ pub fn find(name: &str, on_progress: &mut OnProgress<'_>) -> Result<BaseModel, T
     })
 }
 
+/// Refuses what can be no base model, as far as that can be known without the Hub.
+///
+/// # Errors
+/// If it is neither a folder nor a name on the Hub.
+pub fn check(name: &str) -> Result<(), TrainError> {
+    if let Some(id) = name.strip_prefix("hub:") {
+        id.parse::<ModelId>()?;
+        return Ok(());
+    }
+    let folder = bundled::folder(name)?;
+    if folder.is_dir() || (!name.starts_with("bundled:") && name.parse::<ModelId>().is_ok()) {
+        return Ok(());
+    }
+    Err(no_folder(&folder.to_string_lossy()))
+}
+
 /// The name of a base model for people and for other programs: without `bundled:`, `hub:` and the
 /// commit.
 pub fn plain_name(name: &str) -> &str {

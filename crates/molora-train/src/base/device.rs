@@ -51,11 +51,7 @@ impl DeviceSpec {
     /// # Errors
     /// [`TrainError::Device`] if the program was built without it or it does not answer.
     pub fn open(self) -> Result<Device, TrainError> {
-        let problem = |problem: String| TrainError::Device {
-            device: self.to_string(),
-            problem,
-        };
-        self.check_driver().map_err(problem)?;
+        self.check()?;
         // Backends report a missing driver or adapter by panicking.
         OPENING.fetch_add(1, Ordering::SeqCst);
         let opened = catch_unwind(AssertUnwindSafe(|| {
@@ -71,11 +67,36 @@ impl DeviceSpec {
                 }
                 Ok(device)
             }
-            Ok(None) => Err(problem(format!(
-                "this program was built without it; build with --features {}",
-                self.feature()
-            ))),
-            Err(panic) => Err(problem(format!("does not answer: {}", panic_text(&*panic)))),
+            Ok(None) => Err(self.not_built()),
+            Err(panic) => {
+                let problem = format!("does not answer: {}", panic_text(&*panic));
+                Err(self.refused(problem))
+            }
+        }
+    }
+
+    /// Checks what can be known without opening the device.
+    ///
+    /// # Errors
+    /// [`TrainError::Device`] if the program was built without it or its driver is not there.
+    pub fn check(self) -> Result<(), TrainError> {
+        if !self.is_built() {
+            return Err(self.not_built());
+        }
+        self.check_driver().map_err(|problem| self.refused(problem))
+    }
+
+    fn not_built(self) -> TrainError {
+        self.refused(format!(
+            "this program was built without it; build with --features {}",
+            self.feature()
+        ))
+    }
+
+    fn refused(self, problem: String) -> TrainError {
+        TrainError::Device {
+            device: self.to_string(),
+            problem,
         }
     }
 

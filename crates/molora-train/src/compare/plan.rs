@@ -10,12 +10,12 @@ use toml::Value;
 use super::error::CompareError;
 use super::rank::{Choice, Counter};
 use super::{COMPARISON, Request};
-use crate::base::base_model::absolute;
+use crate::base::base_model::{self, absolute};
 use crate::base::bundled;
 use crate::data::{DataError, Task, list_tasks, load_tasks, require_classification};
 use crate::recipe::Recipe;
 use crate::report::{SCHEMA_VERSION, write_atomically};
-use crate::run::with_groups;
+use crate::run::{check_tasks, with_groups};
 use crate::{TrainError, run};
 
 /// What is made equal between recipes.
@@ -108,11 +108,12 @@ pub(super) fn resolve(
     let data = bundled::folder(&request.data)?;
     let all = read_tasks(&data, request).map_err(TrainError::from)?;
     let tasks = &all.trained;
+    let recipes = with_tasks(request, tasks)?;
     let model = run::find_model(&request.model, stop, on_event)?;
     let plan = Plan {
         version: SCHEMA_VERSION,
         molora_version: env!("CARGO_PKG_VERSION").into(),
-        recipes: planned_recipes(request, &model.folder, tasks)?,
+        recipes: planned_recipes(request, recipes, &model.folder, tasks)?,
         model: model.name,
         base_dtype: request.base_dtype,
         data: absolute(&request.data),
@@ -122,7 +123,6 @@ pub(super) fn resolve(
         tasks: tasks.iter().map(planned_task).collect(),
         unseen: all.unseen.iter().map(planned_task).collect(),
     };
-    check_steps(&plan)?;
     Ok((plan, all))
 }
 
@@ -166,22 +166,37 @@ fn check(request: &Request) -> Result<(), CompareError> {
             let name = recipe.name.clone();
             return Err(CompareError::Twice { name });
         }
+        recipe.check()?;
     }
-    match request.seeds {
-        0 => Err(CompareError::NoSeeds),
-        _ => Ok(()),
+    if request.seeds == 0 {
+        return Err(CompareError::NoSeeds);
     }
+    request.device.check()?;
+    base_model::check(&request.model)?;
+    check_steps(request)
 }
 
-fn check_steps(plan: &Plan) -> Result<(), CompareError> {
-    let first = &plan.recipes[0];
-    let other = plan.recipes.iter().find(|r| r.steps() != first.steps());
-    match (plan.budget, other) {
+/// The recipes with the groups that the data give, checked against the tasks.
+fn with_tasks(request: &Request, tasks: &[Task]) -> Result<Vec<Recipe>, TrainError> {
+    let one = |recipe: &Recipe| {
+        let recipe = with_groups(recipe, tasks)?;
+        check_tasks(&recipe, tasks)?;
+        Ok(recipe)
+    };
+    request.recipes.iter().map(one).collect()
+}
+
+fn check_steps(request: &Request) -> Result<(), CompareError> {
+    let first = &request.recipes[0];
+    let steps = |recipe: &Recipe| recipe.stages.iter().map(|stage| stage.steps).sum();
+    let (first_steps, mut others) = (steps(first), request.recipes.iter());
+    let other = others.find(|other| steps(other) != first_steps);
+    match (request.budget, other) {
         (Budget::Steps, Some(other)) => Err(CompareError::UnequalSteps {
             first: first.name.clone(),
-            steps: first.steps(),
+            steps: first_steps,
             other: other.name.clone(),
-            other_steps: other.steps(),
+            other_steps: steps(other),
         }),
         _ => Ok(()),
     }
@@ -197,6 +212,7 @@ fn planned_task(task: &Task) -> PlannedTask {
 
 fn planned_recipes(
     request: &Request,
+    recipes: Vec<Recipe>,
     model: &Path,
     tasks: &[Task],
 ) -> Result<Vec<PlannedRecipe>, CompareError> {
@@ -209,8 +225,7 @@ fn planned_recipes(
     };
     let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
     let mut planned: Vec<PlannedRecipe> = Vec::new();
-    for recipe in &request.recipes {
-        let mut recipe = with_groups(recipe, tasks)?;
+    for mut recipe in recipes {
         let spec = recipe.resolve(&base, &names)?;
         let choice = match (request.budget, planned.first()) {
             (Budget::Params, Some(reference)) => counter.nearest(&spec, reference.parameters)?,

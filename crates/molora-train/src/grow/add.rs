@@ -66,10 +66,11 @@ pub fn add_expert(
     if config.recipe.instructions.is_some() {
         check_instructions(&[(task.meta.name.clone(), task.meta.instruction.clone())])?;
     }
-    let model = find_model(&config.model, stop, on_event)?;
-    on_event(Event::Phase("loading model and tasks"));
     let device = device_of(run, &config, request.device)?;
     let tasks = load_run_tasks(run, &config, None)?;
+    check_growth(&config)?;
+    let model = find_model(&config.model, stop, on_event)?;
+    on_event(Event::Phase("loading model and tasks"));
     let loaded = load(&config, &model.folder, &tasks, device, true)?;
     let growth = Growth {
         run,
@@ -88,6 +89,16 @@ pub fn add_expert(
         },
         error => error,
     })
+}
+
+/// Checks a recipe with one more task against its tasks, before there is a model.
+fn check_growth(config: &RunConfig) -> Result<(), TrainError> {
+    let (recipe, names) = (&config.recipe, names(config));
+    recipe.for_tasks(&names)?;
+    let new = names.len() - 1..names.len();
+    legs(&recipe.name, &recipe.stages, &names, new)?;
+    legs(&recipe.name, &recipe.growth, &names, 0..names.len())?;
+    Ok(())
 }
 
 fn find_task(data: &str, name: &String) -> Result<Task, TrainError> {

@@ -152,31 +152,78 @@ impl Recipe {
         toml::from_str(text).map_err(|error| text_error(text, file, &error))
     }
 
-    /// Checks every value against the others, against the model and against the tasks' names;
-    /// returns the specification of the mixture for these tasks.
+    /// Checks every value against the others: all that can be known before there are tasks and a
+    /// model.
     ///
     /// # Errors
     /// [`TrainError::Recipe`] with all problems, each with the path of its field.
+    pub fn check(&self) -> Result<(), TrainError> {
+        // How many experts there are for tasks is not known yet.
+        let spec = match self.adapter.expert_per_task {
+            true => Vec::new(),
+            false => self.spec_for(&[]).1,
+        };
+        self.refuse([spec, self.problems()].concat())
+    }
+
+    /// [`check`](Self::check), also against the tasks' names; returns the specification of the
+    /// mixture for these tasks.
+    ///
+    /// # Errors
+    /// [`TrainError::Recipe`] with all problems, each with the path of its field.
+    pub fn for_tasks(&self, tasks: &[String]) -> Result<AdapterSpec, TrainError> {
+        let (spec, problems) = self.spec_for(tasks);
+        self.refuse([problems, self.problems()].concat())?;
+        Ok(spec)
+    }
+
+    /// Checks what depends on the model.
+    ///
+    /// # Errors
+    /// [`TrainError::Recipe`] with all problems, each with the path of its field.
+    pub fn fits(&self, model: &Backbone) -> Result<(), TrainError> {
+        self.refuse(self.model_problems(model))
+    }
+
+    /// [`for_tasks`](Self::for_tasks) and [`fits`](Self::fits).
+    ///
+    /// # Errors
+    /// [`TrainError::Recipe`] with the problems of the first that finds any.
     pub fn resolve(&self, model: &Backbone, tasks: &[String]) -> Result<AdapterSpec, TrainError> {
-        let (spec, mut problems) = match self.adapter.for_tasks(tasks) {
+        let spec = self.for_tasks(tasks)?;
+        self.fits(model)?;
+        Ok(spec)
+    }
+
+    fn refuse(&self, problems: Vec<String>) -> Result<(), TrainError> {
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(TrainError::Recipe {
+                name: self.name.clone(),
+                problems,
+            }),
+        }
+    }
+
+    /// The specification of the mixture for tasks, and what is wrong with it.
+    fn spec_for(&self, tasks: &[String]) -> (AdapterSpec, Vec<String>) {
+        match self.adapter.for_tasks(tasks) {
             Ok(spec) => {
-                let problems = spec.problems();
-                (spec, problems.iter().map(ToString::to_string).collect())
+                let problems = spec.problems().iter().map(ToString::to_string).collect();
+                (spec, problems)
             }
             Err(problem) => (self.adapter.clone(), vec![problem.to_string()]),
-        };
-        problems.extend(self.data_problems(model));
+        }
+    }
+
+    /// What is wrong beside the specification of the mixture.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = self.data_problems();
         problems.extend(self.objective_problems("objective", &self.objective));
         let instructions = self.instructions.iter();
         problems.extend(instructions.flat_map(InstructionConfig::problems));
         problems.extend(self.stage_problems());
-        if problems.is_empty() {
-            return Ok(spec);
-        }
-        Err(TrainError::Recipe {
-            name: self.name.clone(),
-            problems,
-        })
+        problems
     }
 
     fn stage_problems(&self) -> Vec<String> {
@@ -210,7 +257,8 @@ impl Recipe {
         problems
     }
 
-    fn data_problems(&self, model: &Backbone) -> Vec<String> {
+    /// What is wrong with texts for a model.
+    fn model_problems(&self, model: &Backbone) -> Vec<String> {
         let mut problems = Vec::new();
         let (field, length) = match model.writes() {
             true => ("data.writing.max_length", self.data.writing.max_length),
@@ -225,6 +273,11 @@ impl Recipe {
             problems.push(format!("{field} is {length}, expected at least 8"));
         }
         problems.extend(self.packing_problem(model));
+        problems
+    }
+
+    fn data_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
         let at_least_one = [
             ("checkpoint_every", self.checkpoint_every),
             ("data.eval_batch_size", self.data.eval_batch_size),

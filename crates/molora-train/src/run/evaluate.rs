@@ -156,8 +156,9 @@ pub fn evaluate_base(
     config: &DataConfig,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<EvalReport, TrainError> {
-    let folder = base_model::find(model, &mut base_model::silent)?.folder;
+    device.check()?;
     let tasks = load_tasks(&bundled::folder(data)?, names)?;
+    let folder = base_model::find(model, &mut base_model::silent)?.folder;
     let device = device.open()?;
     let backbone = Backbone::from_folder(&folder, &device)?;
     if !backbone.writes() {
@@ -251,14 +252,16 @@ pub(crate) fn read_finished(folder: &Path) -> Result<RunConfig, TrainError> {
     Ok(config)
 }
 
-/// The wanted device, or the one of the run's training.
+/// The wanted device, or the one of the run's training, if the program has it.
 pub(crate) fn device_of(
     folder: &Path,
     config: &RunConfig,
     wanted: Option<DeviceSpec>,
 ) -> Result<DeviceSpec, TrainError> {
     let invalid = |problem: String| TrainError::run(&folder.join(RUN), problem);
-    wanted.map_or_else(|| config.device.parse().map_err(invalid), Ok)
+    let device = wanted.map_or_else(|| config.device.parse().map_err(invalid), Ok)?;
+    device.check()?;
+    Ok(device)
 }
 
 /// Reads a finished run with its tasks, from `data` if that is given.

@@ -35,7 +35,7 @@ use crate::report::{
     read_steps, render, write_atomically, write_json_atomically,
 };
 use crate::store::{
-    PREDICTIONS, RUN, RunConfig, STEPS, SUMMARY, TaskLabels, check_folder, checkpoint, git_commit,
+    PREDICTIONS, RunConfig, STEPS, SUMMARY, TaskLabels, check_folder, checkpoint, git_commit,
     make_folder, read_config,
 };
 use crate::train::{Setup, Start, Trained, train as train_loop};
@@ -48,8 +48,8 @@ pub(crate) use evaluate::{
 };
 pub use evaluate::{evaluate_base, evaluate_other, evaluate_run, evaluate_run_by};
 pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
-pub(crate) use stages::with_groups;
-use stages::{begin_again, check_stages, stage_number};
+use stages::{begin_again, stage_number};
+pub(crate) use stages::{check_tasks, with_groups};
 
 /// What a user asks for.
 #[derive(Debug, Clone)]
@@ -110,8 +110,16 @@ pub fn train(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
     check_folder(&request.out, request.force)?;
+    request.device.check()?;
+    request.recipe.check()?;
+    if let Some(stage) = &request.until {
+        stage_number(&request.recipe, stage)?;
+    }
+    base_model::check(&request.model)?;
     let data = bundled::folder(&request.data)?;
     let tasks = load_tasks(&data, request.tasks.as_deref())?;
+    let recipe = with_groups(&request.recipe, &tasks)?;
+    check_tasks(&recipe, &tasks)?;
     let labels = |task: &Task| TaskLabels {
         name: task.meta.name.clone(),
         kind: task.meta.kind,
@@ -128,11 +136,10 @@ pub fn train(
         seed: request.seed,
         device: request.device.to_string(),
         tasks: tasks.iter().map(labels).collect(),
-        recipe: with_groups(&request.recipe, &tasks)?,
+        recipe,
     };
     on_event(Event::Phase("loading model and tasks"));
     let loaded = load(&config, &model.folder, &tasks, request.device, true)?;
-    check_stages(&config.recipe, &tasks, request.until.as_deref())?;
     make_folder(&request.out, &config)?;
     run(
         &request.out,
@@ -168,13 +175,11 @@ pub fn resume(
             "the run is finished; see its report.html",
         ));
     }
+    let device = device_of(folder, &config, None)?;
+    let tasks = load_run_tasks(folder, &config, None)?;
+    check_tasks(&config.recipe, &tasks)?;
     let model = find_model(&config.model, stop, on_event)?;
     on_event(Event::Phase("loading model and tasks"));
-    let device = config
-        .device
-        .parse()
-        .map_err(|problem: String| TrainError::run(&folder.join(RUN), problem))?;
-    let tasks = load_run_tasks(folder, &config, None)?;
     let loaded = load(&config, &model.folder, &tasks, device, true)?;
     run(
         folder,

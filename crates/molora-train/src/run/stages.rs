@@ -6,6 +6,7 @@ use std::path::Path;
 use molora_routing::ScorerConfig;
 
 use crate::TrainError;
+use crate::base::base_model;
 use crate::data::{DataError, Task};
 use crate::guide::check_instructions;
 use crate::recipe::{Recipe, legs};
@@ -72,27 +73,22 @@ pub(crate) fn stage_number(recipe: &Recipe, name: &str) -> Result<usize, TrainEr
     })
 }
 
-/// Checks what a run would otherwise find out on its way: the stage at whose end it stops, what its
-/// stages ask of the tasks, and the tasks' instructions.
+/// Checks a recipe against tasks, before there is a model: the specification of their mixture, what
+/// the stages ask of them, and their instructions.
 ///
 /// # Errors
-/// [`TrainError::Recipe`] for a stage that does not exist, tasks that do not or have no step left, or
-/// a task without an instruction where one is compared.
-pub(crate) fn check_stages(
-    recipe: &Recipe,
-    tasks: &[Task],
-    until: Option<&str>,
-) -> Result<(), TrainError> {
-    if let Some(name) = until {
-        stage_number(recipe, name)?;
-    }
+/// [`TrainError::Recipe`] for whatever does not go together, stages with tasks that are not there or
+/// have no step left, or a task without an instruction where one is compared.
+pub(crate) fn check_tasks(recipe: &Recipe, tasks: &[Task]) -> Result<(), TrainError> {
     let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
+    recipe.for_tasks(&names)?;
     legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
+    let Some(instructions) = &recipe.instructions else {
+        return Ok(());
+    };
+    base_model::check(&instructions.encoder)?;
     let text = |task: &Task| (task.meta.name.clone(), task.meta.instruction.clone());
-    match recipe.instructions {
-        Some(_) => check_instructions(&tasks.iter().map(text).collect::<Vec<_>>()),
-        None => Ok(()),
-    }
+    check_instructions(&tasks.iter().map(text).collect::<Vec<_>>())
 }
 
 /// Takes a run back to the beginning of a stage that trains.

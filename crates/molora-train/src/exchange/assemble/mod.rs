@@ -94,8 +94,10 @@ pub fn assemble(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Assembled, TrainError> {
     check_folder(&request.out, request.force)?;
+    request.device.check()?;
     let data = request.data.as_deref();
     experts::check_names(request)?;
+    let tasks = tasks(request, data)?;
     let model = find_model(&request.base, stop, on_event)?;
     on_event(Event::Phase("loading model and experts"));
     let device = request.device.open()?;
@@ -109,7 +111,6 @@ pub fn assemble(
         return Err(TrainError::run(&model.folder, text));
     }
     let experts = Experts::read(request, &base)?;
-    let tasks = tasks(request, data)?;
     let has_template = base.writes() && ChatTemplate::from_folder(&model.folder)?.is_some();
     let config = RunConfig {
         molora_version: env!("CARGO_PKG_VERSION").into(),

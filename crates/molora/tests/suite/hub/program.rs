@@ -177,6 +177,64 @@ fn models_that_cannot_be_had() {
     assert_eq!(server.requests("").len(), before, "a path is no name");
 }
 
+/// What is wrong with a request is said before the hub is asked for anything.
+#[test]
+fn a_request_is_checked_before_the_model_is_fetched() {
+    let (server, folder) = (hub(), folder());
+    for (command, expected) in [
+        (
+            "train lora --until-stage jiont",
+            "error: recipe `lora`: no stage is named jiont; there are: joint",
+        ),
+        (
+            "train lora --set adapter.bank.rank=0",
+            "error: recipe `lora`: adapter.bank",
+        ),
+        (
+            "train lora --set stages.0.trainable=[]",
+            "error: recipe `lora`: stages.0.trainable is empty",
+        ),
+        (
+            "train lora --tasks pets,pets",
+            "error: task \"pets\" is selected twice",
+        ),
+        ("train lora --tasks pest", "error: no task \"pest\""),
+        (
+            "train samora --set stages.0.tasks=[\"x\"]",
+            "is no task of this run: pets",
+        ),
+        (
+            "train moa --steps 1 --tasks pets --device cuda",
+            "error: device cuda: ",
+        ),
+        (
+            "train glider --set instructions.encoder=./no",
+            "error: ./no: No such file",
+        ),
+        (
+            "compare lora,samora --seeds 1 --set stages.0.schedule.warmup=2",
+            "stages.0.schedule.warmup is 2",
+        ),
+        (
+            "compare lora,moa --seeds 1 --budget steps --set stages.0.steps=7",
+            "error: budget steps, but lora has 7 steps",
+        ),
+    ] {
+        let mut arguments: Vec<&str> = command.split_whitespace().collect();
+        arguments.extend(["--model", "org/name", "--data", "data", "--out", "run"]);
+        let output = molora(&server, folder.path(), "0", &arguments);
+        let errors = errors(&output);
+        assert_eq!(output.status.code(), Some(1), "{command}: {errors}");
+        assert!(errors.contains(expected), "{command}: {errors}");
+        assert_eq!(errors.lines().count(), 1, "{command}: {errors}");
+        assert_eq!(server.requests("").len(), 0, "{command} asked the hub");
+        assert!(
+            !folder.path().join("run").exists(),
+            "{command} left a folder"
+        );
+    }
+}
+
 #[test]
 fn a_folder_wins_over_a_name() {
     let (server, folder) = (hub(), folder());
