@@ -14,11 +14,12 @@ use molora_models::{Bert, EncoderInput, ForwardContext, masked_mean};
 use molora_routing::{Guidance, text_cosines};
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
 use crate::base::base_model;
+use crate::base::files::write_json_atomically;
 use crate::data::{Batch, Example, Split, Target, TextTokenizer, TokenizedTask};
+use crate::error::{RunProblem, TrainError};
 use crate::recipe::{InstructionConfig, QuerySource};
-use crate::report::{SCHEMA_VERSION, write_json_atomically};
+use crate::report::SCHEMA_VERSION;
 
 /// File of the experts' instructions in a run folder.
 pub const INSTRUCTIONS: &str = "instructions.json";
@@ -103,13 +104,13 @@ impl Instructions {
     /// Embeds the instruction of every expert, given by name and text.
     ///
     /// # Errors
-    /// [`TrainError::Recipe`] for a task without an instruction; whatever reading the encoder gives.
+    /// [`TrainError::NoInstruction`] for a task without an instruction; whatever reading the encoder gives.
     pub fn embed(
         config: &InstructionConfig,
         tasks: &[(String, String)],
         device: &Device,
     ) -> Result<Self, TrainError> {
-        check_instructions(tasks)?;
+        check_instructions(tasks.iter().map(|(name, text)| (name, text)))?;
         let encoder = TextEncoder::open(&config.encoder, device)?;
         let texts: Vec<&str> = tasks.iter().map(|(_, text)| &text[..]).collect();
         let vectors = encoder.embed(&texts)?;
@@ -131,7 +132,7 @@ impl Instructions {
     /// # Errors
     /// [`TrainError::Report`] if it cannot be written.
     pub fn save(&self, run: &Path) -> Result<(), TrainError> {
-        Ok(write_json_atomically(&run.join(INSTRUCTIONS), self)?)
+        write_json_atomically(&run.join(INSTRUCTIONS), self)
     }
 
     /// Reads the file of a run folder whose experts have these names.
@@ -141,17 +142,15 @@ impl Instructions {
     /// expert or has them in another order.
     pub fn load(run: &Path, names: &[String]) -> Result<Self, TrainError> {
         let path = run.join(INSTRUCTIONS);
-        let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
-        let found: Self =
-            serde_json::from_str(&text).map_err(|e| TrainError::run(&path, e.to_string()))?;
+        let text = fs_err::read_to_string(&path)?;
+        let found: Self = serde_json::from_str(&text).map_err(TrainError::json(&path))?;
         let has: Vec<&String> = found.experts.iter().map(|expert| &expert.name).collect();
         if !has.iter().copied().eq(names) {
             let has: Vec<&str> = has.into_iter().map(String::as_str).collect();
-            let problem = format!(
-                "experts are {}, expected {}",
-                has.join(", "),
-                names.join(", ")
-            );
+            let problem = RunProblem::OtherExperts {
+                found: has.join(", "),
+                expected: names.join(", "),
+            };
             return Err(TrainError::run(&path, problem));
         }
         let width = found
@@ -163,8 +162,11 @@ impl Instructions {
             .iter()
             .find(|expert| expert.vector.len() != width)
         {
-            let (name, found) = (&other.name, other.vector.len());
-            let problem = format!("the vector of {name} has {found} numbers, expected {width}");
+            let problem = RunProblem::VectorLength {
+                expert: other.name.clone(),
+                found: other.vector.len(),
+                expected: width,
+            };
             return Err(TrainError::run(&path, problem));
         }
         Ok(found)
@@ -208,8 +210,7 @@ impl Instructions {
     /// What tells routers about one split of any tasks, which need not be those of the experts.
     ///
     /// # Errors
-    /// [`TrainError::Recipe`] for a task without an instruction or an empty text, where that is the
-    /// query; a text that cannot be tokenized.
+    /// [`TrainError::NoInstruction`] or [`TrainError::EmptyQuery`], where that is the query; a text that cannot be tokenized.
     pub fn guide_of(
         &self,
         query: &Query,
@@ -223,11 +224,11 @@ impl Instructions {
         match query {
             Query::Task => {
                 let texts = tasks.iter().map(|task| (&task.name, &task.instruction));
-                require_texts(texts)?;
+                check_instructions(texts)?;
                 let texts: Vec<&str> = tasks.iter().map(|task| &task.instruction[..]).collect();
                 Ok(Guide::ByTask(rows(&texts)?))
             }
-            Query::Text(text) if text.trim().is_empty() => Err(problem("the query is empty")),
+            Query::Text(text) if text.trim().is_empty() => Err(TrainError::EmptyQuery),
             Query::Text(text) => Ok(Guide::ByTask(vec![rows(&[text])?.remove(0); tasks.len()])),
             Query::Request => {
                 let of_task = |task: &TokenizedTask| {
@@ -241,40 +242,17 @@ impl Instructions {
     }
 }
 
-/// Refuses a task, given by name and instruction, that has no instruction.
-pub(crate) fn require_texts<'a>(
+/// Refuses tasks, given by name and instruction, of which one has no instruction.
+///
+/// # Errors
+/// [`TrainError::NoInstruction`] names the first one.
+pub(crate) fn check_instructions<'a>(
     tasks: impl IntoIterator<Item = (&'a String, &'a String)>,
 ) -> Result<(), TrainError> {
     let mut tasks = tasks.into_iter();
     match tasks.find(|(_, text)| text.trim().is_empty()) {
         None => Ok(()),
-        Some((name, _)) => Err(problem(&format!(
-            "task {name} has no instruction in its task.json"
-        ))),
-    }
-}
-
-fn problem(text: &str) -> TrainError {
-    TrainError::Recipe {
-        name: "instructions".into(),
-        problems: vec![text.into()],
-    }
-}
-
-/// Refuses tasks, given by name and instruction, of which one has none.
-///
-/// # Errors
-/// [`TrainError::Recipe`] names the first one.
-pub(crate) fn check_instructions(tasks: &[(String, String)]) -> Result<(), TrainError> {
-    match tasks.iter().find(|(_, text)| text.trim().is_empty()) {
-        Some((name, _)) => Err(TrainError::Recipe {
-            name: "instructions".into(),
-            problems: vec![format!(
-                "task {name} has an empty instruction in its task.json, expected a sentence that its \
-                 expert is compared by"
-            )],
-        }),
-        None => Ok(()),
+        Some((task, _)) => Err(TrainError::NoInstruction { task: task.clone() }),
     }
 }
 

@@ -30,7 +30,7 @@ pub mod store;
 pub mod train;
 pub mod unseen;
 
-pub use error::TrainError;
+pub use error::{RunProblem, TrainError};
 pub use recipe::Recipe;
 
 /// Compiles the examples of the README.

@@ -3,11 +3,12 @@
 use super::Finding;
 
 /// Endings of the text files that people write here.
-const TEXT: [&str; 9] = [
+const TEXT: [&str; 10] = [
     ".rs",
     ".toml",
     ".md",
     ".css",
+    ".html",
     ".py",
     ".sh",
     ".yml",

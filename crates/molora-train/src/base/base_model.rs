@@ -11,8 +11,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::bundled;
+use crate::error::{RunProblem, TrainError};
+use crate::hub;
 use crate::hub::{HubConfig, HubError, ModelId, OnProgress};
-use crate::{TrainError, hub};
 
 /// A base model that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,8 +104,7 @@ fn no_folder(name: &str) -> TrainError {
         Ok(_) => "not a folder".to_owned(),
         Err(error) => error.to_string(),
     };
-    let text = format!("{problem}; a model is a folder, bundled:NAME, or org/name on the Hub");
-    TrainError::run(Path::new(name), text)
+    TrainError::run(Path::new(name), RunProblem::NoModelFolder { problem })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::TrainError;
+use crate::error::{RunProblem, TrainError};
 
 /// The base model of a run that names none.
 pub const MODEL: &str = "bundled:all-MiniLM-L6-v2";
@@ -23,12 +23,8 @@ pub fn folder(name: &str) -> Result<PathBuf, TrainError> {
     } else {
         Path::new("models").join(name)
     };
-    let root = datasets().ok_or_else(|| {
-        TrainError::run(
-            Path::new("datasets"),
-            "not found here, above or in MOLORA_DATASETS; give --model and --data",
-        )
-    })?;
+    let root =
+        datasets().ok_or_else(|| TrainError::run(Path::new("datasets"), RunProblem::NoDatasets))?;
     Ok(root.join(inside))
 }
 

@@ -8,4 +8,5 @@ pub mod machine;
 mod stop;
 
 pub use device::{DeviceSpec, is_opening_device};
+pub use files::write_atomically;
 pub(crate) use stop::stop_tokens;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::TrainError;
+use crate::error::{RunProblem, TrainError};
 
 /// The tokens that end an answer: `eos_token_id` of `generation_config.json`, or of `config.json`.
 pub(crate) fn stop_tokens(folder: &Path) -> Result<Vec<usize>, TrainError> {
@@ -13,9 +13,8 @@ pub(crate) fn stop_tokens(folder: &Path) -> Result<Vec<usize>, TrainError> {
         if !path.is_file() {
             continue;
         }
-        let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
-        let config: Value =
-            serde_json::from_str(&text).map_err(|e| TrainError::run(&path, e.to_string()))?;
+        let text = fs_err::read_to_string(&path)?;
+        let config: Value = serde_json::from_str(&text).map_err(TrainError::json(&path))?;
         let number = |value: &Value| value.as_u64().map(|id| id as usize);
         let found = match &config["eos_token_id"] {
             Value::Null => continue,
@@ -23,10 +22,9 @@ pub(crate) fn stop_tokens(folder: &Path) -> Result<Vec<usize>, TrainError> {
             id => number(id).map(|id| vec![id]),
         };
         return found.ok_or_else(|| {
-            let problem = format!(
-                "eos_token_id is {}, expected a number or a list of them",
-                config["eos_token_id"]
-            );
+            let problem = RunProblem::EndTokens {
+                found: config["eos_token_id"].to_string(),
+            };
             TrainError::run(&path, problem)
         });
     }

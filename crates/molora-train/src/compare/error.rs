@@ -12,6 +12,9 @@ pub enum CompareError {
     /// A problem with model, data, recipe, device or one of the runs.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// A file or folder cannot be read or written; the text names it.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
     /// A file of the comparison cannot be written.
     #[error(transparent)]
     Report(#[from] ReportError),
@@ -74,10 +77,5 @@ impl CompareError {
             path: path.to_owned(),
             problem: problem.into(),
         }
-    }
-
-    pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Train(TrainError::Io { path, source })
     }
 }

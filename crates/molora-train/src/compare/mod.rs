@@ -23,8 +23,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use molora_models::BaseDtype;
 
 use crate::base::DeviceSpec;
+use crate::base::files::{write_atomically, write_json_atomically};
 use crate::recipe::Recipe;
-use crate::report::{write_atomically, write_json_atomically};
 use crate::store::{RUN, SUMMARY, read_config};
 use crate::{TrainError, run};
 

@@ -111,6 +111,6 @@ fn are_right(task: &Task, answers: &Predictions) -> Option<Vec<bool>> {
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, CompareError> {
-    let bytes = std::fs::read(path).map_err(CompareError::io(path))?;
+    let bytes = fs_err::read(path)?;
     serde_json::from_slice(&bytes).map_err(|error| CompareError::folder(path, error.to_string()))
 }

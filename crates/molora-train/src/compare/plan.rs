@@ -12,9 +12,10 @@ use super::rank::{Choice, Counter};
 use super::{COMPARISON, Request};
 use crate::base::base_model::{self, absolute};
 use crate::base::bundled;
+use crate::base::files::write_atomically;
 use crate::data::{DataError, Task, list_tasks, load_tasks, require_classification};
 use crate::recipe::Recipe;
-use crate::report::{SCHEMA_VERSION, write_atomically};
+use crate::report::SCHEMA_VERSION;
 use crate::run::{check_tasks, with_groups};
 use crate::{TrainError, run};
 
@@ -253,7 +254,7 @@ pub(super) fn check_folder(folder: &Path) -> Result<(), CompareError> {
         let text = "is a file, expected a folder or nothing";
         return Err(CompareError::folder(folder, text));
     }
-    let mut entries = std::fs::read_dir(folder).map_err(CompareError::io(folder))?;
+    let mut entries = fs_err::read_dir(folder)?;
     if entries.next().is_some() && !folder.join(COMPARISON).is_file() {
         let text = "holds files but no compare.toml: not a comparison; choose another --out";
         return Err(CompareError::folder(folder, text));
@@ -266,10 +267,10 @@ pub(super) fn write_or_agree(plan: &Plan, folder: &Path) -> Result<(), CompareEr
     let path = folder.join(COMPARISON);
     let text = toml::to_string(plan).expect("plain data");
     if !path.exists() {
-        std::fs::create_dir_all(folder).map_err(CompareError::io(folder))?;
+        fs_err::create_dir_all(folder)?;
         return Ok(write_atomically(&path, text.as_bytes())?);
     }
-    let stored = std::fs::read_to_string(&path).map_err(CompareError::io(&path))?;
+    let stored = fs_err::read_to_string(&path)?;
     let stored: toml::Table = toml::from_str(&stored)
         .map_err(|error| CompareError::folder(&path, error.message().replace('\n', " ")))?;
     // As text, since a single-precision number becomes another one in double precision.

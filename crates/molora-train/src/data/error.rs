@@ -157,8 +157,8 @@ pub enum DataError {
     /// The choice of tasks is empty or names one twice.
     #[error("task selection: {0}")]
     Selection(String),
-    /// Tasks of a kind that cannot be trained yet.
-    #[error("only classification tasks can be trained: {found}; choose others with --tasks")]
+    /// Tasks whose answers a probe cannot tell.
+    #[error("a probe tells the classes of classification tasks alone: {found}; choose others")]
     Unsupported {
         /// `name (kind)` of every such task, joined by commas.
         found: String,

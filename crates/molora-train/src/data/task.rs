@@ -133,7 +133,7 @@ pub fn list_tasks(path: &Path) -> Result<Vec<String>, DataError> {
     Ok(names)
 }
 
-/// Refuses tasks of kinds that cannot be trained yet.
+/// Refuses tasks whose answers a linear probe cannot tell.
 ///
 /// # Errors
 /// Names every task that is no classification task, with its kind.

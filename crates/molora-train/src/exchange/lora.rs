@@ -8,7 +8,7 @@ use molora_models::Adaptable;
 use molora_models::peft::{ModuleLora, ResolvedAdapter, expert, mixture_for};
 use molora_routing::{Granularity, ScorerConfig, Selection};
 
-use crate::TrainError;
+use crate::error::{RunProblem, TrainError};
 use crate::run::{Opened, task_number};
 
 /// Which LoRA of a run is meant; the mixture itself by default.
@@ -40,8 +40,11 @@ pub(super) fn as_lora(
         .map(|name| task_number(run, opened, name))
         .transpose()?;
     if let Some(why) = why_not(opened, task.is_some()) {
-        let text = format!("{why}; {}", advice(run, opened));
-        return Err(TrainError::run(run, text));
+        let advice = advice(run, opened);
+        return Err(TrainError::run(
+            run,
+            RunProblem::NoSingleLora { why, advice },
+        ));
     }
     let (count, device) = (opened.config.tasks.len(), &opened.loaded.device);
     let selector = |task| task_selector(&[Some(task)], count, device);
@@ -103,11 +106,12 @@ fn expert_number(run: &Path, opened: &Opened, name: &str) -> Result<usize, Train
             [] => "expected a number".to_owned(),
             names => format!("there are {}, or a number", names.join(", ")),
         };
-        let last = count.saturating_sub(1);
-        TrainError::run(
-            run,
-            format!("has no expert `{name}`; {known} from 0 to {last}"),
-        )
+        let problem = RunProblem::NoExpert {
+            name: name.into(),
+            known,
+            last: count.saturating_sub(1),
+        };
+        TrainError::run(run, problem)
     })
 }
 

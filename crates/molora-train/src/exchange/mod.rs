@@ -21,7 +21,7 @@ pub use export::{ExportRequest, Exported, export};
 pub use lora::Choice;
 pub use merge::{MergeRequest, Merged, merge};
 
-use crate::TrainError;
+use crate::error::{RunProblem, TrainError};
 use crate::store::checkpoint::HEADS;
 
 /// Refuses a folder that is there already with something in it.
@@ -29,13 +29,10 @@ fn check_new(folder: &Path) -> Result<(), TrainError> {
     if !folder.exists() {
         return Ok(());
     }
-    let mut entries = std::fs::read_dir(folder).map_err(TrainError::io(folder))?;
+    let mut entries = fs_err::read_dir(folder)?;
     match entries.next() {
         None => Ok(()),
-        Some(_) => {
-            let text = "exists already and is not empty; choose another --out";
-            Err(TrainError::run(folder, text))
-        }
+        Some(_) => Err(TrainError::run(folder, RunProblem::NotEmpty)),
     }
 }
 
@@ -44,7 +41,7 @@ fn check_new(folder: &Path) -> Result<(), TrainError> {
 fn copy_heads(run: &Path, out: &Path, has_heads: bool) -> Result<bool, TrainError> {
     if has_heads {
         let (from, to) = (run.join(HEADS), out.join(HEADS));
-        std::fs::copy(&from, &to).map_err(TrainError::io(&from))?;
+        fs_err::copy(&from, &to)?;
     }
     Ok(has_heads)
 }

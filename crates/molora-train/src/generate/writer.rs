@@ -11,9 +11,9 @@ use molora_models::{
 };
 use molora_routing::Guidance;
 
-use crate::TrainError;
 use crate::base::{DeviceSpec, base_model, stop_tokens};
 use crate::data::{ChatTemplate, Message, PromptStyle, TextTokenizer};
+use crate::error::{RunProblem, TrainError};
 use crate::guide::{Guide, Instructions, TextEncoder};
 use crate::run::{open_without_data, task_number};
 
@@ -116,9 +116,7 @@ impl Writer {
         device: Device,
     ) -> Result<Self, TrainError> {
         if !backbone.writes() {
-            let text = "is an encoder, which writes no text: expected a decoder or an \
-                        encoder-decoder";
-            return Err(TrainError::run(&folder, text));
+            return Err(TrainError::run(&folder, RunProblem::WritesNoText));
         }
         let tokenizer = TextTokenizer::from_folder(&folder)?;
         tokenizer.check_vocabulary(backbone.vocab_size())?;
@@ -143,8 +141,7 @@ impl Writer {
     pub fn chats(&self, wanted: Option<bool>) -> Result<bool, TrainError> {
         let has_template = self.template.is_some();
         if wanted == Some(true) && !has_template {
-            let text = "has no chat template in tokenizer_config.json or chat_template.jinja";
-            return Err(TrainError::run(&self.folder, text));
+            return Err(TrainError::run(&self.folder, RunProblem::NoChatTemplate));
         }
         Ok(wanted.unwrap_or(self.is_chat))
     }

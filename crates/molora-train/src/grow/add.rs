@@ -9,11 +9,11 @@ use molora_models::{AdapterSpec, Backbone, TaskModel, load_heads};
 use super::mixture::{Newcomer, fill};
 use super::plan::{Origins, check_recipe, grown};
 use super::{STAGES, names, progress, stored_mixture};
-use crate::TrainError;
 use crate::base::base_model::absolute;
-use crate::base::files::{copy, make};
+use crate::base::files::copy;
 use crate::base::{DeviceSpec, bundled};
 use crate::data::{Task, load_tasks};
+use crate::error::{RunProblem, TrainError};
 use crate::guide::{Instructions, check_instructions};
 use crate::model::with_stable_ids;
 use crate::recipe::{InstructionConfig, Leg, StageConfig, legs};
@@ -57,14 +57,15 @@ pub fn add_expert(
     let old = read_finished(run)?;
     check_recipe(run, &old)?;
     if names(&old).contains(&request.task) {
-        let problem = format!("has an expert of {} already", request.task);
+        let task = request.task.clone();
+        let problem = RunProblem::HasExpert { task };
         return Err(TrainError::run(run, problem));
     }
     let data = request.data.as_deref().map_or(old.data.clone(), absolute);
     let task = find_task(&data, &request.task)?;
     let config = grown(run, &old, &task, &data, request.group.as_deref())?;
     if config.recipe.instructions.is_some() {
-        check_instructions(&[(task.meta.name.clone(), task.meta.instruction.clone())])?;
+        check_instructions([(&task.meta.name, &task.meta.instruction)])?;
     }
     let device = device_of(run, &config, request.device)?;
     let tasks = load_run_tasks(run, &config, None)?;
@@ -135,15 +136,13 @@ impl Growth<'_> {
     /// Makes the working folder, or checks that it was made for the same.
     fn begin(&self) -> Result<(), TrainError> {
         if !self.work.exists() {
-            make(&self.work)?;
+            fs_err::create_dir_all(&self.work)?;
             return write_config(&self.work, &self.config);
         }
         if read_config(&self.work).is_ok_and(|begun| begun == self.config) {
             return Ok(());
         }
-        let problem = "the expert was begun with other data, another group or beside other experts: \
-                       give the same options, or remove this folder";
-        Err(TrainError::run(&self.work, problem))
+        Err(TrainError::run(&self.work, RunProblem::BegunOtherwise))
     }
 
     /// Folder in which the recipe's `growth` stages train; it is there once the expert is trained.
@@ -187,7 +186,7 @@ impl Growth<'_> {
             let setup = self.setup(&self.work, &recipe.stages, &legs, seed);
             on_event(Event::Phase("training the expert"));
             train(&setup, Start::Fresh(self.loaded.heads.clone()), on_event)?;
-            make(&self.joined())?;
+            fs_err::create_dir_all(self.joined())?;
         }
         Ok(read_steps(&self.work.join(STEPS))?)
     }
@@ -299,7 +298,7 @@ impl Growth<'_> {
         write_config(&new, &self.config)?;
         swap.keep(self.run, self.name, STAGES)?;
         let folder = pool::expert_folder(&self.work, self.name);
-        make(&new.join(pool::EXPERTS))?;
+        fs_err::create_dir_all(new.join(pool::EXPERTS))?;
         copy(&folder, &pool::expert_folder(&new, self.name))?;
         if self.stop.load(Ordering::SeqCst) {
             let (step, run) = (trained.progress.step, self.run.to_owned());

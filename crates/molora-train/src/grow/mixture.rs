@@ -7,6 +7,7 @@ use molora_models::{Adaptable, Backbone};
 use molora_routing::{Router, Scorer, WithinScorer};
 
 use super::plan::Origins;
+use crate::error::RunProblem;
 
 /// An expert that was trained alone.
 pub(super) struct Newcomer {
@@ -26,14 +27,17 @@ pub(super) fn fill(
     old: &Backbone,
     origins: &Origins,
     newcomer: Option<&Newcomer>,
-) -> Result<(), String> {
+) -> Result<(), RunProblem> {
     let old_sites = old.sites();
     let new_sites = newcomer.map(|newcomer| newcomer.expert.sites());
     let gates = newcomer.and_then(|newcomer| Some(newcomer.gate.as_ref()?.sites()));
     for (number, (path, site)) in mixture.sites_mut().into_iter().enumerate() {
         let from = old_sites[number].1;
         let new = new_sites.as_ref().map(|sites| &sites[number].1.bank);
-        site.bank = bank(&from.bank, new, origins).map_err(|error| format!("{path}: {error}"))?;
+        site.bank = bank(&from.bank, new, origins).map_err(|source| RunProblem::Unlike {
+            site: path.clone(),
+            source,
+        })?;
         let gate = gates
             .as_ref()
             .and_then(|sites| sites[number].1.router.as_ref());

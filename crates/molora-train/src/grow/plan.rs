@@ -4,8 +4,8 @@ use std::path::Path;
 
 use molora_routing::ScorerConfig;
 
-use crate::TrainError;
 use crate::data::Task;
+use crate::error::{RunProblem, TrainError};
 use crate::recipe::{Scope, StageConfig};
 use crate::store::{RUN, RunConfig, TaskLabels};
 
@@ -20,10 +20,9 @@ pub(super) fn check_recipe(run: &Path, config: &RunConfig) -> Result<(), TrainEr
     if recipe.adapter.expert_per_task && recipe.stages.iter().any(trains_experts) {
         return Ok(());
     }
-    let problem = format!(
-        "recipe {} trains its experts together: adding or removing one needs training again",
-        recipe.name
-    );
+    let problem = RunProblem::TrainedTogether {
+        recipe: recipe.name.clone(),
+    };
     Err(TrainError::run(&run.join(RUN), problem))
 }
 
@@ -32,7 +31,10 @@ pub(super) fn position(run: &Path, config: &RunConfig, task: &str) -> Result<usi
     let names = super::names(config);
     let found = names.iter().position(|name| name == task);
     found.ok_or_else(|| {
-        let problem = format!("has no expert of {task}; there are: {}", names.join(", "));
+        let problem = RunProblem::NoExpertOf {
+            task: task.into(),
+            known: names.join(", "),
+        };
         TrainError::run(run, problem)
     })
 }
@@ -60,18 +62,19 @@ pub(super) fn grown(
             let own = group.or(task.meta.group.as_deref());
             let Some(group) = own.filter(|group| !group.is_empty()) else {
                 let known: Vec<&str> = groups.keys().map(String::as_str).collect();
-                let problem = format!(
-                    "task {name} has no group in its task.json; name one of this run's with \
-                     --group, or a new one: {}",
-                    known.join(", ")
-                );
+                let problem = RunProblem::NoGroup {
+                    task: name.clone(),
+                    known: known.join(", "),
+                };
                 return Err(TrainError::run(run, problem));
             };
             groups.entry(group.into()).or_default().push(name.clone());
         }
         (false, Some(group)) => {
-            let recipe = &config.recipe.name;
-            let problem = format!("recipe {recipe} has no groups of experts, but {group} is given");
+            let problem = RunProblem::NoGroups {
+                recipe: config.recipe.name.clone(),
+                group: group.into(),
+            };
             return Err(TrainError::run(run, problem));
         }
         (false, None) => {}
@@ -100,7 +103,10 @@ pub(super) fn shrunk(run: &Path, config: &RunConfig, task: &str) -> Result<RunCo
     for stage in recipe.stages.iter_mut().chain(&mut recipe.growth) {
         // An empty list would mean all tasks.
         if stage.tasks == [task] {
-            let problem = format!("stage {} trains on {task} alone", stage.name);
+            let problem = RunProblem::StageOfOneTask {
+                stage: stage.name.clone(),
+                task: task.into(),
+            };
             return Err(TrainError::run(&run.join(RUN), problem));
         }
         stage.tasks.retain(|name| name != task);

@@ -7,9 +7,9 @@ use molora_kernels::random::Seed;
 use super::mixture::fill;
 use super::plan::{Origins, check_recipe, position, shrunk};
 use super::{STAGES, names, progress, stored_mixture};
-use crate::TrainError;
-use crate::base::files::{copy, make, remove};
+use crate::base::files::{copy, remove};
 use crate::base::{DeviceSpec, base_model};
+use crate::error::{RunProblem, TrainError};
 use crate::guide::Instructions;
 use crate::model::with_stable_ids;
 use crate::report::read_steps;
@@ -45,12 +45,12 @@ pub fn remove_expert(
     check_recipe(run, &config)?;
     let place = position(run, &config, task)?;
     if config.tasks.len() == 1 {
-        let problem = format!("{task} is its only expert, expected another one to stay");
+        let problem = RunProblem::OnlyExpert { task: task.into() };
         return Err(TrainError::run(run, problem));
     }
     let work = run.join(format!(".removing-{task}"));
     remove(&work)?;
-    make(&work)?;
+    fs_err::create_dir_all(&work)?;
     let is_last = place + 1 == config.tasks.len();
     if is_last && run.join(BEFORE).join(task).is_dir() {
         restore(run, task, &work)?;

@@ -7,7 +7,10 @@
 //! The crate `hf-hub` gives the layout of the cache, the addresses and the request for a
 //! repository's description. Files are read here, because version 0.5 of the crate sends the token
 //! on to the host that a file is redirected to, resumes a retry at the wrong place, and compares no
-//! sizes.
+//! sizes. Version 1.0 does not replace this either: a download that was cut begins again from its
+//! first byte, sizes are not compared, `HF_HUB_OFFLINE` is not known, its blocking calls cannot be stopped,
+//! another process that loads the same file makes it fail after ten seconds, and it brings an
+//! asynchronous runtime, a second HTTP client and the Xet protocol (326 crates in all).
 
 #[cfg(feature = "hub")]
 mod cache;

@@ -6,11 +6,10 @@ pub mod schema;
 
 mod chart;
 mod error;
-mod files;
 pub(crate) mod format;
-mod heatmap;
-mod html;
 mod idle;
+mod page;
+mod routing;
 #[cfg(test)]
 pub(crate) mod sample;
 mod statistics;
@@ -18,16 +17,13 @@ pub(crate) mod table;
 mod writer;
 
 pub use error::ReportError;
-pub use files::{write_atomically, write_json_atomically};
 pub use format::thousands;
-pub use html::render;
 pub use idle::{IDLE_SHARE, idle_summary};
+pub use page::render;
 pub use schema::{
     EvalReport, ParameterCounts, PredictionReport, Predictions, RoutingReport, RunSummary,
     SCHEMA_VERSION, SiteRouting, StepRecord, TaskScore,
 };
 pub use statistics::{CONFIDENCE, Gain, RESAMPLES, Spread, Verdict};
-pub use table::{
-    summary_table, summary_table_markdown, task_table, task_table_markdown, total_table,
-};
+pub use table::{summary_table, task_table, total_table};
 pub use writer::{StepWriter, peak_memory_bytes, read_steps, truncate_after};

@@ -1,6 +1,6 @@
 //! Tables for the terminal and, in Markdown, for the documents. ASCII only.
 
-use comfy_table::presets::{ASCII_BORDERS_ONLY_CONDENSED, ASCII_MARKDOWN};
+use comfy_table::presets::ASCII_BORDERS_ONLY_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Row, Table, TableStyle};
 
 use super::format::{duration, mebibytes, percent, share, thousands};
@@ -8,35 +8,21 @@ use super::schema::{EvalReport, RunSummary, TaskScore};
 
 /// Scores task by task, with a last row of means.
 pub fn task_table(report: &EvalReport) -> String {
-    with_total(scores(ASCII_BORDERS_ONLY_CONDENSED, report))
-}
-
-/// [`task_table`] as a Markdown table.
-pub fn task_table_markdown(report: &EvalReport) -> String {
-    markdown(scores(ASCII_MARKDOWN, report), 2)
-}
-
-fn scores(style: TableStyle, report: &EvalReport) -> Table {
-    aligned(style, task_header(report), task_rows(report), 2)
+    total_table(task_header(report), task_rows(report), 2)
 }
 
 /// Parameters by kind, then speed, memory, time and padding of a run.
 pub fn summary_table(summary: &RunSummary) -> String {
-    let (counts, facts) = summary_tables(ASCII_BORDERS_ONLY_CONDENSED, summary);
-    format!("{}\n{facts}", with_total(counts))
-}
-
-/// [`summary_table`] as two Markdown tables.
-pub fn summary_table_markdown(summary: &RunSummary) -> String {
-    let (counts, facts) = summary_tables(ASCII_MARKDOWN, summary);
-    format!("{}\n\n{}", markdown(counts, 1), markdown(facts, 1))
-}
-
-fn summary_tables(style: TableStyle, summary: &RunSummary) -> (Table, Table) {
     let header = ["parameters", "count", "of base"].map(str::to_owned);
-    let counts = aligned(style, header, parameter_rows(summary).into(), 1);
+    let counts = total_table(header, parameter_rows(summary).into(), 1);
     let header = ["training", ""].map(str::to_owned);
-    (counts, aligned(style, header, fact_rows(summary).into(), 1))
+    let facts = aligned(
+        ASCII_BORDERS_ONLY_CONDENSED,
+        header,
+        fact_rows(summary).into(),
+        1,
+    );
+    format!("{counts}\n{facts}")
 }
 
 /// Heads of [`task_rows`], whose last column counts records of the report's split.
@@ -185,19 +171,6 @@ mod tests {
     }
 
     #[test]
-    fn task_table_is_markdown() {
-        insta::assert_snapshot!(task_table_markdown(&sample::eval()), @r"
-        | task          | metric   | score % | accuracy % | majority % | test records |
-        |---------------|----------|--------:|-----------:|-----------:|-------------:|
-        | banking77     | accuracy |    91.3 |       92.5 |        1.3 |        3,080 |
-        | clinc_domain  | macro_f1 |    88.4 |       89.6 |       10.0 |          900 |
-        | sms_spam      | f1:spam  |    97.7 |       98.9 |       86.6 |          557 |
-        | stackoverflow | mcc      |    -3.1 |        5.0 |        5.0 |        1,000 |
-        | mean          |          |    68.6 |       71.5 |            |        5,537 |
-        ");
-    }
-
-    #[test]
     fn summary_table_reads_well() {
         insta::assert_snapshot!(summary_table(&sample::summary()), @r"
         +---------------------------------------+
@@ -220,28 +193,6 @@ mod tests {
         | padding              8.3 % |
         | peak memory      1,229 MiB |
         +----------------------------+
-        ");
-    }
-
-    #[test]
-    fn summary_table_is_markdown() {
-        insta::assert_snapshot!(summary_table_markdown(&sample::summary()), @r"
-        | parameters    |      count |  of base |
-        |---------------|-----------:|---------:|
-        | base (frozen) | 22,713,216 | 100.00 % |
-        | adapters      |    294,912 |   1.30 % |
-        | routers       |        576 |   0.00 % |
-        | gates         |      1,536 |   0.01 % |
-        | heads         |     43,120 |   0.19 % |
-        | trainable     |    340,144 |   1.50 % |
-
-        | training      |            |
-        |---------------|-----------:|
-        | steps         |        600 |
-        | training time | 6 min 57 s |
-        | tokens/s      |      3,457 |
-        | padding       |      8.3 % |
-        | peak memory   |  1,229 MiB |
         ");
     }
 

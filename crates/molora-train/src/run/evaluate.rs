@@ -7,10 +7,10 @@ use molora_kernels::random::Seed;
 use molora_models::{Backbone, TaskModel};
 
 use super::load::{Loaded, load, load_run_tasks, tokenized};
-use crate::TrainError;
 use crate::base::{DeviceSpec, base_model, bundled};
 use crate::data::metrics::Metric;
 use crate::data::{Split, Task, TaskKind, TaskMeta, TokenizedTask, load_tasks, task_names};
+use crate::error::{RunProblem, TrainError};
 use crate::eval::{EvalScope, Evaluation, evaluate};
 use crate::guide::{Guide, Instructions, Query};
 use crate::recipe::DataConfig;
@@ -41,10 +41,7 @@ impl Opened {
     /// If a query is asked for and the run has no instructions.
     pub(crate) fn query(&self, asked: Option<&Query>, run: &Path) -> Result<Query, TrainError> {
         match (asked, &self.config.recipe.instructions) {
-            (Some(_), None) => Err(TrainError::run(
-                &run.join(RUN),
-                "a query is compared with instructions, and the recipe has no [instructions]",
-            )),
+            (Some(_), None) => Err(TrainError::run(&run.join(RUN), RunProblem::NoInstructions)),
             (Some(query), _) => Ok(query.clone()),
             (None, Some(config)) => Ok(config.query.into()),
             (None, None) => Ok(Query::default()),
@@ -106,9 +103,7 @@ pub fn evaluate_other(
     let (config, loaded) = (&opened.config, &opened.loaded);
     let query = opened.query(query, folder)?;
     if !loaded.base.writes() {
-        let text = "the run's model is an encoder, which has no head for other tasks than its own; \
-                    give --unseen to measure it with a linear probe";
-        return Err(TrainError::run(&folder.join(RUN), text));
+        return Err(TrainError::run(&folder.join(RUN), RunProblem::NoHeads));
     }
     let data = bundled::folder(data.unwrap_or(&config.data))?;
     let tasks = load_tasks(&data, Some(names))?;
@@ -162,9 +157,7 @@ pub fn evaluate_base(
     let device = device.open()?;
     let backbone = Backbone::from_folder(&folder, &device)?;
     if !backbone.writes() {
-        let text = "an encoder has no heads before it is trained; expected a decoder, an \
-                    encoder-decoder or a run folder";
-        return Err(TrainError::run(&folder, text));
+        return Err(TrainError::run(&folder, RunProblem::UntrainedEncoder));
     }
     let tasks = tokenized(&folder, &backbone, &tasks, config)?;
     let numbers = vec![None; tasks.len()];
@@ -258,7 +251,7 @@ pub(crate) fn device_of(
     config: &RunConfig,
     wanted: Option<DeviceSpec>,
 ) -> Result<DeviceSpec, TrainError> {
-    let invalid = |problem: String| TrainError::run(&folder.join(RUN), problem);
+    let invalid = |problem| TrainError::run(&folder.join(RUN), RunProblem::Device(problem));
     let device = wanted.map_or_else(|| config.device.parse().map_err(invalid), Ok)?;
     device.check()?;
     Ok(device)
@@ -283,8 +276,7 @@ pub(crate) fn open(
 pub(crate) fn check_finished(folder: &Path) -> Result<(), TrainError> {
     // The last file that a run writes: the others may be cut by a kill before it.
     if !folder.join(SUMMARY).exists() {
-        let text = "the run is not finished; continue it with molora train --resume";
-        return Err(TrainError::run(folder, text));
+        return Err(TrainError::run(folder, RunProblem::NotFinished));
     }
     Ok(())
 }
@@ -323,7 +315,10 @@ pub(crate) fn task_number(run: &Path, opened: &Opened, name: &str) -> Result<usi
     let number = tasks.iter().position(|task| task.name == name);
     number.ok_or_else(|| {
         let names: Vec<&str> = tasks.iter().map(|task| &task.name[..]).collect();
-        let text = format!("has no task `{name}`; there are: {}", names.join(", "));
-        TrainError::run(run, text)
+        let problem = RunProblem::NoTask {
+            task: name.into(),
+            known: names.join(", "),
+        };
+        TrainError::run(run, problem)
     })
 }

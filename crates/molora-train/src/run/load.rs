@@ -7,12 +7,12 @@ use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
 
-use crate::TrainError;
 use crate::base::{DeviceSpec, bundled, stop_tokens};
 use crate::data::{
     ChatTemplate, PromptFormat, PromptStyle, Task, TaskKind, TextTokenizer, TokenizedTask, Writing,
     WritingConfig, load_tasks, tokenize_tasks,
 };
+use crate::error::{RunProblem, TrainError};
 use crate::model::with_stable_ids;
 use crate::recipe::{DataConfig, StageConfig};
 use crate::store::{RUN, RunConfig, TaskLabels};
@@ -122,10 +122,7 @@ fn writing(
         PromptStyle::Plain => PromptFormat::Plain,
         PromptStyle::Chat => match ChatTemplate::from_folder(folder)? {
             Some(template) => PromptFormat::Chat(Arc::new(template)),
-            None => {
-                let text = "data.writing.prompt is chat, but the model has no chat template";
-                return Err(TrainError::run(folder, text));
-            }
+            None => return Err(TrainError::run(folder, RunProblem::PromptNeedsTemplate)),
         },
     };
     let start = match base {
@@ -172,12 +169,12 @@ fn check_token_types(
     for task in tasks {
         let splits = [&task.train, &task.validation, &task.test];
         let mut types = splits.into_iter().flatten().flat_map(|e| &e.type_ids);
-        if let Some(found) = types.find(|&&found| found as usize >= limit) {
-            let problem = format!(
-                "gives token type {found} to texts of task {}, but the model's type_vocab_size is \
-                 {limit}",
-                task.name
-            );
+        if let Some(&found) = types.find(|&&found| found as usize >= limit) {
+            let problem = RunProblem::TokenType {
+                found,
+                task: task.name.clone(),
+                limit,
+            };
             return Err(TrainError::run(&model.join("tokenizer.json"), problem));
         }
     }
@@ -197,13 +194,12 @@ pub(crate) fn load_run_tasks(
         let found = load_tasks(&data, Some(std::slice::from_ref(&trained.name)))?;
         let task = &found[0];
         if task.meta.labels != trained.labels {
-            let problem = format!(
-                "the labels of task {} are not those of {}: found {}, expected {}",
-                trained.name,
-                folder.join(RUN).display(),
-                brief(&task.meta.labels),
-                brief(&trained.labels)
-            );
+            let problem = RunProblem::OtherLabels {
+                task: trained.name.clone(),
+                run: folder.join(RUN),
+                found: brief(&task.meta.labels),
+                expected: brief(&trained.labels),
+            };
             return Err(TrainError::run(
                 &data.join(&trained.name).join("task.json"),
                 problem,

@@ -1,14 +1,6 @@
 //! A run from start to end: load, train, evaluate, write; and reading a run folder again.
 //!
-//! | file in a run folder | content |
-//! |---|---|
-//! | `run.toml` | the resolved configuration: model, data, tasks with labels, seed, device, recipe |
-//! | `adapter_config.json`, `adapter_model.safetensors` | the adapter |
-//! | `heads.safetensors` | the heads |
-//! | `steps.jsonl`, `eval.json`, `routing.json`, `summary.json`, `report.html` | the report |
-//! | `predictions.json` | the class predicted for each test record |
-//! | `checkpoints/` | where to go on, until the run is finished |
-//! | `before/<task>/` | what the expert of a task that was added later has replaced |
+//! What a run folder has stands in `store/folder.rs`.
 
 mod evaluate;
 mod load;
@@ -22,21 +14,22 @@ use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::{AdapterSpec, BaseDtype};
 
-use crate::TrainError;
 use crate::base::base_model::absolute;
+use crate::base::files::{write_atomically, write_json_atomically};
 use crate::base::{DeviceSpec, base_model, bundled};
 use crate::data::{Split, Task, TokenizedTask, load_tasks, task_names};
+use crate::error::{RunProblem, TrainError};
 use crate::eval::EvalScope;
 use crate::guide::{Guide, Instructions};
 use crate::model::count;
 use crate::recipe::{QuerySource, Recipe, legs};
 use crate::report::{
     EvalReport, PredictionReport, RoutingReport, RunSummary, SCHEMA_VERSION, peak_memory_bytes,
-    read_steps, render, write_atomically, write_json_atomically,
+    read_steps, render,
 };
 use crate::store::{
-    PREDICTIONS, RunConfig, STEPS, SUMMARY, TaskLabels, check_folder, checkpoint, git_commit,
-    make_folder, read_config,
+    FORMAT, PREDICTIONS, RunConfig, STEPS, SUMMARY, TaskLabels, check_folder, checkpoint,
+    git_commit, make_folder, read_config,
 };
 use crate::train::{Setup, Start, Trained, train as train_loop};
 
@@ -128,6 +121,7 @@ pub fn train(
     };
     let model = find_model(&request.model, stop, on_event)?;
     let config = RunConfig {
+        format: FORMAT,
         molora_version: env!("CARGO_PKG_VERSION").into(),
         git_commit: git_commit(),
         model: model.name,
@@ -170,10 +164,7 @@ pub fn resume(
         begin_again(folder, &config, stage)?;
     }
     if folder.join(SUMMARY).exists() {
-        return Err(TrainError::run(
-            folder,
-            "the run is finished; see its report.html",
-        ));
+        return Err(TrainError::run(folder, RunProblem::Finished));
     }
     let device = device_of(folder, &config, None)?;
     let tasks = load_run_tasks(folder, &config, None)?;
@@ -343,8 +334,5 @@ fn write_report(folder: &Path, finished: &Finished) -> Result<(), TrainError> {
     write_json_atomically(&folder.join(PREDICTIONS), &finished.predictions)?;
     let routing = (!finished.routing.sites.is_empty()).then_some(&finished.routing);
     let html = render(&finished.summary, &finished.eval, routing, &steps);
-    Ok(write_atomically(
-        &folder.join("report.html"),
-        html.as_bytes(),
-    )?)
+    write_atomically(&folder.join("report.html"), html.as_bytes())
 }

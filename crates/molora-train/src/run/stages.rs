@@ -5,9 +5,9 @@ use std::path::Path;
 
 use molora_routing::ScorerConfig;
 
-use crate::TrainError;
 use crate::base::base_model;
 use crate::data::{DataError, Task};
+use crate::error::{RunProblem, TrainError};
 use crate::guide::check_instructions;
 use crate::recipe::{Recipe, legs};
 use crate::store::{BEFORE, RUN, RunConfig, SUMMARY, checkpoint};
@@ -87,8 +87,8 @@ pub(crate) fn check_tasks(recipe: &Recipe, tasks: &[Task]) -> Result<(), TrainEr
         return Ok(());
     };
     base_model::check(&instructions.encoder)?;
-    let text = |task: &Task| (task.meta.name.clone(), task.meta.instruction.clone());
-    check_instructions(&tasks.iter().map(text).collect::<Vec<_>>())
+    let tasks = tasks.iter().map(|task| &task.meta);
+    check_instructions(tasks.map(|meta| (&meta.name, &meta.instruction)))
 }
 
 /// Takes a run back to the beginning of a stage that trains.
@@ -103,27 +103,26 @@ pub(crate) fn begin_again(
     let recipe = &config.recipe;
     let number = stage_number(recipe, stage)?;
     let trains = |number: usize| recipe.stages[number].transform.is_none();
-    let refuse = |problem: String| Err(TrainError::run(&folder.join(RUN), problem));
+    let refuse = |problem: RunProblem| Err(TrainError::run(&folder.join(RUN), problem));
     if !trains(number) {
-        return refuse(format!(
-            "stage {stage} trains nothing: name the one after it"
-        ));
+        return refuse(RunProblem::TrainsNothing {
+            stage: stage.into(),
+        });
     }
     if folder.join(BEFORE).is_dir() {
-        return refuse(format!(
-            "experts were added since stage {stage}: take them out with molora remove-expert, or \
-             train in another folder"
-        ));
+        return refuse(RunProblem::HasGrown {
+            stage: stage.into(),
+        });
     }
     let is_first = !(0..number).any(trains);
     if !is_first && !checkpoint::stage_folder(folder, stage).is_dir() {
-        return refuse(format!(
-            "the run did not reach stage {stage}; go on without --from-stage"
-        ));
+        return refuse(RunProblem::NotReached {
+            stage: stage.into(),
+        });
     }
     let summary = folder.join(SUMMARY);
     if summary.exists() {
-        std::fs::remove_file(&summary).map_err(TrainError::io(&summary))?;
+        fs_err::remove_file(&summary)?;
     }
     match is_first {
         true => checkpoint::forget(folder),

@@ -11,7 +11,7 @@ use molora_models::{AdapterSpec, TaskModel, load_adapter, load_heads, save_adapt
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
-use crate::base::files::{sync, sync_files};
+use crate::base::files::{copy, remove, sync, sync_all};
 use crate::data::Sampler;
 
 const STATE: &str = "state.json";
@@ -59,26 +59,23 @@ pub struct Snapshot<'a> {
 impl Snapshot<'_> {
     /// Writes everything into the folder `name` below `root`, in place of an older one.
     fn write(&self, root: &Path, name: &str) -> Result<(), TrainError> {
-        std::fs::create_dir_all(root).map_err(TrainError::io(root))?;
+        fs_err::create_dir_all(root)?;
         let temporary = root.join(format!(".{name}.tmp"));
-        if temporary.exists() {
-            std::fs::remove_dir_all(&temporary).map_err(TrainError::io(&temporary))?;
-        }
-        std::fs::create_dir(&temporary).map_err(TrainError::io(&temporary))?;
+        remove(&temporary)?;
+        fs_err::create_dir(&temporary)?;
         save_weights(&temporary, self.model, self.spec, self.tasks, "")?;
-        let broken = |error: String| TrainError::run(&temporary, error);
         if let Some(optimizer) = self.optimizer {
-            let bytes = optimizer.into_bytes().map_err(|e| broken(e.to_string()))?;
-            write(&temporary.join(OPTIMIZER), &bytes)?;
+            let bytes = optimizer
+                .into_bytes()
+                .map_err(TrainError::optimizer(&temporary))?;
+            fs_err::write(temporary.join(OPTIMIZER), &*bytes)?;
         }
-        let state = serde_json::to_vec(self.progress).map_err(|e| broken(e.to_string()))?;
-        write(&temporary.join(STATE), &state)?;
-        sync_files(&temporary)?;
+        let state = serde_json::to_vec(self.progress).map_err(TrainError::json(&temporary))?;
+        fs_err::write(temporary.join(STATE), &state)?;
+        sync_all(&temporary)?;
         let path = root.join(name);
-        if path.exists() {
-            std::fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
-        }
-        std::fs::rename(&temporary, &path).map_err(TrainError::io(&path))?;
+        remove(&path)?;
+        fs_err::rename(&temporary, &path)?;
         sync(root)
     }
 }
@@ -105,20 +102,12 @@ pub fn restart(run: &Path, stage: &str) -> Result<(), TrainError> {
     let step = load_progress(&from)?.step;
     let root = run.join("checkpoints");
     let temporary = root.join(".restart.tmp");
-    for folder in [&root, &temporary] {
-        if folder.exists() {
-            std::fs::remove_dir_all(folder).map_err(TrainError::io(folder))?;
-        }
-        std::fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
-    }
-    for entry in std::fs::read_dir(&from).map_err(TrainError::io(&from))? {
-        let path = entry.map_err(TrainError::io(&from))?.path();
-        let name = path.file_name().unwrap_or_default();
-        std::fs::copy(&path, temporary.join(name)).map_err(TrainError::io(&path))?;
-    }
-    sync_files(&temporary)?;
+    remove(&root)?;
+    fs_err::create_dir_all(&root)?;
+    copy(&from, &temporary)?;
+    sync_all(&temporary)?;
     let path = root.join(checkpoint_name(step));
-    std::fs::rename(&temporary, &path).map_err(TrainError::io(&path))
+    Ok(fs_err::rename(&temporary, &path)?)
 }
 
 /// Removes all checkpoints of a run, so that it starts from the beginning.
@@ -126,11 +115,7 @@ pub fn restart(run: &Path, stage: &str) -> Result<(), TrainError> {
 /// # Errors
 /// [`TrainError::Io`] if they cannot be removed.
 pub fn forget(run: &Path) -> Result<(), TrainError> {
-    let root = run.join("checkpoints");
-    match root.exists() {
-        true => std::fs::remove_dir_all(&root).map_err(TrainError::io(&root)),
-        false => Ok(()),
-    }
+    remove(&run.join("checkpoints"))
 }
 
 fn checkpoint_name(step: usize) -> String {
@@ -147,7 +132,7 @@ pub fn save(run: &Path, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
     snapshot.write(&root, &checkpoint_name(progress.step))?;
     for (step, old) in all(run)? {
         if step < progress.step {
-            std::fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
+            fs_err::remove_dir_all(&old)?;
         }
     }
     Ok(())
@@ -196,8 +181,8 @@ pub fn latest(run: &Path) -> Result<Option<PathBuf>, TrainError> {
 /// [`TrainError::Io`] or [`TrainError::Run`] for a missing or broken file.
 pub fn load_progress(checkpoint: &Path) -> Result<Progress, TrainError> {
     let path = checkpoint.join(STATE);
-    let bytes = std::fs::read(&path).map_err(TrainError::io(&path))?;
-    serde_json::from_slice(&bytes).map_err(|e| TrainError::run(&path, e.to_string()))
+    let bytes = fs_err::read(&path)?;
+    serde_json::from_slice(&bytes).map_err(TrainError::json(&path))
 }
 
 /// Reads the optimizer's state from a checkpoint.
@@ -209,11 +194,11 @@ pub fn load_optimizer(
     optimizer: ModuleOptimizer,
 ) -> Result<ModuleOptimizer, TrainError> {
     let path = checkpoint.join(OPTIMIZER);
-    let bytes = std::fs::read(&path).map_err(TrainError::io(&path))?;
+    let bytes = fs_err::read(&path)?;
     let bytes = Bytes::from_bytes_vec(bytes);
     optimizer
         .from_bytes(bytes)
-        .map_err(|e| TrainError::run(&path, e.to_string()))
+        .map_err(TrainError::optimizer(&path))
 }
 
 /// Whole checkpoints with their steps, oldest first.
@@ -223,16 +208,12 @@ fn all(run: &Path) -> Result<Vec<(usize, PathBuf)>, TrainError> {
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(&root).map_err(TrainError::io(&root))? {
-        let path = entry.map_err(TrainError::io(&root))?.path();
+    for entry in fs_err::read_dir(&root)? {
+        let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str());
         let step = name.and_then(|name| name.strip_prefix("step-")?.parse().ok());
         found.extend(step.map(|step: usize| (step, path.clone())));
     }
     found.sort();
     Ok(found)
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    std::fs::write(path, bytes).map_err(TrainError::io(path))
 }

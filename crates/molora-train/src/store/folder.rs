@@ -1,11 +1,27 @@
-//! Making the folder of a run without touching what is no run.
+//! What a run folder has, and making one without touching what is no run.
+//!
+//! | file | content | since |
+//! |---|---|---|
+//! | `run.toml` | the resolved recipe with format, data, model, tasks with labels, seed, device, version | the start |
+//! | `steps.jsonl` | one record per step: losses, terms, rate, tokens; stage and, of an expert alone, its task | every step |
+//! | `checkpoints/step-*/` | model, optimizer and place of the newest checkpoint | until the run is finished |
+//! | `stages/<stage>/` | the state in which a stage began, for `--from-stage` | each stage after the first |
+//! | `experts/<task>/` | `adapter_config.json`, `adapter_model.safetensors` (a LoRA), `head.safetensors`, `gate.safetensors` | the expert's leg |
+//! | `general/` | the general expert, as a LoRA | its stage |
+//! | `instructions.json` | instructions with vectors, and the global weight | `embed_instructions` |
+//! | `adapter_config.json`, `adapter_model.safetensors`, `heads.safetensors` | the last model | the end |
+//! | `eval.json`, `predictions.json`, `routing.json`, `report.html` | scores, answers, shares of experts, the report | the end |
+//! | `summary.json` | facts of the run; a folder that has it is finished | the very end |
+//! | `unseen.json` | scores on tasks that the run was not trained on | `molora eval --unseen` |
+//! | `before/<task>/` | what the expert of a task that was added later has replaced | `molora add-expert` |
+//! | `.growing-<task>/`, `.removing-<task>/`, `.swap/` | a change of the experts that is being made | until it is done |
 
 use std::path::Path;
 
 use super::config::write_config;
 use super::{RUN, RunConfig};
-use crate::TrainError;
-use crate::base::files::share;
+use crate::base::files::{folder_beside, put_in_place};
+use crate::error::{RunProblem, TrainError};
 
 /// File of the step records in a run folder.
 pub const STEPS: &str = "steps.jsonl";
@@ -18,23 +34,20 @@ pub const PREDICTIONS: &str = "predictions.json";
 pub(crate) fn check_folder(folder: &Path, force: bool) -> Result<(), TrainError> {
     let existing = folder.ancestors().find(|path| path.exists());
     if let Some(file) = existing.filter(|path| !path.is_dir()) {
-        return Err(TrainError::run(file, "is a file, expected a folder"));
+        return Err(TrainError::run(file, RunProblem::IsFile));
     }
     if existing != Some(folder) {
         return Ok(());
     }
-    let mut entries = std::fs::read_dir(folder).map_err(TrainError::io(folder))?;
+    let mut entries = fs_err::read_dir(folder)?;
     if entries.next().is_none() {
         return Ok(());
     }
     if !force {
-        let text = "exists already; choose another --out, go on with --resume, or replace it with \
-                    --force";
-        return Err(TrainError::run(folder, text));
+        return Err(TrainError::run(folder, RunProblem::Exists));
     }
     if !folder.join(RUN).is_file() {
-        let text = "holds files but no run.toml: --force replaces runs only";
-        return Err(TrainError::run(folder, text));
+        return Err(TrainError::run(folder, RunProblem::NoRunToReplace));
     }
     Ok(())
 }
@@ -43,23 +56,7 @@ pub(crate) fn check_folder(folder: &Path, force: bool) -> Result<(), TrainError>
 ///
 /// It is made beside its place and then renamed: a folder of that name always has its `run.toml`.
 pub(crate) fn make_folder(folder: &Path, config: &RunConfig) -> Result<(), TrainError> {
-    let parent = match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(parent).map_err(TrainError::io(parent))?;
-    let mut builder = tempfile::Builder::new();
-    let made = builder
-        .prefix(".molora-run-")
-        .tempdir_in(parent)
-        .map_err(TrainError::io(parent))?;
+    let made = folder_beside(folder, ".molora-run-")?;
     write_config(made.path(), config)?;
-    if folder.exists() {
-        std::fs::remove_dir_all(folder).map_err(TrainError::io(folder))?;
-    }
-    share(made.path())?;
-    std::fs::rename(made.path(), folder).map_err(TrainError::io(folder))?;
-    // Nothing is left under the temporary name, so there is nothing to remove when it is dropped.
-    drop(made.keep());
-    Ok(())
+    put_in_place(made, folder)
 }

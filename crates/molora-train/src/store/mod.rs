@@ -6,7 +6,7 @@ mod folder;
 pub mod pool;
 mod swap;
 
-pub use config::{RUN, RunConfig, TaskLabels, read_config};
+pub use config::{FORMAT, RUN, RunConfig, TaskLabels, read_config};
 pub(crate) use config::{git_commit, write_config};
 pub use folder::{PREDICTIONS, STEPS, SUMMARY};
 pub(crate) use folder::{check_folder, make_folder};

@@ -20,8 +20,8 @@ use molora_models::{
 use molora_routing::Scorer;
 use serde_json::Value;
 
-use crate::TrainError;
-use crate::base::files::share;
+use crate::base::files::{folder_beside, put_in_place};
+use crate::error::{RunProblem, TrainError};
 
 /// Folder of the experts in a run folder.
 pub const EXPERTS: &str = "experts";
@@ -54,12 +54,7 @@ pub(crate) fn save(
     base_model: &str,
     head: Option<(&String, &Option<TaskHead>)>,
 ) -> Result<(), TrainError> {
-    let parent = folder.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent).map_err(TrainError::io(parent))?;
-    let made = tempfile::Builder::new()
-        .prefix(".expert-")
-        .tempdir_in(parent)
-        .map_err(TrainError::io(parent))?;
+    let made = folder_beside(folder, ".expert-")?;
     save_adapter(
         made.path(),
         &without_routers(backbone),
@@ -70,19 +65,13 @@ pub(crate) fn save(
     if spec.router.is_some() {
         save_routers(&made.path().join(GATE), backbone, spec)?;
     } else if old_gate.is_file() {
-        std::fs::copy(&old_gate, made.path().join(GATE)).map_err(TrainError::io(&old_gate))?;
+        fs_err::copy(&old_gate, made.path().join(GATE))?;
     }
     if let Some((task, head)) = head {
         let (task, head) = (std::slice::from_ref(task), std::slice::from_ref(head));
         save_heads(&made.path().join(HEAD), task, head)?;
     }
-    if folder.exists() {
-        std::fs::remove_dir_all(folder).map_err(TrainError::io(folder))?;
-    }
-    share(made.path())?;
-    std::fs::rename(made.path(), folder).map_err(TrainError::io(folder))?;
-    drop(made.keep());
-    Ok(())
+    put_in_place(made, folder)
 }
 
 /// Reads an expert into a model to which `spec`, that of one expert, has been attached; an expert
@@ -131,16 +120,15 @@ fn check_config(
     base_model: &str,
 ) -> Result<(), TrainError> {
     let path = folder.join("adapter_config.json");
-    let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
-    let config: Value =
-        serde_json::from_str(&text).map_err(|error| TrainError::run(&path, error.to_string()))?;
-    let refuse = |problem: String| Err(TrainError::run(&path, problem));
+    let text = fs_err::read_to_string(&path)?;
+    let config: Value = serde_json::from_str(&text).map_err(TrainError::json(&path))?;
+    let refuse = |problem: RunProblem| Err(TrainError::run(&path, problem));
     match config["base_model_name_or_path"].as_str() {
         Some(found) if found != base_model => {
-            return refuse(format!(
-                "base_model_name_or_path is {found}, expected {base_model}: the expert belongs to \
-                 another base model"
-            ));
+            return refuse(RunProblem::OtherBase {
+                found: found.into(),
+                expected: base_model.into(),
+            });
         }
         _ => {}
     }
@@ -150,18 +138,19 @@ fn check_config(
     };
     for (key, expected) in [("r", spec.bank.rank as f64), ("lora_alpha", alpha)] {
         if let Some(found) = config[key].as_f64().filter(|&found| found != expected) {
-            return refuse(format!(
-                "{key} is {found}, expected {expected} as of the experts beside it"
-            ));
+            return refuse(RunProblem::OtherNumber {
+                key,
+                found,
+                expected,
+            });
         }
     }
     let expected = backbone.sites().into_iter().map(|(path, _)| path).collect();
     match sites_by(&config, backbone) {
-        Some(found) if found != expected => refuse(format!(
-            "target_modules are sites {}, expected {}",
-            listed(&found),
-            listed(&expected)
-        )),
+        Some(found) if found != expected => refuse(RunProblem::OtherSites {
+            found: listed(&found),
+            expected: listed(&expected),
+        }),
         _ => Ok(()),
     }
 }

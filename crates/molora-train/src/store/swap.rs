@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::pool::EXPERTS;
 use crate::TrainError;
-use crate::base::files::{copy, entries, make, remove, sync, sync_all};
+use crate::base::files::{copy, entries, remove, sync, sync_all};
 
 /// Folder of what additions have replaced in a run folder.
 pub(crate) const BEFORE: &str = "before";
@@ -33,7 +33,7 @@ impl Swap {
         let ready = work.join("ready");
         remove(&ready)?;
         let swap = Self { ready };
-        make(&swap.new_files())?;
+        fs_err::create_dir_all(swap.new_files())?;
         Ok(swap)
     }
 
@@ -46,7 +46,7 @@ impl Swap {
     pub(crate) fn keep(&self, run: &Path, task: &str, to_go: &str) -> Result<(), TrainError> {
         let new = self.new_files();
         let kept = new.join(BEFORE).join(task);
-        make(&kept)?;
+        fs_err::create_dir_all(&kept)?;
         let replaced = entries(&new)?.into_iter().chain([to_go.to_owned()]);
         for name in replaced.filter(|name| !SHARED.contains(&&name[..])) {
             let old = run.join(&name);
@@ -61,10 +61,10 @@ impl Swap {
     /// files', and puts the new files in place.
     pub(crate) fn commit(self, run: &Path, drop: &[String]) -> Result<(), TrainError> {
         let list = self.ready.join(DROP);
-        std::fs::write(&list, drop.join("\n")).map_err(TrainError::io(&list))?;
+        fs_err::write(&list, drop.join("\n"))?;
         sync_all(&self.ready)?;
         let swap = run.join(SWAP);
-        std::fs::rename(&self.ready, &swap).map_err(TrainError::io(&swap))?;
+        fs_err::rename(&self.ready, &swap)?;
         sync(run)?;
         settle(run)
     }
@@ -80,10 +80,10 @@ pub(crate) fn settle(run: &Path) -> Result<(), TrainError> {
         return Ok(());
     }
     let list = swap.join(DROP);
-    match std::fs::read_to_string(&list) {
+    match fs_err::read_to_string(&list) {
         Ok(text) => text.lines().try_for_each(|path| remove(&run.join(path)))?,
         Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(TrainError::io(&list)(error)),
+        Err(error) => return Err(error.into()),
     }
     let new = swap.join(NEW);
     if new.is_dir() {
@@ -96,7 +96,7 @@ pub(crate) fn settle(run: &Path) -> Result<(), TrainError> {
 }
 
 fn move_into(from: &Path, to: &Path) -> Result<(), TrainError> {
-    make(to)?;
+    fs_err::create_dir_all(to)?;
     for name in entries(from)? {
         let (from, to) = (from.join(&name), to.join(&name));
         if SHARED.contains(&&name[..]) {
@@ -106,7 +106,7 @@ fn move_into(from: &Path, to: &Path) -> Result<(), TrainError> {
         if to.is_dir() {
             remove(&to)?;
         }
-        std::fs::rename(&from, &to).map_err(TrainError::io(&to))?;
+        fs_err::rename(&from, &to)?;
     }
     Ok(())
 }
@@ -118,7 +118,7 @@ mod tests {
     fn write(folder: &Path, files: &[(&str, &str)]) {
         for (name, text) in files {
             let path = folder.join(name);
-            make(path.parent().expect("below the folder")).expect("writable");
+            fs_err::create_dir_all(path.parent().expect("below the folder")).expect("writable");
             std::fs::write(path, text).expect("writable");
         }
     }

@@ -17,14 +17,22 @@ use crate::model::{Auxiliary, sum_of, task_losses};
 /// The loss of each task summed over its examples, and the auxiliary terms.
 pub(crate) type Measured = (Vec<(usize, Tensor<1>)>, Option<LossBreakdown>);
 
-/// Adds the gradients of a batch to `accumulator`; the task losses are divided by `examples`, and the
-/// auxiliary terms multiplied by `share`.
+/// The part of a micro-batch in its step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part {
+    /// Examples of the whole batch, by which task losses are divided.
+    pub(crate) examples: f64,
+    /// The micro-batch's share of the tokens, with which auxiliary terms count.
+    pub(crate) tokens: f64,
+}
+
+/// Adds the gradients of a micro-batch to `accumulator`.
 pub(crate) fn backward(
     model: &TaskModel,
     batch: &Batch,
     (input, context): (&TextInput, &ForwardContext),
     auxiliary: &Auxiliary<'_>,
-    (examples, share): (f64, f64),
+    part: Part,
     accumulator: &mut GradientsAccumulator<TaskModel>,
 ) -> Measured {
     let inner = model.valid();
@@ -45,9 +53,9 @@ pub(crate) fn backward(
 
     let top = leaf(hidden);
     let tasks = task_losses(model, input, model.end(top.clone()), batch);
-    let mut total = sum_of(&tasks, examples, &top.device());
+    let mut total = sum_of(&tasks, part.examples, &top.device());
     if let Some(extra) = auxiliary.of_weights(model) {
-        total = total + extra.mul_scalar(share);
+        total = total + extra.mul_scalar(part.tokens);
     }
     let mut gradient = carry(total.backward(), &top, model, accumulator);
     for (index, (hidden, mut state)) in inputs.into_iter().enumerate().rev() {
@@ -61,7 +69,7 @@ pub(crate) fn backward(
                 share_of(routed, counts, auxiliary, model, &routes, labels)
             });
         if let Some(own) = own {
-            total = total + own.mul_scalar(share);
+            total = total + own.mul_scalar(part.tokens);
         }
         gradient = carry(total.backward(), &hidden, model, accumulator);
     }

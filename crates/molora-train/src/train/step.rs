@@ -9,7 +9,7 @@ use molora_models::{AdapterSpec, TaskModel};
 use molora_regularize::ObjectiveConfig;
 use molora_routing::Guidance;
 
-use super::checkpointed;
+use super::checkpointed::{self, Part};
 use crate::TrainError;
 use crate::data::Batch;
 use crate::model::{Auxiliary, inputs, sum_of, task_losses};
@@ -109,8 +109,10 @@ impl Step<'_> {
         accumulator: &mut GradientsAccumulator<TaskModel>,
         measured: &mut Vec<Measured>,
     ) -> Result<(), TrainError> {
-        let share = micro.num_tokens() as f64 / batch.num_tokens() as f64;
-        let examples = batch.num_examples() as f64;
+        let part = Part {
+            examples: batch.num_examples() as f64,
+            tokens: micro.num_tokens() as f64 / batch.num_tokens() as f64,
+        };
         let seed = self.dropout.index(index as u64);
         let guidance = (self.guidance)(micro)?;
         let count = model.heads.len();
@@ -121,17 +123,16 @@ impl Step<'_> {
         };
         let (tasks, found) = if self.stage.gradient_checkpointing && model.num_blocks().is_some() {
             let pass = (&input, &context);
-            let shares = (examples, share);
-            checkpointed::backward(model, micro, pass, &auxiliary, shares, accumulator)
+            checkpointed::backward(model, micro, pass, &auxiliary, part, accumulator)
         } else {
             let output = model.forward(&input, &context);
             let routes = output.routes.clone();
             let tasks = task_losses(model, &input, output, micro);
-            let mut total = sum_of(&tasks, examples, self.device);
+            let mut total = sum_of(&tasks, part.examples, self.device);
             let labels = context.guidance.labels.as_ref();
             let found = auxiliary.evaluate(model, &routes, labels);
             if let Some(extra) = found.as_ref().and_then(|found| found.total.clone()) {
-                total = total + extra.mul_scalar(share);
+                total = total + extra.mul_scalar(part.tokens);
             }
             let gradients = GradientsParams::from_grads(total.backward(), model);
             accumulator.accumulate(model, gradients);
@@ -140,7 +141,7 @@ impl Step<'_> {
         let tasks = tasks.into_iter();
         measured.extend(tasks.map(|(task, loss)| (Name::Task(task), 1.0, loss)));
         let terms = found.into_iter().flat_map(|found| found.terms);
-        measured.extend(terms.map(|(name, value)| (Name::Term(name), share, value)));
+        measured.extend(terms.map(|(name, value)| (Name::Term(name), part.tokens, value)));
         Ok(())
     }
 }

@@ -12,8 +12,8 @@ use super::event::{Event, StageEvent};
 use super::setup::{Setup, attach, guidance, leg_seed, lengths, not_finite};
 use super::step::Step;
 use super::transform;
-use crate::TrainError;
 use crate::data::{Average, Batch, Sampler, task_names};
+use crate::error::{RunProblem, TrainError};
 use crate::guide::{Guide, Instructions};
 use crate::model::{find_not_finite, with_stable_ids};
 use crate::recipe::{Leg, OptimizerConfig, Scope, StageConfig, Transform};
@@ -149,7 +149,7 @@ impl State {
         self.progress = checkpoint::load_progress(path)?;
         if self.progress.leg > setup.legs.len() {
             let (found, expected) = (self.progress.leg, setup.legs.len());
-            let problem = format!("leg is {found}, but the run has {expected}");
+            let problem = RunProblem::NoSuchLeg { found, expected };
             return Err(TrainError::run(path, problem));
         }
         let leg = setup.legs.get(self.progress.leg);
@@ -252,8 +252,7 @@ impl State {
         match transform {
             Transform::Given if self.is_mixture => {}
             Transform::Given => {
-                let text = "its experts are files that are given to molora assemble";
-                return Err(TrainError::run(setup.folder, text));
+                return Err(TrainError::run(setup.folder, RunProblem::GivenElsewhere));
             }
             Transform::Assemble => {
                 self.model = transform::assemble(setup, self.model.heads.clone())?;

@@ -21,26 +21,25 @@ use burn::tensor::{Device, Tensor, TensorData};
 use molora_kernels::random::Seed;
 use molora_models::TaskModel;
 
-use crate::TrainError;
+use crate::base::files::write_json_atomically;
 use crate::base::{DeviceSpec, bundled};
 use crate::data::draw::shuffle;
 use crate::data::{
     Batch, Example, Split, Task, TokenizedTask, eval_batches, list_tasks, load_tasks,
     require_classification,
 };
+use crate::error::{RunProblem, TrainError};
 use crate::eval::score;
-use crate::guide::{Guide, Query, TextEncoder, require_texts};
+use crate::guide::{Guide, Query, TextEncoder, check_instructions};
 use crate::model::inputs_for;
-use crate::report::{Gain, SCHEMA_VERSION, write_json_atomically};
+use crate::report::{Gain, SCHEMA_VERSION};
 use crate::run::{Opened, check_finished, open_without_data, tokenized};
 use crate::store::{RUN, RunConfig, read_config};
 use crate::train::Event;
 
 use probe::Probe;
 pub use probe::{ITERATIONS, PENALTIES};
-pub use report::{
-    ProbeResult, UNSEEN, UnseenReport, UnseenTask, unseen_table, unseen_table_markdown,
-};
+pub use report::{ProbeResult, UNSEEN, UnseenReport, UnseenTask, unseen_table};
 
 /// Which run is measured on what.
 #[derive(Debug, Clone, Default)]
@@ -83,7 +82,7 @@ pub fn evaluate_unseen(
         None => None,
     };
     if text_encoder.is_some() && query == Query::Task {
-        require_texts(tasks.iter().map(|task| (&task.name, &task.instruction)))?;
+        check_instructions(tasks.iter().map(|task| (&task.name, &task.instruction)))?;
     }
     let measuring = Measuring {
         opened: &opened,
@@ -115,7 +114,7 @@ impl UnseenReport {
     /// # Errors
     /// [`TrainError::Report`] if it cannot be written.
     pub fn save(&self, run: &Path) -> Result<(), TrainError> {
-        Ok(write_json_atomically(&run.join(UNSEEN), self)?)
+        write_json_atomically(&run.join(UNSEEN), self)
     }
 }
 
@@ -135,14 +134,11 @@ fn unseen_tasks(
         }
     };
     if let Some(name) = names.iter().find(|name| is_known(name)) {
-        let problem = format!("task {name} is one that the run was trained on: it is not unseen");
+        let problem = RunProblem::NotUnseen { task: name.clone() };
         return Err(TrainError::run(&run.join(RUN), problem));
     }
     if names.is_empty() {
-        let problem = format!(
-            "the run {} was trained on all tasks here, and none is left unseen; give another --data",
-            run.display()
-        );
+        let problem = RunProblem::NoneUnseen { run: run.into() };
         return Err(TrainError::run(&data, problem));
     }
     let tasks = load_tasks(&data, Some(&names))?;

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use comfy_table::presets::{ASCII_BORDERS_ONLY_CONDENSED, ASCII_MARKDOWN};
-use comfy_table::{Table, TableStyle};
+use comfy_table::presets::ASCII_BORDERS_ONLY_CONDENSED;
 use serde::{Deserialize, Serialize};
 
 use crate::report::format::{percent, points, thousands};
-use crate::report::table::{aligned, markdown};
+use crate::report::table::aligned;
 use crate::report::{Gain, TaskScore};
 
 /// File of a run's scores on unseen tasks in its folder.
@@ -64,15 +63,6 @@ pub struct ProbeResult {
 
 /// A table for the terminal.
 pub fn unseen_table(report: &UnseenReport) -> String {
-    table(ASCII_BORDERS_ONLY_CONDENSED, report).to_string()
-}
-
-/// [`unseen_table`] in Markdown.
-pub fn unseen_table_markdown(report: &UnseenReport) -> String {
-    markdown(table(ASCII_MARKDOWN, report), 2)
-}
-
-fn table(style: TableStyle, report: &UnseenReport) -> Table {
     let header = [
         "unseen task",
         "metric",
@@ -97,5 +87,6 @@ fn table(style: TableStyle, report: &UnseenReport) -> Table {
         ]
     };
     let rows = report.tasks.iter().map(row).collect();
-    aligned(style, header.map(str::to_owned), rows, 2)
+    let header = header.map(str::to_owned);
+    aligned(ASCII_BORDERS_ONLY_CONDENSED, header, rows, 2).to_string()
 }

@@ -6,10 +6,9 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::print;
-use molora_train::base::{DeviceSpec, bundled};
+use molora_train::base::{DeviceSpec, bundled, write_atomically};
 use molora_train::data::{load_tasks, task_path};
 use molora_train::generate::{Writer, describe};
-use molora_train::report::write_atomically;
 
 /// Options of `molora describe`.
 #[derive(Debug, Args)]

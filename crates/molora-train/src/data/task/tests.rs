@@ -300,8 +300,8 @@ fn other_kinds_are_read_but_not_trained() {
     let message = require_classification(&tasks).unwrap_err().to_string();
     assert_eq!(
         message,
-        "only classification tasks can be trained: near is regression, quiz is multiple_choice, \
-         sums is generation; choose others with --tasks"
+        "a probe tells the classes of classification tasks alone: near is regression, quiz is \
+         multiple_choice, sums is generation; choose others"
     );
 }
 

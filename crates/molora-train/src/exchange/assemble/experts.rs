@@ -12,7 +12,7 @@ use molora_models::{Adaptable, Backbone, TaskModel, load_heads};
 use molora_routing::Scorer;
 
 use super::{AssembleRequest, Given, RouterChoice};
-use crate::TrainError;
+use crate::error::{RunProblem, TrainError};
 use crate::guide::check_instructions;
 use crate::model::with_stable_ids;
 use crate::run::Loaded;
@@ -64,7 +64,7 @@ pub(super) fn check_names(request: &AssembleRequest) -> Result<(), TrainError> {
         let texts: Vec<_> = texts
             .map(|(name, text)| (name, text.unwrap_or_default()))
             .collect();
-        check_instructions(&texts)?;
+        check_instructions(texts.iter().map(|(name, text)| (name, text)))?;
     }
     Ok(())
 }
@@ -90,11 +90,8 @@ impl Experts {
         if request.router == RouterChoice::Phatgoose
             && let Some(given) = experts.find(|given| !has_gate(given))
         {
-            let text = format!(
-                "has no {GATE}: phatgoose routes by gates that were trained with the experts, as \
-                     molora's own phatgoose and glider runs have; --router arrow needs none"
-            );
-            return Err(TrainError::run(&given.folder, text));
+            let problem = RunProblem::NoGate { file: GATE };
+            return Err(TrainError::run(&given.folder, problem));
         }
         let mut attached = base.clone();
         attach_experts(&mut attached, &adapters.iter().collect::<Vec<_>>())?;
@@ -177,9 +174,8 @@ impl Experts {
             RouterChoice::Glider => match self.given.iter().find(|given| !has_gate(given)) {
                 None => Ok(true),
                 Some(given) => {
-                    let text =
-                        format!("has no {GATE}, but other experts have: expected all or none");
-                    Err(TrainError::run(&given.folder, text))
+                    let problem = RunProblem::SomeGates { file: GATE };
+                    Err(TrainError::run(&given.folder, problem))
                 }
             },
             RouterChoice::Arrow | RouterChoice::Uniform => Ok(false),
@@ -213,14 +209,12 @@ fn check_mixable(
     adapter: &ResolvedAdapter,
 ) -> Result<(), TrainError> {
     if adapter.loras.iter().any(|lora| lora.magnitude.is_some()) {
-        let text = "is a DoRA adapter: its magnitudes belong to one expert alone and cannot be \
-                    mixed; expected a LoRA";
-        return Err(TrainError::run(&given.folder, text));
+        return Err(TrainError::run(&given.folder, RunProblem::Dora));
     }
     let attached = attach_experts(&mut base.clone(), &[adapter]);
     attached.map(drop).map_err(|error| {
         let text = error.to_string().replace("adapter 0 ", "");
-        TrainError::run(&given.folder, text)
+        TrainError::run(&given.folder, RunProblem::NotMixable(text))
     })
 }
 
@@ -237,12 +231,12 @@ fn check_bases(bases: &[(&Given, String)]) -> Result<(), TrainError> {
     match bases.iter().find(|(_, other)| short(other) != short(base)) {
         None => Ok(()),
         Some((given, other)) => {
-            let text = format!(
-                "belongs to the base model {other}, but expert {} to {base}: expected one base for \
-                 all",
-                first.name
-            );
-            Err(TrainError::run(&given.folder, text))
+            let problem = RunProblem::DifferentBases {
+                found: other.clone(),
+                first: first.name.clone(),
+                expected: base.clone(),
+            };
+            Err(TrainError::run(&given.folder, problem))
         }
     }
 }

@@ -22,13 +22,15 @@ use molora_models::{Adaptable, AdapterSpec, Backbone, TaskModel};
 
 pub use recipe::RouterChoice;
 
-use crate::TrainError;
 use crate::base::base_model::absolute;
 use crate::base::{DeviceSpec, bundled};
 use crate::data::{ChatTemplate, Task, load_tasks, task_names};
+use crate::error::{RunProblem, TrainError};
 use crate::recipe::legs;
 use crate::run::{Finished, Loaded, bare_task, close, find_model, finish, fresh_head, tokenized};
-use crate::store::{RunConfig, TaskLabels, check_folder, checkpoint, git_commit, make_folder};
+use crate::store::{
+    FORMAT, RunConfig, TaskLabels, check_folder, checkpoint, git_commit, make_folder,
+};
 use crate::train::{Event, Setup, Start, Trained, train};
 use experts::Experts;
 
@@ -107,12 +109,12 @@ pub fn assemble(
     };
     let base = Backbone::from_folder(&model.folder, &device)?;
     if !base.writes() && data.is_none() {
-        let text = "answers through heads of tasks: give --data with a task for each expert";
-        return Err(TrainError::run(&model.folder, text));
+        return Err(TrainError::run(&model.folder, RunProblem::NeedsData));
     }
     let experts = Experts::read(request, &base)?;
     let has_template = base.writes() && ChatTemplate::from_folder(&model.folder)?.is_some();
     let config = RunConfig {
+        format: FORMAT,
         molora_version: env!("CARGO_PKG_VERSION").into(),
         git_commit: git_commit(),
         model: model.name,

@@ -26,9 +26,9 @@ use rayon::prelude::*;
 use self::fit::Fit;
 use self::moments::{Moments, moments};
 use super::{Exported, check_new, export};
-use crate::TrainError;
 use crate::base::DeviceSpec;
 use crate::data::Split;
+use crate::error::{RunProblem, TrainError};
 use crate::eval::{EvalScope, evaluate};
 use crate::guide::{Guide, Query};
 use crate::model::with_stable_ids;
@@ -92,8 +92,7 @@ pub fn distill(
     check_new(&request.out)?;
     for (option, value) in [("--rank", request.rank), ("--samples", request.samples)] {
         if value == 0 {
-            let text = format!("{option} is 0, expected at least 1");
-            return Err(TrainError::run(&request.run, text));
+            return Err(TrainError::run(&request.run, RunProblem::Zero { option }));
         }
     }
     on_event(Event::Phase("loading model and tasks"));
@@ -102,8 +101,7 @@ pub fn distill(
     let guide = guide(&opened, Split::Train)?;
     let train = moments(&opened, Split::Train, request.samples, guide.as_ref())?;
     if train.records == 0 {
-        let text = "its tasks have no training records to calibrate on";
-        return Err(TrainError::run(&request.run, text));
+        return Err(TrainError::run(&request.run, RunProblem::NoTrainingRecords));
     }
     let guide = self::guide(&opened, Split::Validation)?;
     let held_out = moments(&opened, Split::Validation, request.samples, guide.as_ref())?;

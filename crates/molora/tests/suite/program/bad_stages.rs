@@ -126,7 +126,7 @@ fn labels_and_instructions_that_are_missing() {
                     });
                 },
                 arguments: &[],
-                expected: &["task pets has an empty instruction in its task.json"],
+                expected: &["task pets has no instruction in its task.json"],
             },
             value(
                 &["--set", "instructions.weight=-1"],

@@ -1,5 +1,7 @@
 //! What can go wrong in a run.
 
+mod problem;
+
 use std::path::PathBuf;
 
 use molora_adapters::AdapterError;
@@ -8,6 +10,8 @@ use molora_models::{GenerateError, ModelError};
 use crate::data::{ChatError, DataError};
 use crate::hub::HubError;
 use crate::report::ReportError;
+
+pub use problem::RunProblem;
 
 /// A failure of a run, each as one line.
 #[derive(Debug, thiserror::Error)]
@@ -68,22 +72,29 @@ pub enum TrainError {
     /// A problem with a task number.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
-    /// A file or folder cannot be read or written.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
+    /// A file or folder cannot be read or written; the text names it.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
     /// A run folder cannot be used as asked.
     #[error("{}: {problem}", path.display())]
     Run {
         /// The folder or file.
         path: PathBuf,
         /// What was found and expected.
-        problem: String,
+        problem: RunProblem,
     },
+    /// An instruction that experts would be compared by is missing.
+    #[error(
+        "task {task} has no instruction in its task.json, expected a sentence that its expert is \
+         compared by"
+    )]
+    NoInstruction {
+        /// The task.
+        task: String,
+    },
+    /// A query without text.
+    #[error("the query is empty")]
+    EmptyQuery,
     /// A device that was not compiled in or does not answer.
     #[error("device {device}: {problem}")]
     Device {
@@ -125,15 +136,20 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { path, source }
-    }
-
-    pub(crate) fn run(path: &std::path::Path, problem: impl Into<String>) -> Self {
+    pub(crate) fn run(path: &std::path::Path, problem: RunProblem) -> Self {
         Self::Run {
             path: path.to_owned(),
-            problem: problem.into(),
+            problem,
         }
+    }
+
+    pub(crate) fn json(path: &std::path::Path) -> impl FnOnce(serde_json::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::run(&path, error.into())
+    }
+
+    pub(crate) fn optimizer<E: ToString>(path: &std::path::Path) -> impl FnOnce(E) -> Self {
+        let path = path.to_owned();
+        move |error| Self::run(&path, RunProblem::Optimizer(error.to_string()))
     }
 }

@@ -1,0 +1,245 @@
+//! What can be wrong with a folder or file that a command is given.
+
+use std::path::PathBuf;
+
+use molora_adapters::AdapterError;
+
+/// Why a folder or file cannot be used as asked; the error names it in front of this.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the texts say what their fields are")]
+pub enum RunProblem {
+    /// A file where a folder belongs.
+    #[error("is a file, expected a folder")]
+    IsFile,
+    /// A run folder that is there already.
+    #[error(
+        "exists already; choose another --out, go on with --resume, or replace it with --force"
+    )]
+    Exists,
+    /// A folder to write that is there already.
+    #[error("exists already and is not empty; choose another --out")]
+    NotEmpty,
+    /// A folder to replace that is no run.
+    #[error("holds files but no run.toml: --force replaces runs only")]
+    NoRunToReplace,
+    /// A folder to read that is no run.
+    #[error("holds no run.toml: not a run folder")]
+    NoRun,
+    /// A run of a later version.
+    #[error(
+        "format is {found}, but this molora knows up to {known}: a newer molora wrote the run; use \
+         that one"
+    )]
+    NewerFormat { found: u32, known: u32 },
+    /// JSON that cannot be read.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// A name of a device in a file.
+    #[error("{0}")]
+    Device(String),
+    /// An optimizer's state that cannot be kept or read.
+    #[error("{0}")]
+    Optimizer(String),
+    /// A run that has come to its end.
+    #[error("the run is finished; see its report.html")]
+    Finished,
+    /// A run that has not come to its end.
+    #[error("the run is not finished; continue it with molora train --resume")]
+    NotFinished,
+    /// A checkpoint of other stages.
+    #[error("leg is {found}, but the run has {expected}")]
+    NoSuchLeg { found: usize, expected: usize },
+    /// A stage to begin again that is a transform.
+    #[error("stage {stage} trains nothing: name the one after it")]
+    TrainsNothing { stage: String },
+    /// A stage to begin again of a run that has grown since.
+    #[error(
+        "experts were added since stage {stage}: take them out with molora remove-expert, or train \
+         in another folder"
+    )]
+    HasGrown { stage: String },
+    /// A stage to begin again that did not begin.
+    #[error("the run did not reach stage {stage}; go on without --from-stage")]
+    NotReached { stage: String },
+    /// A recipe of assembled experts that is trained.
+    #[error("its experts are files that are given to molora assemble")]
+    GivenElsewhere,
+    /// Labels that have changed since the training.
+    #[error(
+        "the labels of task {task} are not those of {}: found {found}, expected {expected}",
+        run.display()
+    )]
+    OtherLabels {
+        task: String,
+        run: PathBuf,
+        found: String,
+        expected: String,
+    },
+    /// A task that the run does not have.
+    #[error("has no task `{task}`; there are: {known}")]
+    NoTask { task: String, known: String },
+    /// A task that is asked for as unseen.
+    #[error("task {task} is one that the run was trained on: it is not unseen")]
+    NotUnseen { task: String },
+    /// A folder whose tasks were all trained on.
+    #[error(
+        "the run {} was trained on all tasks here, and none is left unseen; give another --data",
+        run.display()
+    )]
+    NoneUnseen { run: PathBuf },
+    /// Tasks without training records.
+    #[error("its tasks have no training records to calibrate on")]
+    NoTrainingRecords,
+    /// A number that has to be positive.
+    #[error("{option} is 0, expected at least 1")]
+    Zero { option: &'static str },
+
+    /// A name that is no base model.
+    #[error("{problem}; a model is a folder, bundled:NAME, or org/name on the Hub")]
+    NoModelFolder { problem: String },
+    /// Bundled files that are not there.
+    #[error("not found here, above or in MOLORA_DATASETS; give --model and --data")]
+    NoDatasets,
+    /// End tokens that are no numbers.
+    #[error("eos_token_id is {found}, expected a number or a list of them")]
+    EndTokens { found: String },
+    /// A tokenizer with more token types than the model.
+    #[error(
+        "gives token type {found} to texts of task {task}, but the model's type_vocab_size is {limit}"
+    )]
+    TokenType {
+        found: u32,
+        task: String,
+        limit: usize,
+    },
+    /// Tasks that an encoder was not trained on.
+    #[error(
+        "the run's model is an encoder, which has no head for other tasks than its own; give --unseen \
+         to measure it with a linear probe"
+    )]
+    NoHeads,
+    /// An encoder that is scored without any training.
+    #[error(
+        "an encoder has no heads before it is trained; expected a decoder, an encoder-decoder or a run \
+         folder"
+    )]
+    UntrainedEncoder,
+    /// An encoder that is assembled without data.
+    #[error("answers through heads of tasks: give --data with a task for each expert")]
+    NeedsData,
+    /// An encoder that is asked to write.
+    #[error("is an encoder, which writes no text: expected a decoder or an encoder-decoder")]
+    WritesNoText,
+    /// A chat with a model that has no template.
+    #[error("has no chat template in tokenizer_config.json or chat_template.jinja")]
+    NoChatTemplate,
+    /// Prompts that need a template.
+    #[error("data.writing.prompt is chat, but the model has no chat template")]
+    PromptNeedsTemplate,
+
+    /// A query for a method that compares none.
+    #[error("a query is compared with instructions, and the recipe has no [instructions]")]
+    NoInstructions,
+    /// Instructions of other experts.
+    #[error("experts are {found}, expected {expected}")]
+    OtherExperts { found: String, expected: String },
+    /// Vectors of different lengths.
+    #[error("the vector of {expert} has {found} numbers, expected {expected}")]
+    VectorLength {
+        expert: String,
+        found: usize,
+        expected: usize,
+    },
+
+    /// An expert of another base model.
+    #[error(
+        "base_model_name_or_path is {found}, expected {expected}: the expert belongs to another base \
+         model"
+    )]
+    OtherBase { found: String, expected: String },
+    /// An expert with another rank or scaling than those beside it.
+    #[error("{key} is {found}, expected {expected} as of the experts beside it")]
+    OtherNumber {
+        key: &'static str,
+        found: f64,
+        expected: f64,
+    },
+    /// An expert at other sites than those beside it.
+    #[error("target_modules are sites {found}, expected {expected}")]
+    OtherSites { found: String, expected: String },
+    /// An expert that differs from the others at a site.
+    #[error("{site}: {source}")]
+    Unlike { site: String, source: AdapterError },
+    /// A recipe that cannot grow.
+    #[error(
+        "recipe {recipe} trains its experts together: adding or removing one needs training again"
+    )]
+    TrainedTogether { recipe: String },
+    /// An expert that is there already.
+    #[error("has an expert of {task} already")]
+    HasExpert { task: String },
+    /// An expert that is not there, by its task.
+    #[error("has no expert of {task}; there are: {known}")]
+    NoExpertOf { task: String, known: String },
+    /// An expert that is not there, by name or number.
+    #[error("has no expert `{name}`; {known} from 0 to {last}")]
+    NoExpert {
+        name: String,
+        known: String,
+        last: usize,
+    },
+    /// The last expert, which stays.
+    #[error("{task} is its only expert, expected another one to stay")]
+    OnlyExpert { task: String },
+    /// An addition that was begun in another way.
+    #[error(
+        "the expert was begun with other data, another group or beside other experts: give the same \
+         options, or remove this folder"
+    )]
+    BegunOtherwise,
+    /// A new expert without a group.
+    #[error(
+        "task {task} has no group in its task.json; name one of this run's with --group, or a new one: \
+         {known}"
+    )]
+    NoGroup { task: String, known: String },
+    /// A group for a method that has none.
+    #[error("recipe {recipe} has no groups of experts, but {group} is given")]
+    NoGroups { recipe: String, group: String },
+    /// A stage that would be left without a task.
+    #[error("stage {stage} trains on {task} alone")]
+    StageOfOneTask { stage: String, task: String },
+
+    /// A mixture that no single LoRA equals.
+    #[error("{why}; {advice}")]
+    NoSingleLora { why: String, advice: String },
+    /// A given expert without the gate that the routers go by.
+    #[error(
+        "has no {file}: phatgoose routes by gates that were trained with the experts, as molora's own \
+         phatgoose and glider runs have; --router arrow needs none"
+    )]
+    NoGate { file: &'static str },
+    /// Given experts of which some have a gate.
+    #[error("has no {file}, but other experts have: expected all or none")]
+    SomeGates { file: &'static str },
+    /// A given expert with magnitudes.
+    #[error(
+        "is a DoRA adapter: its magnitudes belong to one expert alone and cannot be mixed; expected a \
+         LoRA"
+    )]
+    Dora,
+    /// A given expert that changes the model in a way that cannot be mixed.
+    #[error("{0}")]
+    NotMixable(String),
+    /// Given experts of different base models.
+    #[error(
+        "belongs to the base model {found}, but expert {first} to {expected}: expected one base for \
+         all"
+    )]
+    DifferentBases {
+        found: String,
+        first: String,
+        expected: String,
+    },
+}
