@@ -9,7 +9,7 @@ use super::plan::Plan;
 use super::run_folder;
 use crate::data::{Label, Record, Task};
 use crate::report::{EvalReport, PredictionReport, Predictions, RoutingReport, RunSummary};
-use crate::store::{PREDICTIONS, SUMMARY};
+use crate::store::{EVAL, PREDICTIONS, ROUTING, SUMMARY};
 
 /// One finished run.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub(super) fn read_all(
 }
 
 fn read(folder: &Path, tasks: &[Task]) -> Result<Outcome, CompareError> {
-    let eval: EvalReport = read_json(&folder.join("eval.json"))?;
+    let eval: EvalReport = read_json(&folder.join(EVAL))?;
     let path = folder.join(PREDICTIONS);
     let predictions: PredictionReport = read_json(&path)?;
     let right = tasks
@@ -45,7 +45,7 @@ fn read(folder: &Path, tasks: &[Task]) -> Result<Outcome, CompareError> {
         .collect::<Result<_, _>>()?;
     Ok(Outcome {
         eval,
-        routing: read_json(&folder.join("routing.json"))?,
+        routing: read_json(&folder.join(ROUTING))?,
         summary: read_json(&folder.join(SUMMARY))?,
         right,
     })

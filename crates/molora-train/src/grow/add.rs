@@ -8,7 +8,7 @@ use molora_models::{AdapterSpec, Backbone, TaskModel, load_heads};
 
 use super::mixture::{Newcomer, fill};
 use super::plan::{Origins, check_recipe, grown};
-use super::{STAGES, names, progress, stored_mixture};
+use super::{names, progress, stored_mixture};
 use crate::base::base_model::absolute;
 use crate::base::files::copy;
 use crate::base::{DeviceSpec, bundled};
@@ -21,7 +21,7 @@ use crate::report::{StepRecord, StepWriter, read_steps};
 use crate::run::{
     Finished, Loaded, device_of, find_model, finish, load, load_run_tasks, read_finished,
 };
-use crate::store::{RunConfig, STEPS, Swap, pool, read_config, write_config};
+use crate::store::{RunConfig, STAGES, STEPS, Swap, pool, read_config, write_config};
 use crate::train::{Event, Setup, Start, Trained, train, transform};
 
 /// What a user asks for.

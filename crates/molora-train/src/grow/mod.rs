@@ -29,9 +29,6 @@ use crate::store::{RunConfig, checkpoint};
 pub use add::{AddRequest, add_expert};
 pub use remove::{Removed, remove_expert};
 
-/// States in which a run's stages began: they belong to the tasks that the run had then.
-const STAGES: &str = "stages";
-
 /// Names of a run's tasks, in order.
 fn names(config: &RunConfig) -> Vec<String> {
     config.tasks.iter().map(|task| task.name.clone()).collect()

@@ -6,7 +6,7 @@ use molora_kernels::random::Seed;
 
 use super::mixture::fill;
 use super::plan::{Origins, check_recipe, position, shrunk};
-use super::{STAGES, names, progress, stored_mixture};
+use super::{names, progress, stored_mixture};
 use crate::base::files::{copy, remove};
 use crate::base::{DeviceSpec, base_model};
 use crate::error::{RunProblem, TrainError};
@@ -14,7 +14,7 @@ use crate::guide::Instructions;
 use crate::model::with_stable_ids;
 use crate::report::read_steps;
 use crate::run::{Finished, Loaded, device_of, finish, load, load_run_tasks, read_finished};
-use crate::store::{BEFORE, RunConfig, STEPS, Swap, pool, write_config};
+use crate::store::{BEFORE, RunConfig, STAGES, STEPS, Swap, pool, write_config};
 use crate::train::{Event, Trained};
 
 /// What became of a run.

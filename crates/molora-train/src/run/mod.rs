@@ -28,8 +28,8 @@ use crate::report::{
     read_steps, render,
 };
 use crate::store::{
-    FORMAT, PREDICTIONS, RunConfig, STEPS, SUMMARY, TaskLabels, check_folder, checkpoint,
-    git_commit, make_folder, read_config,
+    EVAL, FORMAT, PREDICTIONS, REPORT, ROUTING, RunConfig, STEPS, SUMMARY, TaskLabels,
+    check_folder, checkpoint, git_commit, make_folder, read_config,
 };
 use crate::train::{Setup, Start, Trained, train as train_loop};
 
@@ -329,10 +329,10 @@ fn summary(config: &RunConfig, trained: &Trained) -> RunSummary {
 
 fn write_report(folder: &Path, finished: &Finished) -> Result<(), TrainError> {
     let steps = read_steps(&folder.join(STEPS))?;
-    write_json_atomically(&folder.join("eval.json"), &finished.eval)?;
-    write_json_atomically(&folder.join("routing.json"), &finished.routing)?;
+    write_json_atomically(&folder.join(EVAL), &finished.eval)?;
+    write_json_atomically(&folder.join(ROUTING), &finished.routing)?;
     write_json_atomically(&folder.join(PREDICTIONS), &finished.predictions)?;
     let routing = (!finished.routing.sites.is_empty()).then_some(&finished.routing);
     let html = render(&finished.summary, &finished.eval, routing, &steps);
-    write_atomically(&folder.join("report.html"), html.as_bytes())
+    write_atomically(&folder.join(REPORT), html.as_bytes())
 }

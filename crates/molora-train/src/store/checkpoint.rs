@@ -10,6 +10,7 @@ use burn::tensor::Bytes;
 use molora_models::{AdapterSpec, TaskModel, load_adapter, load_heads, save_adapter, save_heads};
 use serde::{Deserialize, Serialize};
 
+use super::folder::{CHECKPOINTS, STAGES};
 use crate::TrainError;
 use crate::base::files::{copy, remove, sync, sync_all};
 use crate::data::Sampler;
@@ -82,7 +83,7 @@ impl Snapshot<'_> {
 
 /// Folder of the state in which a stage began.
 pub fn stage_folder(run: &Path, stage: &str) -> PathBuf {
-    run.join("stages").join(stage)
+    run.join(STAGES).join(stage)
 }
 
 /// Writes the state in which a stage begins, from which [`restart`] starts it again.
@@ -90,7 +91,7 @@ pub fn stage_folder(run: &Path, stage: &str) -> PathBuf {
 /// # Errors
 /// [`TrainError::Io`] or [`TrainError::Model`] if a file cannot be written.
 pub fn save_stage(run: &Path, stage: &str, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
-    snapshot.write(&run.join("stages"), stage)
+    snapshot.write(&run.join(STAGES), stage)
 }
 
 /// Makes the state in which a stage began the newest checkpoint of a run, in place of all others.
@@ -100,7 +101,7 @@ pub fn save_stage(run: &Path, stage: &str, snapshot: &Snapshot<'_>) -> Result<()
 pub fn restart(run: &Path, stage: &str) -> Result<(), TrainError> {
     let from = stage_folder(run, stage);
     let step = load_progress(&from)?.step;
-    let root = run.join("checkpoints");
+    let root = run.join(CHECKPOINTS);
     let temporary = root.join(".restart.tmp");
     remove(&root)?;
     fs_err::create_dir_all(&root)?;
@@ -115,7 +116,7 @@ pub fn restart(run: &Path, stage: &str) -> Result<(), TrainError> {
 /// # Errors
 /// [`TrainError::Io`] if they cannot be removed.
 pub fn forget(run: &Path) -> Result<(), TrainError> {
-    remove(&run.join("checkpoints"))
+    remove(&run.join(CHECKPOINTS))
 }
 
 fn checkpoint_name(step: usize) -> String {
@@ -128,7 +129,7 @@ fn checkpoint_name(step: usize) -> String {
 /// [`TrainError::Io`] or [`TrainError::Model`] if a file cannot be written.
 pub fn save(run: &Path, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
     let progress = snapshot.progress;
-    let root = run.join("checkpoints");
+    let root = run.join(CHECKPOINTS);
     snapshot.write(&root, &checkpoint_name(progress.step))?;
     for (step, old) in all(run)? {
         if step < progress.step {
@@ -203,7 +204,7 @@ pub fn load_optimizer(
 
 /// Whole checkpoints with their steps, oldest first.
 fn all(run: &Path) -> Result<Vec<(usize, PathBuf)>, TrainError> {
-    let root = run.join("checkpoints");
+    let root = run.join(CHECKPOINTS);
     if !root.is_dir() {
         return Ok(Vec::new());
     }

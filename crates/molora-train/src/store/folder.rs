@@ -27,6 +27,16 @@ use crate::error::{RunProblem, TrainError};
 pub const STEPS: &str = "steps.jsonl";
 /// File that a run folder holds as soon as the run is finished.
 pub const SUMMARY: &str = "summary.json";
+/// File of the scores in a run folder.
+pub const EVAL: &str = "eval.json";
+/// File of how the routers shared the tasks in a run folder.
+pub const ROUTING: &str = "routing.json";
+/// The page of a run folder.
+pub const REPORT: &str = "report.html";
+/// Folder of the states that a run goes on from.
+pub(super) const CHECKPOINTS: &str = "checkpoints";
+/// Folder of the states in which a run's stages began: they belong to the tasks that it had then.
+pub(crate) const STAGES: &str = "stages";
 /// File of the predicted classes in a run folder.
 pub const PREDICTIONS: &str = "predictions.json";
 

@@ -9,7 +9,7 @@ use molora_routing::{Granularity, LayerRule, RouterConfig, Selection};
 use molora_testkit::{assert_close, device};
 use serde_json::Value;
 
-use crate::world::{context, gpt2, llama, logits, model, sequence};
+use super::world::{context, gpt2, llama, logits, model, sequence};
 
 const TARGETS: [&str; 4] = ["q_proj", "down_proj", "c_attn.*", "c_fc"];
 
@@ -166,7 +166,7 @@ fn a_cache_keeps_the_decisions_of_the_prompt() {
 #[test]
 fn gradients_reach_the_adapters_and_only_them() {
     let device = molora_testkit::autodiff_device();
-    let folder = crate::world::folder(&llama(), &crate::world::tensors(&llama(), 1));
+    let folder = super::world::folder(&llama(), &super::world::tensors(&llama(), 1));
     let mut model = Decoder::from_folder(folder.path(), &device).expect("a whole folder");
     let spec = spec(&llama(), Some(RouterConfig::default()));
     model

@@ -15,7 +15,7 @@ use molora_routing::RouterConfig;
 use molora_testkit::{assert_close, device};
 use proptest::prelude::*;
 
-use crate::world::{batch, bundled, logits, randomize, read_file};
+use super::world::{batch, bundled, logits, randomize, read_file};
 
 /// Relative to the largest value.
 const TOLERANCE: f32 = 1e-5;

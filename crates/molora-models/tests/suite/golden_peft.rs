@@ -1,8 +1,5 @@
 //! Adapters against PEFT: any folder of golden vectors that holds PEFT's own files.
 
-#[path = "peft/world.rs"]
-mod world;
-
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, activation};
@@ -13,7 +10,8 @@ use molora_models::peft::{
 use molora_models::{Adaptable, Decoder, DecoderInput, ForwardContext, GenerateOptions};
 use molora_testkit::golden::{self, Case, Tensors};
 use molora_testkit::{assert_close, autodiff_device, device};
-use world::{at_real_tokens, bundled, logits};
+
+use crate::peft::world::{at_real_tokens, bundled, logits};
 
 /// Relative to the largest value.
 const TOLERANCE: f32 = 1e-4;
@@ -222,7 +220,7 @@ fn golden_peft_mixed_batch() {
     let adapters = ["lora_b", "lora"].map(|name| read(&folder.join(name), &model));
     attach_experts(&mut model, &adapters.each_ref()).expect("plain adapters");
     let wanted = expected(&folder, "mixed_batch_b_a.expected").tensor("logits", &device);
-    world::route_rows(&mut model, 2, &device);
+    crate::peft::world::route_rows(&mut model, 2, &device);
     let mut context = ForwardContext::new(input.mask.clone().float());
     context.guidance.labels = Some(Tensor::from_data([[1.0, 0.0], [0.0, 1.0]], &device));
     let hidden = model.forward(&input, &context).hidden;
@@ -290,7 +288,7 @@ fn golden_peft_arrow() {
             let own = site.bank.directions();
             let cosines = (own * prototypes.clone()).sum_dim(1).abs().min();
             assert!(cosines.into_scalar::<f32>() > 0.9, "{path}: a direction");
-            site.router = Some(world::arrow(prototypes, top_k, &device));
+            site.router = Some(crate::peft::world::arrow(prototypes, top_k, &device));
         }
         let wanted = expected.tensor("logits", &device);
         check(&model, &input, wanted, &format!("top {top_k}"));

@@ -3,7 +3,7 @@
 use molora_models::{DecoderConfig, T5Config};
 use serde_json::{Value, json};
 
-use crate::world::{gpt2, llama, qwen2, qwen3};
+use super::world::{gpt2, llama, qwen2, qwen3};
 
 fn read(config: &Value) -> Result<DecoderConfig, String> {
     let folder = tempfile::tempdir().expect("a folder");

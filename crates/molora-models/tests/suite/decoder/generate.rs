@@ -7,7 +7,7 @@ use molora_models::{
 };
 use molora_testkit::device;
 
-use crate::world::{VOCAB, context, gpt2, llama, model, sequence};
+use super::world::{VOCAB, context, gpt2, llama, model, sequence};
 
 fn run(
     model: &Decoder,
@@ -30,7 +30,7 @@ fn slowly(model: &Decoder, prompt: &[usize], count: usize) -> Vec<usize> {
     let mut all = prompt.to_vec();
     for _ in 0..count {
         let input = DecoderInput::from_sequences(&[all.clone()], &device());
-        let logits = crate::world::logits(model, &input);
+        let logits = super::world::logits(model, &input);
         let last = logits.narrow(1, all.len() - 1, 1).argmax(2);
         all.push(last.into_data().iter::<i64>().next().expect("a number") as usize);
     }

@@ -8,7 +8,7 @@ use molora_testkit::{assert_close, device};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::world::{File, batch, bundled, logits, read_file, write_file};
+use super::world::{File, batch, bundled, logits, read_file, write_file};
 
 const Q: &str = "base_model.model.model.layers.0.self_attn.q_proj";
 

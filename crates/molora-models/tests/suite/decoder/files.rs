@@ -4,7 +4,7 @@ use molora_models::{Decoder, DecoderInput};
 use molora_testkit::{assert_close, device};
 use serde_json::json;
 
-use crate::world::{
+use super::world::{
     Tensors, folder, gpt2, llama, logits, qwen2, refusal, sequence, tensors, write_file,
 };
 

@@ -6,7 +6,7 @@ use molora_testkit::{assert_close, device};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::world::{context, gpt2, llama, logits, model, qwen2, qwen3, sequence};
+use super::world::{context, gpt2, llama, logits, model, qwen2, qwen3, sequence};
 
 /// Values agree up to the order of sums.
 const ROUNDING: f32 = 1e-5;

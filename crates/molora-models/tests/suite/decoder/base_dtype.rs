@@ -6,7 +6,7 @@ use molora_models::{BaseDtype, BaseModel, Decoder, DecoderInput, PartMut, peft};
 use molora_testkit::{assert_close, device};
 use serde_json::Value;
 
-use crate::world::{Tensors, context, folder, gpt2, llama, logits, qwen2, sequence, tensors};
+use super::world::{Tensors, context, folder, gpt2, llama, logits, qwen2, sequence, tensors};
 
 /// Error of activations in bf16 after two layers.
 const HALF: f32 = 2e-2;

@@ -1,5 +1,5 @@
 //! PEFT files: what is refused, and what is written is read again.
 
 mod read;
-mod world;
+pub(crate) mod world;
 mod write;
