@@ -84,15 +84,14 @@ pub use top_k::top_k_mask;
 #[doc(hidden)]
 pub mod portable {
     pub use crate::attention::portable::{attention, attention_with};
-    pub use crate::cross_entropy::portable as softmax_cross_entropy;
-    pub use crate::dropout::portable_linear as dropout_linear;
-    pub use crate::gelu::portable as gelu;
-    pub use crate::gelu::portable_tanh as gelu_tanh;
-    pub use crate::layer_norm::portable as layer_norm;
+    pub use crate::cross_entropy::portable::softmax_cross_entropy;
+    pub use crate::dropout::portable::dropout_linear;
+    pub use crate::gelu::portable::{gelu, gelu_tanh};
+    pub use crate::layer_norm::portable::layer_norm;
     pub use crate::linear::portable as linear;
     pub use crate::linear::portable_transposed as linear_transposed;
     pub use crate::low_rank_mix::portable as low_rank_mix;
-    pub use crate::rms_norm::portable as rms_norm;
-    pub use crate::silu_gate::portable as silu_gate;
-    pub use crate::top_k::portable as top_k_mask;
+    pub use crate::rms_norm::portable::rms_norm;
+    pub use crate::silu_gate::portable::silu_gate;
+    pub use crate::top_k::portable::top_k_mask;
 }

@@ -6,6 +6,7 @@ use super::buffer::{
     FlexTensor, build, contiguous, elements, from_values, task_elements, write_tiled,
 };
 use super::matrix::{Into, Matrix, MatrixMut, multiply_parallel};
+use super::views::{matrix, with_matrix};
 
 /// `x * weight + bias` for `x` `[rows, in]`, `weight` `[in, out]` and `bias` `[out]`.
 pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
@@ -27,24 +28,6 @@ pub(crate) fn backward_x(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
 pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let (x, grad) = (contiguous(x), contiguous(grad));
     product(matrix(&x).transposed(), matrix(&grad), None)
-}
-
-/// Calls `run` with the view of a tensor, without a copy if the tensor or its transpose is contiguous.
-pub(super) fn with_matrix(
-    tensor: FlexTensor,
-    run: impl FnOnce(Matrix<'_>) -> FlexTensor,
-) -> FlexTensor {
-    let transposed = tensor.transpose(0, 1);
-    if transposed.is_contiguous() {
-        return run(matrix(&transposed).transposed());
-    }
-    run(matrix(&contiguous(tensor)))
-}
-
-/// The view of a contiguous `[rows, cols]` tensor.
-pub(super) fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
-    let shape = tensor.layout().shape();
-    Matrix::new(elements(tensor), shape[0], shape[1], shape[1])
 }
 
 /// `left * right`, plus `bias` if there is one.

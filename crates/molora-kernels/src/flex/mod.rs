@@ -7,24 +7,18 @@
 
 mod attention;
 mod autodiff;
-mod buffer;
-mod cross_entropy;
-mod dropout;
-mod gelu;
+pub(crate) mod buffer;
 mod half;
-mod layer_norm;
 mod linear;
 mod low_rank_mix;
-mod math;
-mod matrix;
-mod rms_norm;
-mod silu_gate;
-mod simd;
+pub(crate) mod math;
+pub(crate) mod matrix;
+pub(crate) mod simd;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
-mod top_k;
+pub(crate) mod views;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Flex, backend_extension};
@@ -33,9 +27,6 @@ use burn::tensor::{DType, Device, Tensor};
 pub(crate) use self::attention::Rules;
 pub(crate) use self::half::BlockShape;
 pub(crate) use self::low_rank_mix::time_mix;
-pub(crate) use self::top_k::top_k_mask;
-use crate::cross_entropy::Labels;
-use crate::dropout::DropMask;
 use crate::low_rank_mix::MixShape;
 
 /// Whether the fast path takes `tensor`: f32 on `flex`, and not empty. Must hold for every float
@@ -57,43 +48,6 @@ pub(crate) fn takes_half(weight: &Tensor<2>) -> bool {
 /// The operations with a fast path, for tensors with and without gradients.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait FastOps: Backend {
-    /// As [`crate::gelu`].
-    fn fast_gelu(x: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    /// As [`crate::gelu_tanh`].
-    fn fast_gelu_tanh(x: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    /// As [`crate::silu_gate`].
-    fn fast_silu_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    /// As [`crate::softmax_cross_entropy`].
-    fn fast_cross_entropy(logits: FloatTensor<Self>, labels: Labels) -> FloatTensor<Self>;
-
-    /// As [`crate::rms_norm`].
-    fn fast_rms_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self>;
-
-    /// As [`crate::dropout`]; it is its own backward, applied to the gradient.
-    fn fast_dropout(x: FloatTensor<Self>, mask: DropMask) -> FloatTensor<Self>;
-
-    /// As [`crate::dropout_linear`], on `[rows, in]`.
-    fn fast_dropout_linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        mask: DropMask,
-    ) -> FloatTensor<Self>;
-
-    /// As [`crate::layer_norm`].
-    fn fast_layer_norm(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self>;
-
     /// As [`crate::attention_with`]; without a bias any tensor stands in for it.
     fn fast_attention(
         query: FloatTensor<Self>,
@@ -141,56 +95,6 @@ pub(crate) trait FastOps: Backend {
 
 /// The backward kernels of a backend, on tensors without gradients.
 pub(crate) trait BackwardKernels: FastOps {
-    /// See [`gelu::backward`].
-    fn fast_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    /// See [`gelu::backward_tanh`].
-    fn fast_gelu_tanh_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    /// See [`silu_gate::backward`].
-    fn fast_silu_gate_backward(
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    /// See [`cross_entropy::backward`].
-    fn fast_cross_entropy_backward(
-        logits: FloatTensor<Self>,
-        labels: &Labels,
-        grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
-
-    /// See [`rms_norm::backward_x`].
-    fn fast_rms_norm_backward_x(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self>;
-
-    /// See [`rms_norm::backward_weight`].
-    fn fast_rms_norm_backward_weight(
-        x: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self>;
-
-    /// See [`layer_norm::backward_x`].
-    fn fast_layer_norm_backward_x(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self>;
-
-    /// See [`layer_norm::backward_affine`].
-    fn fast_layer_norm_backward_affine(
-        x: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
     /// See [`attention::backward`].
     fn fast_attention_backward(
         inputs: [FloatTensor<Self>; 4],
@@ -225,20 +129,6 @@ pub(crate) trait BackwardKernels: FastOps {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// See [`dropout::backward_linear_x`].
-    fn fast_dropout_linear_backward_x(
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        mask: DropMask,
-    ) -> FloatTensor<Self>;
-
-    /// See [`dropout::backward_linear_weight`].
-    fn fast_dropout_linear_backward_weight(
-        x: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        mask: DropMask,
-    ) -> FloatTensor<Self>;
-
     /// See [`half::backward_x_blocks`].
     fn fast_block_linear_backward_x(
         codes: IntTensor<Self>,
@@ -256,43 +146,6 @@ pub(crate) trait BackwardKernels: FastOps {
 }
 
 impl FastOps for Flex {
-    fn fast_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        gelu::forward(x)
-    }
-
-    fn fast_gelu_tanh(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        gelu::forward_tanh(x)
-    }
-
-    fn fast_silu_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        silu_gate::forward(gate, up)
-    }
-
-    fn fast_cross_entropy(logits: FloatTensor<Self>, labels: Labels) -> FloatTensor<Self> {
-        cross_entropy::forward(logits, &labels)
-    }
-
-    fn fast_rms_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self> {
-        rms_norm::forward(x, weight, epsilon)
-    }
-
-    fn fast_dropout(x: FloatTensor<Self>, mask: DropMask) -> FloatTensor<Self> {
-        dropout::apply(x, mask)
-    }
-
-    fn fast_layer_norm(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self> {
-        layer_norm::forward(x, gamma, beta, epsilon)
-    }
-
     fn fast_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -312,14 +165,6 @@ impl FastOps for Flex {
         shape: MixShape,
     ) -> FloatTensor<Self> {
         low_rank_mix::forward(base, [low, weights, rank_scale, b], shape)
-    }
-
-    fn fast_dropout_linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        mask: DropMask,
-    ) -> FloatTensor<Self> {
-        dropout::forward_linear(x, weight, mask)
     }
 
     fn fast_linear(
@@ -351,64 +196,6 @@ impl FastOps for Flex {
 }
 
 impl BackwardKernels for Flex {
-    fn fast_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        gelu::backward(x, grad)
-    }
-
-    fn fast_gelu_tanh_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        gelu::backward_tanh(x, grad)
-    }
-
-    fn fast_silu_gate_backward(
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        silu_gate::backward(gate, up, grad)
-    }
-
-    fn fast_cross_entropy_backward(
-        logits: FloatTensor<Self>,
-        labels: &Labels,
-        grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        cross_entropy::backward(logits, labels, grad)
-    }
-
-    fn fast_rms_norm_backward_x(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self> {
-        rms_norm::backward_x(x, weight, grad, epsilon)
-    }
-
-    fn fast_rms_norm_backward_weight(
-        x: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self> {
-        rms_norm::backward_weight(x, grad, epsilon)
-    }
-
-    fn fast_layer_norm_backward_x(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self> {
-        layer_norm::backward_x(x, gamma, grad, epsilon)
-    }
-
-    fn fast_layer_norm_backward_affine(
-        x: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        layer_norm::backward_affine(x, grad, epsilon)
-    }
-
     fn fast_attention_backward(
         inputs: [FloatTensor<Self>; 4],
         rules: &Rules,
@@ -446,22 +233,6 @@ impl BackwardKernels for Flex {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         linear::backward_weight(x, grad)
-    }
-
-    fn fast_dropout_linear_backward_x(
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        mask: DropMask,
-    ) -> FloatTensor<Self> {
-        dropout::backward_linear_x(weight, grad, mask)
-    }
-
-    fn fast_dropout_linear_backward_weight(
-        x: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        mask: DropMask,
-    ) -> FloatTensor<Self> {
-        dropout::backward_linear_weight(x, grad, mask)
     }
 
     fn fast_half_linear_backward_x(

@@ -5,159 +5,16 @@
 
 mod backward;
 
-use std::marker::PhantomData;
-
 use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::ops::{Backward, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 
-use self::backward::{
-    Attention, BlockLinear, CrossEntropy, Dropout, DropoutAgain, DropoutLinear, Gelu, GeluAgain,
-    GeluTanh, GeluTanhAgain, HalfLinear, LayerNorm, Linear, LowRankMix, RmsNorm, SiluGate,
-    SiluGateAgain,
-};
+use self::backward::{Attention, BlockLinear, HalfLinear, Linear, LowRankMix};
 use super::{BackwardKernels, BlockShape, FastOps, Rules};
-use crate::cross_entropy::Labels;
-use crate::dropout::DropMask;
 use crate::low_rank_mix::MixShape;
 
 impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
-    fn fast_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let again = GeluAgain::<B>(x.node().id(), PhantomData);
-        let prepared = Gelu.prepare::<C>([x.node()]).memory_bound();
-        match prepared.retro_forward(again).parents([&x]).stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let state = prepared.checkpoint(&x);
-                prepared.finish(state, B::fast_gelu(x.into_primitive()))
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_gelu(x.into_primitive())),
-        }
-    }
-
-    fn fast_gelu_tanh(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let again = GeluTanhAgain::<B>(x.node().id(), PhantomData);
-        let prepared = GeluTanh.prepare::<C>([x.node()]).memory_bound();
-        match prepared.retro_forward(again).parents([&x]).stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let state = prepared.checkpoint(&x);
-                prepared.finish(state, B::fast_gelu_tanh(x.into_primitive()))
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_gelu_tanh(x.into_primitive())),
-        }
-    }
-
-    fn fast_silu_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        let again = SiluGateAgain::<B>([gate.node().id(), up.node().id()], PhantomData);
-        let prepared = SiluGate
-            .prepare::<C>([gate.node(), up.node()])
-            .memory_bound();
-        let run = |gate: FloatTensor<Self>, up: FloatTensor<Self>| {
-            B::fast_silu_gate(gate.into_primitive(), up.into_primitive())
-        };
-        match prepared
-            .retro_forward(again)
-            .parents([&gate, &up])
-            .stateful()
-        {
-            OpsKind::Tracked(mut prepared) => {
-                let state = [prepared.checkpoint(&gate), prepared.checkpoint(&up)];
-                prepared.finish(state, run(gate, up))
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(run(gate, up)),
-        }
-    }
-
-    fn fast_cross_entropy(logits: FloatTensor<Self>, labels: Labels) -> FloatTensor<Self> {
-        let prepared = CrossEntropy.prepare::<C>([logits.node()]).compute_bound();
-        match prepared.stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let state = (prepared.checkpoint(&logits), labels.clone());
-                let out = B::fast_cross_entropy(logits.into_primitive(), labels);
-                prepared.finish(state, out)
-            }
-            OpsKind::UnTracked(prepared) => {
-                prepared.finish(B::fast_cross_entropy(logits.into_primitive(), labels))
-            }
-        }
-    }
-
-    fn fast_rms_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self> {
-        let nodes = [x.node(), weight.node()];
-        let run =
-            |x: FloatTensor<Self>, weight| B::fast_rms_norm(x.into_primitive(), weight, epsilon);
-        match RmsNorm.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let x_id = prepared.checkpoint(&x);
-                let weight = weight.into_primitive();
-                let out = run(x, weight.clone());
-                prepared.finish((x_id, weight, epsilon), out)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(run(x, weight.into_primitive())),
-        }
-    }
-
-    fn fast_dropout(x: FloatTensor<Self>, mask: DropMask) -> FloatTensor<Self> {
-        let again = DropoutAgain::<B>(x.node().id(), mask, PhantomData);
-        let prepared = Dropout.prepare::<C>([x.node()]).memory_bound();
-        match prepared.retro_forward(again).parents([&x]).stateful() {
-            OpsKind::Tracked(prepared) => {
-                prepared.finish(mask, B::fast_dropout(x.into_primitive(), mask))
-            }
-            OpsKind::UnTracked(prepared) => {
-                prepared.finish(B::fast_dropout(x.into_primitive(), mask))
-            }
-        }
-    }
-
-    fn fast_dropout_linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        mask: DropMask,
-    ) -> FloatTensor<Self> {
-        let nodes = [x.node(), weight.node()];
-        match DropoutLinear.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let x_id = weight.is_tracked().then(|| prepared.checkpoint(&x));
-                let weight_kept = x.is_tracked().then(|| weight.primitive().clone());
-                let (x, weight) = (x.into_primitive(), weight.into_primitive());
-                let out = B::fast_dropout_linear(x, weight, mask);
-                prepared.finish((x_id, weight_kept, mask), out)
-            }
-            OpsKind::UnTracked(prepared) => {
-                let (x, weight) = (x.into_primitive(), weight.into_primitive());
-                prepared.finish(B::fast_dropout_linear(x, weight, mask))
-            }
-        }
-    }
-
-    fn fast_layer_norm(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        epsilon: f32,
-    ) -> FloatTensor<Self> {
-        let nodes = [x.node(), gamma.node(), beta.node()];
-        match LayerNorm.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let x_id = prepared.checkpoint(&x);
-                let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
-                let out = B::fast_layer_norm(x.into_primitive(), gamma.clone(), beta, epsilon);
-                prepared.finish((x_id, gamma, epsilon), out)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_layer_norm(
-                x.into_primitive(),
-                gamma.into_primitive(),
-                beta.into_primitive(),
-                epsilon,
-            )),
-        }
-    }
-
     fn fast_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,

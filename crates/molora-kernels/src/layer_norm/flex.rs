@@ -2,12 +2,12 @@
 
 use burn::tensor::Shape;
 
-use super::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, sum_over_rows};
-use super::math::sum;
-use super::simd::vectorised;
+use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, sum_over_rows};
+use crate::flex::math::sum;
+use crate::flex::simd::vectorised;
 
 /// `(x - mean) / sqrt(variance + epsilon) * gamma + beta` of each row.
-pub(crate) fn forward(
+pub(super) fn forward(
     x: FlexTensor,
     gamma: FlexTensor,
     beta: FlexTensor,
@@ -32,7 +32,7 @@ pub(crate) fn forward(
 
 /// Gradient for `x`: with `h = grad * gamma` and the normalised row `n`,
 /// `(h - mean(h) - n * mean(h * n)) / sqrt(variance + epsilon)`.
-pub(crate) fn backward_x(
+pub(super) fn backward_x(
     x: FlexTensor,
     gamma: FlexTensor,
     grad: FlexTensor,
@@ -70,7 +70,7 @@ fn backward_row(grad: &mut [f32], x: &[f32], gamma: &[f32], epsilon: f32) {
 }
 
 /// Gradients for `gamma` and `beta`: sums over the rows of `grad * n` and of `grad`.
-pub(crate) fn backward_affine(
+pub(super) fn backward_affine(
     x: FlexTensor,
     grad: FlexTensor,
     epsilon: f32,

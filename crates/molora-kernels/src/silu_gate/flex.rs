@@ -2,12 +2,12 @@
 
 use rayon::prelude::*;
 
-use super::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, task_elements};
-use super::math::logistic;
-use super::simd::vectorised;
+use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, task_elements};
+use crate::flex::math::logistic;
+use crate::flex::simd::vectorised;
 
 /// `gate * P * up` with `P = 1 / (1 + exp(-gate))`.
-pub(crate) fn forward(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+pub(super) fn forward(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
     let up = contiguous(up);
     let up = elements(&up);
     map_rows(gate, 1, |first, gates| {
@@ -24,7 +24,7 @@ pub(crate) fn forward(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
 }
 
 /// Gradients for gate and up: `grad * up * (P + gate * P * (1 - P))` and `grad * gate * P`.
-pub(crate) fn backward(
+pub(super) fn backward(
     gate: FlexTensor,
     up: FlexTensor,
     grad: FlexTensor,

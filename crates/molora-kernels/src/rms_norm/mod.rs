@@ -1,6 +1,17 @@
 //! RMS norm.
 
+#[cfg(feature = "flex")]
+mod backend;
+#[cfg(feature = "flex")]
+mod flex;
+pub(crate) mod portable;
+
+#[cfg(feature = "flex")]
+use burn::backend::Dispatch;
 use burn::tensor::Tensor;
+
+#[cfg(feature = "flex")]
+use self::backend::RmsNormOps;
 
 /// Scales each row of the last axis to a root mean square of one:
 /// `x / sqrt(mean(x^2) + epsilon) * weight`.
@@ -20,20 +31,13 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -
     assert_eq!(weight.dims(), [width], "width of the weight");
     #[cfg(feature = "flex")]
     if crate::flex::takes(&x) && crate::flex::takes(&weight) {
-        use crate::flex::FastOps;
-        return Tensor::from_dispatch(burn::backend::Dispatch::fast_rms_norm(
+        return Tensor::from_dispatch(Dispatch::fast_rms_norm(
             x.into_dispatch(),
             weight.into_dispatch(),
             epsilon as f32,
         ));
     }
-    portable(x, weight, epsilon)
-}
-
-/// The definition by the mean of the squares.
-pub fn portable<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
-    let mean = (x.clone() * x.clone()).mean_dim(D - 1);
-    x / mean.add_scalar(epsilon).sqrt() * weight.unsqueeze()
+    portable::rms_norm(x, weight, epsilon)
 }
 
 #[cfg(test)]
@@ -52,7 +56,7 @@ mod tests {
         let expected = [[1.4, -2.0], [0.0, 0.0]];
         let out = rms_norm(x.clone(), weight.clone(), 1e-12);
         assert_close(out, expected, 1e-6, "rms norm");
-        let out = portable(x, weight, 1e-12);
+        let out = portable::rms_norm(x, weight, 1e-12);
         assert_close(out, expected, 1e-6, "portable rms norm");
     }
 
@@ -88,7 +92,7 @@ mod tests {
             oracle.check(
                 &[x, weight],
                 |t| rms_norm(t[0].matrix(), t[1].row(), 1e-5),
-                |t| portable(t[0].matrix(), t[1].row(), 1e-5),
+                |t| portable::rms_norm(t[0].matrix(), t[1].row(), 1e-5),
             );
         }
     }

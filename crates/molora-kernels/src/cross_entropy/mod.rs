@@ -1,10 +1,17 @@
 //! Cross-entropy of class labels.
 
 #[cfg(feature = "flex")]
-use std::sync::Arc;
+mod backend;
+#[cfg(feature = "flex")]
+mod flex;
+pub(crate) mod portable;
 
-use burn::tensor::activation::log_softmax;
+#[cfg(feature = "flex")]
+use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
+
+#[cfg(feature = "flex")]
+use self::backend::CrossEntropyOps;
 
 /// Computes the cross-entropy of each row, `-log softmax(logits)[target]`, in nats.
 ///
@@ -25,48 +32,11 @@ pub fn softmax_cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tens
     assert_eq!(targets.dims(), [rows], "one target per row");
     #[cfg(feature = "flex")]
     if crate::flex::takes(&logits) {
-        use crate::flex::FastOps;
-        let labels = Labels::new(&targets, logits.dims()[1]);
+        let labels = flex::Labels::new(&targets, logits.dims()[1]);
         let logits = logits.into_dispatch();
-        let out = burn::backend::Dispatch::fast_cross_entropy(logits, labels);
-        return Tensor::from_dispatch(out);
+        return Tensor::from_dispatch(Dispatch::fast_cross_entropy(logits, labels));
     }
-    portable(logits, targets)
-}
-
-/// The definition by the logarithm of the softmax.
-pub fn portable(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
-    let [rows, _] = logits.dims();
-    let is_ignored = targets.clone().lower_elem(0);
-    let targets = targets.clamp_min(0).reshape([rows, 1]);
-    let picked = log_softmax(logits, 1).gather(1, targets).reshape([rows]);
-    picked.neg().mask_fill(is_ignored, 0.0)
-}
-
-/// The class of each row, on the host and cheap to clone.
-#[derive(Debug, Clone)]
-#[cfg(feature = "flex")]
-pub(crate) struct Labels(Arc<[i64]>);
-
-#[cfg(feature = "flex")]
-impl Labels {
-    fn new(targets: &Tensor<1, Int>, classes: usize) -> Self {
-        let targets: Arc<[i64]> = targets.to_data().iter::<i64>().collect();
-        for (row, &target) in targets.iter().enumerate() {
-            let is_class = usize::try_from(target).is_ok_and(|target| target < classes);
-            assert!(
-                target < 0 || is_class,
-                "target {target} of row {row} is not one of {classes} classes"
-            );
-        }
-        Self(targets)
-    }
-
-    /// The class of `row`, unless it is ignored.
-    #[inline(always)]
-    pub(crate) fn target(&self, row: usize) -> Option<usize> {
-        usize::try_from(self.0[row]).ok()
-    }
+    portable::softmax_cross_entropy(logits, targets)
 }
 
 #[cfg(test)]
@@ -115,7 +85,7 @@ mod tests {
     #[test]
     fn an_ignored_row_has_no_loss_and_no_gradient() {
         let device = device().autodiff();
-        for run in [softmax_cross_entropy, portable] {
+        for run in [softmax_cross_entropy, portable::softmax_cross_entropy] {
             let logits = Tensor::<2>::from_floats([[1.0, 2.0], [0.0, 0.0]], &device);
             let logits = logits.require_grad();
             let targets = Tensor::<1, Int>::from_ints([-100, 1], &device);
@@ -177,7 +147,7 @@ mod tests {
                     run(logits, targets).reshape([rows, 1])
                 }
             };
-            oracle.check(&[logits], loss(softmax_cross_entropy), loss(portable));
+            oracle.check(&[logits], loss(softmax_cross_entropy), loss(portable::softmax_cross_entropy));
         }
     }
 }

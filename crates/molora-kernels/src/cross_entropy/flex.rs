@@ -1,16 +1,41 @@
 //! Cross-entropy of rows of logits: the forward writes one number per row, the backward replaces
 //! the logits by their gradient.
 
-use burn::tensor::Shape;
+use std::sync::Arc;
+
+use burn::tensor::{Int, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, task_elements};
-use super::math::{LANES, exp, join, sum};
-use super::simd::vectorised;
-use crate::cross_entropy::Labels;
+use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, task_elements};
+use crate::flex::math::{LANES, exp, join, sum};
+use crate::flex::simd::vectorised;
+
+/// The class of each row, on the host and cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Labels(Arc<[i64]>);
+
+impl Labels {
+    pub(super) fn new(targets: &Tensor<1, Int>, classes: usize) -> Self {
+        let targets: Arc<[i64]> = targets.to_data().iter::<i64>().collect();
+        for (row, &target) in targets.iter().enumerate() {
+            let is_class = usize::try_from(target).is_ok_and(|target| target < classes);
+            assert!(
+                target < 0 || is_class,
+                "target {target} of row {row} is not one of {classes} classes"
+            );
+        }
+        Self(targets)
+    }
+
+    /// The class of `row`, unless it is ignored.
+    #[inline(always)]
+    fn target(&self, row: usize) -> Option<usize> {
+        usize::try_from(self.0[row]).ok()
+    }
+}
 
 /// `ln(sum(exp(row))) - row[target]` of each row, 0 without a target.
-pub(crate) fn forward(logits: FlexTensor, labels: &Labels) -> FlexTensor {
+pub(super) fn forward(logits: FlexTensor, labels: &Labels) -> FlexTensor {
     let logits = contiguous(logits);
     let shape = logits.layout().shape();
     let (rows, classes) = (shape[0], shape[1]);
@@ -44,7 +69,7 @@ fn loss_of(row: &[f32], target: usize) -> f32 {
 
 /// `(softmax(row) - onehot(target)) * grad` of each row, zeros without a target. In the memory of
 /// the logits if nobody else holds them.
-pub(crate) fn backward(logits: FlexTensor, labels: &Labels, grad: FlexTensor) -> FlexTensor {
+pub(super) fn backward(logits: FlexTensor, labels: &Labels, grad: FlexTensor) -> FlexTensor {
     let classes = logits.layout().shape()[1];
     let grad = contiguous(grad);
     let grad = elements(&grad);

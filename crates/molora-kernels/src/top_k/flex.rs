@@ -3,11 +3,11 @@
 use burn::tensor::{Bool, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::buffer::task_elements;
-use super::simd::vectorised;
+use crate::flex::buffer::task_elements;
+use crate::flex::simd::vectorised;
 
 /// As [`crate::top_k_mask`], on the host, where the tensor is.
-pub(crate) fn top_k_mask<const D: usize>(scores: Tensor<D>, k: usize) -> Tensor<D, Bool> {
+pub(super) fn top_k_mask<const D: usize>(scores: Tensor<D>, k: usize) -> Tensor<D, Bool> {
     let (shape, device) = (scores.shape(), scores.device());
     let scores = scores.detach().into_data().try_into_vec::<f32>();
     let scores = scores.expect("the operation took f32");

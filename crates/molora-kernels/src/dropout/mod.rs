@@ -3,9 +3,20 @@
 //! The mask is computed where it is used and again in the backward, so nothing is kept for it, and
 //! it is the same on every backend and for any number of threads.
 
-use burn::tensor::{Tensor, TensorData};
-use rand::Rng;
+#[cfg(feature = "flex")]
+mod backend;
+#[cfg(feature = "flex")]
+mod flex;
+mod mask;
+pub(crate) mod portable;
 
+#[cfg(feature = "flex")]
+use burn::backend::Dispatch;
+use burn::tensor::Tensor;
+
+#[cfg(feature = "flex")]
+use self::backend::DropoutOps;
+use self::mask::DropMask;
 use crate::random::Seed;
 
 /// Sets each element to 0 with the given probability and multiplies the others by
@@ -22,11 +33,10 @@ pub fn dropout<const D: usize>(x: Tensor<D>, probability: f64, seed: Seed) -> Te
     let mask = DropMask::new(probability, seed);
     #[cfg(feature = "flex")]
     if crate::flex::takes(&x) {
-        use crate::flex::FastOps;
-        let out = burn::backend::Dispatch::fast_dropout(x.into_dispatch(), mask);
+        let out = Dispatch::fast_dropout(x.into_dispatch(), mask);
         return Tensor::from_dispatch(out);
     }
-    portable(x, mask)
+    portable::dropout(x, mask)
 }
 
 /// Computes `dropout(x) * weight` over the last axis: what a low-rank adapter does with its input.
@@ -51,74 +61,14 @@ pub fn dropout_linear<const D: usize>(
     assert_eq!(x.dims()[D - 1], inputs, "width of x and rows of the weight");
     #[cfg(feature = "flex")]
     if crate::flex::takes(&x) && crate::flex::takes(&weight) {
-        use crate::flex::FastOps;
         let mask = DropMask::new(probability, seed);
         let mut shape = x.dims();
         shape[D - 1] = outputs;
         let x = x.reshape([-1, inputs as i64]).into_dispatch();
-        let out = burn::backend::Dispatch::fast_dropout_linear(x, weight.into_dispatch(), mask);
+        let out = Dispatch::fast_dropout_linear(x, weight.into_dispatch(), mask);
         return Tensor::<2>::from_dispatch(out).reshape(shape);
     }
-    portable_linear(x, weight, probability, seed)
-}
-
-/// The definition by one after the other.
-pub fn portable_linear<const D: usize>(
-    x: Tensor<D>,
-    weight: Tensor<2>,
-    probability: f64,
-    seed: Seed,
-) -> Tensor<D> {
-    let x = portable(x, DropMask::new(probability, seed));
-    crate::linear::portable(x, weight, None)
-}
-
-/// The definition by a tensor of factors made on the host.
-fn portable<const D: usize>(x: Tensor<D>, mask: DropMask) -> Tensor<D> {
-    let len = x.shape().num_elements() as u64;
-    let factors: Vec<f32> = (0..len).map(|index| mask.factor(index)).collect();
-    let factors = Tensor::<D>::from_data(TensorData::new(factors, x.shape()), &x.device());
-    let factors = factors.cast(x.dtype());
-    x * factors
-}
-
-/// The mask of one call.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct DropMask {
-    key: u64,
-    /// Draws below it are dropped.
-    threshold: u64,
-    /// Factor of the others.
-    keep: f32,
-}
-
-impl DropMask {
-    fn new(probability: f64, seed: Seed) -> Self {
-        assert!(
-            (0.0..1.0).contains(&probability),
-            "dropout {probability} is not in [0, 1)"
-        );
-        Self {
-            key: seed.generator().next_u64(),
-            threshold: (probability * (1u64 << 32) as f64) as u64,
-            keep: (1.0 / (1.0 - probability)) as f32,
-        }
-    }
-
-    /// The factor of the element at `index`: splitmix64 at that place of its sequence.
-    #[inline(always)]
-    pub(crate) fn factor(self, index: u64) -> f32 {
-        let mut z = self
-            .key
-            .wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        if z >> 32 < self.threshold {
-            0.0
-        } else {
-            self.keep
-        }
-    }
+    portable::dropout_linear(x, weight, probability, seed)
 }
 
 #[cfg(test)]
@@ -209,7 +159,7 @@ mod tests {
             oracle.check(
                 &[x],
                 |t| dropout(t[0].matrix(), 0.2, seed),
-                |t| portable(t[0].matrix(), DropMask::new(0.2, seed)),
+                |t| portable::dropout(t[0].matrix(), DropMask::new(0.2, seed)),
             );
         }
 
@@ -227,7 +177,7 @@ mod tests {
             oracle.check(
                 &inputs,
                 |t| dropout_linear(t[0].matrix(), t[1].matrix(), 0.2, seed),
-                |t| portable_linear(t[0].matrix(), t[1].matrix(), 0.2, seed),
+                |t| portable::dropout_linear(t[0].matrix(), t[1].matrix(), 0.2, seed),
             );
         }
     }

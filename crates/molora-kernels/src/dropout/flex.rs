@@ -3,17 +3,17 @@
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use super::buffer::{FlexTensor, build, contiguous, from_values, map_rows, write_tiled};
-use super::linear::{matrix, with_matrix};
-use super::matrix::{Into, Matrix, MatrixMut, multiply};
-use super::simd::vectorised;
-use crate::dropout::DropMask;
+use super::mask::DropMask;
+use crate::flex::buffer::{FlexTensor, build, contiguous, from_values, map_rows, write_tiled};
+use crate::flex::matrix::{Into, Matrix, MatrixMut, multiply};
+use crate::flex::simd::vectorised;
+use crate::flex::views::{matrix, with_matrix};
 
 /// Rows of a product that a task takes: with what was dropped they stay in the second-level cache.
 const ROWS: usize = 128;
 
 /// Multiplies each element by its factor.
-pub(crate) fn apply(x: FlexTensor, mask: DropMask) -> FlexTensor {
+pub(super) fn apply(x: FlexTensor, mask: DropMask) -> FlexTensor {
     map_rows(x, 1, |first, values| drop_from(values, first, mask))
 }
 
@@ -38,7 +38,7 @@ fn dropped(x: Matrix<'_>, first: usize, count: usize, mask: DropMask) -> Vec<f32
 }
 
 /// `dropout(x) * weight`.
-pub(crate) fn forward_linear(x: FlexTensor, weight: FlexTensor, mask: DropMask) -> FlexTensor {
+pub(super) fn forward_linear(x: FlexTensor, weight: FlexTensor, mask: DropMask) -> FlexTensor {
     let x = contiguous(x);
     let x = matrix(&x);
     with_matrix(weight, |weight| {
@@ -58,7 +58,7 @@ pub(crate) fn forward_linear(x: FlexTensor, weight: FlexTensor, mask: DropMask) 
 }
 
 /// Gradient of [`forward_linear`] for `x`: what `grad * weight^T` has where `x` was not dropped.
-pub(crate) fn backward_linear_x(
+pub(super) fn backward_linear_x(
     weight: FlexTensor,
     grad: FlexTensor,
     mask: DropMask,
@@ -82,7 +82,7 @@ pub(crate) fn backward_linear_x(
 }
 
 /// Gradient of [`forward_linear`] for the weight: `dropout(x)^T * grad`.
-pub(crate) fn backward_linear_weight(
+pub(super) fn backward_linear_weight(
     x: FlexTensor,
     grad: FlexTensor,
     mask: DropMask,

@@ -2,12 +2,12 @@
 
 use burn::tensor::Shape;
 
-use super::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, sum_over_rows};
-use super::math::sum;
-use super::simd::vectorised;
+use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, sum_over_rows};
+use crate::flex::math::sum;
+use crate::flex::simd::vectorised;
 
 /// `x / sqrt(mean(x^2) + epsilon) * weight` of each row.
-pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, epsilon: f32) -> FlexTensor {
+pub(super) fn forward(x: FlexTensor, weight: FlexTensor, epsilon: f32) -> FlexTensor {
     let weight = contiguous(weight);
     let weight = elements(&weight);
     map_rows(x, weight.len(), |_, rows| {
@@ -27,7 +27,7 @@ pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, epsilon: f32) -> FlexTe
 
 /// Gradient for `x`: with `h = grad * weight`, `s = 1 / sqrt(mean(x^2) + epsilon)` and `n = s * x`,
 /// `(h - n * mean(h * n)) * s`.
-pub(crate) fn backward_x(
+pub(super) fn backward_x(
     x: FlexTensor,
     weight: FlexTensor,
     grad: FlexTensor,
@@ -62,7 +62,7 @@ fn backward_row(grad: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
 }
 
 /// Gradient for the weight: the sum over the rows of `grad * n`.
-pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor, epsilon: f32) -> FlexTensor {
+pub(super) fn backward_weight(x: FlexTensor, grad: FlexTensor, epsilon: f32) -> FlexTensor {
     let (x, grad) = (contiguous(x), contiguous(grad));
     let width = x.layout().shape().as_slice().last().copied().unwrap_or(1);
     let sums = sum_over_rows(

@@ -1,9 +1,17 @@
 //! The Gaussian error linear unit.
 
-use std::f64::consts::{PI, SQRT_2};
+#[cfg(feature = "flex")]
+mod backend;
+#[cfg(feature = "flex")]
+mod flex;
+pub(crate) mod portable;
 
+#[cfg(feature = "flex")]
+use burn::backend::Dispatch;
 use burn::tensor::Tensor;
-use burn::tensor::activation::sigmoid;
+
+#[cfg(feature = "flex")]
+use self::backend::GeluOps;
 
 /// Computes the exact GELU, `x * P(X <= x)` for a standard normal `X`, element by element.
 ///
@@ -15,16 +23,9 @@ use burn::tensor::activation::sigmoid;
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if crate::flex::takes(&x) {
-        use crate::flex::FastOps;
-        return Tensor::from_dispatch(burn::backend::Dispatch::fast_gelu(x.into_dispatch()));
+        return Tensor::from_dispatch(Dispatch::fast_gelu(x.into_dispatch()));
     }
-    portable(x)
-}
-
-/// The definition by the error function.
-pub fn portable<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let below = (x.clone() / SQRT_2).erf().add_scalar(1.0).mul_scalar(0.5);
-    x * below
+    portable::gelu(x)
 }
 
 /// Computes the tanh approximation of GELU, `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`,
@@ -35,21 +36,9 @@ pub fn portable<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if crate::flex::takes(&x) {
-        use crate::flex::FastOps;
-        return Tensor::from_dispatch(burn::backend::Dispatch::fast_gelu_tanh(x.into_dispatch()));
+        return Tensor::from_dispatch(Dispatch::fast_gelu_tanh(x.into_dispatch()));
     }
-    portable_tanh(x)
-}
-
-/// The definition of the approximation by the sigmoid: `(1 + tanh(u)) / 2 = sigmoid(2 u)`, which
-/// keeps the digits of the left tail.
-pub fn portable_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let cubic = x.clone()
-        * (x.clone() * x.clone())
-            .mul_scalar(0.044_715)
-            .add_scalar(1.0);
-    let twice = (8.0 / PI).sqrt();
-    x * sigmoid(cubic.mul_scalar(twice))
+    portable::gelu_tanh(x)
 }
 
 #[cfg(test)]
@@ -66,7 +55,7 @@ mod tests {
         let x = Tensor::<1>::from_floats([-1.0, 0.0, 1.0, 3.0], &device());
         let expected = [-0.158_655_25, 0.0, 0.841_344_7, 2.995_950_3];
         assert_close(gelu(x.clone()), expected, 1e-6, "gelu");
-        assert_close(portable(x), expected, 1e-6, "portable gelu");
+        assert_close(portable::gelu(x), expected, 1e-6, "portable gelu");
     }
 
     #[test]
@@ -74,7 +63,7 @@ mod tests {
         let x = Tensor::<1>::from_floats([-1.0, 0.0, 1.0, 3.0], &device());
         let expected = [-0.158_808, 0.0, 0.841_192, 2.996_362_7];
         assert_close(gelu_tanh(x.clone()), expected, 1e-6, "gelu tanh");
-        assert_close(portable_tanh(x), expected, 1e-6, "portable gelu tanh");
+        assert_close(portable::gelu_tanh(x), expected, 1e-6, "portable gelu tanh");
     }
 
     #[test]
@@ -121,7 +110,7 @@ mod tests {
         fn equals_the_portable_definition(rows in 1usize..40, cols in 1usize..700, seed: u64) {
             let mut oracle = Oracle::new(seed);
             let x = oracle.tensor([rows, cols], 3.0, true);
-            oracle.check(&[x], |t| gelu(t[0].matrix()), |t| portable(t[0].matrix()));
+            oracle.check(&[x], |t| gelu(t[0].matrix()), |t| portable::gelu(t[0].matrix()));
         }
 
         #[test]
@@ -130,7 +119,7 @@ mod tests {
         ) {
             let mut oracle = Oracle::new(seed);
             let x = oracle.tensor([rows, cols], 3.0, true);
-            oracle.check(&[x], |t| gelu_tanh(t[0].matrix()), |t| portable_tanh(t[0].matrix()));
+            oracle.check(&[x], |t| gelu_tanh(t[0].matrix()), |t| portable::gelu_tanh(t[0].matrix()));
         }
     }
 }

@@ -1,11 +1,11 @@
 //! GELU and its derivative, 16 numbers at a time.
 
-use super::buffer::{FlexTensor, contiguous, elements, map_rows};
-use super::math::{logistic, normal};
-use super::simd::vectorised;
+use crate::flex::buffer::{FlexTensor, contiguous, elements, map_rows};
+use crate::flex::math::{logistic, normal};
+use crate::flex::simd::vectorised;
 
 /// `x * P(X <= x)`.
-pub(crate) fn forward(x: FlexTensor) -> FlexTensor {
+pub(super) fn forward(x: FlexTensor) -> FlexTensor {
     map_rows(x, 1, |_, values| {
         vectorised(
             #[inline(always)]
@@ -19,7 +19,7 @@ pub(crate) fn forward(x: FlexTensor) -> FlexTensor {
 }
 
 /// `grad * (P(X <= x) + x * density(x))`.
-pub(crate) fn backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+pub(super) fn backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let x = contiguous(x);
     let x = elements(&x);
     map_rows(grad, 1, |first, grads| {
@@ -45,7 +45,7 @@ const CUBIC: f32 = 0.044_715;
 
 /// `x * P` with `P = 1 / (1 + exp(-sqrt(8 / pi) * (x + CUBIC * x^3)))`, which is
 /// `(1 + tanh(sqrt(2 / pi) * ...)) / 2`.
-pub(crate) fn forward_tanh(x: FlexTensor) -> FlexTensor {
+pub(super) fn forward_tanh(x: FlexTensor) -> FlexTensor {
     map_rows(x, 1, |_, values| {
         vectorised(
             #[inline(always)]
@@ -60,7 +60,7 @@ pub(crate) fn forward_tanh(x: FlexTensor) -> FlexTensor {
 }
 
 /// `grad * (P + x * P * (1 - P) * sqrt(8 / pi) * (1 + 3 * CUBIC * x^2))`.
-pub(crate) fn backward_tanh(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+pub(super) fn backward_tanh(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let x = contiguous(x);
     let x = elements(&x);
     map_rows(grad, 1, |first, grads| {
