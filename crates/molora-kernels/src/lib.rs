@@ -49,7 +49,6 @@
 #[cfg(feature = "allocator")]
 pub mod allocator;
 mod attention;
-mod blocks;
 mod cross_entropy;
 pub mod crossover;
 #[cfg(feature = "cube")]
@@ -69,12 +68,11 @@ mod testing;
 mod top_k;
 
 pub use attention::{AttentionOptions, attention, attention_with};
-pub use blocks::{BlockMatrix, linear_blocks};
 pub use cross_entropy::softmax_cross_entropy;
 pub use dropout::{dropout, dropout_linear};
 pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;
-pub use linear::{linear, linear_transposed};
+pub use linear::{BlockMatrix, linear, linear_blocks, linear_transposed};
 pub use low_rank_mix::{LowRankMix, low_rank_mix};
 pub use rms_norm::rms_norm;
 pub use silu_gate::silu_gate;
@@ -88,8 +86,7 @@ pub mod portable {
     pub use crate::dropout::portable::dropout_linear;
     pub use crate::gelu::portable::{gelu, gelu_tanh};
     pub use crate::layer_norm::portable::layer_norm;
-    pub use crate::linear::portable as linear;
-    pub use crate::linear::portable_transposed as linear_transposed;
+    pub use crate::linear::portable::{linear, linear_transposed};
     pub use crate::low_rank_mix::portable as low_rank_mix;
     pub use crate::rms_norm::portable::rms_norm;
     pub use crate::silu_gate::portable::silu_gate;

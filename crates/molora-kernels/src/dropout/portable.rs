@@ -22,5 +22,5 @@ pub fn dropout_linear<const D: usize>(
     seed: Seed,
 ) -> Tensor<D> {
     let x = dropout(x, DropMask::new(probability, seed));
-    crate::linear::portable(x, weight, None)
+    crate::linear::portable::linear(x, weight, None)
 }

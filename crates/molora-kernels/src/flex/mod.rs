@@ -8,24 +8,19 @@
 mod attention;
 mod autodiff;
 pub(crate) mod buffer;
-mod half;
-mod linear;
 mod low_rank_mix;
 pub(crate) mod math;
 pub(crate) mod matrix;
 pub(crate) mod simd;
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
-mod tiles;
 pub(crate) mod views;
 
-use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Flex, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 
 pub(crate) use self::attention::Rules;
-pub(crate) use self::half::BlockShape;
 pub(crate) use self::low_rank_mix::time_mix;
 use crate::low_rank_mix::MixShape;
 
@@ -36,13 +31,6 @@ pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32
         && tensor.device() == Device::flex()
         && tensor.shape().num_elements() > 0
-}
-
-/// Whether the fast path takes `weight` as a frozen matrix in bf16: on `flex`, and not empty.
-pub(crate) fn takes_half(weight: &Tensor<2>) -> bool {
-    weight.dtype() == DType::BF16
-        && weight.device() == Device::flex()
-        && weight.shape().num_elements() > 0
 }
 
 /// The operations with a fast path, for tensors with and without gradients.
@@ -65,31 +53,6 @@ pub(crate) trait FastOps: Backend {
         rank_scale: FloatTensor<Self>,
         b: FloatTensor<Self>,
         shape: MixShape,
-    ) -> FloatTensor<Self>;
-
-    /// As [`crate::linear`], on `[rows, in]`.
-    fn fast_linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
-
-    /// As [`crate::linear`] or [`crate::linear_transposed`] on `[rows, in]`, with a frozen weight in
-    /// bf16.
-    fn fast_half_linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        is_transposed: bool,
-    ) -> FloatTensor<Self>;
-
-    /// As [`crate::linear_blocks`] on `[rows, in]`.
-    fn fast_block_linear(
-        x: FloatTensor<Self>,
-        codes: IntTensor<Self>,
-        scales: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        shape: BlockShape,
     ) -> FloatTensor<Self>;
 }
 
@@ -116,33 +79,6 @@ pub(crate) trait BackwardKernels: FastOps {
         grad: FloatTensor<Self>,
         wants_b: bool,
     ) -> [Option<FloatTensor<Self>>; 4];
-
-    /// See [`linear::backward_x`].
-    fn fast_linear_backward_x(
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
-
-    /// See [`linear::backward_weight`].
-    fn fast_linear_backward_weight(
-        x: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
-
-    /// See [`half::backward_x_blocks`].
-    fn fast_block_linear_backward_x(
-        codes: IntTensor<Self>,
-        scales: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        shape: BlockShape,
-    ) -> FloatTensor<Self>;
-
-    /// See [`half::backward_x`].
-    fn fast_half_linear_backward_x(
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        is_transposed: bool,
-    ) -> FloatTensor<Self>;
 }
 
 impl FastOps for Flex {
@@ -165,33 +101,6 @@ impl FastOps for Flex {
         shape: MixShape,
     ) -> FloatTensor<Self> {
         low_rank_mix::forward(base, [low, weights, rank_scale, b], shape)
-    }
-
-    fn fast_linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        linear::forward(x, weight, bias)
-    }
-
-    fn fast_half_linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        is_transposed: bool,
-    ) -> FloatTensor<Self> {
-        half::forward(x, weight, bias, is_transposed)
-    }
-
-    fn fast_block_linear(
-        x: FloatTensor<Self>,
-        codes: IntTensor<Self>,
-        scales: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        shape: BlockShape,
-    ) -> FloatTensor<Self> {
-        half::forward_blocks(x, [codes, scales], bias, shape)
     }
 }
 
@@ -219,36 +128,5 @@ impl BackwardKernels for Flex {
         wants_b: bool,
     ) -> [Option<FloatTensor<Self>>; 4] {
         low_rank_mix::backward(operands, shape, grad, wants_b)
-    }
-
-    fn fast_linear_backward_x(
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        linear::backward_x(weight, grad)
-    }
-
-    fn fast_linear_backward_weight(
-        x: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        linear::backward_weight(x, grad)
-    }
-
-    fn fast_half_linear_backward_x(
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        is_transposed: bool,
-    ) -> FloatTensor<Self> {
-        half::backward_x(weight, grad, is_transposed)
-    }
-
-    fn fast_block_linear_backward_x(
-        codes: IntTensor<Self>,
-        scales: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        shape: BlockShape,
-    ) -> FloatTensor<Self> {
-        half::backward_x_blocks([codes, scales], grad, shape)
     }
 }

@@ -8,10 +8,10 @@ mod backward;
 use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::ops::{Backward, OpsKind};
-use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::tensor::FloatTensor;
 
-use self::backward::{Attention, BlockLinear, HalfLinear, Linear, LowRankMix};
-use super::{BackwardKernels, BlockShape, FastOps, Rules};
+use self::backward::{Attention, LowRankMix};
+use super::{BackwardKernels, FastOps, Rules};
 use crate::low_rank_mix::MixShape;
 
 impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
@@ -61,77 +61,6 @@ impl<B: BackwardKernels, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
                 prepared.finish((ids, small, shape), out)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(run(inputs)),
-        }
-    }
-
-    fn fast_linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        let nodes = [x.node(), weight.node(), bias.node()];
-        match Linear.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                // A frozen weight needs no `x`, and a constant `x` no weight.
-                let x_id = weight.is_tracked().then(|| prepared.checkpoint(&x));
-                let weight_kept = x.is_tracked().then(|| weight.primitive().clone());
-                let out = B::fast_linear(
-                    x.into_primitive(),
-                    weight.into_primitive(),
-                    bias.into_primitive(),
-                );
-                prepared.finish((x_id, weight_kept), out)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::fast_linear(
-                x.into_primitive(),
-                weight.into_primitive(),
-                bias.into_primitive(),
-            )),
-        }
-    }
-
-    fn fast_half_linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        is_transposed: bool,
-    ) -> FloatTensor<Self> {
-        assert!(!weight.is_tracked(), "a weight in bf16 has no gradient");
-        let nodes = [x.node(), bias.node()];
-        let run = |x: FloatTensor<Self>, weight, bias: FloatTensor<Self>| {
-            let (x, bias) = (x.into_primitive(), bias.into_primitive());
-            B::fast_half_linear(x, weight, bias, is_transposed)
-        };
-        let weight = weight.into_primitive();
-        match HalfLinear.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => {
-                let out = run(x, weight.clone(), bias);
-                prepared.finish((weight, is_transposed), out)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(run(x, weight, bias)),
-        }
-    }
-
-    fn fast_block_linear(
-        x: FloatTensor<Self>,
-        codes: IntTensor<Self>,
-        scales: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        shape: BlockShape,
-    ) -> FloatTensor<Self> {
-        assert!(!scales.is_tracked(), "a matrix of blocks has no gradient");
-        let nodes = [x.node(), bias.node()];
-        let scales = scales.into_primitive();
-        let run = |x: FloatTensor<Self>, codes, scales, bias: FloatTensor<Self>| {
-            let (x, bias) = (x.into_primitive(), bias.into_primitive());
-            B::fast_block_linear(x, codes, scales, bias, shape)
-        };
-        match BlockLinear.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => {
-                let out = run(x, codes.clone(), scales.clone(), bias);
-                prepared.finish((codes, scales, shape), out)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(run(x, codes, scales, bias)),
         }
     }
 }

@@ -19,19 +19,18 @@ mod tests;
 
 use burn::tensor::Shape;
 
-pub(super) use self::matrix::Half;
 use self::matrix::{Frozen, Numbers};
-use super::buffer::{FlexTensor, contiguous, elements, from_values};
+use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values};
 
 /// How a matrix of blocks is to be read.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct BlockShape {
-    pub(crate) bits: usize,
-    pub(crate) num_cols: usize,
+pub(in crate::linear) struct BlockShape {
+    pub(in crate::linear) bits: usize,
+    pub(in crate::linear) num_cols: usize,
 }
 
 /// `x * W + bias`, or `x * W^T + bias`, for f32 `x` and `bias` and `W` in bf16.
-pub(crate) fn forward(
+pub(in crate::linear) fn forward(
     x: FlexTensor,
     weight: FlexTensor,
     bias: FlexTensor,
@@ -42,13 +41,17 @@ pub(crate) fn forward(
 }
 
 /// Gradient for `x`: the product with the other side of the matrix.
-pub(crate) fn backward_x(weight: FlexTensor, grad: FlexTensor, is_transposed: bool) -> FlexTensor {
+pub(in crate::linear) fn backward_x(
+    weight: FlexTensor,
+    grad: FlexTensor,
+    is_transposed: bool,
+) -> FlexTensor {
     let (weight, grad) = (contiguous(weight), contiguous(grad));
     affine(&grad, half(&weight, !is_transposed), None)
 }
 
 /// As [`forward`] for a matrix of blocks.
-pub(crate) fn forward_blocks(
+pub(in crate::linear) fn forward_blocks(
     x: FlexTensor,
     [codes, scales]: [FlexTensor; 2],
     bias: FlexTensor,
@@ -60,7 +63,7 @@ pub(crate) fn forward_blocks(
 }
 
 /// As [`backward_x`] for a matrix of blocks.
-pub(crate) fn backward_x_blocks(
+pub(in crate::linear) fn backward_x_blocks(
     parts: [FlexTensor; 2],
     grad: FlexTensor,
     shape: BlockShape,

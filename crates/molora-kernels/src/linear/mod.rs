@@ -1,6 +1,24 @@
 //! The affine map of a linear layer.
 
+#[cfg(feature = "flex")]
+mod backend;
+mod blocks;
+#[cfg(feature = "flex")]
+mod flex;
+mod format;
+pub(crate) mod portable;
+#[cfg(feature = "flex")]
+mod rows;
+
+#[cfg(feature = "flex")]
+use burn::backend::Dispatch;
 use burn::tensor::Tensor;
+
+#[cfg(feature = "flex")]
+use self::backend::LinearOps;
+pub use self::blocks::{BlockMatrix, linear_blocks};
+#[cfg(feature = "flex")]
+use self::rows::{over_rows, takes, takes_half};
 
 /// Computes `x * weight + bias` over the last axis.
 ///
@@ -30,19 +48,17 @@ pub fn linear<const D: usize>(
     }
     #[cfg(feature = "flex")]
     if takes(&x, bias.as_ref()) && crate::flex::takes(&weight) {
-        use crate::flex::FastOps;
         return over_rows(x, weight, bias, outputs, |x, weight, bias| {
-            burn::backend::Dispatch::fast_linear(x, weight, bias)
+            Dispatch::fast_linear(x, weight, bias)
         });
     }
     #[cfg(feature = "flex")]
-    if takes(&x, bias.as_ref()) && crate::flex::takes_half(&weight) {
-        use crate::flex::FastOps;
+    if takes(&x, bias.as_ref()) && takes_half(&weight) {
         return over_rows(x, weight, bias, outputs, |x, weight, bias| {
-            burn::backend::Dispatch::fast_half_linear(x, weight, bias, false)
+            Dispatch::fast_half_linear(x, weight, bias, false)
         });
     }
-    portable(x, weight, bias)
+    portable::linear(x, weight, bias)
 }
 
 /// Computes `x * table^T` over the last axis: products with every row of a table, as a language
@@ -69,73 +85,13 @@ pub fn linear_transposed<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> Tens
         return linear(x, table.transpose(), None);
     }
     #[cfg(feature = "flex")]
-    if takes(&x, None) && crate::flex::takes_half(&table) {
-        use crate::flex::FastOps;
+    if takes(&x, None) && takes_half(&table) {
         let outputs = table.dims()[0];
         return over_rows(x, table, None, outputs, |x, table, bias| {
-            burn::backend::Dispatch::fast_half_linear(x, table, bias, true)
+            Dispatch::fast_half_linear(x, table, bias, true)
         });
     }
-    portable_transposed(x, table)
-}
-
-#[cfg(feature = "flex")]
-pub(crate) fn takes<const D: usize>(x: &Tensor<D>, bias: Option<&Tensor<1>>) -> bool {
-    crate::flex::takes(x) && bias.is_none_or(crate::flex::takes)
-}
-
-/// Runs an operation of the fast path on the rows of `x`, with zeros for an absent bias.
-#[cfg(feature = "flex")]
-pub(crate) fn over_rows<const D: usize>(
-    x: Tensor<D>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-    outputs: usize,
-    run: impl FnOnce(Dispatched, Dispatched, Dispatched) -> Dispatched,
-) -> Tensor<D> {
-    let mut shape = x.dims();
-    let inputs = shape[D - 1];
-    let rows = shape.iter().product::<usize>() / inputs;
-    shape[D - 1] = outputs;
-    let bias = bias.unwrap_or_else(|| Tensor::zeros([outputs], &x.device()));
-    let out = run(
-        x.reshape([rows, inputs]).into_dispatch(),
-        weight.into_dispatch(),
-        bias.into_dispatch(),
-    );
-    Tensor::<2>::from_dispatch(out).reshape(shape)
-}
-
-#[cfg(feature = "flex")]
-type Dispatched = burn::backend::tensor::FloatTensor<burn::backend::Dispatch>;
-
-/// The definition by `burn`'s own linear map, in the type of `x`.
-pub fn portable<const D: usize>(
-    x: Tensor<D>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-) -> Tensor<D> {
-    let weight = in_type_of(weight, &x);
-    burn::tensor::module::linear(x, weight, bias)
-}
-
-/// The definition by a matrix product, in the type of `x`.
-pub fn portable_transposed<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> Tensor<D> {
-    let table = in_type_of(table, &x);
-    let mut shape = x.dims();
-    let rows = shape[..D - 1].iter().product::<usize>();
-    let x = x.reshape([rows, shape[D - 1]]);
-    shape[D - 1] = table.dims()[0];
-    x.matmul(table.transpose()).reshape(shape)
-}
-
-/// The weight with the numbers of `x`'s type.
-fn in_type_of<const D: usize>(weight: Tensor<2>, x: &Tensor<D>) -> Tensor<2> {
-    if weight.dtype() == x.dtype() {
-        weight
-    } else {
-        weight.cast(x.dtype())
-    }
+    portable::linear_transposed(x, table)
 }
 
 #[cfg(test)]
@@ -202,7 +158,7 @@ mod tests {
     fn sizes_below_a_register_are_exact_on_whole_numbers() {
         for size in 0..7 * 7 * 7 {
             let sizes = [size % 7 + 1, size / 7 % 7 + 1, size / 49 + 1];
-            let expected = whole_numbers(portable, sizes);
+            let expected = whole_numbers(portable::linear, sizes);
             for (actual, expected) in whole_numbers(linear, sizes).iter().zip(expected) {
                 actual.assert_eq(&expected, true);
             }
@@ -260,7 +216,7 @@ mod tests {
             oracle.check(
                 &[x, weight, bias],
                 |t| linear(t[0].matrix(), t[1].matrix(), with_bias.then(|| t[2].row())),
-                |t| portable(t[0].matrix(), t[1].matrix(), with_bias.then(|| t[2].row())),
+                |t| portable::linear(t[0].matrix(), t[1].matrix(), with_bias.then(|| t[2].row())),
             );
         }
 
@@ -279,7 +235,7 @@ mod tests {
             let (out, to_x, to_bias) =
                 with_gradients(|x, bias| linear(x, weight.clone(), bias), x.clone(), bias.clone());
             let (expected, expected_to_x, expected_to_bias) =
-                with_gradients(|x, bias| portable(x, weight.clone(), bias), x.clone(), bias.clone());
+                with_gradients(|x, bias| portable::linear(x, weight.clone(), bias), x.clone(), bias.clone());
             assert_close(&out, &expected, 1e-2, "output");
             assert_close(&to_x, &expected_to_x, 2e-2, "gradient of x");
             if let (Some(to_bias), Some(expected)) = (to_bias, expected_to_bias) {
@@ -288,7 +244,7 @@ mod tests {
 
             let table = weight.transpose();
             let (expected, expected_to_x, _) =
-                with_gradients(|x, _| portable_transposed(x, table.clone()), x.clone(), None);
+                with_gradients(|x, _| portable::linear_transposed(x, table.clone()), x.clone(), None);
             let (out, to_x, _) =
                 with_gradients(|x, _| linear_transposed(x, table.clone()), x, None);
             assert_close(&out, &expected, 1e-2, "scores");

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use burn::tensor::bf16;
 
-use crate::flex::half::Half;
 use crate::flex::matrix::Matrix;
+use crate::linear::flex::half::Half;
 
 /// Columns of the product in a panel: four registers of sums.
 pub(crate) const COLUMNS: usize = 64;

@@ -6,9 +6,9 @@ use std::arch::x86_64::*;
 use burn::tensor::bf16;
 
 use super::avx512::Processor;
-use crate::blocks::BLOCK;
+use crate::linear::format::BLOCK;
 
-/// Writes the numbers of some blocks of `bytes` each. As [`crate::blocks::decode`], but numbers below the least
+/// Writes the numbers of some blocks of `bytes` each. As [`crate::linear::format::decode`], but numbers below the least
 /// normal one become zero, which the products would make of them anyway.
 ///
 /// # Panics
@@ -86,7 +86,7 @@ unsafe fn four_bits(codes: *const u8, scale: __m512) -> __m512i {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blocks::decode;
+    use crate::linear::format::decode;
 
     #[test]
     fn every_code_and_scale_is_decoded_as_by_the_definition() {

@@ -1,15 +1,22 @@
 //! The affine map `x * weight + bias` on rows.
 
+pub(super) mod frozen;
+mod half;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+
+use burn::backend::Flex;
+use burn::backend::ops::FloatTensorOps;
 use burn::tensor::Shape;
 
-use super::buffer::{
+use crate::flex::buffer::{
     FlexTensor, build, contiguous, elements, from_values, task_elements, write_tiled,
 };
-use super::matrix::{Into, Matrix, MatrixMut, multiply_parallel};
-use super::views::{matrix, with_matrix};
+use crate::flex::matrix::{Into, Matrix, MatrixMut, multiply_parallel};
+use crate::flex::views::{matrix, with_matrix};
 
 /// `x * weight + bias` for `x` `[rows, in]`, `weight` `[in, out]` and `bias` `[out]`.
-pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
     let (x, bias) = (contiguous(x), contiguous(bias));
     with_matrix(weight, |weight| {
         product(matrix(&x), weight, Some(elements(&bias)))
@@ -17,7 +24,7 @@ pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> Fl
 }
 
 /// Gradient for `x`: `grad * weight^T`.
-pub(crate) fn backward_x(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
+pub(super) fn backward_x(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let grad = contiguous(grad);
     with_matrix(weight, |weight| {
         product(matrix(&grad), weight.transposed(), None)
@@ -25,16 +32,22 @@ pub(crate) fn backward_x(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
 }
 
 /// Gradient for the weight: `x^T * grad`.
-pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+pub(super) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let (x, grad) = (contiguous(x), contiguous(grad));
     product(matrix(&x).transposed(), matrix(&grad), None)
+}
+
+/// Gradient for the bias: the sum of all rows, `[out]`.
+pub(super) fn backward_bias(grad: FlexTensor) -> FlexTensor {
+    let width = grad.layout().shape()[1];
+    Flex::float_reshape(Flex::float_sum_dim(grad, 0), [width].into())
 }
 
 /// `left * right`, plus `bias` if there is one.
 fn product(left: Matrix<'_>, right: Matrix<'_>, bias: Option<&[f32]>) -> FlexTensor {
     let shape = Shape::from([left.num_rows(), right.num_cols()]);
     #[cfg(target_arch = "x86_64")]
-    if let Some(values) = super::tiles::product(left, right, bias) {
+    if let Some(values) = tiles::product(left, right, bias) {
         return from_values(values, shape);
     }
     from_values(plain(left, right, bias), shape)

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use burn::tensor::bf16;
 
-use crate::blocks::{BLOCK, block_bytes, decode};
 use crate::flex::simd::vectorised;
+use crate::linear::flex::half::Half;
+use crate::linear::format::{BLOCK, block_bytes, decode};
 
 /// The numbers of a frozen matrix, row by row.
 #[derive(Debug, Clone, Copy)]
@@ -28,15 +29,6 @@ pub(super) struct Frozen<'a> {
     pub(super) cols: usize,
     /// Whether the product is with the transposed matrix.
     pub(super) is_transposed: bool,
-}
-
-/// A part of a matrix in bf16: rows of adjacent numbers, `stride` apart.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Half<'a> {
-    values: &'a [bf16],
-    pub(crate) rows: usize,
-    pub(crate) cols: usize,
-    pub(crate) stride: usize,
 }
 
 impl<'a> Frozen<'a> {
@@ -109,12 +101,7 @@ impl<'a> Frozen<'a> {
                 (scratch, cols.len())
             }
         };
-        Half {
-            values,
-            rows: rows.len(),
-            cols: cols.len(),
-            stride,
-        }
+        Half::new(values, rows.len(), cols.len(), stride)
     }
 }
 
@@ -148,15 +135,4 @@ fn decode_row(
             }
         },
     );
-}
-
-impl<'a> Half<'a> {
-    /// One row.
-    ///
-    /// # Panics
-    /// If there is no such row.
-    pub(crate) fn row(&self, row: usize) -> &'a [bf16] {
-        assert!(row < self.rows);
-        &self.values[row * self.stride..][..self.cols]
-    }
 }

@@ -7,8 +7,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::avx512::{Processor, Rounded};
-use super::matrix::{Frozen, Half};
-use crate::flex::tiles::{LANES, Target, dot};
+use super::matrix::Frozen;
+use crate::linear::flex::half::Half;
+use crate::linear::flex::tiles::{LANES, Target, dot};
 
 /// Numbers in a register of bf16.
 const PAIRED: usize = 2 * LANES;

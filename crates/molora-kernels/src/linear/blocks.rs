@@ -1,10 +1,17 @@
 //! Frozen matrices of 8 or 4 bits a number.
 
+#[cfg(feature = "flex")]
+use burn::backend::Dispatch;
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData, bf16};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-/// Numbers of a row that share a scale.
-pub(crate) const BLOCK: usize = 32;
+#[cfg(feature = "flex")]
+use super::backend::LinearOps;
+#[cfg(feature = "flex")]
+use super::flex::frozen::BlockShape;
+use super::format::{BLOCK, block_bytes, encode, zero};
+#[cfg(feature = "flex")]
+use super::rows::{over_rows, takes};
 
 /// A frozen matrix whose numbers are whole multiples of a scale for every 32 of a row.
 ///
@@ -89,12 +96,6 @@ impl BlockMatrix {
             .narrow(1, 0, cols)
             .detach()
     }
-
-    /// Codes and scales.
-    #[cfg(feature = "flex")]
-    pub(crate) fn parts(&self) -> (Tensor<2, Int>, Tensor<2>) {
-        (self.codes.val(), self.scales.val())
-    }
 }
 
 /// Computes `x * matrix + bias` over the last axis, as [`linear`](crate::linear) does.
@@ -118,83 +119,17 @@ pub fn linear_blocks<const D: usize>(
         assert_eq!(bias.dims(), [outputs], "width of the bias");
     }
     #[cfg(feature = "flex")]
-    if outputs > 0 && crate::linear::takes(&x, bias.as_ref()) {
-        use crate::flex::FastOps;
-        let (codes, scales) = matrix.parts();
-        return crate::linear::over_rows(x, scales, bias, outputs, |x, scales, bias| {
-            let shape = crate::flex::BlockShape {
+    if outputs > 0 && takes(&x, bias.as_ref()) {
+        let (codes, scales) = (matrix.codes.val(), matrix.scales.val());
+        return over_rows(x, scales, bias, outputs, |x, scales, bias| {
+            let shape = BlockShape {
                 bits: matrix.bits,
                 num_cols: outputs,
             };
-            let codes = codes.into_dispatch();
-            burn::backend::Dispatch::fast_block_linear(x, codes, scales, bias, shape)
+            Dispatch::fast_block_linear(x, codes.into_dispatch(), scales, bias, shape)
         });
     }
     crate::linear(x, matrix.wide(), bias)
-}
-
-/// Bytes of a block.
-pub(crate) fn block_bytes(bits: usize) -> usize {
-    BLOCK * bits / 8
-}
-
-/// The code of zero.
-fn zero(bits: usize) -> f32 {
-    if bits == 8 { 128.0 } else { 8.0 }
-}
-
-/// Appends the codes of a block and returns its scale.
-fn encode(numbers: &[f32; BLOCK], bits: usize, codes: &mut Vec<u8>) -> bf16 {
-    let largest = numbers.iter().copied();
-    let largest = largest.fold(
-        0.0f32,
-        |most, x| if x.abs() > most.abs() { x } else { most },
-    );
-    let zero = zero(bits);
-    let scale = bf16::from_f32(largest / -zero);
-    let inverse = match scale.to_f32() {
-        0.0 => 0.0,
-        scale => 1.0 / scale,
-    };
-    // A conversion to bytes ends at 0 and 255.
-    let code = |x: f32| (x * inverse + zero).round().min(2.0 * zero - 1.0) as u8;
-    if bits == 8 {
-        codes.extend(numbers.map(code));
-    } else {
-        let (low, high) = numbers.split_at(BLOCK / 2);
-        codes.extend(
-            low.iter()
-                .zip(high)
-                .map(|(&low, &high)| code(low) | code(high) << 4),
-        );
-    }
-    scale
-}
-
-/// The numbers of a block in bf16.
-#[cfg(feature = "flex")]
-#[inline(always)]
-pub(crate) fn decode(codes: &[u8], scale: bf16) -> [bf16; BLOCK] {
-    let scale = scale.to_f32();
-    let number = |code: u8, zero: f32| {
-        // To nearest, ties to even; numbers are finite unless the scale is not, which stays so.
-        let bits = ((f32::from(code) - zero) * scale).to_bits();
-        let odd = (bits >> 16) & 1;
-        bf16::from_bits((bits.wrapping_add(0x7fff + odd) >> 16) as u16)
-    };
-    let mut out = [bf16::ZERO; BLOCK];
-    if codes.len() == BLOCK {
-        for (out, &code) in out.iter_mut().zip(codes) {
-            *out = number(code, 128.0);
-        }
-    } else {
-        let (low, high) = out.split_at_mut(BLOCK / 2);
-        for ((low, high), &code) in low.iter_mut().zip(high).zip(codes) {
-            *low = number(code & 15, 8.0);
-            *high = number(code >> 4, 8.0);
-        }
-    }
-    out
 }
 
 #[cfg(test)]

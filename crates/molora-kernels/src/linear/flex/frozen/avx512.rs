@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::matrix::Frozen;
 use super::rows;
-use crate::flex::tiles::{Kind, LANES, Words, multiply};
+use crate::linear::flex::tiles::{Kind, LANES, Words, multiply};
 
 /// So many rows or fewer are not worth laying out the matrix.
 const FEW: usize = 8;
