@@ -40,14 +40,31 @@ pub fn softmax_cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tens
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::f32::consts::LN_2;
 
     use molora_testkit::{assert_close, device};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::Oracle;
+    use crate::testing::{Case, Oracle};
+
+    pub(crate) const CASES: &[Case] = &[Case {
+        name: "softmax_cross_entropy",
+        others: |_| vec![],
+        fast: |t| of_scores(softmax_cross_entropy, &t[0]),
+        plain: Some(|t| of_scores(portable::softmax_cross_entropy, &t[0])),
+        is_row_wise: true,
+        tiny: None,
+    }];
+
+    /// The losses of large logits, for one class after the other.
+    fn of_scores(run: fn(Tensor<2>, Tensor<1, Int>) -> Tensor<1>, scores: &Tensor<2>) -> Tensor<2> {
+        let [rows, classes] = scores.dims();
+        let targets = Tensor::arange(0..rows as i64, &scores.device());
+        let targets = targets.remainder_scalar(classes as i64);
+        run(scores.clone() * 9.0, targets).reshape([rows, 1])
+    }
 
     #[test]
     fn known_values_and_gradient() {

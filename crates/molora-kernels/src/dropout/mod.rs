@@ -72,13 +72,34 @@ pub fn dropout_linear<const D: usize>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use burn::tensor::FloatDType;
     use molora_testkit::{autodiff_device, device};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::Oracle;
+    use crate::testing::{Case, Oracle};
+
+    pub(crate) const CASES: &[Case] = &[
+        Case {
+            name: "dropout",
+            others: |_| vec![],
+            fast: |t| dropout(t[0].clone(), 0.2, Seed::new(1)),
+            plain: Some(|t| portable::dropout(t[0].clone(), DropMask::new(0.2, Seed::new(1)))),
+            is_row_wise: true,
+            tiny: Some((|x| dropout(x, 0.0, Seed::new(1)), 1.0)),
+        },
+        Case {
+            name: "dropout_linear",
+            others: |[_, width]| vec![[width; 2]],
+            fast: |t| dropout_linear(t[0].clone(), t[1].clone(), 0.2, Seed::new(1)),
+            plain: Some(|t| {
+                portable::dropout_linear(t[0].clone(), t[1].clone(), 0.2, Seed::new(1))
+            }),
+            is_row_wise: false,
+            tiny: None,
+        },
+    ];
 
     fn ones(rows: usize, cols: usize) -> Tensor<2> {
         Tensor::ones([rows, cols], &device())

@@ -42,13 +42,32 @@ pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use burn::tensor::TensorData;
     use molora_testkit::{assert_close, device};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::{Oracle, values};
+    use crate::testing::{Case, Oracle, values};
+
+    pub(crate) const CASES: &[Case] = &[
+        Case {
+            name: "gelu",
+            others: |_| vec![],
+            fast: |t| gelu(t[0].clone()),
+            plain: Some(|t| portable::gelu(t[0].clone())),
+            is_row_wise: true,
+            tiny: Some((gelu, 0.5)),
+        },
+        Case {
+            name: "gelu_tanh",
+            others: |_| vec![],
+            fast: |t| gelu_tanh(t[0].clone()),
+            plain: Some(|t| portable::gelu_tanh(t[0].clone())),
+            is_row_wise: true,
+            tiny: Some((gelu_tanh, 0.5)),
+        },
+    ];
 
     #[test]
     fn known_values() {

@@ -51,12 +51,35 @@ pub fn layer_norm<const D: usize>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use molora_testkit::{assert_close, device};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::Oracle;
+    use crate::testing::{Case, Oracle};
+
+    pub(crate) const CASES: &[Case] = &[Case {
+        name: "layer_norm",
+        others: |[_, width]| vec![[1, width]; 2],
+        fast: |t| {
+            layer_norm(
+                t[0].clone(),
+                t[1].clone().reshape([-1]),
+                t[2].clone().reshape([-1]),
+                1e-5,
+            )
+        },
+        plain: Some(|t| {
+            portable::layer_norm(
+                t[0].clone(),
+                t[1].clone().reshape([-1]),
+                t[2].clone().reshape([-1]),
+                1e-5,
+            )
+        }),
+        is_row_wise: true,
+        tiny: None,
+    }];
 
     #[test]
     fn known_values() {

@@ -95,13 +95,87 @@ pub fn linear_transposed<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> Tens
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use burn::tensor::{FloatDType, TensorData};
     use molora_testkit::{assert_close, autodiff_device, device};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::Oracle;
+    use crate::testing::{Case, Oracle};
+
+    pub(crate) const CASES: &[Case] = &[
+        Case {
+            name: "linear",
+            others: |[_, width]| vec![[width; 2], [1, width]],
+            fast: |t| linear(t[0].clone(), t[1].clone(), Some(t[2].clone().reshape([-1]))),
+            plain: Some(|t| {
+                portable::linear(t[0].clone(), t[1].clone(), Some(t[2].clone().reshape([-1])))
+            }),
+            is_row_wise: false,
+            tiny: Some((
+                |x| linear(x.clone(), Tensor::eye(x.dims()[1], &x.device()), None),
+                1.0,
+            )),
+        },
+        Case {
+            name: "linear to one column",
+            others: |[_, width]| vec![[width, 1]],
+            fast: |t| linear(t[0].clone(), t[1].clone(), None),
+            plain: Some(|t| portable::linear(t[0].clone(), t[1].clone(), None)),
+            is_row_wise: false,
+            tiny: None,
+        },
+        Case {
+            name: "linear_transposed",
+            others: |[_, width]| vec![[width; 2]],
+            fast: |t| linear_transposed(t[0].clone(), t[1].clone()),
+            plain: Some(|t| portable::linear_transposed(t[0].clone(), t[1].clone())),
+            is_row_wise: false,
+            tiny: Some((
+                |x| linear_transposed(x.clone(), Tensor::eye(x.dims()[1], &x.device())),
+                1.0,
+            )),
+        },
+        Case {
+            name: "linear in bf16",
+            others: |[_, width]| vec![[width; 2], [1, width]],
+            fast: |t| linear(t[0].clone(), half(&t[1]), Some(t[2].clone().reshape([-1]))),
+            plain: None,
+            is_row_wise: false,
+            tiny: None,
+        },
+        Case {
+            name: "linear_transposed in bf16",
+            others: |[_, width]| vec![[width; 2]],
+            fast: |t| linear_transposed(t[0].clone(), half(&t[1])),
+            plain: None,
+            is_row_wise: false,
+            tiny: None,
+        },
+        Case {
+            name: "linear_blocks",
+            others: |[_, width]| vec![[width; 2], [1, width]],
+            fast: |t| {
+                linear_blocks(
+                    t[0].clone(),
+                    &blocks(&t[1]),
+                    Some(t[2].clone().reshape([-1])),
+                )
+            },
+            plain: None,
+            is_row_wise: false,
+            tiny: None,
+        },
+    ];
+
+    fn half(weight: &Tensor<2>) -> Tensor<2> {
+        let frozen = weight.clone().set_require_grad(false);
+        frozen.cast(FloatDType::BF16)
+    }
+
+    fn blocks(weight: &Tensor<2>) -> BlockMatrix {
+        BlockMatrix::new(weight.to_data(), 4, &weight.device())
+    }
 
     #[test]
     fn known_values() {

@@ -41,12 +41,21 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use molora_testkit::{assert_close, device};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::Oracle;
+    use crate::testing::{Case, Oracle};
+
+    pub(crate) const CASES: &[Case] = &[Case {
+        name: "rms_norm",
+        others: |[_, width]| vec![[1, width]],
+        fast: |t| rms_norm(t[0].clone(), t[1].clone().reshape([-1]), 1e-5),
+        plain: Some(|t| portable::rms_norm(t[0].clone(), t[1].clone().reshape([-1]), 1e-5)),
+        is_row_wise: true,
+        tiny: None,
+    }];
 
     #[test]
     fn known_values() {

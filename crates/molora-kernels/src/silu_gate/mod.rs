@@ -37,12 +37,21 @@ pub fn silu_gate<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use molora_testkit::{assert_close, device};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::Oracle;
+    use crate::testing::{Case, Oracle};
+
+    pub(crate) const CASES: &[Case] = &[Case {
+        name: "silu_gate",
+        others: |shape| vec![shape],
+        fast: |t| silu_gate(t[0].clone(), t[0].clone() * t[1].clone()),
+        plain: Some(|t| portable::silu_gate(t[0].clone(), t[0].clone() * t[1].clone())),
+        is_row_wise: true,
+        tiny: Some((|x| silu_gate(Tensor::ones_like(&x) * 40.0, x), 40.0)),
+    }];
 
     #[test]
     fn known_values() {

@@ -24,13 +24,22 @@ pub fn top_k_mask<const D: usize>(scores: Tensor<D>, k: usize) -> Tensor<D, Bool
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use burn::tensor::TensorData;
     use molora_testkit::device;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::values;
+    use crate::testing::{Case, values};
+
+    pub(crate) const CASES: &[Case] = &[Case {
+        name: "top_k_mask",
+        others: |_| vec![],
+        fast: |t| top_k_mask(t[0].clone(), 3).float(),
+        plain: Some(|t| portable::top_k_mask(t[0].clone(), 3).float()),
+        is_row_wise: true,
+        tiny: None,
+    }];
 
     fn selected(scores: [f32; 4], k: usize) -> Vec<bool> {
         let run = |run: fn(Tensor<1>, usize) -> Tensor<1, Bool>| {

@@ -27,7 +27,6 @@ impl<'a> Half<'a> {
     ///
     /// # Panics
     /// If there is no such row.
-    #[inline]
     pub(super) fn row(&self, row: usize) -> &'a [bf16] {
         assert!(row < self.rows);
         &self.values[row * self.stride..][..self.cols]

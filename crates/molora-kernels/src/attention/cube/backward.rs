@@ -187,16 +187,12 @@ fn key_kernel(
 }
 
 /// Shape of the numbers of each query that [`of_query`] returns: `[B, T, H, 2]`.
-pub(in crate::cube) fn stats_shape(query: &Shape, rules: &Rules) -> Shape {
+pub(super) fn stats_shape(query: &Shape, rules: &Rules) -> Shape {
     [query[0], query[1], rules.heads, 2].into()
 }
 
 /// See [`query_kernel`].
-pub(in crate::cube) fn of_query(
-    inputs: Inputs,
-    grad: CubeTensor,
-    rules: Rules,
-) -> (CubeTensor, CubeTensor) {
+pub(super) fn of_query(inputs: Inputs, grad: CubeTensor, rules: Rules) -> (CubeTensor, CubeTensor) {
     let inputs = inputs.map(into_contiguous);
     let (sizes, kind, batch) = extent(&inputs, rules);
     let [query, key, value, mask, segments] = inputs;
@@ -221,7 +217,7 @@ pub(in crate::cube) fn of_query(
 }
 
 /// See [`key_kernel`].
-pub(in crate::cube) fn of_key(
+pub(super) fn of_key(
     inputs: Inputs,
     grad: CubeTensor,
     stats: CubeTensor,

@@ -1,8 +1,24 @@
 //! The gated mixture of low-rank experts.
 
 #[cfg(any(feature = "flex", feature = "cube"))]
+mod backend;
+pub mod crossover;
+#[cfg(feature = "cube")]
+mod cube;
+#[cfg(feature = "flex")]
+mod flex;
+pub(crate) mod portable;
+#[cfg(any(feature = "flex", feature = "cube"))]
+mod shape;
+
+#[cfg(any(feature = "flex", feature = "cube"))]
 use burn::backend::{Dispatch, DispatchTensor};
 use burn::tensor::Tensor;
+
+#[cfg(any(feature = "flex", feature = "cube"))]
+use self::backend::MixOps;
+#[cfg(any(feature = "flex", feature = "cube"))]
+use self::shape::MixShape;
 
 /// The operands of [`low_rank_mix`].
 ///
@@ -25,34 +41,6 @@ pub struct LowRankMix {
     pub b: Tensor<2>,
 }
 
-/// What the shapes of the operands of a fast path do not say.
-#[cfg(any(feature = "flex", feature = "cube"))]
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct MixShape {
-    /// Rank R of an expert.
-    pub(crate) rank: usize,
-    /// The constant factor.
-    pub(crate) factor: f32,
-    /// Whether the base tensor is one, rather than a stand-in.
-    pub(crate) has_base: bool,
-    /// Whether a weight of 0 stands for an expert that was not selected, and has no gradient.
-    pub(crate) is_selection: bool,
-    /// Experts per selected one from which on to leave out the others, on flex.
-    pub(crate) sparse_ratio: usize,
-}
-
-/// Whether the fast path of a module takes all operands that are there.
-#[cfg(any(feature = "flex", feature = "cube"))]
-macro_rules! takes_all {
-    ($module:ident, $mix:expr, $base:expr) => {{
-        use crate::$module::takes;
-        let threes = [Some(&$mix.low), $mix.weights.as_ref(), $base.as_ref()];
-        threes.into_iter().flatten().all(takes)
-            && takes(&$mix.b)
-            && $mix.rank_scale.as_ref().is_none_or(takes)
-    }};
-}
-
 /// Computes `factor * sum_e weights_e * (rank_scale o low_e) b_e`, added to `base` if there is one.
 ///
 /// The weights multiply the code, which is smaller than the output, so that nothing of shape
@@ -70,60 +58,35 @@ macro_rules! takes_all {
 /// arXiv:2404.19245, eq. 5, for a mixture.
 pub fn low_rank_mix(base: Option<Tensor<3>>, mix: LowRankMix) -> Tensor<3> {
     let sizes = mix.sizes(base.as_ref());
-    #[cfg(feature = "flex")]
-    if takes_all!(flex, mix, base) {
-        use crate::flex::FastOps;
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    if has_fast_path(base.as_ref(), &mix) {
         let ([base, low, weights, scale, b], shape) = mix.into_operands(base, sizes);
         let mixed = Dispatch::fast_low_rank_mix(base, low, weights, scale, b, shape);
         return Tensor::from_dispatch(mixed);
     }
+    portable::mix(base, mix, sizes)
+}
+
+/// Whether one backend's fast path takes all operands that are there.
+#[cfg(any(feature = "flex", feature = "cube"))]
+fn has_fast_path(base: Option<&Tensor<3>>, mix: &LowRankMix) -> bool {
+    macro_rules! takes_all {
+        ($takes:path) => {{
+            let threes = [Some(&mix.low), mix.weights.as_ref(), base];
+            threes.into_iter().flatten().all($takes)
+                && $takes(&mix.b)
+                && mix.rank_scale.as_ref().is_none_or($takes)
+        }};
+    }
+    #[cfg(feature = "flex")]
+    if takes_all!(crate::flex::takes) {
+        return true;
+    }
     #[cfg(feature = "cube")]
-    if takes_all!(cube, mix, base) {
-        use crate::cube::CubeOps;
-        let ([base, low, weights, scale, b], shape) = mix.into_operands(base, sizes);
-        let mixed = Dispatch::cube_low_rank_mix(base, low, weights, scale, b, shape);
-        return Tensor::from_dispatch(mixed);
+    if takes_all!(crate::cube::takes) {
+        return true;
     }
-    portable_with(base, mix, sizes)
-}
-
-/// The definition by products with broadcast factors.
-///
-/// # Panics
-/// If the shapes disagree.
-pub fn portable(base: Option<Tensor<3>>, mix: LowRankMix) -> Tensor<3> {
-    let sizes = mix.sizes(base.as_ref());
-    portable_with(base, mix, sizes)
-}
-
-fn portable_with(base: Option<Tensor<3>>, mix: LowRankMix, sizes: Sizes) -> Tensor<3> {
-    let [batch, tokens, width] = mix.low.dims();
-    let Sizes { experts, rank, .. } = sizes;
-    let mut low = mix.low;
-    if let Some(rank_scale) = mix.rank_scale {
-        low = low * rank_scale.reshape([1, 1, width]);
-    }
-    if mix.factor != 1.0 {
-        low = low.mul_scalar(mix.factor);
-    }
-    let low = low.reshape([batch, tokens, width / rank, rank]);
-    let code = match mix.weights {
-        Some(weights) => {
-            // What was not selected gets no gradient.
-            let weights = match mix.is_selection {
-                true => weights.clone().mask_fill(weights.equal_elem(0.0), 0.0),
-                false => weights,
-            };
-            low * weights.unsqueeze_dim(3)
-        }
-        None => low.expand([batch, tokens, experts, rank]),
-    };
-    let code = code.reshape([batch, tokens, experts * rank]);
-    let delta = crate::linear(code, mix.b, None);
-    match base {
-        Some(base) => base + delta,
-        None => delta,
-    }
+    false
 }
 
 /// Sizes that follow from the shapes.
@@ -183,7 +146,7 @@ impl LowRankMix {
             factor: self.factor as f32,
             has_base: base.is_some(),
             is_selection: self.is_selection,
-            sparse_ratio: crate::crossover::sparse_ratio(),
+            sparse_ratio: crossover::sparse_ratio(),
         };
         let base = base.unwrap_or_else(|| Tensor::zeros([1; 3], &device));
         let weights = self.weights;
@@ -202,13 +165,56 @@ impl LowRankMix {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use burn::tensor::{Bool, TensorData};
     use molora_testkit::{assert_close, device};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::{Input, Oracle};
+    use crate::testing::{Case, Input, Oracle};
+
+    pub(crate) const CASES: &[Case] = &[
+        Case {
+            name: "low_rank_mix of 2",
+            others: |[rows, width]| vec![[rows, 3], [rows, 2], [3 * 2, width]],
+            fast: |t| select_two(low_rank_mix, t),
+            plain: Some(|t| select_two(portable::low_rank_mix, t)),
+            is_row_wise: false,
+            tiny: None,
+        },
+        Case {
+            name: "low_rank_mix of 16",
+            others: |[rows, width]| vec![[rows, 3], [rows, 16], [3 * 16, width]],
+            fast: |t| select_two(low_rank_mix, t),
+            plain: Some(|t| select_two(portable::low_rank_mix, t)),
+            is_row_wise: false,
+            tiny: None,
+        },
+    ];
+
+    /// Adds the two experts that each row selects, of rank 3: of two experts in one product, of many
+    /// alone.
+    fn select_two(
+        run: fn(Option<Tensor<3>>, LowRankMix) -> Tensor<3>,
+        t: &[Tensor<2>],
+    ) -> Tensor<2> {
+        let [rows, experts] = t[2].dims();
+        let selected = (0..rows * experts).map(|index| {
+            let (row, expert) = (index / experts, index % experts);
+            f32::from((expert + experts - row % experts) % experts < 2)
+        });
+        let selected = TensorData::new(selected.collect::<Vec<f32>>(), [rows, experts]);
+        let selected = Tensor::<2>::from_data(selected, &t[2].device());
+        let mix = LowRankMix {
+            low: t[1].clone().unsqueeze(),
+            weights: Some((t[2].clone() * selected).unsqueeze()),
+            is_selection: true,
+            rank_scale: None,
+            factor: 0.5,
+            b: t[3].clone(),
+        };
+        run(Some(t[0].clone().unsqueeze()), mix).reshape(t[0].dims())
+    }
 
     /// Two experts of rank 1 on a shared code, `b` of width 2.
     fn small() -> LowRankMix {
@@ -226,7 +232,12 @@ mod tests {
     fn known_values() {
         let expected = [[[6.0, 24.0], [20.0, -40.0]]];
         assert_close(low_rank_mix(None, small()), expected, 1e-6, "mix");
-        assert_close(portable(None, small()), expected, 1e-6, "portable mix");
+        assert_close(
+            portable::low_rank_mix(None, small()),
+            expected,
+            1e-6,
+            "portable mix",
+        );
         let base = Tensor::<3>::ones([1, 2, 2], &device());
         let expected = [[[7.0, 25.0], [21.0, -39.0]]];
         let out = low_rank_mix(Some(base.clone()), small());
@@ -308,7 +319,7 @@ mod tests {
                 };
                 run(with_base.then_some(base), mix).reshape([batch * tokens, width])
             };
-            oracle.check(&inputs, run(low_rank_mix), run(portable));
+            oracle.check(&inputs, run(low_rank_mix), run(portable::low_rank_mix));
         }
     }
 }

@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::{Extent, Operands, Sizes, TILE, UNITS, block, read_gates, split};
 use crate::cube::buffer::{count, empty};
-use crate::low_rank_mix::MixShape;
+use crate::low_rank_mix::shape::MixShape;
 
 /// `out = base + factor * sum_e weights_e * (scale o low_e) * b_e`.
 ///
@@ -78,7 +78,11 @@ fn forward_kernel(
 }
 
 /// See [`forward_kernel`].
-pub(in crate::cube) fn run(base: CubeTensor, operands: Operands, shape: MixShape) -> CubeTensor {
+pub(in crate::low_rank_mix) fn run(
+    base: CubeTensor,
+    operands: Operands,
+    shape: MixShape,
+) -> CubeTensor {
     let operands = operands.map(into_contiguous);
     let extent = Extent::of(&operands);
     let [low, weights, scale, b] = operands;

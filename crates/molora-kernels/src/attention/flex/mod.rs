@@ -5,16 +5,18 @@
 //! the second-level cache; nothing of the size `[heads, T, S]` is ever allocated. The backward
 //! computes the probabilities again from the inputs, the only thing that the forward leaves behind.
 
+mod backend;
 mod rules;
 mod scores;
 
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-pub(crate) use self::rules::Rules;
+pub(super) use self::backend::FlexAttention;
+pub(super) use self::rules::Rules;
 use self::scores::{Head, Scratch, slope, weigh};
-use super::buffer::{FlexTensor, contiguous, elements, from_values};
-use super::matrix::{Into, Matrix, MatrixMut, multiply};
+use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values};
+use crate::flex::matrix::{Into, Matrix, MatrixMut, multiply};
 
 /// Query, key, value and bias as slices, and their sizes.
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +95,7 @@ impl<'a> Inputs<'a> {
 }
 
 /// `softmax(scale * query * key^T + bias) * value` for each head, see [`crate::attention_with`].
-pub(crate) fn forward(inputs: [FlexTensor; 4], rules: &Rules) -> FlexTensor {
+fn forward(inputs: [FlexTensor; 4], rules: &Rules) -> FlexTensor {
     let shape = inputs[0].layout().shape().clone();
     let inputs = inputs.map(contiguous);
     let inputs = Inputs::new(inputs.each_ref(), rules);
@@ -133,11 +135,7 @@ fn forward_head(head: &Head<'_>, target: &mut MatrixMut<'_>, scratch: &mut Scrat
 /// With probabilities `p`, `dv = p^T * grad`, `dp = grad * value^T`, `ds = p * (dp - sum(p * dp))`,
 /// `dq = scale * ds * key` and `dk = scale * ds^T * query`, the last two summed over the query heads
 /// that share a key head.
-pub(crate) fn backward(
-    inputs: [FlexTensor; 4],
-    rules: &Rules,
-    grad: FlexTensor,
-) -> [FlexTensor; 3] {
+fn backward(inputs: [FlexTensor; 4], rules: &Rules, grad: FlexTensor) -> [FlexTensor; 3] {
     let [query, key, value, _] = inputs
         .each_ref()
         .map(|input| input.layout().shape().clone());
@@ -205,11 +203,7 @@ fn backward_head(
 }
 
 /// Gradient for the bias: that of the scores, summed over the batch if one bias serves all of it.
-pub(crate) fn backward_bias(
-    inputs: [FlexTensor; 4],
-    rules: &Rules,
-    grad: FlexTensor,
-) -> FlexTensor {
+fn backward_bias(inputs: [FlexTensor; 4], rules: &Rules, grad: FlexTensor) -> FlexTensor {
     let shape: Shape = inputs[3].layout().shape().clone();
     let (inputs, grad) = (inputs.map(contiguous), contiguous(grad));
     let (inputs, grad) = (Inputs::new(inputs.each_ref(), rules), elements(&grad));

@@ -39,7 +39,7 @@ pub fn measure_sparse_ratio() -> usize {
 #[cfg(feature = "flex")]
 fn measure() -> usize {
     let is_faster = |ratio: &usize| {
-        let [dense, sparse] = crate::flex::time_mix(*ratio);
+        let [dense, sparse] = super::flex::time_mix(*ratio);
         sparse < dense
     };
     // From above, so that one lucky measurement of a small ratio decides nothing.

@@ -7,7 +7,7 @@ use crate::AttentionOptions;
 
 /// An [`AttentionOptions`] without its tensors on the device, cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Rules {
+pub(in crate::attention) struct Rules {
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) scale: f32,
@@ -23,7 +23,7 @@ pub(crate) struct Rules {
 
 impl Rules {
     /// The rules of `options` for heads of a width whose factor on the scores is `scale`.
-    pub(crate) fn new(options: &AttentionOptions, scale: f64) -> Self {
+    pub(in crate::attention) fn new(options: &AttentionOptions, scale: f64) -> Self {
         let mask = options.mask.as_ref().map(|mask| mask.to_data());
         let segments = options.segments.as_ref().map(|segments| segments.to_data());
         Self {

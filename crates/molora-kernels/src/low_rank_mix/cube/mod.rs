@@ -4,14 +4,17 @@
 //! each number that it reads it does several multiplications. The gated code is formed from code, gate
 //! and scale as it is needed and is nowhere in memory.
 
-pub(super) mod backward;
-pub(super) mod forward;
+mod backward;
+mod forward;
+mod gradients;
 
 use burn::cubecl;
 use burn::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use crate::low_rank_mix::MixShape;
+pub(super) use self::forward::run as forward;
+pub(super) use self::gradients::gradients;
+use super::shape::MixShape;
 
 /// Units of a cube.
 const UNITS: usize = 32;
@@ -96,7 +99,7 @@ fn block(#[comptime] span: usize) -> Array<f32> {
 }
 
 /// Code, weights, rank scale and `b`.
-pub(super) type Operands = [CubeTensor; 4];
+type Operands = [CubeTensor; 4];
 
 /// The sizes that the shapes of contiguous operands say.
 #[derive(Debug, Clone, Copy)]

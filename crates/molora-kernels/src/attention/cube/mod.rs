@@ -4,29 +4,36 @@
 //! Dao et al., FlashAttention, arXiv:2205.14135, algorithms 1 and 4. The forward keeps nothing: the
 //! backward forms the sums of each row again while it computes the gradient of the queries.
 
-pub(super) mod backward;
-pub(super) mod forward;
+mod backend;
+mod backward;
+mod forward;
 
 use burn::cubecl;
 use burn::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::buffer::count;
+pub(super) use self::backend::CubeAttention;
 use crate::AttentionOptions;
+use crate::cube::buffer::count;
 
 /// Units of a cube.
 const UNITS: usize = 32;
 /// Width of a head up to which a unit holds two rows, for which its registers suffice.
 const NARROW: usize = 32;
 /// Width of a head up to which the kernels are used: a unit holds four rows of it.
-pub(crate) const MAX_WIDTH: usize = 128;
+const MAX_WIDTH: usize = 128;
 
 /// Below every score: where the running maximum begins.
 const LOWEST: f32 = -1e30;
 
+/// Whether the kernels can do it: without a bias, for heads that fit into registers.
+pub(super) fn is_able(options: &AttentionOptions, width: usize) -> bool {
+    options.bias.is_none() && width <= MAX_WIDTH
+}
+
 /// An [`AttentionOptions`] without its tensors.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rules {
+pub(in crate::attention) struct Rules {
     heads: usize,
     kv_heads: usize,
     scale: f32,
@@ -38,7 +45,7 @@ pub(crate) struct Rules {
 
 impl Rules {
     /// The rules of `options` for heads of a width whose factor on the scores is `scale`.
-    pub(crate) fn new(options: &AttentionOptions, scale: f64) -> Self {
+    pub(in crate::attention) fn new(options: &AttentionOptions, scale: f64) -> Self {
         Self {
             heads: options.num_heads,
             kv_heads: options.num_kv_heads,
@@ -176,7 +183,7 @@ fn add(rows: &mut Array<f32>, at: usize, factor: f32, row: &Array<f32>, #[compti
 }
 
 /// Query, key, value, mask and segments.
-pub(in crate::cube) type Inputs = [CubeTensor; 5];
+type Inputs = [CubeTensor; 5];
 
 /// The sizes of contiguous inputs, what a kernel is compiled for, and the number of batch items.
 fn extent([query, key, ..]: &Inputs, rules: Rules) -> (SizesLaunch, Kind, usize) {

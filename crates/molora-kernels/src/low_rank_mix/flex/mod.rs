@@ -1,18 +1,18 @@
 //! The gated low-rank mix: each task scales the codes of some tokens and multiplies them by all
 //! up-projections at once, or (`sparse.rs`) adds the selected rows of the up-projections.
 
-mod crossover;
 mod sparse;
+mod timing;
 
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-pub(crate) use self::crossover::time_mix;
 use self::sparse::Terms;
-use super::buffer::{FlexTensor, contiguous, elements, from_values, map_rows};
-use super::matrix::{Into, Matrix, MatrixMut, multiply, multiply_parallel};
-use super::simd::vectorised;
-use crate::low_rank_mix::MixShape;
+pub(super) use self::timing::time_mix;
+use super::shape::MixShape;
+use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values, map_rows};
+use crate::flex::matrix::{Into, Matrix, MatrixMut, multiply, multiply_parallel};
+use crate::flex::simd::vectorised;
 
 /// Tokens that one task of the backward takes.
 const BLOCK: usize = 128;
@@ -111,7 +111,7 @@ impl<'a> Operands<'a> {
 }
 
 /// `base + codes * b`, see [`crate::low_rank_mix`].
-pub(crate) fn forward(base: FlexTensor, operands: [FlexTensor; 4], shape: MixShape) -> FlexTensor {
+pub(super) fn forward(base: FlexTensor, operands: [FlexTensor; 4], shape: MixShape) -> FlexTensor {
     let operands = operands.map(contiguous);
     let operands = Operands::new(operands.each_ref(), shape);
     let (height, width) = (operands.b.num_rows(), operands.b.num_cols());
@@ -145,7 +145,7 @@ pub(crate) fn forward(base: FlexTensor, operands: [FlexTensor; 4], shape: MixSha
 /// With `dc = grad * b^T` per token and expert: `dlow = sum_e dc_e * w_e * scale * factor`,
 /// `dw_e = factor * sum_r dc_e * scale * low`, `dscale = factor * sum_ne dc_e * w_e * low`, and
 /// `db = codes^T * grad` with the codes computed again.
-pub(crate) fn backward(
+pub(super) fn backward(
     operands: [FlexTensor; 4],
     shape: MixShape,
     grad: FlexTensor,

@@ -9,7 +9,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::{Extent, Operands, Sizes, TILE, UNITS, block, read_gates, split, weight};
 use crate::cube::buffer::{count, empty};
-use crate::low_rank_mix::MixShape;
+use crate::low_rank_mix::shape::MixShape;
 
 /// Tokens whose part of the gradient of `b` one cube sums.
 const TOKENS: usize = 256;
@@ -156,12 +156,7 @@ fn b_kernel(
 
 /// Shapes of what [`of_codes`] returns, from those of code, weights and `b`:
 /// `[N, E * R]` and `[chunks, N, E]`.
-pub(in crate::cube) fn codes_shapes(
-    low: &Shape,
-    weights: &Shape,
-    b: &Shape,
-    rank: usize,
-) -> [Shape; 2] {
+pub(super) fn codes_shapes(low: &Shape, weights: &Shape, b: &Shape, rank: usize) -> [Shape; 2] {
     let rows = low[0] * low[1];
     [
         [rows, b[0]].into(),
@@ -170,7 +165,7 @@ pub(in crate::cube) fn codes_shapes(
 }
 
 /// See [`codes_kernel`]; the gradient of the weights is still to be summed over the first axis.
-pub(in crate::cube) fn of_codes(
+pub(super) fn of_codes(
     operands: Operands,
     grad: CubeTensor,
     shape: MixShape,
@@ -208,12 +203,12 @@ pub(in crate::cube) fn of_codes(
 }
 
 /// Shape of what [`of_b`] returns: `[chunks, E * R, O]`.
-pub(in crate::cube) fn b_shape(low: &Shape, b: &Shape) -> Shape {
+pub(super) fn b_shape(low: &Shape, b: &Shape) -> Shape {
     [(low[0] * low[1]).div_ceil(TOKENS), b[0], b[1]].into()
 }
 
 /// See [`b_kernel`]; still to be summed over the first axis.
-pub(in crate::cube) fn of_b(operands: Operands, grad: CubeTensor, shape: MixShape) -> CubeTensor {
+pub(super) fn of_b(operands: Operands, grad: CubeTensor, shape: MixShape) -> CubeTensor {
     let operands = operands.map(into_contiguous);
     let extent = Extent::of(&operands);
     let [low, weights, scale, b] = operands;

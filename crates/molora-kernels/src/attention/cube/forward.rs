@@ -84,7 +84,7 @@ fn forward_kernel(
 }
 
 /// See [`forward_kernel`].
-pub(in crate::cube) fn run(inputs: Inputs, rules: Rules) -> CubeTensor {
+pub(super) fn run(inputs: Inputs, rules: Rules) -> CubeTensor {
     let inputs = inputs.map(into_contiguous);
     let (sizes, kind, batch) = extent(&inputs, rules);
     let [query, key, value, mask, segments] = inputs;

@@ -17,7 +17,7 @@ const RUNS: usize = 7;
 
 /// Times of a forward and backward pass over all experts, and over the selected ones alone, with
 /// `ratio` experts for each that is selected.
-pub(crate) fn time_mix(ratio: usize) -> [Duration; 2] {
+pub(in crate::low_rank_mix) fn time_mix(ratio: usize) -> [Duration; 2] {
     let experts = ratio * SELECTED;
     let tensor = |shape: [usize; 3], value: &dyn Fn(usize) -> f32| {
         let shape = Shape::from(shape);
