@@ -46,12 +46,13 @@
 //! # }
 //! ```
 
+// The list of operations: modules, functions, definitions and tests. `flex` and `cube` are what the
+// operations share.
+
 #[cfg(feature = "allocator")]
 pub mod allocator;
 mod attention;
-mod blocks;
 mod cross_entropy;
-pub mod crossover;
 #[cfg(feature = "cube")]
 mod cube;
 mod dropout;
@@ -66,16 +67,17 @@ mod rms_norm;
 mod silu_gate;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod top_k;
 
 pub use attention::{AttentionOptions, attention, attention_with};
-pub use blocks::{BlockMatrix, linear_blocks};
 pub use cross_entropy::softmax_cross_entropy;
 pub use dropout::{dropout, dropout_linear};
 pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;
-pub use linear::{linear, linear_transposed};
-pub use low_rank_mix::{LowRankMix, low_rank_mix};
+pub use linear::{BlockMatrix, linear, linear_blocks, linear_transposed};
+pub use low_rank_mix::{LowRankMix, crossover, low_rank_mix};
 pub use rms_norm::rms_norm;
 pub use silu_gate::silu_gate;
 pub use top_k::top_k_mask;
@@ -84,15 +86,28 @@ pub use top_k::top_k_mask;
 #[doc(hidden)]
 pub mod portable {
     pub use crate::attention::portable::{attention, attention_with};
-    pub use crate::cross_entropy::portable as softmax_cross_entropy;
-    pub use crate::dropout::portable_linear as dropout_linear;
-    pub use crate::gelu::portable as gelu;
-    pub use crate::gelu::portable_tanh as gelu_tanh;
-    pub use crate::layer_norm::portable as layer_norm;
-    pub use crate::linear::portable as linear;
-    pub use crate::linear::portable_transposed as linear_transposed;
-    pub use crate::low_rank_mix::portable as low_rank_mix;
-    pub use crate::rms_norm::portable as rms_norm;
-    pub use crate::silu_gate::portable as silu_gate;
-    pub use crate::top_k::portable as top_k_mask;
+    pub use crate::cross_entropy::portable::softmax_cross_entropy;
+    pub use crate::dropout::portable::dropout_linear;
+    pub use crate::gelu::portable::{gelu, gelu_tanh};
+    pub use crate::layer_norm::portable::layer_norm;
+    pub use crate::linear::portable::{linear, linear_transposed};
+    pub use crate::low_rank_mix::portable::low_rank_mix;
+    pub use crate::rms_norm::portable::rms_norm;
+    pub use crate::silu_gate::portable::silu_gate;
+    pub use crate::top_k::portable::top_k_mask;
 }
+
+/// Every operation, for the tests that all of them go through.
+#[cfg(test)]
+const OPERATIONS: [&[testing::Case]; 10] = [
+    attention::tests::CASES,
+    cross_entropy::tests::CASES,
+    dropout::tests::CASES,
+    gelu::tests::CASES,
+    layer_norm::tests::CASES,
+    linear::tests::CASES,
+    low_rank_mix::tests::CASES,
+    rms_norm::tests::CASES,
+    silu_gate::tests::CASES,
+    top_k::tests::CASES,
+];

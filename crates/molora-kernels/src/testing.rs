@@ -1,4 +1,5 @@
-//! Comparison of a fast path with its portable definition evaluated in f64.
+//! Comparison of a fast path with its portable definition evaluated in f64, and what an operation
+//! tells of itself for the tests of all operations.
 
 use burn::tensor::{Bool, Device, FloatDType, Tensor, TensorData};
 use molora_testkit::assert_close;
@@ -9,6 +10,24 @@ use crate::random::{Seed, unit};
 const FORWARD: f32 = 2e-6;
 /// The same of a gradient.
 const BACKWARD: f32 = 1e-5;
+
+/// A function of one matrix.
+pub(crate) type Map = fn(Tensor<2>) -> Tensor<2>;
+
+/// An operation on matrices, for the tests that all operations go through (`tests.rs`).
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    /// Shapes of the inputs beside the first, for the shape of the first.
+    pub(crate) others: fn([usize; 2]) -> Vec<[usize; 2]>,
+    pub(crate) fast: fn(&[Tensor<2>]) -> Tensor<2>,
+    /// The definition, where numbers of every kind go the same way by it.
+    pub(crate) plain: Option<fn(&[Tensor<2>]) -> Tensor<2>>,
+    /// Whether it does without a matrix product, and so gives the same bits on every processor.
+    pub(crate) is_row_wise: bool,
+    /// The operation as a function of one of its inputs that multiplies small numbers by a factor.
+    pub(crate) tiny: Option<(Map, f64)>,
+}
 
 /// `len` numbers between -1 and 1.
 pub(crate) fn values(len: usize, seed: u64) -> Vec<f32> {

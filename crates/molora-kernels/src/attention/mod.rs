@@ -1,11 +1,21 @@
 //! Scaled-dot-product attention over several heads.
 
+#[cfg(feature = "cube")]
+mod cube;
+#[cfg(feature = "flex")]
+mod flex;
 mod options;
 pub(crate) mod portable;
 
+#[cfg(any(feature = "flex", feature = "cube"))]
+use burn::backend::Dispatch;
 use burn::tensor::{Bool, Tensor};
 
-pub use options::AttentionOptions;
+#[cfg(feature = "cube")]
+use self::cube::CubeAttention;
+#[cfg(feature = "flex")]
+use self::flex::FlexAttention;
+pub use self::options::AttentionOptions;
 
 /// Computes `softmax(q * k^T / sqrt(W)) * v` for each head, where a head is a slice of `W`
 /// adjacent numbers of the width and `mask` says which keys may be attended to.
@@ -61,16 +71,16 @@ pub fn attention_with(
     options: &AttentionOptions,
 ) -> Tensor<3> {
     options.check(&query, &key, &value);
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    let width = query.dims()[2] / options.num_heads;
     #[cfg(feature = "flex")]
     if [&query, &key, &value].into_iter().all(crate::flex::takes)
         && options.bias.as_ref().is_none_or(crate::flex::takes)
     {
-        use crate::flex::FastOps;
-        let width = query.dims()[2] / options.num_heads;
-        let rules = crate::flex::Rules::new(options, options.scale_of(width));
+        let rules = flex::Rules::new(options, options.scale_of(width));
         let bias = options.bias.clone();
         let bias = bias.unwrap_or_else(|| Tensor::zeros([1; 4], &query.device()));
-        return Tensor::from_dispatch(burn::backend::Dispatch::fast_attention(
+        return Tensor::from_dispatch(Dispatch::fast_attention(
             query.into_dispatch(),
             key.into_dispatch(),
             value.into_dispatch(),
@@ -79,14 +89,12 @@ pub fn attention_with(
         ));
     }
     #[cfg(feature = "cube")]
-    if [&query, &key, &value].into_iter().all(crate::cube::takes) && options.has_kernel(&query) {
-        use crate::cube::CubeOps;
-        let width = query.dims()[2] / options.num_heads;
-        let rules = crate::cube::Rules::new(options, options.scale_of(width));
+    if [&query, &key, &value].into_iter().all(crate::cube::takes) && cube::is_able(options, width) {
+        let rules = cube::Rules::new(options, options.scale_of(width));
         let none = || Tensor::zeros([1, 1], &query.device());
         let mask = options.mask.clone().map_or_else(none, |x| x.float());
         let segments = options.segments.clone().map_or_else(none, |x| x.float());
-        return Tensor::from_dispatch(burn::backend::Dispatch::cube_attention(
+        return Tensor::from_dispatch(Dispatch::cube_attention(
             query.into_dispatch(),
             key.into_dispatch(),
             value.into_dispatch(),
@@ -99,12 +107,67 @@ pub fn attention_with(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use molora_testkit::{assert_close, device};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::Oracle;
+    use crate::testing::{Case, Oracle};
+
+    pub(crate) const CASES: &[Case] = &[
+        Case {
+            name: "attention",
+            others: |shape| vec![shape; 2],
+            fast: |t| of_three(attention, t),
+            plain: Some(|t| of_three(portable::attention, t)),
+            is_row_wise: false,
+            tiny: Some((mean_of_equals, 1.0)),
+        },
+        Case {
+            name: "attention_with",
+            others: |[rows, width]| {
+                vec![
+                    [rows, width / 3],
+                    [rows, width / 3],
+                    [rows / 2 * 3, rows / 2],
+                ]
+            },
+            fast: |t| causal(t),
+            plain: None,
+            is_row_wise: false,
+            tiny: None,
+        },
+    ];
+
+    type Attend = fn(Tensor<3>, Tensor<3>, Tensor<3>, Option<Tensor<2, Bool>>, usize) -> Tensor<3>;
+
+    /// Two batch items of three heads.
+    fn of_three(attend: Attend, t: &[Tensor<2>]) -> Tensor<2> {
+        let [rows, width] = t[0].dims();
+        let halves = |x: Tensor<2>| x.reshape([2, rows / 2, width]);
+        let [key, value] = [1, 2].map(|i| halves(t[0].clone() * t[i].clone()));
+        attend(halves(t[0].clone()), key, value, None, 3).reshape([rows, width])
+    }
+
+    /// The same with one key head, a bias, and later keys hidden.
+    fn causal(t: &[Tensor<2>]) -> Tensor<2> {
+        let [rows, width] = t[0].dims();
+        let half = rows / 2;
+        let options = AttentionOptions::new(3)
+            .with_num_kv_heads(1)
+            .with_causal(0)
+            .with_bias(Some(t[3].clone().reshape([1, 3, half, half])));
+        let [query, key, value] = [0, 1, 2].map(|i| t[i].clone().reshape([2, half as i64, -1]));
+        attention_with(query, key, value, &options).reshape([rows, width])
+    }
+
+    /// The mean of four equal values, as all scores are equal.
+    fn mean_of_equals(x: Tensor<2>) -> Tensor<2> {
+        let ones = Tensor::<2>::ones_like(&x);
+        let [query, value] = [ones, x].map(|row| row.expand([4, 4]).unsqueeze::<3>());
+        let mean = attention(query.clone(), query, value, None, 1);
+        mean.narrow(1, 0, 1).reshape([1, 4])
+    }
 
     #[test]
     fn known_values() {

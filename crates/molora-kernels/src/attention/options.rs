@@ -95,12 +95,6 @@ impl AttentionOptions {
         self.scale.unwrap_or((width as f64).sqrt().recip())
     }
 
-    /// Whether the CubeCL kernels can do it: without a bias, for heads that fit into registers.
-    #[cfg(feature = "cube")]
-    pub(super) fn has_kernel(&self, query: &Tensor<3>) -> bool {
-        self.bias.is_none() && query.dims()[2] / self.num_heads <= crate::cube::MAX_WIDTH
-    }
-
     /// Panics with the name of the first thing that does not fit.
     #[track_caller]
     pub(super) fn check(&self, query: &Tensor<3>, key: &Tensor<3>, value: &Tensor<3>) {

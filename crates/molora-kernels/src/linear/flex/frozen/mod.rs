@@ -1,0 +1,112 @@
+//! Products with a frozen matrix that is kept in bf16, or in blocks of 8 or 4 bits.
+//!
+//! The matrix lies in memory row by row, once, and serves both `x * W` and `x * W^T`. Where the
+//! processor multiplies pairs of bf16 (AVX-512-BF16), `x` is rounded to bf16 (to nearest, ties to
+//! even) and products are summed in f32; elsewhere the matrix is widened and all is f32. Blocks are decoded
+//! to bf16 part by part. A few rows
+//! of `x`, as in decoding, go through kernels that read the matrix once, as it lies.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod decode;
+mod matrix;
+mod plain;
+#[cfg(target_arch = "x86_64")]
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use burn::tensor::Shape;
+
+use self::matrix::{Frozen, Numbers};
+use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values};
+
+/// How a matrix of blocks is to be read.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::linear) struct BlockShape {
+    pub(in crate::linear) bits: usize,
+    pub(in crate::linear) num_cols: usize,
+}
+
+/// `x * W + bias`, or `x * W^T + bias`, for f32 `x` and `bias` and `W` in bf16.
+pub(in crate::linear) fn forward(
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: FlexTensor,
+    is_transposed: bool,
+) -> FlexTensor {
+    let (x, weight, bias) = (contiguous(x), contiguous(weight), contiguous(bias));
+    affine(&x, half(&weight, is_transposed), Some(elements(&bias)))
+}
+
+/// Gradient for `x`: the product with the other side of the matrix.
+pub(in crate::linear) fn backward_x(
+    weight: FlexTensor,
+    grad: FlexTensor,
+    is_transposed: bool,
+) -> FlexTensor {
+    let (weight, grad) = (contiguous(weight), contiguous(grad));
+    affine(&grad, half(&weight, !is_transposed), None)
+}
+
+/// As [`forward`] for a matrix of blocks.
+pub(in crate::linear) fn forward_blocks(
+    x: FlexTensor,
+    [codes, scales]: [FlexTensor; 2],
+    bias: FlexTensor,
+    shape: BlockShape,
+) -> FlexTensor {
+    let [x, bias, codes, scales] = [x, bias, codes, scales].map(contiguous);
+    let weight = blocks(&codes, &scales, shape, false);
+    affine(&x, weight, Some(elements(&bias)))
+}
+
+/// As [`backward_x`] for a matrix of blocks.
+pub(in crate::linear) fn backward_x_blocks(
+    parts: [FlexTensor; 2],
+    grad: FlexTensor,
+    shape: BlockShape,
+) -> FlexTensor {
+    let [codes, scales] = parts.map(contiguous);
+    let grad = contiguous(grad);
+    affine(&grad, blocks(&codes, &scales, shape, true), None)
+}
+
+fn half(weight: &FlexTensor, is_transposed: bool) -> Frozen<'_> {
+    let shape = weight.layout().shape();
+    let values = weight.as_slice().expect("the operation took bf16");
+    Frozen::new(Numbers::Half(values), [shape[0], shape[1]], is_transposed)
+}
+
+fn blocks<'a>(
+    codes: &'a FlexTensor,
+    scales: &'a FlexTensor,
+    shape: BlockShape,
+    is_transposed: bool,
+) -> Frozen<'a> {
+    let numbers = Numbers::Blocks {
+        codes: codes.as_slice().expect("codes are bytes"),
+        scales: scales.as_slice().expect("scales are bf16"),
+        bits: shape.bits,
+    };
+    let rows = codes.layout().shape()[0];
+    Frozen::new(numbers, [rows, shape.num_cols], is_transposed)
+}
+
+fn affine(x: &FlexTensor, weight: Frozen<'_>, bias: Option<&[f32]>) -> FlexTensor {
+    let rows = x.layout().shape()[0];
+    let values = product(elements(x), weight, bias);
+    from_values(values, Shape::from([rows, weight.outer()]))
+}
+
+/// Rows of `x` times the matrix plus `bias`, by the best kernels of this processor.
+fn product(x: &[f32], weight: Frozen<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+    assert_eq!(x.len() % weight.inner(), 0, "whole rows of x");
+    assert!(bias.is_none_or(|bias| bias.len() == weight.outer()), "bias");
+    #[cfg(target_arch = "x86_64")]
+    if let Some(processor) = avx512::Processor::detect() {
+        return processor.product(x, weight, bias);
+    }
+    plain::product(x, weight, bias)
+}
