@@ -32,6 +32,8 @@ enum Command {
     Bench(bench::Bench),
     /// Everything a change has to pass: format, tidy, clippy, tests, documents; cheapest first.
     Ci,
+    /// Formats every file, those behind the lists of axes too, which `cargo fmt` does not see.
+    Fmt,
     /// Let transformers and PEFT read the files that molora writes (needs Python).
     Parity,
     /// The project's own rules: dependency arrows, line budgets, documents, plain text.
@@ -53,6 +55,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Backends => ci::run_backends(),
         Command::Bench(bench) => bench::run(bench),
         Command::Ci => ci::run(),
+        Command::Fmt => ci::format(&workspace::shell()?),
         Command::Parity => parity::run(),
         Command::Tidy => tidy::run(),
     }

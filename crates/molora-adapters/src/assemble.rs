@@ -2,15 +2,16 @@
 
 use burn::module::Param;
 use burn::tensor::Tensor;
+use molora_parts::{Axis, Origins, fill};
 
-use crate::{AdapterError, ExpertBank};
+use crate::{AdapterError, ExpertBank, Slices};
 
 impl ExpertBank {
     /// A bank of the experts of several banks, in their order; values are copied bit by bit.
     ///
     /// # Errors
-    /// [`AdapterError::Unlike`] names the first bank whose width, rank, scaling or dropout differs
-    /// from the first one's, or that has a shared `A` for several experts.
+    /// [`AdapterError::Unlike`] names the first bank whose width, rank, scaling or core differs from
+    /// the first one's, or that has a shared `A` for several experts.
     ///
     /// # Panics
     /// If there is no bank.
@@ -21,43 +22,51 @@ impl ExpertBank {
                 return Err(AdapterError::Unlike { index, problem });
             }
         }
-        let matrix = |of: &dyn Fn(&Self) -> Tensor<2>, dim| {
-            let parts = banks.iter().map(|bank| of(bank)).collect();
-            Param::from_tensor(Tensor::cat(parts, dim).detach())
-        };
-        let scales: Vec<_> = banks
-            .iter()
-            .filter_map(|bank| bank.rank_scale.as_ref().map(Param::val))
-            .collect();
-        let has_scales = !scales.is_empty();
-        Ok(Self {
-            a: matrix(&|bank| bank.a.val(), 1),
-            b: matrix(&|bank| bank.b.val(), 0),
-            rank_scale: has_scales.then(|| Param::from_tensor(Tensor::cat(scales, 0).detach())),
-            num_experts: banks.iter().map(|bank| bank.num_experts).sum(),
-            ..first.clone()
-        })
+        let total = banks.iter().map(|bank| bank.num_experts).sum();
+        let mut whole = first.resized(Slices::Independent, total);
+        let mut start = 0;
+        for bank in banks {
+            let experts = start..start + bank.num_experts;
+            let own = |expert| experts.contains(&expert).then(|| expert - experts.start);
+            let places: Vec<_> = (0..total).map(own).collect();
+            // The only expert of a bank has an A of its own, shared or not.
+            let mut bank = (*bank).clone();
+            bank.slices = Slices::Independent;
+            let origins = Origins::default().with(Axis::Expert, places);
+            fill(whole.tensors(), &bank.tensors(), &origins);
+            start = experts.end;
+        }
+        Ok(whole)
     }
 
-    /// One expert of a bank of independent experts as a bank of its own; values are copied bit by
-    /// bit.
+    /// One expert of a bank as a bank of its own; values are copied bit by bit.
     ///
     /// # Panics
-    /// If there is no such expert, or the experts share their `A`.
+    /// If there is no such expert.
     pub fn expert(&self, index: usize) -> Self {
         assert!(
-            index < self.num_experts && self.num_a() == self.num_experts,
-            "expert {index} of {} independent experts",
+            index < self.num_experts,
+            "expert {index} of {}",
             self.num_experts
         );
-        let rows = index * self.rank..(index + 1) * self.rank;
-        let scale = self.rank_scale.as_ref();
-        let scale = scale.map(|scale| scale.val().slice_dim(0, rows.clone()));
+        let mut one = self.resized(self.slices, 1);
+        let origins = Origins::default().with(Axis::Expert, vec![Some(index)]);
+        fill(one.tensors(), &self.clone().tensors(), &origins);
+        one
+    }
+
+    /// A bank for other experts, of the same rank, scaling and dropout; all values are zero.
+    fn resized(&self, slices: Slices, num_experts: usize) -> Self {
+        let device = self.a.device();
+        let ([d_input, _], [_, d_output]) = (self.a.dims(), self.b.dims());
+        let count = slices.count(num_experts);
+        let zeros = |shape| Param::from_tensor(Tensor::zeros(shape, &device));
         Self {
-            a: Param::from_tensor(self.a.val().slice_dim(1, rows.clone()).detach()),
-            b: Param::from_tensor(self.b.val().slice_dim(0, rows).detach()),
-            rank_scale: scale.map(|scale| Param::from_tensor(scale.detach())),
-            num_experts: 1,
+            a: zeros([d_input, count.size * self.rank]),
+            b: zeros([num_experts * self.rank, d_output]),
+            core: self.core.resized(count),
+            slices,
+            num_experts,
             ..self.clone()
         }
     }
@@ -86,8 +95,9 @@ impl ExpertBank {
             let (found, expected) = (other.factor.to_string(), self.factor.to_string());
             return differ("its scaling factor is", found, expected);
         }
-        if self.rank_scale.is_some() != other.rank_scale.is_some() {
-            return Some("only one of the two has a learned rank scale".into());
+        if self.core.name() != other.core.name() {
+            let (found, expected) = (other.core.name().into(), self.core.name().into());
+            return differ("its core is", found, expected);
         }
         None
     }
@@ -96,6 +106,7 @@ impl ExpertBank {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::{CoreConfig, ScaleConfig};
     use crate::{BankConfig, Scaling, SiteDims};
     use molora_kernels::random::{Seed, uniform};
     use molora_testkit::assert_close;
@@ -116,7 +127,7 @@ mod tests {
         BankConfig {
             num_experts,
             rank,
-            rank_scale: true,
+            core: ScaleConfig.into(),
             ..BankConfig::default()
         }
     }
@@ -147,7 +158,7 @@ mod tests {
     fn unlike_experts_are_refused() {
         let first = bank(config(1, 2), 1);
         let plain = BankConfig {
-            rank_scale: false,
+            core: CoreConfig::default(),
             ..config(1, 2)
         };
         let louder = BankConfig {
@@ -157,10 +168,7 @@ mod tests {
         for (other, expected) in [
             (config(1, 3), "expert 1: its rank is 3, expected 2"),
             (louder, "expert 1: its scaling factor is 2, expected 8"),
-            (
-                plain,
-                "expert 1: only one of the two has a learned rank scale",
-            ),
+            (plain, "expert 1: its core is none, expected scale"),
         ] {
             let other = bank(other, 2);
             let error = ExpertBank::assemble(&[&first, &other]).expect_err(expected);

@@ -8,6 +8,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData, activation::sigmoid};
 use molora_kernels::random::{Seed, normal, uniform};
+use molora_parts::{Axis, ParameterKind, PartTensor};
 use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
@@ -74,6 +75,22 @@ pub struct TaskGate {
 }
 
 impl TaskGate {
+    /// Every tensor.
+    pub fn tensors(&mut self) -> Vec<PartTensor<'_>> {
+        let kind = ParameterKind::Gates;
+        let [tasks, width] = self.embedding.dims();
+        let (tasks, units) = ([Axis::Task.of(tasks)], [Axis::Unit.of(width)]);
+        let one = [Axis::Unit.of(1)];
+        let embedding = &mut self.embedding;
+        let bias = self.bias.iter_mut();
+        let mut tensors = vec![
+            PartTensor::matrix("gate.task_embedding", kind, embedding, &tasks, &units),
+            PartTensor::matrix("gate.weight", kind, &mut self.weight, &units, &one),
+        ];
+        tensors.extend(bias.map(|bias| PartTensor::vector("gate.bias", kind, bias, &one)));
+        tensors
+    }
+
     /// The gate of each row, in (0, 1).
     ///
     /// # Shapes

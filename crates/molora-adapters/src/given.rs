@@ -3,7 +3,8 @@
 use burn::module::Param;
 use burn::tensor::Tensor;
 
-use crate::{ExpertBank, LowRank, truncated};
+use crate::core::{Core, NoCore};
+use crate::{ExpertBank, LowRank, Slices, truncated};
 
 impl ExpertBank {
     /// A bank of given matrices without dropout, each expert with an `A` of its own.
@@ -23,7 +24,8 @@ impl ExpertBank {
         Self {
             a: Param::from_tensor(a),
             b: Param::from_tensor(b),
-            rank_scale: None,
+            core: Core::None(NoCore {}),
+            slices: Slices::Independent,
             num_experts,
             rank: width / num_experts,
             factor,
@@ -43,10 +45,9 @@ impl ExpertBank {
     /// direction of no meaning for an expert whose delta is zero.
     pub fn directions(&self) -> Tensor<2> {
         let (a, b) = (self.a_by_expert().detach(), self.b_by_expert().detach());
-        let num_a = a.dims()[0];
         let row = |expert: usize| {
             let delta = LowRank {
-                a: a.clone().narrow(0, expert.min(num_a - 1), 1).squeeze_dim(0),
+                a: a.clone().narrow(0, self.slice_of(expert), 1).squeeze_dim(0),
                 b: b.clone().narrow(0, expert, 1).squeeze_dim(0),
                 scale: 1.0,
             };

@@ -3,7 +3,7 @@
 //! One adapted layer ("site") with a frozen base `W0` computes
 //!
 //! ```text
-//! y = W0 x + gate(task) * s * sum_e w_e B_e (sigma o A_e x)
+//! y = W0 x + gate(task) * s * sum_e w_e B_e core(A_e x)
 //! ```
 //!
 //! where `w` are expert weights from anywhere (a router, labels, constants): this crate never sees
@@ -17,12 +17,12 @@
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
-//! use molora_adapters::{BankConfig, Scaling, Sharing, SiteDims};
+//! use molora_adapters::{BankConfig, Scaling, SiteDims, Slices};
 //! use molora_kernels::random::Seed;
 //!
 //! let device = Device::default();
 //! let bank = BankConfig {
-//!     sharing: Sharing::SharedA,
+//!     slices: Slices::Shared,
 //!     num_experts: 3,
 //!     rank: 8,
 //!     scaling: Scaling::AlphaOverRank(16.0),
@@ -38,16 +38,20 @@
 
 mod assemble;
 mod bank;
+pub mod core;
 mod error;
 mod gate;
+mod general;
 mod given;
 mod merge;
 mod qr;
 mod scaling;
 
-pub use bank::{BankConfig, ExpertBank, Sharing, SiteDims};
+pub use bank::{BankConfig, ExpertBank, Mixing, SiteDims, Slices, Start};
+pub use core::{Core, CoreConfig};
 pub use error::AdapterError;
 pub use gate::{GateConfig, TaskGate, task_selector};
+pub use general::GeneralExpert;
 pub use merge::{LowRank, MergeMethod, merge, truncated};
 pub use qr::qr;
 pub use scaling::Scaling;

@@ -3,6 +3,8 @@
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
 
+use molora_parts::PartTensor;
+
 use crate::scope::route_names;
 use crate::{Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError};
 
@@ -27,7 +29,7 @@ pub trait Adaptable: Clone {
     ///
     /// # Errors
     /// The first problem of the specification, or a target that matches nothing, or a rank that does
-    /// not fit a site, or more entries of `experts_per_layer` than layers; for an encoder-decoder
+    /// not fit a site, or more entries of `experts.by_layer` than layers; for an encoder-decoder
     /// also if routers belong to layers: a layer of its decoder reads two texts.
     fn attach(
         &mut self,
@@ -52,6 +54,28 @@ pub trait Adaptable: Clone {
             .into_iter()
             .filter_map(|(path, linear)| linear.adapter.as_ref().map(|adapter| (path, adapter)))
             .collect()
+    }
+
+    /// Hands out every tensor of the sites and of the layers' routers with the path of its site or
+    /// layer.
+    ///
+    /// # Errors
+    /// The first one of `visit`.
+    fn visit_tensors<E>(
+        &mut self,
+        mut visit: impl FnMut(&str, PartTensor<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for (path, adapter) in self.sites_mut() {
+            adapter
+                .tensors()
+                .into_iter()
+                .try_for_each(|t| visit(&path, t))?;
+        }
+        for (path, layer) in self.layer_routers_mut() {
+            let tensors = layer.router.tensors();
+            tensors.into_iter().try_for_each(|t| visit(&path, t))?;
+        }
+        Ok(())
     }
 
     /// The path under which the decisions of a site's or layer's router are reported, by the number

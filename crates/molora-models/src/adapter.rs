@@ -2,7 +2,8 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use molora_adapters::{ExpertBank, TaskGate};
+use molora_adapters::{ExpertBank, GeneralExpert, Mixing, TaskGate};
+use molora_parts::PartTensor;
 use molora_routing::{RouteInput, Router, RouterOutput};
 
 use crate::ForwardContext;
@@ -17,7 +18,8 @@ pub struct Adapter {
     /// How strongly the mixture acts for each task.
     pub gate: Option<TaskGate>,
     pub(crate) from_low_rank: bool,
-    pub(crate) blend: Option<f64>,
+    #[module(skip)]
+    pub(crate) general: Option<GeneralExpert>,
     pub(crate) site: usize,
 }
 
@@ -29,9 +31,17 @@ impl Adapter {
             router: None,
             gate: None,
             from_low_rank: false,
-            blend: None,
+            general: None,
             site,
         }
+    }
+
+    /// Every tensor of its parts.
+    pub fn tensors(&mut self) -> Vec<PartTensor<'_>> {
+        let mut tensors = self.bank.tensors();
+        tensors.extend(self.router.iter_mut().flat_map(Router::tensors));
+        tensors.extend(self.gate.iter_mut().flat_map(TaskGate::tensors));
+        tensors
     }
 
     /// Number of the site among the model's sites.
@@ -40,7 +50,8 @@ impl Adapter {
     }
 
     /// The frozen layer's output `base` `[B, T, O]` plus the delta of the mixture for inputs
-    /// `[B, T, D]`, and the decisions of the site's own router, if it has one.
+    /// `[B, T, D]`, the decisions of the site's own router, if it has one, and the low-rank code, if
+    /// the context keeps codes.
     ///
     /// `shared` are the decisions of the layer's router, which weigh the experts of a site that has
     /// no router of its own.
@@ -53,13 +64,22 @@ impl Adapter {
         x: Tensor<3>,
         context: &ForwardContext,
         shared: Option<&RouterOutput>,
-    ) -> (Tensor<3>, Option<RouterOutput>) {
+    ) -> (Tensor<3>, Option<RouterOutput>, Option<Tensor<3>>) {
         let dropout = context.dropout.map(|seed| seed.index(self.site as u64));
         let low = self.bank.down(x.clone(), dropout);
+        let tasks = context.tasks.as_ref();
+        let code = context
+            .keeps_codes
+            .then(|| self.bank.core.apply(low.clone(), tasks));
         let (weights, own) = self.weigh(&low, x, context, shared);
         let routed = own.as_ref().or(shared);
         let is_selection = routed.is_some_and(|routed| routed.selected.is_some());
-        (self.bank.up_onto(base, low, weights, is_selection), own)
+        let mixing = Mixing {
+            weights,
+            is_selection,
+            tasks: context.tasks.as_ref(),
+        };
+        (self.bank.mix(Some(base), low, mixing), own, code)
     }
 
     /// As [`add_delta`](Self::add_delta) under decisions `[B, 1, E]` that were taken before.
@@ -71,11 +91,15 @@ impl Adapter {
         decided: &RouterOutput,
     ) -> Tensor<3> {
         let dropout = context.dropout.map(|seed| seed.index(self.site as u64));
-        let weights = self.blended(Some(decided.weights.clone()));
+        let weights = self.with_general(Some(decided.weights.clone()));
         let low = self.bank.down(x, dropout);
         let weights = self.gated(weights, context);
-        let is_selection = decided.selected.is_some();
-        self.bank.up_onto(base, low, weights, is_selection)
+        let mixing = Mixing {
+            weights,
+            is_selection: decided.selected.is_some(),
+            tasks: context.tasks.as_ref(),
+        };
+        self.bank.mix(Some(base), low, mixing)
     }
 
     /// The gated weights `[B, T', E]` of the experts under decisions that were taken; none where
@@ -86,7 +110,7 @@ impl Adapter {
         context: &ForwardContext,
     ) -> Option<Tensor<3>> {
         let weights = decided.map(|decided| decided.weights.clone());
-        self.gated(self.blended(weights), context)
+        self.gated(self.with_general(weights), context)
     }
 
     /// The delta `[B, T, O]` for inputs `[B, T, D]` whose low-rank code `[B, T, A*R]` is given, for
@@ -103,7 +127,12 @@ impl Adapter {
         shared: Option<&RouterOutput>,
     ) -> (Tensor<3>, Option<RouterOutput>) {
         let (weights, own) = self.weigh(&low, x, context, shared);
-        (self.bank.up(low, weights), own)
+        let mixing = Mixing {
+            weights,
+            is_selection: false,
+            tasks: context.tasks.as_ref(),
+        };
+        (self.bank.mix(None, low, mixing), own)
     }
 
     /// The gated weights of the experts, and the decisions of the site's own router.
@@ -123,21 +152,15 @@ impl Adapter {
             router.route_guided(&input, &context.guidance)
         });
         let weights = own.as_ref().or(shared).map(|routed| routed.weights.clone());
-        (self.gated(self.blended(weights), context), own)
+        (self.gated(self.with_general(weights), context), own)
     }
 
-    /// Weights `[B, T', E]` as `[B, T', E + 1]` where a general expert takes its share:
-    /// `lambda F_G + (1 - lambda) W_p`, AT-MoE, arXiv:2410.10896.
-    fn blended(&self, weights: Option<Tensor<3>>) -> Option<Tensor<3>> {
-        let (Some(share), Some(weights)) = (self.blend, &weights) else {
-            return weights;
-        };
-        let [batch, decisions, _] = weights.dims();
-        let general = Tensor::full([batch, decisions, 1], 1.0 - share, &weights.device());
-        Some(Tensor::cat(
-            vec![weights.clone().mul_scalar(share), general],
-            2,
-        ))
+    /// Weights `[B, T', E]` as `[B, T', E + 1]` where a general expert takes its share.
+    fn with_general(&self, weights: Option<Tensor<3>>) -> Option<Tensor<3>> {
+        match (self.general, weights) {
+            (Some(general), Some(weights)) => Some(general.joined(weights)),
+            (_, weights) => weights,
+        }
     }
 
     /// The gate multiplies the experts' weights, which are smaller than the output.

@@ -32,7 +32,7 @@ pub(crate) struct Attachment<'a> {
 ///
 /// # Errors
 /// The first problem of the specification, a target that matches nothing, a rank that does not fit a
-/// site, or more entries of `experts_per_layer` than layers.
+/// site, or more entries of `experts.by_layer` than layers.
 pub(crate) fn attach_sites(
     mut places: Vec<Place<'_>>,
     spec: &AdapterSpec,

@@ -22,6 +22,9 @@ pub struct ForwardContext {
     pub dropout: Option<Seed>,
     /// What tells the routers about whole sequences, besides their features.
     pub guidance: Guidance,
+    /// Whether the decisions of sites' routers come with the sites' low-rank codes, from which terms
+    /// of an objective compute experts' outputs.
+    pub keeps_codes: bool,
 }
 
 impl ForwardContext {
@@ -32,6 +35,7 @@ impl ForwardContext {
             tasks: None,
             dropout: None,
             guidance: Guidance::default(),
+            keeps_codes: false,
         }
     }
 }
@@ -43,6 +47,9 @@ pub struct RouteTrace {
     pub site: usize,
     /// What was decided.
     pub routed: RouterOutput,
+    /// The site's low-rank code behind the core but for its scale, `[B, T, S*R]`, if the pass keeps
+    /// codes and the router is the site's own.
+    pub code: Option<Tensor<3>>,
 }
 
 /// `y = x W + b + delta(x)`, with `W` and `b` frozen and `delta` from the adapter, if any.
@@ -106,7 +113,7 @@ impl MoLoraLinear {
             None => self.base(x.clone()),
             Some(_) => self.weight.times(x.clone(), None),
         };
-        let (y, routed) = adapter.add_delta(y, x, context, shared);
+        let (y, routed, code) = adapter.add_delta(y, x, context, shared);
         let y = match &self.magnitude {
             None => y,
             Some(magnitude) => self.rescaled(y, adapter, magnitude),
@@ -116,6 +123,7 @@ impl MoLoraLinear {
             routed.map(|routed| RouteTrace {
                 site: adapter.site(),
                 routed,
+                code,
             }),
         )
     }

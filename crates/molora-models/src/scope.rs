@@ -65,6 +65,7 @@ pub(crate) fn decide(
     routes.push(RouteTrace {
         site: router.site,
         routed: routed.clone(),
+        code: None,
     });
     Some(routed)
 }

@@ -1,48 +1,18 @@
 //! A base model with one linear head for each task that needs one.
 
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use burn::module::ParamId;
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Int, Tensor};
 use molora_kernels::random::{Seed, uniform};
-use serde::{Deserialize, Serialize};
+use molora_parts::{Axis, ParameterKind, PartTensor};
 
 use crate::{
-    Backbone, DecoderInput, EncoderInput, ForwardContext, Observation, RouteTrace, last_real,
-    masked_mean,
+    Adaptable, Backbone, DecoderInput, EncoderInput, ForwardContext, Observation, RouteTrace,
+    last_real, masked_mean,
 };
-
-/// What a parameter is for; stages and counts go by it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ParameterKind {
-    /// The pretrained model, which is always frozen.
-    Base,
-    /// Matrices of experts and their learned scales.
-    Adapters,
-    /// Parameters of routers.
-    Routers,
-    /// Parameters of task gates.
-    Gates,
-    /// Heads of tasks.
-    Heads,
-}
-
-impl ParameterKind {
-    /// The kind of a parameter by its module path in a [`TaskModel`].
-    pub fn of(path: &str) -> Self {
-        let has = |part: &str| path.contains(part);
-        if path.starts_with("heads.") {
-            Self::Heads
-        } else if has(".adapter.bank.") {
-            Self::Adapters
-        } else if has(".router.") {
-            Self::Routers
-        } else if has(".adapter.gate.") {
-            Self::Gates
-        } else {
-            Self::Base
-        }
-    }
-}
 
 /// A linear map of a pooled hidden state: to logits of classes, or to one number.
 #[derive(Module, Debug)]
@@ -68,6 +38,16 @@ impl TaskHead {
     /// `[B, D]` to logits `[B, classes]`.
     pub fn forward(&self, pooled: Tensor<2>) -> Tensor<2> {
         molora_kernels::linear(pooled, self.weight.val(), Some(self.bias.val()))
+    }
+
+    /// Every tensor, in PyTorch's layout in files.
+    pub fn tensors(&mut self) -> Vec<PartTensor<'_>> {
+        let kind = ParameterKind::Heads;
+        let [width, classes] = self.weight.dims();
+        let (inputs, classes) = ([Axis::Input.of(width)], [Axis::Output.of(classes)]);
+        let weight = PartTensor::matrix("weight", kind, &mut self.weight, &inputs, &classes);
+        let bias = PartTensor::vector("bias", kind, &mut self.bias, &classes);
+        vec![weight.stored(&[1, 0]), bias]
     }
 
     /// Number of classes.
@@ -114,6 +94,21 @@ pub struct TaskModel {
 }
 
 impl TaskModel {
+    /// What each parameter of the adapters and heads is for, by its number, as the parts say that
+    /// have them; every other parameter is the base model's.
+    pub fn kinds(&self) -> BTreeMap<ParamId, ParameterKind> {
+        let mut model = self.clone();
+        let mut kinds = BTreeMap::new();
+        let visited = model.backbone.visit_tensors(|_, tensor| {
+            kinds.insert(tensor.id(), tensor.kind());
+            Ok::<_, Infallible>(())
+        });
+        let Ok(()) = visited;
+        let heads = model.heads.iter_mut().flatten().flat_map(TaskHead::tensors);
+        kinds.extend(heads.map(|tensor| (tensor.id(), tensor.kind())));
+        kinds
+    }
+
     /// Hidden states of a batch, and the routing decisions behind them.
     ///
     /// # Panics

@@ -30,21 +30,17 @@
 //! assert!((loss - 1.0).abs() < 1e-5);
 //! ```
 
-mod between;
-mod distribution;
 mod objective;
-mod routing;
-mod weight;
+mod output_cosine;
+mod task_information;
+mod term;
 
 use serde::{Deserialize, Serialize};
 
-pub use between::{across_experts, l2, output_cosine};
-pub use distribution::{mass_variation, router_entropy, task_information};
-pub use objective::{LossBreakdown, ObjectiveConfig, SiteView, Term, TermConfig};
-pub use routing::{
-    balance_literal, balance_mass, domain_cross_entropy, load_balance, router_z_loss,
-};
-pub use weight::{key_matching, orthogonality};
+pub use objective::{LossBreakdown, ObjectiveConfig, TermConfig};
+pub use output_cosine::output_cosine;
+pub use task_information::task_information;
+pub use term::*;
 
 /// How the entries of a term are put together; papers and their released code often differ here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

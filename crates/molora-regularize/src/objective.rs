@@ -1,113 +1,9 @@
 //! The weighted list of auxiliary terms of a recipe.
 
 use burn::tensor::Tensor;
-use molora_adapters::ExpertBank;
-use molora_routing::RouterOutput;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Reduction, across_experts, balance_literal, balance_mass, domain_cross_entropy, key_matching,
-    l2, load_balance, mass_variation, orthogonality, router_entropy, router_z_loss,
-};
-
-/// What a term computes at one site.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Term {
-    /// See [`orthogonality`].
-    Orthogonality,
-    /// See [`across_experts`].
-    AcrossExperts,
-    /// See [`l2`].
-    L2,
-    /// See [`key_matching`]; needs a router with keys in rank space.
-    KeyMatching,
-    /// See [`load_balance`]; needs a router and skips sites of one expert, where it is constant.
-    LoadBalance,
-    /// See [`balance_mass`]; needs a router and skips sites of one expert.
-    BalanceMass,
-    /// See [`balance_literal`]; needs a router and skips sites of one expert.
-    BalanceLiteral,
-    /// See [`mass_variation`]; needs a router, skips sites of one expert and has no reduction.
-    MassVariation,
-    /// See [`router_z_loss`]; needs a router.
-    RouterZLoss,
-    /// See [`router_entropy`]; needs a router.
-    RouterEntropy,
-    /// See [`domain_cross_entropy`]; needs a router and, for each sequence, the label of its expert.
-    DomainCrossEntropy,
-}
-
-impl Term {
-    /// The name under which the term is reported.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Orthogonality => "orthogonality",
-            Self::AcrossExperts => "across_experts",
-            Self::L2 => "l2",
-            Self::KeyMatching => "key_matching",
-            Self::LoadBalance => "load_balance",
-            Self::BalanceMass => "balance_mass",
-            Self::BalanceLiteral => "balance_literal",
-            Self::MassVariation => "mass_variation",
-            Self::RouterZLoss => "router_z_loss",
-            Self::RouterEntropy => "router_entropy",
-            Self::DomainCrossEntropy => "domain_cross_entropy",
-        }
-    }
-
-    /// What the term needs that a site may lack, in words; `None` if the site has it all.
-    pub fn lacks(self, has_router: bool, has_rank_keys: bool) -> Option<&'static str> {
-        match self {
-            Self::KeyMatching if !has_rank_keys => {
-                Some("a router with cosine keys on the low-rank code of a shared A")
-            }
-            term if term.reads_routes() && !has_router => Some("a router"),
-            _ => None,
-        }
-    }
-
-    /// Whether the term reads routing decisions, and not weights alone.
-    fn reads_routes(self) -> bool {
-        match self {
-            Self::Orthogonality | Self::AcrossExperts | Self::L2 | Self::KeyMatching => false,
-            Self::LoadBalance
-            | Self::BalanceMass
-            | Self::BalanceLiteral
-            | Self::MassVariation
-            | Self::RouterZLoss
-            | Self::RouterEntropy
-            | Self::DomainCrossEntropy => true,
-        }
-    }
-
-    /// The term's value at one site, `[1]`; `None` if the site has nothing to show for it.
-    fn at(self, site: &SiteView<'_>, reduction: Reduction) -> Option<Tensor<1>> {
-        // There is nothing to balance at a site of one expert.
-        let balanced = || site.routed.filter(|routed| routed.num_experts() > 1);
-        match self {
-            Self::Orthogonality => Some(orthogonality(site.bank, reduction)),
-            Self::AcrossExperts => Some(across_experts(site.bank, reduction)),
-            Self::L2 => Some(l2(site.bank, reduction)),
-            Self::KeyMatching => site
-                .keys
-                .clone()
-                .map(|keys| key_matching(keys, site.bank, reduction)),
-            Self::LoadBalance => balanced().map(|routed| load_balance(routed, reduction)),
-            Self::BalanceMass => balanced().map(|routed| balance_mass(routed, reduction)),
-            Self::BalanceLiteral => balanced().map(|routed| balance_literal(routed, reduction)),
-            Self::MassVariation => balanced().map(mass_variation),
-            Self::RouterEntropy => site.routed.map(|routed| router_entropy(routed, reduction)),
-            Self::RouterZLoss => site.routed.map(|routed| router_z_loss(routed, reduction)),
-            Self::DomainCrossEntropy => {
-                let labels = site.labels.clone();
-                let pair = site.routed.zip(labels);
-                pair.map(|(routed, labels)| domain_cross_entropy(routed, labels, reduction))
-            }
-        }
-    }
-}
+use crate::{Need, Reduction, SiteView, Term};
 
 /// One weighted term.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -133,19 +29,6 @@ pub struct ObjectiveConfig {
     pub terms: Vec<TermConfig>,
 }
 
-/// What one site lends to the objective.
-#[derive(Debug)]
-pub struct SiteView<'a> {
-    /// The site's experts.
-    pub bank: &'a ExpertBank,
-    /// The router's keys `[E, R]`, if it has keys in rank space.
-    pub keys: Option<Tensor<2>>,
-    /// The decisions of this batch, if the site has a router.
-    pub routed: Option<&'a RouterOutput>,
-    /// The expert that each sequence belongs to as one-hot rows `[B, E]`, if that is known.
-    pub labels: Option<Tensor<2>>,
-}
-
 /// The values of all terms in one step.
 #[derive(Debug, Clone)]
 pub struct LossBreakdown {
@@ -159,6 +42,13 @@ impl ObjectiveConfig {
     /// Whether any term reads routing decisions, and not weights alone.
     pub fn reads_routes(&self) -> bool {
         self.terms.iter().any(|config| config.term.reads_routes())
+    }
+
+    /// Whether any term reads the low-rank codes of a forward pass.
+    pub fn reads_codes(&self) -> bool {
+        self.terms
+            .iter()
+            .any(|config| config.term.needs_any(Need::Codes))
     }
 
     /// Evaluates every term over all sites.
@@ -251,14 +141,18 @@ impl TermConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        BalanceLiteral, BalanceMass, KeyMatching, LoadBalance, Mixture, Orthogonality,
+        orthogonality,
+    };
     use molora_adapters::{BankConfig, SiteDims};
     use molora_kernels::random::Seed;
     use molora_routing::{RouteInput, RouterConfig};
     use molora_testkit::{FORWARD, assert_close};
 
-    fn term(term: Term, over_sites: Reduction) -> TermConfig {
+    fn term(term: impl Into<Term>, over_sites: Reduction) -> TermConfig {
         TermConfig {
-            term,
+            term: term.into(),
             weight: 0.5,
             within_site: Reduction::Mean,
             over_sites,
@@ -280,20 +174,12 @@ mod tests {
             .init(dims, seed, &device)
         };
         let banks = [init(Seed::new(1)), init(Seed::new(2))];
-        let sites: Vec<_> = banks
-            .iter()
-            .map(|bank| SiteView {
-                bank,
-                keys: None,
-                routed: None,
-                labels: None,
-            })
-            .collect();
+        let sites: Vec<_> = banks.iter().map(SiteView::of_weights).collect();
         let config = ObjectiveConfig {
             terms: vec![
-                term(Term::Orthogonality, Reduction::Sum),
-                term(Term::Orthogonality, Reduction::Mean),
-                term(Term::KeyMatching, Reduction::Mean),
+                term(Orthogonality, Reduction::Sum),
+                term(Orthogonality, Reduction::Mean),
+                term(KeyMatching, Reduction::Mean),
             ],
         };
         let found = config.evaluate(&sites);
@@ -336,31 +222,48 @@ mod tests {
             })
         });
         let sites = routed.each_ref().map(|routed| SiteView {
-            bank: &bank,
-            keys: None,
             routed: Some(routed),
-            labels: None,
+            ..SiteView::of_weights(&bank)
         });
-        let value = |name, sites: &[SiteView<'_>]| {
+        let value = |name: Term, sites: &[SiteView<'_>]| {
             let terms = vec![term(name, Reduction::Sum)];
             ObjectiveConfig { terms }.evaluate(sites).total
         };
         // Dense and uniform: 1 by Switch, K / E = 1 per decision by the others.
-        for name in [Term::LoadBalance, Term::BalanceMass, Term::BalanceLiteral] {
-            let found = value(name, &sites).expect("one site of four experts");
+        for name in [
+            LoadBalance.into(),
+            BalanceMass.into(),
+            Term::from(BalanceLiteral),
+        ] {
+            let found = value(name.clone(), &sites).expect("one site of four experts");
             assert_close(found, [0.5], FORWARD, name.name());
-            assert!(value(name, &sites[..1]).is_none(), "{}", name.name());
+            assert!(
+                value(name.clone(), &sites[..1]).is_none(),
+                "{}",
+                name.name()
+            );
         }
     }
 
     #[test]
     fn missing_needs_are_named() {
-        for term in [Term::LoadBalance, Term::BalanceMass, Term::BalanceLiteral] {
-            assert_eq!(term.lacks(false, false), Some("a router"));
-            assert_eq!(term.lacks(true, false), None);
+        let (nothing, routed) = (
+            Mixture::default(),
+            Mixture {
+                has_router: true,
+                ..Mixture::default()
+            },
+        );
+        for term in [
+            LoadBalance.into(),
+            BalanceMass.into(),
+            Term::from(BalanceLiteral),
+        ] {
+            assert_eq!(term.lacks(nothing), Some("a router"));
+            assert_eq!(term.lacks(routed), None);
         }
-        assert!(Term::KeyMatching.lacks(true, false).is_some());
-        assert_eq!(Term::Orthogonality.lacks(false, false), None);
+        assert!(Term::from(KeyMatching).lacks(routed).is_some());
+        assert_eq!(Term::from(Orthogonality).lacks(nothing), None);
     }
 
     #[test]

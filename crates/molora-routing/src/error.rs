@@ -61,6 +61,44 @@ pub enum RoutingError {
         /// The expert.
         expert: usize,
     },
+    /// A group of tasks without any.
+    #[error("group {group} has no tasks, expected at least one")]
+    EmptyTaskGroup {
+        /// Name of the group.
+        group: String,
+    },
+    /// A group that names a task that does not exist.
+    #[error("group {group} names {task}, which is no task of this run: {known}")]
+    UnknownTask {
+        /// Name of the group.
+        group: String,
+        /// The task named.
+        task: String,
+        /// The tasks that there are.
+        known: String,
+    },
+    /// A task that is named more than once.
+    #[error("task {task} is in groups {first} and {second}, expected one group")]
+    TaskInTwoGroups {
+        /// The task.
+        task: String,
+        /// The first group that names it.
+        first: String,
+        /// The second one, which may be the same.
+        second: String,
+    },
+    /// A task whose expert would be in no group.
+    #[error("task {task} is in no group, expected one")]
+    TaskWithoutGroup {
+        /// The task.
+        task: String,
+    },
+    /// A number that has to be at least one is zero.
+    #[error("{field} is 0, expected at least 1")]
+    Zero {
+        /// Name of the field.
+        field: &'static str,
+    },
     /// A label of an expert that does not exist.
     #[error("row {row} has label {label}, but there are {num_experts} experts")]
     Label {
@@ -71,6 +109,9 @@ pub enum RoutingError {
         /// Number of experts.
         num_experts: usize,
     },
+    /// A scorer that reads tasks, under decisions that are not per task.
+    #[error("the scorer {0} reads which task a row belongs to, expected granularity = \"task\"")]
+    ScorerOfTasks(&'static str),
     /// A width of zero.
     #[error("task_width is 0, expected at least 1")]
     TaskWidth,

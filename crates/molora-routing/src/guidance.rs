@@ -1,8 +1,9 @@
 //! What tells a router about whole sequences, besides their features.
 
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::RoutingError;
+use crate::normaliser::Weighed;
 use crate::scorer::cosines;
 
 /// Smallest norm of a text vector, PyTorch's default for cosines.
@@ -27,9 +28,6 @@ pub struct Guidance {
     /// tokens where absent.
     pub prompt: Option<Tensor<2>>,
 }
-
-/// Weights `[B, T', E]` and the selected experts, `None` for all.
-pub(crate) type Weighed = (Tensor<3>, Option<Tensor<3, Bool>>);
 
 impl Guidance {
     /// Logits `[B, T', E]` with the bias.

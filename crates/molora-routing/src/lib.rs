@@ -2,12 +2,14 @@
 //!
 //! A [`Router`] is three steps, each a value of its [`RouterConfig`]:
 //!
-//! 1. a **scorer** turns features into logits: [`ScorerConfig::Linear`], [`ScorerConfig::Cosine`],
-//!    [`ScorerConfig::Prototype`] (PHATGOOSE), [`ScorerConfig::Arrow`], [`ScorerConfig::Grouped`]
-//!    (AT-MoE's two levels), [`ScorerConfig::Uniform`];
-//! 2. a **softmax** with a temperature, in f32;
-//! 3. a **selection** keeps some experts: [`Selection::Dense`], [`Selection::TopK`],
-//!    [`Selection::TopP`], [`Selection::Argmax`], [`Selection::Sigmoid`].
+//! 1. a [**scorer**](scorer) turns features into logits: linear, cosine, prototypes (PHATGOOSE), Arrow's
+//!    directions, groups (AT-MoE's two levels), uniform;
+//! 2. a **selection** keeps some experts: [`Selection::Dense`], [`Selection::TopK`],
+//!    [`Selection::TopP`], [`Selection::Argmax`];
+//! 3. a [**normaliser**](normaliser) turns the logits of those into weights: softmax or sigmoid, in f32.
+//!
+//! Scorers and normalisers are axes: each choice is a file that describes itself, and a line in the
+//! list of its axis.
 //!
 //! What is known of a sequence from outside its features enters as [`Guidance`]: a bias on the
 //! logits (GLIDER's global score, or a ban) and labels that replace the selection
@@ -42,21 +44,20 @@
 
 mod error;
 mod guidance;
+pub mod normaliser;
 mod output;
 mod pool;
 mod router;
-mod scorer;
+pub mod scorer;
 mod select;
 mod vote;
 
 pub use error::RoutingError;
 pub use guidance::{Guidance, expert_labels, text_cosines};
+pub use normaliser::{Normaliser, NormaliserConfig};
 pub use output::RouterOutput;
 pub use pool::Pooling;
 pub use router::{Granularity, RouteFrom, RouteInput, Router, RouterConfig};
-pub use scorer::{
-    ArrowScorer, CosineScorer, GroupedConfig, GroupedScorer, LinearScorer, PrototypeScorer, Scorer,
-    ScorerConfig, UniformScorer, WithinGroup, WithinScorer,
-};
-pub use select::Selection;
+pub use scorer::{Scorer, ScorerConfig};
+pub use select::{Selected, Selection};
 pub use vote::{LayerRule, count_votes};

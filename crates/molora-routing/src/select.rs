@@ -1,11 +1,11 @@
 //! Which experts take part in a decision.
 
-use burn::tensor::{Bool, Tensor, activation::sigmoid, activation::softmax};
+use burn::tensor::{Bool, Tensor};
 use molora_kernels::top_k_mask;
 use serde::{Deserialize, Serialize};
 
 use crate::RoutingError;
-use crate::guidance::Weighed;
+use crate::normaliser::{Normaliser, Scores, Softmax, Weighed};
 
 /// Which experts take part.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -22,9 +22,17 @@ pub enum Selection {
     /// The one with the largest logit, with weight 1 and so without gradient; of equal ones the
     /// lower index wins. Mixture-of-LoRAs, arXiv:2403.03432.
     Argmax,
-    /// All of them, each by the sigmoid of its own logit, so that weights need not add up to 1: the
-    /// gate that is trained for one expert alone. PHATGOOSE, arXiv:2402.05859, section 3.
-    Sigmoid,
+}
+
+/// Which experts were selected, `[B, T', E]`.
+#[derive(Debug, Clone)]
+pub enum Selected {
+    /// All of them.
+    All,
+    /// These, weighed by the normaliser.
+    These(Tensor<3, Bool>),
+    /// One each, with weight 1.
+    One(Tensor<3, Bool>),
 }
 
 impl Selection {
@@ -34,7 +42,7 @@ impl Selection {
     /// [`RoutingError::TopKZero`], [`RoutingError::TopKTooLarge`] or [`RoutingError::TopP`].
     pub fn validate(self, num_experts: usize) -> Result<(), RoutingError> {
         match self {
-            Self::Dense | Self::Argmax | Self::Sigmoid => Ok(()),
+            Self::Dense | Self::Argmax => Ok(()),
             Self::TopK(0) => Err(RoutingError::TopKZero),
             Self::TopK(top_k) if top_k > num_experts => {
                 Err(RoutingError::TopKTooLarge { top_k, num_experts })
@@ -45,34 +53,42 @@ impl Selection {
         }
     }
 
-    /// Weights from logits and their softmax, and the selected experts unless all are.
-    ///
-    /// Renormalising a softmax over the selected experts equals the softmax of their logits, so
-    /// experts that were not selected get weight 0 and no gradient through the weights. PHATGOOSE's
-    /// code divides by the selected mass plus 1e-6 instead: a relative difference of 1e-6 over that
-    /// mass. The softmax of the logits is preferred because it is exact where the mass of a
-    /// selected expert underflows, as it does with a large [`bias`](crate::Guidance::bias).
+    /// Whether a decision is for one expert, with weight 1.
+    pub fn is_one(self) -> bool {
+        self == Self::Argmax
+    }
+
+    /// Which experts take part, from logits and their softmax; without gradient.
     ///
     /// # Shapes
     /// - `logits`, `probs`: `[B, T', E]`
-    pub fn weigh(self, logits: &Tensor<3>, probs: &Tensor<3>) -> Weighed {
+    pub fn select(self, logits: &Tensor<3>, probs: &Tensor<3>) -> Selected {
         let fixed = logits.clone().detach();
         let selected = match self {
             Self::TopK(k) if k < logits.dims()[2] => top_k_mask(fixed.clone(), k),
             Self::TopP(p) if p < 1.0 => nucleus(fixed.clone(), probs.clone().detach(), p),
-            Self::Argmax => {
-                let best = top_k_mask(fixed, 1);
-                return (best.clone().float(), Some(best));
-            }
-            Self::Sigmoid => return (sigmoid(logits.clone()), None),
-            _ => return (probs.clone(), None),
+            Self::Argmax => return Selected::One(top_k_mask(fixed, 1)),
+            _ => return Selected::All,
         };
         // A barred expert is never selected, be it one of the k largest.
-        let selected = selected.bool_and(fixed.greater_elem(f32::NEG_INFINITY));
-        let kept = logits
-            .clone()
-            .mask_fill(selected.clone().bool_not(), f32::NEG_INFINITY);
-        (softmax(kept, 2), Some(selected))
+        Selected::These(selected.bool_and(fixed.greater_elem(f32::NEG_INFINITY)))
+    }
+}
+
+impl Selection {
+    /// Weights from logits and their softmax under the softmax of the selected experts, and which
+    /// those are; `None` for all.
+    ///
+    /// # Shapes
+    /// - `logits`, `probs`: `[B, T', E]`
+    pub fn weigh(self, logits: &Tensor<3>, probs: &Tensor<3>) -> Weighed {
+        let scores = Scores {
+            features: logits.clone(),
+            logits: logits.clone(),
+            probs: probs.clone(),
+            selected: None,
+        };
+        crate::router::weigh(self, &Normaliser::Softmax(Softmax {}), scores)
     }
 }
 
@@ -103,11 +119,19 @@ fn before(logits: Tensor<3>) -> Tensor<4, Bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::tensor::activation::softmax;
     use molora_testkit::{FORWARD, assert_close};
 
+    fn weighed(selection: Selection, logits: Tensor<3>) -> Weighed {
+        selection.weigh(&logits, &softmax(logits.clone(), 2))
+    }
+
     fn weigh(selection: Selection, logits: [[[f32; 4]; 3]; 1]) -> Tensor<3> {
-        let logits = Tensor::<3>::from_data(logits, &molora_testkit::device());
-        selection.weigh(&logits, &softmax(logits.clone(), 2)).0
+        weighed(
+            selection,
+            Tensor::from_data(logits, &molora_testkit::device()),
+        )
+        .0
     }
 
     /// Tokens of the MoSLD notes' worked example, top-2 of 4.
@@ -130,13 +154,6 @@ mod tests {
             FORWARD,
             "weights",
         );
-    }
-
-    #[test]
-    fn a_sigmoid_gates_every_expert_for_itself() {
-        let weights = weigh(Selection::Sigmoid, [[[0.0; 4], [1.5; 4], [-1.5; 4]]]);
-        let expected = [[[0.5; 4], [0.817574; 4], [0.182426; 4]]];
-        assert_close(weights, expected, FORWARD, "weights");
     }
 
     #[test]
@@ -197,7 +214,7 @@ mod tests {
         let expected = [[[0.0, 1.0, 0.0, 0.0]; 3]];
         let tensor = Tensor::<3>::from_data(logits, &molora_testkit::device());
         for selection in [Selection::TopK(3), Selection::TopP(0.9), Selection::Argmax] {
-            let (weights, selected) = selection.weigh(&tensor, &softmax(tensor.clone(), 2));
+            let (weights, selected) = weighed(selection, tensor.clone());
             assert_close(weights, expected, 0.0, "weights");
             let selected = selected.expect("a selection").float();
             assert_close(selected, expected, 0.0, "selected");
@@ -208,7 +225,7 @@ mod tests {
     fn experts_that_were_not_selected_get_no_gradient() {
         let device = molora_testkit::autodiff_device();
         let logits = Tensor::<3>::from_data(LOGITS, &device).require_grad();
-        let (weights, _) = Selection::TopK(2).weigh(&logits, &softmax(logits.clone(), 2));
+        let (weights, _) = weighed(Selection::TopK(2), logits.clone());
         let gradients = weights.powi_scalar(2).sum().backward();
         let gradient = logits.grad(&gradients).expect("tracked").into_data();
         let gradient = gradient.try_to_vec::<f32>().expect("f32");

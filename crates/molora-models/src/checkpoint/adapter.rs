@@ -8,12 +8,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::fields::{Field, fields, router_fields};
+use molora_parts::{ParameterKind, PartTensor};
+
 use super::tensors::{refuse_unknown, write_tensors};
 use crate::{Adaptable, AdapterSpec, ModelError, SitePattern, Weights};
 
 const PREFIX: &str = "base_model.model.";
-const ROUTER: &str = ".router.";
 
 /// Where the two files of an adapter are.
 #[derive(Debug, Clone)]
@@ -47,14 +47,8 @@ pub fn save_adapter<M: Adaptable>(
     base_model: &str,
 ) -> Result<(), ModelError> {
     let files = AdapterFiles::in_folder(folder);
-    let mut model = model.clone();
-    let mut tensors = BTreeMap::new();
-    for_each_field(&mut model, spec, |name, field| {
-        tensors.insert(name, (field.shape(), field.values()));
-        Ok(())
-    })?;
-    write_tensors(&files.tensors, &tensors)?;
-    let config = adapter_config(&model, spec, base_model);
+    write_parts(&files.tensors, model, spec, |_| true)?;
+    let config = adapter_config(model, spec, base_model);
     std::fs::write(&files.config, format!("{config:#}\n")).map_err(|source| ModelError::Io {
         path: files.config,
         source,
@@ -72,15 +66,8 @@ pub fn load_adapter<M: Adaptable>(
     model: &mut M,
     spec: &AdapterSpec,
 ) -> Result<(), ModelError> {
-    let weights = Weights::open(&AdapterFiles::in_folder(folder).tensors)?;
-    let mut read = Vec::new();
-    for_each_field(model, spec, |name, field| {
-        let values = weights.values(&name, &field.shape())?;
-        field.set(values);
-        read.push(name);
-        Ok(())
-    })?;
-    refuse_unknown(&weights, &read)
+    let path = AdapterFiles::in_folder(folder).tensors;
+    read_parts(&path, model, spec, |_| true)
 }
 
 /// Writes the parameters of all routers, by the names that [`save_adapter`] gives them.
@@ -92,15 +79,7 @@ pub fn save_routers<M: Adaptable>(
     model: &M,
     spec: &AdapterSpec,
 ) -> Result<(), ModelError> {
-    let mut model = model.clone();
-    let mut tensors = BTreeMap::new();
-    for_each_field(&mut model, spec, |name, field| {
-        if name.contains(ROUTER) {
-            tensors.insert(name, (field.shape(), field.values()));
-        }
-        Ok(())
-    })?;
-    write_tensors(path, &tensors)
+    write_parts(path, model, spec, |kind| kind == ParameterKind::Routers)
 }
 
 /// Reads the parameters of all routers that [`save_routers`] wrote.
@@ -112,36 +91,58 @@ pub fn load_routers<M: Adaptable>(
     model: &mut M,
     spec: &AdapterSpec,
 ) -> Result<(), ModelError> {
+    read_parts(path, model, spec, |kind| kind == ParameterKind::Routers)
+}
+
+fn write_parts<M: Adaptable>(
+    path: &Path,
+    model: &M,
+    spec: &AdapterSpec,
+    takes: impl Fn(ParameterKind) -> bool,
+) -> Result<(), ModelError> {
+    let mut model = model.clone();
+    let mut tensors = BTreeMap::new();
+    model.visit_tensors(|path, tensor| {
+        if takes(tensor.kind()) {
+            let (name, shape) = named(path, &tensor, spec);
+            tensors.insert(name, (shape, tensor.values()));
+        }
+        Ok::<_, ModelError>(())
+    })?;
+    write_tensors(path, &tensors)
+}
+
+fn read_parts<M: Adaptable>(
+    path: &Path,
+    model: &mut M,
+    spec: &AdapterSpec,
+    takes: impl Fn(ParameterKind) -> bool,
+) -> Result<(), ModelError> {
     let weights = Weights::open(path)?;
     let mut read = Vec::new();
-    for_each_field(model, spec, |name, field| {
-        if name.contains(ROUTER) {
-            let values = weights.values(&name, &field.shape())?;
-            field.set(values);
+    model.visit_tensors(|path, mut tensor| {
+        if takes(tensor.kind()) {
+            let (name, shape) = named(path, &tensor, spec);
+            tensor.set(&weights.values(&name, &shape)?);
             read.push(name);
         }
-        Ok(())
+        Ok::<_, ModelError>(())
     })?;
     refuse_unknown(&weights, &read)
 }
 
-/// Hands out every parameter of the sites and of the layers' routers with its name in the file.
-fn for_each_field<M: Adaptable>(
-    model: &mut M,
-    spec: &AdapterSpec,
-    mut visit: impl FnMut(String, Field<'_>) -> Result<(), ModelError>,
-) -> Result<(), ModelError> {
-    for (path, adapter) in model.sites_mut() {
-        for (name, field) in fields(adapter, spec) {
-            visit(format!("{PREFIX}{path}.{name}"), field)?;
+/// Name and shape of a tensor in the file. The matrices of a plain LoRA have PEFT's names and no
+/// dimension that counts the only expert.
+fn named(path: &str, tensor: &PartTensor<'_>, spec: &AdapterSpec) -> (String, Vec<usize>) {
+    let (name, mut shape) = (tensor.name(), tensor.shape());
+    let name = match (spec.is_plain_lora(), name.strip_prefix("experts.")) {
+        (true, Some(matrix)) => {
+            shape.remove(0);
+            format!("{matrix}.weight")
         }
-    }
-    for (path, layer) in model.layer_routers_mut() {
-        for (name, field) in router_fields(&mut layer.router) {
-            visit(format!("{PREFIX}{path}.{name}"), field)?;
-        }
-    }
-    Ok(())
+        _ => name.to_owned(),
+    };
+    (format!("{PREFIX}{path}.{name}"), shape)
 }
 
 /// `adapter_config.json`: PEFT's own for a plain LoRA, and one that PEFT refuses by its type for

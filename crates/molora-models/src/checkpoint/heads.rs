@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::fields::{Field, Layout};
 use super::tensors::{refuse_unknown, write_tensors};
 use crate::{ModelError, TaskHead, Weights};
 
@@ -22,8 +21,9 @@ pub fn save_heads(
         let Some(mut head) = head.clone() else {
             continue;
         };
-        for (name, field) in head_fields(&mut head) {
-            tensors.insert(format!("{task}.{name}"), (field.shape(), field.values()));
+        for tensor in head.tensors() {
+            let name = format!("{task}.{}", tensor.name());
+            tensors.insert(name, (tensor.shape(), tensor.values()));
         }
     }
     write_tensors(path, &tensors)
@@ -41,22 +41,11 @@ pub fn load_heads(
     let weights = Weights::open(path)?;
     let mut read = Vec::new();
     for (task, head) in tasks.iter().zip(heads) {
-        for (name, field) in head.iter_mut().flat_map(head_fields) {
-            let name = format!("{task}.{name}");
-            let values = weights.values(&name, &field.shape())?;
-            field.set(values);
+        for mut tensor in head.iter_mut().flat_map(TaskHead::tensors) {
+            let name = format!("{task}.{}", tensor.name());
+            tensor.set(&weights.values(&name, &tensor.shape())?);
             read.push(name);
         }
     }
     refuse_unknown(&weights, &read)
-}
-
-fn head_fields(head: &mut TaskHead) -> [(&'static str, Field<'_>); 2] {
-    [
-        (
-            "weight",
-            Field::Matrix(&mut head.weight, Layout::Transposed),
-        ),
-        ("bias", Field::Vector(&mut head.bias)),
-    ]
 }

@@ -2,7 +2,6 @@
 
 mod adapter;
 mod config_file;
-mod fields;
 mod heads;
 mod pairs;
 mod shards;

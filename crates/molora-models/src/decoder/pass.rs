@@ -68,7 +68,11 @@ impl Pass<'_> {
         if let Some(routed) = self.decided(site).filter(|_| is_own) {
             let base = linear.base(x.clone());
             let y = adapter.add_decided(base, x, &self.context, &routed);
-            self.routes.push(RouteTrace { site, routed });
+            self.routes.push(RouteTrace {
+                site,
+                routed,
+                code: None,
+            });
             return y;
         }
         let (y, route) = linear.forward(x, &self.context, self.shared.as_ref());
@@ -87,7 +91,11 @@ impl Pass<'_> {
         if let Some(routed) = self.decided(layer.site()) {
             self.shared = Some(routed.clone());
             let site = layer.site();
-            self.routes.push(RouteTrace { site, routed });
+            self.routes.push(RouteTrace {
+                site,
+                routed,
+                code: None,
+            });
             return;
         }
         let (context, routes) = (&mut self.context, &mut self.routes);

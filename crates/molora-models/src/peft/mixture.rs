@@ -23,6 +23,15 @@ pub fn mixture<M: BaseModel>(
     model: &M,
     weights: impl Fn(&str, &Adapter) -> Vec<f64>,
 ) -> Result<ResolvedAdapter, ModelError> {
+    mixture_of(model, weights, None)
+}
+
+/// [`mixture`], for a task if one is given.
+fn mixture_of<M: BaseModel>(
+    model: &M,
+    weights: impl Fn(&str, &Adapter) -> Vec<f64>,
+    task: Option<&Tensor<2>>,
+) -> Result<ResolvedAdapter, ModelError> {
     let mut model = model.clone();
     let mut loras = Vec::new();
     for module in model.modules_mut() {
@@ -32,7 +41,7 @@ pub fn mixture<M: BaseModel>(
         let mut sides = Vec::new();
         for part in &parts {
             let weights = part.adapter.as_ref().map(|a| weights(&module.path, a));
-            sides.push(side(&module.path, part, weights)?);
+            sides.push(side(&module.path, part, weights, task)?);
         }
         loras.extend(beside(module.path, sides));
     }
@@ -103,7 +112,11 @@ pub fn mixture_for<M: BaseModel + Adaptable>(
         })?;
         weights.insert(site.site(), fixed);
     }
-    mixture(model, |_, site| weights[&site.site()].clone())
+    mixture_of(
+        model,
+        |_, site| weights[&site.site()].clone(),
+        task.as_ref(),
+    )
 }
 
 /// The weights of a site's experts, or what they depend on.
@@ -172,7 +185,12 @@ struct Side {
     d_output: usize,
 }
 
-fn side(path: &str, linear: &MoLoraLinear, weights: Option<Vec<f64>>) -> Result<Side, ModelError> {
+fn side(
+    path: &str,
+    linear: &MoLoraLinear,
+    weights: Option<Vec<f64>>,
+    task: Option<&Tensor<2>>,
+) -> Result<Side, ModelError> {
     let d_output = linear.dims().d_output;
     let (Some(adapter), Some(weights)) = (&linear.adapter, weights) else {
         return Ok(Side {
@@ -188,7 +206,10 @@ fn side(path: &str, linear: &MoLoraLinear, weights: Option<Vec<f64>>) -> Result<
     if linear.magnitude.is_some() && weights != [1.0] {
         return refuse("magnitudes (DoRA) belong to one expert of weight 1".into());
     }
-    let (a, b) = factors(adapter, &weights);
+    if adapter.bank.core.reads_tasks() && task.is_none() {
+        return refuse("what its experts do depends on the task, and none is fixed".into());
+    }
+    let (a, b) = factors(adapter, &weights, task);
     let magnitude = linear.magnitude.as_ref().map(|magnitude| magnitude.val());
     let lora = ModuleLora {
         path: path.into(),
@@ -204,12 +225,9 @@ fn side(path: &str, linear: &MoLoraLinear, weights: Option<Vec<f64>>) -> Result<
 }
 
 /// `A` and `B` of the weighted experts, without the bank's factor.
-fn factors(adapter: &Adapter, weights: &[f64]) -> (Tensor<2>, Tensor<2>) {
+fn factors(adapter: &Adapter, weights: &[f64], task: Option<&Tensor<2>>) -> (Tensor<2>, Tensor<2>) {
     let bank = &adapter.bank;
-    let mut a = bank.a.val().detach();
-    if let Some(sigma) = &bank.rank_scale {
-        a = a * sigma.val().detach().unsqueeze();
-    }
+    let a = bank.a_with_core(task).detach();
     let (rank, is_shared) = (bank.rank(), bank.num_a() < weights.len());
     let b = |expert: usize| bank.b.val().detach().narrow(0, expert * rank, rank);
     let weighed = weights

@@ -37,6 +37,7 @@ fn batch(expected: &Tensors, device: &Device) -> EncoderInput {
 /// Hidden states `[B, T, D]` and the normalised masked mean `[B, D]`.
 fn encode(model: &Bert, input: &EncoderInput) -> (Tensor<3>, Tensor<2>) {
     let context = ForwardContext {
+        keeps_codes: false,
         mask: input.mask.clone().float(),
         tasks: None,
         dropout: None,

@@ -10,7 +10,32 @@
 //! Nothing is trained; a singular vector has no sign, and neither has the score.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
+use molora_kernels::random::Seed;
+use molora_parts::{Axis, ParameterKind, PartTensor};
+use serde::{Deserialize, Serialize};
+
+use super::{RowsFrom, Score, ScorerDims, ScorerNumbers};
+
+/// The size of the dot product with one direction per expert. Arrow, arXiv:2405.11157. Starts at zero,
+/// where no gradient moves it: directions are computed from the experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ArrowConfig;
+
+impl ScorerNumbers for ArrowConfig {
+    type Scorer = ArrowScorer;
+
+    fn init(&self, dims: ScorerDims, _seed: Seed, device: &Device) -> ArrowScorer {
+        let prototypes = Tensor::zeros([dims.experts, dims.features], device);
+        ArrowScorer {
+            prototypes: Param::from_tensor(prototypes),
+        }
+    }
+
+    fn rows_from(&self) -> RowsFrom {
+        RowsFrom::Experts
+    }
+}
 
 /// Size of the dot product with one vector per expert.
 #[derive(Module, Debug)]
@@ -19,10 +44,25 @@ pub struct ArrowScorer {
     pub prototypes: Param<Tensor<2>>,
 }
 
-impl ArrowScorer {
+impl Score for ArrowScorer {
     /// `[N, F]` to scores `[N, E]` of at least 0.
-    pub fn score(&self, features: Tensor<2>) -> Tensor<2> {
+    fn score(&self, features: Tensor<2>) -> Tensor<2> {
         features.matmul(self.prototypes.val().transpose()).abs()
+    }
+
+    fn tensors(&mut self) -> Vec<PartTensor<'_>> {
+        let [experts, width] = self.prototypes.dims();
+        vec![PartTensor::matrix(
+            "router.prototypes",
+            ParameterKind::Routers,
+            &mut self.prototypes,
+            &[Axis::Expert.of(experts)],
+            &[Axis::Feature.of(width)],
+        )]
+    }
+
+    fn rows(&mut self) -> Option<&mut Param<Tensor<2>>> {
+        Some(&mut self.prototypes)
     }
 }
 

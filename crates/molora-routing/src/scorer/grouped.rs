@@ -6,8 +6,11 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Int, Tensor, activation::log_softmax};
+use molora_kernels::random::Seed;
+use molora_parts::{Axis, ParameterKind, PartTensor};
 use serde::{Deserialize, Serialize};
 
+use super::{Score, ScorerDims, ScorerNumbers, TaskGroups};
 use crate::RoutingError;
 
 /// What the weights inside a group depend on. The paper's formula has two consistent readings.
@@ -23,42 +26,36 @@ pub enum WithinGroup {
 
 /// Which experts form which groups, and how each level is softened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct GroupedConfig {
-    /// The experts of each group; every expert is in exactly one.
+    /// The experts of each group; every expert is in exactly one. Where each task has an expert, they
+    /// follow from `tasks`.
     pub groups: Vec<Vec<usize>>,
     /// What the weights inside a group depend on.
-    #[serde(default)]
     pub within: WithinGroup,
     /// Scores of groups are divided by this, tau_g.
-    #[serde(default = "one")]
     pub group_temperature: f64,
     /// Scores inside a group are divided by this, tau_d.
-    #[serde(default = "one")]
     pub within_temperature: f64,
+    /// The tasks whose experts form a group, by its name; those of the tasks' `task.json` if empty.
+    #[serde(skip_serializing_if = "TaskGroups::is_empty")]
+    pub tasks: TaskGroups,
 }
 
-fn one() -> f64 {
-    1.0
+impl Default for GroupedConfig {
+    /// No groups yet, weights by token, both temperatures 1.
+    fn default() -> Self {
+        Self {
+            groups: Vec::new(),
+            within: WithinGroup::Token,
+            group_temperature: 1.0,
+            within_temperature: 1.0,
+            tasks: TaskGroups::new(),
+        }
+    }
 }
 
 impl GroupedConfig {
-    /// Checks that the groups partition the experts, and the temperatures.
-    ///
-    /// # Errors
-    /// The first group or expert that is wrong, or the first temperature out of its range.
-    pub fn validate(&self, num_experts: usize) -> Result<(), RoutingError> {
-        for (field, value) in [
-            ("group_temperature", self.group_temperature),
-            ("within_temperature", self.within_temperature),
-        ] {
-            if !(value.is_finite() && value > 0.0) {
-                return Err(RoutingError::GroupTemperature { field, value });
-            }
-        }
-        self.group_of(num_experts).map(drop)
-    }
-
     /// The group of each expert.
     fn group_of(&self, num_experts: usize) -> Result<Vec<usize>, RoutingError> {
         let mut group_of = vec![None; num_experts];
@@ -88,20 +85,59 @@ impl GroupedConfig {
             .collect()
     }
 
-    /// A scorer for features of width `d_features`, all zero: uniform on both levels.
-    ///
-    /// # Panics
-    /// If [`validate`](Self::validate) refuses the groups.
-    pub fn init(&self, d_features: usize, num_experts: usize, device: &Device) -> GroupedScorer {
-        let group_of = self.group_of(num_experts);
+    /// The experts of each group of tasks, in the order of the groups' names, where task i has
+    /// expert i.
+    fn experts_of(&self, tasks: &[String]) -> Result<Vec<Vec<usize>>, RoutingError> {
+        let mut group_of: Vec<Option<&String>> = vec![None; tasks.len()];
+        let mut groups = Vec::new();
+        for (group, members) in &self.tasks {
+            if members.is_empty() {
+                return Err(RoutingError::EmptyTaskGroup {
+                    group: group.clone(),
+                });
+            }
+            let mut experts = Vec::new();
+            for task in members {
+                let expert = tasks.iter().position(|known| known == task);
+                let expert = expert.ok_or_else(|| RoutingError::UnknownTask {
+                    group: group.clone(),
+                    task: task.clone(),
+                    known: tasks.join(", "),
+                })?;
+                if let Some(first) = group_of[expert].replace(group) {
+                    return Err(RoutingError::TaskInTwoGroups {
+                        task: task.clone(),
+                        first: first.clone(),
+                        second: group.clone(),
+                    });
+                }
+                experts.push(expert);
+            }
+            groups.push(experts);
+        }
+        match group_of.iter().position(Option::is_none) {
+            Some(task) => Err(RoutingError::TaskWithoutGroup {
+                task: tasks[task].clone(),
+            }),
+            None => Ok(groups),
+        }
+    }
+}
+
+impl ScorerNumbers for GroupedConfig {
+    type Scorer = GroupedScorer;
+
+    /// All zero: uniform on both levels.
+    fn init(&self, dims: ScorerDims, _seed: Seed, device: &Device) -> GroupedScorer {
+        let group_of = self.group_of(dims.experts);
         let group_of =
             group_of.unwrap_or_else(|error| panic!("groups were not validated: {error}"));
-        let matrix = |rows| Param::from_tensor(Tensor::zeros([rows, d_features], device));
+        let matrix = |rows| Param::from_tensor(Tensor::zeros([rows, dims.features], device));
         let within = match self.within {
             WithinGroup::Static => {
-                WithinScorer::Static(Param::from_tensor(Tensor::zeros([num_experts], device)))
+                WithinScorer::Static(Param::from_tensor(Tensor::zeros([dims.experts], device)))
             }
-            WithinGroup::Token => WithinScorer::Token(matrix(num_experts)),
+            WithinGroup::Token => WithinScorer::Token(matrix(dims.experts)),
         };
         GroupedScorer {
             group: matrix(self.groups.len()),
@@ -111,6 +147,31 @@ impl GroupedConfig {
             group_temperature: self.group_temperature,
             within_temperature: self.within_temperature,
         }
+    }
+
+    /// Checks that the groups partition the experts, and the temperatures.
+    ///
+    /// # Errors
+    /// The first group or expert that is wrong, or the first temperature out of its range.
+    fn validate(&self, num_experts: usize) -> Result<(), RoutingError> {
+        for (field, value) in [
+            ("group_temperature", self.group_temperature),
+            ("within_temperature", self.within_temperature),
+        ] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(RoutingError::GroupTemperature { field, value });
+            }
+        }
+        self.group_of(num_experts).map(drop)
+    }
+
+    fn task_groups(&mut self) -> Option<&mut TaskGroups> {
+        Some(&mut self.tasks)
+    }
+
+    fn for_tasks(&mut self, tasks: &[String]) -> Result<(), RoutingError> {
+        self.groups = self.experts_of(tasks)?;
+        Ok(())
     }
 }
 
@@ -138,14 +199,9 @@ pub struct GroupedScorer {
     within_temperature: f64,
 }
 
-impl GroupedScorer {
-    /// The experts of each group.
-    pub fn groups(&self) -> &[Vec<usize>] {
-        &self.groups
-    }
-
+impl Score for GroupedScorer {
     /// `[N, F]` to the logarithms of the experts' weights, `[N, E]`; their exponentials sum to 1.
-    pub fn score(&self, features: Tensor<2>) -> Tensor<2> {
+    fn score(&self, features: Tensor<2>) -> Tensor<2> {
         let group_ng = self.group_log_weights(features.clone());
         let group_of = indices(self.group_of.iter().copied(), &features.device());
         let own_group_ne = group_ng.select(1, group_of);
@@ -155,6 +211,32 @@ impl GroupedScorer {
             WithinScorer::Token(weight) => features.matmul(weight.val().transpose()),
         };
         own_group_ne + self.log_softmax_within(within_ne.div_scalar(self.within_temperature))
+    }
+
+    fn tensors(&mut self) -> Vec<PartTensor<'_>> {
+        let kind = ParameterKind::Routers;
+        let [groups, width] = self.group.dims();
+        let features = [Axis::Feature.of(width)];
+        let experts = [Axis::Expert.of(self.group_of.len())];
+        let groups = [Axis::Group.of(groups)];
+        vec![
+            PartTensor::matrix("router.group", kind, &mut self.group, &groups, &features),
+            match &mut self.within {
+                WithinScorer::Static(scores) => {
+                    PartTensor::vector("router.within", kind, scores, &experts)
+                }
+                WithinScorer::Token(weight) => {
+                    PartTensor::matrix("router.within", kind, weight, &experts, &features)
+                }
+            },
+        ]
+    }
+}
+
+impl GroupedScorer {
+    /// The experts of each group.
+    pub fn groups(&self) -> &[Vec<usize>] {
+        &self.groups
     }
 
     /// `[N, F]` to the logarithms of the groups' weights, `[N, G]`.
@@ -214,15 +296,22 @@ fn indices(values: impl IntoIterator<Item = usize>, device: &Device) -> Tensor<1
 mod tests {
     use super::*;
     use burn::tensor::activation::softmax;
-    use molora_kernels::random::{Seed, uniform};
+    use molora_kernels::random::uniform;
     use molora_testkit::{FORWARD, assert_close};
 
     fn config(groups: &[&[usize]], within: WithinGroup) -> GroupedConfig {
         GroupedConfig {
             groups: groups.iter().map(|group| group.to_vec()).collect(),
             within,
-            group_temperature: 1.0,
-            within_temperature: 1.0,
+            ..GroupedConfig::default()
+        }
+    }
+
+    fn dims(features: usize, experts: usize) -> ScorerDims {
+        ScorerDims {
+            features,
+            experts,
+            tasks: 0,
         }
     }
 
@@ -230,7 +319,7 @@ mod tests {
     fn scorer(within: WithinGroup) -> GroupedScorer {
         let device = molora_testkit::device();
         let groups: [&[usize]; 3] = [&[0, 1, 2], &[3, 4], &[5]];
-        let mut scorer = config(&groups, within).init(3, 6, &device);
+        let mut scorer = config(&groups, within).init(dims(3, 6), Seed::new(0), &device);
         let group = [[0.8, 0.2, 0.5], [0.1, -0.6, 0.3], [-0.3, 0.4, 0.1]];
         scorer.group = Param::from_data(group, &device);
         scorer.within = match within {
@@ -286,7 +375,8 @@ mod tests {
     fn a_group_whose_weight_underflows_is_flat_inside() {
         let device = molora_testkit::autodiff_device();
         let groups: [&[usize]; 2] = [&[0, 2], &[1, 3]];
-        let mut scorer = config(&groups, WithinGroup::Static).init(1, 4, &device);
+        let mut scorer =
+            config(&groups, WithinGroup::Static).init(dims(1, 4), Seed::new(0), &device);
         scorer.group = Param::from_data([[500.0], [-500.0]], &device);
         scorer.within = WithinScorer::Static(Param::from_data([1.0, 3.0, 1.0, -3.0], &device));
         let score = scorer.score(Tensor::ones([1, 1], &device));
@@ -304,7 +394,7 @@ mod tests {
         let device = molora_testkit::device();
         let all: [&[usize]; 1] = [&[2, 0, 1]];
         let features = uniform([5, 4], 2.0, Seed::new(1), &device);
-        let mut scorer = config(&all, WithinGroup::Token).init(4, 3, &device);
+        let mut scorer = config(&all, WithinGroup::Token).init(dims(4, 3), Seed::new(0), &device);
         let weight: Tensor<2> = uniform([3, 4], 1.0, Seed::new(2), &device);
         scorer.within = WithinScorer::Token(Param::from_tensor(weight.clone()));
         let flat = softmax(features.clone().matmul(weight.transpose()), 1);
@@ -315,7 +405,8 @@ mod tests {
     fn a_fresh_scorer_is_uniform_on_both_levels() {
         let groups: [&[usize]; 2] = [&[1], &[0, 2]];
         for within in [WithinGroup::Static, WithinGroup::Token] {
-            let scorer = config(&groups, within).init(3, 3, &molora_testkit::device());
+            let scorer =
+                config(&groups, within).init(dims(3, 3), Seed::new(0), &molora_testkit::device());
             assert_close(weights(&scorer), [[0.25, 0.5, 0.25]], FORWARD, "weights");
         }
     }
@@ -354,6 +445,42 @@ mod tests {
         assert_eq!(
             config.validate(1).expect_err("negative").to_string(),
             "within_temperature is -1, expected a finite number above 0"
+        );
+    }
+
+    #[test]
+    fn groups_of_tasks_have_to_partition_them() {
+        let message = |groups: &[(&str, &[&str])]| {
+            let mut config = GroupedConfig::default();
+            for (group, tasks) in groups {
+                let tasks = tasks.iter().map(|&task| task.to_owned()).collect();
+                config.tasks.insert((*group).into(), tasks);
+            }
+            let result = config.for_tasks(&["a", "b", "c"].map(String::from));
+            result
+                .map(|()| config.groups)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(
+            message(&[("two", &["b"]), ("one", &["c", "a"])]),
+            Ok(vec![vec![2, 0], vec![1]])
+        );
+        let refused = |text: &str| Err(text.to_owned());
+        assert_eq!(
+            message(&[("one", &["a", "b", "c"]), ("two", &[])]),
+            refused("group two has no tasks, expected at least one")
+        );
+        assert_eq!(
+            message(&[("one", &["a", "d"])]),
+            refused("group one names d, which is no task of this run: a, b, c")
+        );
+        assert_eq!(
+            message(&[("one", &["a", "b"]), ("two", &["b", "c"])]),
+            refused("task b is in groups one and two, expected one group")
+        );
+        assert_eq!(
+            message(&[("one", &["a", "b"])]),
+            refused("task c is in no group, expected one")
         );
     }
 }

@@ -1,223 +1,260 @@
-//! Scorers: features to logits. The only files with router parameters.
+//! Scorers: features in, logits over experts out. One file each, and one line in the list below.
+//!
+//! | scorer | score of expert e for features u | from |
+//! |---|---|---|
+//! | `linear` | `<w_e, u> (+ b_e)` | HydraLoRA, MoSLD, Mixture-of-LoRAs |
+//! | `cosine` | `cos(k_e, u)` | SAMoRA |
+//! | `prototype` | `<std(v_e), std(u)> / sqrt(F)` | PHATGOOSE, GLIDER |
+//! | `arrow` | size of `<v_e, u>` | Arrow |
+//! | `uniform` | 0 | |
+//! | `grouped` | log of (weight of its group times weight inside it) | AT-MoE |
 
-mod arrow;
-mod grouped;
-mod prototype;
-mod uniform;
+use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::{Seed, uniform};
-use serde::{Deserialize, Serialize};
-
-pub use arrow::ArrowScorer;
-pub use grouped::{GroupedConfig, GroupedScorer, WithinGroup, WithinScorer};
-pub use prototype::PrototypeScorer;
-pub use uniform::UniformScorer;
+use molora_parts::PartTensor;
 
 use crate::RoutingError;
 
-/// Which score an expert gets from the features.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum ScorerConfig {
-    /// `W u (+ b)`.
-    Linear {
-        /// Whether there is a bias `b`.
-        bias: bool,
-    },
-    /// The cosine of the features with one key per expert. SAMoRA, arXiv:2604.19048.
-    Cosine,
-    /// The standardised dot product with one vector per expert. PHATGOOSE, arXiv:2402.05859.
-    Prototype,
-    /// The size of the dot product with one direction per expert. Arrow, arXiv:2405.11157.
-    Arrow,
-    /// The same score for all: the mean of the experts.
-    Uniform,
-    /// Two levels: groups, and experts inside each. AT-MoE, arXiv:2410.10896.
-    Grouped(GroupedConfig),
+/// The tasks whose experts form a group, by the group's name.
+pub type TaskGroups = BTreeMap<String, Vec<String>>;
+
+/// How many there are of what a scorer is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScorerDims {
+    /// Width F of the features.
+    pub features: usize,
+    /// Number of experts E.
+    pub experts: usize,
+    /// Number of tasks.
+    pub tasks: usize,
 }
+
+/// What a scorer's input is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    /// Features of tokens, sequences or tasks, `[N, F]`.
+    Features,
+    /// Rows that pick a task, `[N, tasks]`: one-hot, or uniform for an unknown one.
+    Tasks,
+}
+
+/// Where a scorer's row for an expert comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowsFrom {
+    /// It is trained with the others.
+    Training,
+    /// It is the gate that was trained with the expert alone (`collect_prototypes`).
+    Gates,
+    /// It is computed from the expert's own matrices (`collect_directions`).
+    Experts,
+}
+
+/// The numbers of a scorer.
+pub trait ScorerNumbers {
+    /// The scorer with its parameters.
+    type Scorer: Score;
+
+    /// A fresh scorer.
+    ///
+    /// # Panics
+    /// If [`validate`](Self::validate) refuses the number of experts.
+    fn init(&self, dims: ScorerDims, seed: Seed, device: &Device) -> Self::Scorer;
+
+    /// Checks what depends on the number of experts.
+    ///
+    /// # Errors
+    /// The first number that is out of its range.
+    fn validate(&self, _num_experts: usize) -> Result<(), RoutingError> {
+        Ok(())
+    }
+
+    /// What the scorer reads.
+    fn reads(&self) -> Reads {
+        Reads::Features
+    }
+
+    /// Where the row of an expert comes from.
+    fn rows_from(&self) -> RowsFrom {
+        RowsFrom::Training
+    }
+
+    /// Whether the score is the cosine with a key for each expert.
+    fn has_keys(&self) -> bool {
+        false
+    }
+
+    /// Whether all experts have the same score.
+    fn is_uniform(&self) -> bool {
+        false
+    }
+
+    /// The groups of tasks whose experts belong together, where the scorer knows groups.
+    fn task_groups(&mut self) -> Option<&mut TaskGroups> {
+        None
+    }
+
+    /// Settles what depends on which tasks there are, where each has an expert.
+    ///
+    /// # Errors
+    /// Groups that do not fit the tasks.
+    fn for_tasks(&mut self, _tasks: &[String]) -> Result<(), RoutingError> {
+        Ok(())
+    }
+}
+
+/// A scorer with its parameters.
+pub trait Score: Module {
+    /// `[N, F]`, or what else the scorer [reads](Reads), to logits `[N, E]`.
+    fn score(&self, features: Tensor<2>) -> Tensor<2>;
+
+    /// Every tensor.
+    fn tensors(&mut self) -> Vec<PartTensor<'_>>;
+
+    /// A row for each expert that its score is computed from, `[E, F]`, where there is just one.
+    fn rows(&mut self) -> Option<&mut Param<Tensor<2>>> {
+        None
+    }
+
+    /// The keys `[E, F]`, where the score is the cosine with a key.
+    fn keys(&self) -> Option<Tensor<2>> {
+        None
+    }
+}
+
+/// Makes both enums of the axis and hands every call on.
+macro_rules! scorers {
+    ($($(#[$doc:meta])* $name:literal => $file:ident::$Variant:ident($Numbers:ident, $Scorer:ident)),* $(,)?) => {
+        $(
+            mod $file;
+            pub use $file::{$Numbers, $Scorer};
+        )*
+
+        molora_parts::choices! {
+            /// Which score an expert gets from the features.
+            pub enum ScorerConfig {
+                $($(#[$doc])* $name => $Variant($Numbers),)*
+            }
+        }
+
+        /// A scorer of any kind.
+        #[derive(Module, Debug)]
+        #[non_exhaustive]
+        #[allow(clippy::large_enum_variant, reason = "there is one in a site, and few sites")]
+        pub enum Scorer {
+            $(#[doc = concat!("See [`", stringify!($Scorer), "`].")] $Variant($Scorer),)*
+        }
+
+        /// The same call for whatever scorer it is.
+        macro_rules! each {
+            ($of:ident, $scorer:expr, $part:ident => $call:expr) => {
+                match $scorer {
+                    $($of::$Variant($part) => $call,)*
+                }
+            };
+        }
+
+        impl ScorerConfig {
+            /// A fresh scorer.
+            ///
+            /// # Panics
+            /// If [`validate`](Self::validate) refuses the number of experts.
+            pub fn init(&self, dims: ScorerDims, seed: Seed, device: &Device) -> Scorer {
+                match self {
+                    $(Self::$Variant(numbers) => Scorer::$Variant(numbers.init(dims, seed, device)),)*
+                }
+            }
+        }
+    };
+}
+
+scorers! {
+    "linear" => linear::Linear(LinearConfig, LinearScorer),
+    "cosine" => cosine::Cosine(CosineConfig, CosineScorer),
+    "prototype" => prototype::Prototype(PrototypeConfig, PrototypeScorer),
+    "arrow" => arrow::Arrow(ArrowConfig, ArrowScorer),
+    "uniform" => uniform::Uniform(UniformConfig, UniformScorer),
+    "grouped" => grouped::Grouped(GroupedConfig, GroupedScorer),
+}
+
+pub(crate) use cosine::cosines;
+pub use grouped::{WithinGroup, WithinScorer};
 
 impl ScorerConfig {
     /// Checks what depends on the number of experts.
     ///
     /// # Errors
-    /// See [`GroupedConfig::validate`]; the other scorers fit any number.
+    /// The first number that is out of its range.
     pub fn validate(&self, num_experts: usize) -> Result<(), RoutingError> {
-        match self {
-            Self::Grouped(config) => config.validate(num_experts),
-            Self::Linear { .. } | Self::Cosine | Self::Prototype | Self::Arrow | Self::Uniform => {
-                Ok(())
-            }
-        }
+        each!(ScorerConfig, self, numbers => numbers.validate(num_experts))
     }
 
-    /// A scorer for features of width `d_features`.
+    /// What the scorer reads.
+    pub fn reads(&self) -> Reads {
+        each!(ScorerConfig, self, numbers => numbers.reads())
+    }
+
+    /// Where the row of an expert comes from.
+    pub fn rows_from(&self) -> RowsFrom {
+        each!(ScorerConfig, self, numbers => numbers.rows_from())
+    }
+
+    /// Whether the score is the cosine with a key for each expert.
+    pub fn has_keys(&self) -> bool {
+        each!(ScorerConfig, self, numbers => numbers.has_keys())
+    }
+
+    /// Whether all experts have the same score.
+    pub fn is_uniform(&self) -> bool {
+        each!(ScorerConfig, self, numbers => numbers.is_uniform())
+    }
+
+    /// The groups of tasks whose experts belong together, where the scorer knows groups.
+    pub fn task_groups(&mut self) -> Option<&mut TaskGroups> {
+        each!(ScorerConfig, self, numbers => numbers.task_groups())
+    }
+
+    /// Settles what depends on which tasks there are, where each has an expert.
     ///
-    /// Linear and cosine scorers draw all parameters from U(-1/sqrt(F), 1/sqrt(F)), PyTorch's
-    /// default for linear layers and the reference code's choice for keys. Prototypes, directions
-    /// and grouped scorers start at zero: a gate that is half open, and uniform weights.
-    ///
-    /// # Panics
-    /// If [`validate`](Self::validate) refuses the number of experts.
-    pub fn init(
-        &self,
-        d_features: usize,
-        num_experts: usize,
-        seed: Seed,
-        device: &Device,
-    ) -> Scorer {
-        let bound = 1.0 / (d_features as f64).sqrt();
-        let matrix = |name| uniform([num_experts, d_features], bound, seed.child(name), device);
-        match self {
-            Self::Linear { bias } => {
-                let bias = bias.then(|| uniform([num_experts], bound, seed.child("bias"), device));
-                Scorer::Linear(LinearScorer {
-                    weight: Param::from_tensor(matrix("weight")),
-                    bias: bias.map(Param::from_tensor),
-                })
-            }
-            Self::Cosine => Scorer::Cosine(CosineScorer {
-                keys: Param::from_tensor(matrix("keys")),
-            }),
-            Self::Prototype => Scorer::Prototype(PrototypeScorer {
-                prototypes: Param::from_tensor(Tensor::zeros([num_experts, d_features], device)),
-            }),
-            Self::Arrow => Scorer::Arrow(ArrowScorer {
-                prototypes: Param::from_tensor(Tensor::zeros([num_experts, d_features], device)),
-            }),
-            Self::Uniform => Scorer::Uniform(UniformScorer::new(num_experts)),
-            Self::Grouped(config) => Scorer::Grouped(config.init(d_features, num_experts, device)),
-        }
+    /// # Errors
+    /// Groups that do not fit the tasks.
+    pub fn for_tasks(&mut self, tasks: &[String]) -> Result<(), RoutingError> {
+        each!(ScorerConfig, self, numbers => numbers.for_tasks(tasks))
     }
-}
-
-/// A linear map from features to logits.
-#[derive(Module, Debug)]
-pub struct LinearScorer {
-    /// One row per expert, `[E, F]`.
-    pub weight: Param<Tensor<2>>,
-    /// Bias, `[E]`.
-    pub bias: Option<Param<Tensor<1>>>,
-}
-
-impl LinearScorer {
-    /// `[N, F]` to logits `[N, E]`.
-    pub fn score(&self, features: Tensor<2>) -> Tensor<2> {
-        let logits = features.matmul(self.weight.val().transpose());
-        match &self.bias {
-            Some(bias) => logits + bias.val().unsqueeze(),
-            None => logits,
-        }
-    }
-}
-
-/// Cosine similarity with one key per expert.
-#[derive(Module, Debug)]
-pub struct CosineScorer {
-    /// One key per expert, `[E, F]`.
-    pub keys: Param<Tensor<2>>,
-}
-
-impl CosineScorer {
-    /// `[N, F]` to cosines `[N, E]`; features of norm 0 have cosine 0 with every key.
-    pub fn score(&self, features: Tensor<2>) -> Tensor<2> {
-        cosines(features, self.keys.val(), 1e-12)
-    }
-}
-
-/// Cosines of every row of `a` `[N, F]` with every row of `b` `[M, F]`, `[N, M]`; norms are at least
-/// `epsilon`, so a row of zeros has cosine 0.
-pub(crate) fn cosines(a: Tensor<2>, b: Tensor<2>, epsilon: f64) -> Tensor<2> {
-    unit_rows(a, epsilon).matmul(unit_rows(b, epsilon).transpose())
-}
-
-/// Rows divided by `max(norm, epsilon)`.
-///
-/// The square is clamped before the root, so the gradient at a zero row is zero instead of NaN.
-fn unit_rows(rows: Tensor<2>, epsilon: f64) -> Tensor<2> {
-    let square = rows.clone().square().sum_dim(1);
-    rows / square.clamp_min(epsilon * epsilon).sqrt()
-}
-
-/// A scorer of any kind.
-#[derive(Module, Debug)]
-#[non_exhaustive]
-pub enum Scorer {
-    /// See [`LinearScorer`].
-    Linear(LinearScorer),
-    /// See [`CosineScorer`].
-    Cosine(CosineScorer),
-    /// See [`PrototypeScorer`].
-    Prototype(PrototypeScorer),
-    /// See [`ArrowScorer`].
-    Arrow(ArrowScorer),
-    /// See [`UniformScorer`].
-    Uniform(UniformScorer),
-    /// See [`GroupedScorer`].
-    Grouped(GroupedScorer),
 }
 
 impl Scorer {
-    /// `[N, F]` to logits `[N, E]`.
+    /// `[N, F]`, or what else the scorer [reads](Reads), to logits `[N, E]`.
     pub fn score(&self, features: Tensor<2>) -> Tensor<2> {
-        match self {
-            Self::Linear(scorer) => scorer.score(features),
-            Self::Cosine(scorer) => scorer.score(features),
-            Self::Prototype(scorer) => scorer.score(features),
-            Self::Arrow(scorer) => scorer.score(features),
-            Self::Uniform(scorer) => scorer.score(&features),
-            Self::Grouped(scorer) => scorer.score(features),
-        }
+        each!(Scorer, self, scorer => scorer.score(features))
+    }
+
+    /// Every tensor.
+    pub fn tensors(&mut self) -> Vec<PartTensor<'_>> {
+        each!(Scorer, self, scorer => scorer.tensors())
+    }
+
+    /// A row for each expert that its score is computed from, `[E, F]`, where there is just one.
+    pub fn rows(&mut self) -> Option<&mut Param<Tensor<2>>> {
+        each!(Scorer, self, scorer => scorer.rows())
     }
 
     /// The keys `[E, F]`, where the score is the cosine with a key.
     pub fn keys(&self) -> Option<Tensor<2>> {
-        match self {
-            Self::Cosine(scorer) => Some(scorer.keys.val()),
-            _ => None,
-        }
+        each!(Scorer, self, scorer => scorer.keys())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use molora_testkit::{FORWARD, assert_close};
-
-    #[test]
-    fn cosines_of_the_worked_example() {
-        let device = molora_testkit::device();
-        let keys = Param::from_data([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], &device);
-        let features = Tensor::from_data([[3.0, 1.5], [0.0, 0.0]], &device);
-        let cosines = CosineScorer { keys }.score(features);
-        let expected = [[0.894427, 0.447214, 0.948683], [0.0, 0.0, 0.0]];
-        assert_close(cosines, expected, FORWARD, "cosines");
-    }
-
-    #[test]
-    fn the_gradient_at_zero_features_is_finite() {
-        let device = molora_testkit::autodiff_device();
-        let scorer = ScorerConfig::Cosine.init(3, 2, Seed::new(1), &device);
-        let features = Tensor::<2>::zeros([2, 3], &device).require_grad();
-        let gradients = scorer.score(features.clone()).sum().backward();
-        let gradient = features.grad(&gradients).expect("tracked").into_data();
-        assert!(
-            gradient
-                .try_to_vec::<f32>()
-                .expect("f32")
-                .iter()
-                .all(|value| value.is_finite())
-        );
-    }
-
-    #[test]
-    fn a_linear_score_has_a_bias_on_demand() {
-        let device = molora_testkit::device();
-        for bias in [false, true] {
-            let scorer = ScorerConfig::Linear { bias }.init(4, 3, Seed::new(1), &device);
-            let zero = scorer.score(Tensor::zeros([1, 4], &device)).abs().max();
-            assert_eq!(zero.into_scalar::<f32>() > 0.0, bias);
-        }
-    }
+/// Values from U(-1/sqrt(F), 1/sqrt(F)), PyTorch's default for linear layers and the reference
+/// codes' choice for keys.
+fn draw<const D: usize>(
+    shape: [usize; D],
+    d_features: usize,
+    seed: Seed,
+    device: &Device,
+) -> Param<Tensor<D>> {
+    let bound = 1.0 / (d_features as f64).sqrt();
+    Param::from_tensor(uniform(shape, bound, seed, device))
 }

@@ -10,10 +10,35 @@
 //! ```
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation::sigmoid};
+use burn::tensor::{Device, Tensor, activation::sigmoid};
+use molora_kernels::random::Seed;
+use molora_parts::{Axis, ParameterKind, PartTensor};
+use serde::{Deserialize, Serialize};
+
+use super::{RowsFrom, Score, ScorerDims, ScorerNumbers};
 
 /// Added to the variance before the root, as layer norms do.
 const EPSILON: f64 = 1e-5;
+
+/// The standardised dot product with one vector per expert. PHATGOOSE, arXiv:2402.05859. Starts at
+/// zero: a gate that is half open, and uniform weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PrototypeConfig;
+
+impl ScorerNumbers for PrototypeConfig {
+    type Scorer = PrototypeScorer;
+
+    fn init(&self, dims: ScorerDims, _seed: Seed, device: &Device) -> PrototypeScorer {
+        let prototypes = Tensor::zeros([dims.experts, dims.features], device);
+        PrototypeScorer {
+            prototypes: Param::from_tensor(prototypes),
+        }
+    }
+
+    fn rows_from(&self) -> RowsFrom {
+        RowsFrom::Gates
+    }
+}
 
 /// Standardised dot product with one vector per expert.
 #[derive(Module, Debug)]
@@ -22,13 +47,13 @@ pub struct PrototypeScorer {
     pub prototypes: Param<Tensor<2>>,
 }
 
-impl PrototypeScorer {
+impl Score for PrototypeScorer {
     /// `[N, F]` to scores `[N, E]` between `-sqrt(F)` and `sqrt(F)`: the correlation of features
     /// and vector, times `sqrt(F)`.
     ///
     /// A constant vector has no direction once its mean is gone: it scores 0, which is neutral and
     /// not low.
-    pub fn score(&self, features: Tensor<2>) -> Tensor<2> {
+    fn score(&self, features: Tensor<2>) -> Tensor<2> {
         let scale = 1.0 / (features.dims()[1] as f64).sqrt();
         let prototypes = standardised(self.prototypes.val());
         standardised(features)
@@ -36,6 +61,23 @@ impl PrototypeScorer {
             .mul_scalar(scale)
     }
 
+    fn tensors(&mut self) -> Vec<PartTensor<'_>> {
+        let [experts, width] = self.prototypes.dims();
+        vec![PartTensor::matrix(
+            "router.prototypes",
+            ParameterKind::Routers,
+            &mut self.prototypes,
+            &[Axis::Expert.of(experts)],
+            &[Axis::Feature.of(width)],
+        )]
+    }
+
+    fn rows(&mut self) -> Option<&mut Param<Tensor<2>>> {
+        Some(&mut self.prototypes)
+    }
+}
+
+impl PrototypeScorer {
     /// The gate of one expert while its vector is trained: `sigmoid(<v_e, u>)` for every row,
     /// `[N, F]` to `[N, 1]`.
     ///

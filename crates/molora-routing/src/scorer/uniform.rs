@@ -4,7 +4,30 @@
 //! [`Selection::Dense`]: crate::Selection::Dense
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
+use molora_kernels::random::Seed;
+use molora_parts::PartTensor;
+use serde::{Deserialize, Serialize};
+
+use super::{Score, ScorerDims, ScorerNumbers};
+
+/// The same score for all: the mean of the experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UniformConfig;
+
+impl ScorerNumbers for UniformConfig {
+    type Scorer = UniformScorer;
+
+    fn init(&self, dims: ScorerDims, _seed: Seed, _device: &Device) -> UniformScorer {
+        UniformScorer {
+            num_experts: dims.experts,
+        }
+    }
+
+    fn is_uniform(&self) -> bool {
+        true
+    }
+}
 
 /// Score 0 for every expert; nothing is trained.
 #[derive(Module, Debug)]
@@ -12,30 +35,28 @@ pub struct UniformScorer {
     num_experts: usize,
 }
 
-impl UniformScorer {
-    /// A scorer of so many experts.
-    pub fn new(num_experts: usize) -> Self {
-        Self { num_experts }
+impl Score for UniformScorer {
+    /// `[N, F]` to zeros `[N, E]`.
+    fn score(&self, features: Tensor<2>) -> Tensor<2> {
+        Tensor::zeros([features.dims()[0], self.num_experts], &features.device())
     }
 
-    /// `[N, F]` to zeros `[N, E]`.
-    pub fn score(&self, features: &Tensor<2>) -> Tensor<2> {
-        Tensor::zeros([features.dims()[0], self.num_experts], &features.device())
+    fn tensors(&mut self) -> Vec<PartTensor<'_>> {
+        Vec::new()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{RouteInput, RouterConfig, ScorerConfig};
-    use molora_kernels::random::Seed;
+    use crate::{RouteInput, RouterConfig};
     use molora_testkit::{FORWARD, assert_close};
 
     #[test]
     fn every_expert_has_the_same_weight() {
         let device = molora_testkit::device();
         let config = RouterConfig {
-            scorer: ScorerConfig::Uniform,
+            scorer: UniformConfig.into(),
             ..RouterConfig::default()
         };
         let router = config.init(3, 4, 0, Seed::new(0), &device);

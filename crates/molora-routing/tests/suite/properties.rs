@@ -4,10 +4,13 @@ use burn::module::Param;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Int, Tensor};
 use molora_kernels::random::{Seed, uniform};
+use molora_routing::scorer::{
+    CosineScorer, GroupedConfig, LinearScorer, PrototypeConfig, PrototypeScorer, WithinGroup,
+    WithinScorer,
+};
 use molora_routing::{
-    CosineScorer, Granularity, GroupedConfig, Guidance, LinearScorer, Pooling, PrototypeScorer,
-    RouteInput, Router, RouterConfig, Scorer, ScorerConfig, Selection, WithinGroup, WithinScorer,
-    text_cosines,
+    Granularity, Guidance, Pooling, RouteInput, Router, RouterConfig, Scorer, ScorerConfig,
+    Selection, text_cosines,
 };
 use molora_testkit::{FORWARD, assert_close, device};
 use proptest::prelude::*;
@@ -65,8 +68,9 @@ fn router(kind: Kind, config: RouterConfig, order: &[usize], seed: u64, device: 
             within,
             group_temperature: 0.8,
             within_temperature: 1.3,
+            ..GroupedConfig::default()
         }),
-        _ => ScorerConfig::Prototype,
+        _ => PrototypeConfig.into(),
     };
     let config = RouterConfig { scorer, ..config };
     let mut router = config.init(WIDTH, experts, 0, Seed::new(0), device);
@@ -270,6 +274,7 @@ fn grouped(groups: Vec<Vec<usize>>, within: WithinGroup, seed: u64, device: &Dev
             within,
             group_temperature: 0.8,
             within_temperature: 1.3,
+            ..GroupedConfig::default()
         }),
         ..RouterConfig::default()
     };

@@ -4,16 +4,19 @@ use burn::module::Param;
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
+use molora_routing::scorer::{
+    LinearConfig, LinearScorer, PrototypeConfig, PrototypeScorer, WithinGroup,
+};
 use molora_routing::{
-    Granularity, Guidance, LinearScorer, Pooling, PrototypeScorer, RouteInput, Router,
-    RouterConfig, Scorer, ScorerConfig, Selection, WithinGroup, expert_labels, text_cosines,
+    Granularity, Guidance, Pooling, RouteInput, Router, RouterConfig, Scorer, ScorerConfig,
+    Selection, expert_labels, text_cosines,
 };
 use molora_testkit::{FORWARD, GRADIENT, assert_close, autodiff_device, device};
 
 /// PHATGOOSE's router over four experts and one token.
 fn phatgoose(device: &Device) -> (Router, RouteInput) {
     let config = RouterConfig {
-        scorer: ScorerConfig::Prototype,
+        scorer: PrototypeConfig.into(),
         selection: Selection::TopK(2),
         ..RouterConfig::default()
     };
@@ -77,7 +80,7 @@ fn glider_adds_the_cosines_of_texts() {
 /// Mixture-of-LoRAs' router over three experts and a prompt of two tokens.
 fn mixture_of_loras(pooling: Pooling, device: &Device) -> (Router, RouteInput) {
     let config = RouterConfig {
-        scorer: ScorerConfig::Linear { bias: true },
+        scorer: LinearConfig { bias: true }.into(),
         granularity: Granularity::Sequence,
         pooling,
         selection: Selection::Argmax,
@@ -216,6 +219,6 @@ fn configurations_of_before_still_read_and_new_ones_do() {
     assert!(config.validate(4).is_err(), "expert 3 has no group");
 
     let text = "selection = \"argmax\"\nscorer = \"prototype\"";
-    assert_eq!(read(text).expect("valid").scorer, ScorerConfig::Prototype);
+    assert_eq!(read(text).expect("valid").scorer, PrototypeConfig.into());
     assert!(read("[scorer.grouped]\ngroups = []\ntau = 1.0").is_err());
 }

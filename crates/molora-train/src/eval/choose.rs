@@ -113,6 +113,7 @@ impl Pass<'_> {
         let guidance = self.guide.map(|guide| guide.of(&tasks, rows, self.device));
         let tasks = vec![self.known; rows.len()];
         Ok(ForwardContext {
+            keeps_codes: false,
             mask: prompts.mask.clone().float(),
             tasks: Some(task_selector(&tasks, self.num_tasks, self.device)?),
             dropout: None,

@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use molora_adapters::task_selector;
 use molora_models::Adaptable;
 use molora_models::peft::{ModuleLora, ResolvedAdapter, expert, mixture_for};
-use molora_routing::{Granularity, ScorerConfig, Selection};
+use molora_routing::Granularity;
 
 use crate::error::{RunProblem, TrainError};
 use crate::run::{Opened, task_number};
@@ -82,11 +82,11 @@ fn without_padding(adapter: ResolvedAdapter) -> ResolvedAdapter {
 /// Names of the experts of a run, where they have any.
 pub(super) fn expert_names(opened: &Opened) -> Vec<String> {
     let spec = &opened.config.recipe.adapter;
-    if !spec.expert_per_task {
+    if !spec.has_expert_per_task() {
         return Vec::new();
     }
     let names = opened.config.tasks.iter().map(|task| task.name.clone());
-    let general = spec.blend.is_some().then(|| "general".to_owned());
+    let general = spec.general.is_some().then(|| "general".to_owned());
     names.chain(general).collect()
 }
 
@@ -123,10 +123,7 @@ fn why_not(opened: &Opened, has_task: bool) -> Option<String> {
         let tasks = tasks.join(", ");
         (!has_task).then(|| format!("{what} by task, which --task fixes to one of {tasks}"))
     };
-    let is_uniform = |router: &molora_routing::RouterConfig| {
-        router.scorer == ScorerConfig::Uniform && router.selection == Selection::Dense
-    };
-    let router = spec.router.as_ref().filter(|router| !is_uniform(router));
+    let router = spec.router.as_ref().filter(|router| !router.is_uniform());
     let anew = |what: &str| {
         format!(
             "no single LoRA computes what this mixture does: its routers weigh the experts anew for \
@@ -138,6 +135,7 @@ fn why_not(opened: &Opened, has_task: bool) -> Option<String> {
         Some(Granularity::Sequence) => Some(anew("sequence")),
         Some(Granularity::Task) => by_task("its routers weigh the experts"),
         None if spec.gate.is_some() => by_task("its gates scale the adapter"),
+        None if spec.bank.core.reads_tasks() => by_task("its experts work"),
         None => None,
     }
 }

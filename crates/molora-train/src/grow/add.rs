@@ -16,6 +16,7 @@ use crate::data::{Task, load_tasks};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Instructions, check_instructions};
 use crate::model::with_stable_ids;
+use crate::recipe::Scope;
 use crate::recipe::{InstructionConfig, Leg, StageConfig, legs};
 use crate::report::{StepRecord, StepWriter, read_steps};
 use crate::run::{
@@ -64,7 +65,7 @@ pub fn add_expert(
     let data = request.data.as_deref().map_or(old.data.clone(), absolute);
     let task = find_task(&data, &request.task)?;
     let config = grown(run, &old, &task, &data, request.group.as_deref())?;
-    if config.recipe.instructions.is_some() {
+    if config.recipe.instructions().is_some() {
         check_instructions([(&task.meta.name, &task.meta.instruction)])?;
     }
     let device = device_of(run, &config, request.device)?;
@@ -222,7 +223,12 @@ impl Growth<'_> {
         };
         let (mut alone, spec) = fresh(false)?;
         pool::load(folder, &mut alone, &spec, self.config.base_name())?;
-        let has_gate = self.config.recipe.stages.iter().any(|stage| stage.gated);
+        let has_gate = self
+            .config
+            .recipe
+            .stages
+            .iter()
+            .any(|stage| stage.scope == Scope::EachGate);
         let read_gate = || {
             let (mut gate, spec) = fresh(true)?;
             pool::load_gate(folder, &mut gate, &spec)?;
@@ -231,12 +237,13 @@ impl Growth<'_> {
         Ok(Newcomer {
             expert: alone,
             gate: has_gate.then(read_gate).transpose()?,
+            rows_from: self.loaded.spec.rows_from(),
         })
     }
 
     /// The run's instructions with the new one; the weight stays.
     fn instructions(&self) -> Result<Option<Instructions>, TrainError> {
-        let Some(config) = &self.config.recipe.instructions else {
+        let Some(config) = self.config.recipe.instructions() else {
             return Ok(None);
         };
         let mut all = Instructions::load(self.run, &names(&self.old))?;

@@ -1,10 +1,11 @@
 //! A mixture from the experts of another one and, where it grows, one that was trained alone.
 
-use burn::module::Param;
 use burn::tensor::Tensor;
-use molora_adapters::{AdapterError, ExpertBank, TaskGate};
+use molora_adapters::{AdapterError, ExpertBank};
 use molora_models::{Adaptable, Backbone};
-use molora_routing::{Router, Scorer, WithinScorer};
+use molora_parts::Axis;
+use molora_routing::Router;
+use molora_routing::scorer::RowsFrom;
 
 use super::plan::Origins;
 use crate::error::RunProblem;
@@ -15,10 +16,25 @@ pub(super) struct Newcomer {
     pub(super) expert: Backbone,
     /// The base model with its gate, where the method trains one.
     pub(super) gate: Option<Backbone>,
+    /// Where the mixture's routers have the rows of experts from.
+    pub(super) rows_from: Option<RowsFrom>,
+}
+
+impl Newcomer {
+    /// The row of the expert in the router of a site, `[1, D]`, where that is not trained with the
+    /// others.
+    fn row(&self, site: usize) -> Option<Tensor<2>> {
+        match self.rows_from? {
+            RowsFrom::Training => None,
+            RowsFrom::Gates => self.gate.as_ref()?.sites()[site].1.router.as_ref()?.rows(),
+            RowsFrom::Experts => Some(self.expert.sites()[site].1.bank.directions()),
+        }
+    }
 }
 
 /// Fills a fresh mixture with the experts and rows of an old one, bit by bit, and with the newcomer;
-/// a new row of a router is the fresh one, or the newcomer's gate where rows are gates.
+/// a new row of a router is the fresh one, or what the newcomer brings where rows are not trained
+/// together.
 ///
 /// # Errors
 /// Names the site where the newcomer differs from the others, and how.
@@ -29,33 +45,38 @@ pub(super) fn fill(
     newcomer: Option<&Newcomer>,
 ) -> Result<(), RunProblem> {
     let old_sites = old.sites();
-    let new_sites = newcomer.map(|newcomer| newcomer.expert.sites());
-    let gates = newcomer.and_then(|newcomer| Some(newcomer.gate.as_ref()?.sites()));
+    let places = molora_parts::Origins::default()
+        .with(Axis::Expert, origins.experts.clone())
+        .with(Axis::Task, origins.experts.clone())
+        .with(Axis::Group, origins.groups.clone());
     for (number, (path, site)) in mixture.sites_mut().into_iter().enumerate() {
         let from = old_sites[number].1;
-        let new = new_sites.as_ref().map(|sites| &sites[number].1.bank);
-        site.bank = bank(&from.bank, new, origins).map_err(|source| RunProblem::Unlike {
-            site: path.clone(),
-            source,
-        })?;
-        let gate = gates
-            .as_ref()
-            .and_then(|sites| sites[number].1.router.as_ref());
+        let new = newcomer.map(|newcomer| newcomer.expert.sites()[number].1.bank.clone());
+        site.bank =
+            bank(&from.bank, new.as_ref(), origins).map_err(|source| RunProblem::Unlike {
+                site: path.clone(),
+                source,
+            })?;
         if let (Some(router), Some(from)) = (&mut site.router, &from.router) {
-            fill_router(router, from, origins, gate.map(prototype));
+            if let Some(row) = newcomer.and_then(|newcomer| newcomer.row(number)) {
+                router.set_rows(row.repeat_dim(0, origins.experts.len()).detach());
+            }
+            fill_router(router, from, &places);
         }
         if let (Some(gate), Some(from)) = (&mut site.gate, &from.gate) {
-            *gate = TaskGate {
-                embedding: rows(&from.embedding, &gate.embedding, &origins.experts),
-                ..from.clone()
-            };
+            molora_parts::fill(gate.tensors(), &from.clone().tensors(), &places);
         }
     }
     let layers = old.layer_routers();
     for (number, (_, layer)) in mixture.layer_routers_mut().into_iter().enumerate() {
-        fill_router(&mut layer.router, &layers[number].1.router, origins, None);
+        fill_router(&mut layer.router, &layers[number].1.router, &places);
     }
     Ok(())
+}
+
+/// Takes the entries of an old router over.
+fn fill_router(router: &mut Router, old: &Router, places: &molora_parts::Origins) {
+    molora_parts::fill(router.tensors(), &old.clone().tensors(), places);
 }
 
 /// The experts in their new order; a general one, which is not routed, stays the last.
@@ -74,88 +95,22 @@ fn bank(
     ExpertBank::assemble(&parts.iter().collect::<Vec<_>>())
 }
 
-/// The trained gate of an expert, `[1, D]`.
-fn prototype(gate: &Router) -> Tensor<2> {
-    match &gate.scorer {
-        Scorer::Linear(scorer) => scorer.weight.val(),
-        _ => unreachable!("an expert behind a gate has a linear router"),
-    }
-}
-
-/// Takes the rows of an old router over; `gate` is the row of a new expert where rows are gates.
-fn fill_router(router: &mut Router, old: &Router, origins: &Origins, gate: Option<Tensor<2>>) {
-    let experts = &origins.experts;
-    match (&mut router.scorer, &old.scorer) {
-        (Scorer::Linear(new), Scorer::Linear(old)) => {
-            new.weight = rows(&old.weight, &new.weight, experts);
-            if let (Some(bias), Some(old)) = (&mut new.bias, &old.bias) {
-                *bias = rows(old, bias, experts);
-            }
-        }
-        (Scorer::Cosine(new), Scorer::Cosine(old)) => {
-            new.keys = rows(&old.keys, &new.keys, experts);
-        }
-        (Scorer::Prototype(new), Scorer::Prototype(old)) => {
-            let fresh = gate.map_or_else(
-                || new.prototypes.clone(),
-                |gate| Param::from_tensor(gate.repeat_dim(0, experts.len()).detach()),
-            );
-            new.prototypes = rows(&old.prototypes, &fresh, experts);
-        }
-        (Scorer::Uniform(_), Scorer::Uniform(_)) => {}
-        (Scorer::Grouped(new), Scorer::Grouped(old)) => {
-            new.group = rows(&old.group, &new.group, &origins.groups);
-            match (&mut new.within, &old.within) {
-                (WithinScorer::Static(new), WithinScorer::Static(old)) => {
-                    *new = rows(old, new, experts);
-                }
-                (WithinScorer::Token(new), WithinScorer::Token(old)) => {
-                    *new = rows(old, new, experts);
-                }
-                _ => unreachable!("both are of one recipe"),
-            }
-        }
-        _ => unreachable!("both are of one recipe"),
-    }
-    if let (Some(table), Some(old)) = (&mut router.task_embedding, &old.task_embedding) {
-        *table = rows(old, table, experts);
-    }
-}
-
-/// Rows of an old tensor, bit by bit, and rows of a fresh one where there was none.
-fn rows<const D: usize>(
-    old: &Param<Tensor<D>>,
-    fresh: &Param<Tensor<D>>,
-    origins: &[Option<usize>],
-) -> Param<Tensor<D>> {
-    let row = |(place, origin): (usize, &Option<usize>)| match *origin {
-        Some(index) => old.val().slice_dim(0, index..index + 1),
-        None => fresh.val().slice_dim(0, place..place + 1),
-    };
-    let parts = origins.iter().enumerate().map(row).collect();
-    Param::from_tensor(Tensor::cat(parts, 0).detach())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::module::Param;
     use molora_kernels::random::{Seed, uniform};
-    use molora_routing::{
-        GroupedConfig, GroupedScorer, Guidance, RouteInput, RouterConfig, ScorerConfig, WithinGroup,
-    };
+    use molora_routing::scorer::{GroupedConfig, GroupedScorer, LinearConfig, WithinScorer};
+    use molora_routing::{Guidance, RouteInput, RouterConfig, Scorer, ScorerConfig};
     use molora_testkit::assert_close;
 
-    fn origins(experts: &[Option<usize>]) -> Origins {
-        Origins {
-            old_experts: 3,
-            experts: experts.to_vec(),
-            groups: Vec::new(),
-        }
+    fn places(experts: &[Option<usize>]) -> molora_parts::Origins {
+        molora_parts::Origins::default().with(Axis::Expert, experts.to_vec())
     }
 
     fn router(experts: usize, seed: u64) -> Router {
         let config = RouterConfig {
-            scorer: ScorerConfig::Linear { bias: true },
+            scorer: LinearConfig { bias: true }.into(),
             ..RouterConfig::default()
         };
         config.init(5, experts, 0, Seed::new(seed), &molora_testkit::device())
@@ -175,8 +130,11 @@ mod tests {
     fn a_row_that_is_never_chosen_changes_no_weight() {
         let old = router(3, 1);
         let mut grown = router(4, 2);
-        let places = [Some(0), Some(1), Some(2), None];
-        fill_router(&mut grown, &old, &origins(&places), None);
+        fill_router(
+            &mut grown,
+            &old,
+            &places(&[Some(0), Some(1), Some(2), None]),
+        );
         if let Scorer::Linear(scorer) = &mut grown.scorer {
             let bias = scorer.bias.as_ref().expect("there is a bias").val();
             let never = Tensor::from_data([f32::NEG_INFINITY], &molora_testkit::device());
@@ -202,7 +160,7 @@ mod tests {
     fn a_row_that_is_taken_out_leaves_the_others() {
         let old = router(3, 1);
         let mut smaller = router(2, 2);
-        fill_router(&mut smaller, &old, &origins(&[Some(0), Some(2)]), None);
+        fill_router(&mut smaller, &old, &places(&[Some(0), Some(2)]));
         let weight = |router: &Router| match &router.scorer {
             Scorer::Linear(scorer) => scorer.weight.val(),
             _ => unreachable!("made as a linear one"),
@@ -219,9 +177,7 @@ mod tests {
         let grouped = |groups: &[&[usize]]| {
             let config = ScorerConfig::Grouped(GroupedConfig {
                 groups: groups.iter().map(|group| group.to_vec()).collect(),
-                within: WithinGroup::Token,
-                group_temperature: 1.0,
-                within_temperature: 1.0,
+                ..GroupedConfig::default()
             });
             let config = RouterConfig {
                 scorer: config,
@@ -245,11 +201,9 @@ mod tests {
             scorer.within = WithinScorer::Token(Param::from_tensor(random(3, 5)));
         }
         let mut grown = grouped(&[&[0, 2], &[3], &[1]]);
-        let places = Origins {
-            groups: vec![Some(0), None, Some(1)],
-            ..origins(&[Some(0), Some(1), Some(2), None])
-        };
-        fill_router(&mut grown, &old, &places, None);
+        let experts = places(&[Some(0), Some(1), Some(2), None]);
+        let places = experts.with(Axis::Group, vec![Some(0), None, Some(1)]);
+        fill_router(&mut grown, &old, &places);
         let ((groups, within), (old_groups, old_within)) = (parts(&grown), parts(&old));
         let zero = Tensor::<2>::zeros([1, 5], &device);
         let with_zero = |before: Tensor<2>, after: Option<Tensor<2>>| {

@@ -2,22 +2,20 @@
 
 use std::path::Path;
 
-use molora_routing::ScorerConfig;
-
 use crate::data::Task;
 use crate::error::{RunProblem, TrainError};
-use crate::recipe::{Scope, StageConfig};
+use crate::recipe::StageConfig;
 use crate::store::{RUN, RunConfig, TaskLabels};
 
 /// Whether a stage trains the expert of each task alone.
 fn trains_experts(stage: &StageConfig) -> bool {
-    stage.trains_alone() && stage.scope == Scope::EachTask
+    stage.trains_alone() && stage.scope.is_by_task()
 }
 
 /// Refuses a run whose experts were not trained one by one.
 pub(super) fn check_recipe(run: &Path, config: &RunConfig) -> Result<(), TrainError> {
     let recipe = &config.recipe;
-    if recipe.adapter.expert_per_task && recipe.stages.iter().any(trains_experts) {
+    if recipe.adapter.has_expert_per_task() && recipe.stages.iter().any(trains_experts) {
         return Ok(());
     }
     let problem = RunProblem::TrainedTogether {
@@ -56,9 +54,8 @@ pub(super) fn grown(
         labels: task.meta.labels.clone(),
         data: (data != config.data).then(|| data.to_owned()),
     });
-    let groups = &mut grown.recipe.adapter.groups;
-    match (is_grouped(config), group) {
-        (true, group) => {
+    match (grown.recipe.adapter.task_groups_mut(), group) {
+        (Some(groups), group) => {
             let own = group.or(task.meta.group.as_deref());
             let Some(group) = own.filter(|group| !group.is_empty()) else {
                 let known: Vec<&str> = groups.keys().map(String::as_str).collect();
@@ -70,14 +67,14 @@ pub(super) fn grown(
             };
             groups.entry(group.into()).or_default().push(name.clone());
         }
-        (false, Some(group)) => {
+        (None, Some(group)) => {
             let problem = RunProblem::NoGroups {
                 recipe: config.recipe.name.clone(),
                 group: group.into(),
             };
             return Err(TrainError::run(run, problem));
         }
-        (false, None) => {}
+        (None, None) => {}
     }
     let listed = |stage: &&mut StageConfig| trains_experts(stage) && !stage.tasks.is_empty();
     for stage in grown.recipe.stages.iter_mut().filter(listed) {
@@ -91,15 +88,11 @@ pub(super) fn shrunk(run: &Path, config: &RunConfig, task: &str) -> Result<RunCo
     let mut shrunk = config.clone();
     shrunk.tasks.retain(|other| other.name != task);
     let recipe = &mut shrunk.recipe;
-    recipe
-        .adapter
-        .groups
-        .values_mut()
-        .for_each(|members| members.retain(|name| name != task));
-    recipe
-        .adapter
-        .groups
-        .retain(|_, members| !members.is_empty());
+    if let Some(groups) = recipe.adapter.task_groups_mut() {
+        let members = groups.values_mut();
+        members.for_each(|members| members.retain(|name| name != task));
+        groups.retain(|_, members| !members.is_empty());
+    }
     for stage in recipe.stages.iter_mut().chain(&mut recipe.growth) {
         // An empty list would mean all tasks.
         if stage.tasks == [task] {
@@ -112,12 +105,6 @@ pub(super) fn shrunk(run: &Path, config: &RunConfig, task: &str) -> Result<RunCo
         stage.tasks.retain(|name| name != task);
     }
     Ok(shrunk)
-}
-
-/// Whether the routers weigh groups of experts.
-fn is_grouped(config: &RunConfig) -> bool {
-    let router = config.recipe.adapter.router.as_ref();
-    router.is_some_and(|router| matches!(router.scorer, ScorerConfig::Grouped(_)))
 }
 
 /// Where each expert, and each group of experts, of a changed run was before; none for a new one.
@@ -133,12 +120,13 @@ pub(super) struct Origins {
 impl Origins {
     pub(super) fn of(old: &RunConfig, new: &RunConfig) -> Self {
         let in_old = |task: &TaskLabels| old.tasks.iter().position(|other| other.name == task.name);
-        let old_groups = &old.recipe.adapter.groups;
+        let groups = |config: &RunConfig| config.recipe.adapter.task_groups().unwrap_or_default();
+        let old_groups = groups(old);
         let group = |name: &String| old_groups.keys().position(|other| other == name);
         Self {
             old_experts: old.tasks.len(),
             experts: new.tasks.iter().map(in_old).collect(),
-            groups: new.recipe.adapter.groups.keys().map(group).collect(),
+            groups: groups(new).keys().map(group).collect(),
         }
     }
 }

@@ -94,7 +94,7 @@ fn rebuild(
     let new = swap.new_files();
     copy(&run.join(STEPS), &new.join(STEPS))?;
     let mut trained = without(run, old, &config, &loaded)?;
-    if config.recipe.instructions.is_some() {
+    if config.recipe.instructions().is_some() {
         let mut instructions = Instructions::load(run, &names(old))?;
         instructions.experts.retain(|expert| expert.name != task);
         instructions.save(&new)?;

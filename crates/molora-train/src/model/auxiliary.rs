@@ -55,6 +55,7 @@ impl Auxiliary<'_> {
                 keys,
                 routed: route.map(|route| &route.routed),
                 labels: labels.cloned(),
+                code: route.and_then(|route| route.code.clone()),
             });
         read(views.collect())
     }

@@ -45,6 +45,7 @@ pub fn inputs_for(
         tasks: Some(tasks),
         dropout,
         guidance,
+        keeps_codes: false,
     };
     let input = TextInput {
         ids: batch.input_ids(device),

@@ -9,18 +9,15 @@ use molora_models::{ParameterKind, TaskModel};
 
 use crate::report::ParameterCounts;
 
-/// Path and number of every parameter of one kind.
+/// Numbers of the parameters of each kind.
 pub fn ids_by_kind(model: &TaskModel) -> BTreeMap<ParameterKind, Vec<ParamId>> {
-    let mut visitor = Collect::default();
-    model.visit(&mut visitor);
-    visitor.ids
+    collected(model).ids
 }
 
 /// Counts of scalars by kind.
 pub fn count(model: &TaskModel) -> ParameterCounts {
-    let mut visitor = Collect::default();
-    model.visit(&mut visitor);
-    let of = |kind| visitor.scalars.get(&kind).copied().unwrap_or(0);
+    let scalars = collected(model).scalars;
+    let of = |kind| scalars.get(&kind).copied().unwrap_or(0);
     ParameterCounts {
         base: of(ParameterKind::Base),
         adapters: of(ParameterKind::Adapters),
@@ -28,6 +25,15 @@ pub fn count(model: &TaskModel) -> ParameterCounts {
         gates: of(ParameterKind::Gates),
         heads: of(ParameterKind::Heads),
     }
+}
+
+fn collected(model: &TaskModel) -> Collect {
+    let mut visitor = Collect {
+        kinds: model.kinds(),
+        ..Collect::default()
+    };
+    model.visit(&mut visitor);
+    visitor
 }
 
 /// Path of a trainable parameter that holds NaN or an infinity, and that value.
@@ -41,7 +47,10 @@ pub fn find_not_finite(model: &TaskModel) -> Option<(String, f64)> {
 pub fn set_trainable(model: TaskModel, kinds: &[ParameterKind]) -> TaskModel {
     let mut mapper = ByPath {
         path: Vec::new(),
-        change: SetTrainable(kinds),
+        change: SetTrainable {
+            of: model.kinds(),
+            train: kinds,
+        },
     };
     model.map(&mut mapper)
 }
@@ -57,25 +66,22 @@ pub fn with_stable_ids(model: TaskModel) -> TaskModel {
 
 #[derive(Default)]
 struct Collect {
-    path: Vec<String>,
+    kinds: BTreeMap<ParamId, ParameterKind>,
     ids: BTreeMap<ParameterKind, Vec<ParamId>>,
     scalars: BTreeMap<ParameterKind, usize>,
 }
 
 impl ModuleVisitor for Collect {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let kind = ParameterKind::of(&self.path.join("."));
+        let kind = kind_of(&self.kinds, param.id);
         self.ids.entry(kind).or_default().push(param.id);
         *self.scalars.entry(kind).or_default() += param.val().shape().num_elements();
     }
+}
 
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
+/// What no part has is the base model's.
+fn kind_of(kinds: &BTreeMap<ParamId, ParameterKind>, id: ParamId) -> ParameterKind {
+    kinds.get(&id).copied().unwrap_or(ParameterKind::Base)
 }
 
 #[derive(Default)]
@@ -108,19 +114,29 @@ trait Change {
     fn change<const D: usize>(&self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>>;
 }
 
-struct SetTrainable<'a>(&'a [ParameterKind]);
+struct SetTrainable<'a> {
+    of: BTreeMap<ParamId, ParameterKind>,
+    train: &'a [ParameterKind],
+}
 
 impl Change for SetTrainable<'_> {
-    fn change<const D: usize>(&self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.set_require_grad(self.0.contains(&ParameterKind::of(path)))
+    fn change<const D: usize>(&self, _path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let trains = self.train.contains(&kind_of(&self.of, param.id));
+        param.set_require_grad(trains)
     }
 }
+
+/// Places of parameters that had another path when optimizer states were first written: numbers go
+/// by the paths of then.
+const MOVED: [(&str, &str); 1] = [(".core.Scale.sigma", ".rank_scale")];
 
 struct SetId;
 
 impl Change for SetId {
     fn change<const D: usize>(&self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let id = ParamId::from(Seed::new(0).child(path).value());
+        let moved = MOVED.iter().find(|(now, _)| path.ends_with(now));
+        let path = moved.map_or(path.to_owned(), |(now, then)| path.replace(now, then));
+        let id = ParamId::from(Seed::new(0).child(&path).value());
         let trains = param.is_require_grad();
         Param::initialized(id, param.into_value()).set_require_grad(trains)
     }

@@ -1,10 +1,9 @@
 //! AT-MoE: one LoRA per task, grouped two-level routers per layer, a general LoRA beside them.
 //! arXiv:2410.10896. Notes, and what the paper leaves open: docs/methods/at-moe.md
-use molora_adapters::{BankConfig, Scaling, Sharing};
-use molora_models::{AdapterSpec, ParameterKind, RouterScope};
-use molora_routing::{
-    Granularity, GroupedConfig, RouteFrom, RouterConfig, ScorerConfig, Selection, WithinGroup,
-};
+use molora_adapters::{BankConfig, GeneralExpert, Scaling, Slices};
+use molora_models::{AdapterSpec, ExpertCount, ParameterKind, RouterScope};
+use molora_routing::scorer::GroupedConfig;
+use molora_routing::{Granularity, RouteFrom, RouterConfig, ScorerConfig, Selection};
 
 use super::{ATTENTION, Recipe};
 use super::{Scope, StageConfig, Transform};
@@ -15,18 +14,13 @@ const CITATION: &str = "Li and Yao, AT-MoE: Adaptive Task-planning Mixture of Ex
 pub(super) fn recipe() -> Recipe {
     use ParameterKind::{Adapters, Heads, Routers};
     let bank = BankConfig {
-        sharing: Sharing::Independent,
+        slices: Slices::Independent,
         rank: 8,
         scaling: Scaling::AlphaOverRank(16.0),
         ..BankConfig::default()
     };
-    // The groups are those of adapter.groups or of the tasks' task.json.
-    let grouped = GroupedConfig {
-        groups: Vec::new(),
-        within: WithinGroup::Token,
-        group_temperature: 1.0,
-        within_temperature: 1.0,
-    };
+    // Its groups are those of the tasks' task.json, unless it names some.
+    let grouped = GroupedConfig::default();
     let router = RouterConfig {
         scorer: ScorerConfig::Grouped(grouped),
         route_from: RouteFrom::Hidden,
@@ -37,8 +31,8 @@ pub(super) fn recipe() -> Recipe {
     };
     let adapter = AdapterSpec {
         targets: ATTENTION.map(String::from).to_vec(),
-        expert_per_task: true,
-        blend: Some(0.7),
+        experts: ExpertCount::PerTask,
+        general: Some(GeneralExpert::RoutedShare(0.7)),
         router_scope: RouterScope::Layer,
         bank,
         router: Some(router),

@@ -14,10 +14,10 @@ pub(super) fn recipe() -> Recipe {
         query: QuerySource::Task,
     };
     let mut stages = phatgoose::stages();
-    let embed = StageConfig::transform("instructions", Transform::EmbedInstructions);
+    let embed = Transform::EmbedInstructions(instructions);
+    let embed = StageConfig::transform("instructions", embed);
     stages.push(embed);
     Recipe {
-        instructions: Some(instructions),
         stages,
         ..Recipe::new("glider", CITATION, phatgoose::adapter())
     }

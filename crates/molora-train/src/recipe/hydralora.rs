@@ -1,8 +1,9 @@
 //! HydraLoRA: one A, several B, a dense token router. Tian et al., arXiv:2404.19245.
 //! Notes: docs/methods/hydralora.md
-use molora_adapters::{BankConfig, Scaling, Sharing};
+use molora_adapters::{BankConfig, Scaling, Slices};
 use molora_models::AdapterSpec;
-use molora_routing::{Granularity, RouteFrom, RouterConfig, ScorerConfig, Selection};
+use molora_routing::scorer::LinearConfig;
+use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
 use super::{ATTENTION, Recipe};
 
@@ -11,16 +12,15 @@ const CITATION: &str = "Tian et al., HydraLoRA: An Asymmetric LoRA Architecture 
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {
-        sharing: Sharing::SharedA,
+        slices: Slices::Shared,
         num_experts: 3,
         rank: 8,
         scaling: Scaling::AlphaOverRank(16.0),
-        rank_scale: false,
         dropout: 0.05,
         ..BankConfig::default()
     };
     let router = RouterConfig {
-        scorer: ScorerConfig::Linear { bias: false },
+        scorer: LinearConfig { bias: false }.into(),
         route_from: RouteFrom::Hidden,
         granularity: Granularity::Token,
         temperature: 1.0,

@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::bundled;
+
 /// How much the texts of tasks count in routing, and who reads them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct InstructionConfig {
     /// Weight alpha_g of the cosine beside the routers' own logits.
     pub weight: f64,
@@ -12,8 +14,18 @@ pub struct InstructionConfig {
     /// averaged.
     pub encoder: String,
     /// Where a query's text comes from.
-    #[serde(default)]
     pub query: QuerySource,
+}
+
+impl Default for InstructionConfig {
+    /// GLIDER's weight, and the bundled sentence encoder on the tasks' instructions.
+    fn default() -> Self {
+        Self {
+            weight: 100.0,
+            encoder: bundled::MODEL.into(),
+            query: QuerySource::Task,
+        }
+    }
 }
 
 impl InstructionConfig {
@@ -23,9 +35,7 @@ impl InstructionConfig {
             true => Vec::new(),
             false => {
                 let weight = self.weight;
-                vec![format!(
-                    "instructions.weight is {weight}, expected at least 0"
-                )]
+                vec![format!("weight is {weight}, expected at least 0")]
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Scope, StageConfig};
+use super::StageConfig;
 use crate::TrainError;
 
 /// A part of a run that one model goes through with one optimizer.
@@ -37,7 +37,7 @@ pub fn legs(
             problems: vec![format!("stages.{index}.{problem}")],
         };
         let chosen = chosen(stage, tasks).map_err(refuse)?;
-        if stage.transform.is_some() || stage.scope != Scope::EachTask {
+        if stage.transform.is_some() || !stage.scope.is_by_task() {
             legs.push(Leg {
                 stage: index,
                 expert: None,
@@ -100,6 +100,7 @@ fn shares(total: usize, parts: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::Scope;
     use molora_models::ParameterKind;
 
     fn names() -> Vec<String> {

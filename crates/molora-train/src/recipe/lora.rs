@@ -1,5 +1,5 @@
 //! LoRA: one low-rank delta per layer. Hu et al., arXiv:2106.09685. Notes: docs/methods/lora.md
-use molora_adapters::{BankConfig, Scaling, Sharing};
+use molora_adapters::{BankConfig, Scaling, Slices};
 use molora_models::AdapterSpec;
 
 use super::{ATTENTION, Recipe};
@@ -9,11 +9,10 @@ const CITATION: &str = "Hu et al., LoRA: Low-Rank Adaptation of Large Language M
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {
-        sharing: Sharing::Independent,
+        slices: Slices::Independent,
         num_experts: 1,
         rank: 8,
         scaling: Scaling::AlphaOverRank(16.0),
-        rank_scale: false,
         dropout: 0.05,
         ..BankConfig::default()
     };

@@ -1,11 +1,10 @@
 //! Mixture-of-LoRAs: one LoRA per domain, then routers that learn the domain of a sequence.
 //! arXiv:2403.03432. Notes, and what the paper leaves open: docs/methods/moa.md
-use molora_adapters::{BankConfig, Scaling, Sharing};
-use molora_models::{AdapterSpec, ParameterKind, RouterScope};
-use molora_regularize::{ObjectiveConfig, Reduction, Term, TermConfig};
-use molora_routing::{
-    Granularity, LayerRule, Pooling, RouteFrom, RouterConfig, ScorerConfig, Selection,
-};
+use molora_adapters::{BankConfig, Scaling, Slices};
+use molora_models::{AdapterSpec, ExpertCount, ParameterKind, RouterScope};
+use molora_regularize::{DomainCrossEntropy, ObjectiveConfig, Reduction, TermConfig};
+use molora_routing::scorer::LinearConfig;
+use molora_routing::{Granularity, LayerRule, Pooling, RouteFrom, RouterConfig, Selection};
 
 use super::{ATTENTION, Recipe};
 use super::{OptimizerConfig, Routing, Scope, StageConfig, Transform};
@@ -16,13 +15,13 @@ const CITATION: &str = "Feng et al., Mixture-of-LoRAs: An Efficient Multitask Tu
 pub(super) fn recipe() -> Recipe {
     use ParameterKind::{Adapters, Heads, Routers};
     let bank = BankConfig {
-        sharing: Sharing::Independent,
+        slices: Slices::Independent,
         rank: 8,
         scaling: Scaling::AlphaOverRank(16.0),
         ..BankConfig::default()
     };
     let router = RouterConfig {
-        scorer: ScorerConfig::Linear { bias: true },
+        scorer: LinearConfig { bias: true }.into(),
         route_from: RouteFrom::Hidden,
         granularity: Granularity::Sequence,
         pooling: Pooling::Mean,
@@ -31,7 +30,7 @@ pub(super) fn recipe() -> Recipe {
     };
     let adapter = AdapterSpec {
         targets: ATTENTION.map(String::from).to_vec(),
-        expert_per_task: true,
+        experts: ExpertCount::PerTask,
         router_scope: RouterScope::Layer,
         layer_rule: LayerRule::PerLayer,
         bank,
@@ -40,7 +39,7 @@ pub(super) fn recipe() -> Recipe {
     };
     // The paper gives no weight; the mean over layers keeps it independent of the depth.
     let domain = TermConfig {
-        term: Term::DomainCrossEntropy,
+        term: DomainCrossEntropy.into(),
         weight: 0.1,
         within_site: Reduction::Mean,
         over_sites: Reduction::Mean,

@@ -1,6 +1,7 @@
 //! Methods as values: one file per paper, each of which reads like the paper's table.
 
 mod at_moe;
+mod earlier;
 mod glider;
 mod hydralora;
 mod instructions;
@@ -15,13 +16,14 @@ mod phatgoose;
 mod samora;
 mod stage;
 
-use molora_models::{AdapterSpec, Backbone};
-use molora_regularize::{ObjectiveConfig, Term};
+use molora_models::{AdapterSpec, Backbone, RouterScope};
+use molora_regularize::{Mixture, Need, ObjectiveConfig};
 use molora_routing::{Granularity, RouterConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::data::{SamplerConfig, WritingConfig};
+use earlier::RecipeFile;
 pub use instructions::{InstructionConfig, QuerySource};
 pub use legs::{Leg, legs};
 pub(crate) use optimizer::clip_global_norm;
@@ -49,7 +51,7 @@ const ATTENTION: [&str; 1] = ["all-attention"];
 
 /// A method and how it is trained, as data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "RecipeFile")]
 pub struct Recipe {
     /// Name of the method.
     pub name: String,
@@ -61,16 +63,13 @@ pub struct Recipe {
     pub data: DataConfig,
     /// Which layers get which experts, router and gate.
     pub adapter: AdapterSpec,
-    /// How experts are compared by the texts of their tasks, beside the routers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instructions: Option<InstructionConfig>,
     /// Auxiliary terms that are added to the task loss.
     pub objective: ObjectiveConfig,
     /// What is trained, one after the other.
     pub stages: Vec<StageConfig>,
     /// What is trained after a new expert has joined the others; nothing where it is only put
     /// beside them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub growth: Vec<StageConfig>,
 }
 
@@ -108,11 +107,27 @@ impl Recipe {
             checkpoint_every: 100,
             data: DataConfig::default(),
             adapter,
-            instructions: None,
             objective: ObjectiveConfig::default(),
             stages: vec![StageConfig::joint(600)],
             growth: Vec::new(),
         }
+    }
+
+    /// How experts are compared by the texts of their tasks, beside the routers, if they are.
+    pub fn instructions(&self) -> Option<&InstructionConfig> {
+        self.stages.iter().find_map(|stage| match &stage.transform {
+            Some(Transform::EmbedInstructions(config)) => Some(config),
+            _ => None,
+        })
+    }
+
+    /// The same, to be changed.
+    pub fn instructions_mut(&mut self) -> Option<&mut InstructionConfig> {
+        let mut stages = self.stages.iter_mut();
+        stages.find_map(|stage| match &mut stage.transform {
+            Some(Transform::EmbedInstructions(config)) => Some(config),
+            _ => None,
+        })
     }
 
     /// Gives the recipe `total` optimizer steps, which its stages share as before; each that trains
@@ -159,7 +174,7 @@ impl Recipe {
     /// [`TrainError::Recipe`] with all problems, each with the path of its field.
     pub fn check(&self) -> Result<(), TrainError> {
         // How many experts there are for tasks is not known yet.
-        let spec = match self.adapter.expert_per_task {
+        let spec = match self.adapter.has_expert_per_task() {
             true => Vec::new(),
             false => self.spec_for(&[]).1,
         };
@@ -220,8 +235,6 @@ impl Recipe {
     fn problems(&self) -> Vec<String> {
         let mut problems = self.data_problems();
         problems.extend(self.objective_problems("objective", &self.objective));
-        let instructions = self.instructions.iter();
-        problems.extend(instructions.flat_map(InstructionConfig::problems));
         problems.extend(self.stage_problems());
         problems
     }
@@ -245,8 +258,7 @@ impl Recipe {
                 }
             }
         }
-        let has_instructions = self.instructions.is_some();
-        let order = order_problems("stages", &self.stages, &self.adapter, has_instructions);
+        let order = order_problems("stages", &self.stages, &self.adapter);
         problems.extend(order);
         let mixture =
             |stage: &StageConfig| stage.scope == Scope::Mixture && stage.transform.is_none();
@@ -318,21 +330,29 @@ impl Recipe {
         let mut terms = objective.iter().flat_map(|objective| &objective.terms);
         let has_labels = stage.routing == Routing::Label;
         let trains = stage.transform.is_none();
-        trains && !has_labels && terms.any(|config| config.term == Term::DomainCrossEntropy)
+        trains && !has_labels && terms.any(|config| config.term.needs_any(Need::Labels))
     }
 
     fn objective_problems(&self, field: &str, objective: &ObjectiveConfig) -> Vec<String> {
-        let (has_router, has_keys) = (self.adapter.router.is_some(), self.adapter.has_rank_keys());
+        let has_router = self.adapter.router.is_some();
+        let mixture = Mixture {
+            has_router,
+            has_rank_keys: self.adapter.has_rank_keys(),
+            routes_sites: has_router && self.adapter.router_scope == RouterScope::Site,
+        };
         let mut problems = Vec::new();
         for (index, config) in objective.terms.iter().enumerate() {
             let name = config.term.name();
-            if let Some(need) = config.term.lacks(has_router, has_keys) {
+            if let Some(need) = config.term.lacks(mixture) {
                 problems.push(format!("{field}.{index}: {name} needs {need}"));
             }
             // Reports have one value for each name.
             let earlier = &objective.terms[..index];
-            if earlier.iter().any(|other| other.term == config.term) {
+            if earlier.iter().any(|other| other.term.name() == name) {
                 problems.push(format!("{field}.{index}: {name} is listed twice"));
+            }
+            if let Some(problem) = config.term.problem() {
+                problems.push(format!("{field}.{index}.term.{name}.{problem}"));
             }
             if !(config.weight.is_finite() && config.weight >= 0.0) {
                 let weight = config.weight;
@@ -399,7 +419,8 @@ mod tests {
             let mut adapter = recipe.adapter.clone();
             let tasks = ["a", "b", "c"].map(String::from);
             if name == "at-moe" {
-                adapter.groups = [("all".into(), tasks.to_vec())].into();
+                let groups = adapter.task_groups_mut().expect("it has groups");
+                *groups = [("all".into(), tasks.to_vec())].into();
             }
             let spec = adapter.for_tasks(&tasks).expect("fits any tasks");
             let problems = spec.problems();

@@ -1,9 +1,10 @@
 //! MoSLD: shared A with weight dropout, top-2 token router, more experts in later layers.
 //! arXiv:2412.08946. Notes, and what the paper leaves open: docs/methods/mosld.md
-use molora_adapters::{BankConfig, Scaling, Sharing};
-use molora_models::AdapterSpec;
-use molora_regularize::{ObjectiveConfig, Reduction, Term, TermConfig};
-use molora_routing::{Granularity, RouteFrom, RouterConfig, ScorerConfig, Selection};
+use molora_adapters::{BankConfig, Scaling, Slices};
+use molora_models::{AdapterSpec, ExpertCount};
+use molora_regularize::{LoadBalance, ObjectiveConfig, Reduction, TermConfig};
+use molora_routing::scorer::LinearConfig;
+use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
 use super::Recipe;
 
@@ -12,17 +13,17 @@ const CITATION: &str = "Zhao et al., MoSLD: An Extremely Parameter-Efficient Mix
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {
-        sharing: Sharing::SharedA,
+        slices: Slices::Shared,
         // Of the uniform ablation, that is where the list below is emptied.
         num_experts: 5,
         rank: 8,
         scaling: Scaling::AlphaOverRank(16.0),
-        rank_scale: false,
         dropout: 0.0,
         weight_dropout: 0.1,
+        ..BankConfig::default()
     };
     let router = RouterConfig {
-        scorer: ScorerConfig::Linear { bias: false },
+        scorer: LinearConfig { bias: false }.into(),
         route_from: RouteFrom::Hidden,
         granularity: Granularity::Token,
         temperature: 1.0,
@@ -31,14 +32,14 @@ pub(super) fn recipe() -> Recipe {
     };
     let adapter = AdapterSpec {
         targets: ["query", "value"].map(String::from).to_vec(),
-        experts_per_layer: vec![2, 4, 6, 8],
+        experts: ExpertCount::ByLayer(vec![2, 4, 6, 8]),
         bank,
         router: Some(router),
         ..AdapterSpec::default()
     };
     // The paper sums over sites; it gives no weight.
     let balance = TermConfig {
-        term: Term::LoadBalance,
+        term: LoadBalance.into(),
         weight: 1e-3,
         within_site: Reduction::Mean,
         over_sites: Reduction::Sum,

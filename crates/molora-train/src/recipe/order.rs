@@ -1,8 +1,8 @@
 //! What a recipe's stages need of the stages before them.
 
-use molora_adapters::Sharing;
+use molora_adapters::Slices;
 use molora_models::{AdapterSpec, RouterScope};
-use molora_routing::ScorerConfig;
+use molora_routing::scorer::RowsFrom;
 
 use super::stage::{Routing, Scope, StageConfig, Transform};
 
@@ -14,16 +14,15 @@ pub(super) fn order_problems(
     field: &str,
     stages: &[StageConfig],
     spec: &AdapterSpec,
-    has_instructions: bool,
 ) -> Vec<String> {
     let mut order = Order {
         spec,
-        has_instructions,
         experts: false,
         gates: false,
         general: false,
         assembled: false,
         embedded: false,
+        directed: false,
     };
     let mut problems = Vec::new();
     for (index, stage) in stages.iter().enumerate() {
@@ -46,12 +45,12 @@ pub(super) fn order_problems(
 /// What the stages so far have made.
 struct Order<'a> {
     spec: &'a AdapterSpec,
-    has_instructions: bool,
     experts: bool,
     gates: bool,
     general: bool,
     assembled: bool,
     embedded: bool,
+    directed: bool,
 }
 
 impl Order<'_> {
@@ -65,26 +64,26 @@ impl Order<'_> {
 
     fn trained(&mut self, stage: &StageConfig) -> Option<&'static str> {
         let alone = stage.trains_alone();
-        if alone && !self.spec.expert_per_task {
-            return Some("an expert that trains alone needs adapter.expert_per_task = true");
+        if alone && !self.spec.has_expert_per_task() {
+            return Some("an expert that trains alone needs adapter.experts = \"per_task\"");
         }
-        if alone && self.spec.bank.sharing != Sharing::Independent {
-            return Some("experts that train alone need adapter.bank.sharing = \"independent\"");
+        if alone && self.spec.bank.slices != Slices::Independent {
+            return Some("experts that train alone need adapter.bank.slices = \"independent\"");
         }
         if alone && self.assembled {
             return Some("experts train alone before they are assembled, not afterwards");
         }
         match stage.scope {
-            Scope::EachTask if stage.gated && !self.experts => {
+            Scope::EachGate if !self.experts => {
                 return Some("gates train on experts of an earlier stage, and there is none");
             }
-            Scope::EachTask if stage.gated => self.gates = true,
+            Scope::EachGate => self.gates = true,
             Scope::EachTask if self.experts => {
                 return Some("the experts are trained by an earlier stage already");
             }
             Scope::EachTask => self.experts = true,
-            Scope::General if self.spec.blend.is_none() => {
-                return Some("a general expert needs adapter.blend");
+            Scope::General if self.spec.general.is_none() => {
+                return Some("a general expert needs adapter.general");
             }
             Scope::General => self.general = true,
             Scope::Mixture if (self.experts || self.general) && !self.assembled => {
@@ -93,8 +92,8 @@ impl Order<'_> {
             Scope::Mixture => {}
         }
         let labelled = stage.routing == Routing::Label;
-        if labelled && !(self.spec.expert_per_task && self.spec.router.is_some()) {
-            return Some("routing = \"label\" needs a router and adapter.expert_per_task = true");
+        if labelled && !(self.spec.has_expert_per_task() && self.spec.router.is_some()) {
+            return Some("routing = \"label\" needs a router and adapter.experts = \"per_task\"");
         }
         None
     }
@@ -104,12 +103,14 @@ impl Order<'_> {
             Transform::Given => {
                 self.experts = true;
                 self.assembled = true;
+                // Given experts come with their directions.
+                self.directed = true;
             }
             Transform::Assemble if !self.experts => {
                 return Some("there are no experts of an earlier stage to assemble");
             }
-            Transform::Assemble if self.spec.blend.is_some() && !self.general => {
-                return Some("adapter.blend needs a general expert of an earlier stage");
+            Transform::Assemble if self.spec.general.is_some() && !self.general => {
+                return Some("adapter.general needs a general expert of an earlier stage");
             }
             Transform::Assemble => self.assembled = true,
             Transform::CollectPrototypes if !(self.gates && self.assembled) => {
@@ -117,22 +118,26 @@ impl Order<'_> {
                     "prototypes are collected from gates, after the experts are assembled",
                 );
             }
-            Transform::CollectPrototypes => {
-                let router = self.spec.router.as_ref();
-                let at_sites = self.spec.router_scope == RouterScope::Site;
-                if !at_sites || router.is_none_or(|r| r.scorer != ScorerConfig::Prototype) {
-                    return Some(
-                        "prototypes need adapter.router.scorer = \"prototype\" and router_scope = \
-                         \"site\"",
-                    );
-                }
+            Transform::CollectPrototypes if !self.has_rows_from(RowsFrom::Gates) => {
+                return Some(
+                    "prototypes need adapter.router.scorer = \"prototype\" and router_scope = \
+                     \"site\"",
+                );
             }
-            Transform::EmbedInstructions
-                if !(self.has_instructions && self.spec.expert_per_task) =>
-            {
-                return Some("instructions need [instructions] and adapter.expert_per_task = true");
+            Transform::CollectPrototypes => {}
+            Transform::CollectDirections if !self.assembled => {
+                return Some("directions are those of experts that have been assembled");
             }
-            Transform::EmbedInstructions => self.embedded = true,
+            Transform::CollectDirections if !self.has_rows_from(RowsFrom::Experts) => {
+                return Some(
+                    "directions need adapter.router.scorer = \"arrow\" and router_scope = \"site\"",
+                );
+            }
+            Transform::CollectDirections => self.directed = true,
+            Transform::EmbedInstructions(_) if !self.spec.has_expert_per_task() => {
+                return Some("instructions need adapter.experts = \"per_task\"");
+            }
+            Transform::EmbedInstructions(_) => self.embedded = true,
             Transform::TuneGlobalWeight { .. } if !(self.embedded && self.assembled) => {
                 return Some("the global weight is tuned after instructions are embedded");
             }
@@ -141,12 +146,21 @@ impl Order<'_> {
         None
     }
 
+    /// Whether every site has a router of its own whose rows come from there.
+    fn has_rows_from(&self, from: RowsFrom) -> bool {
+        let at_sites = self.spec.router_scope == RouterScope::Site;
+        at_sites && self.spec.rows_from() == Some(from)
+    }
+
     fn at_the_end(&self) -> Option<&'static str> {
         if (self.experts || self.general) && !self.assembled {
             return Some("experts are trained alone, but no stage has transform = \"assemble\"");
         }
-        if self.has_instructions && !self.embedded {
-            return Some("[instructions] needs a stage with transform = \"embed_instructions\"");
+        if self.spec.rows_from() == Some(RowsFrom::Experts) && !self.directed {
+            return Some(
+                "adapter.router.scorer = \"arrow\" is not trained: its directions need a stage with \
+                 transform = \"collect_directions\" after the experts are assembled",
+            );
         }
         None
     }
@@ -157,27 +171,27 @@ mod tests {
     use molora_models::ParameterKind;
 
     use super::*;
+    use molora_models::ExpertCount;
 
-    fn alone(name: &str, scope: Scope, gated: bool) -> StageConfig {
+    fn alone(name: &str, scope: Scope) -> StageConfig {
         StageConfig {
             scope,
-            gated,
             ..StageConfig::new(name, 1, &[ParameterKind::Adapters])
         }
     }
 
     fn problems(stages: &[StageConfig]) -> Vec<String> {
         let spec = AdapterSpec {
-            expert_per_task: true,
+            experts: ExpertCount::PerTask,
             router: Some(Default::default()),
             ..AdapterSpec::default()
         };
-        order_problems("stages", stages, &spec, false)
+        order_problems("stages", stages, &spec)
     }
 
     #[test]
     fn experts_are_assembled_before_the_mixture_trains() {
-        let experts = alone("experts", Scope::EachTask, false);
+        let experts = alone("experts", Scope::EachTask);
         let assemble = StageConfig::transform("assemble", Transform::Assemble);
         let joint = StageConfig::joint(1);
         assert!(problems(&[experts.clone(), assemble.clone(), joint.clone()]).is_empty());
@@ -192,16 +206,16 @@ mod tests {
                 vec![
                     experts.clone(),
                     assemble.clone(),
-                    alone("late", Scope::EachTask, false),
+                    alone("late", Scope::EachTask),
                 ],
                 "stages.2: experts train alone before",
             ),
             (
-                vec![alone("gates", Scope::EachTask, true)],
+                vec![alone("gates", Scope::EachGate)],
                 "stages.0: gates train on experts",
             ),
             (
-                vec![alone("general", Scope::General, false)],
+                vec![alone("general", Scope::General)],
                 "stages.0: a general expert needs",
             ),
             (

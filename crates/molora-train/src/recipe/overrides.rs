@@ -3,6 +3,7 @@
 use toml::Value;
 
 use super::Recipe;
+use super::earlier::renamed;
 use crate::TrainError;
 
 /// Applies assignments such as `adapter.bank.rank=4` or `stages.0.steps=50` to a recipe.
@@ -28,8 +29,9 @@ fn apply_one(recipe: &Recipe, assignment: &str) -> Result<Recipe, String> {
         .split_once('=')
         .ok_or("no `=`, expected key.path=value".to_owned())?;
     let mut root = Value::try_from(recipe).expect("recipes are plain data");
-    let slot = descend(&mut root, path.trim())?;
-    *slot = like(slot, parse(text.trim()));
+    let (path, value) = renamed(recipe, path.trim(), parse(text.trim()));
+    let slot = descend(&mut root, &path)?;
+    *slot = like(slot, value);
     root.try_into()
         .map_err(|error: toml::de::Error| error.message().replace('\n', " "))
 }
@@ -99,7 +101,7 @@ fn parse(text: &str) -> Value {
 }
 
 /// `alpha=16` means 16.0 where a fraction stands now.
-fn like(old: &Value, new: Value) -> Value {
+pub(super) fn like(old: &Value, new: Value) -> Value {
     match (old, new) {
         (Value::Float(_), Value::Integer(number)) => Value::Float(number as f64),
         (_, new) => new,

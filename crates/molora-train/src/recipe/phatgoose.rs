@@ -1,8 +1,9 @@
 //! PHATGOOSE: experts trained apart, one gate each, routed by token without further training.
 //! arXiv:2402.05859. Notes and differences from the released code: docs/methods/phatgoose.md
-use molora_adapters::{BankConfig, Scaling, Sharing};
-use molora_models::{AdapterSpec, ParameterKind};
-use molora_routing::{Granularity, RouteFrom, RouterConfig, ScorerConfig, Selection};
+use molora_adapters::{BankConfig, Scaling, Slices};
+use molora_models::{AdapterSpec, ExpertCount, ParameterKind};
+use molora_routing::scorer::PrototypeConfig;
+use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
 use super::{ATTENTION, Recipe};
 use super::{OptimizerConfig, Scope, StageConfig, Transform};
@@ -20,13 +21,13 @@ pub(super) fn recipe() -> Recipe {
 /// Experts with prototypes at every site, the best two for each token.
 pub(super) fn adapter() -> AdapterSpec {
     let bank = BankConfig {
-        sharing: Sharing::Independent,
+        slices: Slices::Independent,
         rank: 8,
         scaling: Scaling::AlphaOverRank(16.0),
         ..BankConfig::default()
     };
     let router = RouterConfig {
-        scorer: ScorerConfig::Prototype,
+        scorer: PrototypeConfig.into(),
         route_from: RouteFrom::Hidden,
         granularity: Granularity::Token,
         selection: Selection::TopK(2),
@@ -34,7 +35,7 @@ pub(super) fn adapter() -> AdapterSpec {
     };
     AdapterSpec {
         targets: ATTENTION.map(String::from).to_vec(),
-        expert_per_task: true,
+        experts: ExpertCount::PerTask,
         bank,
         router: Some(router),
         ..AdapterSpec::default()
@@ -50,8 +51,7 @@ pub(super) fn stages() -> Vec<StageConfig> {
             ..StageConfig::new("experts", 520, &[Adapters, Heads])
         },
         StageConfig {
-            scope: Scope::EachTask,
-            gated: true,
+            scope: Scope::EachGate,
             optimizer: OptimizerConfig {
                 learning_rate: 5e-3,
                 ..OptimizerConfig::default()

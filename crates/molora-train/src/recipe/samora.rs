@@ -1,9 +1,11 @@
 //! SAMoRA: shared A, cosine router in rank space, task gate. Shi et al., arXiv:2604.19048.
 //! Notes and differences from the released code: docs/methods/samora.md
-use molora_adapters::{BankConfig, GateConfig, Scaling, Sharing};
+use molora_adapters::core::ScaleConfig;
+use molora_adapters::{BankConfig, GateConfig, Scaling, Slices};
 use molora_models::AdapterSpec;
-use molora_regularize::{ObjectiveConfig, Reduction, Term, TermConfig};
-use molora_routing::{Granularity, RouteFrom, RouterConfig, ScorerConfig, Selection};
+use molora_regularize::{KeyMatching, ObjectiveConfig, Orthogonality, Reduction, TermConfig};
+use molora_routing::scorer::CosineConfig;
+use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
 use super::{ATTENTION, Recipe};
 
@@ -12,16 +14,16 @@ const CITATION: &str = "Shi et al., SAMoRA: Semantic-Aware Mixture of LoRA Exper
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {
-        sharing: Sharing::SharedA,
+        slices: Slices::Shared,
         num_experts: 3,
         rank: 8,
         scaling: Scaling::Unit,
-        rank_scale: true,
+        core: ScaleConfig.into(),
         dropout: 0.05,
         ..BankConfig::default()
     };
     let router = RouterConfig {
-        scorer: ScorerConfig::Cosine,
+        scorer: CosineConfig.into(),
         route_from: RouteFrom::LowRank,
         granularity: Granularity::Token,
         temperature: 0.8,
@@ -50,8 +52,8 @@ pub(super) fn recipe() -> Recipe {
     Recipe {
         objective: ObjectiveConfig {
             terms: vec![
-                term(Term::Orthogonality, 1e-3),
-                term(Term::KeyMatching, 1e-2),
+                term(Orthogonality.into(), 1e-3),
+                term(KeyMatching.into(), 1e-2),
             ],
         },
         ..Recipe::new("samora", CITATION, adapter)

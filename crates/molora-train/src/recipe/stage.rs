@@ -5,7 +5,8 @@ use molora_models::{AdapterSpec, ParameterKind, TaskModel};
 use molora_regularize::ObjectiveConfig;
 use serde::{Deserialize, Serialize};
 
-use super::{OptimizerConfig, ScheduleConfig};
+use super::earlier::StageFile;
+use super::{InstructionConfig, OptimizerConfig, ScheduleConfig};
 use crate::model::{count, set_trainable};
 
 /// Which part of the method a stage trains.
@@ -18,8 +19,18 @@ pub enum Scope {
     /// The expert of each task, one after the other, each alone on the base model and on its task's
     /// data. An expert's result depends on seed, stage and task alone, not on the other tasks.
     EachTask,
+    /// The gate of each task's expert, one after the other: the expert, which is frozen, stands behind
+    /// the sigmoid of a linear gate, whose parameters count as routers (PHATGOOSE's second stage).
+    EachGate,
     /// The general expert, alone on the base model and on the data of all tasks.
     General,
+}
+
+impl Scope {
+    /// Whether the tasks are gone through one after the other.
+    pub fn is_by_task(self) -> bool {
+        matches!(self, Self::EachTask | Self::EachGate)
+    }
 }
 
 /// What decides which experts a sequence gets while a stage trains.
@@ -34,8 +45,8 @@ pub enum Routing {
 }
 
 /// A step between stages that computes without gradients.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Transform {
     /// The experts were trained elsewhere and given as files to `molora assemble`; nothing is
     /// computed.
@@ -45,8 +56,10 @@ pub enum Transform {
     Assemble,
     /// The trained gates of the experts become the routers' prototypes.
     CollectPrototypes,
+    /// The direction that each expert stretches most becomes its routers' row: Arrow.
+    CollectDirections,
     /// The tasks' instructions become vectors that the experts are compared by.
-    EmbedInstructions,
+    EmbedInstructions(InstructionConfig),
     /// Takes the global weight from `candidates` that gives the best mean score on the validation
     /// split; the first of equally good ones.
     TuneGlobalWeight {
@@ -57,48 +70,39 @@ pub enum Transform {
 
 /// One stage of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "StageFile")]
 pub struct StageConfig {
     /// Name in reports, unlike that of any other stage.
     pub name: String,
     /// The step without gradient that this stage is; everything below is then left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub transform: Option<Transform>,
     /// Which part of the method trains.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub scope: Scope,
-    /// Whether an expert that trains alone stands behind the sigmoid of a linear gate, whose
-    /// parameters count as routers (PHATGOOSE's second stage).
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub gated: bool,
     /// What decides which experts a sequence gets.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub routing: Routing,
     /// Names of the tasks whose data it trains on; all of the run if empty.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<String>,
     /// Number of optimizer steps, over all tasks together where they train one after the other.
-    #[serde(default)]
     pub steps: usize,
     /// Which kinds of parameters train; the base never does.
-    #[serde(default)]
     pub trainable: Vec<ParameterKind>,
     /// Rows per forward pass; a batch with more is split and its gradients are added up exactly.
     /// 0 for the whole batch at once.
-    #[serde(default)]
     pub micro_batch_size: usize,
     /// Whether the backward pass computes every layer again instead of keeping what is inside it:
     /// the memory of one layer for one forward pass more. An encoder-decoder goes without.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub gradient_checkpointing: bool,
     /// Auxiliary terms in place of the recipe's; experts that train alone have none without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub objective: Option<ObjectiveConfig>,
     /// The optimizer.
-    #[serde(default)]
     pub optimizer: OptimizerConfig,
     /// The learning rate over the stage, or over each task's share of it.
-    #[serde(default)]
     pub schedule: ScheduleConfig,
 }
 
@@ -113,7 +117,6 @@ impl StageConfig {
             name: name.into(),
             transform: None,
             scope: Scope::Mixture,
-            gated: false,
             routing: Routing::Router,
             tasks: Vec::new(),
             steps,
@@ -148,7 +151,7 @@ impl StageConfig {
     /// The specification of the model that the stage trains, from that of the whole mixture.
     pub fn spec(&self, mixture: &AdapterSpec) -> AdapterSpec {
         match self.trains_alone() {
-            true => mixture.one_expert(self.gated),
+            true => mixture.one_expert(self.scope == Scope::EachGate),
             false => mixture.clone(),
         }
     }
@@ -171,6 +174,10 @@ impl StageConfig {
         let mut problems = Vec::new();
         if self.steps > 0 || !self.trainable.is_empty() {
             problems.push("transform computes no gradient: expected no steps and trainable".into());
+        }
+        if let Transform::EmbedInstructions(config) = transform {
+            let at = |problem| format!("transform.embed_instructions.{problem}");
+            problems.extend(config.problems().into_iter().map(at));
         }
         if let Transform::TuneGlobalWeight { candidates } = transform {
             let in_range = |weight: &f64| weight.is_finite() && *weight >= 0.0;
@@ -200,10 +207,7 @@ impl StageConfig {
         if self.trainable.contains(&ParameterKind::Base) {
             problems.push("trainable has base, which is always frozen".into());
         }
-        if self.gated && self.scope != Scope::EachTask {
-            problems.push("gated needs scope = \"each_task\"".into());
-        }
-        if self.gated && self.trainable.contains(&ParameterKind::Adapters) {
+        if self.scope == Scope::EachGate && self.trainable.contains(&ParameterKind::Adapters) {
             problems.push("trainable has adapters, but an expert behind its gate is frozen".into());
         }
         if self.routing == Routing::Label && self.scope != Scope::Mixture {

@@ -40,7 +40,7 @@ impl Opened {
     /// # Errors
     /// If a query is asked for and the run has no instructions.
     pub(crate) fn query(&self, asked: Option<&Query>, run: &Path) -> Result<Query, TrainError> {
-        match (asked, &self.config.recipe.instructions) {
+        match (asked, self.config.recipe.instructions()) {
             (Some(_), None) => Err(TrainError::run(&run.join(RUN), RunProblem::NoInstructions)),
             (Some(query), _) => Ok(query.clone()),
             (None, Some(config)) => Ok(config.query.into()),
@@ -82,7 +82,7 @@ pub fn evaluate_run_by(
     let scope = EvalScope::own(Split::Test, rows, tasks.len());
     let found = evaluate_showing(model, tasks, scope, device, guide.as_ref(), on_event)?;
     let mut routing = found.routing;
-    routing.has_general = opened.loaded.spec.blend.is_some();
+    routing.has_general = opened.loaded.spec.general.is_some();
     Ok((found.scores, routing))
 }
 
@@ -135,7 +135,7 @@ pub fn evaluate_other(
     let (model, device) = (&opened.model, &loaded.device);
     let found = evaluate_showing(model, &tasks, scope, device, guide, on_event)?;
     let mut routing = found.routing;
-    routing.has_general = loaded.spec.blend.is_some();
+    routing.has_general = loaded.spec.general.is_some();
     Ok((found.scores, routing))
 }
 
@@ -295,7 +295,7 @@ fn open_with(
     let names = task_names(&loaded.tasks);
     let mut model = loaded.mixture(Seed::new(config.seed))?;
     checkpoint::load_weights(folder, &mut model, &loaded.spec, &names)?;
-    let has_instructions = config.recipe.instructions.is_some();
+    let has_instructions = config.recipe.instructions().is_some();
     let instructions = has_instructions.then(|| Instructions::load(folder, &names));
     Ok(Opened {
         instructions: instructions.transpose()?,

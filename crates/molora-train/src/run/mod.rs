@@ -258,7 +258,7 @@ pub(crate) fn finish(
     let (names, base_name) = (task_names(tasks), config.base_name());
     checkpoint::save_weights(folder, &trained.model, spec, &names, base_name)?;
     let mut routing = found.routing;
-    routing.has_general = spec.blend.is_some();
+    routing.has_general = spec.general.is_some();
     let finished = Finished {
         summary: summary(config, trained),
         eval: found.scores,
@@ -293,7 +293,7 @@ fn closing_guide(
     device: &Device,
     guide: Option<Guide>,
 ) -> Result<Option<Guide>, TrainError> {
-    let instructions = config.recipe.instructions.as_ref();
+    let instructions = config.recipe.instructions();
     let by_request = instructions.is_some_and(|config| config.query == QuerySource::Request);
     if !by_request || guide.is_none() {
         return Ok(guide);

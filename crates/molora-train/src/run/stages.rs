@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use molora_routing::ScorerConfig;
-
 use crate::base::base_model;
 use crate::data::{DataError, Task};
 use crate::error::{RunProblem, TrainError};
@@ -22,12 +20,11 @@ const ALL: &str = "all";
 /// If some of the tasks name a group and others do not.
 pub(crate) fn with_groups(recipe: &Recipe, tasks: &[Task]) -> Result<Recipe, TrainError> {
     let mut recipe = recipe.clone();
-    let router = recipe.adapter.router.as_ref();
-    let is_grouped = router.is_some_and(|r| matches!(r.scorer, ScorerConfig::Grouped(_)));
-    let wants = is_grouped && recipe.adapter.expert_per_task && recipe.adapter.groups.is_empty();
-    if !wants {
+    let has_experts = recipe.adapter.has_expert_per_task();
+    let own = recipe.adapter.task_groups_mut();
+    let Some(own) = own.filter(|own| has_experts && own.is_empty()) else {
         return Ok(recipe);
-    }
+    };
     let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let has_some = tasks.iter().any(|task| task.meta.group.is_some());
     for task in tasks {
@@ -38,7 +35,7 @@ pub(crate) fn with_groups(recipe: &Recipe, tasks: &[Task]) -> Result<Recipe, Tra
             (None, true) => {
                 let problem = format!(
                     "task {name} has no group in its task.json, but others have: give it one, or \
-                     all of them in adapter.groups"
+                     all of them in adapter.router.scorer.grouped.tasks"
                 );
                 return Err(DataError::Selection(problem).into());
             }
@@ -47,11 +44,11 @@ pub(crate) fn with_groups(recipe: &Recipe, tasks: &[Task]) -> Result<Recipe, Tra
     }
     if !has_some {
         tracing::warn!(
-            "no task.json names a group and the recipe has no adapter.groups: all experts are in \
+            "no task.json names a group and the recipe names no groups: all experts are in \
              one group"
         );
     }
-    recipe.adapter.groups = groups;
+    *own = groups;
     Ok(recipe)
 }
 
@@ -83,7 +80,7 @@ pub(crate) fn check_tasks(recipe: &Recipe, tasks: &[Task]) -> Result<(), TrainEr
     let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
     recipe.for_tasks(&names)?;
     legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
-    let Some(instructions) = &recipe.instructions else {
+    let Some(instructions) = recipe.instructions() else {
         return Ok(());
     };
     base_model::check(&instructions.encoder)?;

@@ -10,14 +10,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use burn::module::Param;
 use burn::tensor::Tensor;
 use molora_adapters::{ExpertBank, Scaling};
 use molora_models::{
     Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel, load_adapter, load_routers,
     save_adapter, save_heads, save_routers,
 };
-use molora_routing::Scorer;
 use serde_json::Value;
 
 use crate::base::files::{folder_beside, put_in_place};
@@ -215,20 +213,17 @@ pub(crate) fn assemble(
 /// Makes the trained gates of experts, in their order, the prototypes of a mixture's routers.
 ///
 /// # Panics
-/// If a site's router has no prototypes, or an expert no gate.
+/// If a site has no router, or an expert no gate.
 pub(crate) fn collect_prototypes(mixture: &mut TaskModel, gated: &[Backbone]) {
     for (number, (_, site)) in mixture.backbone.sites_mut().into_iter().enumerate() {
         let rows = gated.iter().map(|expert| {
-            let router = expert.sites()[number].1.router.as_ref();
-            match router.map(|router| &router.scorer) {
-                Some(Scorer::Linear(gate)) => gate.weight.val(),
-                _ => panic!("an expert behind a gate has a linear router"),
-            }
+            let gate = expert.sites()[number].1.router.as_ref();
+            let row = gate.and_then(|gate| gate.rows());
+            row.expect("an expert behind a gate has a router of one row")
         });
         let rows = Tensor::cat(rows.collect(), 0).detach();
-        match site.router.as_mut().map(|router| &mut router.scorer) {
-            Some(Scorer::Prototype(scorer)) => scorer.prototypes = Param::from_tensor(rows),
-            _ => panic!("the recipe's routers have prototypes"),
-        }
+        let router = site.router.as_mut();
+        let router = router.expect("the order of stages was checked: sites have routers");
+        router.set_rows(rows);
     }
 }

@@ -116,7 +116,8 @@ impl Step<'_> {
         let seed = self.dropout.index(index as u64);
         let guidance = (self.guidance)(micro)?;
         let count = model.heads.len();
-        let (input, context) = inputs(micro, count, Some(seed), guidance, self.device)?;
+        let (input, mut context) = inputs(micro, count, Some(seed), guidance, self.device)?;
+        context.keeps_codes = self.objective.is_some_and(ObjectiveConfig::reads_codes);
         let auxiliary = Auxiliary {
             objective: self.objective,
             spec: self.spec,

@@ -162,7 +162,7 @@ impl State {
         checkpoint::load_weights(path, &mut self.model, &spec, &names)?;
         let embedded = |leg: &Leg| {
             let transform = &setup.stages[leg.stage].transform;
-            *transform == Some(Transform::EmbedInstructions)
+            matches!(transform, Some(Transform::EmbedInstructions(_)))
         };
         if setup.legs[..self.progress.leg].iter().any(embedded) {
             let instructions = Instructions::load(setup.folder, &names)?;
@@ -241,7 +241,8 @@ impl State {
         leg: &Leg,
         spec: &AdapterSpec,
     ) -> Result<(), TrainError> {
-        let Some(task) = leg.expert.filter(|_| setup.stages[leg.stage].gated) else {
+        let is_gate = setup.stages[leg.stage].scope == Scope::EachGate;
+        let Some(task) = leg.expert.filter(|_| is_gate) else {
             return Ok(());
         };
         let folder = pool::expert_folder(setup.folder, &setup.tasks[task].name);
@@ -258,10 +259,11 @@ impl State {
                 self.model = transform::assemble(setup, self.model.heads.clone())?;
                 self.is_mixture = true;
             }
+            Transform::CollectDirections => transform::collect_directions(&mut self.model),
             Transform::CollectPrototypes => {
                 transform::collect_prototypes(setup, &mut self.model)?;
             }
-            Transform::EmbedInstructions => {
+            Transform::EmbedInstructions(_) => {
                 self.guide = Some(transform::embed_instructions(setup)?);
             }
             Transform::TuneGlobalWeight { candidates } => {
@@ -355,7 +357,7 @@ impl State {
         }
         self.check_weights(setup)?;
         let (folder, head) = match (stage.scope, leg.expert) {
-            (Scope::EachTask, Some(task)) => {
+            (Scope::EachTask | Scope::EachGate, Some(task)) => {
                 let name = &setup.tasks[task].name;
                 let folder = pool::expert_folder(setup.folder, name);
                 (folder, Some((name, &self.model.heads[task])))

@@ -21,7 +21,7 @@ pub(crate) fn assemble(
 ) -> Result<TaskModel, TrainError> {
     let spec = setup.spec.one_expert(false);
     let mut experts = read_experts(setup, &spec)?;
-    if setup.spec.blend.is_some() {
+    if setup.spec.general.is_some() {
         let mut general = one_expert(setup, &spec)?;
         let folder = pool::general_folder(setup.folder);
         pool::load(&folder, &mut general, &spec, setup.base.1)?;
@@ -56,12 +56,23 @@ pub(crate) fn collect_prototypes(
     Ok(())
 }
 
+/// Makes the direction that each expert stretches most its row in the site's router.
+pub(crate) fn collect_directions(mixture: &mut TaskModel) {
+    for (_, site) in mixture.backbone.sites_mut() {
+        let directions = site.bank.directions();
+        if let Some(router) = &mut site.router {
+            router.set_rows(directions);
+        }
+    }
+    *mixture = with_stable_ids(mixture.clone());
+}
+
 /// Embeds the tasks' instructions and writes them into the run folder.
 ///
 /// # Errors
 /// See [`Instructions::embed`].
 pub(crate) fn embed_instructions(setup: &Setup<'_>) -> Result<Guide, TrainError> {
-    let config = setup.recipe.instructions.as_ref();
+    let config = setup.recipe.instructions();
     let config = config.expect("checked when the recipe was resolved");
     let text = |task: &crate::data::TokenizedTask| (task.name.clone(), task.instruction.clone());
     let texts: Vec<_> = setup.tasks.iter().map(text).collect();
@@ -80,7 +91,7 @@ pub(crate) fn tune_global_weight(
     candidates: &[f64],
 ) -> Result<Guide, TrainError> {
     let mut instructions = Instructions::load(setup.folder, &task_names(setup.tasks))?;
-    let config = setup.recipe.instructions.as_ref();
+    let config = setup.recipe.instructions();
     let query: Query = config.map_or(Query::Task, |config| config.query.into());
     let encoder = instructions.text_encoder(setup.device)?;
     let mut best: Option<(f64, f64)> = None;

@@ -6,10 +6,13 @@ use crate::cases::cases;
 use crate::common::{leaf, stacked};
 use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor};
+use molora_adapters::core::{Core, ScaleCore};
 use molora_adapters::task_selector;
 use molora_models::{Adapter, AdapterSpec, ForwardContext, MoLoraLinear};
-use molora_regularize::{ObjectiveConfig, Reduction, SiteView, Term};
-use molora_routing::{CosineScorer, LinearScorer, Scorer};
+use molora_regularize::Orthogonality;
+use molora_regularize::{ObjectiveConfig, Reduction, SiteView};
+use molora_routing::Scorer;
+use molora_routing::scorer::{CosineScorer, LinearScorer};
 use molora_testkit::golden::{Case, Tensors};
 use molora_testkit::{FORWARD, GRADIENT, autodiff_device};
 use molora_train::recipe;
@@ -50,6 +53,7 @@ impl Variant<'_> {
             keys,
             routed: None,
             labels: None,
+            code: None,
         };
         self.objective.evaluate(&[site]).total
     }
@@ -83,6 +87,7 @@ impl Variant<'_> {
     fn forward(&self, x: Tensor<3>, device: &Device) -> Tensor<3> {
         let mask = self.expected.tensor::<2>("input.mask", device);
         let context = ForwardContext {
+            keeps_codes: false,
             mask: mask.clone(),
             tasks: self.tasks.clone(),
             dropout: None,
@@ -108,7 +113,7 @@ impl Variant<'_> {
         let of = |param: &Param<Tensor<2>>| param.val().grad(gradients);
         let of_vector = |param: &Param<Tensor<1>>| param.val().grad(gradients);
         self.compare(kind, "A", of(&bank.a).map(Tensor::transpose));
-        self.compare(kind, "sigma", bank.rank_scale.as_ref().and_then(of_vector));
+        self.compare(kind, "sigma", sigma(bank).and_then(of_vector));
         let up = of(&bank.b).map(|b| unstacked(b, bank.num_experts()));
         self.compare(kind, "B", up);
         match &self.adapter().router.as_ref().expect("a router").scorer {
@@ -162,7 +167,8 @@ fn samora(expected: &Tensors, case: &Case, bias: bool, device: &Device) -> MoLor
     let num_tasks = expected.shape("param.task_embedding")[0];
     let mut linear = site(expected, &spec, num_tasks, device);
     let adapter = linear.adapter.as_mut().expect("attached");
-    adapter.bank.rank_scale = Some(vector(expected, "param.sigma", device));
+    let sigma = vector(expected, "param.sigma", device);
+    adapter.bank.core = Core::Scale(ScaleCore::new(sigma, adapter.bank.rank()));
     let scorer = CosineScorer {
         keys: matrix(expected, "param.keys", device),
     };
@@ -180,7 +186,7 @@ fn samora_objective(reduction: Reduction) -> ObjectiveConfig {
     for term in objective
         .terms
         .iter_mut()
-        .filter(|config| config.term == Term::Orthogonality)
+        .filter(|config| config.term == Orthogonality.into())
     {
         term.within_site = reduction;
     }
@@ -277,5 +283,13 @@ fn golden_methods_hydralora() {
             tasks: None,
         };
         variant.check(expected.tensor("input.x", &device), true, &device);
+    }
+}
+
+/// The scale of the low-rank code, if the bank has one.
+fn sigma(bank: &molora_adapters::ExpertBank) -> Option<&Param<Tensor<1>>> {
+    match &bank.core {
+        Core::Scale(core) => Some(&core.sigma),
+        _ => None,
     }
 }

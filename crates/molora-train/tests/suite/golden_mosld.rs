@@ -6,9 +6,12 @@ use crate::common::{leaf, stacked};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use molora_adapters::Scaling;
+use molora_models::ExpertCount;
 use molora_models::{Adapter, AdapterSpec, ForwardContext, MoLoraLinear};
+use molora_regularize::{BalanceLiteral, BalanceMass, LoadBalance};
 use molora_regularize::{LossBreakdown, ObjectiveConfig, Reduction, SiteView, Term};
-use molora_routing::{LinearScorer, RouterOutput, Scorer, Selection};
+use molora_routing::scorer::LinearScorer;
+use molora_routing::{RouterOutput, Scorer, Selection};
 use molora_testkit::golden::{Case, Tensors};
 use molora_testkit::{FORWARD, GRADIENT, assert_close, autodiff_device, device};
 use molora_train::recipe;
@@ -27,7 +30,7 @@ fn spec(case: &Case, rank: usize, experts_per_layer: Vec<usize>) -> AdapterSpec 
     // A case may ask for more than there are; the specification of a user may not.
     let top_k = most.min(hyper(case, "top_k") as usize);
     spec.router.as_mut().expect("a router").selection = Selection::TopK(top_k);
-    spec.experts_per_layer = experts_per_layer;
+    spec.experts = ExpertCount::ByLayer(experts_per_layer);
     spec
 }
 
@@ -48,6 +51,7 @@ fn site(expected: &Tensors, prefix: &str, spec: &AdapterSpec, device: &Device) -
 
 fn context(mask: Tensor<2>) -> ForwardContext {
     ForwardContext {
+        keeps_codes: false,
         mask,
         tasks: None,
         dropout: None,
@@ -85,16 +89,20 @@ fn forward_dropped(
 
 /// The term and the reduction that make up a case's reading of the balance loss.
 const READINGS: [(&str, Term, Reduction); 3] = [
-    ("switch", Term::LoadBalance, Reduction::Mean),
-    ("mass", Term::BalanceMass, Reduction::Sum),
-    ("literal", Term::BalanceLiteral, Reduction::Sum),
+    ("switch", Term::LoadBalance(LoadBalance), Reduction::Mean),
+    ("mass", Term::BalanceMass(BalanceMass), Reduction::Sum),
+    (
+        "literal",
+        Term::BalanceLiteral(BalanceLiteral),
+        Reduction::Sum,
+    ),
 ];
 
 /// The recipe's objective with another reading and weight.
 fn balance(reading: &str, weight: f64) -> ObjectiveConfig {
     let mut objective = recipe::find("mosld").expect("listed").objective;
     let known = READINGS.iter().find(|(name, ..)| *name == reading);
-    let &(_, term, within_site) = known.expect("a reading of the balance loss");
+    let (_, term, within_site) = known.expect("a reading of the balance loss").clone();
     let config = &mut objective.terms[0];
     (config.term, config.within_site) = (term, within_site);
     config.weight = weight;
@@ -111,6 +119,7 @@ fn evaluate(
         keys: None,
         routed: Some(routed),
         labels: None,
+        code: None,
     }])
 }
 

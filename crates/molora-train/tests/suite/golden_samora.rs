@@ -4,6 +4,8 @@
 //! The site is built as a user's is: the recipe `samora`, an encoder read from a folder, an adapter
 //! attached to one of its linear layers. Sizes and parameters are then those of the case.
 
+use molora_adapters::core::{Core, ScaleCore};
+use molora_routing::scorer::CosineScorer;
 use std::path::Path;
 
 use crate::common::{leaf, stacked};
@@ -12,7 +14,7 @@ use burn::tensor::{Device, Gradients, Tensor};
 use molora_adapters::task_selector;
 use molora_models::{ForwardContext, MoLoraLinear};
 use molora_regularize::SiteView;
-use molora_routing::{CosineScorer, Scorer};
+use molora_routing::Scorer;
 use molora_testkit::golden::{self, Case, Tensors};
 use molora_testkit::{FORWARD, GRADIENT, assert_close, autodiff_device};
 use molora_train::recipe;
@@ -79,6 +81,7 @@ impl Site {
         let tasks = task_selector(tasks, self.num_tasks, &self.device).expect("tasks in range");
         let mask = Tensor::ones([batch, tokens], &self.device);
         let context = ForwardContext {
+            keeps_codes: false,
             mask,
             tasks: Some(tasks),
             dropout: None,
@@ -95,6 +98,7 @@ impl Site {
             keys,
             routed: None,
             labels: None,
+            code: None,
         };
         self.recipe
             .objective
@@ -116,7 +120,7 @@ impl Site {
             other => panic!("cosine keys were set, found {other:?}"),
         };
         let of = |param: &Param<Tensor<2>>| param.val().grad(gradients).expect("tracked");
-        let scale = bank.rank_scale.as_ref().expect("a rank scale").val();
+        let scale = bank.core.scale().expect("a rank scale");
         vec![
             ("grad.lora_A", of(&bank.a).transpose()),
             ("grad.lora_B", of(&bank.b)),
@@ -145,7 +149,8 @@ fn set_parameters(linear: &mut MoLoraLinear, expected: &Tensors, device: &Device
     let adapter = linear.adapter.as_mut().expect("attached");
     adapter.bank.a = leaf(expected.tensor::<2>("param.lora_A", device).transpose());
     adapter.bank.b = leaf(stacked(expected.tensor("param.lora_B", device)));
-    adapter.bank.rank_scale = Some(leaf(expected.tensor::<1>("param.lora_scale", device)));
+    let sigma = leaf(expected.tensor::<1>("param.lora_scale", device));
+    adapter.bank.core = Core::Scale(ScaleCore::new(sigma, adapter.bank.rank()));
     let router = adapter.router.as_mut().expect("a router");
     router.scorer = Scorer::Cosine(CosineScorer {
         keys: matrix("param.lora_lambdas"),

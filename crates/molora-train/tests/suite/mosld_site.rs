@@ -6,9 +6,11 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use molora_adapters::{BankConfig, Scaling};
 use molora_kernels::random::{Seed, uniform};
+use molora_models::ExpertCount;
 use molora_models::{Adapter, AdapterSpec, ForwardContext, MoLoraLinear, RouteTrace};
 use molora_regularize::{Reduction, balance_literal, balance_mass, load_balance};
-use molora_routing::{LinearScorer, Scorer, Selection};
+use molora_routing::scorer::LinearScorer;
+use molora_routing::{Scorer, Selection};
 use molora_testkit::{FORWARD, assert_close, device};
 use molora_train::recipe;
 use proptest::prelude::*;
@@ -38,7 +40,7 @@ fn spec(num_experts: usize, rank: usize) -> AdapterSpec {
     let mut spec = recipe::find("mosld").expect("listed").adapter;
     (spec.bank.num_experts, spec.bank.rank) = (num_experts, rank);
     spec.bank.scaling = Scaling::AlphaOverRank(2.0 * rank as f64);
-    spec.experts_per_layer.clear();
+    spec.experts = ExpertCount::Same;
     let top_k = num_experts.min(2);
     spec.router.as_mut().expect("a router").selection = Selection::TopK(top_k);
     spec
@@ -63,6 +65,7 @@ fn site(experts: [usize; 4], device: &Device) -> MoLoraLinear {
 
 fn context(tokens: usize, dropout: Option<Seed>) -> ForwardContext {
     ForwardContext {
+        keeps_codes: false,
         mask: Tensor::ones([1, tokens], &device()),
         tasks: None,
         dropout,

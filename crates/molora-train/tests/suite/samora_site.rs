@@ -4,9 +4,11 @@
 use crate::common::{leaf, stacked};
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
+use molora_adapters::core::{Core, ScaleCore};
 use molora_adapters::task_selector;
 use molora_models::{Adapter, BaseWeight, ForwardContext, MoLoraLinear, RouteTrace};
-use molora_routing::{CosineScorer, Scorer};
+use molora_routing::Scorer;
+use molora_routing::scorer::CosineScorer;
 use molora_testkit::{FORWARD, assert_close, device};
 use molora_train::recipe;
 
@@ -34,7 +36,8 @@ fn site(experts: [usize; 3], device: &Device) -> MoLoraLinear {
     let adapter = linear.adapter.as_mut().expect("attached");
     adapter.bank.a = leaf(Tensor::<2>::from_data(A, device).transpose());
     adapter.bank.b = leaf(stacked(Tensor::from_data(experts.map(|e| B[e]), device)));
-    adapter.bank.rank_scale = Some(Param::from_data(SIGMA, device));
+    let sigma = Param::from_data(SIGMA, device);
+    adapter.bank.core = Core::Scale(ScaleCore::new(sigma, adapter.bank.rank()));
     let keys = Param::from_data(experts.map(|e| KEYS[e]), device);
     adapter.router.as_mut().expect("a router").scorer = Scorer::Cosine(CosineScorer { keys });
     let gate = adapter.gate.as_mut().expect("a gate");
@@ -51,6 +54,7 @@ fn forward(linear: &MoLoraLinear, x: [f32; 4], tasks: &[Option<usize>]) -> (Tens
         .reshape([1, 1, 4])
         .expand([rows, 1, 4]);
     let context = ForwardContext {
+        keeps_codes: false,
         mask: Tensor::ones([rows, 1], &device),
         tasks: Some(task_selector(tasks, 2, &device).expect("in range")),
         dropout: None,
@@ -108,6 +112,7 @@ fn without_up_projections_the_base_is_unchanged() {
     let (found, _) = forward(&linear, X, &[Some(0)]);
     linear.adapter = None;
     let context = ForwardContext {
+        keeps_codes: false,
         mask: Tensor::ones([1, 1], &device()),
         tasks: None,
         dropout: None,
@@ -121,7 +126,8 @@ fn without_up_projections_the_base_is_unchanged() {
 #[test]
 fn equal_experts_are_a_gated_lora() {
     let mut linear = site([0, 0, 0], &device());
-    adapter(&mut linear).bank.rank_scale = Some(Param::from_data([1.0, 1.0], &device()));
+    let ones = Param::from_data([1.0, 1.0], &device());
+    adapter(&mut linear).bank.core = Core::Scale(ScaleCore::new(ones, 2));
     let (found, _) = forward(&linear, X, &[Some(1)]);
     // They share the weight 1 whatever the router says. A x = [3, 1.5], then B_1, and the
     // gate of task 1 is sigmoid(0.1).

@@ -1,5 +1,6 @@
 //! A folder with a tiny BERT and tiny tasks that it can learn, and ways to run and compare.
 
+use molora_models::ExpertCount;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -165,7 +166,9 @@ pub(crate) fn small(name: &str) -> Recipe {
     recipe.data.sampling.batch_size = 8;
     recipe.data.sampling.bucket_batches = 6;
     recipe.adapter.bank.rank = 4;
-    recipe.adapter.experts_per_layer.truncate(LAYERS);
+    if let ExpertCount::ByLayer(list) = &mut recipe.adapter.experts {
+        list.truncate(LAYERS);
+    }
     let is_one = recipe.stages.len() == 1;
     let stages = recipe.stages.iter_mut().chain(&mut recipe.growth);
     for stage in stages.filter(|stage| stage.transform.is_none()) {

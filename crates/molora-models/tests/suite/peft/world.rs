@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use molora_routing::scorer::{ArrowConfig, ArrowScorer};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -9,9 +10,7 @@ use burn::module::Param;
 use burn::tensor::{Bool, Device, Tensor};
 use molora_kernels::random::{Seed, normal};
 use molora_models::{Adaptable, Decoder, DecoderInput, ForwardContext};
-use molora_routing::{
-    ArrowScorer, Granularity, Router, RouterConfig, Scorer, ScorerConfig, Selection,
-};
+use molora_routing::{Granularity, Router, RouterConfig, Scorer, Selection};
 use safetensors::tensor::{TensorView, serialize};
 use safetensors::{Dtype, SafeTensors};
 
@@ -43,7 +42,7 @@ pub(crate) fn route_rows(model: &mut Decoder, num_experts: usize, device: &Devic
 /// A router per token by given directions.
 pub(crate) fn arrow(prototypes: Tensor<2>, top_k: usize, device: &Device) -> Router {
     let config = RouterConfig {
-        scorer: ScorerConfig::Arrow,
+        scorer: ArrowConfig.into(),
         selection: Selection::TopK(top_k),
         ..RouterConfig::default()
     };

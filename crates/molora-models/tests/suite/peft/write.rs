@@ -1,10 +1,11 @@
 //! What is written is read again, and computes the same.
 
+use molora_adapters::core::ScaleConfig;
 use std::path::Path;
 
 use burn::module::Param;
 use burn::tensor::Tensor;
-use molora_adapters::{BankConfig, Sharing};
+use molora_adapters::{BankConfig, Slices};
 use molora_kernels::random::Seed;
 use molora_models::peft::{
     MergedDtype, PeftAbout, PeftAdapter, ResolvedAdapter, attach, detach, expert, merge_into,
@@ -101,12 +102,12 @@ proptest! {
 fn a_static_mixture_is_one_exact_adapter() {
     for folder in ["llama", "gpt2"] {
         let base = decoder(folder);
-        for (sharing, rank) in [(Sharing::Independent, 6), (Sharing::SharedA, 3)] {
+        for (sharing, rank) in [(Slices::Independent, 6), (Slices::Shared, 3)] {
             let bank = BankConfig {
-                sharing,
+                slices: sharing,
                 num_experts: 3,
                 rank: 3,
-                rank_scale: true,
+                core: ScaleConfig.into(),
                 ..BankConfig::default()
             };
             let targets = match folder {

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::module::Param;
 use burn::tensor::Tensor;
 use molora_adapters::ExpertBank;
 use molora_kernels::random::Seed;
 use molora_models::peft::{PeftAdapter, ResolvedAdapter, attach_experts};
 use molora_models::{Adaptable, Backbone, TaskModel, load_heads};
-use molora_routing::Scorer;
+use molora_routing::scorer::RowsFrom;
 
 use super::{AssembleRequest, Given, RouterChoice};
 use crate::error::{RunProblem, TrainError};
@@ -141,11 +140,11 @@ impl Experts {
     ) -> Result<TaskModel, TrainError> {
         let (rank, factor) = (self.rank(), self.common_factor());
         let given = self.attached.sites();
+        let has_directions = loaded.spec.rows_from() == Some(RowsFrom::Experts);
         for ((_, site), (_, given)) in mixture.backbone.sites_mut().into_iter().zip(given) {
             site.bank = padded(&given.bank, rank, factor);
-            let router = site.router.as_mut().map(|router| &mut router.scorer);
-            if let Some(Scorer::Arrow(scorer)) = router {
-                scorer.prototypes = Param::from_tensor(directions(&given.bank));
+            if let Some(router) = site.router.as_mut().filter(|_| has_directions) {
+                router.set_rows(directions(&given.bank));
             }
         }
         if self.has_gates()? {

@@ -1,12 +1,12 @@
 //! The method of an assembled run.
 
-use molora_adapters::{BankConfig, Scaling, Sharing};
-use molora_models::{Adaptable, AdapterSpec, Backbone, ParameterKind, shortest_names};
+use molora_adapters::{BankConfig, Scaling, Slices};
+use molora_models::{Adaptable, AdapterSpec, Backbone, ExpertCount, ParameterKind, shortest_names};
+use molora_routing::scorer::{ArrowConfig, PrototypeConfig, UniformConfig};
 use molora_routing::{RouterConfig, ScorerConfig, Selection};
 
 use super::AssembleRequest;
 use super::experts::Experts;
-use crate::base::bundled;
 use crate::data::PromptStyle;
 use crate::recipe::{InstructionConfig, Recipe, StageConfig, Transform};
 use crate::{TrainError, recipe};
@@ -37,9 +37,9 @@ impl RouterChoice {
 
     fn scorer(self) -> ScorerConfig {
         match self {
-            Self::Arrow => ScorerConfig::Arrow,
-            Self::Phatgoose | Self::Glider => ScorerConfig::Prototype,
-            Self::Uniform => ScorerConfig::Uniform,
+            Self::Arrow => ArrowConfig.into(),
+            Self::Phatgoose | Self::Glider => PrototypeConfig.into(),
+            Self::Uniform => UniformConfig.into(),
         }
     }
 
@@ -96,13 +96,10 @@ pub(super) fn recipe(
     }
     recipe.stages = vec![StageConfig::transform("experts", Transform::Given)];
     if choice == RouterChoice::Glider {
-        recipe.instructions = Some(InstructionConfig {
-            weight: 100.0,
-            encoder: bundled::MODEL.into(),
-            query: Default::default(),
-        });
-        let embed = StageConfig::transform("instructions", Transform::EmbedInstructions);
-        recipe.stages.push(embed);
+        let embed = Transform::EmbedInstructions(InstructionConfig::default());
+        recipe
+            .stages
+            .push(StageConfig::transform("instructions", embed));
     }
     if request.steps > 0 {
         let mut kinds = vec![ParameterKind::Routers];
@@ -137,7 +134,7 @@ fn check(request: &AssembleRequest) -> Result<(), TrainError> {
 fn adapter(router: RouterConfig, experts: &Experts, base: &Backbone) -> AdapterSpec {
     let all: Vec<String> = base.linears().into_iter().map(|(path, _)| path).collect();
     let bank = BankConfig {
-        sharing: Sharing::Independent,
+        slices: Slices::Independent,
         num_experts: experts.names.len(),
         rank: experts.rank(),
         scaling: match experts.common_factor() {
@@ -148,7 +145,7 @@ fn adapter(router: RouterConfig, experts: &Experts, base: &Backbone) -> AdapterS
     };
     AdapterSpec {
         targets: shortest_names(&experts.paths(), &all),
-        expert_per_task: true,
+        experts: ExpertCount::PerTask,
         bank,
         router: Some(router),
         ..AdapterSpec::default()

@@ -129,7 +129,7 @@ pub fn distill(
 /// What tells the routers about a split.
 fn guide(opened: &Opened, split: Split) -> Result<Option<Guide>, TrainError> {
     let (Some(instructions), Some(config)) =
-        (&opened.instructions, &opened.config.recipe.instructions)
+        (&opened.instructions, opened.config.recipe.instructions())
     else {
         return Ok(None);
     };

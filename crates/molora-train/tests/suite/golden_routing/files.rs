@@ -1,5 +1,6 @@
 //! Adapter files of the scorers that the cases cover: what is written is read again.
 
+use molora_routing::scorer::{GroupedConfig, PrototypeConfig, WithinGroup, WithinScorer};
 use std::path::Path;
 
 use burn::module::Param;
@@ -7,9 +8,7 @@ use burn::tensor::Tensor;
 use molora_adapters::BankConfig;
 use molora_kernels::random::{Seed, uniform};
 use molora_models::{Adaptable, AdapterSpec, Bert, Weights, load_adapter, save_adapter};
-use molora_routing::{
-    GroupedConfig, RouterConfig, Scorer, ScorerConfig, WithinGroup, WithinScorer,
-};
+use molora_routing::{RouterConfig, Scorer, ScorerConfig};
 use molora_testkit::{assert_close, device};
 
 const WIDTH: usize = 384;
@@ -22,10 +21,11 @@ fn scorers_survive_their_files() {
             within,
             group_temperature: 1.0,
             within_temperature: 1.0,
+            ..GroupedConfig::default()
         })
     };
     let prototypes = ("router.prototypes", vec![3, WIDTH]);
-    survives(ScorerConfig::Prototype, &[prototypes]);
+    survives(PrototypeConfig.into(), &[prototypes]);
     let group = || ("router.group", vec![2, WIDTH]);
     let within = |shape| [group(), ("router.within", shape)];
     survives(grouped(WithinGroup::Static), &within(vec![3]));

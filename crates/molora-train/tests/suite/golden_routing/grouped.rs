@@ -1,11 +1,10 @@
 //! AT-MoE with both readings of its inner level.
 
 use burn::tensor::{Device, Int, Tensor};
+use molora_adapters::GeneralExpert;
 use molora_models::RouterScope;
-use molora_routing::{
-    Granularity, GroupedConfig, GroupedScorer, Guidance, Scorer, ScorerConfig, WithinGroup,
-    WithinScorer,
-};
+use molora_routing::scorer::{GroupedConfig, GroupedScorer, WithinGroup, WithinScorer};
+use molora_routing::{Granularity, Guidance, Scorer, ScorerConfig};
 use molora_testkit::autodiff_device;
 
 use super::site::{Site, Variant, bank_gradients, spec};
@@ -88,7 +87,7 @@ fn scalings(variant: &Variant, device: &Device) -> Tensor<3> {
 fn site(variant: &Variant, groups: &[Vec<usize>], within: WithinGroup, device: &Device) -> Site {
     let expected = variant.expected;
     let mut spec = spec("at-moe", &expected.shape("param.A"), 1.0);
-    spec.blend = Some(variant.number("lambda"));
+    spec.general = Some(GeneralExpert::RoutedShare(variant.number("lambda")));
     // One site is a layer of its own.
     spec.router_scope = RouterScope::Site;
     let router = spec.router.as_mut().expect("a router");
@@ -97,6 +96,7 @@ fn site(variant: &Variant, groups: &[Vec<usize>], within: WithinGroup, device: &
         within,
         group_temperature: variant.number("tau_group"),
         within_temperature: variant.number("tau_within"),
+        ..GroupedConfig::default()
     });
     if variant.text("granularity") == Some("sequence") {
         router.granularity = Granularity::Sequence;

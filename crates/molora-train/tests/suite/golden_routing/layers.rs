@@ -7,9 +7,10 @@ use molora_models::{ForwardContext, MoLoraLinear};
 use molora_regularize::{
     LossBreakdown, ObjectiveConfig, Reduction, SiteView, domain_cross_entropy,
 };
+use molora_routing::scorer::LinearScorer;
 use molora_routing::{
-    Guidance, LayerRule, LinearScorer, Pooling, RouteInput, Router, RouterOutput, Scorer,
-    count_votes, expert_labels,
+    Guidance, LayerRule, Pooling, RouteInput, Router, RouterOutput, Scorer, count_votes,
+    expert_labels,
 };
 use molora_testkit::autodiff_device;
 use molora_testkit::golden::Tensors;
@@ -169,6 +170,7 @@ impl Stack {
             keys: None,
             routed: Some(routed),
             labels: Some(labels.clone()),
+            code: None,
         };
         let sites: Vec<_> = self.layers.iter().zip(&pass.routed).map(site).collect();
         objective.evaluate(&sites)

@@ -3,7 +3,8 @@
 use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor};
 use molora_models::AdapterSpec;
-use molora_routing::{Guidance, LinearScorer, PrototypeScorer, Scorer, Selection, text_cosines};
+use molora_routing::scorer::{LinearScorer, PrototypeScorer};
+use molora_routing::{Guidance, Scorer, Selection, text_cosines};
 use molora_testkit::{FORWARD, assert_close, autodiff_device};
 use molora_train::guide::{ExpertInstruction, Instructions};
 

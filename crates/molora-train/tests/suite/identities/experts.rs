@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use molora_kernels::random::{Seed, uniform};
 use molora_models::AdapterSpec;
+use molora_models::ExpertCount;
 use molora_routing::expert_labels;
 use molora_testkit::{GRADIENT, assert_close};
 use molora_train::recipe;
@@ -15,7 +16,9 @@ use super::small::{
 /// The specification with the same number of experts in every layer.
 fn level(spec: AdapterSpec, experts: usize) -> AdapterSpec {
     let mut spec = spec;
-    spec.experts_per_layer.clear();
+    if let ExpertCount::ByLayer(_) = spec.experts {
+        spec.experts = ExpertCount::Same;
+    }
     spec.bank.num_experts = experts;
     spec
 }
@@ -121,7 +124,7 @@ proptest! {
     ) {
         let expert = expert % shape.experts;
         let mut spec = level(spec(name, shape), shape.experts);
-        spec.blend = None;
+        spec.general = None;
         let model = random(&spec, shape.seed);
         let mut single = spec.clone();
         (single.router, single.bank.num_experts) = (None, 1);

@@ -6,5 +6,6 @@
 
 mod experts;
 mod methods;
+mod parts;
 mod rows;
 mod small;

@@ -1,16 +1,19 @@
 //! A small BERT with an adapter of a recipe, in which everything is random.
 
+use molora_routing::scorer::GroupedConfig;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use molora_adapters::task_selector;
+use molora_adapters::{ExpertBank, Slices, task_selector};
 use molora_kernels::random::{Seed, uniform};
 use molora_models::{
-    Adaptable, AdapterSpec, Bert, EncoderInput, ForwardContext, ParameterKind, RouteTrace,
+    Adaptable, AdapterSpec, Bert, EncoderInput, ExpertCount, ForwardContext, ParameterKind,
+    RouteTrace,
 };
-use molora_routing::{GroupedConfig, Guidance, Scorer, ScorerConfig, WithinScorer};
+use molora_parts::{Axis, Origins, fill};
+use molora_routing::{Guidance, Router, ScorerConfig};
 use molora_train::recipe;
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
@@ -54,13 +57,16 @@ pub(crate) fn shapes() -> impl Strategy<Value = Shape> {
 pub(crate) fn spec(name: &str, shape: Shape) -> AdapterSpec {
     let mut spec = recipe::find(name).expect("listed").adapter;
     spec.bank.rank = shape.rank;
-    spec.experts_per_layer.truncate(LAYERS);
+    if let ExpertCount::ByLayer(list) = &mut spec.experts {
+        list.truncate(LAYERS);
+    }
     let tasks: Vec<String> = TASKS[..shape.experts].iter().map(|&t| t.into()).collect();
     let router = spec.router.as_ref();
     if router.is_some_and(|router| matches!(router.scorer, ScorerConfig::Grouped(_))) {
         for (number, task) in tasks.iter().enumerate() {
             let group = ["even", "odd"][number % 2];
-            spec.groups
+            spec.task_groups_mut()
+                .expect("it has groups")
                 .entry(group.into())
                 .or_default()
                 .push(task.clone());
@@ -94,7 +100,14 @@ fn with_random(spec: &AdapterSpec, seed: u64, draws: fn(ParameterKind) -> bool) 
     let mut model = base(seed);
     let attached = model.attach(spec, TASKS.len(), Seed::new(seed), &device());
     attached.expect("a valid specification");
+    let mut kinds = BTreeMap::new();
+    let visited = model.visit_tensors(|_, tensor| {
+        kinds.insert(tensor.id(), tensor.kind());
+        Ok::<_, std::convert::Infallible>(())
+    });
+    let Ok(()) = visited;
     let mut draw = Draw {
+        kinds,
         path: Vec::new(),
         seed: Seed::new(seed).child("adapters"),
         draws,
@@ -104,6 +117,7 @@ fn with_random(spec: &AdapterSpec, seed: u64, draws: fn(ParameterKind) -> bool) 
 
 /// Replaces the values of some kinds of parameters, each by its path.
 struct Draw {
+    kinds: BTreeMap<ParamId, ParameterKind>,
     path: Vec<String>,
     seed: Seed,
     draws: fn(ParameterKind) -> bool,
@@ -112,10 +126,13 @@ struct Draw {
 impl ModuleMapper for Draw {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let path = self.path.join(".");
-        let kind = ParameterKind::of(&path);
-        if kind == ParameterKind::Base || !(self.draws)(kind) {
+        let Some(&kind) = self
+            .kinds
+            .get(&param.id)
+            .filter(|&&kind| (self.draws)(kind))
+        else {
             return param;
-        }
+        };
         // Small enough for attention not to be all or nothing, where rounding would grow.
         let bound = if kind == ParameterKind::Adapters {
             0.3
@@ -146,65 +163,50 @@ pub(crate) fn take<const D: usize>(tensor: Tensor<D>, dim: usize, order: &[usize
 /// `from`, where `experts` counts those of the site in `from`. Gates are copied as they are; a router
 /// that `to` does not have is left out.
 pub(crate) fn copy_experts(from: &Bert, to: &mut Bert, order: impl Fn(usize) -> Vec<usize>) {
+    let origins = |experts: usize| {
+        let places = order(experts).into_iter().map(Some).collect();
+        Origins::default().with(Axis::Expert, places)
+    };
     let sites = from.sites();
     for ((_, to), (_, from)) in to.sites_mut().into_iter().zip(&sites) {
-        let (experts, rank) = (from.bank.num_experts(), from.bank.rank());
-        let order = order(experts);
-        let slots = |order: &[usize]| -> Vec<usize> {
-            let ranks = |&expert: &usize| (0..rank).map(move |r| expert * rank + r);
-            order.iter().flat_map(ranks).collect()
+        let experts = from.bank.num_experts();
+        to.bank = match to.bank.slices() {
+            Slices::Shared => {
+                let mut bank = to.bank.clone();
+                fill(
+                    bank.tensors(),
+                    &from.bank.clone().tensors(),
+                    &origins(experts),
+                );
+                bank
+            }
+            Slices::Independent => {
+                let parts = order(experts)
+                    .into_iter()
+                    .map(|index| from.bank.expert(index));
+                let parts: Vec<_> = parts.collect();
+                ExpertBank::assemble(&parts.iter().collect::<Vec<_>>()).expect("alike")
+            }
         };
-        let of_a = match from.bank.num_a() {
-            1 => slots(&[0]),
-            _ => slots(&order),
-        };
-        to.bank.a = Param::from_tensor(take(from.bank.a.val(), 1, &of_a));
-        to.bank.b = Param::from_tensor(take(from.bank.b.val(), 0, &slots(&order)));
-        if to.bank.rank_scale.is_some() {
-            let scale = from.bank.rank_scale.as_ref().expect("both have one");
-            to.bank.rank_scale = Some(Param::from_tensor(take(scale.val(), 0, &of_a)));
-        }
         to.gate.clone_from(&from.gate);
         if let (Some(to), Some(from)) = (&mut to.router, &from.router) {
-            copy_scorer(&from.scorer, &mut to.scorer, &order);
+            copy_router(from, to, &origins);
         }
     }
     let routers = from.layer_routers();
     for ((_, to), (_, from)) in to.layer_routers_mut().into_iter().zip(&routers) {
-        let scorer = &from.router.scorer;
-        copy_scorer(scorer, &mut to.router.scorer, &order(num_scored(scorer)));
+        copy_router(&from.router, &mut to.router, &origins);
     }
 }
 
-fn num_scored(scorer: &Scorer) -> usize {
-    match scorer {
-        Scorer::Linear(scorer) => scorer.weight.dims()[0],
-        Scorer::Cosine(scorer) => scorer.keys.dims()[0],
-        Scorer::Prototype(scorer) => scorer.prototypes.dims()[0],
-        Scorer::Grouped(scorer) => scorer.groups().iter().map(Vec::len).sum(),
-        other => panic!("an unknown scorer {other:?}"),
-    }
-}
-
-fn copy_scorer(from: &Scorer, to: &mut Scorer, order: &[usize]) {
-    let rows = |tensor: &Param<Tensor<2>>| Param::from_tensor(take(tensor.val(), 0, order));
-    let numbers = |tensor: &Param<Tensor<1>>| Param::from_tensor(take(tensor.val(), 0, order));
-    match (from, to) {
-        (Scorer::Linear(from), Scorer::Linear(to)) => {
-            to.weight = rows(&from.weight);
-            to.bias = from.bias.as_ref().map(numbers);
-        }
-        (Scorer::Cosine(from), Scorer::Cosine(to)) => to.keys = rows(&from.keys),
-        (Scorer::Prototype(from), Scorer::Prototype(to)) => to.prototypes = rows(&from.prototypes),
-        (Scorer::Grouped(from), Scorer::Grouped(to)) => {
-            to.group.clone_from(&from.group);
-            to.within = match &from.within {
-                WithinScorer::Static(scores) => WithinScorer::Static(numbers(scores)),
-                WithinScorer::Token(weight) => WithinScorer::Token(rows(weight)),
-            };
-        }
-        (from, to) => panic!("{from:?} and {to:?}"),
-    }
+fn copy_router(from: &Router, to: &mut Router, origins: &impl Fn(usize) -> Origins) {
+    let mut from = from.clone();
+    let from = from.tensors();
+    let counts = from.iter().flat_map(|tensor| tensor.counts().to_vec());
+    let experts = counts.into_iter().find(|count| count.axis == Axis::Expert);
+    // Without anything for each expert there is no order to keep.
+    let origins = experts.map_or_else(Origins::default, |experts| origins(experts.size));
+    fill(to.tensors(), &from, &origins);
 }
 
 /// The specification after its experts were put into another order.

@@ -196,7 +196,7 @@ fn a_request_is_checked_before_the_model_is_fetched() {
         ),
         (
             "train lora --tasks pets,pets",
-            "error: task \"pets\" is selected twice",
+            "error: task selection: task \"pets\" is named twice",
         ),
         ("train lora --tasks pest", "error: no task \"pest\""),
         (

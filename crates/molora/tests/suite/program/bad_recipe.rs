@@ -219,7 +219,7 @@ fn parts_that_do_not_go_together() {
     );
     check(&[
         value(
-            &["--set", "adapter.bank.sharing=independent"],
+            &["--set", "adapter.bank.slices=independent"],
             &["adapter.router.route_from is low_rank"],
         ),
         value(

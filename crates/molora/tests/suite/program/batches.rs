@@ -1,5 +1,6 @@
 //! Seeds, micro-batches and mixed batches.
 
+use molora_regularize::RouterZLoss;
 use molora_regularize::{Reduction, Term, TermConfig};
 use molora_train::recipe;
 use molora_train::recipe::Recipe;
@@ -64,8 +65,12 @@ fn micro_batches_give_the_losses_of_the_whole_batch() {
             recipe.data.sampling.mixed = mixed;
             recipe.stages[0].steps = 10;
             // Balance is a product of two means over the batch: its parts do not add up.
-            let adds_up = |term| matches!(term, Term::Orthogonality | Term::KeyMatching);
-            recipe.objective.terms.retain(|config| adds_up(config.term));
+            let adds_up =
+                |term: &Term| matches!(term, Term::Orthogonality(_) | Term::KeyMatching(_));
+            recipe
+                .objective
+                .terms
+                .retain(|config| adds_up(&config.term));
             let whole = run_steps(&recipe, 0);
             recipe.stages[0].micro_batch_size = rows;
             for (found, expected) in run_steps(&recipe, 0).iter().zip(&whole) {
@@ -80,7 +85,7 @@ fn micro_batches_give_the_mean_over_tokens_of_a_routing_loss() {
     let mut recipe = small("hydralora");
     recipe.adapter.bank.dropout = 0.0;
     recipe.objective.terms = vec![TermConfig {
-        term: Term::RouterZLoss,
+        term: RouterZLoss.into(),
         weight: 0.1,
         within_site: Reduction::Mean,
         over_sites: Reduction::Mean,

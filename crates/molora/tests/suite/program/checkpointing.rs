@@ -18,7 +18,7 @@ fn steps(folder: &Path) -> Vec<StepRecord> {
 fn with_groups(mut recipe: Recipe, tasks: &[&str]) -> Recipe {
     if recipe.name == "at-moe" {
         let all = tasks.iter().map(|&task| task.into()).collect();
-        recipe.adapter.groups = [("all".into(), all)].into();
+        *recipe.adapter.task_groups_mut().expect("it has groups") = [("all".into(), all)].into();
     }
     recipe
 }

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use molora_routing::scorer::ArrowConfig;
 use molora_train::TrainError;
 use molora_train::grow::{AddRequest, Removed, add_expert, remove_expert};
-use molora_train::recipe::{QuerySource, Recipe};
+use molora_train::recipe::{QuerySource, Recipe, Scope, StageConfig, Transform};
 use molora_train::run::{evaluate_run, train};
 use molora_train::store::read_config;
 use molora_train::train::Event;
@@ -30,7 +31,8 @@ fn two(world: &World, recipe: Recipe, out: &str) -> PathBuf {
 
 /// A request for an expert of `weather`, in the group of all where there are groups.
 fn weather(run: &Path) -> AddRequest {
-    let groups = &read_config(run).expect("a run").recipe.adapter.groups;
+    let config = read_config(run).expect("a run");
+    let groups = config.recipe.adapter.task_groups().unwrap_or_default();
     AddRequest {
         run: run.to_owned(),
         task: "weather".into(),
@@ -351,7 +353,7 @@ fn an_expert_of_another_base_model_is_refused() {
 fn queries_of_requests_meet_the_new_instruction() {
     let world = World::new();
     let mut recipe = small("glider");
-    let instructions = recipe.instructions.as_mut().expect("glider compares texts");
+    let instructions = recipe.instructions_mut().expect("glider compares texts");
     instructions.query = QuerySource::Request;
     let run = two(&world, recipe, "run");
     let meta = world.data("weather/task.json");
@@ -367,4 +369,44 @@ fn queries_of_requests_meet_the_new_instruction() {
     let names: Vec<&Value> = (0..2).map(|i| &found["experts"][i]["name"]).collect();
     assert_eq!(names, ["pets", "weather"]);
     assert!(found["experts"][2].is_null());
+}
+
+/// Experts of each task with Arrow's routers: nothing trains the directions.
+fn arrow() -> Recipe {
+    let mut recipe = small("phatgoose");
+    let router = recipe.adapter.router.as_mut().expect("a router");
+    router.scorer = ArrowConfig.into();
+    recipe
+        .stages
+        .retain(|stage| stage.scope == Scope::EachTask || stage.transform.is_some());
+    let directions = StageConfig::transform("directions", Transform::CollectDirections);
+    *recipe.stages.last_mut().expect("prototypes") = directions;
+    recipe
+}
+
+#[test]
+fn a_new_expert_brings_its_direction() {
+    let world = World::new();
+    let run = two(&world, arrow(), "run");
+    let tensors = |run: &Path| read_tensors(&run.join("adapter_model.safetensors"));
+    let old = tensors(&run);
+    add(&weather(&run));
+    let mut compared = 0;
+    for (name, (shape, values)) in tensors(&run) {
+        if !name.ends_with(".router.prototypes") {
+            continue;
+        }
+        let (old_shape, old_values) = &old[&name];
+        assert_eq!((shape[0], shape[1]), (3, old_shape[1]), "{name}");
+        let (kept, new) = values.split_at(old_values.len());
+        assert_eq!(kept, old_values, "{name}: rows of the old experts");
+        let norm: f32 = new.iter().map(|value| value * value).sum();
+        assert!(
+            (norm - 1.0).abs() < 1e-4,
+            "{name}: a direction of length {norm}"
+        );
+        compared += 1;
+    }
+    assert!(compared > 0, "sites have routers");
+    evaluate_run(&run, None, None).expect("a run of three experts");
 }

@@ -100,7 +100,8 @@ fn every_recipe_trains_a_decoder() {
         let mut recipe = writer::recipe(name, 24);
         if name == "at-moe" {
             let all = ["pets", "sky"].map(String::from);
-            recipe.adapter.groups = [("all".into(), all.to_vec())].into();
+            *recipe.adapter.task_groups_mut().expect("it has groups") =
+                [("all".into(), all.to_vec())].into();
         }
         let finished = run(&world, recipe, &["pets", "sky"], name);
         for (task, score) in &finished.eval.tasks {

@@ -10,6 +10,7 @@ mod batches;
 mod checkpointing;
 mod compare;
 mod files;
+mod formats;
 mod frozen;
 mod frozen_stages;
 mod grow;

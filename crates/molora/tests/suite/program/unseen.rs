@@ -28,11 +28,11 @@ fn measure(run: &Path, request: &UnseenRequest<'_>) -> UnseenReport {
 /// GLIDER whose instructions are read by the tiny model.
 fn glider(world: &World, query: QuerySource) -> Recipe {
     let mut recipe = small("glider");
-    recipe.instructions = Some(InstructionConfig {
+    *recipe.instructions_mut().expect("glider compares texts") = InstructionConfig {
         weight: 3.0,
         encoder: world.path("model").to_str().expect("UTF-8").into(),
         query,
-    });
+    };
     for (task, text) in [
         ("pets", "purr bark"),
         ("weather", "rain snow"),
@@ -175,7 +175,8 @@ fn rows_of_known_and_unknown_tasks_share_a_batch() {
     for name in ["samora", "at-moe", "moa", "phatgoose", "mosld", "hydralora"] {
         let mut recipe = small(name);
         if name == "at-moe" {
-            recipe.adapter.groups = [("all".into(), names.to_vec())].into();
+            *recipe.adapter.task_groups_mut().expect("it has groups") =
+                [("all".into(), names.to_vec())].into();
         }
         let spec = recipe.resolve(&base, &names).expect("a recipe");
         let mut backbone = base.clone();

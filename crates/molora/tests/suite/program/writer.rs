@@ -1,5 +1,6 @@
 //! A tiny decoder and tiny tasks whose answers are written, beside those of [`World`].
 
+use molora_models::ExpertCount;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -136,7 +137,9 @@ pub(crate) fn recipe(name: &str, steps: usize) -> Recipe {
     recipe.data.writing.max_new_tokens = 3;
     recipe.data.sampling.batch_size = 12;
     recipe.adapter.targets = vec!["all-linear".into()];
-    recipe.adapter.experts_per_layer.truncate(LAYERS);
+    if let ExpertCount::ByLayer(list) = &mut recipe.adapter.experts {
+        list.truncate(LAYERS);
+    }
     recipe.set_total_steps(steps);
     for stage in &mut recipe.stages {
         stage.optimizer.learning_rate = 1e-2;

@@ -1,116 +1,15 @@
-//! The router: a scorer, a softmax and a selection, for tokens, sequences or tasks.
+//! The router: a scorer, a selection and a normaliser, for tokens, sequences or tasks.
+
+mod config;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, activation::softmax};
-use molora_kernels::random::{Seed, normal};
-use serde::{Deserialize, Serialize};
+use burn::tensor::{Tensor, activation::softmax};
+use molora_parts::{Axis, ParameterKind, PartTensor};
 
-use crate::scorer::{Scorer, ScorerConfig};
-use crate::{Guidance, Pooling, RouterOutput, RoutingError, Selection};
-
-/// What one routing decision is taken for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Granularity {
-    /// Every token by its own features.
-    Token,
-    /// Every sequence, by its real tokens' features under [`RouterConfig::pooling`].
-    Sequence,
-    /// Every task, by a learned task embedding; an unknown task takes the mean embedding.
-    Task,
-}
-
-/// Which features a router reads; the layer that owns the router provides them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RouteFrom {
-    /// The input of the site, width D.
-    Hidden,
-    /// The shared low-rank code `x A` of the site, width R (SAMoRA).
-    LowRank,
-}
-
-/// Numbers of a [`Router`]; widths and the number of experts come with [`init`](Self::init).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RouterConfig {
-    /// How features are scored.
-    pub scorer: ScorerConfig,
-    /// Which features are scored; ignored by decisions per task.
-    pub route_from: RouteFrom,
-    /// What one decision is taken for.
-    pub granularity: Granularity,
-    /// How a sequence's tokens are summed up; read by decisions per sequence alone.
-    pub pooling: Pooling,
-    /// Scores are divided by this before the softmax; 1 with a grouped scorer, whose weights it
-    /// would distort.
-    pub temperature: f64,
-    /// Which experts take part.
-    pub selection: Selection,
-    /// Width of the task embedding; read by decisions per task alone.
-    pub task_width: usize,
-}
-
-impl Default for RouterConfig {
-    /// A linear router on every token's hidden state, dense, temperature 1 (HydraLoRA).
-    fn default() -> Self {
-        Self {
-            scorer: ScorerConfig::Linear { bias: false },
-            route_from: RouteFrom::Hidden,
-            granularity: Granularity::Token,
-            pooling: Pooling::Mean,
-            temperature: 1.0,
-            selection: Selection::Dense,
-            task_width: 8,
-        }
-    }
-}
-
-impl RouterConfig {
-    /// Checks every number.
-    ///
-    /// # Errors
-    /// The first one that is out of its range.
-    pub fn validate(&self, num_experts: usize) -> Result<(), RoutingError> {
-        if !(self.temperature.is_finite() && self.temperature > 0.0) {
-            return Err(RoutingError::Temperature(self.temperature));
-        }
-        if self.task_width == 0 {
-            return Err(RoutingError::TaskWidth);
-        }
-        self.scorer.validate(num_experts)?;
-        self.selection.validate(num_experts)
-    }
-
-    /// A router over `num_experts` for features of width `d_features`; `num_tasks` is read by
-    /// decisions per task alone.
-    ///
-    /// # Panics
-    /// If [`validate`](Self::validate) refuses the scorer for this number of experts.
-    pub fn init(
-        &self,
-        d_features: usize,
-        num_experts: usize,
-        num_tasks: usize,
-        seed: Seed,
-        device: &Device,
-    ) -> Router {
-        let by_task = self.granularity == Granularity::Task;
-        let d_features = if by_task { self.task_width } else { d_features };
-        let embedding = || {
-            let seed = seed.child("task_embedding");
-            Param::from_tensor(normal([num_tasks, d_features], 1.0, seed, device))
-        };
-        Router {
-            scorer: self.scorer.init(d_features, num_experts, seed, device),
-            task_embedding: by_task.then(embedding),
-            granularity: self.granularity,
-            pooling: self.pooling,
-            selection: self.selection,
-            temperature: self.temperature,
-        }
-    }
-}
+use crate::normaliser::{Normaliser, Scores, Weighed};
+use crate::scorer::Scorer;
+use crate::{Guidance, Pooling, RouterOutput, Selected, Selection};
+pub use config::{Granularity, RouteFrom, RouterConfig};
 
 /// What a router reads.
 #[derive(Debug, Clone)]
@@ -131,6 +30,8 @@ pub struct Router {
     pub scorer: Scorer,
     /// Task embeddings of decisions per task, `[tasks, F]`.
     pub task_embedding: Option<Param<Tensor<2>>>,
+    /// How the logits of the selected experts become weights.
+    pub normaliser: Normaliser,
     #[module(skip)]
     granularity: Granularity,
     #[module(skip)]
@@ -138,6 +39,7 @@ pub struct Router {
     #[module(skip)]
     selection: Selection,
     temperature: f64,
+    is_uniform: bool,
 }
 
 impl Router {
@@ -146,9 +48,35 @@ impl Router {
         self.granularity
     }
 
-    /// Whether every decision gives all experts the same weight.
+    /// Whether every decision gives all experts the same weight, one in all.
     pub fn is_uniform(&self) -> bool {
-        matches!(self.scorer, Scorer::Uniform(_)) && self.selection == Selection::Dense
+        self.is_uniform
+    }
+
+    /// Every tensor.
+    pub fn tensors(&mut self) -> Vec<PartTensor<'_>> {
+        let embedding = self.task_embedding.iter_mut().map(|embedding| {
+            let [tasks, width] = embedding.dims();
+            let (rows, columns) = ([Axis::Task.of(tasks)], [Axis::Feature.of(width)]);
+            let name = "router.task_embedding";
+            PartTensor::matrix(name, ParameterKind::Routers, embedding, &rows, &columns)
+        });
+        let mut tensors = self.scorer.tensors();
+        tensors.extend(embedding);
+        tensors.extend(self.normaliser.tensors());
+        tensors
+    }
+
+    /// The row of each expert that its score is computed from, `[E, F]`, where there is just one.
+    pub fn rows(&self) -> Option<Tensor<2>> {
+        self.scorer.clone().rows().map(|rows| rows.val())
+    }
+
+    /// Replaces the rows by others, `[E, F]`; a scorer without such rows stays as it is.
+    pub fn set_rows(&mut self, rows: Tensor<2>) {
+        if let Some(own) = self.scorer.rows() {
+            *own = Param::from_tensor(rows);
+        }
     }
 
     /// The keys `[E, F]` of a scorer that compares with keys.
@@ -171,14 +99,22 @@ impl Router {
     pub fn route_guided(&self, input: &RouteInput, guidance: &Guidance) -> RouterOutput {
         let (features, counted) = self.features(input, guidance);
         let [batch, tokens, width] = features.dims();
-        let scores = self.scorer.score(features.reshape([batch * tokens, width]));
+        let rows = features.clone().reshape([batch * tokens, width]);
+        let scores = self.scorer.score(rows);
         let experts = scores.dims()[1];
         let logits = scores
             .div_scalar(self.temperature)
             .reshape([batch, tokens, experts]);
         let logits = guidance.biased(logits);
         let probs = softmax(logits.clone(), 2);
-        let (weights, selected) = guidance.decided(self.selection.weigh(&logits, &probs));
+        let scores = Scores {
+            features,
+            logits: logits.clone(),
+            probs: probs.clone(),
+            selected: None,
+        };
+        let weighed = weigh(self.selection, &self.normaliser, scores);
+        let (weights, selected) = guidance.decided(weighed);
         RouterOutput {
             logits,
             probs,
@@ -193,12 +129,14 @@ impl Router {
         let valid_b1 = || input.mask.clone().max_dim(1);
         match (self.granularity, &self.task_embedding) {
             (Granularity::Token, _) => (input.features.clone(), input.mask.clone()),
-            (Granularity::Task, Some(embedding)) => {
-                let tasks = input
-                    .tasks
-                    .clone()
-                    .expect("decisions per task are given tasks");
-                (tasks.matmul(embedding.val()).unsqueeze_dim(1), valid_b1())
+            (Granularity::Task, embedding) => {
+                let tasks = input.tasks.clone();
+                let tasks = tasks.expect("decisions per task are given tasks");
+                let features = match embedding {
+                    Some(embedding) => tasks.matmul(embedding.val()),
+                    None => tasks,
+                };
+                (features.unsqueeze_dim(1), valid_b1())
             }
             _ => {
                 let mask = guidance.prompt.as_ref().unwrap_or(&input.mask).clone();
@@ -209,9 +147,25 @@ impl Router {
     }
 }
 
+/// Weights of the experts that a selection takes, and which those are.
+pub(crate) fn weigh(selection: Selection, normaliser: &Normaliser, scores: Scores) -> Weighed {
+    match selection.select(&scores.logits, &scores.probs) {
+        Selected::One(best) => (best.clone().float(), Some(best)),
+        Selected::All => normaliser.weigh(scores),
+        Selected::These(selected) => normaliser.weigh(Scores {
+            selected: Some(selected),
+            ..scores
+        }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scorer::CosineConfig;
+    use crate::scorer::{LinearConfig, ScorerConfig};
+    use burn::tensor::Device;
+    use molora_kernels::random::Seed;
     use molora_kernels::random::uniform;
     use molora_testkit::{FORWARD, assert_close};
 
@@ -230,7 +184,8 @@ mod tests {
     #[test]
     fn weights_of_every_decision_sum_to_one() {
         let device = molora_testkit::device();
-        for scorer in [ScorerConfig::Linear { bias: true }, ScorerConfig::Cosine] {
+        let linear = LinearConfig { bias: true };
+        for scorer in [linear.into(), ScorerConfig::from(CosineConfig)] {
             for selection in [Selection::Dense, Selection::TopK(2)] {
                 let config = RouterConfig {
                     scorer: scorer.clone(),
@@ -293,5 +248,15 @@ mod tests {
             message,
             "temperature is 0, expected a finite number above 0"
         );
+    }
+
+    #[test]
+    fn a_sigmoid_among_the_selections_is_a_normaliser() {
+        let read = |text: &str| serde_json::from_str::<RouterConfig>(text);
+        let old = read(r#"{"selection": "sigmoid"}"#).expect("an older file");
+        let new = read(r#"{"normaliser": "sigmoid"}"#).expect("a file of today");
+        assert_eq!(old, new);
+        let error = read(r#"{"selecton": "dense"}"#).expect_err("misspelt");
+        assert!(error.to_string().contains("unknown field `selecton`"));
     }
 }

@@ -1,47 +1,10 @@
-//! Losses on how the routers' probability is spread over experts and tasks.
+//! What routing tells about tasks.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::log_softmax;
 use molora_routing::RouterOutput;
-
-use crate::Reduction;
-
-/// Added to the squared mean of the mass, so that an empty batch divides by something.
-const MEAN_EPSILON: f64 = 1e-10;
 
 /// Smallest probability inside a logarithm; 0 ln 0 counts as 0.
 const PROBABILITY_FLOOR: f64 = 1e-30;
-
-/// Entropy `-sum_e p_e ln p_e` of the routers' softmax in nats: the mean over the decisions that
-/// count, or their sum. Between 0 (one expert has it all) and `ln E` (uniform).
-///
-/// # Shapes
-/// - returns `[1]`
-pub fn router_entropy(routed: &RouterOutput, reduction: Reduction) -> Tensor<1> {
-    let surprise = log_softmax(routed.logits.clone(), 2).neg();
-    let total = routed.sum_counted(routed.probs.clone() * surprise).sum();
-    match reduction {
-        Reduction::Mean => total / routed.num_decisions(),
-        Reduction::Sum => total,
-    }
-}
-
-/// Squared coefficient of variation of the experts' probability mass over the decisions that count:
-/// unbiased variance over experts, divided by the squared mean. 0 if all experts have the same mass,
-/// `E` if one has it all; 0 for a single expert.
-///
-/// # Shapes
-/// - returns `[1]`
-///
-/// # Source
-/// Shazeer et al., Sparsely-Gated Mixture-of-Experts, arXiv:1701.06538, eq. 6.
-pub fn mass_variation(routed: &RouterOutput) -> Tensor<1> {
-    let mass_e = routed.sum_counted(routed.probs.clone());
-    let mean = mass_e.clone().mean();
-    let square = (mass_e - mean.clone()).square().sum();
-    let others = routed.num_experts().saturating_sub(1).max(1);
-    square.div_scalar(others as f64) / mean.square().add_scalar(MEAN_EPSILON)
-}
 
 /// Minus the mutual information of task and expert in nats, `-sum P(t, e) ln (P(t, e) / P(t) P(e))`.
 ///
@@ -76,6 +39,7 @@ pub fn task_information(routed: &RouterOutput, tasks: Tensor<2>) -> Tensor<1> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Reduction, mass_variation, router_entropy};
     use burn::tensor::activation::softmax;
     use molora_testkit::{FORWARD, assert_close};
 

@@ -1,9 +1,26 @@
-//! Penalties on the weights of banks and keys.
+//! The divergence of an expert's centre from its key. SAMoRA, arXiv:2604.19048.
 
 use burn::tensor::{Tensor, activation::log_softmax};
 use molora_adapters::ExpertBank;
+use serde::{Deserialize, Serialize};
 
+use super::{Need, SiteView, TermNumbers};
 use crate::Reduction;
+
+/// See [`key_matching`]; needs a router with keys in rank space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct KeyMatching;
+
+impl TermNumbers for KeyMatching {
+    fn needs(&self) -> &'static [Need] {
+        &[Need::RankKeys]
+    }
+
+    fn at(&self, site: &SiteView<'_>, reduction: Reduction) -> Option<Tensor<1>> {
+        let keys = site.keys.clone();
+        keys.map(|keys| key_matching(keys, site.bank, reduction))
+    }
+}
 
 /// Added to a probability inside the logarithm of the key side, as the SAMoRA code does.
 const KEY_EPSILON: f64 = 1e-8;
@@ -11,36 +28,6 @@ const KEY_EPSILON: f64 = 1e-8;
 /// Below this norm an expert's centre counts as zero: the derivative of `c / |c|` grows as
 /// `1 / |c|`, and at the zero start of `B` it would drown every other gradient.
 const CENTRE_FLOOR: f64 = 1e-6;
-
-/// Orthogonality of both projections: `||A A^T - I||^2 + sum_e ||B_e^T B_e - I||^2`.
-///
-/// [`Reduction::Sum`] takes Frobenius sums as the paper does; [`Reduction::Mean`] takes for `A` and
-/// for `B` the mean over all matrix entries (experts included) as the released code does.
-///
-/// At `B = 0` the value of the second part is `1 / R` (mean) and its gradient exactly 0.
-///
-/// # Shapes
-/// - returns `[1]`
-///
-/// # Source
-/// SAMoRA, arXiv:2604.19048.
-pub fn orthogonality(bank: &ExpertBank, reduction: Reduction) -> Tensor<1> {
-    let a_adr = bank.a_by_expert();
-    let gram_a = a_adr.clone().swap_dims(1, 2).matmul(a_adr);
-    let b_ero = bank.b_by_expert();
-    let gram_b = b_ero.clone().matmul(b_ero.swap_dims(1, 2));
-    distance_from_identity(gram_a, reduction) + distance_from_identity(gram_b, reduction)
-}
-
-/// Squared distance of each `[R, R]` matrix from the identity, `[E, R, R]` to `[1]`.
-fn distance_from_identity(gram: Tensor<3>, reduction: Reduction) -> Tensor<1> {
-    let identity = Tensor::<2>::eye(gram.dims()[1], &gram.device());
-    let square = (gram - identity.unsqueeze()).square();
-    match reduction {
-        Reduction::Mean => square.mean(),
-        Reduction::Sum => square.sum(),
-    }
-}
 
 /// Key matching: `KL(Q_e || P_e)` between each expert's centre and its key, over experts.
 ///
@@ -92,44 +79,10 @@ fn unit_or_zero(rows: Tensor<2>) -> Tensor<2> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::orthogonality;
+    use crate::term::testing::{KEYS, bank};
     use burn::module::Param;
-    use burn::tensor::Device;
-    use molora_adapters::{BankConfig, Sharing, SiteDims};
-    use molora_kernels::random::Seed;
     use molora_testkit::{FORWARD, GRADIENT, assert_close};
-
-    const KEYS: [[f32; 2]; 3] = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]];
-
-    /// The bank of the SAMoRA notes' worked example: R 2, D 4, O 3, E 3.
-    fn bank(device: &Device) -> ExpertBank {
-        let config = BankConfig {
-            sharing: Sharing::SharedA,
-            num_experts: 3,
-            rank: 2,
-            ..BankConfig::default()
-        };
-        let mut bank = config.init(
-            SiteDims {
-                d_input: 4,
-                d_output: 3,
-            },
-            Seed::new(0),
-            device,
-        );
-        bank.a = Param::from_data([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [-1.0, 1.0]], device);
-        bank.b = Param::from_data(
-            [
-                [1.0, 0.0, 1.0],
-                [0.0, 1.0, 1.0],
-                [0.0, 1.0, -1.0],
-                [1.0, 0.0, 1.0],
-                [2.0, 0.0, 1.0],
-                [0.0, -1.0, 0.0],
-            ],
-            device,
-        );
-        bank
-    }
 
     #[test]
     fn values_of_the_worked_example() {
@@ -177,27 +130,6 @@ mod tests {
                 .into_scalar::<f32>()
                 > 1e-3
         );
-    }
-
-    #[test]
-    fn gradients_of_orthogonality_are_analytic() {
-        let device = molora_testkit::autodiff_device();
-        let bank = bank(&device);
-        let gradients = orthogonality(&bank, Reduction::Mean).backward();
-        let to_a = bank.a.val().grad(&gradients).expect("tracked").transpose();
-        let expected = [[5.0, 1.0, 11.0, -4.0], [1.0, 2.0, 4.0, 1.0]];
-        assert_close(to_a, expected, GRADIENT, "d orth / dA");
-        let third = 1.0 / 3.0;
-        let to_b = bank.b.val().grad(&gradients).expect("tracked");
-        let expected = [
-            [third, third, 2.0 * third],
-            [third, third, 2.0 * third],
-            [-third, third, -2.0 * third],
-            [third, -third, 2.0 * third],
-            [8.0 * third, 0.0, 4.0 * third],
-            [0.0, 0.0, 0.0],
-        ];
-        assert_close(to_b, expected, GRADIENT, "d orth / dB");
     }
 
     #[test]

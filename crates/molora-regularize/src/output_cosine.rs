@@ -1,4 +1,4 @@
-//! Penalties between the experts of a bank, and on the size of their weights.
+//! Cosines between the outputs of experts.
 
 use burn::tensor::Tensor;
 use molora_adapters::ExpertBank;
@@ -7,35 +7,6 @@ use crate::Reduction;
 
 /// Smallest product of two squared norms that is divided by: outputs of zero have no direction.
 const NORM_FLOOR: f64 = 1e-24;
-
-/// Orthogonality between the subspaces of different experts: `sum_{i<j} sum |A_i A_j^T|`.
-///
-/// [`Reduction::Mean`] takes the mean over pairs and entries. 0 for a shared `A`, which is one
-/// subspace.
-///
-/// # Shapes
-/// - returns `[1]`
-///
-/// # Source
-/// O-LoRA, Wang et al., arXiv:2310.14152, eq. 5, between the experts of one bank.
-pub fn across_experts(bank: &ExpertBank, reduction: Reduction) -> Tensor<1> {
-    let (experts, rank) = (bank.num_a(), bank.rank());
-    let a = bank.a.val();
-    let gram = a.clone().transpose().matmul(a).abs();
-    let blocks = gram
-        .reshape([experts, rank, experts, rank])
-        .sum_dim(3)
-        .sum_dim(1)
-        .reshape([experts, experts]);
-    let total = off_diagonal(blocks.unsqueeze()).sum().div_scalar(2.0);
-    match reduction {
-        Reduction::Mean => {
-            let pairs = experts * experts.saturating_sub(1) / 2;
-            total.div_scalar((pairs * rank * rank).max(1) as f64)
-        }
-        Reduction::Sum => total,
-    }
-}
 
 /// Squared cosines between the outputs of different experts, `sum_{i<j} cos^2(B_i A_i x, B_j A_j x)`:
 /// the mean over real tokens, or their sum. An output of zero has cosine 0 and no gradient.
@@ -69,7 +40,7 @@ pub fn output_cosine(
 }
 
 /// Matrices `[N, E, E]` with zeros on their diagonals.
-fn off_diagonal(matrices: Tensor<3>) -> Tensor<3> {
+pub(crate) fn off_diagonal(matrices: Tensor<3>) -> Tensor<3> {
     let identity = Tensor::<2>::eye(matrices.dims()[1], &matrices.device());
     let is_diagonal = identity.equal_elem(1.0).unsqueeze::<3>();
     matrices
@@ -77,23 +48,10 @@ fn off_diagonal(matrices: Tensor<3>) -> Tensor<3> {
         .mask_fill(is_diagonal.expand(matrices.dims()), 0.0)
 }
 
-/// Sum of the squares of `A` and `B`, or their mean over all entries.
-///
-/// # Shapes
-/// - returns `[1]`
-pub fn l2(bank: &ExpertBank, reduction: Reduction) -> Tensor<1> {
-    let (a, b) = (bank.a.val(), bank.b.val());
-    let entries = a.shape().num_elements() + b.shape().num_elements();
-    let total = a.square().sum() + b.square().sum();
-    match reduction {
-        Reduction::Mean => total.div_scalar(entries as f64),
-        Reduction::Sum => total,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{across_experts, l2};
     use burn::module::Param;
     use molora_adapters::{BankConfig, SiteDims};
     use molora_kernels::random::Seed;

@@ -1,0 +1,257 @@
+//! Banks of low-rank experts and their mixing in two matrix products.
+//!
+//! `A` is stored as `[D, S*R]` and `B` as `[E*R, O]`, where the slices `S` are 1 (shared) or `E`
+//! (independent). Mixing gates the low-rank code and multiplies once by the concatenated `B`:
+//!
+//! ```text
+//! low  = dropout(x) A                      [N, S*R]      slices, start, dropout
+//! code = w_e * s * core(low)[slice of e]   [N, E*R]      core, scaling
+//! y    = code B                            [N, O]
+//! ```
+//!
+//! so that nothing of shape `[N, E, O]` exists and no loop runs over experts; the last two lines are
+//! one operation, [`low_rank_mix`]. In training, weight
+//! dropout replaces `A` by `F o A` with random factors `F` (see [`ExpertBank::weight_factors`]).
+
+mod config;
+#[cfg(test)]
+mod tests;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use molora_kernels::random::{Seed, dropout_mask};
+use molora_kernels::{LowRankMix, linear, low_rank_mix};
+use molora_parts::{Axis, ParameterKind, PartTensor};
+
+use crate::core::Core;
+pub use config::{BankConfig, SiteDims, Slices, Start};
+
+/// `E` low-rank experts of one site.
+#[derive(Module, Debug)]
+pub struct ExpertBank {
+    /// Down-projections side by side, `[D, S*R]` with S = 1 (shared) or `E`.
+    pub a: Param<Tensor<2>>,
+    /// Up-projections one below the other, `[E*R, O]`.
+    pub b: Param<Tensor<2>>,
+    /// What happens to the low-rank code in between.
+    pub core: Core,
+    #[module(skip)]
+    pub(crate) slices: Slices,
+    pub(crate) num_experts: usize,
+    pub(crate) rank: usize,
+    pub(crate) factor: f64,
+    pub(crate) dropout: f64,
+    pub(crate) weight_dropout: f64,
+}
+
+impl ExpertBank {
+    /// Every tensor.
+    pub fn tensors(&mut self) -> Vec<PartTensor<'_>> {
+        let kind = ParameterKind::Adapters;
+        let ([d_input, _], [_, d_output]) = (self.a.dims(), self.b.dims());
+        let (slices, rank) = (
+            self.slices.count(self.num_experts),
+            Axis::Rank.of(self.rank),
+        );
+        let experts = Axis::Expert.of(self.num_experts);
+        let (input, output) = ([Axis::Input.of(d_input)], [Axis::Output.of(d_output)]);
+        // In mathematical layout: A [S, R, D] and B [E, O, R].
+        let a = PartTensor::matrix("experts.lora_A", kind, &mut self.a, &input, &[slices, rank]);
+        let b = PartTensor::matrix(
+            "experts.lora_B",
+            kind,
+            &mut self.b,
+            &[experts, rank],
+            &output,
+        );
+        let mut tensors = vec![a.stored(&[1, 2, 0]), b.stored(&[0, 2, 1])];
+        tensors.extend(self.core.tensors(slices.axis));
+        tensors
+    }
+
+    /// Number of experts E.
+    pub fn num_experts(&self) -> usize {
+        self.num_experts
+    }
+
+    /// Rank R of each expert.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Number of down-projections: 1 if shared, else E.
+    pub fn num_a(&self) -> usize {
+        self.slices.count(self.num_experts).size
+    }
+
+    /// Which down-projection an expert reads.
+    pub fn slices(&self) -> Slices {
+        self.slices
+    }
+
+    /// Number of the down-projection that an expert reads.
+    pub fn slice_of(&self, expert: usize) -> usize {
+        match self.slices {
+            Slices::Independent => expert,
+            Slices::Shared => 0,
+        }
+    }
+
+    /// Probability of dropping an entry of `A` in training.
+    pub fn weight_dropout(&self) -> f64 {
+        self.weight_dropout
+    }
+
+    /// The low-rank code before any scale: `dropout(x) A`.
+    ///
+    /// With a `dropout` seed (training) and positive probabilities, input activations are dropped by
+    /// a mask drawn from that seed, and entries of `A` by [`weight_factors`](Self::weight_factors) of
+    /// its child `weight`; without a seed (evaluation) nothing is.
+    ///
+    /// # Shapes
+    /// - `x`: `[B, T, D]`
+    /// - returns `[B, T, A*R]`
+    pub fn down(&self, x: Tensor<3>, dropout: Option<Seed>) -> Tensor<3> {
+        let Some(seed) = dropout else {
+            return linear(x, self.a.val(), None);
+        };
+        let a = match self.weight_dropout > 0.0 {
+            true => self.a.val() * self.weight_factors(seed.child("weight")),
+            false => self.a.val(),
+        };
+        match self.dropout > 0.0 {
+            true => molora_kernels::dropout_linear(x, a, self.dropout, seed),
+            false => linear(x, a, None),
+        }
+    }
+
+    /// The low-rank code with every entry of `A` multiplied by a factor: `x (F o A)`.
+    ///
+    /// This is weight dropout with an explicit mask; [`down`](Self::down) draws the factors.
+    ///
+    /// # Shapes
+    /// - `x`: `[B, T, D]`
+    /// - `factors`: `[D, A*R]`, 0 for an entry that is dropped, else `1 / (1 - p)`
+    /// - returns `[B, T, A*R]`
+    ///
+    /// # Source
+    /// Wan et al., DropConnect, ICML 2013, with inverted scaling; MoSLD, arXiv:2412.08946.
+    pub fn down_masked(&self, x: Tensor<3>, factors: Tensor<2>) -> Tensor<3> {
+        linear(x, self.a.val() * factors, None)
+    }
+
+    /// Factors of weight dropout drawn from `seed`: 0 with the bank's probability p, else
+    /// `1 / (1 - p)`, `[D, A*R]`. One draw serves all tokens and, if `A` is shared, all experts.
+    pub fn weight_factors(&self, seed: Seed) -> Tensor<2> {
+        dropout_mask(self.a.dims(), self.weight_dropout, seed, &self.a.device())
+    }
+
+    /// The mixture of the experts' deltas for rows of unknown tasks:
+    /// `s * sum_e w_e B_e core(low)_e`.
+    ///
+    /// # Shapes
+    /// - `low`: `[B, T, S*R]` from [`down`](Self::down)
+    /// - `weights`: `[B, T, E]`, or with size 1 in the first two axes to be broadcast; `None` weighs
+    ///   every expert by 1
+    /// - returns `[B, T, O]`
+    pub fn up(&self, low: Tensor<3>, weights: Option<Tensor<3>>) -> Tensor<3> {
+        self.mix(
+            None,
+            low,
+            Mixing {
+                weights,
+                ..Mixing::default()
+            },
+        )
+    }
+
+    /// The mixture of the experts' deltas, as [`up`](Self::up), added to the frozen layer's output
+    /// `base` `[B, T, O]` if that is given.
+    pub fn mix(&self, base: Option<Tensor<3>>, low: Tensor<3>, mixing: Mixing<'_>) -> Tensor<3> {
+        let operands = LowRankMix {
+            low: self.core.apply(low, mixing.tasks),
+            weights: mixing.weights,
+            is_selection: mixing.is_selection,
+            rank_scale: self.core.scale(),
+            factor: self.factor,
+            b: self.b.val(),
+        };
+        low_rank_mix(base, operands)
+    }
+
+    /// The output of every expert apart, `s B_e code_e`: `[N, E, O]`. A mixture never needs it; terms
+    /// that compare outputs take it for some tokens.
+    ///
+    /// # Shapes
+    /// - `code`: `[N, S*R]` behind the core but for its [`scale`](Core::scale)
+    pub fn outputs(&self, code: Tensor<2>) -> Tensor<3> {
+        let ([rows, _], experts) = (code.dims(), self.num_experts);
+        let code = match self.core.scale() {
+            Some(scale) => code * scale.unsqueeze(),
+            None => code,
+        };
+        let code_snr = code
+            .reshape([rows, self.num_a(), self.rank])
+            .swap_dims(0, 1);
+        let code_enr = code_snr.expand([experts, rows, self.rank]);
+        let outputs_eno = code_enr.matmul(self.b_by_expert());
+        outputs_eno.swap_dims(0, 1).mul_scalar(self.factor)
+    }
+
+    /// `A` with what the core does to its code, `[D, S*R]`: the products with it are the codes that
+    /// `B` reads. `task` `[1, tasks]` picks the task of a core that depends on it, see
+    /// [`task_selector`](crate::task_selector); without it the task is unknown.
+    pub fn a_with_core(&self, task: Option<&Tensor<2>>) -> Tensor<2> {
+        let [d_input, width] = self.a.dims();
+        let a = self
+            .core
+            .apply(self.a.val().reshape([1, d_input, width]), task);
+        let a = a.reshape([d_input, width]);
+        match self.core.scale() {
+            Some(scale) => a * scale.unsqueeze(),
+            None => a,
+        }
+    }
+
+    /// `A` of every expert apart, `[A, D, R]`.
+    pub fn a_by_expert(&self) -> Tensor<3> {
+        let [d_input, width] = self.a.dims();
+        self.a
+            .val()
+            .reshape([d_input, width / self.rank, self.rank])
+            .swap_dims(0, 1)
+    }
+
+    /// `B` of every expert apart, `[E, R, O]`.
+    pub fn b_by_expert(&self) -> Tensor<3> {
+        self.b
+            .val()
+            .reshape([self.num_experts, self.rank, self.b.dims()[1]])
+    }
+
+    /// The weight delta of a static mixture, `s * sum_e w_e A_e core B_e`, to be added to a base weight
+    /// `[D, O]`; a core that depends on tasks is that of an unknown one.
+    ///
+    /// # Shapes
+    /// - `weights`: `[E]`
+    /// - returns `[D, O]`
+    pub fn weight_delta(&self, weights: Tensor<1>) -> Tensor<2> {
+        let [d_input, width] = self.a.dims();
+        let low = self.a.val().reshape([1, d_input, width]);
+        let weights = weights.reshape([1, 1, self.num_experts]);
+        self.up(low, Some(weights)).squeeze_dim(0)
+    }
+}
+
+/// How experts are mixed.
+#[derive(Debug, Clone, Default)]
+pub struct Mixing<'a> {
+    /// Weights of the experts, `[B, T, E]`, or with size 1 in the first two axes to be broadcast;
+    /// `None` weighs every expert by 1.
+    pub weights: Option<Tensor<3>>,
+    /// Whether a weight of 0 stands for an expert that was not selected: it gets no gradient, and
+    /// its work may be left out.
+    pub is_selection: bool,
+    /// Rows that pick each sequence's task, `[B, tasks]`, for a core that depends on tasks.
+    pub tasks: Option<&'a Tensor<2>>,
+}

@@ -1,0 +1,168 @@
+//! Terms: what one site adds to the loss. One file each, and one line in the list below.
+
+use burn::tensor::Tensor;
+use molora_adapters::ExpertBank;
+use molora_routing::RouterOutput;
+
+use crate::Reduction;
+
+#[cfg(test)]
+mod testing;
+
+/// What a term needs that a site or a stage may lack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Routing decisions.
+    Router,
+    /// A router with cosine keys on the low-rank code of a shared `A`.
+    RankKeys,
+    /// For each sequence, the label of its expert.
+    Labels,
+    /// The low-rank code of every site, from which experts' outputs are computed: sites that have a
+    /// router each.
+    Codes,
+}
+
+/// What one site lends to the objective.
+#[derive(Debug)]
+pub struct SiteView<'a> {
+    /// The site's experts.
+    pub bank: &'a ExpertBank,
+    /// The router's keys `[E, R]`, if it has keys in rank space.
+    pub keys: Option<Tensor<2>>,
+    /// The decisions of this batch, if the site has a router.
+    pub routed: Option<&'a RouterOutput>,
+    /// The expert that each sequence belongs to as one-hot rows `[B, E]`, if that is known.
+    pub labels: Option<Tensor<2>>,
+    /// The low-rank code of this batch behind the core but for its scale, `[B, T, S*R]`, if a term
+    /// asked for it.
+    pub code: Option<Tensor<3>>,
+}
+
+impl<'a> SiteView<'a> {
+    /// A site of which nothing but the weights is known.
+    pub fn of_weights(bank: &'a ExpertBank) -> Self {
+        Self {
+            bank,
+            keys: None,
+            routed: None,
+            labels: None,
+            code: None,
+        }
+    }
+
+    /// The decisions, where there is anything to balance: more than one expert.
+    fn balanced(&self) -> Option<&RouterOutput> {
+        self.routed.filter(|routed| routed.num_experts() > 1)
+    }
+}
+
+/// The numbers of a term.
+pub trait TermNumbers {
+    /// The term's value at one site, `[1]`; `None` if the site has nothing to show for it.
+    fn at(&self, site: &SiteView<'_>, reduction: Reduction) -> Option<Tensor<1>>;
+
+    /// What the term reads beside weights.
+    fn needs(&self) -> &'static [Need] {
+        &[]
+    }
+
+    /// What is out of its range, with the name of the field.
+    fn problem(&self) -> Option<String> {
+        None
+    }
+}
+
+/// Makes the enum of the axis and hands every call on.
+macro_rules! terms {
+    ($($(#[$doc:meta])* $name:literal => $file:ident::$Term:ident $(+ $function:ident)?),* $(,)?) => {
+        $(
+            mod $file;
+            pub use $file::{$Term $(, $function)?};
+        )*
+
+        molora_parts::choices! {
+            /// What a term computes at one site.
+            pub enum Term {
+                $($(#[$doc])* $name => $Term($Term),)*
+            }
+        }
+
+        impl Term {
+            /// The term's value at one site, `[1]`; `None` if the site has nothing to show for it.
+            pub fn at(&self, site: &SiteView<'_>, reduction: Reduction) -> Option<Tensor<1>> {
+                match self {
+                    $(Self::$Term(term) => term.at(site, reduction),)*
+                }
+            }
+
+            /// What the term reads beside weights.
+            pub fn needs(&self) -> &'static [Need] {
+                match self {
+                    $(Self::$Term(term) => term.needs(),)*
+                }
+            }
+
+            /// What is out of its range, with the name of the field.
+            pub fn problem(&self) -> Option<String> {
+                match self {
+                    $(Self::$Term(term) => term.problem(),)*
+                }
+            }
+        }
+    };
+}
+
+terms! {
+    "orthogonality" => orthogonality::Orthogonality + orthogonality,
+    "across_experts" => across_experts::AcrossExperts + across_experts,
+    "l2" => l2::L2 + l2,
+    "key_matching" => key_matching::KeyMatching + key_matching,
+    "load_balance" => load_balance::LoadBalance + load_balance,
+    "balance_mass" => balance_mass::BalanceMass + balance_mass,
+    "balance_literal" => balance_literal::BalanceLiteral + balance_literal,
+    "mass_variation" => mass_variation::MassVariation + mass_variation,
+    "router_z_loss" => router_z_loss::RouterZLoss + router_z_loss,
+    "router_entropy" => router_entropy::RouterEntropy + router_entropy,
+    "domain_cross_entropy" => domain_cross_entropy::DomainCrossEntropy + domain_cross_entropy,
+}
+
+impl Term {
+    /// Whether the term needs this.
+    pub fn needs_any(&self, need: Need) -> bool {
+        self.needs().contains(&need)
+    }
+
+    /// Whether the term reads what a forward pass decided, and not weights alone.
+    pub fn reads_routes(&self) -> bool {
+        let of_weights = |need: &Need| *need == Need::RankKeys;
+        !self.needs().iter().all(of_weights)
+    }
+
+    /// What the term needs that no site of a mixture has, in words; `None` if it has it all.
+    pub fn lacks(&self, mixture: Mixture) -> Option<&'static str> {
+        let lacks = |need: &&Need| match need {
+            Need::Router => !mixture.has_router,
+            Need::RankKeys => !mixture.has_rank_keys,
+            Need::Codes => !mixture.routes_sites,
+            Need::Labels => false,
+        };
+        self.needs().iter().find(lacks).map(|need| match need {
+            Need::Router => "a router",
+            Need::RankKeys => "a router with cosine keys on the low-rank code of a shared A",
+            Need::Codes => "a router of its own at every site",
+            Need::Labels => unreachable!("no mixture lacks what its data have"),
+        })
+    }
+}
+
+/// What the sites of a mixture have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Mixture {
+    /// Routing decisions.
+    pub has_router: bool,
+    /// Routers with keys in rank space.
+    pub has_rank_keys: bool,
+    /// A router of its own at every site.
+    pub routes_sites: bool,
+}

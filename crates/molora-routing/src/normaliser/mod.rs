@@ -1,0 +1,123 @@
+//! Normalisers: logits in, weights over the experts that take part out. One file each, and one line
+//! in the list below.
+//!
+//! | normaliser | weight of expert e | from |
+//! |---|---|---|
+//! | `softmax` | `exp(l_e) / sum_j exp(l_j)` over the experts that take part | nearly all |
+//! | `sigmoid` | `1 / (1 + exp(-l_e))`, so that weights need not add up to 1 | PHATGOOSE's gates |
+
+use burn::module::Module;
+use burn::tensor::{Bool, Device, Tensor};
+use molora_kernels::random::Seed;
+use molora_parts::PartTensor;
+
+use crate::RoutingError;
+
+/// Weights `[B, T', E]` and the selected experts, `None` for all.
+pub type Weighed = (Tensor<3>, Option<Tensor<3, Bool>>);
+
+/// What a normaliser reads.
+#[derive(Debug, Clone)]
+pub struct Scores {
+    /// What the scores were computed from, `[B, T', F]`.
+    pub features: Tensor<3>,
+    /// Scores divided by the temperature, plus the bias if there is one, `[B, T', E]`.
+    pub logits: Tensor<3>,
+    /// Softmax of the logits over all experts, `[B, T', E]`.
+    pub probs: Tensor<3>,
+    /// Which experts take part, `[B, T', E]`; `None` if all do.
+    pub selected: Option<Tensor<3, Bool>>,
+}
+
+/// The numbers of a normaliser.
+pub trait NormaliserNumbers {
+    /// The normaliser with its parameters, if it has any.
+    type Normaliser: Normalise;
+
+    /// A fresh normaliser for features of a width.
+    fn init(&self, d_features: usize, seed: Seed, device: &Device) -> Self::Normaliser;
+
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// The first one that is out of its range.
+    fn validate(&self) -> Result<(), RoutingError> {
+        Ok(())
+    }
+}
+
+/// A normaliser with its parameters.
+pub trait Normalise: Module {
+    /// Weights of 0 for experts that do not take part, and which do: no more than before.
+    fn weigh(&self, scores: Scores) -> Weighed;
+
+    /// Every tensor.
+    fn tensors(&mut self) -> Vec<PartTensor<'_>> {
+        Vec::new()
+    }
+}
+
+/// Makes both enums of the axis and hands every call on.
+macro_rules! normalisers {
+    ($($(#[$doc:meta])* $name:literal => $file:ident::$Variant:ident($Numbers:ident, $Normaliser:ident)),* $(,)?) => {
+        $(
+            mod $file;
+            pub use $file::{$Numbers, $Normaliser};
+        )*
+
+        molora_parts::choices! {
+            /// How logits become weights.
+            pub enum NormaliserConfig {
+                $($(#[$doc])* $name => $Variant($Numbers),)*
+            }
+        }
+
+        /// A normaliser of any kind.
+        #[derive(Module, Debug)]
+        #[non_exhaustive]
+        #[allow(clippy::large_enum_variant, reason = "there is one in a site, and few sites")]
+        pub enum Normaliser {
+            $(#[doc = concat!("See [`", stringify!($Normaliser), "`].")] $Variant($Normaliser),)*
+        }
+
+        impl NormaliserConfig {
+            /// A fresh normaliser for features of a width.
+            pub fn init(&self, d_features: usize, seed: Seed, device: &Device) -> Normaliser {
+                match self {
+                    $(Self::$Variant(numbers) => Normaliser::$Variant(numbers.init(d_features, seed, device)),)*
+                }
+            }
+
+            /// Checks every number.
+            ///
+            /// # Errors
+            /// The first one that is out of its range.
+            pub fn validate(&self) -> Result<(), RoutingError> {
+                match self {
+                    $(Self::$Variant(numbers) => numbers.validate(),)*
+                }
+            }
+        }
+
+        impl Normaliser {
+            /// Weights of 0 for experts that do not take part, and which do: no more than before.
+            pub fn weigh(&self, scores: Scores) -> Weighed {
+                match self {
+                    $(Self::$Variant(normaliser) => normaliser.weigh(scores),)*
+                }
+            }
+
+            /// Every tensor.
+            pub fn tensors(&mut self) -> Vec<PartTensor<'_>> {
+                match self {
+                    $(Self::$Variant(normaliser) => normaliser.tensors(),)*
+                }
+            }
+        }
+    };
+}
+
+normalisers! {
+    "softmax" => softmax::Softmax(SoftmaxConfig, Softmax),
+    "sigmoid" => sigmoid::Sigmoid(SigmoidConfig, Sigmoid),
+}

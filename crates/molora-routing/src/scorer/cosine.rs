@@ -1,0 +1,112 @@
+//! Cosine similarity with one key per expert. SAMoRA, arXiv:2604.19048.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+use molora_kernels::random::Seed;
+use molora_parts::{Axis, ParameterKind, PartTensor};
+use serde::{Deserialize, Serialize};
+
+use super::{Score, ScorerDims, ScorerNumbers, draw};
+
+/// The cosine of the features with one key per expert. SAMoRA, arXiv:2604.19048.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CosineConfig;
+
+impl ScorerNumbers for CosineConfig {
+    type Scorer = CosineScorer;
+
+    fn init(&self, dims: ScorerDims, seed: Seed, device: &Device) -> CosineScorer {
+        let (width, experts) = (dims.features, dims.experts);
+        CosineScorer {
+            keys: draw([experts, width], width, seed.child("keys"), device),
+        }
+    }
+
+    fn has_keys(&self) -> bool {
+        true
+    }
+}
+
+/// Cosine similarity with one key per expert.
+#[derive(Module, Debug)]
+pub struct CosineScorer {
+    /// One key per expert, `[E, F]`.
+    pub keys: Param<Tensor<2>>,
+}
+
+impl Score for CosineScorer {
+    /// `[N, F]` to cosines `[N, E]`; features of norm 0 have cosine 0 with every key.
+    fn score(&self, features: Tensor<2>) -> Tensor<2> {
+        cosines(features, self.keys.val(), 1e-12)
+    }
+
+    fn tensors(&mut self) -> Vec<PartTensor<'_>> {
+        let [experts, width] = self.keys.dims();
+        vec![PartTensor::matrix(
+            "router.keys",
+            ParameterKind::Routers,
+            &mut self.keys,
+            &[Axis::Expert.of(experts)],
+            &[Axis::Feature.of(width)],
+        )]
+    }
+
+    fn rows(&mut self) -> Option<&mut Param<Tensor<2>>> {
+        Some(&mut self.keys)
+    }
+
+    fn keys(&self) -> Option<Tensor<2>> {
+        Some(self.keys.val())
+    }
+}
+
+/// Cosines of every row of `a` `[N, F]` with every row of `b` `[M, F]`, `[N, M]`; norms are at least
+/// `epsilon`, so a row of zeros has cosine 0.
+pub(crate) fn cosines(a: Tensor<2>, b: Tensor<2>, epsilon: f64) -> Tensor<2> {
+    unit_rows(a, epsilon).matmul(unit_rows(b, epsilon).transpose())
+}
+
+/// Rows divided by `max(norm, epsilon)`.
+///
+/// The square is clamped before the root, so the gradient at a zero row is zero instead of NaN.
+fn unit_rows(rows: Tensor<2>, epsilon: f64) -> Tensor<2> {
+    let square = rows.clone().square().sum_dim(1);
+    rows / square.clamp_min(epsilon * epsilon).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use molora_testkit::{FORWARD, assert_close};
+
+    #[test]
+    fn cosines_of_the_worked_example() {
+        let device = molora_testkit::device();
+        let keys = Param::from_data([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], &device);
+        let features = Tensor::from_data([[3.0, 1.5], [0.0, 0.0]], &device);
+        let cosines = CosineScorer { keys }.score(features);
+        let expected = [[0.894427, 0.447214, 0.948683], [0.0, 0.0, 0.0]];
+        assert_close(cosines, expected, FORWARD, "cosines");
+    }
+
+    #[test]
+    fn the_gradient_at_zero_features_is_finite() {
+        let device = molora_testkit::autodiff_device();
+        let dims = ScorerDims {
+            features: 3,
+            experts: 2,
+            tasks: 0,
+        };
+        let scorer = CosineConfig.init(dims, Seed::new(1), &device);
+        let features = Tensor::<2>::zeros([2, 3], &device).require_grad();
+        let gradients = scorer.score(features.clone()).sum().backward();
+        let gradient = features.grad(&gradients).expect("tracked").into_data();
+        assert!(
+            gradient
+                .try_to_vec::<f32>()
+                .expect("f32")
+                .iter()
+                .all(|value| value.is_finite())
+        );
+    }
+}

@@ -1,0 +1,264 @@
+//! Every part of every axis, and every recipe, through all that is done with parameters: listing,
+//! saving and loading, another order, growing and shrinking, and one expert alone.
+//!
+//! A new part is tried here without a further line: the lists of the axes are what is walked.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::Tensor;
+use molora_adapters::core::CoreConfig;
+use molora_adapters::{GateConfig, GeneralExpert, Slices};
+use molora_kernels::random::Seed;
+use molora_models::{Adaptable, AdapterSpec, Bert, load_adapter, save_adapter};
+use molora_parts::{Axis, Origins, fill};
+use molora_routing::normaliser::NormaliserConfig;
+use molora_routing::scorer::{Reads, ScorerConfig};
+use molora_routing::{Granularity, RouterConfig, expert_labels};
+use molora_testkit::{GRADIENT, assert_close};
+use molora_train::recipe;
+
+use super::small::{Rows, Shape, base, copy_experts, device, random, reordered, spec};
+
+const SHAPE: Shape = Shape {
+    seed: 5,
+    rank: 2,
+    experts: 3,
+    batch: 3,
+    tokens: 5,
+};
+
+/// A mixture of three experts with one choice on one axis, for every choice of every axis, and the
+/// mixtures of all recipes.
+fn specs() -> Vec<(String, AdapterSpec)> {
+    let with = |change: &dyn Fn(&mut AdapterSpec, &mut RouterConfig)| {
+        let mut spec = AdapterSpec::default();
+        (spec.bank.rank, spec.bank.num_experts) = (SHAPE.rank, SHAPE.experts);
+        let mut router = RouterConfig::default();
+        change(&mut spec, &mut router);
+        spec.router = Some(router);
+        spec
+    };
+    let mut specs = Vec::new();
+    for scorer in ScorerConfig::all() {
+        let spec = with(&|_, router| {
+            router.scorer = with_groups(scorer.clone());
+            if scorer.reads() == Reads::Tasks {
+                router.granularity = Granularity::Task;
+            }
+        });
+        specs.push((format!("scorer {}", scorer.name()), spec));
+    }
+    for normaliser in NormaliserConfig::all() {
+        let spec = with(&|_, router| router.normaliser = normaliser.clone());
+        specs.push((format!("normaliser {}", normaliser.name()), spec));
+    }
+    for core in CoreConfig::all() {
+        for slices in [Slices::Independent, Slices::Shared] {
+            let spec = with(&|spec, _| {
+                spec.bank.core = core.clone();
+                spec.bank.slices = slices;
+            });
+            specs.push((format!("core {} {slices:?}", core.name()), spec));
+        }
+    }
+    let by_task = |router: &mut RouterConfig| router.granularity = Granularity::Task;
+    specs.push(("task embedding".into(), with(&|_, router| by_task(router))));
+    let gate = GateConfig {
+        bias: true,
+        ..GateConfig::default()
+    };
+    let gated = with(&|spec, _| spec.gate = Some(gate.clone()));
+    specs.push(("gate".into(), gated));
+    let general = with(&|spec, _| spec.general = Some(GeneralExpert::RoutedShare(0.7)));
+    specs.push(("general expert".into(), general));
+    specs.extend(recipe::names().map(|name| (format!("recipe {name}"), spec(name, SHAPE))));
+    specs
+}
+
+/// Groups of one and of two experts, for a scorer that knows groups.
+fn with_groups(mut scorer: ScorerConfig) -> ScorerConfig {
+    if let Some(groups) = scorer.task_groups() {
+        *groups = [("a", vec!["x"]), ("b", vec!["y", "z"])]
+            .map(|(group, tasks)| (group.into(), tasks.into_iter().map(String::from).collect()))
+            .into();
+        let tasks = ["y", "x", "z"].map(String::from);
+        scorer.for_tasks(&tasks).expect("groups of these tasks");
+    }
+    scorer
+}
+
+/// The base model with fresh adapters, into which values are to be put.
+fn attached(spec: &AdapterSpec) -> Bert {
+    let mut model = base(SHAPE.seed);
+    let (tasks, seed) = (4, Seed::new(9));
+    model.attach(spec, tasks, seed, &device()).expect("valid");
+    model
+}
+
+fn hidden(model: &Bert) -> Tensor<2> {
+    let rows = Rows::new(SHAPE);
+    rows.real(&rows.forward(model).0)
+}
+
+/// Number and name of every parameter below a module.
+#[derive(Default)]
+struct Found(BTreeSet<ParamId>);
+
+impl ModuleVisitor for Found {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.0.insert(param.id);
+    }
+}
+
+/// The numbers of all parameters of adapters and routers, as the modules have them and as their
+/// lists say.
+fn numbers(model: &mut Bert) -> (BTreeSet<ParamId>, BTreeSet<ParamId>) {
+    let (mut found, mut listed) = (Found::default(), BTreeSet::new());
+    model
+        .sites()
+        .iter()
+        .for_each(|(_, site)| site.visit(&mut found));
+    let layers = model.layer_routers();
+    layers.iter().for_each(|(_, layer)| layer.visit(&mut found));
+    let mut names = BTreeSet::new();
+    let visited = model.visit_tensors(|path, tensor| {
+        assert!(
+            names.insert(format!("{path}.{}", tensor.name())),
+            "{names:?}"
+        );
+        listed.insert(tensor.id());
+        Ok::<_, Infallible>(())
+    });
+    let Ok(()) = visited;
+    (found.0, listed)
+}
+
+#[test]
+fn a_part_lists_all_of_its_tensors() {
+    for (name, spec) in specs() {
+        let (found, listed) = numbers(&mut random(&spec, 1));
+        assert_eq!(
+            found, listed,
+            "{name}: parameters, and those that are listed"
+        );
+    }
+}
+
+#[test]
+fn what_was_saved_is_what_is_loaded() {
+    for (name, spec) in specs() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let model = random(&spec, SHAPE.seed);
+        save_adapter(folder.path(), &model, &spec, "base").expect("writable");
+        let mut read = attached(&spec);
+        load_adapter(folder.path(), &mut read, &spec).expect("its own files");
+        assert_close(hidden(&read), hidden(&model), 0.0, &name);
+    }
+}
+
+#[test]
+fn the_order_of_experts_is_a_matter_of_names() {
+    let order = |experts: usize| -> Vec<usize> {
+        let routed = experts.min(SHAPE.experts);
+        (0..routed)
+            .map(|i| (i + 1) % routed)
+            .chain(routed..experts)
+            .collect()
+    };
+    for (name, spec) in specs() {
+        // Layers with numbers of experts of their own are turned one by one in `experts.rs`.
+        if !spec.experts.by_layer().is_empty() || name == "recipe lora" {
+            continue;
+        }
+        let model = random(&spec, SHAPE.seed);
+        let mut turned = random(&reordered(&spec, &order(SHAPE.experts)), SHAPE.seed);
+        copy_experts(&model, &mut turned, order);
+        assert_close(hidden(&turned), hidden(&model), GRADIENT, &name);
+    }
+}
+
+/// Values of all tensors by name.
+fn values(model: &Bert) -> Vec<(String, Vec<f32>)> {
+    let mut values = Vec::new();
+    let visited = model.clone().visit_tensors(|path, tensor| {
+        values.push((format!("{path}.{}", tensor.name()), tensor.values()));
+        Ok::<_, Infallible>(())
+    });
+    let Ok(()) = visited;
+    values
+}
+
+/// Fills the tensors of one model with those of another, site by site and layer by layer.
+fn fill_all(to: &mut Bert, from: &Bert, origins: &Origins) {
+    let sites = from.sites();
+    for ((_, to), (_, from)) in to.sites_mut().into_iter().zip(sites) {
+        fill(to.tensors(), &from.clone().tensors(), origins);
+    }
+    let layers = from.layer_routers();
+    for ((_, to), (_, from)) in to.layer_routers_mut().into_iter().zip(layers) {
+        fill(to.router.tensors(), &from.router.clone().tensors(), origins);
+    }
+}
+
+/// The specification with one more expert, in the first group where there are groups.
+fn larger(spec: &AdapterSpec) -> AdapterSpec {
+    let mut larger = spec.clone();
+    let new = larger.bank.num_experts;
+    larger.bank.num_experts += 1;
+    let scorer = larger.router.as_mut().map(|router| &mut router.scorer);
+    if let Some(ScorerConfig::Grouped(grouped)) = scorer {
+        grouped.groups[0].push(new);
+    }
+    larger
+}
+
+#[test]
+fn an_expert_that_joins_and_leaves_changes_no_bit_of_the_others() {
+    for (name, spec) in specs() {
+        // The general expert is the last one of its bank: program tests grow it.
+        if !spec.experts.by_layer().is_empty() || spec.general.is_some() {
+            continue;
+        }
+        let experts = spec.bank.num_experts;
+        let model = random(&spec, SHAPE.seed);
+        let mut grown = attached(&larger(&spec));
+        let places: Vec<_> = (0..experts).map(Some).chain([None]).collect();
+        fill_all(
+            &mut grown,
+            &model,
+            &Origins::default().with(Axis::Expert, places),
+        );
+        let mut back = attached(&spec);
+        let places = (0..experts).map(Some).collect();
+        fill_all(
+            &mut back,
+            &grown,
+            &Origins::default().with(Axis::Expert, places),
+        );
+        assert_eq!(values(&back), values(&model), "{name}");
+        assert_close(hidden(&back), hidden(&model), 0.0, &name);
+    }
+}
+
+#[test]
+fn one_expert_alone_is_what_the_mixture_has_of_it() {
+    for (name, spec) in specs() {
+        if !spec.experts.by_layer().is_empty() || spec.router.is_none() || spec.general.is_some() {
+            continue;
+        }
+        let model = random(&spec, SHAPE.seed);
+        let mut single = spec.clone();
+        (single.router, single.bank.num_experts) = (None, 1);
+        let mut alone = random(&single, SHAPE.seed);
+        copy_experts(&model, &mut alone, |_| vec![1]);
+        let mut rows = Rows::new(SHAPE);
+        let expected = rows.real(&rows.forward(&alone).0);
+        let labels = vec![Some(1); SHAPE.batch];
+        let labels = expert_labels(&labels, SHAPE.experts, &device()).expect("in range");
+        rows.guidance.labels = Some(labels);
+        let found = rows.real(&rows.forward(&model).0);
+        assert_close(found, expected, GRADIENT, &name);
+    }
+}
