@@ -177,6 +177,7 @@ scorers! {
     "arrow" => arrow::Arrow(ArrowConfig, ArrowScorer),
     "uniform" => uniform::Uniform(UniformConfig, UniformScorer),
     "grouped" => grouped::Grouped(GroupedConfig, GroupedScorer),
+    "table" => table::Table(TableConfig, TableScorer),
 }
 
 pub(crate) use cosine::cosines;
