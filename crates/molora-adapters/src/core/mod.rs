@@ -154,6 +154,7 @@ macro_rules! cores {
 cores! {
     "none" => none::None(NoCoreConfig, NoCore),
     "scale" => scale::Scale(ScaleConfig, ScaleCore),
+    "task" => task::Task(TaskConfig, TaskCore),
 }
 
 impl Default for CoreConfig {
