@@ -120,4 +120,5 @@ macro_rules! normalisers {
 normalisers! {
     "softmax" => softmax::Softmax(SoftmaxConfig, Softmax),
     "sigmoid" => sigmoid::Sigmoid(SigmoidConfig, Sigmoid),
+    "sparsegen" => sparsegen::Sparsegen(SparsegenConfig, Sparsegen),
 }
