@@ -125,6 +125,7 @@ terms! {
     "router_z_loss" => router_z_loss::RouterZLoss + router_z_loss,
     "router_entropy" => router_entropy::RouterEntropy + router_entropy,
     "domain_cross_entropy" => domain_cross_entropy::DomainCrossEntropy + domain_cross_entropy,
+    "info_nce" => info_nce::InfoNce + info_nce,
 }
 
 impl Term {
