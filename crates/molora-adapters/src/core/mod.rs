@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `none` | `x A` | most |
 //! | `scale` | `sigma o x A`, sigma `[R]` | SAMoRA |
+//! | `task` | `Lambda_t (x A)`, Lambda `[R, R]` or a diagonal for each task | MTL-LoRA |
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};

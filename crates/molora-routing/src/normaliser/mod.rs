@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `softmax` | `exp(l_e) / sum_j exp(l_j)` over the experts that take part | nearly all |
 //! | `sigmoid` | `1 / (1 + exp(-l_e))`, so that weights need not add up to 1 | PHATGOOSE's gates |
+//! | `sparsegen` | `max(l_e - tau, 0) / (1 - lambda)`, with a learned lambda | LD-MoLE |
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};

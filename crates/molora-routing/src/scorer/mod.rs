@@ -8,6 +8,7 @@
 //! | `arrow` | size of `<v_e, u>` | Arrow |
 //! | `uniform` | 0 | |
 //! | `grouped` | log of (weight of its group times weight inside it) | AT-MoE |
+//! | `table` | entry of the row's task, whatever u is | MTL-LoRA, Poly |
 
 use std::collections::BTreeMap;
 
