@@ -264,10 +264,7 @@ mod tests {
             ),
             ("kind = { sizd = { size = 1 } }", "unknown variant `sizd`"),
             ("kind = { sized = { sise = 1 } }", "unknown field `sise`"),
-            (
-                "kind = { sized = { size = 1 }, other = 1 }",
-                "found `other` beside",
-            ),
+            ("kind = { sized = { size = 1 }, other = 1 }", "`other`"),
             ("kind = 3", "expected one of plain_one, sized"),
         ] {
             let error = toml::from_str::<File>(text).expect_err(text).to_string();
