@@ -208,7 +208,7 @@ fn a_request_is_checked_before_the_model_is_fetched() {
             "error: device cuda: ",
         ),
         (
-            "train glider --set instructions.encoder=./no",
+            "train glider --set adapter.router.selection.top_k=1 --set instructions.encoder=./no",
             "error: ./no: No such file",
         ),
         (
