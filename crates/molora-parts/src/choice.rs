@@ -31,11 +31,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 ///     }
 /// }
 ///
+/// # fn main() -> Result<(), serde_json::Error> {
 /// let read = |text: &str| serde_json::from_str::<Shape>(text);
-/// assert_eq!(read(r#""round""#).unwrap(), Round.into());
-/// assert_eq!(read(r#"{"square": {"side": 2}}"#).unwrap(), Square { side: 2.0 }.into());
-/// assert_eq!(serde_json::to_string(&Shape::from(Round)).unwrap(), r#""round""#);
-/// assert!(read(r#""oval""#).unwrap_err().to_string().starts_with("unknown variant `oval`"));
+/// assert_eq!(read(r#""round""#)?, Round.into());
+/// assert_eq!(read(r#"{"square": {"side": 2}}"#)?, Square { side: 2.0 }.into());
+/// assert_eq!(serde_json::to_string(&Shape::from(Round))?, r#""round""#);
+/// let error = read(r#""oval""#).expect_err("no such shape");
+/// assert!(error.to_string().starts_with("unknown variant `oval`"));
+/// # Ok(())
+/// # }
 /// ```
 #[macro_export]
 macro_rules! choices {

@@ -24,7 +24,7 @@
 //! };
 //! let origins = Origins::default().with(Axis::Expert, vec![Some(2), Some(0)]);
 //! fill(vec![keys(&mut new, 2)], &[keys(&mut old, 3)], &origins);
-//! assert_eq!(new.val().into_data().try_to_vec::<f32>().unwrap(), [3.0, 1.0]);
+//! assert_eq!(new.val().into_data().try_to_vec::<f32>().expect("f32"), [3.0, 1.0]);
 //! ```
 
 mod choice;
