@@ -41,6 +41,10 @@ pub(crate) fn attach_sites(
     if let Some(problem) = spec.problems().into_iter().next() {
         return Err(problem);
     }
+    if spec.reads_tasks() && to.num_tasks == 0 {
+        let text = "the adapter depends on the task, and there are no tasks";
+        return Err(ModelError::Inconsistent(text.into()));
+    }
     spec.fits_layers(to.num_layers)?;
     let paths: Vec<String> = places.iter().map(|place| place.path.clone()).collect();
     let chosen = select_sites(&spec.targets, &paths)?;

@@ -132,7 +132,6 @@ pub fn write<S: Serializer, N: Serialize>(
 ///
 /// # Errors
 /// An unknown name, with those that exist; no name, or two; and what is wrong with the numbers.
-#[doc(hidden)]
 pub fn read<'de, D, T, C>(
     deserializer: D,
     names: &'static [&'static str],

@@ -32,9 +32,9 @@ mod fill;
 mod kind;
 mod tensor;
 
-pub use choice::or_flag;
 #[doc(hidden)]
-pub use choice::{read, write};
+pub use choice::write;
+pub use choice::{or_flag, read};
 pub use fill::{Origins, fill};
 pub use kind::ParameterKind;
 pub use tensor::{Axis, Count, PartTensor};

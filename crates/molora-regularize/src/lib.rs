@@ -1,13 +1,14 @@
 //! Auxiliary terms of an objective: given routing decisions or weights, produce a scalar.
 //!
-//! Two kinds of term, so that nothing has to be collected through side effects:
+//! Three kinds of term, so that nothing has to be collected through side effects:
 //!
 //! - **routing losses** ([`load_balance`], [`balance_mass`], [`balance_literal`],
 //!   [`mass_variation`], [`router_z_loss`], [`router_entropy`], [`domain_cross_entropy`],
 //!   [`task_information`]) read a [`RouterOutput`](molora_routing::RouterOutput), over real tokens
 //!   only;
 //! - **weight penalties** ([`orthogonality`], [`across_experts`], [`output_cosine`], [`l2`],
-//!   [`key_matching`]) read an [`ExpertBank`](molora_adapters::ExpertBank) and a router's keys.
+//!   [`key_matching`]) read an [`ExpertBank`](molora_adapters::ExpertBank) and a router's keys;
+//! - **contrasts of outputs** ([`info_nce`]) read what selected experts make of some tokens.
 //!
 //! An [`ObjectiveConfig`] is a weighted list of them; [`ObjectiveConfig::evaluate`] takes what each
 //! adapted layer ("site") has to show and returns a [`LossBreakdown`]. This crate knows no model.

@@ -142,7 +142,7 @@ impl TermConfig {
 mod tests {
     use super::*;
     use crate::{
-        BalanceLiteral, BalanceMass, KeyMatching, LoadBalance, Mixture, Orthogonality,
+        BalanceLiteral, BalanceMass, InfoNce, KeyMatching, LoadBalance, Mixture, Orthogonality,
         orthogonality,
     };
     use molora_adapters::{BankConfig, SiteDims};
@@ -263,6 +263,11 @@ mod tests {
             assert_eq!(term.lacks(routed), None);
         }
         assert!(Term::from(KeyMatching).lacks(routed).is_some());
+        let outputs = Term::from(InfoNce::default());
+        assert_eq!(
+            outputs.lacks(routed),
+            Some("a router of its own at every site that decides by token")
+        );
         assert_eq!(Term::from(Orthogonality).lacks(nothing), None);
     }
 

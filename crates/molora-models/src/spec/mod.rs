@@ -292,6 +292,12 @@ impl AdapterSpec {
         })
     }
 
+    /// Whether every site has a router of its own that decides by token.
+    pub fn routes_tokens(&self) -> bool {
+        let by_token = |router: &RouterConfig| router.granularity == Granularity::Token;
+        self.router_scope == RouterScope::Site && self.router.as_ref().is_some_and(by_token)
+    }
+
     /// Whether a forward pass reads which task a row belongs to.
     pub fn reads_tasks(&self) -> bool {
         let by_task = |router: &RouterConfig| router.granularity == Granularity::Task;

@@ -18,8 +18,8 @@ pub enum Need {
     RankKeys,
     /// For each sequence, the label of its expert.
     Labels,
-    /// The low-rank code of every site, from which experts' outputs are computed: sites that have a
-    /// router each.
+    /// The low-rank code of every token, from which experts' outputs are computed: sites that have a
+    /// router each, which decides by token.
     Codes,
 }
 
@@ -145,13 +145,13 @@ impl Term {
         let lacks = |need: &&Need| match need {
             Need::Router => !mixture.has_router,
             Need::RankKeys => !mixture.has_rank_keys,
-            Need::Codes => !mixture.routes_sites,
+            Need::Codes => !mixture.routes_tokens,
             Need::Labels => false,
         };
         self.needs().iter().find(lacks).map(|need| match need {
             Need::Router => "a router",
             Need::RankKeys => "a router with cosine keys on the low-rank code of a shared A",
-            Need::Codes => "a router of its own at every site",
+            Need::Codes => "a router of its own at every site that decides by token",
             Need::Labels => unreachable!("no mixture lacks what its data have"),
         })
     }
@@ -164,6 +164,6 @@ pub struct Mixture {
     pub has_router: bool,
     /// Routers with keys in rank space.
     pub has_rank_keys: bool,
-    /// A router of its own at every site.
-    pub routes_sites: bool,
+    /// A router of its own at every site, which decides by token.
+    pub routes_tokens: bool,
 }

@@ -72,11 +72,17 @@ impl Router {
         self.scorer.clone().rows().map(|rows| rows.val())
     }
 
-    /// Replaces the rows by others, `[E, F]`; a scorer without such rows stays as it is.
+    /// Replaces the rows by others, `[E, F]`.
+    ///
+    /// # Panics
+    /// If the scorer has no such rows. One whose rows do [not come from training](crate::scorer::RowsFrom)
+    /// has them.
     pub fn set_rows(&mut self, rows: Tensor<2>) {
-        if let Some(own) = self.scorer.rows() {
-            *own = Param::from_tensor(rows);
-        }
+        let own = self
+            .scorer
+            .rows()
+            .expect("a scorer with a row for each expert");
+        *own = Param::from_tensor(rows);
     }
 
     /// The keys `[E, F]` of a scorer that compares with keys.

@@ -3,10 +3,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
-use molora_parts::{Axis, ParameterKind, PartTensor};
+use molora_parts::PartTensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Score, ScorerDims, ScorerNumbers, draw};
+use super::{Score, ScorerDims, ScorerNumbers, draw, rows_of_experts};
 
 /// The cosine of the features with one key per expert. SAMoRA, arXiv:2604.19048.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -41,14 +41,7 @@ impl Score for CosineScorer {
     }
 
     fn tensors(&mut self) -> Vec<PartTensor<'_>> {
-        let [experts, width] = self.keys.dims();
-        vec![PartTensor::matrix(
-            "router.keys",
-            ParameterKind::Routers,
-            &mut self.keys,
-            &[Axis::Expert.of(experts)],
-            &[Axis::Feature.of(width)],
-        )]
+        vec![rows_of_experts("router.keys", &mut self.keys)]
     }
 
     fn rows(&mut self) -> Option<&mut Param<Tensor<2>>> {

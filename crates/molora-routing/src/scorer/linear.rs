@@ -6,7 +6,7 @@ use molora_kernels::random::Seed;
 use molora_parts::{Axis, ParameterKind, PartTensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Score, ScorerDims, ScorerNumbers, draw};
+use super::{Score, ScorerDims, ScorerNumbers, draw, rows_of_experts};
 
 /// `W u (+ b)`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -48,14 +48,12 @@ impl Score for LinearScorer {
     }
 
     fn tensors(&mut self) -> Vec<PartTensor<'_>> {
-        let [experts, width] = self.weight.dims();
-        let kind = ParameterKind::Routers;
-        let experts = [Axis::Expert.of(experts)];
-        let features = [Axis::Feature.of(width)];
-        let weight =
-            PartTensor::matrix("router.weight", kind, &mut self.weight, &experts, &features);
-        let bias = self.bias.iter_mut();
-        let bias = bias.map(|bias| PartTensor::vector("router.bias", kind, bias, &experts));
+        let experts = [Axis::Expert.of(self.weight.dims()[0])];
+        let weight = rows_of_experts("router.weight", &mut self.weight);
+        let bias = self
+            .bias
+            .iter_mut()
+            .map(|bias| PartTensor::vector("router.bias", ParameterKind::Routers, bias, &experts));
         std::iter::once(weight).chain(bias).collect()
     }
 

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::{Seed, uniform};
-use molora_parts::PartTensor;
+use molora_parts::{Axis, ParameterKind, PartTensor};
 
 use crate::RoutingError;
 
@@ -249,6 +249,13 @@ impl Scorer {
     }
 }
 
+/// A tensor with a row for each expert, `[E, F]`.
+fn rows_of_experts<'a>(name: &'static str, rows: &'a mut Param<Tensor<2>>) -> PartTensor<'a> {
+    let [experts, width] = rows.dims();
+    let (experts, features) = ([Axis::Expert.of(experts)], [Axis::Feature.of(width)]);
+    PartTensor::matrix(name, ParameterKind::Routers, rows, &experts, &features)
+}
+
 /// Values from U(-1/sqrt(F), 1/sqrt(F)), PyTorch's default for linear layers and the reference
 /// codes' choice for keys.
 fn draw<const D: usize>(
@@ -259,4 +266,26 @@ fn draw<const D: usize>(
 ) -> Param<Tensor<D>> {
     let bound = 1.0 / (d_features as f64).sqrt();
     Param::from_tensor(uniform(shape, bound, seed, device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_are_not_trained_can_be_put_in() {
+        let dims = ScorerDims {
+            features: 4,
+            experts: 3,
+            tasks: 2,
+        };
+        let from_elsewhere = ScorerConfig::all()
+            .into_iter()
+            .filter(|scorer| scorer.rows_from() != RowsFrom::Training);
+        for config in from_elsewhere {
+            let mut scorer = config.init(dims, Seed::new(0), &molora_testkit::device());
+            let rows = scorer.rows().map(|rows| rows.dims());
+            assert_eq!(rows, Some([3, 4]), "{}", config.name());
+        }
+    }
 }

@@ -12,10 +12,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, activation::sigmoid};
 use molora_kernels::random::Seed;
-use molora_parts::{Axis, ParameterKind, PartTensor};
+use molora_parts::PartTensor;
 use serde::{Deserialize, Serialize};
 
-use super::{RowsFrom, Score, ScorerDims, ScorerNumbers};
+use super::{RowsFrom, Score, ScorerDims, ScorerNumbers, rows_of_experts};
 
 /// Added to the variance before the root, as layer norms do.
 const EPSILON: f64 = 1e-5;
@@ -62,14 +62,7 @@ impl Score for PrototypeScorer {
     }
 
     fn tensors(&mut self) -> Vec<PartTensor<'_>> {
-        let [experts, width] = self.prototypes.dims();
-        vec![PartTensor::matrix(
-            "router.prototypes",
-            ParameterKind::Routers,
-            &mut self.prototypes,
-            &[Axis::Expert.of(experts)],
-            &[Axis::Feature.of(width)],
-        )]
+        vec![rows_of_experts("router.prototypes", &mut self.prototypes)]
     }
 
     fn rows(&mut self) -> Option<&mut Param<Tensor<2>>> {

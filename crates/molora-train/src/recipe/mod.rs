@@ -16,7 +16,7 @@ mod phatgoose;
 mod samora;
 mod stage;
 
-use molora_models::{AdapterSpec, Backbone, RouterScope};
+use molora_models::{AdapterSpec, Backbone};
 use molora_regularize::{Mixture, Need, ObjectiveConfig};
 use molora_routing::{Granularity, RouterConfig};
 use serde::{Deserialize, Serialize};
@@ -334,11 +334,10 @@ impl Recipe {
     }
 
     fn objective_problems(&self, field: &str, objective: &ObjectiveConfig) -> Vec<String> {
-        let has_router = self.adapter.router.is_some();
         let mixture = Mixture {
-            has_router,
+            has_router: self.adapter.router.is_some(),
             has_rank_keys: self.adapter.has_rank_keys(),
-            routes_sites: has_router && self.adapter.router_scope == RouterScope::Site,
+            routes_tokens: self.adapter.routes_tokens(),
         };
         let mut problems = Vec::new();
         for (index, config) in objective.terms.iter().enumerate() {

@@ -70,6 +70,9 @@ impl Order<'_> {
         if alone && self.spec.bank.slices != Slices::Independent {
             return Some("experts that train alone need adapter.bank.slices = \"independent\"");
         }
+        if alone && self.spec.bank.core.reads_tasks() {
+            return Some("experts that train alone know one task: their core cannot depend on it");
+        }
         if alone && self.assembled {
             return Some("experts train alone before they are assembled, not afterwards");
         }
@@ -171,6 +174,7 @@ mod tests {
     use molora_models::ParameterKind;
 
     use super::*;
+    use molora_adapters::core::TaskConfig;
     use molora_models::ExpertCount;
 
     fn alone(name: &str, scope: Scope) -> StageConfig {
@@ -229,5 +233,25 @@ mod tests {
                 "{expected}: {found:?}"
             );
         }
+    }
+
+    #[test]
+    fn an_expert_alone_has_no_core_by_task() {
+        let mut spec = AdapterSpec {
+            experts: ExpertCount::PerTask,
+            router: Some(Default::default()),
+            ..AdapterSpec::default()
+        };
+        spec.bank.core = TaskConfig::default().into();
+        let stages = [
+            alone("experts", Scope::EachTask),
+            StageConfig::transform("assemble", Transform::Assemble),
+        ];
+        let found = order_problems("stages", &stages, &spec);
+        let expected = "stages.0: experts that train alone know one task";
+        assert!(
+            found.iter().any(|text| text.starts_with(expected)),
+            "{found:?}"
+        );
     }
 }
