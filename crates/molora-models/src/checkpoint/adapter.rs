@@ -66,8 +66,14 @@ pub fn load_adapter<M: Adaptable>(
     model: &mut M,
     spec: &AdapterSpec,
 ) -> Result<(), ModelError> {
-    let path = AdapterFiles::in_folder(folder).tensors;
-    read_parts(&path, model, spec, |_| true)
+    let files = AdapterFiles::in_folder(folder);
+    if !files.config.is_file() {
+        tracing::warn!(
+            "{}: is missing; the adapter is read as the run describes it, and PEFT cannot read it",
+            files.config.display()
+        );
+    }
+    read_parts(&files.tensors, model, spec, |_| true)
 }
 
 /// Writes the parameters of all routers, by the names that [`save_adapter`] gives them.

@@ -152,6 +152,11 @@ impl ConfigFile {
         self.problem(field, &format!("is {found}, expected {expected}"))
     }
 
+    /// Says something about a field that is no reason to stop.
+    pub(crate) fn warn(&self, field: &str, text: &str) {
+        tracing::warn!("{}: {}{field} {text}", self.path.display(), self.prefix);
+    }
+
     /// A size, at least 1.
     pub(crate) fn size(&self, field: &str) -> Result<usize, ModelError> {
         self.optional_size(field)?
@@ -240,11 +245,6 @@ impl ConfigFile {
         Ok(())
     }
 
-    /// Refuses any field that nobody read.
-    pub(crate) fn finish_strictly(&self) -> Result<(), ModelError> {
-        self.finish_by(Value::is_null)
-    }
-
     /// Refuses any field that nobody read, unless its value is as if it were absent.
     pub(crate) fn finish_by(&self, is_absent: impl Fn(&Value) -> bool) -> Result<(), ModelError> {
         let unread = self.unread();
@@ -257,9 +257,11 @@ impl ConfigFile {
         }
     }
 
-    fn unread(&self) -> Vec<&str> {
+    /// Fields that nobody has read so far; null counts as absent.
+    pub(crate) fn unread(&self) -> Vec<&str> {
         let read = self.read.borrow();
-        let names = self.fields.keys().map(String::as_str);
+        let given = self.fields.iter().filter(|(_, value)| !value.is_null());
+        let names = given.map(|(name, _)| name.as_str());
         names.filter(|name| !read.contains(*name)).collect()
     }
 }

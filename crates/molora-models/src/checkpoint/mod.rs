@@ -3,6 +3,7 @@
 mod adapter;
 mod config_file;
 mod heads;
+mod names;
 mod pairs;
 mod shards;
 mod tensors;
@@ -13,6 +14,7 @@ pub use adapter::{
 };
 pub(crate) use config_file::ConfigFile;
 pub use heads::{load_heads, save_heads};
+pub(crate) use names::{current_name, old_name};
 pub(crate) use pairs::Pairs;
 pub use shards::ModelWeights;
 pub(crate) use tensors::write_tensors;

@@ -87,7 +87,7 @@ impl Builder<'_> {
                     .table(&path(names.positions), [config.max_tokens, width])?,
             ),
         };
-        let head = match config.has_tied_head {
+        let head = match config.has_tied_head && !self.has_other_head()? {
             true => None,
             false => Some(self.reader.large_table(names.head, [vocab_size, width])?),
         };
@@ -105,6 +105,34 @@ impl Builder<'_> {
             names,
             layer_rule: LayerRule::default(),
         })
+    }
+
+    /// Whether a file whose configuration says that the head is the table of embeddings holds another
+    /// one: what is left of an adapter of both that was merged, or of a head that was trained apart.
+    fn has_other_head(&self) -> Result<bool, ModelError> {
+        let (config, names) = (self.config, self.config.names);
+        let (weights, head) = (&self.reader.weights, format!("{}.weight", names.head));
+        if !weights.has(&head) {
+            return Ok(false);
+        }
+        let prefix = match self.reader.absent_prefix {
+            "" => names.prefix,
+            _ => "",
+        };
+        let table = format!("{prefix}{}.weight", names.tokens);
+        let shape = [config.vocab_size, config.width];
+        let [values, table_values] = [&head, &table].map(|name| weights.values(name, &shape));
+        let (values, table_values) = (values?, table_values?);
+        let mut pairs = values.iter().zip(&table_values);
+        if pairs.all(|(a, b)| a.to_bits() == b.to_bits()) {
+            return Ok(false);
+        }
+        tracing::warn!(
+            "{}: `{head}` differs from `{table}`, though tie_word_embeddings of config.json says that \
+             they are one: the head is taken from the file, as transformers does",
+            weights.path().display()
+        );
+        Ok(true)
     }
 
     fn layer(&mut self, index: usize) -> Result<Layer, ModelError> {

@@ -58,7 +58,17 @@ impl Rope {
                 scaling: RopeScaling::Default,
             });
         };
-        let theta = rope.optional_number("rope_theta")?.or(theta);
+        let own_theta = rope.optional_number("rope_theta")?;
+        if own_theta
+            .zip(theta)
+            .is_some_and(|(own, outer)| own != outer)
+        {
+            rope.warn(
+                "rope_theta",
+                "differs from rope_theta outside of it, which has no effect",
+            );
+        }
+        let theta = own_theta.or(theta);
         let scaling = RopeScaling::from_config(&rope, file)?;
         if rope
             .optional_number("partial_rotary_factor")?
@@ -67,7 +77,9 @@ impl Rope {
         {
             return Err(rope.unsupported("partial_rotary_factor", "1"));
         }
-        rope.finish_strictly()?;
+        for field in rope.unread() {
+            rope.warn(field, "is not used by this rope_type and has no effect");
+        }
         Ok(Self {
             theta: theta.unwrap_or(10_000.0),
             scaling,
@@ -103,11 +115,15 @@ impl Rope {
 
 impl RopeScaling {
     fn from_config(rope: &ConfigFile, file: &ConfigFile) -> Result<Self, ModelError> {
-        // `type` is the older name.
-        let field = match rope.get("rope_type") {
-            Some(_) => "rope_type",
-            None => "type",
-        };
+        // `type` is the older name; files that were saved again hold both.
+        let (new, old) = (rope.text("rope_type")?, rope.text("type")?);
+        if let (Some(new), Some(old)) = (new, old)
+            && new != old
+        {
+            let text = format!("is \"{new}\", but type beside it is \"{old}\"");
+            return Err(rope.problem("rope_type", &text));
+        }
+        let field = if new.is_some() { "rope_type" } else { "type" };
         match rope.text(field)?.unwrap_or("default") {
             "default" => Ok(Self::Default),
             "linear" => Ok(Self::Linear {

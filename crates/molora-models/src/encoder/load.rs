@@ -9,14 +9,17 @@ use super::bert::{Embeddings, Layer, layer_path};
 use super::{Bert, BertConfig};
 use molora_routing::LayerRule;
 
+use crate::checkpoint::{ModelWeights, old_name};
 use crate::layers::frozen;
-use crate::{BaseDtype, LayerNorm, MoLoraLinear, ModelError, Weights};
+use crate::{BaseDtype, LayerNorm, MoLoraLinear, ModelError};
 
 /// Names in checkpoints of whole BERT models that the encoder does not need.
 const UNUSED: [&str; 3] = ["pooler.", "cls.", "embeddings.position_ids"];
 
 impl Bert {
-    /// Reads `config.json` and `model.safetensors` (f32, f16 or bf16; computed in f32).
+    /// Reads `config.json` and `model.safetensors`, or the files of `model.safetensors.index.json`
+    /// (f32, f16 or bf16; computed in f32). Normalisations may have their old names, `gamma` and
+    /// `beta`.
     ///
     /// # Errors
     /// A missing or broken file, a missing tensor, a tensor of another shape than the configuration
@@ -37,7 +40,7 @@ impl Bert {
     ) -> Result<Self, ModelError> {
         dtype.check(device)?;
         let config = BertConfig::from_file(&folder.join("config.json"))?;
-        let weights = Weights::open(&folder.join("model.safetensors"))?;
+        let weights = ModelWeights::open(folder)?;
         // Checkpoints of models with a head keep the encoder under `bert.`.
         let is_wrapped = weights.has("bert.embeddings.word_embeddings.weight");
         let prefix = if is_wrapped { "bert." } else { "" };
@@ -55,7 +58,7 @@ impl Bert {
 }
 
 struct Reader<'a> {
-    weights: Weights,
+    weights: ModelWeights,
     prefix: &'static str,
     dtype: BaseDtype,
     device: &'a Device,
@@ -110,7 +113,12 @@ impl Reader<'_> {
         name: &str,
         shape: [usize; D],
     ) -> Result<Tensor<D>, ModelError> {
-        let name = format!("{}{name}", self.prefix);
+        let mut name = format!("{}{name}", self.prefix);
+        if let Some(old) = old_name(&name).filter(|old| self.weights.has(old))
+            && !self.weights.has(&name)
+        {
+            name = old;
+        }
         let tensor = self.weights.tensor(&name, shape, self.device)?;
         self.read.push(name);
         Ok(tensor)

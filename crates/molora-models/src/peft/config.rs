@@ -135,6 +135,29 @@ impl PeftConfig {
         targets.matches(path, is_linear) && (is_exact || self.has_layer(path))
     }
 
+    /// Refuses an expression that takes too many steps on a module's path: whether it matches is not
+    /// known.
+    pub(super) fn refuse_exhausted(&self, path: &str) -> Result<(), ModelError> {
+        let of = |targets: &Option<Targets>| targets.as_ref().and_then(Targets::pattern).cloned();
+        let fields = [
+            ("target_modules", of(&self.targets).into_iter().collect()),
+            ("exclude_modules", of(&self.excluded).into_iter().collect()),
+            ("layers_pattern", self.layer_patterns.clone()),
+            ("rank_pattern", texts(&self.rank_pattern)),
+            ("alpha_pattern", texts(&self.alpha_pattern)),
+        ];
+        for (field, patterns) in fields {
+            if let Some(pattern) = patterns.iter().find(|pattern| pattern.gives_up(path)) {
+                let problem = format!(
+                    "{field} has the regular expression `{}`, which takes too many steps on {path}",
+                    pattern.text()
+                );
+                return Err(ModelError::file(&self.path, problem));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a module, or one that it is in, is saved whole.
     pub fn saves(&self, path: &str) -> bool {
         let mut fronts = path.match_indices('.').map(|(dot, _)| &path[..dot]);
@@ -167,6 +190,13 @@ impl PeftConfig {
             false => alpha / rank,
         }
     }
+}
+
+fn texts<V>(patterns: &[(Pattern, V)]) -> Vec<Pattern> {
+    patterns
+        .iter()
+        .map(|(pattern, _)| pattern.clone())
+        .collect()
 }
 
 fn first<V: Copy>(patterns: &[(Pattern, V)], path: &str) -> Option<V> {

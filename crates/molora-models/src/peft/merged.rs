@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::parameters::{Parameter, parameters};
 use super::pattern::ends_with;
 use crate::ModelError;
-use crate::checkpoint::ModelWeights;
+use crate::checkpoint::{ModelWeights, current_name};
 use crate::modules::BaseModel;
 
 /// The type of the numbers of a written model.
@@ -75,7 +75,8 @@ pub fn save_merged<M: BaseModel>(
         part.scale = head_scale;
     }
     copy_small_files(source, out)?;
-    write_config(source, out, dtype, has_new_head)?;
+    let has_own_head = parts.iter().any(|part| part.is_head) && head_scale == 1.0;
+    write_config(source, out, dtype, [has_new_head, has_own_head])?;
     write_weights(
         &out.join("model.safetensors"),
         &weights,
@@ -111,7 +112,7 @@ fn write_config(
     source: &Path,
     out: &Path,
     dtype: MergedDtype,
-    has_new_head: bool,
+    [has_new_head, has_own_head]: [bool; 2],
 ) -> Result<(), ModelError> {
     let (from, to) = (source.join("config.json"), out.join("config.json"));
     let text = std::fs::read_to_string(&from).map_err(|e| io(&from, e))?;
@@ -124,6 +125,11 @@ fn write_config(
             false => "dtype",
         };
         config.insert(name.into(), "float32".into());
+    }
+    // A file may hold a head of its own although its configuration denies it.
+    let denies_head = config.get("tie_word_embeddings") != Some(&Value::Bool(false));
+    if has_own_head && denies_head {
+        config.insert("tie_word_embeddings".into(), false.into());
     }
     if has_new_head {
         config.insert("tie_word_embeddings".into(), false.into());
@@ -198,6 +204,7 @@ fn planned<'a>(
 
 /// The parameter of a name, which may have another front in the source.
 fn own<'a>(parts: &'a [Parameter], name: &str) -> Option<&'a Parameter> {
+    let name = &current_name(name)[..];
     let exact = parts.iter().find(|part| part.name == name);
     exact.or_else(|| {
         parts

@@ -53,9 +53,15 @@ impl Pattern {
         &self.text
     }
 
-    /// Whether a path matches. An expression that gives up after too many steps does not.
+    /// Whether a path matches. An expression that gives up after too many steps does not; see
+    /// [`gives_up`](Self::gives_up).
     pub fn matches(&self, path: &str) -> bool {
         self.regex.is_match(path).unwrap_or(false)
+    }
+
+    /// Whether an expression takes so many steps on a path that it is given up.
+    pub(super) fn gives_up(&self, path: &str) -> bool {
+        self.regex.is_match(path).is_err()
     }
 
     /// The number that the first group matches.
@@ -72,6 +78,16 @@ impl Targets {
             Self::Names(names) => names.iter().any(|name| ends_with(path, name)),
             Self::Pattern(pattern) => pattern.matches(path),
             Self::AllLinear => is_linear,
+        }
+    }
+}
+
+impl Targets {
+    /// The expression, if this is one.
+    pub(super) fn pattern(&self) -> Option<&Pattern> {
+        match self {
+            Self::Pattern(pattern) => Some(pattern),
+            Self::Names(_) | Self::AllLinear => None,
         }
     }
 }

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::PeftAdapter;
 use super::key::{Key, Part};
-use super::pattern::ends_with;
+use super::pattern::{Targets, ends_with};
 use super::read::Reader;
 use crate::ModelError;
 use crate::error::similar;
@@ -99,6 +99,7 @@ impl PeftAdapter {
         let leaves_out = |path: &str| model.leaves_out(path);
         let (modules, device) = modules_of(&mut model.clone());
         let found = self.find(&modules, leaves_out)?;
+        self.refuse_no_target(&modules, &found)?;
         self.refuse_absent(&modules, &found)?;
         let mut resolved = ResolvedAdapter {
             loras: Vec::new(),
@@ -174,6 +175,47 @@ impl PeftAdapter {
             near.join(", ")
         );
         ModelError::file(self.weights.path(), problem)
+    }
+
+    /// Targets that are no module of the model: PEFT refuses them too, if it finds none of them. A name
+    /// of several that matches nothing is warned of.
+    fn refuse_no_target(&self, modules: &[Module], found: &Found) -> Result<(), ModelError> {
+        let config = self.config();
+        let mut paths = Vec::with_capacity(modules.len());
+        for module in modules {
+            let is_linear = matches!(module.kind, Kind::Linear(_));
+            let path = self.their_path(module, modules, found);
+            config.refuse_exhausted(&path)?;
+            paths.push((path, is_linear));
+        }
+        let Some(targets) = &config.targets else {
+            return Ok(());
+        };
+        if matches!(targets, Targets::Names(names) if names.is_empty()) {
+            return Ok(());
+        }
+        let is_target = |(path, is_linear): &(String, bool)| targets.matches(path, *is_linear);
+        if !paths.iter().any(is_target) {
+            let some: Vec<&str> = paths.iter().take(3).map(|(path, _)| &path[..]).collect();
+            let problem = format!(
+                "target_modules matches no module of the model, which has {}",
+                some.join(", ")
+            );
+            return Err(ModelError::file(&config.path, problem));
+        }
+        if let Targets::Names(names) = targets {
+            let is_there = |name: &&String| paths.iter().any(|(path, _)| ends_with(path, name));
+            let absent: Vec<&str> = names
+                .iter()
+                .filter(|n| !is_there(n))
+                .map(|n| &n[..])
+                .collect();
+            if !absent.is_empty() {
+                let (path, names) = (config.path.display(), absent.join(", "));
+                tracing::warn!("{path}: target_modules names no module of the model: {names}");
+            }
+        }
+        Ok(())
     }
 
     /// A module that the configuration names needs tensors: PEFT would train it from scratch.

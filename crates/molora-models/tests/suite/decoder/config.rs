@@ -125,11 +125,16 @@ fn rope_of_another_kind_is_named() {
         scaling(json!({"type": "linear"})),
         "rope_scaling.factor is missing",
     );
+    // Keys of other types have no effect; both names of the type may stand beside each other.
     let extra = json!({"type": "linear", "factor": 2.0, "beta_fast": 32.0});
+    accepted(llama(), scaling(extra));
+    let both = json!({"type": "linear", "rope_type": "linear", "factor": 2.0});
+    accepted(llama(), scaling(both));
+    let other = json!({"type": "linear", "rope_type": "default", "factor": 2.0});
     refused(
         llama(),
-        scaling(extra),
-        "rope_scaling.beta_fast is not supported",
+        scaling(other),
+        "rope_scaling.rope_type is \"default\", but type beside it is \"linear\"",
     );
     let partial = json!({"rope_type": "default", "partial_rotary_factor": 0.5});
     refused(
@@ -206,7 +211,9 @@ fn older_and_newer_names_mean_the_same() {
         "rope_scaling": {"type": "linear", "factor": 4.0},
     });
     let new = json!({
-        "rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 4.0},
+        "rope_parameters": {
+            "rope_theta": 5e5, "rope_type": "linear", "type": "linear", "factor": 4.0,
+        },
     });
     assert_eq!(accepted(llama(), old), accepted(llama(), new));
     let window = json!({"model_type": "mistral", "sliding_window": 24});

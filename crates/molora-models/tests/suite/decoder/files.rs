@@ -1,5 +1,6 @@
 //! Weight files of every shape, good and bad.
 
+use molora_models::peft::{MergedDtype, save_merged};
 use molora_models::{Decoder, DecoderInput};
 use molora_testkit::{assert_close, device};
 use serde_json::json;
@@ -77,6 +78,34 @@ fn a_tied_head_is_the_table_of_tokens() {
         let tied = Decoder::from_folder(tied.path(), &device()).expect("a tied head");
         same(&untied, &tied);
         all.remove("lm_head.weight");
+    }
+}
+
+#[test]
+fn a_head_that_differs_from_the_table_is_the_head() {
+    for mut config in [llama(), gpt2()] {
+        let mut all = tensors(&config, 6);
+        let table = match config["model_type"] == "gpt2" {
+            true => all["transformer.wte.weight"].clone(),
+            false => all["model.embed_tokens.weight"].clone(),
+        };
+        let (shape, mut values) = table;
+        values.reverse();
+        all.insert("lm_head.weight".into(), (shape, values));
+        config["tie_word_embeddings"] = false.into();
+        let untied = folder(&config, &all);
+        let untied = Decoder::from_folder(untied.path(), &device()).expect("a whole folder");
+        config["tie_word_embeddings"] = true.into();
+        let denied = folder(&config, &all);
+        let read = Decoder::from_folder(denied.path(), &device()).expect("a whole folder");
+        same(&untied, &read);
+        // Written again, the configuration says what the files hold.
+        let out = tempfile::tempdir().expect("a folder");
+        save_merged(&read, denied.path(), out.path(), MergedDtype::Float32).expect("written");
+        let text = std::fs::read_to_string(out.path().join("config.json")).expect("readable");
+        assert!(text.contains("\"tie_word_embeddings\": false"), "{text}");
+        let again = Decoder::from_folder(out.path(), &device()).expect("a whole folder");
+        same(&untied, &again);
     }
 }
 

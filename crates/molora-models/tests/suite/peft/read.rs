@@ -215,3 +215,20 @@ fn sharded_adapters_are_read() {
     std::fs::remove_file(path("1.safetensors")).expect("removed");
     refused(&sharded, &["1.safetensors, which is not in this folder"]);
 }
+
+#[test]
+fn targets_that_are_nowhere_and_patterns_that_never_end_are_refused() {
+    let set = |targets: Value| changed("lora", |fields| fields["target_modules"] = targets, |_| {});
+    refused(
+        &set(json!(["query", "value"])),
+        &["adapter_config.json: target_modules matches no module of the model, which has"],
+    );
+    // Nested repetition without an end that fits, behind a look-ahead that the fast engine has not.
+    refused(
+        &set(json!(r"(?=.)((?:[a-z_.0-9]+)+)+(?<=x)!")),
+        &[
+            "target_modules has the regular expression",
+            "too many steps",
+        ],
+    );
+}

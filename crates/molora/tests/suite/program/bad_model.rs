@@ -66,7 +66,7 @@ fn files_that_are_missing_or_cut() {
             name: "no tensors",
             damage: |world| remove(world, "model.safetensors"),
             arguments: &[],
-            expected: &["model/model.safetensors: No such file"],
+            expected: &["model: neither model.safetensors nor model.safetensors.index.json"],
         },
         Mistake {
             name: "cut tensors",
