@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
-use super::files::{INDEX, REQUIRED, WEIGHTS, shards};
+use super::files::{INDEX, OPTIONAL, REQUIRED, WEIGHTS, shards};
+use super::listing::Listing;
 use super::{HubConfig, HubError, ModelId, Snapshot};
 
 /// One model in the cache; the layout is that of the crate `hf-hub`.
@@ -67,6 +68,36 @@ impl ModelCache {
         })
     }
 
+    /// Whether every file that a commit may have is there, or known not to exist.
+    pub(super) fn is_complete(&self, commit: &str) -> bool {
+        let is_known = |file: &&str| {
+            self.path(commit, file).exists() || self.absent(commit).join(file).exists()
+        };
+        OPTIONAL.iter().all(|file| is_known(&file))
+    }
+
+    /// Remembers which files a commit does not have, as Python does. A cache that cannot be written
+    /// remembers nothing.
+    pub(super) fn remember_absent(&self, listing: &Listing) {
+        let absent = self.absent(&listing.commit);
+        for file in OPTIONAL {
+            let mark = absent.join(file);
+            if listing.sizes.contains_key(file) || mark.exists() {
+                continue;
+            }
+            if std::fs::create_dir_all(&absent).is_err() || std::fs::write(mark, "").is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Folder of marks for files that a commit does not have.
+    fn absent(&self, commit: &str) -> PathBuf {
+        let folder = self.folder(commit);
+        let root = folder.ancestors().nth(2).unwrap_or(&folder);
+        root.join(".no_exist").join(commit)
+    }
+
     /// Makes a blob appear as a commit's file.
     pub(super) fn link(&self, commit: &str, file: &str, blob: &Path) -> Result<(), HubError> {
         let path = self.path(commit, file);
@@ -81,13 +112,24 @@ impl ModelCache {
         link(blob, &path).map_err(HubError::io(&path))
     }
 
-    /// Makes the model's revision mean a commit.
-    pub(super) fn point_to(&self, commit: &str) -> Result<(), HubError> {
+    /// Makes the model's revision mean a commit. In a cache that cannot be written this changes
+    /// nothing but what an offline run takes, so that it is a warning.
+    pub(super) fn point_to(&self, commit: &str) {
         if self.model.is_commit() {
-            return Ok(());
+            return;
         }
-        let refs = self.folder(commit).join("../../refs");
-        self.repo.create_ref(commit).map_err(HubError::io(&refs))
+        let found = self.repo.get(REQUIRED[0]);
+        let is_same = found.is_some_and(|path| path.starts_with(self.folder(commit)));
+        if is_same {
+            return;
+        }
+        if let Err(error) = self.repo.create_ref(commit) {
+            let revision = self.model.revision();
+            tracing::warn!(
+                "{}: revision {revision} is not noted in the cache: {error}",
+                self.model
+            );
+        }
     }
 }
 
@@ -96,14 +138,21 @@ pub(super) fn repo(model: &ModelId, revision: &str) -> Repo {
     Repo::with_revision(model.name().into(), RepoType::Model, revision.into())
 }
 
-/// A relative link, so that the cache may be moved.
-#[cfg(unix)]
+/// A relative link, so that the cache may be moved. Where the file system has no links, the blob itself
+/// is moved to the place, as Python does.
 fn link(blob: &Path, path: &Path) -> std::io::Result<()> {
+    symlink(blob, path)
+        .or_else(|_| std::fs::hard_link(blob, path))
+        .or_else(|_| std::fs::rename(blob, path))
+}
+
+#[cfg(unix)]
+fn symlink(blob: &Path, path: &Path) -> std::io::Result<()> {
     let name = blob.file_name().unwrap_or_default();
     std::os::unix::fs::symlink(Path::new("../../blobs").join(name), path)
 }
 
 #[cfg(not(unix))]
-fn link(blob: &Path, path: &Path) -> std::io::Result<()> {
-    std::fs::hard_link(blob, path)
+fn symlink(_: &Path, _: &Path) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
 }

@@ -52,7 +52,7 @@ impl HubConfig {
     /// | `HF_HUB_OFFLINE` | `1`, `on`, `yes` or `true`: use only the cache |
     ///
     /// `HF_HOME` is `~/.cache/huggingface` if unset (`XDG_CACHE_HOME` moves it); empty variables
-    /// count as unset.
+    /// count as unset. In paths `~` and `$NAME` are replaced.
     ///
     /// # Errors
     /// [`HubError::Environment`] if a variable cannot be used or its file cannot be read.
@@ -62,16 +62,17 @@ impl HubConfig {
 
     fn from_variables(read: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, HubError> {
         let read = |name: &str| read(name).filter(|value| !value.is_empty());
-        let home = match (read("HF_HOME"), read("XDG_CACHE_HOME"), read("HOME")) {
-            (Some(home), ..) => Some(PathBuf::from(home)),
-            (_, Some(cache), _) => Some(Path::new(&cache).join("huggingface")),
+        let folder = |name: &str| read(name).map(|value| expand(value, &read));
+        let home = match (folder("HF_HOME"), folder("XDG_CACHE_HOME"), read("HOME")) {
+            (Some(home), ..) => Some(home),
+            (_, Some(cache), _) => Some(cache.join("huggingface")),
             (.., user) => user
                 .map(PathBuf::from)
                 .or_else(std::env::home_dir)
                 .map(|user| user.join(".cache/huggingface")),
         };
-        let cache = match (read("HF_HUB_CACHE"), &home) {
-            (Some(cache), _) => cache.into(),
+        let cache = match (folder("HF_HUB_CACHE"), &home) {
+            (Some(cache), _) => cache,
             (None, Some(home)) => home.join("hub"),
             (None, None) => return Err(problem("HF_HOME", "unset, and there is no home folder")),
         };
@@ -125,7 +126,7 @@ fn token(
         return Token::new(&text("HF_TOKEN", value)?).map(Some);
     }
     let (path, is_named) = match (read("HF_TOKEN_PATH"), home) {
-        (Some(path), _) => (PathBuf::from(path), true),
+        (Some(path), _) => (expand(path, read), true),
         (None, Some(home)) => (home.join("token"), false),
         (None, None) => return Ok(None),
     };
@@ -138,6 +139,50 @@ fn token(
         }
         Err(_) => Ok(None),
     }
+}
+
+/// A path with `~`, `$NAME` and `${NAME}` replaced as Python does it: in files of variables no shell
+/// has. A name that is unset, and another user's `~name`, stay as they are.
+fn expand(value: OsString, read: &dyn Fn(&str) -> Option<OsString>) -> PathBuf {
+    let Some(text) = value.to_str() else {
+        return value.into();
+    };
+    let home = || {
+        let home = read("HOME")
+            .map(PathBuf::from)
+            .or_else(std::env::home_dir)?;
+        Some(home.to_str()?.to_owned())
+    };
+    let mut rest = text;
+    let mut path = String::new();
+    if let Some(behind) = text.strip_prefix('~')
+        && (behind.is_empty() || behind.starts_with('/'))
+        && let Some(home) = home()
+    {
+        path = home.trim_end_matches('/').to_owned();
+        rest = behind;
+    }
+    while let Some(start) = rest.find('$') {
+        path += &rest[..start];
+        rest = &rest[start..];
+        let (name, length) = variable_name(&rest[1..]);
+        match read(name).as_ref().and_then(|value| value.to_str()) {
+            Some(value) => path += value,
+            None => path += &rest[..=length],
+        }
+        rest = &rest[1 + length..];
+    }
+    (path + rest).into()
+}
+
+/// The name at the beginning of a text, in braces or not, and how many bytes it takes.
+fn variable_name(text: &str) -> (&str, usize) {
+    if let Some((name, _)) = text.strip_prefix('{').and_then(|text| text.split_once('}')) {
+        return (name, name.len() + 2);
+    }
+    let is_part = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let length = text.find(|letter| !is_part(letter)).unwrap_or(text.len());
+    (&text[..length], length)
 }
 
 fn endpoint(value: &str) -> Result<String, HubError> {
@@ -193,6 +238,25 @@ mod tests {
             (vec![("HF_HOME", "/h"), ("XDG_CACHE_HOME", "/c")], "/h/hub"),
             (vec![("HF_HOME", "/h"), ("HF_HUB_CACHE", "/k")], "/k"),
             (vec![("HF_HOME", "/h"), ("HF_HUB_CACHE", "")], "/h/hub"),
+            (vec![("HF_HOME", "~/h"), ("HOME", "/u")], "/u/h/hub"),
+            (vec![("HF_HOME", "~"), ("HOME", "/u/")], "/u/hub"),
+            (
+                vec![("HF_HOME", "~other/h"), ("HOME", "/u")],
+                "~other/h/hub",
+            ),
+            (
+                vec![
+                    ("HF_HUB_CACHE", "~/$A/${B}c$D"),
+                    ("HOME", "/u"),
+                    ("A", "a"),
+                    ("B", "b"),
+                ],
+                "/u/a/bc$D",
+            ),
+            (
+                vec![("XDG_CACHE_HOME", "$HOME/c"), ("HOME", "/u")],
+                "/u/c/huggingface/hub",
+            ),
         ] {
             let found = config(&variables).expect("a configuration");
             assert_eq!(found.cache, Path::new(expected), "{variables:?}");

@@ -10,10 +10,12 @@ use super::{HubError, ModelId};
 
 /// Files that every model has to have.
 pub(super) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-const OPTIONAL: [&str; 3] = [
+/// Files that change what a model is asked, where a repository has them.
+pub(super) const OPTIONAL: [&str; 4] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
+    "chat_template.jinja",
 ];
 /// All weights in one file.
 pub(super) const WEIGHTS: &str = "model.safetensors";
@@ -99,6 +101,7 @@ mod tests {
         let id: ModelId = "a/b".parse().expect("a name");
         let all = [
             "README.md",
+            "chat_template.jinja",
             "config.json",
             "generation_config.json",
             "model.safetensors",
@@ -112,6 +115,7 @@ mod tests {
             "config.json",
             "tokenizer.json",
             "generation_config.json",
+            "chat_template.jinja",
             WEIGHTS,
         ];
         assert_eq!(found, expected);

@@ -76,8 +76,8 @@ pub type OnProgress<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'a;
 /// Downloads what is missing of a model and returns its folder in the cache.
 ///
 /// An interrupted download goes on where it ended. Files: `config.json`, `tokenizer.json`,
-/// `tokenizer_config.json`, `special_tokens_map.json` and `generation_config.json` as far as the
-/// repository has them, and `model.safetensors` or the shards of its index.
+/// `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` and
+/// `chat_template.jinja` as far as the repository has them, and `model.safetensors` or the shards of its index.
 ///
 /// # Errors
 /// See [`HubError`]; in offline mode, if the cache does not hold the whole model.
@@ -88,9 +88,14 @@ pub fn fetch(
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Snapshot, HubError> {
     let cache = cache::ModelCache::new(model, config);
+    let mut whole = None;
     if config.offline || model.is_commit() {
         match cache.whole_snapshot() {
-            Ok(snapshot) => return Ok(snapshot),
+            Ok(snapshot) if config.offline || cache.is_complete(&snapshot.commit) => {
+                return Ok(snapshot);
+            }
+            // Who made it may have left a small file out.
+            Ok(snapshot) => whole = Some(snapshot),
             Err(missing) if config.offline => {
                 return Err(HubError::Offline {
                     model: model.clone(),
@@ -102,7 +107,14 @@ pub fn fetch(
         }
     }
     let client = http::Client::new(model, config)?;
-    let listing = listing::read(&client, &cache, on_progress)?;
+    let listing = match (listing::read(&client, &cache, on_progress), whole) {
+        (Ok(listing), _) => listing,
+        (Err(error @ HubError::Connection { .. }), Some(snapshot)) => {
+            tracing::warn!("{error}; the copy in the cache may lack small files");
+            return Ok(snapshot);
+        }
+        (Err(error), _) => return Err(error),
+    };
     let download = download::Download {
         client: &client,
         cache: &cache,
@@ -118,7 +130,8 @@ pub fn fetch(
         }
     }
     // Last, so that an offline run never sees half of a snapshot.
-    cache.point_to(&listing.commit)?;
+    cache.remember_absent(&listing);
+    cache.point_to(&listing.commit);
     Ok(Snapshot {
         folder: cache.folder(&listing.commit),
         commit: listing.commit,
