@@ -1,16 +1,18 @@
 //! Chat templates: from messages to the text that a model was tuned on.
 //!
 //! The template is Jinja in `tokenizer_config.json` or `chat_template.jinja`, rendered by minijinja
-//! with the settings of transformers: `trim_blocks`, `lstrip_blocks`, Python's string methods,
-//! `raise_exception`.
+//! with the settings of transformers: `trim_blocks`, `lstrip_blocks`, and what [`super::jinja`] adds.
 
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value as TemplateValue};
-use minijinja::{Environment, Error, ErrorKind, context};
+use minijinja::{Environment, Error, context};
 use serde::Serialize;
 use serde_json::Value;
+
+use super::SpecialTokens;
+use super::jinja;
 
 /// A message of a chat.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -19,6 +21,9 @@ pub struct Message {
     pub role: String,
     /// What is said.
     pub content: String,
+    /// Whether an assistant's words are given, and not to be learned.
+    #[serde(skip)]
+    pub is_given: bool,
 }
 
 impl Message {
@@ -27,6 +32,7 @@ impl Message {
         Self {
             role: "user".into(),
             content: content.into(),
+            is_given: false,
         }
     }
 
@@ -35,6 +41,16 @@ impl Message {
         Self {
             role: "assistant".into(),
             content: content.into(),
+            is_given: false,
+        }
+    }
+
+    /// A message that says how a model is to behave.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self {
+            role: "system".into(),
+            content: content.into(),
+            is_given: false,
         }
     }
 }
@@ -79,11 +95,13 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     path: PathBuf,
     source: String,
-    bos_token: String,
-    eos_token: String,
+    tokens: SpecialTokens,
 }
 
 const NAME: &str = "chat";
+
+/// Words of an assistant that no template writes itself.
+const MARK: &str = "Q7mark7Q";
 
 impl ChatTemplate {
     /// The template of a model folder, if it has one; of several named ones, `default`.
@@ -107,12 +125,7 @@ impl ChatTemplate {
         let Some(source) = source else {
             return Ok(None);
         };
-        let token = |key: &str| {
-            let value = &config[key];
-            let text = value.as_str().or_else(|| value["content"].as_str());
-            text.unwrap_or_default().to_owned()
-        };
-        Self::new(path, source, token("bos_token"), token("eos_token")).map(Some)
+        Self::new(path, source, SpecialTokens::from_folder(folder)?).map(Some)
     }
 
     /// A template from its Jinja source; `path` is named in errors.
@@ -122,8 +135,7 @@ impl ChatTemplate {
     pub(crate) fn new(
         path: PathBuf,
         source: String,
-        bos_token: String,
-        eos_token: String,
+        tokens: SpecialTokens,
     ) -> Result<Self, ChatError> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
@@ -132,19 +144,14 @@ impl ChatTemplate {
             .build();
         environment.set_syntax(syntax.expect("the usual delimiters"));
         environment.set_debug(true);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |text: String| -> Result<String, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, text))
-        });
-        let added = environment.add_template_owned(NAME, source.clone());
+        jinja::set_up(&mut environment);
+        let added = environment.add_template_owned(NAME, jinja::without_generation(&source));
         let added = added.map_err(|error| template_error(&path, &source, &error));
         added.map(|()| Self {
             environment,
             path,
             source,
-            bos_token,
-            eos_token,
+            tokens,
         })
     }
 
@@ -162,10 +169,19 @@ impl ChatTemplate {
         let values = context! {
             messages => TemplateValue::from(Serde(messages)),
             add_generation_prompt,
-            bos_token => &self.bos_token,
-            eos_token => &self.eos_token,
+            tools => (),
+            documents => (),
+            ..TemplateValue::from(Serde(self.tokens.all()))
         };
         template.render(values).map_err(failed)
+    }
+
+    /// What stands right behind an assistant's message, where the template shows it.
+    pub(crate) fn answer_end(&self) -> Option<String> {
+        let messages = [Message::user(MARK), Message::assistant(MARK)];
+        let text = self.render(&messages, false).ok()?;
+        let end = text.rfind(MARK)? + MARK.len();
+        Some(text[end..].trim_start().to_owned())
     }
 }
 
@@ -176,7 +192,7 @@ fn read(path: &Path) -> Result<String, ChatError> {
     })
 }
 
-fn read_config(path: &Path) -> Result<Value, ChatError> {
+pub(super) fn read_config(path: &Path) -> Result<Value, ChatError> {
     serde_json::from_str(&read(path)?).map_err(|error| ChatError::Config {
         path: path.into(),
         problem: error.to_string(),
@@ -226,7 +242,11 @@ mod tests {
                           {% if add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}";
 
     fn template(source: &str) -> Result<ChatTemplate, ChatError> {
-        ChatTemplate::new("t.json".into(), source.into(), "<s>".into(), "</s>".into())
+        ChatTemplate::new(
+            "t.json".into(),
+            source.into(),
+            SpecialTokens::of("<s>", "</s>"),
+        )
     }
 
     #[test]
@@ -239,6 +259,23 @@ mod tests {
             chat.render(&messages, false).expect("renders"),
             "<|user|>Hi</s>\n"
         );
+    }
+
+    #[test]
+    fn what_ends_an_answer_is_found() {
+        let end = |source: &str| template(source).expect("valid").answer_end();
+        assert_eq!(end(CHATML).as_deref(), Some("</s>\n"));
+        let open = "{% for m in messages %}{{ m.content }} <|end|>{% endfor %}";
+        assert_eq!(end(open).as_deref(), Some("<|end|>"));
+        assert_eq!(end("{{ raise_exception('no') }}"), None);
+    }
+
+    #[test]
+    fn there_are_neither_tools_nor_documents() {
+        let source =
+            "{% if tools is not none or documents is not none %}x{% endif %}{{ pad_token }}";
+        let chat = template(source).expect("valid");
+        assert_eq!(chat.render(&[], false).expect("renders"), "");
     }
 
     #[test]

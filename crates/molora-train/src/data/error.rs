@@ -208,6 +208,24 @@ pub enum DataError {
         /// Rows of the model's embedding.
         vocab_size: usize,
     },
+    /// A text holds a token that the model has no embedding for.
+    #[error(
+        "{}: text \"{text}\" holds the token {token} with id {id}, but the model's vocabulary has \
+         {vocab_size} entries",
+        path.display()
+    )]
+    NoRow {
+        /// The `tokenizer.json`.
+        path: PathBuf,
+        /// The beginning of the text.
+        text: String,
+        /// The token.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the model's embedding.
+        vocab_size: usize,
+    },
     /// The length limit leaves no room for text.
     #[error("max_length {max_length} leaves no room for text beside {special} special tokens")]
     MaxLength {
@@ -227,6 +245,12 @@ pub enum DataError {
     /// A record yields no token.
     #[error("record {id}: its text yields no token")]
     NoTokens {
+        /// The record's id.
+        id: String,
+    },
+    /// A record of which no answer is to be learned.
+    #[error("record {id}: no answer of it is to be learned")]
+    NothingToLearn {
         /// The record's id.
         id: String,
     },

@@ -1,5 +1,6 @@
 //! Tokenized records.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -95,9 +96,19 @@ impl TokenizedTask {
         max_length: usize,
     ) -> Result<Self, DataError> {
         require_heads(std::slice::from_ref(task))?;
-        Self::with(task, |split| {
-            tokenize_split(task.split(split), index, tokenizer, max_length)
-        })
+        let cuts = Cell::new(0);
+        let tokenized = Self::with(task, |split| {
+            let (examples, cut) = tokenize_split(task.split(split), index, tokenizer, max_length)?;
+            cuts.set(cuts.get() + cut);
+            Ok(examples)
+        })?;
+        if cuts.get() > 0 {
+            let (name, cuts) = (&task.meta.name, cuts.get());
+            tracing::warn!(
+                "task {name}: {cuts} texts are longer than {max_length} tokens and were cut"
+            );
+        }
+        Ok(tokenized)
     }
 
     /// Tokenizes a task that is number `index` of the run for a model that writes.
@@ -231,26 +242,26 @@ fn request(record: &Record) -> String {
     }
 }
 
+/// Examples of one split, and how many of their texts were cut.
 fn tokenize_split(
     records: &[Record],
     task: usize,
     tokenizer: &TextTokenizer,
     max_length: usize,
-) -> Result<Vec<Example>, DataError> {
+) -> Result<(Vec<Example>, usize), DataError> {
     let texts: Vec<(&str, Option<&str>)> = records
         .iter()
         .map(|record| (record.input.as_str(), record.input_b.as_deref()))
         .collect();
     let encoded = tokenizer.encode_batch(&texts, max_length)?;
-    records
-        .iter()
-        .zip(encoded)
-        .map(|(record, encoded)| example(record, encoded, task))
-        .collect()
+    let cut = encoded.iter().filter(|encoded| encoded.is_cut).count();
+    let pairs = records.iter().zip(encoded);
+    let examples = pairs.map(|(record, encoded)| example(record, encoded, task));
+    Ok((examples.collect::<Result<_, _>>()?, cut))
 }
 
 fn example(record: &Record, encoded: Encoded, task: usize) -> Result<Example, DataError> {
-    let Encoded { ids, type_ids } = encoded;
+    let Encoded { ids, type_ids, .. } = encoded;
     // A row without a token would have nothing to pool.
     if ids.is_empty() {
         return Err(DataError::NoTokens {

@@ -14,6 +14,8 @@ use super::record::Label;
 pub(super) struct Fields<'a> {
     pub(super) map: Map<String, Value>,
     pub(super) place: &'a Place,
+    /// Whether numbers are written as text.
+    pub(super) is_text: bool,
     /// The keys of the map that were taken out, for messages.
     taken: Vec<String>,
 }
@@ -27,7 +29,7 @@ impl<'a> Fields<'a> {
         };
         match serde_json::from_slice(text) {
             Ok(Columns(map)) => Ok(Self::new(map, place)),
-            Err(error) => Err(broken(shorten_position(&error, place))),
+            Err(error) => Err(broken(json_problem(&error, text, place))),
         }
     }
 
@@ -36,6 +38,7 @@ impl<'a> Fields<'a> {
         Self {
             map,
             place,
+            is_text: false,
             taken: Vec::new(),
         }
     }
@@ -106,7 +109,7 @@ impl<'a> Fields<'a> {
         count: usize,
         what: &'static str,
     ) -> Result<Label, DataError> {
-        let Some(found) = value.as_i64() else {
+        let Some(found) = whole(value) else {
             return Err(self.wrong_type("label", value, "a whole number"));
         };
         match usize::try_from(found) {
@@ -149,6 +152,13 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// A whole number, which may be written as one with a fraction of 0.
+pub(super) fn whole(value: &Value) -> Option<i64> {
+    let is_whole = |number: &f64| number.fract() == 0.0 && number.abs() < 1e15;
+    let rounded = || value.as_f64().filter(is_whole).map(|number| number as i64);
+    value.as_i64().or_else(rounded)
+}
+
 /// A JSON object in which no key stands twice: of two, serde's own map keeps the last in silence.
 pub(super) struct Columns(pub(super) Map<String, Value>);
 
@@ -179,9 +189,31 @@ impl<'de> Visitor<'de> for ColumnsVisitor {
     }
 }
 
+/// What is wrong with a text that is no JSON.
+pub(super) fn json_problem(error: &serde_json::Error, text: &[u8], place: &Place) -> String {
+    let line = text.split(|&byte| byte == b'\n');
+    let line = line
+        .skip(error.line().saturating_sub(1))
+        .next()
+        .unwrap_or_default();
+    // The parser stops at the first letter of the word, or behind the sign in front of it.
+    let at = |column: usize| line.get(column..).unwrap_or_default();
+    let found = ["NaN", "Infinity"].into_iter().find(|word| {
+        let starts = |column: usize| at(column).starts_with(word.as_bytes());
+        error.is_syntax() && (starts(error.column().saturating_sub(1)) || starts(error.column()))
+    });
+    let message = shorten_position(error, place);
+    match found {
+        None => message,
+        Some(word) => format!(
+            "{message}: {word}, which Python's json.dumps writes, is no JSON; write null in its place"
+        ),
+    }
+}
+
 /// serde counts lines inside the text it got, which for JSON lines is always 1: keep the column
 /// alone there.
-pub(super) fn shorten_position(error: &serde_json::Error, place: &Place) -> String {
+fn shorten_position(error: &serde_json::Error, place: &Place) -> String {
     let message = error.to_string();
     let position = format!(" at line {} column {}", error.line(), error.column());
     match (place.at, message.strip_suffix(&position)) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::error::{DataError, Place};
-use super::fields::Fields;
+use super::fields::{Fields, whole};
 use super::format::{FormatError, Row};
 use super::kind::TaskKind;
 use super::metrics::Metric;
@@ -153,7 +153,8 @@ impl MetaFile {
 /// The labels' names by number, from the outputs that stand beside them.
 fn names_of_labels(path: &Path, rows: &[Row]) -> Result<Vec<String>, DataError> {
     let pairs = rows.iter().filter_map(|row| {
-        let label = row.columns.get("label")?.as_u64()?;
+        let label = row.columns.get("label").and_then(whole)?;
+        let label = u64::try_from(label).ok()?;
         Some((label, row.columns.get("output")?.as_str()?.to_owned()))
     });
     let names: BTreeMap<u64, String> = pairs.collect();

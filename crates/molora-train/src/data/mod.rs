@@ -14,6 +14,7 @@ pub mod example;
 mod fields;
 mod format;
 mod hold_out;
+mod jinja;
 mod kind;
 mod meta;
 pub mod metrics;
@@ -22,6 +23,7 @@ pub mod record;
 pub mod sampler;
 mod schema;
 mod source;
+mod special;
 pub mod task;
 pub mod tokenizer;
 pub mod written;
@@ -34,6 +36,7 @@ pub use format::FormatError;
 pub use prompt::{Piece, PromptFormat};
 pub use record::{Label, Record};
 pub use sampler::{Sampler, SamplerConfig, Strategy, eval_batches};
+pub use special::SpecialTokens;
 pub use task::{
     Split, Task, TaskKind, TaskMeta, list_tasks, load_task, load_tasks, require_classification,
     task_path,

@@ -31,6 +31,12 @@ impl Piece {
         let is_answer = true;
         Self { text, is_answer }
     }
+
+    /// What an assistant says, which may be given.
+    fn of(message: &Message, text: String) -> Self {
+        let is_answer = !message.is_given;
+        Self { text, is_answer }
+    }
 }
 
 /// How texts are put together.
@@ -49,10 +55,12 @@ pub enum PromptFormat {
 /// # Plain
 /// `{instruction}\n\n{input}\n{input_b}\nAnswer:` and the answer ` {output}`, of which parts that are
 /// empty leave no blank line behind. A chat is `User: ...\n\nAssistant:` and ` {content}` in turns.
-/// Verbatim records are `input` and `output` as they stand.
+/// Verbatim records are `input` and `output` as they stand. A `system` text stands in front, with a
+/// blank line behind it.
 ///
 /// # Chat
-/// Instruction and inputs are the user's message and `output` the assistant's. A prompt is rendered
+/// Instruction and inputs are the user's message and `output` the assistant's; `system` is a message
+/// in front of them. A prompt is rendered
 /// with the generation prompt on; an answer is what the rendering with the assistant's message adds
 /// to it, which includes the mark of its end. Verbatim records without an `input` stay as they are.
 ///
@@ -86,7 +94,7 @@ pub fn pieces_with_answer(
         }
         PromptFormat::Plain if !record.messages.is_empty() => labelled(record, answer),
         PromptFormat::Plain => {
-            let question = question(record, meta);
+            let question = joined(&[&record.system, &question(record, meta)], "\n\n");
             let gap = if question.is_empty() { "" } else { "\n" };
             let prompt = format!("{question}{gap}Answer:");
             vec![Piece::given(prompt), Piece::answer(format!(" {answer}"))]
@@ -161,7 +169,7 @@ fn labelled(record: &Record, answer: &str) -> Vec<Piece> {
                 } else {
                     &message.content
                 };
-                pieces.push(Piece::answer(format!(" {content}")));
+                pieces.push(Piece::of(message, format!(" {content}")));
             }
             "system" => prompt += &message.content,
             _ => prompt += &format!("User: {}", message.content),
@@ -182,7 +190,13 @@ fn rendered(
         (false, []) => vec![Message::user(question(record, meta))],
         (false, [before @ .., _]) => before.to_vec(),
     };
-    messages.push(Message::assistant(answer));
+    if !record.system.is_empty() {
+        messages.insert(0, Message::system(&record.system));
+    }
+    messages.push(Message {
+        is_given: record.messages.last().is_some_and(|last| last.is_given),
+        ..Message::assistant(answer)
+    });
     let failed = |source: ChatError| DataError::Chat {
         id: record.id.clone(),
         source,
@@ -204,11 +218,9 @@ fn rendered(
                     id: record.id.clone(),
                     message: count,
                 })?;
-            let is_answer = !asks;
-            pieces.push(Piece {
-                text: text.to_owned(),
-                is_answer,
-            });
+            let is_answer = !asks && !message.is_given;
+            let text = text.to_owned();
+            pieces.push(Piece { text, is_answer });
             whole = longer;
         }
     }

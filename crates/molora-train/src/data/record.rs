@@ -45,6 +45,9 @@ pub struct Record {
     pub meta: Option<Value>,
     /// The messages of a chat, of which the assistant has the last; empty for other records.
     pub messages: Vec<Message>,
+    /// How the model is to behave, in front of everything else; empty where nothing says it. Of a chat
+    /// it is the first message.
+    pub system: String,
     /// Whether `input` and `output` follow each other as they stand, with nothing between them.
     pub is_verbatim: bool,
 }
@@ -86,6 +89,7 @@ pub(super) fn parse_record(
         meta: fields.map.remove("meta").filter(|value| !value.is_null()),
         messages: Vec::new(),
         is_verbatim: false,
+        system: String::new(),
     })
 }
 

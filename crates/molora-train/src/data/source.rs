@@ -35,27 +35,107 @@ pub(super) fn task_name(path: &Path) -> Result<String, DataError> {
     }
 }
 
+/// Names of a split's files, the first of them that is there is taken.
+fn names(split: Split) -> &'static [&'static str] {
+    match split {
+        Split::Train => &["train"],
+        Split::Validation => &["validation", "valid", "val", "dev"],
+        Split::Test => &["test"],
+    }
+}
+
+/// Words that files of splits begin with, ours and others'.
+const WORDS: [&str; 13] = [
+    "train",
+    "training",
+    "validation",
+    "validate",
+    "valid",
+    "val",
+    "dev",
+    "test",
+    "testing",
+    "eval",
+    "evaluation",
+    "holdout",
+    "heldout",
+];
+
 /// The files of a split, sorted: `train.csv`, or the parts `train-00000-of-00002.parquet` and so
 /// on. None if there is no such file.
 ///
 /// # Errors
 /// Several files that are not parts of one, missing parts, or a folder that cannot be read.
 pub(super) fn split_files(dir: &Path, split: Split) -> Result<Vec<PathBuf>, DataError> {
+    for name in names(split) {
+        let files = files_named(dir, split, name)?;
+        if !files.is_empty() {
+            return Ok(files);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Names files in a warning that look like a split and belong to none that is read.
+///
+/// # Errors
+/// As [`split_files`].
+pub(super) fn warn_of_other_files(dir: &Path) -> Result<(), DataError> {
+    for path in other_files(dir)? {
+        tracing::warn!(
+            "{}: looks like a split and is not read: those are train, validation (or valid, val, dev) \
+             and test, each in one file or in parts",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+fn other_files(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let mut read = Vec::new();
+    for split in [Split::Train, Split::Validation, Split::Test] {
+        read.extend(split_files(dir, split)?);
+    }
+    let is_split = |path: &PathBuf| {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let stem = stem.to_ascii_lowercase();
+        let is_word = |word: &str| {
+            let rest = stem.strip_prefix(word);
+            rest.is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_alphabetic()))
+        };
+        WORDS.iter().any(|word| is_word(word)) && !read.contains(path)
+    };
+    let mut others = data_files(dir)?;
+    others.retain(is_split);
+    others.sort();
+    Ok(others)
+}
+
+/// The files of a folder that are of a known format.
+fn data_files(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     let unreadable = |source| DataError::Read {
         path: dir.into(),
         source,
     };
-    let mut whole = Vec::new();
-    let mut parts = Vec::new();
+    let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
+        if Format::of(&path).is_ok() {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+/// The files of a split by one of its names.
+fn files_named(dir: &Path, split: Split, name: &str) -> Result<Vec<PathBuf>, DataError> {
+    let mut whole = Vec::new();
+    let mut parts = Vec::new();
+    for path in data_files(dir)? {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let Some(rest) = stem.strip_prefix(split.name()) else {
+        let Some(rest) = stem.strip_prefix(name) else {
             continue;
         };
-        if Format::of(&path).is_err() {
-            continue;
-        }
         match (rest, part_count(rest)) {
             ("", _) => whole.push(path),
             (_, Some(count)) => parts.push((count, path)),
@@ -100,4 +180,46 @@ fn part_count(rest: &str) -> Option<usize> {
     let (index, count) = rest.strip_prefix('-')?.split_once("-of-")?;
     index.parse::<usize>().ok()?;
     count.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_validation_split_has_several_names_and_others_are_seen() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = folder.path();
+        let add = |name: &str| std::fs::write(dir.join(name), "").expect("writable");
+        for name in ["train.jsonl", "valid.jsonl", "task.json", "vocab.json"] {
+            add(name);
+        }
+        let found = split_files(dir, Split::Validation).expect("one file");
+        assert_eq!(found, [dir.join("valid.jsonl")]);
+        assert_eq!(other_files(dir).expect("readable"), [] as [PathBuf; 0]);
+        for name in [
+            "validation.csv",
+            "eval.jsonl",
+            "test_unseen.json",
+            "testament.json",
+        ] {
+            add(name);
+        }
+        let found = split_files(dir, Split::Validation).expect("one file");
+        assert_eq!(found, [dir.join("validation.csv")], "the full name first");
+        let others = other_files(dir).expect("readable");
+        let names = ["eval.jsonl", "test_unseen.json", "valid.jsonl"];
+        assert_eq!(others, names.map(|name| dir.join(name)));
+    }
+
+    #[test]
+    fn parts_may_have_the_other_names_too() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for part in 0..2 {
+            let name = format!("dev-0000{part}-of-00002.parquet");
+            std::fs::write(folder.path().join(name), "").expect("writable");
+        }
+        let found = split_files(folder.path(), Split::Validation).expect("two parts");
+        assert_eq!(found.len(), 2);
+    }
 }

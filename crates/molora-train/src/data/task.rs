@@ -9,8 +9,8 @@ pub use super::kind::{Split, TaskKind};
 use super::meta::MetaFile;
 use super::metrics::Metric;
 use super::record::Record;
-use super::schema::{Reading, Schema, prepare};
-use super::source::{is_task, split_files, task_name};
+use super::schema::{Reading, Schema, is_read, rename_all, warn_of_unread};
+use super::source::{is_task, split_files, task_name, warn_of_other_files};
 
 /// What is known about a task: what `task.json` says, or what is usual where it says nothing.
 ///
@@ -59,7 +59,8 @@ impl Task {
 
 /// Reads and checks one task: a folder with splits and, as a rule, a `task.json`, or one file.
 ///
-/// A validation or test split that is not there is held out from the training split, unless the
+/// The validation split may also be called `valid`, `val` or `dev`; other files that look like a split
+/// are named in a warning. A validation or test split that is not there is held out from the training split, unless the
 /// records are in our own schema with a `task.json`, which asks for all three.
 ///
 /// # Errors
@@ -71,6 +72,7 @@ pub fn load_task(path: &Path) -> Result<Task, DataError> {
         return assemble(path, &name, None, [Some(file), None, None]);
     }
     let meta_file = MetaFile::read(path)?;
+    warn_of_other_files(path)?;
     let table = |split| match &split_files(path, split)?[..] {
         [] => Ok(None),
         files => Table::read(files, meta_file.as_ref()).map(Some),
@@ -198,14 +200,20 @@ impl Table {
     fn read(files: &[PathBuf], meta_file: Option<&MetaFile>) -> Result<Self, DataError> {
         let mut table: Option<Self> = None;
         for file in files {
-            let (format, mut rows) = read_rows(file)?;
-            prepare(&mut rows, format, meta_file)?;
+            let is_wanted = |name: &str| is_read(name, meta_file);
+            let (format, mut rows) = read_rows(file, &is_wanted)?;
+            rename_all(&mut rows, meta_file)?;
+            let schema = match &table {
+                Some(table) => table.schema,
+                None => Schema::detect(&rows[0])?,
+            };
+            for row in &mut rows {
+                format.type_values(row, schema == Schema::Own)?;
+            }
+            warn_of_unread(schema, file, &rows);
             match &mut table {
                 Some(table) => table.rows.append(&mut rows),
-                None => {
-                    let schema = Schema::detect(&rows[0])?;
-                    table = Some(Self { schema, rows });
-                }
+                None => table = Some(Self { schema, rows }),
             }
         }
         Ok(table.expect("a split has at least one file"))

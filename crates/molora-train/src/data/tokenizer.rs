@@ -16,6 +16,8 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// 0 for the first text, 1 for the second; as long as `ids`.
     pub type_ids: Vec<u32>,
+    /// Whether the text was too long and lost its end.
+    pub is_cut: bool,
 }
 
 /// The tokenizer of a model folder, with the file's own padding and truncation switched off.
@@ -27,7 +29,14 @@ pub struct TextTokenizer {
     tokenizer: Tokenizer,
     path: PathBuf,
     max_id: u32,
+    /// Special tokens that stand in front of a text.
+    front: Vec<u32>,
+    /// Rows of the model's embedding, once they are known.
+    rows: Option<usize>,
 }
+
+/// Texts of one word or letter, of which a tokenizer knows at least one.
+const PROBES: [&str; 6] = ["a", "A", "0", ".", "the", "_"];
 
 impl TextTokenizer {
     /// Reads `tokenizer.json` in `model_dir`.
@@ -42,9 +51,11 @@ impl TextTokenizer {
         })?;
         match Self::from_bytes(&bytes) {
             Ok((tokenizer, max_id)) => Ok(Self {
+                front: front(&tokenizer),
                 tokenizer,
                 path,
                 max_id,
+                rows: None,
             }),
             Err(source) => Err(DataError::Tokenizer { path, source }),
         }
@@ -65,20 +76,80 @@ impl TextTokenizer {
         self.max_id
     }
 
-    /// Checks that every id has a row in an embedding of `vocab_size` rows.
+    /// Checks that every id has a row in an embedding of `vocab_size` rows. Added tokens without one
+    /// are named in a warning, and a text that holds one of them is refused from here on.
     ///
     /// # Errors
-    /// If the largest id is too large; the message gives both numbers.
-    pub fn check_vocabulary(&self, vocab_size: usize) -> Result<(), DataError> {
+    /// If the largest id of the vocabulary, added tokens aside, is too large; the message gives both
+    /// numbers.
+    pub fn check_vocabulary(&mut self, vocab_size: usize) -> Result<(), DataError> {
+        self.rows = Some(vocab_size);
         if (self.max_id as usize) < vocab_size {
             return Ok(());
         }
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let own = self.tokenizer.get_vocab(false).into_values();
+        let largest = own.filter(|id| !added.contains_key(id)).max().unwrap_or(0);
         let path = self.path.clone();
-        Err(DataError::Vocabulary {
-            path,
-            max_id: self.max_id,
-            vocab_size,
-        })
+        if largest as usize >= vocab_size {
+            return Err(DataError::Vocabulary {
+                path,
+                max_id: largest,
+                vocab_size,
+            });
+        }
+        let mut without: Vec<_> = added
+            .iter()
+            .filter(|(id, _)| **id as usize >= vocab_size)
+            .map(|(id, token)| (id, format!("{} ({id})", beginning(&token.content))))
+            .collect();
+        without.sort();
+        let names: Vec<&str> = without.iter().take(5).map(|(_, name)| &name[..]).collect();
+        tracing::warn!(
+            "{}: {} added tokens have no row in the model's embedding of {vocab_size}, and a text \
+             with one of them is refused: {}",
+            path.display(),
+            without.len(),
+            names.join(", ")
+        );
+        Ok(())
+    }
+
+    /// The special tokens that the tokenizer puts in front of a text.
+    pub fn front(&self) -> &[u32] {
+        &self.front
+    }
+
+    /// The id of a token by its text.
+    pub(crate) fn id_of(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// The longest added token that a text begins with.
+    pub(crate) fn added_at_start(&self, text: &str) -> Option<u32> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let fits = added
+            .iter()
+            .filter(|(_, token)| !token.content.is_empty() && text.starts_with(&token.content));
+        let longest = fits.max_by_key(|(_, token)| token.content.len());
+        longest.map(|(id, _)| *id)
+    }
+
+    /// The first id without a row in the model's embedding, as an error.
+    fn check_rows(&self, text: &str, ids: &[u32]) -> Result<(), DataError> {
+        let Some(vocab_size) = self.rows else {
+            return Ok(());
+        };
+        match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            None => Ok(()),
+            Some(&id) => Err(DataError::NoRow {
+                path: self.path.clone(),
+                text: beginning(text),
+                token: self.tokenizer.id_to_token(id).unwrap_or_default(),
+                id,
+                vocab_size,
+            }),
+        }
     }
 
     /// Tokenizes one text or a pair, cut to at most `max_length` tokens, special tokens included.
@@ -102,16 +173,49 @@ impl TextTokenizer {
                 special,
             });
         }
-        let encoding =
+        let (encoding, is_cut) =
             self.encode_within(input, input_b, room)
                 .map_err(|source| DataError::Encode {
                     text: beginning(input),
                     source,
                 })?;
+        self.check_rows(input, encoding.get_ids())?;
         Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
             type_ids: encoding.get_type_ids().to_vec(),
+            is_cut,
         })
+    }
+
+    /// Tokens of a text that a model is to go on with, and how many bytes of white space at its end
+    /// they leave out: where a word behind it would take that space into its own token, the model has
+    /// learned the space as a part of the word. `with_front` adds the special tokens in front.
+    ///
+    /// # Errors
+    /// If the tokenizer fails on the text.
+    pub fn encode_prompt(
+        &self,
+        text: &str,
+        with_front: bool,
+    ) -> Result<(Vec<u32>, usize), DataError> {
+        let front = if with_front { self.front() } else { &[] };
+        let ids = self.encode_whole(text, false)?;
+        let trimmed = text.trim_end();
+        let mut count = ids.len();
+        if trimmed.len() < text.len() {
+            let longer = self.encode_whole(&format!("{text}{}", PROBES[0]), false)?;
+            let same = ids.iter().zip(&longer).take_while(|(a, b)| a == b).count();
+            let covers_words = ids[..same].starts_with(&self.encode_whole(trimmed, false)?);
+            if covers_words && front.len() + same > 0 {
+                count = same;
+            }
+        }
+        let left_out = if count < ids.len() {
+            text.len() - trimmed.len()
+        } else {
+            0
+        };
+        Ok(([front, &ids[..count]].concat(), left_out))
     }
 
     /// Tokenizes a text whole; `with_special` adds the special tokens around it.
@@ -124,6 +228,7 @@ impl TextTokenizer {
             text: beginning(text),
             source,
         })?;
+        self.check_rows(text, encoding.get_ids())?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -168,7 +273,7 @@ impl TextTokenizer {
         input: &str,
         input_b: Option<&str>,
         room: usize,
-    ) -> tokenizers::Result<Encoding> {
+    ) -> tokenizers::Result<(Encoding, bool)> {
         let first = self.tokenizer.encode_fast(input, false)?;
         let second = input_b
             .map(|text| self.tokenizer.encode_fast(text, false))
@@ -177,9 +282,29 @@ impl TextTokenizer {
             max_length: room,
             ..Default::default()
         };
+        let length = first.len() + second.as_ref().map_or(0, Encoding::len);
         let (first, second) = truncate_encodings(first, second, &params)?;
-        self.tokenizer.post_process(first, second, true)
+        let encoding = self.tokenizer.post_process(first, second, true)?;
+        Ok((encoding, length > room))
     }
+}
+
+/// The special tokens in front of a text: those of a text that is no special token itself, up to its
+/// first own token.
+fn front(tokenizer: &Tokenizer) -> Vec<u32> {
+    for probe in PROBES {
+        let Ok(encoding) = tokenizer.encode_fast(probe, true) else {
+            continue;
+        };
+        let special = encoding.get_special_tokens_mask();
+        let count = special.iter().take_while(|&&special| special == 1).count();
+        if count < special.len() {
+            return encoding.get_ids()[..count].to_vec();
+        }
+    }
+    // A tokenizer that knows no such text: all that it adds.
+    let encoding = tokenizer.encode_fast("", true);
+    encoding.map_or(Vec::new(), |encoding| encoding.get_ids().to_vec())
 }
 
 #[cfg(test)]
@@ -259,7 +384,8 @@ mod tests {
     #[test]
     fn the_vocabulary_has_to_cover_all_ids() {
         assert!(tokenizer().check_vocabulary(30522).is_ok());
-        let message = tokenizer().check_vocabulary(30521).unwrap_err().to_string();
+        let mut tokenizer = tokenizer();
+        let message = tokenizer.check_vocabulary(30521).unwrap_err().to_string();
         assert!(message.contains("ids up to 30521"), "{message}");
         assert!(message.contains("has 30521 entries"), "{message}");
     }

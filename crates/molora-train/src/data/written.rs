@@ -76,6 +76,15 @@ pub struct Question {
     pub output: String,
 }
 
+/// The tokens of a text, without the mark of its end.
+struct Unended {
+    ids: Vec<u32>,
+    /// Which of them have to be said.
+    answers: Vec<bool>,
+    /// Where the last piece begins.
+    last: usize,
+}
+
 /// A candidate answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
@@ -145,8 +154,10 @@ impl Writing {
         let (ids, answers) = self.tokens(&pieces, self.max_length)?;
         // The first token has nothing in front of it that it could be told from.
         if !answers.iter().skip(1).any(|&is_answer| is_answer) {
-            return Err(DataError::NoTokens {
-                id: record.id.clone(),
+            let id = record.id.clone();
+            return Err(match pieces.iter().any(|piece| piece.is_answer) {
+                true => DataError::NoTokens { id },
+                false => DataError::NothingToLearn { id },
             });
         }
         Ok(plain(ids, task, Target::Answer(answers)))
@@ -160,7 +171,12 @@ impl Writing {
         pieces: &[Piece],
         task: usize,
     ) -> Result<Example, DataError> {
-        let answer = pieces.last().map_or("", |piece| piece.text.trim());
+        let answer = pieces.last().filter(|piece| piece.is_answer);
+        let Some(answer) = answer.map(|piece| piece.text.trim()) else {
+            return Err(DataError::NothingToLearn {
+                id: record.id.clone(),
+            });
+        };
         let mut text: Vec<u32> = self.start_token.iter().map(|&id| id as u32).collect();
         text.extend(self.tokenizer.encode_whole(answer, true)?);
         if text.len() > self.max_length {
@@ -182,15 +198,18 @@ impl Writing {
     /// As [`example`](Self::example).
     pub fn question(&self, record: &Record, meta: &TaskMeta) -> Result<Question, DataError> {
         let texts = prompt::choices(record, meta);
-        let mut choices = Vec::with_capacity(texts.len());
-        for text in &texts {
-            choices.push(Choice {
-                ids: self.choice(record, meta, text)?,
-                characters: text.chars().count().max(1),
-            });
-        }
+        let (prompt, candidates) = match self.start_token {
+            Some(_) => self.candidates(record, meta, &texts)?,
+            None => self.asked(record, meta, &texts)?,
+        };
+        let choice = |(text, ids): (&String, Vec<u32>)| self.choice(record, text, ids);
+        let choices = texts.iter().zip(candidates).map(choice);
+        let choices: Vec<Choice> = choices.collect::<Result<_, _>>()?;
         let longest = choices.iter().map(|choice| choice.ids.len()).max();
-        let prompt = self.prompt(record, meta, longest.unwrap_or(self.max_new_tokens))?;
+        let prompt = match self.start_token {
+            Some(_) => prompt,
+            None => self.cut_prompt(prompt, longest.unwrap_or(self.max_new_tokens)),
+        };
         // A text without a prompt is asked by nothing but the token that begins all texts.
         if prompt.is_empty() && !texts.is_empty() {
             return Err(DataError::NoTokens {
@@ -210,18 +229,8 @@ impl Writing {
         })
     }
 
-    /// The tokens of a candidate answer.
-    fn choice(&self, record: &Record, meta: &TaskMeta, text: &str) -> Result<Vec<u32>, DataError> {
-        let pieces = prompt::pieces_with_answer(record, meta, &self.format, text)?;
-        let ids = if self.start_token.is_some() {
-            let answer = pieces.last().map_or("", |piece| piece.text.trim());
-            // With the mark of its end, as it is learned.
-            self.tokenizer.encode_whole(answer, true)?
-        } else {
-            let (whole, answers) = self.unended(&pieces)?;
-            let first = answers.iter().rposition(|&is_answer| !is_answer);
-            whole[first.map_or(0, |last| last + 1)..].to_vec()
-        };
+    /// A candidate answer with its tokens.
+    fn choice(&self, record: &Record, text: &str, ids: Vec<u32>) -> Result<Choice, DataError> {
         if ids.is_empty() || ids.len() >= self.max_length {
             return Err(DataError::Candidate {
                 id: record.id.clone(),
@@ -230,7 +239,59 @@ impl Writing {
                 max_length: self.max_length,
             });
         }
-        Ok(ids)
+        let characters = text.chars().count().max(1);
+        Ok(Choice { ids, characters })
+    }
+
+    /// What an encoder-decoder reads, and the tokens of the candidates.
+    fn candidates(
+        &self,
+        record: &Record,
+        meta: &TaskMeta,
+        texts: &[String],
+    ) -> Result<(Vec<u32>, Vec<Vec<u32>>), DataError> {
+        let mut candidates = Vec::with_capacity(texts.len());
+        for text in texts {
+            let pieces = prompt::pieces_with_answer(record, meta, &self.format, text)?;
+            let answer = pieces.last().map_or("", |piece| piece.text.trim());
+            // With the mark of its end, as it is learned.
+            candidates.push(self.tokenizer.encode_whole(answer, true)?);
+        }
+        Ok((self.prompt(record, meta, 0)?, candidates))
+    }
+
+    /// The tokens that a decoder is given, and those of the candidates behind them.
+    ///
+    /// Given is what the prompt alone and the whole text, as it is learned, begin with alike: a token
+    /// that reaches from the prompt into an answer, such as a space with the word behind it, is the
+    /// answer's, and where candidates differ in this, that of all of them. Without candidates the
+    /// right answer says where the prompt ends.
+    fn asked(
+        &self,
+        record: &Record,
+        meta: &TaskMeta,
+        texts: &[String],
+    ) -> Result<(Vec<u32>, Vec<Vec<u32>>), DataError> {
+        let right = std::slice::from_ref(&record.output);
+        let answers = if texts.is_empty() { right } else { texts };
+        let mut wholes = Vec::with_capacity(answers.len());
+        let mut end = usize::MAX;
+        for answer in answers {
+            let pieces = prompt::pieces_with_answer(record, meta, &self.format, answer)?;
+            let whole = self.unended(&pieces)?;
+            end = end.min(whole.last);
+            wholes.push(whole.ids);
+        }
+        let prompt = match (end, texts) {
+            // A word that the answer alone ends: without the beginning of a text nothing else is left.
+            (0, []) => {
+                self.unended(&prompt::prompt(record, meta, &self.format)?)?
+                    .ids
+            }
+            _ => wholes[0][..end].to_vec(),
+        };
+        let behind = wholes.iter().take(texts.len());
+        Ok((prompt, behind.map(|ids| ids[end..].to_vec()).collect()))
     }
 
     /// The tokens of a record's prompt, cut at the beginning so that `room` tokens fit behind it.
@@ -241,25 +302,33 @@ impl Writing {
             let ids = self.tokenizer.encode_whole(&text, true)?;
             return Ok(self.cut(ids, self.max_length, 0));
         }
-        let (ids, _) = self.unended(&pieces)?;
+        Ok(self.cut_prompt(self.unended(&pieces)?.ids, room))
+    }
+
+    /// Cuts a decoder's prompt at its beginning so that `room` tokens fit behind it.
+    fn cut_prompt(&self, ids: Vec<u32>, room: usize) -> Vec<u32> {
         let room = room.min(self.max_length / 2);
-        Ok(self.cut(ids, self.max_length - room, self.special()?.len()))
+        self.cut(ids, self.max_length - room, self.special().len())
     }
 
     /// Tokens with the mark of the end, cut to `limit`, and which of them are answers.
     fn tokens(&self, pieces: &[Piece], limit: usize) -> Result<(Vec<u32>, Vec<bool>), DataError> {
-        let (mut ids, mut answers) = self.unended(pieces)?;
+        let Unended {
+            mut ids,
+            mut answers,
+            ..
+        } = self.unended(pieces)?;
         let is_plain = matches!(self.format, PromptFormat::Plain);
         if let Some(&end) = self.end_tokens.first().filter(|_| is_plain) {
             ids.push(end as u32);
-            answers.push(true);
+            answers.push(pieces.last().is_none_or(|piece| piece.is_answer));
         }
         if ids.len() > limit {
             self.cuts.fetch_add(1, Ordering::Relaxed);
             let prompt = answers.iter().take_while(|&&is_answer| !is_answer).count();
             // From the beginning of the prompt, and from the end of an answer that is too long itself.
             let from_prompt = (ids.len() - limit).min(prompt.saturating_sub(1));
-            let special = self.special()?.len().min(from_prompt);
+            let special = self.special().len().min(from_prompt);
             ids.drain(special..special + from_prompt);
             answers.drain(special..special + from_prompt);
             ids.truncate(limit);
@@ -268,28 +337,30 @@ impl Writing {
         Ok((ids, answers))
     }
 
-    /// Tokens of pieces that follow each other, and which of them are answers. A token that reaches
-    /// over the end of a piece belongs to the later one.
-    fn unended(&self, pieces: &[Piece]) -> Result<(Vec<u32>, Vec<bool>), DataError> {
-        let special = self.special()?;
+    /// Tokens of pieces that follow each other. A token that reaches over the end of a piece belongs
+    /// to the later one.
+    fn unended(&self, pieces: &[Piece]) -> Result<Unended, DataError> {
+        let special = self.special();
         let mut answers = vec![false; special.len()];
-        let (mut text, mut ids) = (String::new(), Vec::new());
+        let (mut text, mut ids, mut last) = (String::new(), Vec::new(), special.len());
         for piece in pieces {
             text += &piece.text;
             let whole = self.tokenizer.encode_whole(&text, false)?;
             let same = ids.iter().zip(&whole).take_while(|(a, b)| a == b).count();
-            answers.truncate(special.len() + same);
+            last = special.len() + same;
+            answers.truncate(last);
             answers.resize(special.len() + whole.len(), piece.is_answer);
             ids = whole;
         }
-        Ok(([special, ids].concat(), answers))
+        let ids = [special, &ids].concat();
+        Ok(Unended { ids, answers, last })
     }
 
     /// The tokens that stand in front of every text; a chat template writes its own.
-    fn special(&self) -> Result<Vec<u32>, DataError> {
+    fn special(&self) -> &[u32] {
         match self.format {
-            PromptFormat::Plain => self.tokenizer.encode_whole("", true),
-            PromptFormat::Chat(_) => Ok(Vec::new()),
+            PromptFormat::Plain => self.tokenizer.front(),
+            PromptFormat::Chat(_) => &[],
         }
     }
 

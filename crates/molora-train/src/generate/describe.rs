@@ -113,6 +113,7 @@ mod tests {
             meta: None,
             messages: Vec::new(),
             is_verbatim: false,
+            system: String::new(),
         };
         let train = ["cat", "cat", "cat", "dog"].iter().enumerate().map(record);
         Task {

@@ -11,7 +11,7 @@ use molora_models::{
 };
 use molora_routing::Guidance;
 
-use crate::base::{DeviceSpec, base_model, stop_tokens};
+use crate::base::{DeviceSpec, base_model, chat_stop_tokens, stop_tokens};
 use crate::data::{ChatTemplate, Message, PromptStyle, TextTokenizer};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Guide, Instructions, TextEncoder};
@@ -25,6 +25,8 @@ pub struct Writer {
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
     stop_tokens: Vec<usize>,
+    /// Those that end an answer to a message of a chat.
+    chat_stop_tokens: Vec<usize>,
     is_chat: bool,
     device: Device,
     folder: PathBuf,
@@ -118,15 +120,21 @@ impl Writer {
         if !backbone.writes() {
             return Err(TrainError::run(&folder, RunProblem::WritesNoText));
         }
-        let tokenizer = TextTokenizer::from_folder(&folder)?;
+        let mut tokenizer = TextTokenizer::from_folder(&folder)?;
         tokenizer.check_vocabulary(backbone.vocab_size())?;
         let template = ChatTemplate::from_folder(&folder)?;
+        let stop_tokens = stop_tokens(&folder, &tokenizer)?;
+        let chat_stop_tokens = match &template {
+            Some(template) => chat_stop_tokens(&folder, &tokenizer, template)?,
+            None => stop_tokens.clone(),
+        };
         Ok(Self {
             mixture,
             tokenizer,
             is_chat: template.is_some(),
             template,
-            stop_tokens: stop_tokens(&folder)?,
+            stop_tokens,
+            chat_stop_tokens,
             backbone,
             device,
             folder,
@@ -176,15 +184,21 @@ impl Writer {
     ) -> Result<Vec<Written>, TrainError> {
         let tokens = prompts.iter().enumerate();
         let tokens = tokens.map(|(row, prompt)| self.tokens(row, prompt, options.is_chat));
-        let tokens: Vec<Vec<usize>> = tokens.collect::<Result<_, _>>()?;
+        let tokens: Vec<(Vec<usize>, usize)> = tokens.collect::<Result<_, _>>()?;
+        let (tokens, left_out): (Vec<_>, Vec<_>) = tokens.into_iter().unzip();
         let mut written = Vec::with_capacity(prompts.len());
         for first in (0..prompts.len()).step_by(options.batch.max(1)) {
             let rows = first..prompts.len().min(first + options.batch.max(1));
-            let found = self.pass(&prompts[rows.clone()], &tokens[rows], first, options)?;
-            for row in found {
+            let found = self.pass(
+                &prompts[rows.clone()],
+                &tokens[rows.clone()],
+                first,
+                options,
+            )?;
+            for (row, left_out) in found.into_iter().zip(&left_out[rows]) {
                 let new: Vec<u32> = row.tokens.iter().map(|&token| token as u32).collect();
                 written.push(Written {
-                    text: self.tokenizer.decode(&new)?,
+                    text: without_space(self.tokenizer.decode(&new)?, *left_out),
                     tokens: new.len(),
                     finish: row.finish,
                 });
@@ -193,18 +207,30 @@ impl Writer {
         Ok(written)
     }
 
-    /// The tokens of a prompt, of which there are some and not too many.
-    fn tokens(&self, row: usize, prompt: &str, is_chat: bool) -> Result<Vec<usize>, TrainError> {
+    /// The tokens of a prompt, of which there are some and not too many, and the bytes of white space
+    /// at its end that are left to the answer.
+    fn tokens(
+        &self,
+        row: usize,
+        prompt: &str,
+        is_chat: bool,
+    ) -> Result<(Vec<usize>, usize), TrainError> {
         if prompt.trim().is_empty() {
             return Err(GenerateError::EmptyPrompt { row }.into());
         }
         let template = self.template.as_ref().filter(|_| is_chat);
-        let ids = match template {
+        let reads = matches!(self.backbone, Backbone::EncoderDecoder(_));
+        let (ids, left_out) = match template {
             Some(template) => {
                 let text = template.render(&[Message::user(prompt)], true)?;
-                self.tokenizer.encode_whole(&text, false)?
+                match reads {
+                    true => (self.tokenizer.encode_whole(&text, false)?, 0),
+                    false => self.tokenizer.encode_prompt(&text, false)?,
+                }
             }
-            None => self.tokenizer.encode_whole(prompt, true)?,
+            // What an encoder reads has an end, what a decoder goes on with has none.
+            None if reads => (self.tokenizer.encode_whole(prompt, true)?, 0),
+            None => self.tokenizer.encode_prompt(prompt, true)?,
         };
         match self.backbone.max_tokens() {
             Some(max_tokens) if ids.len() > max_tokens => Err(GenerateError::PromptTooLong {
@@ -214,7 +240,7 @@ impl Writer {
             }
             .into()),
             _ if ids.is_empty() => Err(GenerateError::EmptyPrompt { row }.into()),
-            _ => Ok(ids.into_iter().map(|id| id as usize).collect()),
+            _ => Ok((ids.into_iter().map(|id| id as usize).collect(), left_out)),
         }
     }
 
@@ -230,7 +256,10 @@ impl Writer {
         let context = self.context(prompts, input.mask.clone().float())?;
         let options = GenerateOptions {
             max_new_tokens: options.max_new_tokens,
-            stop_tokens: self.stop_tokens.clone(),
+            stop_tokens: match options.is_chat {
+                true => self.chat_stop_tokens.clone(),
+                false => self.stop_tokens.clone(),
+            },
             sampling: options.sampling,
             seed: Seed::new(options.seed),
             first_row: first,
@@ -281,4 +310,10 @@ impl Writer {
         let scores = instructions.scores(&queries, &self.device);
         Ok(Guide::ByTask(scores).of(&rows, &rows, &self.device))
     }
+}
+
+/// A text without the white space at its beginning, of at most so many bytes, that stands in the prompt.
+fn without_space(text: String, most: usize) -> String {
+    let space = text.len() - text.trim_start().len();
+    text[space.min(most)..].to_owned()
 }

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
 
-use crate::base::{DeviceSpec, bundled, stop_tokens};
+use crate::base::{DeviceSpec, bundled, chat_stop_tokens, stop_tokens};
 use crate::data::{
     ChatTemplate, PromptFormat, PromptStyle, Task, TaskKind, TextTokenizer, TokenizedTask, Writing,
     WritingConfig, load_tasks, tokenize_tasks,
@@ -98,7 +98,7 @@ pub(crate) fn tokenized(
     tasks: &[Task],
     data: &DataConfig,
 ) -> Result<Vec<TokenizedTask>, TrainError> {
-    let tokenizer = TextTokenizer::from_folder(folder)?;
+    let mut tokenizer = TextTokenizer::from_folder(folder)?;
     tokenizer.check_vocabulary(base.vocab_size())?;
     if base.writes() {
         let writing = Arc::new(writing(folder, base, tokenizer, &data.writing)?);
@@ -129,7 +129,10 @@ fn writing(
         Backbone::EncoderDecoder(model) => Some(model.start_token()),
         _ => None,
     };
-    let ends = stop_tokens(folder)?;
+    let ends = match &format {
+        PromptFormat::Plain => stop_tokens(folder, &tokenizer)?,
+        PromptFormat::Chat(template) => chat_stop_tokens(folder, &tokenizer, template)?,
+    };
     Ok(Writing::new(tokenizer, format, config, ends, start))
 }
 

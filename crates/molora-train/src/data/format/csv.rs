@@ -6,7 +6,7 @@ use csv::{ErrorKind, ReaderBuilder, StringRecord};
 use serde_json::{Number, Value};
 
 use super::super::error::{At, DataError, Place};
-use super::super::fields::shorten_position;
+use super::super::fields::json_problem;
 use super::{FormatError, LABELS, Row, check_unique, read_text};
 
 /// Reads all rows; every value is a text.
@@ -30,6 +30,7 @@ fn row(path: &Path, names: &[&str], record: &StringRecord) -> Row {
     Row {
         place: Place::new(path, At::Line(line as usize)),
         columns: names.iter().zip(record).map(value).collect(),
+        is_text: true,
     }
 }
 
@@ -48,9 +49,9 @@ fn locate(path: &Path, error: &csv::Error) -> FormatError {
     FormatError::Csv { place, message }
 }
 
-/// Reads labels as numbers where they are some, nested columns as JSON, and empty optional ones as
-/// null.
-pub(super) fn type_values(row: &mut Row) -> Result<(), DataError> {
+/// Reads nested columns as JSON, empty optional ones as null, and with `has_numbers` labels as numbers
+/// where they are some.
+pub(super) fn type_values(row: &mut Row, has_numbers: bool) -> Result<(), DataError> {
     for (name, value) in &mut row.columns {
         let Value::String(text) = value else {
             continue;
@@ -64,7 +65,8 @@ pub(super) fn type_values(row: &mut Row) -> Result<(), DataError> {
             *value = Value::Null;
         } else if is_nested {
             *value = nested(text, name, &row.place)?;
-        } else if LABELS.contains(&name)
+        } else if has_numbers
+            && LABELS.contains(&name)
             && let Some(number) = number(text)
         {
             *value = Value::Number(number);
@@ -74,9 +76,12 @@ pub(super) fn type_values(row: &mut Row) -> Result<(), DataError> {
 }
 
 fn nested(text: &str, name: &str, place: &Place) -> Result<Value, DataError> {
-    serde_json::from_str(text).map_err(|error| DataError::Json {
-        place: place.clone(),
-        message: format!("column \"{name}\": {}", shorten_position(&error, place)),
+    serde_json::from_str(text).map_err(|error| {
+        let message = json_problem(&error, text.as_bytes(), place);
+        DataError::Json {
+            place: place.clone(),
+            message: format!("column \"{name}\": {message}"),
+        }
     })
 }
 

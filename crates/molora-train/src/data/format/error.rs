@@ -79,6 +79,18 @@ pub enum FormatError {
         /// Why it is needed, or nothing.
         reason: &'static str,
     },
+    /// A column that has to hold something holds nothing.
+    #[error("{place}: column \"{column}\" is {found}, expected a value{reason}")]
+    NullColumn {
+        /// The record.
+        place: Place,
+        /// The column.
+        column: String,
+        /// `null`, or `empty` in a format of text.
+        found: &'static str,
+        /// Why it is needed, or nothing.
+        reason: &'static str,
+    },
     /// A label is no name or number of a label.
     #[error("{place}: column \"{column}\" holds \"{found}\", expected one of {expected}")]
     Choice {

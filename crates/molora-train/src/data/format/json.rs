@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::super::error::{At, DataError, Place};
-use super::super::fields::{Columns, shorten_position};
+use super::super::fields::{Columns, json_problem};
 use super::{Row, check_utf8, read_text};
 
 /// Reads all entries of the array.
@@ -23,11 +23,12 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>, DataError> {
                        a .jsonl file)";
         return Err(broken(message.into()));
     }
-    let entries: Vec<Columns> =
-        serde_json::from_slice(&text).map_err(|error| broken(shorten_position(&error, &place)))?;
+    let entries: Vec<Columns> = serde_json::from_slice(&text)
+        .map_err(|error| broken(json_problem(&error, &text, &place)))?;
     let row = |(index, Columns(columns))| Row {
         place: Place::new(path, At::Row(index + 1)),
         columns,
+        is_text: false,
     };
     Ok(entries.into_iter().enumerate().map(row).collect())
 }

@@ -25,5 +25,9 @@ fn parse(line: &[u8], place: Place) -> Result<Row, DataError> {
     }
     check_utf8(line, &place)?;
     let columns = Fields::parse(line, &place)?.map;
-    Ok(Row { place, columns })
+    Ok(Row {
+        place,
+        columns,
+        is_text: false,
+    })
 }

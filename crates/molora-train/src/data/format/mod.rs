@@ -24,6 +24,8 @@ pub(super) struct Row {
     pub(super) place: Place,
     /// Its values by column.
     pub(super) columns: Map<String, Value>,
+    /// Whether the format has nothing but text, so that numbers are written as text.
+    pub(super) is_text: bool,
 }
 
 /// A file format, told by the ending of the file's name.
@@ -66,16 +68,12 @@ impl Format {
     }
 
     /// Gives values the types that their columns ask for, where the format has too few of its own:
-    /// everything in CSV is text, and a column of whole numbers with gaps is one of floats in
-    /// Parquet.
-    pub(super) fn type_values(self, row: &mut Row) -> Result<(), DataError> {
+    /// everything in CSV is text. A label in CSV stays text, because it may be a name, unless
+    /// `has_numbers` says that the schema knows labels by number alone.
+    pub(super) fn type_values(self, row: &mut Row, has_numbers: bool) -> Result<(), DataError> {
         match self {
-            Self::Jsonl | Self::Json => Ok(()),
-            Self::Csv => csv::type_values(row),
-            Self::Parquet => {
-                whole_labels(row);
-                Ok(())
-            }
+            Self::Csv => csv::type_values(row, has_numbers),
+            Self::Jsonl | Self::Json | Self::Parquet => Ok(()),
         }
     }
 }
@@ -83,17 +81,21 @@ impl Format {
 /// Columns that hold a label, which may be a number.
 const LABELS: [&str; 3] = ["label", "answer", "answerKey"];
 
-/// Reads all rows of a file.
+/// Reads all rows of a file. Of a format whose columns lie apart, those that `is_wanted` turns down are
+/// not decoded and hold null.
 ///
 /// # Errors
 /// The first thing found wrong, with file and line or row; a file without any row is an error.
-pub(super) fn read_rows(path: &Path) -> Result<(Format, Vec<Row>), DataError> {
+pub(super) fn read_rows(
+    path: &Path,
+    is_wanted: &dyn Fn(&str) -> bool,
+) -> Result<(Format, Vec<Row>), DataError> {
     let format = Format::of(path)?;
     let rows = match format {
         Format::Jsonl => jsonl::read(path)?,
         Format::Json => json::read(path)?,
         Format::Csv => csv::read(path)?,
-        Format::Parquet => read_parquet(path)?,
+        Format::Parquet => read_parquet(path, is_wanted)?,
     };
     match rows.is_empty() {
         true => Err(DataError::EmptySplit { path: path.into() }),
@@ -102,12 +104,12 @@ pub(super) fn read_rows(path: &Path) -> Result<(Format, Vec<Row>), DataError> {
 }
 
 #[cfg(feature = "parquet")]
-fn read_parquet(path: &Path) -> Result<Vec<Row>, DataError> {
-    parquet::read(path)
+fn read_parquet(path: &Path, is_wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Row>, DataError> {
+    parquet::read(path, is_wanted)
 }
 
 #[cfg(not(feature = "parquet"))]
-fn read_parquet(path: &Path) -> Result<Vec<Row>, DataError> {
+fn read_parquet(path: &Path, _: &dyn Fn(&str) -> bool) -> Result<Vec<Row>, DataError> {
     Err(FormatError::NoParquet { path: path.into() }.into())
 }
 
@@ -142,21 +144,6 @@ fn check_unique(names: &[&str], place: &Place) -> Result<(), FormatError> {
             place: place.clone(),
             column: names[index].into(),
         }),
-    }
-}
-
-/// Turns labels such as 2.0 into whole numbers.
-fn whole_labels(row: &mut Row) {
-    for name in LABELS {
-        let Some(value) = row.columns.get_mut(name) else {
-            continue;
-        };
-        let whole = value
-            .as_f64()
-            .filter(|number| value.is_f64() && number.fract() == 0.0 && number.abs() < 1e15);
-        if let Some(number) = whole {
-            *value = Value::from(number as i64);
-        }
     }
 }
 

@@ -6,15 +6,17 @@ use std::path::Path;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row as ParquetRow};
+use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
 use super::super::error::{At, DataError, Place};
 use super::{FormatError, Row, check_unique};
 
-/// Reads all rows.
-pub(super) fn read(path: &Path) -> Result<Vec<Row>, DataError> {
+/// Reads all rows; columns that nobody wants hold null.
+pub(super) fn read(path: &Path, is_wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Row>, DataError> {
     // The parquet crate panics on some files with wrong bytes in them, and user data must not.
-    std::panic::catch_unwind(|| read_rows(path)).unwrap_or_else(|payload| {
+    let read = std::panic::AssertUnwindSafe(|| read_rows(path, is_wanted));
+    std::panic::catch_unwind(read).unwrap_or_else(|payload| {
         let owned = payload.downcast_ref::<String>().map(String::as_str);
         let reason = owned.or_else(|| payload.downcast_ref::<&str>().copied());
         let reason = reason.and_then(|reason| reason.lines().next());
@@ -26,7 +28,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>, DataError> {
     })
 }
 
-fn read_rows(path: &Path) -> Result<Vec<Row>, DataError> {
+fn read_rows(path: &Path, is_wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Row>, DataError> {
     let unreadable = |source| DataError::Read {
         path: path.into(),
         source,
@@ -41,12 +43,31 @@ fn read_rows(path: &Path) -> Result<Vec<Row>, DataError> {
         .map(|field| field.name())
         .collect();
     check_unique(&names, &whole)?;
+    let fields = schema.get_fields().iter();
+    let wanted: Vec<_> = fields
+        .filter(|field| is_wanted(field.name()))
+        .cloned()
+        .collect();
+    if wanted.is_empty() && reader.metadata().file_metadata().num_rows() > 0 {
+        let unknown = FormatError::Columns {
+            place: Place::new(path, At::Row(1)),
+            found: names.iter().map(|&name| name.into()).collect(),
+        };
+        return Err(unknown.into());
+    }
+    let left: Vec<&str> = names
+        .iter()
+        .copied()
+        .filter(|name| !is_wanted(name))
+        .collect();
+    let projection = Type::group_type_builder(schema.name()).with_fields(wanted);
+    let projection = projection.build().map_err(|error| broken(&whole, &error))?;
     let rows = reader
-        .get_row_iter(None)
+        .get_row_iter(Some(projection))
         .map_err(|error| broken(&whole, &error))?;
     let rows = rows.enumerate().map(|(index, row)| {
         let place = Place::new(path, At::Row(index + 1));
-        let columns = row
+        let mut columns = row
             .map_err(|error| broken(&place, &error))
             .and_then(|row| {
                 object(row).map_err(|message| FormatError::Parquet {
@@ -54,7 +75,12 @@ fn read_rows(path: &Path) -> Result<Vec<Row>, DataError> {
                     message,
                 })
             })?;
-        Ok(Row { place, columns })
+        columns.extend(left.iter().map(|&name| (name.into(), Value::Null)));
+        Ok(Row {
+            place,
+            columns,
+            is_text: false,
+        })
     });
     rows.collect()
 }

@@ -12,6 +12,7 @@ fn record(input: String, output: &str) -> Record {
         output: output.into(),
         meta: None,
         messages: Vec::new(),
+        system: String::new(),
         is_verbatim: false,
     }
 }

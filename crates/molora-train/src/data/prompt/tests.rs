@@ -8,7 +8,11 @@ const CHATML: &str = "{% for message in messages %}{% if loop.first and messages
     add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 fn template(source: &str) -> PromptFormat {
-    let template = ChatTemplate::new("t".into(), source.into(), "<s>".into(), "</s>".into());
+    let template = ChatTemplate::new(
+        "t".into(),
+        source.into(),
+        crate::data::SpecialTokens::of("<s>", "</s>"),
+    );
     PromptFormat::Chat(Arc::new(template.unwrap()))
 }
 
@@ -35,6 +39,7 @@ fn record(instruction: &str, input: &str, input_b: Option<&str>, output: &str) -
         output: output.into(),
         meta: None,
         messages: Vec::new(),
+        system: String::new(),
         is_verbatim: false,
     }
 }
@@ -107,13 +112,7 @@ fn chats_are_rendered_with_every_answer_apart() {
     let found = shown(&record("Do", "a", Some("b"), "c"), &chatml);
     assert_eq!(found, expected);
     let mut told = chat();
-    told.messages.insert(
-        0,
-        Message {
-            role: "system".into(),
-            content: "Be brief".into(),
-        },
-    );
+    told.messages.insert(0, Message::system("Be brief"));
     let found = shown(&told, &chatml);
     assert!(found.starts_with("<|im_start|>system\nBe brief<|im_end|>\n"));
 }

@@ -6,6 +6,7 @@ use super::super::error::DataError;
 use super::super::fields::{Fields, beginning, describe};
 use super::super::format::FormatError;
 use super::super::record::{Label, Record};
+use super::plain::optional;
 use crate::data::Message;
 
 /// `messages` (role and content) or `conversations` (from and value).
@@ -35,6 +36,25 @@ pub(super) fn record(
         let text = format!("the last one is from {}, expected assistant", last.role);
         return Err(problem(messages.len(), text).into());
     }
+    if messages
+        .iter()
+        .all(|message| message.role != "assistant" || message.is_given)
+    {
+        let text = "this answer and all others are marked as not to be learned".into();
+        return Err(problem(messages.len(), text).into());
+    }
+    let output = last.content.clone();
+    let system = optional(&mut fields, "system")?.filter(|text| !text.is_empty());
+    match (system, messages.first()) {
+        (Some(text), Some(first)) if first.role == "system" && first.content != text => {
+            let expected = "the chat's first message is another system message".into();
+            return Err(fields.contradiction("system", beginning(&text), expected));
+        }
+        (Some(text), Some(first)) if first.role != "system" => {
+            messages.insert(0, Message::system(text));
+        }
+        _ => {}
+    }
     let question = messages.iter().rfind(|message| message.role == "user");
     Ok(Record {
         id,
@@ -43,10 +63,11 @@ pub(super) fn record(
         input_b: None,
         choices: Vec::new(),
         label: Label::Text,
-        output: last.content.clone(),
+        output,
         meta: None,
         messages,
         is_verbatim: false,
+        system: String::new(),
     })
 }
 
@@ -71,10 +92,41 @@ fn message(item: Value) -> Result<Message, String> {
     if content.trim().is_empty() && role != "system" {
         return Err("its content is empty".into());
     }
+    let is_given = is_given(&mut map)?;
     Ok(Message {
         role: role.into(),
         content,
+        is_given: role == "assistant" && is_given.unwrap_or(false),
     })
+}
+
+/// Whether a message says that it is not to be learned (`"weight": 0`, `"train": false` or
+/// `"trainable": false`).
+fn is_given(map: &mut Map<String, Value>) -> Result<Option<bool>, String> {
+    let mut found = None;
+    for key in ["weight", "train", "trainable"] {
+        let value = map.remove(key).unwrap_or_default();
+        let is_given = match (key, &value) {
+            (_, Value::Null) => continue,
+            ("weight", Value::Number(weight)) if weight.as_f64() == Some(0.0) => true,
+            ("weight", Value::Number(weight)) if weight.as_f64() == Some(1.0) => false,
+            ("train" | "trainable", Value::Bool(trains)) => !trains,
+            _ => {
+                let expected = if key == "weight" {
+                    "0 or 1"
+                } else {
+                    "true or false"
+                };
+                let found = describe(&value);
+                return Err(format!("\"{key}\" holds {found}, expected {expected}"));
+            }
+        };
+        if found.is_some_and(|other| other != is_given) {
+            return Err(format!("\"{key}\" contradicts what stands beside it"));
+        }
+        found = Some(is_given);
+    }
+    Ok(found)
 }
 
 /// The text under the first of two keys that is there.

@@ -2,6 +2,7 @@
 
 mod chat;
 mod plain;
+mod unread;
 
 use std::path::Path;
 
@@ -9,10 +10,11 @@ use serde_json::Value;
 
 use super::error::DataError;
 use super::fields::Fields;
-use super::format::{Format, FormatError, Row};
+use super::format::{FormatError, Row};
 use super::meta::MetaFile;
 use super::record::{Record, parse_record};
 use super::task::{TaskKind, TaskMeta};
+pub(super) use unread::{is_read, warn_of_unread};
 
 /// A set of column names that has a meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,7 +159,8 @@ impl Reading<'_> {
     /// # Errors
     /// A column that is missing or holds something else than it should.
     pub(super) fn record(&self, row: Row, id: String) -> Result<Record, DataError> {
-        let fields = Fields::new(row.columns, &row.place);
+        let mut fields = Fields::new(row.columns, &row.place);
+        fields.is_text = row.is_text;
         match self.schema {
             Schema::Own => parse_record(fields, self.meta, self.has_meta_file),
             Schema::Chat(column) => chat::record(fields, column, id),
@@ -169,22 +172,15 @@ impl Reading<'_> {
     }
 }
 
-/// Gives the rows of a file the names and types that the schemas know.
+/// Gives the rows of a file the names that the schemas know.
 ///
 /// # Errors
-/// A renamed column that is not there, or nested JSON that is broken.
-pub(super) fn prepare(
-    rows: &mut [Row],
-    format: Format,
-    file: Option<&MetaFile>,
-) -> Result<(), DataError> {
-    for row in rows {
-        if let Some(file) = file {
-            rename(row, file)?;
-        }
-        format.type_values(row)?;
+/// A renamed column that is not there.
+pub(super) fn rename_all(rows: &mut [Row], file: Option<&MetaFile>) -> Result<(), DataError> {
+    match file {
+        Some(file) => rows.iter_mut().try_for_each(|row| rename(row, file)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn rename(row: &mut Row, file: &MetaFile) -> Result<(), DataError> {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::super::error::DataError;
-use super::super::fields::{Fields, beginning};
+use super::super::fields::{Fields, beginning, whole};
 use super::super::format::FormatError;
 use super::super::record::{Label, Record};
 use super::super::task::{TaskKind, TaskMeta};
@@ -32,6 +32,7 @@ pub(super) fn fields(
         value => Choices::parse(&fields, value)?,
     };
     let (label, output) = answer(&mut fields, meta, &choices)?;
+    let system = optional(&mut fields, "system")?.unwrap_or_default();
     Ok(Record {
         id,
         instruction: instruction.unwrap_or_else(|| meta.instruction.clone()),
@@ -43,6 +44,7 @@ pub(super) fn fields(
         meta: None,
         messages: Vec::new(),
         is_verbatim: false,
+        system,
     })
 }
 
@@ -98,6 +100,7 @@ fn verbatim(
         meta: None,
         messages: Vec::new(),
         is_verbatim: true,
+        system: String::new(),
     })
 }
 
@@ -123,7 +126,7 @@ impl Choices {
         }
         let choices = Self {
             texts: fields.string_list("choices", texts)?,
-            keys: fields.string_list("choices", keys)?,
+            keys: fields.string_list("choices", as_texts(keys))?,
         };
         if choices.texts.is_empty() {
             return Err(fields.wrong_type(
@@ -143,17 +146,32 @@ impl Choices {
         }
     }
 
+    /// The choice of a key.
+    fn by_key(&self, text: &str) -> Option<usize> {
+        self.keys.iter().position(|key| key == text)
+    }
+
     /// The choice that a text means: by key, in full, or by its letter.
     fn position(&self, text: &str) -> Option<usize> {
-        let among = |names: &[String]| names.iter().position(|name| name == text);
-        among(&self.keys)
-            .or_else(|| among(&self.texts))
+        self.by_key(text)
+            .or_else(|| self.texts.iter().position(|name| name == text))
             .or_else(|| {
                 let [letter @ b'A'..=b'Z'] = text.as_bytes() else {
                     return None;
                 };
                 Some(usize::from(letter - b'A')).filter(|&index| index < self.texts.len())
             })
+    }
+}
+
+/// Whole numbers of a list as texts.
+fn as_texts(list: Value) -> Value {
+    match list {
+        Value::Array(items) => {
+            let text = |item: Value| spelt(&item).map_or(item, Value::from);
+            Value::Array(items.into_iter().map(text).collect())
+        }
+        other => other,
     }
 }
 
@@ -167,14 +185,14 @@ fn answer(
     let output = text_or_number(fields, "output")?;
     match meta.kind {
         TaskKind::Classification => {
-            let index = index(
-                fields,
-                label,
-                output.as_deref(),
-                &meta.labels,
-                "labels",
-                |text| meta.labels.iter().position(|name| name == text),
-            )?;
+            let names = &meta.labels;
+            let is_place =
+                |name: &String| name.parse().is_ok_and(|place: usize| place < names.len());
+            // In JSON a number is a label's place, unless no name could be meant as one.
+            let by_name = !label.is_number() || !names.iter().any(is_place);
+            let index = index(fields, label, output.as_deref(), names, "labels", |text| {
+                names.iter().position(|name| by_name && name == text)
+            })?;
             let name = meta.labels[index].clone();
             match output.filter(|output| *output != name) {
                 None => Ok((Label::Index(index), name)),
@@ -186,9 +204,19 @@ fn answer(
         }
         TaskKind::MultipleChoice => {
             let texts = &choices.texts;
-            let index = index(fields, label, output.as_deref(), texts, "choices", |text| {
-                choices.position(text)
-            })?;
+            let is_number = label.is_number();
+            let index =
+                index(
+                    fields,
+                    label,
+                    output.as_deref(),
+                    texts,
+                    "choices",
+                    |text| match is_number {
+                        true => choices.by_key(text),
+                        false => choices.position(text),
+                    },
+                )?;
             Ok((Label::Index(index), texts[index].clone()))
         }
         TaskKind::Regression => number(fields, &label, output),
@@ -202,6 +230,7 @@ fn answer(
 const GENERATION: &str =
     " (the task is generation; \"type\" in a task.json says that it is something else)";
 
+/// The number of a label or choice: by its name where the value is one, or else by its place.
 fn index(
     fields: &Fields<'_>,
     label: Value,
@@ -210,28 +239,43 @@ fn index(
     what: &'static str,
     position: impl Fn(&str) -> Option<usize>,
 ) -> Result<usize, DataError> {
+    let of_place = |number: &Value| match fields.index(number, names.len(), what)? {
+        Label::Index(index) => Ok(index),
+        _ => Err(fields.wrong_type("label", number, "a whole number")),
+    };
     let (column, text) = match (&label, output) {
         (Value::String(text), _) => ("label", &text[..]),
         (Value::Null, Some(output)) => ("output", output),
         (Value::Null, None) => return Err(missing(fields, "label", "")),
-        _ => {
-            let Label::Index(index) = fields.index(&label, names.len(), what)? else {
-                return Err(fields.wrong_type("label", &label, "a whole number"));
-            };
-            return Ok(index);
+        // A number in JSON is a place, but for names that cannot be mistaken for places.
+        (number, _) => {
+            let name = spelt(number).and_then(|text| position(&text));
+            return name.map_or_else(|| of_place(number), Ok);
         }
     };
-    position(text).ok_or_else(|| {
-        let shown: Vec<&str> = names.iter().take(10).map(|name| &name[..]).collect();
-        let more = if names.len() > 10 { ", ..." } else { "" };
-        let choice = FormatError::Choice {
-            place: fields.place.clone(),
-            column,
-            found: beginning(text),
-            expected: shown.join(", ") + more,
-        };
-        choice.into()
-    })
+    if let Some(index) = position(text).or_else(|| position(text.trim())) {
+        return Ok(index);
+    }
+    let number = text.trim().parse::<f64>().ok().map(Value::from);
+    if let Some(number) = number.filter(|number| fields.is_text && !number.is_null()) {
+        // Tools write a whole number as 1.0 where some records have none.
+        let name = spelt(&number).and_then(|text| position(&text));
+        return name.map_or_else(|| of_place(&number), Ok);
+    }
+    let shown: Vec<&str> = names.iter().take(10).map(|name| &name[..]).collect();
+    let more = if names.len() > 10 { ", ..." } else { "" };
+    let choice = FormatError::Choice {
+        place: fields.place.clone(),
+        column,
+        found: beginning(text),
+        expected: shown.join(", ") + more,
+    };
+    Err(choice.into())
+}
+
+/// A whole number as text.
+fn spelt(number: &Value) -> Option<String> {
+    whole(number).map(|number| number.to_string())
 }
 
 fn number(
@@ -248,6 +292,7 @@ fn number(
     let (found, number) = match (label, &output) {
         (Value::Null, Some(output)) => (Value::from(&output[..]), of_text(output)),
         (Value::Null, None) => return Err(missing(fields, "label", " (the task is regression)")),
+        (Value::String(text), _) if fields.is_text => (label.clone(), of_text(text)),
         (label, _) => (label.clone(), label.as_f64()),
     };
     match number {
@@ -259,7 +304,10 @@ fn number(
     }
 }
 
-fn optional(fields: &mut Fields<'_>, key: &'static str) -> Result<Option<String>, DataError> {
+pub(super) fn optional(
+    fields: &mut Fields<'_>,
+    key: &'static str,
+) -> Result<Option<String>, DataError> {
     match fields.take_or_null(key) {
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(text)),
@@ -277,11 +325,21 @@ fn text_or_number(fields: &mut Fields<'_>, key: &'static str) -> Result<Option<S
 }
 
 fn missing(fields: &Fields<'_>, column: &str, reason: &'static str) -> DataError {
-    let missing = FormatError::MissingColumn {
-        place: fields.place.clone(),
-        column: column.into(),
-        found: fields.keys(),
-        reason,
+    let (place, column) = (fields.place.clone(), column.to_owned());
+    let found = fields.keys();
+    let missing = match found.contains(&column) {
+        true => FormatError::NullColumn {
+            found: if fields.is_text { "empty" } else { "null" },
+            place,
+            column,
+            reason,
+        },
+        false => FormatError::MissingColumn {
+            place,
+            column,
+            found,
+            reason,
+        },
     };
     missing.into()
 }

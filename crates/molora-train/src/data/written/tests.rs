@@ -64,6 +64,7 @@ fn record(input: &str, output: &str, label: Label) -> Record {
         meta: None,
         messages: Vec::new(),
         is_verbatim: false,
+        system: String::new(),
     }
 }
 
