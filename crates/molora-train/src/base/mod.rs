@@ -9,4 +9,4 @@ mod stop;
 
 pub use device::{DeviceSpec, is_opening_device};
 pub use files::write_atomically;
-pub(crate) use stop::{chat_stop_tokens, stop_tokens};
+pub(crate) use stop::{chat_stop_tokens, stop_tokens, write_stop_tokens};

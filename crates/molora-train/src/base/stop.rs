@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::data::{ChatTemplate, SpecialTokens, TextTokenizer};
 use crate::error::{RunProblem, TrainError};
@@ -81,4 +81,32 @@ fn configured(folder: &Path) -> Result<Option<Vec<usize>>, TrainError> {
         });
     }
     Ok(None)
+}
+
+/// Writes the tokens that end an answer in a chat as `eos_token_id` of a `generation_config.json` in
+/// `out`, with whatever else that of the model's folder says. Nothing is written if the model names
+/// all of them itself, or has no template.
+pub(crate) fn write_stop_tokens(folder: &Path, out: &Path) -> Result<(), TrainError> {
+    let Some(template) = ChatTemplate::from_folder(folder)? else {
+        return Ok(());
+    };
+    let tokenizer = TextTokenizer::from_folder(folder)?;
+    let ends = chat_stop_tokens(folder, &tokenizer, &template)?;
+    if ends.is_empty() || configured(folder)?.is_some_and(|found| found == ends) {
+        return Ok(());
+    }
+    let path = folder.join("generation_config.json");
+    let mut config = match path.is_file() {
+        false => Value::Object(Map::new()),
+        true => {
+            let text = fs_err::read_to_string(&path)?;
+            serde_json::from_str(&text).map_err(TrainError::json(&path))?
+        }
+    };
+    config["eos_token_id"] = match ends[..] {
+        [end] => end.into(),
+        _ => ends.into(),
+    };
+    let out = out.join("generation_config.json");
+    Ok(fs_err::write(out, format!("{config:#}\n"))?)
 }

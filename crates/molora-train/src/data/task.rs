@@ -1,5 +1,6 @@
 //! Tasks: what is said about them and the three splits of their records, read and checked.
 
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::error::DataError;
@@ -9,7 +10,7 @@ pub use super::kind::{Split, TaskKind};
 use super::meta::MetaFile;
 use super::metrics::Metric;
 use super::record::Record;
-use super::schema::{Reading, Schema, is_read, rename_all, warn_of_unread};
+use super::schema::{Reading, Schema, is_read, rename_all, warn_of_places, warn_of_unread};
 use super::source::{is_task, split_files, task_name, warn_of_other_files};
 
 /// What is known about a task: what `task.json` says, or what is usual where it says nothing.
@@ -262,11 +263,19 @@ fn assemble(
             .schema
             .check_kind(meta.kind, &table.rows[0].place.path)?;
     }
+    let has_own_ids = train.schema == Schema::Own;
+    if !has_own_ids {
+        warn_of_places(path, &meta, &train.rows);
+    }
     let records = |table: Table, split| table.records(split, &meta, has_meta_file);
     let mut train = records(train, Split::Train)?;
     let validation = validation.map(|table| records(table, Split::Validation));
     let test = test.map(|table| records(table, Split::Test));
     let (validation, test) = (validation.transpose()?, test.transpose()?);
+    if has_own_ids {
+        let all = [Some(&train), validation.as_ref(), test.as_ref()];
+        warn_of_same_ids(path, all.into_iter().flatten().flatten());
+    }
     let [held_validation, held_test] =
         hold_out(&mut train, validation.is_none(), test.is_none(), path)?;
     Ok(Task {
@@ -275,6 +284,20 @@ fn assemble(
         validation: validation.or(held_validation).unwrap_or_default(),
         test: test.or(held_test).unwrap_or_default(),
     })
+}
+
+/// Names an id that several records of a task have.
+fn warn_of_same_ids<'a>(path: &Path, records: impl Iterator<Item = &'a Record>) {
+    let (mut seen, mut again) = (HashSet::new(), BTreeSet::new());
+    for record in records {
+        if !seen.insert(&record.id[..]) {
+            again.insert(&record.id[..]);
+        }
+    }
+    if let Some(first) = again.first() {
+        let (path, count) = (path.display(), again.len());
+        tracing::warn!("{path}: {count} ids stand on several records, \"{first}\" first");
+    }
 }
 
 fn resolve_meta(

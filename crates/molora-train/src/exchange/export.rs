@@ -6,7 +6,7 @@ use molora_models::Adaptable;
 use molora_models::peft::{PeftAbout, ResolvedAdapter, write_adapter};
 
 use super::lora::{Choice, as_lora};
-use super::{check_new, copy_heads};
+use super::{carry_ends, check_new, copy_heads};
 use crate::TrainError;
 use crate::base::DeviceSpec;
 use crate::run::{Opened, open_without_data};
@@ -68,6 +68,7 @@ pub(super) fn write(
         task_type: Some(base.task_type().into()),
     };
     let folder = write_adapter(out, base, adapter, &about)?;
+    carry_ends(opened, &folder)?;
     let has_heads = opened.model.heads.iter().any(Option::is_some);
     copy_heads(run, &folder, has_heads)?;
     Ok(exported(folder, adapter, has_heads))

@@ -6,7 +6,7 @@ use molora_models::peft::{MergedDtype, merge_into, save_merged};
 use molora_models::{Backbone, BaseDtype};
 
 use super::lora::{Choice, as_lora};
-use super::{check_new, copy_heads};
+use super::{carry_ends, check_new, copy_heads};
 use crate::TrainError;
 use crate::base::DeviceSpec;
 use crate::run::open_without_data;
@@ -52,6 +52,7 @@ pub fn merge(request: &MergeRequest) -> Result<Merged, TrainError> {
     };
     merge_into(&mut model, &adapter);
     save_merged(&model, &opened.base_folder, &request.out, request.dtype)?;
+    carry_ends(&opened, &request.out)?;
     let has_heads = opened.model.heads.iter().any(Option::is_some);
     copy_heads(&request.run, &request.out, has_heads)?;
     Ok(Merged {

@@ -21,7 +21,10 @@ pub use export::{ExportRequest, Exported, export};
 pub use lora::Choice;
 pub use merge::{MergeRequest, Merged, merge};
 
+use crate::base::write_stop_tokens;
+use crate::data::PromptStyle;
 use crate::error::{RunProblem, TrainError};
+use crate::run::Opened;
 use crate::store::checkpoint::HEADS;
 
 /// Refuses a folder that is there already with something in it.
@@ -33,6 +36,16 @@ fn check_new(folder: &Path) -> Result<(), TrainError> {
     match entries.next() {
         None => Ok(()),
         Some(_) => Err(TrainError::run(folder, RunProblem::NotEmpty)),
+    }
+}
+
+/// Says beside what is written which tokens end an answer, where the run's tasks were asked by a chat
+/// template: it may end them by another token than the base model names.
+fn carry_ends(opened: &Opened, out: &Path) -> Result<(), TrainError> {
+    let is_chat = opened.config.recipe.data.writing.prompt == PromptStyle::Chat;
+    match is_chat && opened.loaded.base.writes() {
+        true => write_stop_tokens(&opened.base_folder, out),
+        false => Ok(()),
     }
 }
 

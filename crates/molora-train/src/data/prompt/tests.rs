@@ -170,3 +170,31 @@ fn candidates_take_the_place_of_the_last_answer() {
         assert_eq!(given, found[..found.len() - 1]);
     }
 }
+
+#[test]
+fn a_message_that_is_not_to_be_learned_is_given() {
+    let mut chat = chat();
+    chat.messages[1].is_given = true;
+    let found = shown(&chat, &PromptFormat::Plain);
+    assert_eq!(
+        found,
+        "User: 1 + 1?\n\nAssistant: 2\n\nUser: Sure?\n\nAssistant:| Yes|"
+    );
+    let found = shown(&chat, &template(CHATML));
+    assert!(
+        !found.contains("|2") && found.ends_with("|Yes<|im_end|>\n|"),
+        "{found}"
+    );
+}
+
+#[test]
+fn a_system_text_stands_in_front() {
+    let told = Record {
+        system: "Be brief".into(),
+        ..record("Do", "a", None, "c")
+    };
+    let found = shown(&told, &PromptFormat::Plain);
+    assert_eq!(found, "Be brief\n\nDo\n\na\nAnswer:| c|");
+    let found = shown(&told, &template(CHATML));
+    assert!(found.starts_with("<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nDo"));
+}

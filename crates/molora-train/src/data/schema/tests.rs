@@ -271,3 +271,160 @@ fn parts_of_a_split_are_one_and_two_files_are_not() {
         "{message}"
     );
 }
+
+/// The labels of a CSV file of a task with these names, in order.
+fn csv_labels(names: &str, values: &[&str]) -> Result<Vec<Label>, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("t");
+    fs::create_dir(&dir).unwrap();
+    let meta = format!(
+        r#"{{"type": "classification", "labels": {names}, "columns": {{"input": "text"}}}}"#
+    );
+    fs::write(dir.join("task.json"), meta).unwrap();
+    let rows = values.iter().enumerate();
+    let rows: String = rows
+        .map(|(index, value)| format!("n {index},{value}\n"))
+        .collect();
+    for name in ["train.csv", "validation.csv", "test.csv"] {
+        fs::write(dir.join(name), format!("text,label\n{rows}")).unwrap();
+    }
+    let task = load_task(&dir).map_err(|error| error.to_string())?;
+    Ok(task.test.into_iter().map(|record| record.label).collect())
+}
+
+#[test]
+fn names_of_labels_come_before_their_places() {
+    let found = |names, values| {
+        let labels = csv_labels(names, values).unwrap();
+        let index = |label| match label {
+            Label::Index(index) => index,
+            other => panic!("{other:?}"),
+        };
+        labels.into_iter().map(index).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        found(r#"["1", "2", "3"]"#, &["1", "3", "2.0", " 2"]),
+        [0, 2, 1, 1]
+    );
+    assert_eq!(found(r#"["2018", "2019"]"#, &["2019", "2018"]), [1, 0]);
+    assert_eq!(found(r#"["no", "yes"]"#, &["0.0", "1", "yes"]), [0, 1, 1]);
+    let error = csv_labels(r#"["no", "yes"]"#, &["0", "2"]).unwrap_err();
+    assert!(error.contains("label 2 is out of range"), "{error}");
+    let error = csv_labels(r#"["no", "yes"]"#, &["0", ""]).unwrap_err();
+    assert!(
+        error.ends_with("column \"label\" is empty, expected a value"),
+        "{error}"
+    );
+    let error = csv_labels(r#"["no", "yes"]"#, &["0", "0.5"]).unwrap_err();
+    assert!(error.contains("expected a whole number"), "{error}");
+}
+
+#[test]
+fn a_number_in_json_is_a_place_unless_names_are_other_numbers() {
+    let meta = |labels: &str| {
+        format!(r#"{{"type": "classification", "labels": {labels}, "columns": {{"input": "q"}}}}"#)
+    };
+    let label = |labels: &str, line: &str| record(Some(&meta(labels)), line).label;
+    let one = r##"{"q": "#", "label": 1}"##;
+    assert_eq!(label(r#"["1", "2"]"#, one), Label::Index(1));
+    assert_eq!(
+        label(r#"["1", "2"]"#, r##"{"q": "#", "label": "1"}"##),
+        Label::Index(0)
+    );
+    assert_eq!(
+        label(r#"["no", "yes"]"#, r##"{"q": "#", "label": 1.0}"##),
+        Label::Index(1)
+    );
+    assert_eq!(
+        label(r#"["2018", "2019"]"#, r##"{"q": "#", "label": 2019}"##),
+        Label::Index(1)
+    );
+}
+
+#[test]
+fn keys_of_choices_may_be_numbers() {
+    for (keys, answer) in [
+        (r#"["1", "2"]"#, r#""1""#),
+        (r#"["1", "2"]"#, "1"),
+        ("[1, 2]", "1"),
+        ("[1, 2]", r#""1""#),
+    ] {
+        let line = format!(
+            r##"{{"question": "#", "choices": {{"text": ["2", "b"], "label": {keys}}}, "answerKey": {answer}}}"##
+        );
+        assert_eq!(record(None, &line).label, Label::Index(0), "{line}");
+    }
+    assert_eq!(
+        record(None, QUIZ).label,
+        Label::Index(1),
+        "a place without keys"
+    );
+}
+
+#[test]
+fn a_null_is_called_a_null_and_nan_by_its_name() {
+    let found = error(
+        None,
+        ALPACA,
+        r#"{"instruction": "a", "input": "b", "output": null}"#,
+    );
+    assert!(
+        found.starts_with("train.jsonl:3: column \"output\" is null, expected a value"),
+        "{found}"
+    );
+    for (value, name) in [
+        ("NaN", "NaN"),
+        ("-Infinity", "Infinity"),
+        ("Infinity", "Infinity"),
+    ] {
+        let line = format!(r#"{{"instruction": "a", "output": "b", "score": {value}}}"#);
+        let found = error(None, ALPACA, &line);
+        let expected = format!("{name}, which Python's json.dumps writes, is no JSON");
+        assert!(found.contains(&expected), "{found}");
+    }
+}
+
+#[test]
+fn messages_may_say_that_they_are_not_to_be_learned() {
+    let chat = |flag: &str, last: &str| {
+        format!(
+            r##"{{"messages": [{{"role": "user", "content": "#"}},
+                {{"role": "assistant", "content": "a", {flag}}},
+                {{"role": "user", "content": "b"}},
+                {{"role": "assistant", "content": "c"{last}}}]}}"##
+        )
+        .replace('\n', "")
+    };
+    for (flag, expected) in [
+        (r#""weight": 0"#, true),
+        (r#""weight": 1"#, false),
+        (r#""train": false"#, true),
+        (r#""trainable": true"#, false),
+        (r#""weight": null"#, false),
+    ] {
+        let found = record(None, &chat(flag, ""));
+        let given: Vec<bool> = found.messages.iter().map(|m| m.is_given).collect();
+        assert_eq!(given, [false, expected, false, false], "{flag}");
+    }
+    let good = chat(r#""weight": 1"#, "");
+    let found = error(None, &good, &chat(r#""weight": 0.5"#, ""));
+    assert!(found.contains("message 2: \"weight\" holds the number 0.5, expected 0 or 1"));
+    let found = error(None, &good, &chat(r#""weight": 0"#, r#", "train": false"#));
+    assert!(found.contains("marked as not to be learned"), "{found}");
+}
+
+#[test]
+fn a_system_column_reaches_the_record() {
+    let line = r##"{"system": "Be brief", "conversations": [{"from": "human", "value": "#"}, {"from": "gpt", "value": "3"}]}"##;
+    let found = record(None, line);
+    assert_eq!(found.messages[0], crate::data::Message::system("Be brief"));
+    assert_eq!(found.messages.len(), 3);
+    let line = r##"{"system": "Be brief", "instruction": "#", "output": "2"}"##;
+    assert_eq!(record(None, line).system, "Be brief");
+    let twice = r##"{"system": "x", "messages": [{"role": "system", "content": "y"}, {"role": "user", "content": "#"}, {"role": "assistant", "content": "2"}]}"##;
+    let found = error(None, CHAT, twice);
+    assert!(
+        found.contains("\"system\" is \"x\", but the chat's first message"),
+        "{found}"
+    );
+}

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::super::format::Row;
 use super::super::meta::MetaFile;
+use super::super::task::TaskMeta;
 use super::{COLUMNS, Schema};
 
 /// Columns that change what is asked or learned wherever a tool reads them.
@@ -66,6 +67,26 @@ pub(in super::super) fn warn_of_unread(schema: Schema, path: &Path, rows: &[Row]
         for key in unread_keys(column, rows) {
             tracing::warn!("{path}: {key} of messages is not read");
         }
+    }
+}
+
+/// Says that numbers are read as places of labels, where labels are named by other numbers than their
+/// places.
+pub(in super::super) fn warn_of_places(path: &Path, meta: &TaskMeta, rows: &[Row]) {
+    let names = meta.labels.iter().enumerate();
+    let mut others = names.filter(|(place, name)| {
+        let number: Option<usize> = name.parse().ok();
+        number.is_some_and(|number| number != *place && number < meta.labels.len())
+    });
+    let is_number = |row: &Row| row.columns.get("label").is_some_and(Value::is_number);
+    if let Some((place, name)) = others.next()
+        && rows.iter().any(is_number)
+    {
+        tracing::warn!(
+            "{}: a label that is a number is the place of a label from 0, not its name: {place} is \
+             \"{name}\"; a name is a text, \"{name}\"",
+            path.display()
+        );
     }
 }
 

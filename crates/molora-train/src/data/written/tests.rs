@@ -156,3 +156,70 @@ fn a_number_is_told_from_the_prompt_alone() {
     assert_eq!(example.ids, [1, 5, 6, 9, 3, 4]);
     assert_eq!(example.target, Target::Number(2.5));
 }
+
+/// A tokenizer whose words take the space in front of them, and which ends texts by `</s>`.
+fn spaced(prompt: &str, output: &str) -> (Writing, Record) {
+    let vocab: serde_json::Map<_, _> = ["<s>", "</s>", "C", ":", " ", " P", "P", " PP", "<unk>"]
+        .iter()
+        .zip(0..)
+        .map(|(word, id): (_, u32)| ((*word).into(), id.into()))
+        .collect();
+    let special = |word: &str, id: u32| json!({"id": word, "ids": [id], "tokens": [word]});
+    let token = |word: &str| json!({"SpecialToken": {"id": word, "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let file = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": null,
+        "post_processor": {"type": "TemplateProcessing", "single": [token("<s>"), text, token("</s>")],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": special("<s>", 0), "</s>": special("</s>", 1)}},
+        "decoder": null, "model": {"type": "BPE", "vocab": vocab, "unk_token": "<unk>",
+            "merges": [[" ", "P"], [" P", "P"]]}});
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
+    let tokenizer = TextTokenizer::from_folder(dir.path()).unwrap();
+    let config = WritingConfig::default();
+    let writing = Writing::new(tokenizer, PromptFormat::Plain, &config, vec![1], None);
+    let record = Record {
+        instruction: String::new(),
+        is_verbatim: true,
+        ..record(prompt, output, Label::Text)
+    };
+    (writing, record)
+}
+
+#[test]
+fn a_prompt_ends_where_the_answers_tokens_begin() {
+    // The space is the answer's, wherever the record has it.
+    for (prompt, output) in [("C: ", "P"), ("C:", " P")] {
+        let (writing, record) = spaced(prompt, output);
+        let meta = meta(TaskKind::Generation);
+        let question = writing.question(&record, &meta).unwrap();
+        // Nor does a prompt hold the end that the tokenizer puts behind texts.
+        assert_eq!(question.prompt, [0, 2, 3], "{prompt}");
+        let example = writing.example(&record, &meta, 0).unwrap();
+        assert_eq!(example.ids, [0, 2, 3, 5, 1]);
+        let is_answer = vec![false, false, false, true, true];
+        assert_eq!(example.target, Target::Answer(is_answer));
+    }
+}
+
+#[test]
+fn candidates_are_scored_behind_what_all_of_them_share() {
+    let (writing, mut record) = spaced("C: ", "P");
+    record.choices = vec!["P".into(), "PP".into(), "C".into()];
+    let meta = meta(TaskKind::MultipleChoice);
+    let question = writing.question(&record, &meta).unwrap();
+    assert_eq!(question.prompt, [0, 2, 3]);
+    let ids: Vec<&[u32]> = question.choices.iter().map(|c| &c.ids[..]).collect();
+    assert_eq!(ids, [&[5][..], &[7], &[4, 2]]);
+}
+
+#[test]
+fn a_prompt_leaves_its_last_space_to_the_next_word() {
+    let (writing, _) = spaced("", "");
+    let found = |text: &str| writing.tokenizer.encode_prompt(text, true).unwrap();
+    // No word of this tokenizer begins with ` a`, so that nothing is left out.
+    assert_eq!(found("C: "), (vec![0, 2, 3, 4], 0));
+    assert_eq!(found("C:"), (vec![0, 2, 3], 0));
+    assert_eq!(writing.tokenizer.front(), [0]);
+}
