@@ -146,6 +146,12 @@ impl Choices {
         }
     }
 
+    /// Whether a text is the place of a choice, and there are no keys that it could be.
+    fn is_place(&self, label: &Value) -> bool {
+        let place = label.as_str().and_then(|text| text.trim().parse().ok());
+        self.keys.is_empty() && place.is_some_and(|place: usize| place < self.texts.len())
+    }
+
     /// The choice of a key.
     fn by_key(&self, text: &str) -> Option<usize> {
         self.keys.iter().position(|key| key == text)
@@ -204,7 +210,8 @@ fn answer(
         }
         TaskKind::MultipleChoice => {
             let texts = &choices.texts;
-            let is_number = label.is_number();
+            // Without keys a number is a place, also where the format has it as text.
+            let by_key = label.is_number() || fields.is_text && choices.is_place(&label);
             let index =
                 index(
                     fields,
@@ -212,7 +219,7 @@ fn answer(
                     output.as_deref(),
                     texts,
                     "choices",
-                    |text| match is_number {
+                    |text| match by_key {
                         true => choices.by_key(text),
                         false => choices.position(text),
                     },
