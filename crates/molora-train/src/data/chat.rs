@@ -145,7 +145,7 @@ impl ChatTemplate {
         environment.set_syntax(syntax.expect("the usual delimiters"));
         environment.set_debug(true);
         jinja::set_up(&mut environment);
-        let added = environment.add_template_owned(NAME, jinja::without_generation(&source));
+        let added = environment.add_template_owned(NAME, jinja::rewritten(&source));
         let added = added.map_err(|error| template_error(&path, &source, &error));
         added.map(|()| Self {
             environment,

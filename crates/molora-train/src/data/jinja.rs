@@ -1,9 +1,14 @@
 //! What transformers gives chat templates beside Jinja itself, so that they render the same text here.
 
+mod source;
+
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State};
+
+pub(super) use source::rewritten;
 
 /// Adds functions, filters and the way in which values become text.
 pub(super) fn set_up(environment: &mut Environment<'static>) {
@@ -14,27 +19,6 @@ pub(super) fn set_up(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", |text: String| -> Result<String, Error> {
         Err(invalid(text))
     });
-}
-
-/// The source with blocks of `generation`, which mark an assistant's words, as plain blocks of the same
-/// length.
-pub(super) fn without_generation(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (text, tag) = rest.split_at(start);
-        out += text;
-        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
-        let (tag, after) = tag.split_at(end);
-        let name = tag.trim_matches(['{', '%', '}', '-', '+']).trim();
-        out += &match name {
-            "generation" => tag.replace("generation", "with      "),
-            "endgeneration" => tag.replace("endgeneration", "endwith      "),
-            _ => tag.to_owned(),
-        };
-        rest = after;
-    }
-    out + rest
 }
 
 fn invalid(text: impl Into<String>) -> Error {
@@ -104,7 +88,7 @@ struct Style {
     sorts: bool,
     indent: Option<String>,
     /// Between items, and between a key and its value.
-    separators: [std::borrow::Cow<'static, str>; 2],
+    separators: [Cow<'static, str>; 2],
 }
 
 impl Style {
@@ -113,10 +97,7 @@ impl Style {
         is_ascii: false,
         sorts: false,
         indent: None,
-        separators: [
-            std::borrow::Cow::Borrowed(", "),
-            std::borrow::Cow::Borrowed(": "),
-        ],
+        separators: [Cow::Borrowed(", "), Cow::Borrowed(": ")],
     };
 
     fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
@@ -252,7 +233,7 @@ mod tests {
         let values = minijinja::context! {
             text => "a <b> & 'é😀'", nested => minijinja::context! { z => 1, a => vec![true] },
         };
-        let source = without_generation(source);
+        let source = rewritten(source);
         let text = environment.render_str(&source, values);
         text.unwrap_or_else(|error| panic!("{source}: {error:#}"))
     }
@@ -312,8 +293,8 @@ mod tests {
             "1"
         );
         let source = "a {%- generation -%} b {% endgeneration %} generation";
-        assert_eq!(without_generation(source).len(), source.len());
         assert_eq!(render(source), "ab  generation");
+        assert_eq!(render("{{ '%s is %d' % (text[0], 3) }}"), "a is 3");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use molora_routing::RouterConfig;
 use molora_testkit::{assert_close, device};
 use proptest::prelude::*;
 
-use super::world::{batch, bundled, logits, randomize, read_file};
+use super::world::{File, batch, bundled, logits, randomize, read_file, write_file};
 
 /// Relative to the largest value.
 const TOLERANCE: f32 = 1e-5;
@@ -302,4 +302,63 @@ fn other_families_are_written_as_they_were() {
     let context = ForwardContext::new(input.mask.clone().float());
     let [one, other] = [&model, &read].map(|model| model.forward(&input, &context).hidden);
     assert_close(one, other, 0.0, "BERT");
+}
+
+/// The model in a folder on a small batch.
+fn encoded(folder: &Path) -> Tensor<3> {
+    let device = device();
+    let model = Bert::from_folder(folder, &device).expect("a whole model");
+    let input = EncoderInput {
+        ids: batch(&device).ids,
+        type_ids: batch(&device).ids.zeros_like(),
+        mask: batch(&device).mask,
+    };
+    let context = ForwardContext::new(input.mask.clone().float());
+    model.forward(&input, &context).hidden
+}
+
+#[test]
+fn an_encoder_may_have_old_names_or_lie_in_shards() {
+    let source = bundled("golden/bert");
+    let expected = encoded(&source);
+    let all = read_file(&source.join("model.safetensors"));
+    let with_config = || {
+        let folder = tempfile::tempdir().expect("a folder");
+        let name = "config.json";
+        std::fs::copy(source.join(name), folder.path().join(name)).expect("writable");
+        folder
+    };
+    let old = with_config();
+    let renamed = all.iter().map(|(name, tensor)| {
+        let name = name.replace("LayerNorm.weight", "LayerNorm.gamma");
+        (
+            name.replace("LayerNorm.bias", "LayerNorm.beta"),
+            tensor.clone(),
+        )
+    });
+    write_file(&old.path().join("model.safetensors"), &renamed.collect());
+    assert_close(encoded(old.path()), expected.clone(), 0.0, "old names");
+    // Written again, the names are those of the source.
+    let out = tempfile::tempdir().expect("a folder");
+    let model = Bert::from_folder(old.path(), &device()).expect("a whole model");
+    save_merged(&model, old.path(), out.path(), MergedDtype::Float32).expect("writable");
+    assert_close(encoded(out.path()), expected.clone(), 0.0, "written again");
+
+    let shards = with_config();
+    let mut map = serde_json::Map::new();
+    for number in 0..2 {
+        let file = format!("model-{number}.safetensors");
+        let part = all
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| index % 2 == number);
+        let part = part.map(|(_, (name, tensor))| (name.clone(), tensor.clone()));
+        let part: File = part.collect();
+        map.extend(part.keys().map(|name| (name.clone(), file.clone().into())));
+        write_file(&shards.path().join(file), &part);
+    }
+    let index = serde_json::json!({"metadata": {}, "weight_map": map}).to_string();
+    let path = shards.path().join("model.safetensors.index.json");
+    std::fs::write(path, index).expect("writable");
+    assert_close(encoded(shards.path()), expected, 0.0, "shards");
 }
