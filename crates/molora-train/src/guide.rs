@@ -15,7 +15,7 @@ use molora_routing::{Guidance, text_cosines};
 use serde::{Deserialize, Serialize};
 
 use crate::base::base_model;
-use crate::base::files::write_json_atomically;
+use crate::base::place::write_json_atomically;
 use crate::data::{Batch, Example, Split, Target, TextTokenizer, TokenizedTask};
 use crate::error::{RunProblem, TrainError};
 use crate::recipe::{InstructionConfig, QuerySource};

@@ -12,7 +12,7 @@ use molora_train::compare::CompareError;
 use molora_train::hub::HubError;
 use tracing_subscriber::EnvFilter;
 
-use cli::Cli;
+use cli::{Cli, Quiet, say};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| Quiet)
         .init();
     quiet_while_opening_a_device();
     let cli = Cli::parse();
@@ -31,11 +31,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // The shell's code for a program that Ctrl-C ended.
         Err(error) if is_interruption(&error) => {
-            eprintln!("{error}");
+            say(&error.to_string());
             ExitCode::from(130)
         }
         Err(error) => {
-            eprintln!("error: {}", one_line(&error));
+            say(&format!("error: {}", one_line(&error)));
             ExitCode::FAILURE
         }
     }

@@ -2,11 +2,13 @@
 
 pub mod base_model;
 pub mod bundled;
+pub(crate) mod digest;
 mod device;
 pub(crate) mod files;
 pub mod machine;
+pub(crate) mod place;
 mod stop;
 
 pub use device::{DeviceSpec, is_opening_device};
-pub use files::write_atomically;
+pub use place::write_atomically;
 pub(crate) use stop::{chat_stop_tokens, stop_tokens, write_stop_tokens};

@@ -23,9 +23,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use molora_models::BaseDtype;
 
 use crate::base::DeviceSpec;
-use crate::base::files::{write_atomically, write_json_atomically};
+use crate::base::place::{clean, write_atomically, write_json_atomically};
 use crate::recipe::Recipe;
-use crate::store::{RUN, SUMMARY, read_config};
+use crate::store::{FolderLock, RUN, SUMMARY, read_config};
 use crate::{TrainError, run};
 
 pub use error::CompareError;
@@ -119,6 +119,11 @@ pub fn compare(
     plan::check_folder(&request.out)?;
     let mut inside = |event: run::Event<'_>| on_event(Event::Inside(event));
     let (plan, tasks) = plan::resolve(request, stop, &mut inside)?;
+    fs_err::create_dir_all(&request.out)?;
+    let _lock = FolderLock::take(&request.out)?;
+    clean(&request.out)?;
+    // Another process may have been here just now.
+    plan::check_folder(&request.out)?;
     plan::write_or_agree(&plan, &request.out)?;
     on_event(Event::Planned(&plan));
     train_all(request, &plan, stop, on_event)?;

@@ -12,11 +12,12 @@ use super::rank::{Choice, Counter};
 use super::{COMPARISON, Request};
 use crate::base::base_model::{self, absolute};
 use crate::base::bundled;
-use crate::base::files::write_atomically;
+use crate::base::place::write_atomically;
 use crate::data::{DataError, Task, list_tasks, load_tasks, require_classification};
 use crate::recipe::Recipe;
 use crate::report::SCHEMA_VERSION;
 use crate::run::{check_tasks, with_groups};
+use crate::store::is_empty;
 use crate::{TrainError, run};
 
 /// What is made equal between recipes.
@@ -254,8 +255,7 @@ pub(super) fn check_folder(folder: &Path) -> Result<(), CompareError> {
         let text = "is a file, expected a folder or nothing";
         return Err(CompareError::folder(folder, text));
     }
-    let mut entries = fs_err::read_dir(folder)?;
-    if entries.next().is_some() && !folder.join(COMPARISON).is_file() {
+    if !is_empty(folder)? && !folder.join(COMPARISON).is_file() {
         let text = "holds files but no compare.toml: not a comparison; choose another --out";
         return Err(CompareError::folder(folder, text));
     }
@@ -267,7 +267,6 @@ pub(super) fn write_or_agree(plan: &Plan, folder: &Path) -> Result<(), CompareEr
     let path = folder.join(COMPARISON);
     let text = toml::to_string(plan).expect("plain data");
     if !path.exists() {
-        fs_err::create_dir_all(folder)?;
         return Ok(write_atomically(&path, text.as_bytes())?);
     }
     let stored = fs_err::read_to_string(&path)?;

@@ -41,5 +41,6 @@ pub use task::{
     Split, Task, TaskKind, TaskMeta, list_tasks, load_task, load_tasks, require_classification,
     task_path,
 };
+pub(crate) use source::task_files;
 pub use tokenizer::{Encoded, TextTokenizer};
 pub use written::{Average, Choice, PromptStyle, Question, Writing, WritingConfig};

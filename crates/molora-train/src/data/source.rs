@@ -182,6 +182,22 @@ fn part_count(rest: &str) -> Option<usize> {
     count.parse().ok()
 }
 
+/// The files of the task at a path: itself, or `task.json` and those of all splits.
+///
+/// # Errors
+/// As [`split_files`].
+pub(crate) fn task_files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
+    if path.is_file() {
+        return Ok(vec![path.into()]);
+    }
+    let meta = path.join("task.json");
+    let mut files: Vec<PathBuf> = meta.is_file().then_some(meta).into_iter().collect();
+    for split in [Split::Train, Split::Validation, Split::Test] {
+        files.extend(split_files(path, split)?);
+    }
+    Ok(files)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

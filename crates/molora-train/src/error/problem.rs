@@ -20,6 +20,33 @@ pub enum RunProblem {
     /// A folder to write that is there already.
     #[error("exists already and is not empty; choose another --out")]
     NotEmpty,
+    /// A folder that another process writes.
+    #[error("{holder} is writing here; wait until it is done, or stop it")]
+    InUse { holder: String },
+    /// A link, or what is neither a file nor a folder, where molora writes.
+    #[error("is a link, or no file and no folder: molora follows none in a run")]
+    NotPlain,
+    /// A change of a run that a kill cut short.
+    #[error("{what} was cut short; molora recover {} finishes it", run.display())]
+    Pending { what: String, run: PathBuf },
+    /// A change of a run that molora did not write.
+    #[error("`{name}` is not what a change of experts has; remove .swap if you know where it is from")]
+    ForeignChange { name: String },
+    /// A name in a run that would be that of a folder.
+    #[error("{what} `{name}` cannot be that of a folder, expected one without slashes")]
+    Name { what: &'static str, name: String },
+    /// What is asked for lies in the folder that it is to replace.
+    #[error("lies in {}, which --force would remove; choose another --out", out.display())]
+    Inside { out: PathBuf },
+    /// A folder to replace that the user is in.
+    #[error("is the folder that you are in, which --force cannot replace: call molora from elsewhere")]
+    Here,
+    /// Files that have changed since the training.
+    #[error("{} changed since the run began: {advice}", files.join(", "))]
+    Changed {
+        files: Vec<String>,
+        advice: &'static str,
+    },
     /// A folder to replace that is no run.
     #[error("holds files but no run.toml: --force replaces runs only")]
     NoRunToReplace,

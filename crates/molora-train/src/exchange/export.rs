@@ -9,6 +9,7 @@ use super::lora::{Choice, as_lora};
 use super::{carry_ends, check_new, copy_heads};
 use crate::TrainError;
 use crate::base::DeviceSpec;
+use crate::base::place::NewFolder;
 use crate::run::{Opened, open_without_data};
 
 /// What is exported, and where to.
@@ -67,10 +68,16 @@ pub(super) fn write(
         base_model: opened.config.base_name().into(),
         task_type: Some(base.task_type().into()),
     };
-    let folder = write_adapter(out, base, adapter, &about)?;
-    carry_ends(opened, &folder)?;
+    let new = NewFolder::for_place(out)?;
+    let written = write_adapter(new.path(), base, adapter, &about)?;
+    carry_ends(opened, &written)?;
     let has_heads = opened.model.heads.iter().any(Option::is_some);
-    copy_heads(run, &folder, has_heads)?;
+    copy_heads(run, &written, has_heads)?;
+    let folder = match written == new.path() {
+        true => out.to_owned(),
+        false => out.join(name),
+    };
+    new.put_new()?;
     Ok(exported(folder, adapter, has_heads))
 }
 

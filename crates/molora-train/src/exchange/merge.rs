@@ -9,6 +9,7 @@ use super::lora::{Choice, as_lora};
 use super::{carry_ends, check_new, copy_heads};
 use crate::TrainError;
 use crate::base::DeviceSpec;
+use crate::base::place::NewFolder;
 use crate::run::open_without_data;
 
 /// What is merged, and where to.
@@ -51,10 +52,12 @@ pub fn merge(request: &MergeRequest) -> Result<Merged, TrainError> {
         _ => Backbone::from_folder(&opened.base_folder, &opened.loaded.device)?,
     };
     merge_into(&mut model, &adapter);
-    save_merged(&model, &opened.base_folder, &request.out, request.dtype)?;
-    carry_ends(&opened, &request.out)?;
+    let new = NewFolder::for_place(&request.out)?;
+    save_merged(&model, &opened.base_folder, new.path(), request.dtype)?;
+    carry_ends(&opened, new.path())?;
     let has_heads = opened.model.heads.iter().any(Option::is_some);
-    copy_heads(&request.run, &request.out, has_heads)?;
+    copy_heads(&request.run, new.path(), has_heads)?;
+    new.put_new()?;
     Ok(Merged {
         modules: adapter.loras.len(),
         has_heads,

@@ -10,7 +10,8 @@ use super::mixture::{Newcomer, fill};
 use super::plan::{Origins, check_recipe, grown};
 use super::{names, progress, stored_mixture};
 use crate::base::base_model::absolute;
-use crate::base::files::copy;
+use crate::base::files::{copy, is_there};
+use crate::base::place::{NewFolder, discard};
 use crate::base::{DeviceSpec, bundled};
 use crate::data::{Task, load_tasks};
 use crate::error::{RunProblem, TrainError};
@@ -21,8 +22,12 @@ use crate::recipe::{InstructionConfig, Leg, StageConfig, legs};
 use crate::report::{StepRecord, StepWriter, read_steps};
 use crate::run::{
     Finished, Loaded, device_of, find_model, finish, load, load_run_tasks, read_finished,
+    refuse_changed,
 };
-use crate::store::{RunConfig, STAGES, STEPS, Swap, pool, read_config, write_config};
+use crate::store::{
+    GROWING, RUN, RunConfig, STAGES, STEPS, Swap, Writing, check_name, pool, read_config,
+    write_config,
+};
 use crate::train::{Event, Setup, Start, Trained, train, transform};
 
 /// What a user asks for.
@@ -55,6 +60,7 @@ pub fn add_expert(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
     let run = &request.run;
+    let _writing = Writing::open(run)?;
     let old = read_finished(run)?;
     check_recipe(run, &old)?;
     if names(&old).contains(&request.task) {
@@ -63,6 +69,7 @@ pub fn add_expert(
         return Err(TrainError::run(run, problem));
     }
     let data = request.data.as_deref().map_or(old.data.clone(), absolute);
+    check_name(run, "name of a task", &request.task)?;
     let task = find_task(&data, &request.task)?;
     let config = grown(run, &old, &task, &data, request.group.as_deref())?;
     if config.recipe.instructions().is_some() {
@@ -72,11 +79,12 @@ pub fn add_expert(
     let tasks = load_run_tasks(run, &config, None)?;
     check_growth(&config)?;
     let model = find_model(&config.model, stop, on_event)?;
+    refuse_changed(run, &old, &model.folder)?;
     on_event(Event::Phase("loading model and tasks"));
     let loaded = load(&config, &model.folder, &tasks, device, true)?;
     let growth = Growth {
         run,
-        work: run.join(format!(".growing-{}", request.task)),
+        work: run.join(format!("{GROWING}{}", request.task)),
         name: &request.task,
         old,
         config,
@@ -134,11 +142,14 @@ impl Growth<'_> {
         self.admit(trained, &steps, instructions.as_ref(), on_event)
     }
 
-    /// Makes the working folder, or checks that it was made for the same.
+    /// Makes the working folder, or checks that it was made for the same; one without its
+    /// configuration, where nothing can have been trained, is made anew.
     fn begin(&self) -> Result<(), TrainError> {
-        if !self.work.exists() {
-            fs_err::create_dir_all(&self.work)?;
-            return write_config(&self.work, &self.config);
+        if !is_there(&self.work.join(RUN)) {
+            discard(&self.work)?;
+            let new = NewFolder::for_place(&self.work)?;
+            write_config(new.path(), &self.config)?;
+            return new.put();
         }
         if read_config(&self.work).is_ok_and(|begun| begun == self.config) {
             return Ok(());
@@ -311,7 +322,7 @@ impl Growth<'_> {
             let (step, run) = (trained.progress.step, self.run.to_owned());
             return Err(TrainError::Interrupted { step, run });
         }
-        let work = format!(".growing-{}", self.name);
+        let work = format!("{GROWING}{}", self.name);
         swap.commit(self.run, &[STAGES.into(), work])?;
         Ok(finished)
     }

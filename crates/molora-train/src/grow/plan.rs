@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use crate::base::bundled;
 use crate::data::Task;
 use crate::error::{RunProblem, TrainError};
 use crate::recipe::StageConfig;
-use crate::store::{RUN, RunConfig, TaskLabels};
+use crate::store::{Digests, RUN, RunConfig, TaskLabels};
 
 /// Whether a stage trains the expert of each task alone.
 fn trains_experts(stage: &StageConfig) -> bool {
@@ -54,6 +55,10 @@ pub(super) fn grown(
         labels: task.meta.labels.clone(),
         data: (data != config.data).then(|| data.to_owned()),
     });
+    if let Some(digests) = &mut grown.digests {
+        let files = Digests::of_task(&bundled::folder(data)?, name)?;
+        digests.tasks.insert(name.clone(), files);
+    }
     match (grown.recipe.adapter.task_groups_mut(), group) {
         (Some(groups), group) => {
             let own = group.or(task.meta.group.as_deref());
@@ -87,6 +92,9 @@ pub(super) fn grown(
 pub(super) fn shrunk(run: &Path, config: &RunConfig, task: &str) -> Result<RunConfig, TrainError> {
     let mut shrunk = config.clone();
     shrunk.tasks.retain(|other| other.name != task);
+    if let Some(digests) = &mut shrunk.digests {
+        digests.tasks.remove(task);
+    }
     let recipe = &mut shrunk.recipe;
     if let Some(groups) = recipe.adapter.task_groups_mut() {
         let members = groups.values_mut();

@@ -7,14 +7,17 @@ use molora_kernels::random::Seed;
 use super::mixture::fill;
 use super::plan::{Origins, check_recipe, position, shrunk};
 use super::{names, progress, stored_mixture};
-use crate::base::files::{copy, remove};
+use crate::base::files::{copy, copy_into};
+use crate::base::place::discard;
 use crate::base::{DeviceSpec, base_model};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::Instructions;
 use crate::model::with_stable_ids;
 use crate::report::read_steps;
-use crate::run::{Finished, Loaded, device_of, finish, load, load_run_tasks, read_finished};
-use crate::store::{BEFORE, RunConfig, STAGES, STEPS, Swap, pool, write_config};
+use crate::run::{
+    Finished, Loaded, device_of, finish, load, load_run_tasks, read_finished, refuse_changed,
+};
+use crate::store::{BEFORE, REMOVING, RunConfig, STAGES, STEPS, Swap, Writing, pool, write_config};
 use crate::train::{Event, Trained};
 
 /// What became of a run.
@@ -41,6 +44,7 @@ pub fn remove_expert(
     device: Option<DeviceSpec>,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Removed, TrainError> {
+    let _writing = Writing::open(run)?;
     let config = read_finished(run)?;
     check_recipe(run, &config)?;
     let place = position(run, &config, task)?;
@@ -48,8 +52,8 @@ pub fn remove_expert(
         let problem = RunProblem::OnlyExpert { task: task.into() };
         return Err(TrainError::run(run, problem));
     }
-    let work = run.join(format!(".removing-{task}"));
-    remove(&work)?;
+    let work = run.join(format!("{REMOVING}{task}"));
+    discard(&work)?;
     fs_err::create_dir_all(&work)?;
     let is_last = place + 1 == config.tasks.len();
     if is_last && run.join(BEFORE).join(task).is_dir() {
@@ -58,7 +62,7 @@ pub fn remove_expert(
     }
     let rebuilt = rebuild(run, &config, task, device, &work, on_event);
     if rebuilt.is_err() {
-        remove(&work)?;
+        discard(&work)?;
     }
     Ok(Removed::Rebuilt(Box::new(rebuilt?)))
 }
@@ -66,11 +70,11 @@ pub fn remove_expert(
 /// Puts everything back that the addition of an expert replaced.
 fn restore(run: &Path, task: &str, work: &Path) -> Result<(), TrainError> {
     let swap = Swap::prepare(work)?;
-    copy(&run.join(BEFORE).join(task), &swap.new_files())?;
+    copy_into(&run.join(BEFORE).join(task), &swap.new_files())?;
     let away = [
         format!("{}/{task}", pool::EXPERTS),
         format!("{BEFORE}/{task}"),
-        format!(".removing-{task}"),
+        format!("{REMOVING}{task}"),
     ];
     swap.commit(run, &away)
 }
@@ -89,6 +93,7 @@ fn rebuild(
     let device = device_of(run, old, device)?;
     let tasks = load_run_tasks(run, &config, None)?;
     let model = base_model::find(&config.model, &mut base_model::silent)?;
+    refuse_changed(run, &config, &model.folder)?;
     let loaded = load(&config, &model.folder, &tasks, device, false)?;
     let swap = Swap::prepare(work)?;
     let new = swap.new_files();
@@ -112,7 +117,7 @@ fn rebuild(
         format!("{}/{task}", pool::EXPERTS),
         BEFORE.to_owned(),
         STAGES.to_owned(),
-        format!(".removing-{task}"),
+        format!("{REMOVING}{task}"),
     ];
     swap.commit(run, &away)?;
     Ok(finished)

@@ -6,6 +6,7 @@ use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::{Backbone, TaskModel};
 
+use super::inputs::warn_of_changed;
 use super::load::{Loaded, load, load_run_tasks, tokenized};
 use crate::base::{DeviceSpec, base_model, bundled};
 use crate::data::metrics::Metric;
@@ -214,7 +215,7 @@ pub(crate) fn open_without_data(
         bare
     };
     let tasks: Vec<Task> = config.tasks.iter().map(task).collect();
-    open_with(folder, config, &tasks, device, false)
+    open_with(folder, config, &tasks, None, device, false)
 }
 
 /// A task without records, whose answers are texts.
@@ -269,7 +270,7 @@ pub(crate) fn open(
 ) -> Result<Opened, TrainError> {
     let config = read_finished(folder)?;
     let tasks = load_run_tasks(folder, &config, data)?;
-    open_with(folder, config, &tasks, device, trains)
+    open_with(folder, config, &tasks, Some(data), device, trains)
 }
 
 /// Refuses a folder without a finished run.
@@ -285,12 +286,14 @@ fn open_with(
     folder: &Path,
     config: RunConfig,
     tasks: &[Task],
+    data: Option<Option<&str>>,
     device: Option<DeviceSpec>,
     trains: bool,
 ) -> Result<Opened, TrainError> {
     check_finished(folder)?;
     let device = device_of(folder, &config, device)?;
     let base = base_model::find(&config.model, &mut base_model::silent)?;
+    warn_of_changed(folder, &config, &base.folder, data)?;
     let loaded = load(&config, &base.folder, tasks, device, trains)?;
     let names = task_names(&loaded.tasks);
     let mut model = loaded.mixture(Seed::new(config.seed))?;

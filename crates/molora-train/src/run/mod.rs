@@ -3,6 +3,7 @@
 //! What a run folder has stands in `store/folder.rs`.
 
 mod evaluate;
+mod inputs;
 mod load;
 mod stages;
 
@@ -15,7 +16,7 @@ use molora_kernels::random::Seed;
 use molora_models::{AdapterSpec, BaseDtype};
 
 use crate::base::base_model::absolute;
-use crate::base::files::{write_atomically, write_json_atomically};
+use crate::base::place::{write_atomically, write_json_atomically};
 use crate::base::{DeviceSpec, base_model, bundled};
 use crate::data::{Split, Task, TokenizedTask, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
@@ -28,8 +29,8 @@ use crate::report::{
     read_steps, render,
 };
 use crate::store::{
-    EVAL, FORMAT, PREDICTIONS, REPORT, ROUTING, RunConfig, STEPS, SUMMARY, TaskLabels,
-    check_folder, checkpoint, git_commit, make_folder, read_config,
+    Claim, EVAL, FORMAT, PREDICTIONS, REPORT, ROUTING, RunConfig, STEPS, SUMMARY, TaskLabels,
+    Writing, checkpoint, git_commit, read_config,
 };
 use crate::train::{Setup, Start, Trained, train as train_loop};
 
@@ -40,6 +41,8 @@ pub(crate) use evaluate::{
     task_number,
 };
 pub use evaluate::{evaluate_base, evaluate_other, evaluate_run, evaluate_run_by};
+pub use inputs::changed_inputs;
+pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
 pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
 use stages::{begin_again, stage_number};
 pub(crate) use stages::{check_tasks, with_groups};
@@ -93,7 +96,8 @@ pub struct Finished {
 
 /// Trains a recipe and writes the run folder.
 ///
-/// Everything that can be checked is checked before the folder is made.
+/// The folder is claimed first, so that no other process can take it; an older run stays until
+/// everything that can be checked is checked, and a run that does not begin leaves nothing.
 ///
 /// # Errors
 /// Any problem with recipe, model, data, device or folder; see [`TrainError`].
@@ -102,14 +106,15 @@ pub fn train(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
-    check_folder(&request.out, request.force)?;
+    let data = bundled::folder(&request.data)?;
+    let inputs = [Path::new(&request.model), &data];
+    let claim = Claim::new(&request.out, request.force, &inputs)?;
     request.device.check()?;
     request.recipe.check()?;
     if let Some(stage) = &request.until {
         stage_number(&request.recipe, stage)?;
     }
     base_model::check(&request.model)?;
-    let data = bundled::folder(&request.data)?;
     let tasks = load_tasks(&data, request.tasks.as_deref())?;
     let recipe = with_groups(&request.recipe, &tasks)?;
     check_tasks(&recipe, &tasks)?;
@@ -120,6 +125,7 @@ pub fn train(
         data: None,
     };
     let model = find_model(&request.model, stop, on_event)?;
+    claim.protect(&[&model.folder])?;
     let config = RunConfig {
         format: FORMAT,
         molora_version: env!("CARGO_PKG_VERSION").into(),
@@ -131,10 +137,12 @@ pub fn train(
         device: request.device.to_string(),
         tasks: tasks.iter().map(labels).collect(),
         recipe,
+        digests: None,
     };
     on_event(Event::Phase("loading model and tasks"));
+    let config = with_digests(config, &model.folder)?;
     let loaded = load(&config, &model.folder, &tasks, request.device, true)?;
-    make_folder(&request.out, &config)?;
+    let _lock = claim.begin(&config)?;
     run(
         &request.out,
         &config,
@@ -148,13 +156,15 @@ pub fn train(
 /// Goes on with an unfinished run from its newest checkpoint, or from the start without one.
 ///
 /// # Errors
-/// As [`train`]; also if the run is finished, or its data are not what they were.
+/// As [`train`]; also if the run is finished, another process writes it, or base model or data are
+/// not what they were.
 pub fn resume(
     folder: &Path,
     part: &Part,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
+    let _writing = Writing::open(folder)?;
     let config = read_config(folder)?;
     // Before anything of the run is changed.
     if let Some(stage) = &part.until {
@@ -170,6 +180,7 @@ pub fn resume(
     let tasks = load_run_tasks(folder, &config, None)?;
     check_tasks(&config.recipe, &tasks)?;
     let model = find_model(&config.model, stop, on_event)?;
+    refuse_changed(folder, &config, &model.folder)?;
     on_event(Event::Phase("loading model and tasks"));
     let loaded = load(&config, &model.folder, &tasks, device, true)?;
     run(
@@ -256,7 +267,7 @@ pub(crate) fn finish(
     let guide = guide.as_ref();
     let found = evaluate_showing(&trained.model, tasks, scope, device, guide, on_event)?;
     let (names, base_name) = (task_names(tasks), config.base_name());
-    checkpoint::save_weights(folder, &trained.model, spec, &names, base_name)?;
+    checkpoint::replace_weights(folder, &trained.model, spec, &names, base_name)?;
     let mut routing = found.routing;
     routing.has_general = spec.general.is_some();
     let finished = Finished {
@@ -279,7 +290,7 @@ pub(crate) fn close(
     tasks: &[String],
     trained: &Trained,
 ) -> Result<(), TrainError> {
-    checkpoint::save_weights(folder, &trained.model, spec, tasks, config.base_name())?;
+    checkpoint::replace_weights(folder, &trained.model, spec, tasks, config.base_name())?;
     write_json_atomically(&folder.join(SUMMARY), &summary(config, trained))?;
     Ok(())
 }

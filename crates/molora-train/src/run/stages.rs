@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::base::base_model;
+use crate::base::files::sync;
 use crate::data::{DataError, Task};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::check_instructions;
 use crate::recipe::{Recipe, legs};
-use crate::store::{BEFORE, RUN, RunConfig, SUMMARY, checkpoint};
+use crate::store::{BEFORE, RUN, RunConfig, SUMMARY, check_name, checkpoint};
 
 /// Name of the group of all experts, where neither recipe nor data say more.
 const ALL: &str = "all";
@@ -78,6 +79,13 @@ pub(crate) fn stage_number(recipe: &Recipe, name: &str) -> Result<usize, TrainEr
 /// have no step left, or a task without an instruction where one is compared.
 pub(crate) fn check_tasks(recipe: &Recipe, tasks: &[Task]) -> Result<(), TrainError> {
     let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
+    let recipe_file = Path::new(&recipe.name);
+    for name in &names {
+        check_name(recipe_file, "name of a task", name)?;
+    }
+    for stage in recipe.stages.iter().chain(&recipe.growth) {
+        check_name(recipe_file, "name of a stage", &stage.name)?;
+    }
     recipe.for_tasks(&names)?;
     legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
     let Some(instructions) = recipe.instructions() else {
@@ -117,12 +125,15 @@ pub(crate) fn begin_again(
             stage: stage.into(),
         });
     }
+    match is_first {
+        true => checkpoint::forget(folder)?,
+        false => checkpoint::restart(folder, stage)?,
+    }
+    // Last: a finished run stays one until it can go on from there.
     let summary = folder.join(SUMMARY);
     if summary.exists() {
         fs_err::remove_file(&summary)?;
+        sync(folder)?;
     }
-    match is_first {
-        true => checkpoint::forget(folder),
-        false => checkpoint::restart(folder, stage),
-    }
+    Ok(())
 }

@@ -1,7 +1,8 @@
 //! Checkpoints: everything that a run needs to go on as if it had never stopped.
 //!
 //! A checkpoint is a folder `checkpoints/step-00000100` that is written under another name and then
-//! renamed, so that a folder of that name is whole; older ones go away afterwards.
+//! renamed, so that a folder of that name is whole; older ones go away afterwards, under another name
+//! too.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::{CHECKPOINTS, STAGES};
 use crate::TrainError;
-use crate::base::files::{copy, remove, sync, sync_all};
+use crate::base::files::copy_into;
+use crate::base::place::{NewFolder, discard};
 use crate::data::Sampler;
 
 const STATE: &str = "state.json";
@@ -20,6 +22,11 @@ const OPTIMIZER: &str = "optimizer.bpk";
 
 /// File of the heads beside the adapter's two files.
 pub const HEADS: &str = "heads.safetensors";
+
+/// Whether a checkpoint has a file of this name beside weights and heads.
+pub(super) fn is_file(name: &str) -> bool {
+    name == STATE || name == OPTIMIZER
+}
 
 /// Where a run is. Dropout masks and initial values are drawn from keys (seed, step, site), so that
 /// the step number is their whole state.
@@ -60,24 +67,18 @@ pub struct Snapshot<'a> {
 impl Snapshot<'_> {
     /// Writes everything into the folder `name` below `root`, in place of an older one.
     fn write(&self, root: &Path, name: &str) -> Result<(), TrainError> {
-        fs_err::create_dir_all(root)?;
-        let temporary = root.join(format!(".{name}.tmp"));
-        remove(&temporary)?;
-        fs_err::create_dir(&temporary)?;
-        save_weights(&temporary, self.model, self.spec, self.tasks, "")?;
+        let new = NewFolder::for_place(&root.join(name))?;
+        let folder = new.path();
+        save_weights(folder, self.model, self.spec, self.tasks, "")?;
         if let Some(optimizer) = self.optimizer {
             let bytes = optimizer
                 .into_bytes()
-                .map_err(TrainError::optimizer(&temporary))?;
-            fs_err::write(temporary.join(OPTIMIZER), &*bytes)?;
+                .map_err(TrainError::optimizer(folder))?;
+            fs_err::write(folder.join(OPTIMIZER), &*bytes)?;
         }
-        let state = serde_json::to_vec(self.progress).map_err(TrainError::json(&temporary))?;
-        fs_err::write(temporary.join(STATE), &state)?;
-        sync_all(&temporary)?;
-        let path = root.join(name);
-        remove(&path)?;
-        fs_err::rename(&temporary, &path)?;
-        sync(root)
+        let state = serde_json::to_vec(self.progress).map_err(TrainError::json(folder))?;
+        fs_err::write(folder.join(STATE), &state)?;
+        new.put()
     }
 }
 
@@ -101,14 +102,13 @@ pub fn save_stage(run: &Path, stage: &str, snapshot: &Snapshot<'_>) -> Result<()
 pub fn restart(run: &Path, stage: &str) -> Result<(), TrainError> {
     let from = stage_folder(run, stage);
     let step = load_progress(&from)?.step;
-    let root = run.join(CHECKPOINTS);
-    let temporary = root.join(".restart.tmp");
-    remove(&root)?;
-    fs_err::create_dir_all(&root)?;
-    copy(&from, &temporary)?;
-    sync_all(&temporary)?;
-    let path = root.join(checkpoint_name(step));
-    Ok(fs_err::rename(&temporary, &path)?)
+    let path = run.join(CHECKPOINTS).join(checkpoint_name(step));
+    let new = NewFolder::for_place(&path)?;
+    copy_into(&from, new.path())?;
+    new.put()?;
+    // The later ones last: until then the run goes on where it was.
+    let others = all(run)?.into_iter().filter(|(other, _)| *other != step);
+    others.rev().try_for_each(|(_, other)| discard(&other))
 }
 
 /// Removes all checkpoints of a run, so that it starts from the beginning.
@@ -116,7 +116,7 @@ pub fn restart(run: &Path, stage: &str) -> Result<(), TrainError> {
 /// # Errors
 /// [`TrainError::Io`] if they cannot be removed.
 pub fn forget(run: &Path) -> Result<(), TrainError> {
-    remove(&run.join(CHECKPOINTS))
+    discard(&run.join(CHECKPOINTS))
 }
 
 fn checkpoint_name(step: usize) -> String {
@@ -133,7 +133,7 @@ pub fn save(run: &Path, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
     snapshot.write(&root, &checkpoint_name(progress.step))?;
     for (step, old) in all(run)? {
         if step < progress.step {
-            fs_err::remove_dir_all(&old)?;
+            discard(&old)?;
         }
     }
     Ok(())
@@ -152,6 +152,23 @@ pub fn save_weights(
 ) -> Result<(), TrainError> {
     save_adapter(folder, &model.backbone, spec, base_model)?;
     Ok(save_heads(&folder.join(HEADS), tasks, &model.heads)?)
+}
+
+/// Writes adapter and heads into an existing folder in place of older ones, which stay whole until
+/// the new files are.
+///
+/// # Errors
+/// [`TrainError::Model`] or [`TrainError::Io`] if a file cannot be written.
+pub(crate) fn replace_weights(
+    folder: &Path,
+    model: &TaskModel,
+    spec: &AdapterSpec,
+    tasks: &[String],
+    base_model: &str,
+) -> Result<(), TrainError> {
+    let new = NewFolder::for_files(folder)?;
+    save_weights(new.path(), model, spec, tasks, base_model)?;
+    new.put_files()
 }
 
 /// Reads adapter and heads into a model of the same specification and tasks.

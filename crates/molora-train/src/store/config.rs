@@ -1,13 +1,17 @@
 //! The resolved configuration of a run: `run.toml`.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use molora_models::BaseDtype;
 use serde::{Deserialize, Serialize};
 
-use super::settle;
+use super::Digests;
+use super::folder::is_missing;
+use super::names::check_name;
+use super::swap::pending;
 use crate::base::base_model;
-use crate::base::files::write_atomically;
+use crate::base::place::write_atomically;
 use crate::data::TaskKind;
 use crate::error::{RunProblem, TrainError};
 use crate::recipe::{Recipe, text_error};
@@ -17,6 +21,9 @@ pub const RUN: &str = "run.toml";
 
 /// The format of the file that this molora writes; files without a number are of the first one.
 pub const FORMAT: u32 = 1;
+
+/// So long another process has for putting a change of experts in place, a matter of renames.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Everything that decides a run's result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,6 +52,9 @@ pub struct RunConfig {
     pub tasks: Vec<TaskLabels>,
     /// The method.
     pub recipe: Recipe,
+    /// What base model and tasks were when the run began; earlier versions did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digests: Option<Digests>,
 }
 
 /// A task of a run and what its head's outputs mean.
@@ -86,17 +96,20 @@ pub(crate) fn write_config(folder: &Path, config: &RunConfig) -> Result<(), Trai
     write_atomically(&folder.join(RUN), text.as_bytes())
 }
 
-/// Reads the configuration of a run, after a change of its experts that was cut short is finished.
+/// Reads the configuration of a run and changes nothing.
 ///
 /// # Errors
-/// If the folder holds no run, one of a newer molora, or its configuration is broken.
+/// If the folder holds no run, one of a newer molora, one with a change of its experts that was cut
+/// short, or its configuration is broken.
 pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
-    settle(folder)?;
+    refuse_pending(folder)?;
     let path = folder.join(RUN);
-    if !path.is_file() {
-        return Err(TrainError::run(folder, RunProblem::NoRun));
-    }
-    let text = fs_err::read_to_string(&path)?;
+    let text = match fs_err::read_to_string(&path) {
+        Err(error) if is_missing(&error) => {
+            return Err(TrainError::run(folder, RunProblem::NoRun));
+        }
+        other => other?,
+    };
     // First of all: a later format may have keys that this molora does not know.
     if let Ok(Numbered { format: found }) = toml::from_str(&text)
         && found > FORMAT
@@ -108,7 +121,35 @@ pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
         ));
     }
     let file = path.display().to_string();
-    toml::from_str(&text).map_err(|error| text_error(&text, &file, &error))
+    let config: RunConfig =
+        toml::from_str(&text).map_err(|error| text_error(&text, &file, &error))?;
+    check_names(&path, &config)?;
+    Ok(config)
+}
+
+/// Refuses a run with a change that is neither done nor being done: its files are of both sides.
+fn refuse_pending(folder: &Path) -> Result<(), TrainError> {
+    let start = Instant::now();
+    while let Some(what) = pending(folder) {
+        if start.elapsed() > PATIENCE {
+            let run = folder.to_owned();
+            return Err(TrainError::run(folder, RunProblem::Pending { what, run }));
+        }
+        std::thread::sleep(PATIENCE / 10);
+    }
+    Ok(())
+}
+
+/// Refuses names that a run folder has folders of and that could lead elsewhere.
+fn check_names(path: &Path, config: &RunConfig) -> Result<(), TrainError> {
+    for task in &config.tasks {
+        check_name(path, "name of a task", &task.name)?;
+    }
+    let stages = config.recipe.stages.iter().chain(&config.recipe.growth);
+    for stage in stages {
+        check_name(path, "name of a stage", &stage.name)?;
+    }
+    Ok(())
 }
 
 /// The commit of the repository around the current folder, if git is there to tell.
@@ -122,7 +163,7 @@ pub(crate) fn git_commit() -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<RunConfig, TrainError> {
@@ -131,7 +172,7 @@ mod tests {
         read_config(folder.path())
     }
 
-    fn config(format: u32) -> RunConfig {
+    pub(in crate::store) fn config(format: u32) -> RunConfig {
         RunConfig {
             format,
             molora_version: "0.1.0".into(),
@@ -143,6 +184,7 @@ mod tests {
             device: "cpu".into(),
             tasks: Vec::new(),
             recipe: crate::recipe::find("lora").expect("listed"),
+            digests: None,
         }
     }
 
@@ -168,5 +210,57 @@ mod tests {
             .expect_err("broken")
             .to_string();
         assert!(error.contains("unknown field `news`"), "{error}");
+    }
+
+    #[test]
+    fn digests_are_kept() {
+        let mut config = config(FORMAT);
+        let files = [("config.json".to_owned(), "0f".to_owned())];
+        config.digests = Some(Digests {
+            base: files.clone().into(),
+            tasks: [("a.b c".to_owned(), files.into())].into(),
+        });
+        let text = toml::to_string(&config).expect("plain data");
+        assert_eq!(read(&text).expect("its own text"), config);
+    }
+
+    #[test]
+    fn a_name_that_leads_out_of_the_folder_is_refused() {
+        let mut named = config(FORMAT);
+        named.tasks.push(TaskLabels {
+            name: "../../elsewhere".into(),
+            kind: TaskKind::default(),
+            labels: Vec::new(),
+            data: None,
+        });
+        let mut staged = config(FORMAT);
+        staged.recipe.stages[0].name = "/elsewhere".into();
+        for (config, what) in [
+            (named, "task `../../elsewhere`"),
+            (staged, "stage `/elsewhere`"),
+        ] {
+            let text = toml::to_string(&config).expect("plain data");
+            let error = read(&text).expect_err("it leads out").to_string();
+            assert!(error.contains("run.toml: name of a"), "{error}");
+            assert!(error.contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_pending_change_is_said_and_left() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let run = folder.path();
+        let text = toml::to_string(&config(FORMAT)).expect("plain data");
+        fs_err::write(run.join(RUN), text).expect("writable");
+        fs_err::create_dir(run.join(".swap")).expect("writable");
+        fs_err::write(run.join(".swap/drop"), "stages\n.growing-pets").expect("writable");
+        let error = read_config(run).expect_err("pending").to_string();
+        let run = run.display();
+        let expected = format!(
+            "{run}: adding the expert of pets was cut short; molora recover {run} finishes it"
+        );
+        assert_eq!(error, expected);
+        let left = fs_err::read_to_string(folder.path().join(".swap/drop"));
+        assert_eq!(left.expect("it stays"), "stages\n.growing-pets");
     }
 }

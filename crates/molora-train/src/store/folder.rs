@@ -1,4 +1,4 @@
-//! What a run folder has, and making one without touching what is no run.
+//! What a run folder has, and who may write it.
 //!
 //! | file | content | since |
 //! |---|---|---|
@@ -15,12 +15,17 @@
 //! | `unseen.json` | scores on tasks that the run was not trained on | `molora eval --unseen` |
 //! | `before/<task>/` | what the expert of a task that was added later has replaced | `molora add-expert` |
 //! | `.growing-<task>/`, `.removing-<task>/`, `.swap/` | a change of the experts that is being made | until it is done |
+//! | `.lock`, `.molora-*` | who writes here, and what is being written | until it is done |
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::config::write_config;
-use super::{RUN, RunConfig};
-use crate::base::files::{folder_beside, put_in_place};
+use super::lock::FolderLock;
+use super::names::{is_empty, is_remains, refuse_links};
+use super::swap::settle;
+use super::{EXPERTS, RUN, RunConfig, SWAP, checkpoint};
+use crate::base::files::{entries, is_own_folder, is_there, remove};
+use crate::base::place::{NewFolder, clean, discard, is_current, restore};
 use crate::error::{RunProblem, TrainError};
 
 /// File of the step records in a run folder.
@@ -40,33 +45,266 @@ pub(crate) const STAGES: &str = "stages";
 /// File of the predicted classes in a run folder.
 pub const PREDICTIONS: &str = "predictions.json";
 
-/// Refuses a folder that exists, or with `force` one that is no run and not empty.
-pub(crate) fn check_folder(folder: &Path, force: bool) -> Result<(), TrainError> {
-    let existing = folder.ancestors().find(|path| path.exists());
-    if let Some(file) = existing.filter(|path| !path.is_dir()) {
-        return Err(TrainError::run(file, RunProblem::IsFile));
+/// File of the scores on other tasks in a run folder.
+pub const UNSEEN: &str = "unseen.json";
+
+/// A place for a new run that nobody else can take.
+///
+/// The folder is made right away, so that of two commands the second one is refused before either has
+/// trained; a claim that comes to nothing leaves nothing behind.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    folder: PathBuf,
+    lock: Option<FolderLock>,
+    /// Whether there is an older run, which goes when the new one begins.
+    replaces: bool,
+    /// Folders that were not there.
+    made: Vec<PathBuf>,
+}
+
+impl Claim {
+    /// Claims a folder that is not there or empty; with `force` one with a run, or the remains of
+    /// one, that has none of the `inputs` in it.
+    ///
+    /// # Errors
+    /// [`RunProblem::Exists`], [`RunProblem::NoRunToReplace`], [`RunProblem::Inside`] or
+    /// [`RunProblem::InUse`]; [`TrainError::Io`] if the folder cannot be made.
+    pub(crate) fn new(folder: &Path, force: bool, inputs: &[&Path]) -> Result<Self, TrainError> {
+        restore(folder)?;
+        let mut claim = Self {
+            folder: folder.to_owned(),
+            lock: None,
+            replaces: false,
+            made: missing(folder)?,
+        };
+        fs_err::create_dir_all(folder)?;
+        check_free(folder, force)?;
+        claim.lock = Some(FolderLock::take(folder)?);
+        // Another process may have been done just now.
+        claim.replaces = !check_free(folder, force)?;
+        claim.protect(inputs)?;
+        clean(folder)?;
+        Ok(claim)
     }
-    if existing != Some(folder) {
-        return Ok(());
+
+    /// Refuses to go on if the older run has any of these files or folders in it.
+    ///
+    /// # Errors
+    /// [`RunProblem::Inside`] with the first that it has.
+    pub(crate) fn protect(&self, inputs: &[&Path]) -> Result<(), TrainError> {
+        if !self.replaces {
+            return Ok(());
+        }
+        if is_current(&self.folder) {
+            return Err(TrainError::run(&self.folder, RunProblem::Here));
+        }
+        let out = fs_err::canonicalize(&self.folder)?;
+        let is_inside =
+            |path: &&&Path| std::fs::canonicalize(path).is_ok_and(|path| path.starts_with(&out));
+        match inputs.iter().find(is_inside) {
+            Some(path) => {
+                let out = self.folder.clone();
+                Err(TrainError::run(path, RunProblem::Inside { out }))
+            }
+            None => Ok(()),
+        }
     }
-    let mut entries = fs_err::read_dir(folder)?;
-    if entries.next().is_none() {
-        return Ok(());
+
+    /// Begins the run: from here on the folder has its configuration and nothing of an older run.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`] if the folder cannot be written; an older run is whole then.
+    pub(crate) fn begin(mut self, config: &RunConfig) -> Result<FolderLock, TrainError> {
+        if !self.replaces {
+            write_config(&self.folder, config)?;
+            return Ok(self.lock.take().expect("a claim has the lock"));
+        }
+        let place = fs_err::canonicalize(&self.folder)?;
+        let new = NewFolder::for_place(&place)?;
+        let mut own = FolderLock::take(new.path())?;
+        write_config(new.path(), config)?;
+        new.put()?;
+        own.moved_to(&self.folder);
+        Ok(own)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        drop(self.lock.take());
+        // Only empty folders can be removed so.
+        for folder in self.made.iter().rev() {
+            drop(std::fs::remove_dir(folder));
+        }
+    }
+}
+
+/// A folder and those around it, as far as they are not there.
+fn missing(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
+    let around = folder
+        .ancestors()
+        .filter(|path| !path.as_os_str().is_empty());
+    let mut missing: Vec<PathBuf> = Vec::new();
+    for path in around {
+        match path.metadata() {
+            Ok(found) if found.is_dir() => break,
+            Ok(_) => return Err(TrainError::run(path, RunProblem::IsFile)),
+            Err(_) => missing.push(path.to_owned()),
+        }
+    }
+    missing.reverse();
+    Ok(missing)
+}
+
+/// Whether a folder is free; with `force` one with a run is not, and no error.
+fn check_free(folder: &Path, force: bool) -> Result<bool, TrainError> {
+    if is_empty(folder)? {
+        return Ok(true);
     }
     if !force {
         return Err(TrainError::run(folder, RunProblem::Exists));
     }
-    if !folder.join(RUN).is_file() {
-        return Err(TrainError::run(folder, RunProblem::NoRunToReplace));
+    match folder.join(RUN).is_file() || is_remains(folder)? {
+        true => Ok(false),
+        false => Err(TrainError::run(folder, RunProblem::NoRunToReplace)),
     }
-    Ok(())
 }
 
-/// Makes a run folder with its configuration, in place of an older run.
-///
-/// It is made beside its place and then renamed: a folder of that name always has its `run.toml`.
-pub(crate) fn make_folder(folder: &Path, config: &RunConfig) -> Result<(), TrainError> {
-    let made = folder_beside(folder, ".molora-run-")?;
-    write_config(made.path(), config)?;
-    put_in_place(made, folder)
+/// A run that this process alone writes, with what killed processes left of it put right.
+#[derive(Debug)]
+pub(crate) struct Writing {
+    _lock: FolderLock,
+    /// The change of experts that was finished, and whether anything else was left.
+    pub(crate) settled: Option<String>,
+}
+
+impl Writing {
+    /// Takes the lock of a run, finishes a change that was cut short, and removes what killed
+    /// processes have left.
+    ///
+    /// # Errors
+    /// [`RunProblem::NoRun`], [`RunProblem::InUse`]; [`TrainError::Run`] for links and for a change
+    /// that molora did not write.
+    pub(crate) fn open(run: &Path) -> Result<Self, TrainError> {
+        for name in [RUN, SWAP] {
+            match fs_err::symlink_metadata(run.join(name)) {
+                Ok(_) => break,
+                Err(error) if !is_missing(&error) => return Err(error.into()),
+                Err(_) if name == SWAP => return Err(TrainError::run(run, RunProblem::NoRun)),
+                Err(_) => {}
+            }
+        }
+        let lock = FolderLock::take(run)?;
+        refuse_links(run)?;
+        let settled = settle(run)?;
+        clean_run(run)?;
+        Ok(Self {
+            _lock: lock,
+            settled,
+        })
+    }
+}
+
+/// Whether an error says that there is no such file.
+pub(super) fn is_missing(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory)
+}
+
+/// Removes what killed processes, also of earlier versions, have left in a run.
+fn clean_run(run: &Path) -> Result<(), TrainError> {
+    clean(run)?;
+    for name in entries(run)? {
+        if name.starts_with(super::names::REMOVING) || name.starts_with(".expert-") {
+            discard(&run.join(&name))?;
+        }
+    }
+    for folder in [CHECKPOINTS, STAGES, EXPERTS].map(|name| run.join(name)) {
+        if !is_own_folder(&folder) {
+            continue;
+        }
+        clean(&folder)?;
+        let is_old = |name: &String| {
+            name.starts_with(".expert-") || name.starts_with('.') && name.ends_with(".tmp")
+        };
+        for name in entries(&folder)?.into_iter().filter(is_old) {
+            remove(&folder.join(name))?;
+        }
+    }
+    // A run is finished before its checkpoints go.
+    match is_there(&run.join(SUMMARY)) {
+        true => checkpoint::forget(run),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::config::tests::config;
+
+    fn refused(folder: &Path, force: bool, inputs: &[&Path]) -> String {
+        let claim = Claim::new(folder, force, inputs);
+        claim.expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn a_claim_that_comes_to_nothing_leaves_nothing() {
+        let root = tempfile::tempdir().expect("a folder");
+        let run = root.path().join("runs/new/run");
+        let claim = Claim::new(&run, false, &[]).expect("free");
+        assert!(run.is_dir());
+        assert!(refused(&run, true, &[]).contains("is writing here"));
+        drop(claim);
+        assert!(entries(root.path()).expect("readable").is_empty());
+    }
+
+    #[test]
+    fn a_run_is_replaced_by_force_alone() {
+        let root = tempfile::tempdir().expect("a folder");
+        let run = root.path().join("run");
+        let claim = Claim::new(&run, false, &[]).expect("free");
+        drop(claim.begin(&config(1)).expect("writable"));
+        assert_eq!(entries(&run).expect("readable"), [RUN]);
+        assert!(refused(&run, false, &[]).contains("exists already"));
+        let data = run.join("data");
+        std::fs::create_dir(&data).expect("writable");
+        assert!(refused(&run, true, &[&data]).contains("data: lies in "));
+        let old = std::fs::read(run.join(RUN)).expect("readable");
+        let claim = Claim::new(&run, true, &[root.path()]).expect("a run");
+        assert_eq!(std::fs::read(run.join(RUN)).ok(), Some(old));
+        let lock = claim.begin(&config(1)).expect("writable");
+        assert!(refused(&run, true, &[]).contains("is writing here"));
+        drop(lock);
+        assert_eq!(entries(&run).expect("readable"), [RUN]);
+        assert_eq!(entries(root.path()).expect("readable"), ["run"]);
+    }
+
+    #[test]
+    fn what_a_kill_left_is_no_dead_end() {
+        let root = tempfile::tempdir().expect("a folder");
+        let run = root.path().join("run");
+        std::fs::create_dir(&run).expect("writable");
+        for name in [".lock", ".molora-abc"] {
+            std::fs::write(run.join(name), "").expect("writable");
+        }
+        drop(Claim::new(&run, false, &[]).expect("free"));
+        // An older molora that was killed while it removed a run.
+        std::fs::write(run.join(STEPS), "").expect("writable");
+        assert!(refused(&run, false, &[]).contains("exists already"));
+        let claim = Claim::new(&run, true, &[]).expect("remains");
+        drop(claim.begin(&config(1)).expect("writable"));
+        assert_eq!(entries(&run).expect("readable"), [RUN]);
+        std::fs::remove_file(run.join(RUN)).expect("there");
+        std::fs::write(run.join("thesis.tex"), "").expect("writable");
+        assert!(refused(&run, true, &[]).contains("holds files but no run.toml"));
+    }
+
+    #[test]
+    fn a_folder_that_is_no_run_gets_no_lock() {
+        let root = tempfile::tempdir().expect("a folder");
+        let error = Writing::open(root.path()).expect_err("no run").to_string();
+        assert!(error.ends_with("not a run folder"), "{error}");
+        assert!(entries(root.path()).expect("readable").is_empty());
+    }
 }

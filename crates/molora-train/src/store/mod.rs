@@ -2,12 +2,22 @@
 
 pub mod checkpoint;
 mod config;
+mod digests;
 mod folder;
+mod lock;
+mod names;
 pub mod pool;
+mod recover;
 mod swap;
 
 pub use config::{FORMAT, RUN, RunConfig, TaskLabels, read_config};
 pub(crate) use config::{git_commit, write_config};
-pub use folder::{EVAL, PREDICTIONS, REPORT, ROUTING, STEPS, SUMMARY};
-pub(crate) use folder::{STAGES, check_folder, make_folder};
-pub(crate) use swap::{BEFORE, Swap, settle};
+pub use digests::Digests;
+pub(crate) use folder::{Claim, STAGES, Writing};
+pub use folder::{EVAL, PREDICTIONS, REPORT, ROUTING, STEPS, SUMMARY, UNSEEN};
+pub(crate) use lock::FolderLock;
+pub(crate) use names::{GROWING, REMOVING, check_name, is_empty};
+use pool::EXPERTS;
+pub use recover::{Recovered, recover};
+use swap::SWAP;
+pub(crate) use swap::{BEFORE, Swap};

@@ -18,13 +18,14 @@ use molora_models::{
 };
 use serde_json::Value;
 
-use crate::base::files::{folder_beside, put_in_place};
+use crate::base::place::NewFolder;
 use crate::error::{RunProblem, TrainError};
 
 /// Folder of the experts in a run folder.
 pub const EXPERTS: &str = "experts";
 
-const GENERAL: &str = "general";
+/// Folder of the general expert in a run folder.
+pub(super) const GENERAL: &str = "general";
 /// File of a head beside the expert.
 pub(crate) const HEAD: &str = "head.safetensors";
 /// File of a gate beside the expert.
@@ -52,7 +53,7 @@ pub(crate) fn save(
     base_model: &str,
     head: Option<(&String, &Option<TaskHead>)>,
 ) -> Result<(), TrainError> {
-    let made = folder_beside(folder, ".expert-")?;
+    let made = NewFolder::for_place(folder)?;
     save_adapter(
         made.path(),
         &without_routers(backbone),
@@ -69,7 +70,7 @@ pub(crate) fn save(
         let (task, head) = (std::slice::from_ref(task), std::slice::from_ref(head));
         save_heads(&made.path().join(HEAD), task, head)?;
     }
-    put_in_place(made, folder)
+    made.put()
 }
 
 /// Reads an expert into a model to which `spec`, that of one expert, has been attached; an expert

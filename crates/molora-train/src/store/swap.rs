@@ -3,19 +3,27 @@
 //! New files are written into `<work>/ready/new`, and `<work>/ready/drop` lists what goes away. One
 //! rename makes that folder the run's `.swap`: before it the run is what it was, from it on the run
 //! is the new one. [`settle`] then moves every file to its place. It can be repeated until nothing is
-//! left to move, and whoever opens a run begins with it: a kill in between is finished there.
+//! left to move, and every command that writes begins with it: a kill in between is finished there.
+//! Commands that only read say what is pending and leave it.
+//!
+//! A run may come from anywhere, so the folder is believed nothing: [`check`] refuses all that no
+//! change of this molora has, before anything is moved or removed.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::pool::EXPERTS;
-use crate::TrainError;
-use crate::base::files::{copy, entries, remove, sync, sync_all};
+use super::names::{GROWING, REMOVING, is_file, is_plain, is_work, refuse_links_below};
+use super::pool::{EXPERTS, GATE, HEAD};
+use super::{STAGES, checkpoint};
+use crate::base::files::{copy, entries, is_own_folder, is_there, remove, sync, sync_all};
+use crate::base::place::discard;
+use crate::error::{RunProblem, TrainError};
 
 /// Folder of what additions have replaced in a run folder.
 pub(crate) const BEFORE: &str = "before";
 
-const SWAP: &str = ".swap";
+/// Folder of a change that has been committed.
+pub(super) const SWAP: &str = ".swap";
 const NEW: &str = "new";
 const DROP: &str = "drop";
 
@@ -31,7 +39,7 @@ impl Swap {
     /// An empty change in a working folder, in place of one that was left there.
     pub(crate) fn prepare(work: &Path) -> Result<Self, TrainError> {
         let ready = work.join("ready");
-        remove(&ready)?;
+        discard(&ready)?;
         let swap = Self { ready };
         fs_err::create_dir_all(swap.new_files())?;
         Ok(swap)
@@ -66,33 +74,141 @@ impl Swap {
         let swap = run.join(SWAP);
         fs_err::rename(&self.ready, &swap)?;
         sync(run)?;
-        settle(run)
+        settle(run)?;
+        Ok(())
     }
 }
 
-/// Finishes a change that has been committed; does nothing without one.
+/// What change of a run has been committed and not finished, in words.
+pub(crate) fn pending(run: &Path) -> Option<String> {
+    let swap = run.join(SWAP);
+    if !is_there(&swap) {
+        return None;
+    }
+    let list = std::fs::read_to_string(swap.join(DROP)).unwrap_or_default();
+    let known = |begin: &str, words: &str| {
+        let task = list.lines().find_map(|line| line.strip_prefix(begin));
+        let task = task.filter(|task| is_plain(task));
+        task.map(|task| format!("{words} {task}"))
+    };
+    let found = known(GROWING, "adding the expert of");
+    let found = found.or_else(|| known(REMOVING, "removing the expert of"));
+    Some(found.unwrap_or_else(|| "a change of the experts".into()))
+}
+
+/// Finishes a change that has been committed, and says which; does nothing without one.
 ///
 /// # Errors
-/// [`TrainError::Io`] if a file cannot be moved or removed.
-pub(crate) fn settle(run: &Path) -> Result<(), TrainError> {
+/// [`TrainError::Run`] if there is anything in it that no change has, in which case nothing has been
+/// done; [`TrainError::Io`] if a file cannot be moved or removed.
+pub(super) fn settle(run: &Path) -> Result<Option<String>, TrainError> {
+    let Some(what) = pending(run) else {
+        return Ok(None);
+    };
     let swap = run.join(SWAP);
-    if !swap.is_dir() {
-        return Ok(());
-    }
-    let list = swap.join(DROP);
-    match fs_err::read_to_string(&list) {
-        Ok(text) => text.lines().try_for_each(|path| remove(&run.join(path)))?,
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error.into()),
-    }
+    let dropped = check(run, &swap)?;
+    dropped
+        .iter()
+        .try_for_each(|path| remove(&run.join(path)))?;
     let new = swap.join(NEW);
-    if new.is_dir() {
+    if is_there(&new) {
         move_into(&new, run)?;
     }
-    remove(&swap)?;
+    sync(run)?;
+    discard(&swap)?;
     // Only an empty folder can be removed so.
     drop(std::fs::remove_dir(run.join(BEFORE)));
-    Ok(())
+    Ok(Some(what))
+}
+
+/// Refuses a change that could reach anything but what a change of experts is about; returns the
+/// paths that are to go.
+fn check(run: &Path, swap: &Path) -> Result<Vec<String>, TrainError> {
+    refuse_links_below(swap)?;
+    for folder in SHARED.map(|name| run.join(name)) {
+        if is_there(&folder) && !is_own_folder(&folder) {
+            return Err(TrainError::run(&folder, RunProblem::NotPlain));
+        }
+    }
+    let foreign = |name: &str| {
+        let name = name.escape_debug().take(200).collect();
+        TrainError::run(swap, RunProblem::ForeignChange { name })
+    };
+    for name in entries(swap)? {
+        let is_ours = match &name[..] {
+            NEW => is_own_folder(&swap.join(NEW)),
+            DROP => !is_own_folder(&swap.join(DROP)),
+            _ => false,
+        };
+        if !is_ours {
+            return Err(foreign(&name));
+        }
+    }
+    let list = match fs_err::read_to_string(swap.join(DROP)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        other => other?,
+    };
+    let dropped: Vec<String> = list.lines().map(str::to_owned).collect();
+    if let Some(path) = dropped.iter().find(|path| !may_go(path)) {
+        return Err(foreign(path));
+    }
+    match new_paths(&swap.join(NEW))?
+        .iter()
+        .find(|path| !may_come(path))
+    {
+        Some(path) => Err(foreign(&path.join("/"))),
+        None => Ok(dropped),
+    }
+}
+
+/// Whether a change may remove a path of the run.
+fn may_go(path: &str) -> bool {
+    match path.split_once('/') {
+        None => path == STAGES || path == BEFORE || is_work(path),
+        Some((folder, task)) => SHARED.contains(&folder) && is_plain(task),
+    }
+}
+
+/// Whether a change may bring a file, or an empty folder, of that path.
+fn may_come(path: &[String]) -> bool {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    match &path[..] {
+        [EXPERTS] | [EXPERTS, _] | [BEFORE] | [BEFORE, _] => true,
+        [EXPERTS, _, file] => is_expert_file(file),
+        [BEFORE, _, rest @ ..] | rest => match rest {
+            [file] => is_file(file) || *file == STAGES,
+            [STAGES, _] => true,
+            [STAGES, _, file] => is_file(file) || checkpoint::is_file(file),
+            _ => false,
+        },
+    }
+}
+
+fn is_expert_file(name: &str) -> bool {
+    name == HEAD || name == GATE || is_file(name)
+}
+
+/// The paths of all files and empty folders below a folder, by their names.
+fn new_paths(folder: &Path) -> Result<Vec<Vec<String>>, TrainError> {
+    if !is_there(folder) {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for name in entries(folder)? {
+        let path = folder.join(&name);
+        let below = match is_own_folder(&path) {
+            true => new_paths(&path)?,
+            false => Vec::new(),
+        };
+        match below.is_empty() {
+            true => found.push(vec![name]),
+            false => {
+                let whole = |rest: Vec<String>| [vec![name.clone()], rest].concat();
+                found.extend(below.into_iter().map(whole));
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn move_into(from: &Path, to: &Path) -> Result<(), TrainError> {
@@ -103,12 +219,12 @@ fn move_into(from: &Path, to: &Path) -> Result<(), TrainError> {
             move_into(&from, &to)?;
             continue;
         }
-        if to.is_dir() {
+        if is_own_folder(&to) {
             remove(&to)?;
         }
         fs_err::rename(&from, &to)?;
     }
-    Ok(())
+    sync(to)
 }
 
 #[cfg(test)]
@@ -132,35 +248,38 @@ mod tests {
         write(
             run,
             &[
-                ("a", "old"),
-                ("b", "old"),
-                ("stages/x", "old"),
-                ("experts/one/e", "1"),
+                ("run.toml", "old"),
+                ("eval.json", "old"),
+                ("stages/x/state.json", "old"),
+                ("experts/one/head.safetensors", "1"),
             ],
         );
-        let swap = Swap::prepare(&run.join(".work")).expect("writable");
-        write(&swap.new_files(), &[("a", "new"), ("b", "new")]);
+        let swap = Swap::prepare(&run.join(".growing-two")).expect("writable");
+        write(
+            &swap.new_files(),
+            &[("run.toml", "new"), ("eval.json", "new")],
+        );
         swap.keep(run, "two", "stages").expect("writable");
-        write(&swap.new_files(), &[("experts/two/e", "2")]);
+        write(&swap.new_files(), &[("experts/two/head.safetensors", "2")]);
         swap
     }
 
     fn assert_changed(run: &Path) {
         for (name, expected) in [
-            ("a", Some("new")),
-            ("b", Some("new")),
-            ("stages/x", None),
-            ("experts/one/e", Some("1")),
-            ("experts/two/e", Some("2")),
-            ("before/two/a", Some("old")),
-            ("before/two/b", Some("old")),
-            ("before/two/stages/x", Some("old")),
+            ("run.toml", Some("new")),
+            ("eval.json", Some("new")),
+            ("stages/x/state.json", None),
+            ("experts/one/head.safetensors", Some("1")),
+            ("experts/two/head.safetensors", Some("2")),
+            ("before/two/run.toml", Some("old")),
+            ("before/two/eval.json", Some("old")),
+            ("before/two/stages/x/state.json", Some("old")),
         ] {
             assert_eq!(read(run, name).as_deref(), expected, "{name}");
         }
         let mut left = entries(run).expect("readable");
         left.sort();
-        assert_eq!(left, ["a", "b", "before", "experts"]);
+        assert_eq!(left, ["before", "eval.json", "experts", "run.toml"]);
     }
 
     #[test]
@@ -168,34 +287,98 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let run = folder.path();
         let swap = ready(run);
-        assert_eq!(read(run, "a").as_deref(), Some("old"));
-        swap.commit(run, &["stages".into(), ".work".into()])
+        assert_eq!(read(run, "run.toml").as_deref(), Some("old"));
+        swap.commit(run, &["stages".into(), ".growing-two".into()])
             .expect("writable");
         assert_changed(run);
     }
 
+    /// A run with a change that is committed and not begun.
+    fn committed(run: &Path, drop: &str) {
+        let swap = ready(run);
+        std::fs::write(swap.ready.join(DROP), drop).expect("writable");
+        std::fs::rename(&swap.ready, run.join(SWAP)).expect("writable");
+    }
+
     #[test]
-    fn a_change_that_a_kill_cut_short_is_finished_by_the_next_reader() {
+    fn a_change_that_a_kill_cut_short_is_finished_by_the_next_writer() {
         for moved in 0..4 {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let run = folder.path();
-            let swap = ready(run);
-            std::fs::write(swap.ready.join(DROP), "stages\n.work").expect("writable");
+            committed(run, "stages\n.growing-two");
             let there = run.join(SWAP);
-            std::fs::rename(&swap.ready, &there).expect("writable");
             let steps: [&dyn Fn(); 3] = [
                 &|| remove(&run.join("stages")).expect("writable"),
-                &|| std::fs::rename(there.join("new/a"), run.join("a")).expect("writable"),
+                &|| {
+                    let to = run.join("run.toml");
+                    std::fs::rename(there.join("new/run.toml"), to).expect("writable");
+                },
                 &|| {
                     let to = run.join("experts/two");
                     std::fs::rename(there.join("new/experts/two"), to).expect("writable");
                 },
             ];
             steps[..moved].iter().for_each(|step| step());
-            settle(run).expect("writable");
+            let what = settle(run).expect("writable");
+            assert_eq!(what.as_deref(), Some("adding the expert of two"));
             assert_changed(run);
-            settle(run).expect("nothing is left to do");
+            assert_eq!(settle(run).expect("nothing is left to do"), None);
             assert_changed(run);
+        }
+    }
+
+    #[test]
+    fn nothing_but_a_change_of_experts_is_believed() {
+        for (drop, file, named) in [
+            ("../outside", "", "../outside"),
+            ("/tmp/outside", "", "/tmp/outside"),
+            ("stages\nexperts/../../outside", "", "experts/../../outside"),
+            ("experts", "", "experts"),
+            ("run.toml", "", "run.toml"),
+            (".growing-../outside", "", ".growing-../outside"),
+            (
+                "",
+                ".swap/new/.git/hooks/post-commit",
+                ".git/hooks/post-commit",
+            ),
+            ("", ".swap/new/experts/a/run.sh", "experts/a/run.sh"),
+            ("", ".swap/new/.lock", ".lock"),
+            ("", ".swap/new/before/a/b/c", "before/a/b/c"),
+            ("", ".swap/more", "more"),
+        ] {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let run = folder.path().join("run");
+            committed(&run, drop);
+            write(folder.path(), &[("outside", "kept")]);
+            if !file.is_empty() {
+                write(&run, &[(file, "")]);
+            }
+            let error = settle(&run).expect_err(named).to_string();
+            assert!(error.contains(&format!("`{named}` is not")), "{error}");
+            assert_eq!(read(&run, "run.toml").as_deref(), Some("old"), "{named}");
+            assert_eq!(read(folder.path(), "outside").as_deref(), Some("kept"));
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_not_followed() {
+        use std::os::unix::fs::symlink;
+        for link in ["experts", "before", ".swap", ".swap/new/experts/two"] {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let (run, outside) = (folder.path().join("run"), folder.path().join("outside"));
+            committed(&run, "stages");
+            let path = run.join(link);
+            match path.exists() {
+                true => std::fs::rename(&path, &outside).expect("writable"),
+                false => std::fs::create_dir(&outside).expect("writable"),
+            }
+            symlink(&outside, &path).expect("writable");
+            let before = entries(&outside).expect("readable");
+            let error = settle(&run).expect_err(link).to_string();
+            assert!(error.contains("is a link"), "{link}: {error}");
+            assert_eq!(entries(&outside).expect("readable"), before, "{link}");
+            assert_eq!(read(&run, "run.toml").as_deref(), Some("old"), "{link}");
         }
     }
 }

@@ -21,7 +21,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use molora_kernels::random::Seed;
 use molora_models::TaskModel;
 
-use crate::base::files::write_json_atomically;
+use crate::base::place::write_json_atomically;
 use crate::base::{DeviceSpec, bundled};
 use crate::data::draw::shuffle;
 use crate::data::{

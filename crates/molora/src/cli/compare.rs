@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::choice::Budget;
-use super::print;
 use super::progress::Progress;
 use super::source::SourceArgs;
 use super::train::{read_recipe, stop_on_signal};
+use super::{print, say};
 use molora_train::compare::{
     Comparison, Event, Plan, Request, RunEvent, State, TABLES, compare, tables,
 };
@@ -51,11 +51,11 @@ impl CompareArgs {
         let stop = stop_on_signal()?;
         let mut progress = Progress::new();
         let comparison = compare(&request, &stop, &mut |event| match event {
-            Event::Planned(plan) => eprintln!("{}", planned(plan)),
+            Event::Planned(plan) => say(&planned(plan)),
             Event::Run(run) => {
                 progress.finish();
                 progress = Progress::new();
-                eprintln!("{}", turn(&run));
+                say(&turn(&run));
             }
             Event::Inside(event) => progress.show(event),
         })?;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
+use super::say;
 use molora_train::hub::Progress;
 
 /// Plain lines about one file come at most this often.
@@ -40,12 +41,14 @@ impl Downloads {
             Progress::Bytes { file, done, total } => self.bytes(file, done, total),
             Progress::Waiting { file } => {
                 if self.is_due() {
-                    eprintln!("waiting for another process that downloads {file}");
+                    say(&format!(
+                        "waiting for another process that downloads {file}"
+                    ));
                 }
             }
             Progress::Retry { problem, .. } => {
                 self.finish();
-                eprintln!("{problem}; trying again");
+                say(&format!("{problem}; trying again"));
             }
         }
     }
@@ -67,7 +70,7 @@ impl Downloads {
             bar.set_position(done);
         } else if self.is_due() {
             let (done, total) = (HumanBytes(done), HumanBytes(total));
-            eprintln!("downloading {file}: {done} of {total}");
+            say(&format!("downloading {file}: {done} of {total}"));
         }
         if done == total {
             self.finish();

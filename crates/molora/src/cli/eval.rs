@@ -14,7 +14,7 @@ use molora_train::base::{DeviceSpec, base_model};
 use molora_train::guide::Query;
 use molora_train::recipe::{self, overrides};
 use molora_train::report::{EvalReport, idle_summary, task_table};
-use molora_train::run::{evaluate_base, evaluate_other, evaluate_run_by};
+use molora_train::run::{changed_inputs, evaluate_base, evaluate_other, evaluate_run_by};
 use molora_train::store::{RUN, read_config};
 use molora_train::train::Event;
 use molora_train::unseen::{
@@ -49,6 +49,9 @@ pub(super) struct EvalArgs {
     /// repeated
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
+    /// Go on although base model or tasks are not those that the run was trained on
+    #[arg(long)]
+    anyway: bool,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]
     #[arg(long)]
     device: Option<DeviceSpec>,
@@ -59,7 +62,8 @@ pub(super) struct EvalArgs {
 
 impl EvalArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let is_run = self.run.join(RUN).is_file() || self.run.join("checkpoints").exists();
+        let has = |name: &str| self.run.join(name).exists();
+        let is_run = [RUN, "checkpoints", ".swap"].into_iter().any(has);
         if !is_run && let Some(eval) = self.of_base()? {
             return self.show(&eval, None);
         }
@@ -70,6 +74,9 @@ impl EvalArgs {
         let mut downloads = Downloads::new();
         let model = read_config(&self.run)?.model;
         base_model::find(&model, &mut |progress| downloads.show_all(progress))?;
+        if !self.anyway {
+            self.refuse_changed()?;
+        }
         if self.unseen {
             return self.run_unseen();
         }
@@ -82,6 +89,19 @@ impl EvalArgs {
         };
         progress.finish();
         self.show(&eval, idle_summary(&routing))
+    }
+
+    /// Refuses to score a run on what it was not made of; tasks that are not its own are not compared.
+    fn refuse_changed(&self) -> anyhow::Result<()> {
+        let (run, data) = (&self.run, self.data.as_deref());
+        let changed = changed_inputs(run, data)?;
+        if !changed.is_empty() {
+            let (run, changed) = (run.display(), changed.join(", "));
+            bail!(
+                "{run}: changed since the run began: {changed}; score it all the same with --anyway"
+            );
+        }
+        Ok(())
     }
 
     /// The scores of a base model, if that is what is named.

@@ -12,6 +12,7 @@ mod generate;
 mod grow;
 mod list;
 mod progress;
+mod recover;
 mod source;
 mod train;
 
@@ -49,6 +50,8 @@ enum Command {
     Distill(distill::DistillArgs),
     /// Write on from prompts, with a run or with a model as it is
     Generate(generate::GenerateArgs),
+    /// Finish a change of a run's experts that a kill or an error has cut short
+    Recover(recover::RecoverArgs),
     /// List the recipes and bundled tasks, or show a recipe as TOML
     List(list::ListArgs),
 }
@@ -71,8 +74,32 @@ impl Cli {
             Command::Merge(args) => args.run(),
             Command::Distill(args) => args.run(),
             Command::Generate(args) => args.run(),
+            Command::Recover(args) => args.run(),
             Command::List(args) => args.run(),
         }
+    }
+}
+
+/// Writes a line to standard error. Nobody has to read it: a reader that went away and a full disk
+/// end nothing.
+pub(crate) fn say(text: &str) {
+    use std::io::Write;
+    drop(std::io::stderr().write_all(format!("{text}\n").as_bytes()));
+}
+
+/// Standard error that never fails, for what writes to it by itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Quiet;
+
+impl std::io::Write for Quiet {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        drop(std::io::stderr().write_all(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        drop(std::io::stderr().flush());
+        Ok(())
     }
 }
 

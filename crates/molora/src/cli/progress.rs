@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::download::Downloads;
+use super::say;
 use molora_train::report::StepRecord;
 use molora_train::train::{Event, StageEvent};
 
@@ -65,7 +66,7 @@ impl Progress {
         match event {
             Event::Phase(text) => {
                 self.finish();
-                eprintln!("{text}");
+                say(text);
                 self.last_line = None;
             }
             Event::Stage(stage) if stage.total > 1 => self.show_stage(stage),
@@ -90,10 +91,8 @@ impl Progress {
         self.finish();
         let expert = stage.expert.map(|task| format!(", expert of {task}"));
         let (number, total, name) = (stage.number, stage.total, stage.name);
-        eprintln!(
-            "stage {number}/{total} {name}{}",
-            expert.unwrap_or_default()
-        );
+        let expert = expert.unwrap_or_default();
+        say(&format!("stage {number}/{total} {name}{expert}"));
         self.last_line = None;
     }
 
@@ -115,7 +114,7 @@ impl Progress {
             .last_line
             .is_none_or(|last| last.elapsed() >= LINE_EVERY);
         if is_due || done == total {
-            eprintln!("{}", format!("{what} {done}/{total}  {text}").trim_end());
+            say(format!("{what} {done}/{total}  {text}").trim_end());
             self.last_line = Some(Instant::now());
         }
     }

@@ -27,10 +27,11 @@ use crate::base::{DeviceSpec, bundled};
 use crate::data::{ChatTemplate, Task, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::recipe::legs;
-use crate::run::{Finished, Loaded, bare_task, close, find_model, finish, fresh_head, tokenized};
-use crate::store::{
-    FORMAT, RunConfig, TaskLabels, check_folder, checkpoint, git_commit, make_folder,
+use crate::run::{
+    Finished, Loaded, bare_task, close, find_model, finish, fresh_head, tokenized,
+    with_base_digests, with_digests,
 };
+use crate::store::{Claim, FORMAT, RunConfig, TaskLabels, checkpoint, git_commit};
 use crate::train::{Event, Setup, Start, Trained, train};
 use experts::Experts;
 
@@ -95,12 +96,13 @@ pub fn assemble(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Assembled, TrainError> {
-    check_folder(&request.out, request.force)?;
+    let claim = claim(request)?;
     request.device.check()?;
     let data = request.data.as_deref();
     experts::check_names(request)?;
     let tasks = tasks(request, data)?;
     let model = find_model(&request.base, stop, on_event)?;
+    claim.protect(&[&model.folder])?;
     on_event(Event::Phase("loading model and experts"));
     let device = request.device.open()?;
     let device = match request.steps {
@@ -127,16 +129,30 @@ pub fn assemble(
         device: request.device.to_string(),
         tasks: tasks.iter().map(labels).collect(),
         recipe: recipe::recipe(request, &experts, &base, has_template)?,
+        digests: None,
+    };
+    let config = match data {
+        Some(_) => with_digests(config, &model.folder)?,
+        None => with_base_digests(config, &model.folder)?,
     };
     let loaded = loaded(&config, &model.folder, base, &tasks, &device)?;
     let mixture = experts.fill(loaded.mixture(Seed::new(config.seed))?, &loaded)?;
-    make_folder(&request.out, &config)?;
+    let _lock = claim.begin(&config)?;
     let run = Assembly {
         request,
         config,
         loaded,
     };
     run.finish(mixture, stop, on_event)
+}
+
+/// Claims the folder; the experts that are given must not go with an older run.
+fn claim(request: &AssembleRequest) -> Result<Claim, TrainError> {
+    let data = request.data.as_deref().map(bundled::folder).transpose()?;
+    let mut inputs = vec![Path::new(&request.base)];
+    inputs.extend(data.as_deref());
+    inputs.extend(request.experts.iter().map(|given| given.folder.as_path()));
+    Claim::new(&request.out, request.force, &inputs)
 }
 
 /// A task of each expert's name, with its records if there are data.
