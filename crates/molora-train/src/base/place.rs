@@ -73,10 +73,8 @@ impl NewFolder {
         };
         let parent = parent(place);
         fs::create_dir_all(parent)?;
-        restore(place)?;
-        let prefix = prefix_of(place);
-        clean_named(parent, &prefix)?;
-        match Self::make(parent, &prefix, place) {
+        clean_beside(place)?;
+        match Self::make(parent, &prefix_of(place), place) {
             // Only the folder itself can be written.
             Err(_) if place.is_dir() => Self::for_files(place),
             other => other,
@@ -173,6 +171,18 @@ pub(crate) fn is_temporary(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
+/// Removes what killed processes have left of what was to come to a place, and puts back what was set
+/// aside.
+pub(crate) fn clean_beside(place: &Path) -> Result<(), TrainError> {
+    match place.file_name() {
+        Some(_) if parent(place).is_dir() => {
+            restore(place)?;
+            clean_named(parent(place), &prefix_of(place))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes what killed processes have left in a folder, and puts back what was set aside.
 pub(crate) fn clean(folder: &Path) -> Result<(), TrainError> {
     clean_named(folder, PREFIX)
@@ -210,7 +220,8 @@ fn clean_named(folder: &Path, prefix: &str) -> Result<(), TrainError> {
 /// Whether nobody writes to it any more.
 fn is_left(path: &Path) -> bool {
     match path.symlink_metadata() {
-        Ok(found) if found.is_symlink() => true,
+        // Neither a file nor a folder: nothing that is being written.
+        Ok(found) if !found.is_dir() && !found.is_file() => true,
         Ok(_) => File::open(path).is_ok_and(|file| file.try_lock().is_ok()),
         Err(_) => false,
     }

@@ -60,7 +60,7 @@ pub fn add_expert(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
     let run = &request.run;
-    let _writing = Writing::open(run)?;
+    let _writing = Writing::begin(run)?;
     let old = read_finished(run)?;
     check_recipe(run, &old)?;
     if names(&old).contains(&request.task) {

@@ -44,7 +44,7 @@ pub fn remove_expert(
     device: Option<DeviceSpec>,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Removed, TrainError> {
-    let _writing = Writing::open(run)?;
+    let _writing = Writing::begin(run)?;
     let config = read_finished(run)?;
     check_recipe(run, &config)?;
     let place = position(run, &config, task)?;

@@ -107,7 +107,9 @@ pub fn train(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
     let data = bundled::folder(&request.data)?;
-    let inputs = [Path::new(&request.model), &data];
+    let encoder = request.recipe.instructions().map(|config| &config.encoder);
+    let mut inputs = vec![Path::new(&request.model), data.as_path()];
+    inputs.extend(encoder.map(Path::new));
     let claim = Claim::new(&request.out, request.force, &inputs)?;
     request.device.check()?;
     request.recipe.check()?;
@@ -164,7 +166,7 @@ pub fn resume(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
-    let _writing = Writing::open(folder)?;
+    let _writing = Writing::begin(folder)?;
     let config = read_config(folder)?;
     // Before anything of the run is changed.
     if let Some(stage) = &part.until {

@@ -104,6 +104,10 @@ pub(crate) fn write_config(folder: &Path, config: &RunConfig) -> Result<(), Trai
 pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
     refuse_pending(folder)?;
     let path = folder.join(RUN);
+    // Reading a device or a pipe may never end.
+    if path.metadata().is_ok_and(|found| !found.is_file()) {
+        return Err(TrainError::run(&path, RunProblem::NotPlain));
+    }
     let text = match fs_err::read_to_string(&path) {
         Err(error) if is_missing(&error) => {
             return Err(TrainError::run(folder, RunProblem::NoRun));

@@ -2,7 +2,7 @@
 //!
 //! | file | content | since |
 //! |---|---|---|
-//! | `run.toml` | the resolved recipe with format, data, model, tasks with labels, seed, device, version | the start |
+//! | `run.toml` | the resolved recipe with format, data, model, tasks with labels, seed, device, version, digests of model and data | the start |
 //! | `steps.jsonl` | one record per step: losses, terms, rate, tokens; stage and, of an expert alone, its task | every step |
 //! | `checkpoints/step-*/` | model, optimizer and place of the newest checkpoint | until the run is finished |
 //! | `stages/<stage>/` | the state in which a stage began, for `--from-stage` | each stage after the first |
@@ -25,7 +25,7 @@ use super::names::{is_empty, is_remains, refuse_links};
 use super::swap::settle;
 use super::{EXPERTS, RUN, RunConfig, SWAP, checkpoint};
 use crate::base::files::{entries, is_own_folder, is_there, remove};
-use crate::base::place::{NewFolder, clean, discard, is_current, restore};
+use crate::base::place::{NewFolder, clean, clean_beside, discard, is_current};
 use crate::error::{RunProblem, TrainError};
 
 /// File of the step records in a run folder.
@@ -70,7 +70,7 @@ impl Claim {
     /// [`RunProblem::Exists`], [`RunProblem::NoRunToReplace`], [`RunProblem::Inside`] or
     /// [`RunProblem::InUse`]; [`TrainError::Io`] if the folder cannot be made.
     pub(crate) fn new(folder: &Path, force: bool, inputs: &[&Path]) -> Result<Self, TrainError> {
-        restore(folder)?;
+        clean_beside(folder)?;
         let mut claim = Self {
             folder: folder.to_owned(),
             lock: None,
@@ -174,11 +174,24 @@ fn check_free(folder: &Path, force: bool) -> Result<bool, TrainError> {
 #[derive(Debug)]
 pub(crate) struct Writing {
     _lock: FolderLock,
-    /// The change of experts that was finished, and whether anything else was left.
+    /// The change of experts that was finished, in words.
     pub(crate) settled: Option<String>,
 }
 
 impl Writing {
+    /// [`open`](Self::open) that warns of a change that had been cut short.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn begin(run: &Path) -> Result<Self, TrainError> {
+        let writing = Self::open(run)?;
+        if let Some(what) = &writing.settled {
+            let run = run.display();
+            tracing::warn!("{run}: {what} had been cut short and is finished now");
+        }
+        Ok(writing)
+    }
+
     /// Takes the lock of a run, finishes a change that was cut short, and removes what killed
     /// processes have left.
     ///

@@ -70,6 +70,8 @@ impl Swap {
     pub(crate) fn commit(self, run: &Path, drop: &[String]) -> Result<(), TrainError> {
         let list = self.ready.join(DROP);
         fs_err::write(&list, drop.join("\n"))?;
+        // What an earlier addition kept comes from the run, too.
+        check(run, &self.ready)?;
         sync_all(&self.ready)?;
         let swap = run.join(SWAP);
         fs_err::rename(&self.ready, &swap)?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 
 use super::print;
@@ -78,10 +78,14 @@ impl TrainArgs {
         if let Some(steps) = self.steps {
             recipe.set_total_steps(steps);
         }
+        let default = || Path::new("runs").join(&recipe.name);
+        let out = self.out.clone().unwrap_or_else(default);
+        if self.force && is_inside(Path::new(name), &out) {
+            let out = out.display();
+            bail!("{name}: lies in {out}, which --force would remove; choose another --out");
+        }
         Ok(Request {
-            out: self
-                .out
-                .unwrap_or_else(|| Path::new("runs").join(&recipe.name)),
+            out,
             recipe,
             model: self.source.model(),
             base_dtype: self.source.base_dtype,
@@ -93,6 +97,12 @@ impl TrainArgs {
             until: self.until_stage,
         })
     }
+}
+
+/// Whether a file is there and lies in a folder.
+fn is_inside(file: &Path, folder: &Path) -> bool {
+    let [file, folder] = [file, folder].map(Path::canonicalize);
+    matches!((file, folder), (Ok(file), Ok(folder)) if file.is_file() && file.starts_with(&folder))
 }
 
 /// A recipe by name, or from a file if the name looks like one.

@@ -117,7 +117,7 @@ fn a_run_whose_data_changed_does_not_go_on() {
         &world,
         &arguments,
         "fewer records",
-        &["the saved state belongs to other data"],
+        &["run/run.toml: train.jsonl of task pets changed since the run began"],
     );
     fs::write(&path, text).expect("writable");
     resume_to_end(&request.out);
@@ -196,10 +196,18 @@ fn runs_that_cannot_be_evaluated() {
             .push("hail".into());
     });
     let expected = [
+        "changed since the run began: task.json of task weather",
+        "--anyway",
+    ];
+    assert_refused(&world, &eval, "more labels", &expected);
+    let data = world.path("other");
+    fs::rename(world.path("data"), &data).expect("a folder");
+    let expected = [
         "weather/task.json: the labels of task weather are not those",
         "4 labels",
     ];
-    assert_refused(&world, &eval, "more labels", &expected);
+    let eval = ["eval", "run", "--data", "other"];
+    assert_refused(&world, &eval, "more labels elsewhere", &expected);
 }
 
 #[test]

@@ -16,9 +16,12 @@ mod frozen_stages;
 mod grow;
 mod language;
 mod machine;
+mod recover;
 mod refusal;
 mod resume;
 #[cfg(unix)]
 mod signals;
+#[cfg(unix)]
+mod together;
 mod unseen;
 mod writer;
