@@ -13,20 +13,14 @@ use crate::base::bundled;
 use crate::base::digest::sha256;
 use crate::data::{task_files, task_path};
 
-/// What of a base model's folder is read, beside the weights.
-const FILES: [&str; 12] = [
+/// What of a base model's folder is read, beside the weights; other programs may add other files to it.
+const FILES: [&str; 6] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "added_tokens.json",
     "chat_template.jinja",
-    "chat_template.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
 ];
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
