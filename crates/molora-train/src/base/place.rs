@@ -105,15 +105,7 @@ impl NewFolder {
         if !is_there(place) {
             fs::rename(made, place)?;
         } else if exchange(made, place).is_err() {
-            let aside = aside_of(place);
-            remove(&aside)?;
-            fs::rename(place, &aside)?;
-            if let Err(error) = fs::rename(made, place) {
-                fs::rename(&aside, place)?;
-                return Err(error.into());
-            }
-            sync(parent(place))?;
-            remove(&aside)?;
+            set_aside(made, place)?;
         }
         sync(parent(place))
         // The old one now has the temporary name, and goes with it.
@@ -233,6 +225,19 @@ fn hold(file: &File) -> bool {
     cfg!(unix) && !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
 }
 
+/// Replaces a folder in two steps, between which it is aside; [`restore`] puts it back after a kill.
+fn set_aside(made: &Path, place: &Path) -> Result<(), TrainError> {
+    let aside = aside_of(place);
+    remove(&aside)?;
+    fs::rename(place, &aside)?;
+    if let Err(error) = fs::rename(made, place) {
+        fs::rename(&aside, place)?;
+        return Err(error.into());
+    }
+    sync(parent(place))?;
+    remove(&aside)
+}
+
 /// Lets two folders change names in one step.
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 fn exchange(one: &Path, other: &Path) -> io::Result<()> {
@@ -332,6 +337,24 @@ mod tests {
         discard(&place).unwrap();
         discard(&place).unwrap();
         assert!(entries(root.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_folder_is_replaced_where_two_cannot_change_names() {
+        let root = tempfile::tempdir().unwrap();
+        let place = root.path().join("place");
+        folder(&place, "one").put().unwrap();
+        let new = folder(&place, "two");
+        set_aside(new.path(), &place).unwrap();
+        assert_eq!(read(&place.join("file")), "two");
+        // The new one is gone: the old one stays.
+        set_aside(new.path(), &place).unwrap_err();
+        assert_eq!(read(&place.join("file")), "two");
+        // A kill between the two steps.
+        fs::rename(&place, aside_of(&place)).unwrap();
+        clean_beside(&place).unwrap();
+        assert_eq!(read(&place.join("file")), "two");
+        assert_eq!(entries(root.path()).unwrap(), ["place"]);
     }
 
     #[test]
