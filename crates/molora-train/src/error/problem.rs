@@ -24,7 +24,7 @@ pub enum RunProblem {
     #[error("{holder} is writing here; wait until it is done, or stop it")]
     InUse { holder: String },
     /// A link, or what is neither a file nor a folder, where molora writes.
-    #[error("is a link, or no file and no folder: molora follows none in a run")]
+    #[error("is a link, or neither a file nor a folder, and is not followed")]
     NotPlain,
     /// A change of a run that a kill cut short.
     #[error("{what} was cut short; molora recover {} finishes it", run.display())]

@@ -27,8 +27,12 @@ use crate::error::{RunProblem, TrainError};
 use crate::run::Opened;
 use crate::store::checkpoint::HEADS;
 
-/// Refuses a folder that is there already with something in it.
+/// Refuses a folder that is there already with something in it, and a link, which a run from elsewhere
+/// may have where its files are to come.
 fn check_new(folder: &Path) -> Result<(), TrainError> {
+    if folder.is_symlink() {
+        return Err(TrainError::run(folder, RunProblem::NotPlain));
+    }
     if !folder.exists() {
         return Ok(());
     }

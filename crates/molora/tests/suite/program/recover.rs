@@ -173,6 +173,23 @@ fn a_link_in_a_run_is_not_followed() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn what_is_exported_does_not_go_through_a_link() {
+    let world = World::new();
+    let run = world.train(&small("lora"), "run");
+    let outside = world.path("outside");
+    fs::create_dir(&outside).expect("writable");
+    std::os::unix::fs::symlink(&outside, run.join("peft")).expect("writable");
+    assert_refused(
+        &world,
+        &["export", "run"],
+        "a link",
+        &["run/peft: is a link"],
+    );
+    assert!(entries(&outside).is_empty());
+}
+
 #[test]
 fn what_a_kill_leaves_is_no_dead_end() {
     let world = World::new();
