@@ -114,21 +114,35 @@ pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
         }
         other => other?,
     };
-    // First of all: a later format may have keys that this molora does not know.
-    if let Ok(Numbered { format: found }) = toml::from_str(&text)
-        && found > FORMAT
-    {
-        let known = FORMAT;
-        return Err(TrainError::run(
-            &path,
-            RunProblem::NewerFormat { found, known },
-        ));
-    }
+    check_format(&path, &text)?;
     let file = path.display().to_string();
     let config: RunConfig =
         toml::from_str(&text).map_err(|error| text_error(&text, &file, &error))?;
     check_names(&path, &config)?;
     Ok(config)
+}
+
+/// Refuses a later format; first of all, as it may have keys, and files, that this molora does not know.
+fn check_format(path: &Path, text: &str) -> Result<(), TrainError> {
+    match toml::from_str(text) {
+        Ok(Numbered { format: found }) if found > FORMAT => {
+            let known = FORMAT;
+            Err(TrainError::run(
+                path,
+                RunProblem::NewerFormat { found, known },
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a run of a newer molora; everything else about it is said when it is read.
+pub(super) fn refuse_newer(folder: &Path) -> Result<(), TrainError> {
+    let path = folder.join(RUN);
+    match fs_err::read_to_string(&path) {
+        Ok(text) => check_format(&path, &text),
+        Err(_) => Ok(()),
+    }
 }
 
 /// Refuses a run with a change that is neither done nor being done: its files are of both sides.

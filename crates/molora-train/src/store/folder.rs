@@ -19,7 +19,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::config::write_config;
+use super::config::{refuse_newer, write_config};
 use super::lock::FolderLock;
 use super::names::{is_empty, is_remains, refuse_links};
 use super::swap::settle;
@@ -209,6 +209,8 @@ impl Writing {
         }
         let lock = FolderLock::take(run)?;
         refuse_links(run)?;
+        // Before anything is changed.
+        refuse_newer(run)?;
         let settled = settle(run)?;
         clean_run(run)?;
         Ok(Self {
