@@ -55,6 +55,7 @@ pub(crate) fn attach_sites(
             source,
         })?;
     }
+    check_size(&places, &chosen, spec, to.num_layers)?;
     for place in &mut places {
         place.linear.detach();
     }
@@ -68,6 +69,32 @@ pub(crate) fn attach_sites(
         sites.push((place.path.clone(), place.layer));
     }
     Ok(sites)
+}
+
+/// The most numbers of all experts together, 16 GiB of them.
+const MAX_NUMBERS: u128 = 1 << 32;
+
+/// Refuses experts that no memory would hold.
+fn check_size(
+    places: &[Place<'_>],
+    chosen: &[usize],
+    spec: &AdapterSpec,
+    num_layers: usize,
+) -> Result<(), ModelError> {
+    let numbers = |&index: &usize| {
+        let place = &places[index];
+        let (dims, layer) = (place.linear.dims(), spec.at_layer(place.layer, num_layers));
+        let experts = layer.bank.num_experts as u128 * spec.bank.rank as u128;
+        experts * (dims.d_input + dims.d_output) as u128
+    };
+    let numbers: u128 = chosen.iter().map(numbers).sum();
+    match numbers > MAX_NUMBERS {
+        true => Err(ModelError::Inconsistent(format!(
+            "the experts would have {numbers} numbers, expected at most {MAX_NUMBERS}: give fewer \
+             adapter.bank.num_experts, a smaller adapter.bank.rank or fewer adapter.targets"
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// Fresh routers of the layers that have a site, where routers belong to layers.

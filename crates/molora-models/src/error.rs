@@ -47,6 +47,22 @@ pub enum ModelError {
         /// The shape that the model needs.
         expected: Vec<usize>,
     },
+    /// A number of a tensor is NaN or infinite.
+    #[error(
+        "{}: number {} of tensor `{name}` is {value}, expected finite numbers",
+        path.display(),
+        index + 1
+    )]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What was found.
+        value: f32,
+        /// Its place among the tensor's numbers, row by row, from 0.
+        index: usize,
+    },
     /// Tensors in an adapter file that belong to no part of the adapter.
     #[error("{}: tensors that the adapter does not have: {}", path.display(), names.join(", "))]
     UnknownTensors {

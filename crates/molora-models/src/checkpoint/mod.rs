@@ -19,3 +19,4 @@ pub(crate) use pairs::Pairs;
 pub use shards::ModelWeights;
 pub(crate) use tensors::write_tensors;
 pub use weights::Weights;
+pub(crate) use weights::check_finite;

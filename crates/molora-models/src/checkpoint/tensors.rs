@@ -6,6 +6,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
 
+use super::check_finite;
 use crate::{ModelError, Weights};
 
 /// Refuses a file with tensors that were not read.
@@ -25,11 +26,14 @@ pub(super) fn refuse_unknown(weights: &Weights, read: &[String]) -> Result<(), M
     })
 }
 
-/// Writes f32 tensors by name.
+/// Writes f32 tensors by name; refuses NaN and infinities, which nobody could read again.
 pub(crate) fn write_tensors(
     path: &Path,
     tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>,
 ) -> Result<(), ModelError> {
+    for (name, (_, values)) in tensors {
+        check_finite(path, name, values)?;
+    }
     let bytes: BTreeMap<&String, Vec<u8>> = tensors
         .iter()
         .map(|(name, (_, values))| (name, values.iter().flat_map(|v| v.to_le_bytes()).collect()))

@@ -117,8 +117,8 @@ impl Weights {
     /// Reads a tensor of f32, f16 or bf16 as f32.
     ///
     /// # Errors
-    /// [`ModelError::MissingTensor`], [`ModelError::Shape`], or [`ModelError::File`] for another
-    /// type of numbers.
+    /// [`ModelError::MissingTensor`], [`ModelError::Shape`], [`ModelError::NotFinite`] for a NaN or
+    /// an infinity, or [`ModelError::File`] for another type of numbers.
     pub fn tensor<const D: usize>(
         &self,
         name: &str,
@@ -150,15 +150,15 @@ impl Weights {
             });
         }
         match info.dtype {
-            Dtype::F32 => self.decode(info, |bytes, out| {
+            Dtype::F32 => self.decode(name, info, |bytes, out| {
                 out.extend(numbers(bytes).map(f32::from_le_bytes));
             }),
-            Dtype::BF16 => self.decode(info, |bytes, out| {
+            Dtype::BF16 => self.decode(name, info, |bytes, out| {
                 out.extend(numbers(bytes).map(|two| bf16::from_le_bytes(two).to_f32()));
             }),
             Dtype::F16 => {
                 let mut halves: Vec<f16> = Vec::new();
-                self.decode(info, |bytes, out| {
+                self.decode(name, info, |bytes, out| {
                     halves.clear();
                     halves.extend(numbers(bytes).map(f16::from_le_bytes));
                     let start = out.len();
@@ -179,6 +179,7 @@ impl Weights {
     /// in pieces, so that no second copy of a large tensor is ever in memory.
     fn decode(
         &self,
+        name: &str,
         info: &TensorInfo,
         mut widen: impl FnMut(&[u8], &mut Vec<f32>),
     ) -> Result<Vec<f32>, ModelError> {
@@ -196,11 +197,53 @@ impl Weights {
         while left > 0 {
             let bytes = &mut piece[..PIECE.min(left)];
             file.read_exact(bytes).map_err(io)?;
+            let start = values.len();
             widen(bytes, &mut values);
+            // Here, where the piece is still in the cache.
+            check_finite(&self.path, name, &values[start..]).map_err(|error| match error {
+                ModelError::NotFinite {
+                    path,
+                    name,
+                    value,
+                    index,
+                } => ModelError::NotFinite {
+                    path,
+                    name,
+                    value,
+                    index: start + index,
+                },
+                other => other,
+            })?;
             left -= bytes.len();
         }
         Ok(values)
     }
+}
+
+/// Refuses NaN and infinities among the numbers of a tensor, of the file that they are read from or
+/// written to.
+pub(crate) fn check_finite(path: &Path, name: &str, values: &[f32]) -> Result<(), ModelError> {
+    if all_finite(values) {
+        return Ok(());
+    }
+    let index = values.iter().position(|value| !value.is_finite());
+    let index = index.unwrap_or_default();
+    Err(ModelError::NotFinite {
+        path: path.into(),
+        name: name.into(),
+        value: values[index],
+        index,
+    })
+}
+
+/// Whether there is no NaN and no infinity. All numbers are looked at: a loop without a way out is
+/// made of vector instructions.
+fn all_finite(values: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000;
+    let largest = values.iter().fold(0, |largest: u32, value| {
+        largest.max(value.to_bits() & EXPONENT)
+    });
+    largest < EXPONENT
 }
 
 /// Bytes in groups of N, the size of a number.
@@ -245,6 +288,40 @@ mod tests {
                 weights.values("layer.weight", &[2, 2]).expect("present"),
                 numbers
             );
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.safetensors");
+        for (value, expected) in [
+            (f32::NAN, "NaN"),
+            (f32::INFINITY, "inf"),
+            (f32::NEG_INFINITY, "-inf"),
+        ] {
+            let numbers = [f32::MAX, f32::MIN_POSITIVE / 2.0, -1.0, value];
+            let as_f32: Vec<u8> = numbers.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let as_f16 = numbers.map(|v| f16::from_f32(v.clamp(-9.0, 9.0)));
+            let mut as_f16: Vec<u8> = as_f16.iter().flat_map(|v| v.to_le_bytes()).collect();
+            as_f16.truncate(6);
+            as_f16.extend(f16::from_f32(value).to_le_bytes());
+            let as_bf16 = [0.5, 1.0, 2.0, value].map(bf16::from_f32);
+            let as_bf16: Vec<u8> = as_bf16.iter().flat_map(|v| v.to_le_bytes()).collect();
+            for (dtype, bytes) in [
+                (Dtype::F32, as_f32),
+                (Dtype::F16, as_f16),
+                (Dtype::BF16, as_bf16),
+            ] {
+                write(&path, dtype, &bytes, &[2, 2]);
+                let weights = Weights::open(&path).expect("a whole file");
+                let text = message(weights.values("layer.weight", &[2, 2]));
+                let expected = format!(
+                    "a.safetensors: number 4 of tensor `layer.weight` is {expected}, expected finite \
+                     numbers"
+                );
+                assert!(text.ends_with(&expected), "{text}");
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::parameters::{Parameter, parameters};
 use super::pattern::ends_with;
 use crate::ModelError;
-use crate::checkpoint::{ModelWeights, current_name};
+use crate::checkpoint::{ModelWeights, check_finite, current_name};
 use crate::modules::BaseModel;
 
 /// The type of the numbers of a written model.
@@ -166,6 +166,8 @@ fn write_weights(
             Some(own) => own.values(),
             None => source.values(planned.name, &planned.shape)?,
         };
+        let values = in_range(values, planned.dtype);
+        check_finite(path, planned.name, &values)?;
         let bytes = narrowed(&values, planned.dtype);
         file.write_all(&bytes).map_err(|e| io(path, e))?;
     }
@@ -255,6 +257,22 @@ fn header(plan: &[Planned<'_>]) -> Vec<u8> {
     header
 }
 
+/// Values of which those that a type cannot hold are infinite.
+fn in_range(mut values: Vec<f32>, dtype: Dtype) -> Vec<f32> {
+    // Half a step above the type's largest number: what is rounded up from there.
+    let limit = match dtype {
+        Dtype::F16 => 65_520.0,
+        Dtype::BF16 => f32::from_bits(0x7f7f_8000),
+        _ => return values,
+    };
+    for value in &mut values {
+        if value.abs() >= limit {
+            *value = f32::INFINITY.copysign(*value);
+        }
+    }
+    values
+}
+
 fn narrowed(values: &[f32], dtype: Dtype) -> Vec<u8> {
     match dtype {
         Dtype::F16 => bytes(values, |value| f16::from_f32(value).to_le_bytes()),
@@ -265,4 +283,24 @@ fn narrowed(values: &[f32], dtype: Dtype) -> Vec<u8> {
 
 fn bytes<const N: usize>(values: &[f32], narrow: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
     values.iter().flat_map(|&value| narrow(value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_type_cannot_hold_is_infinite() {
+        let is_kept = |dtype, value: f32| in_range(vec![value], dtype)[0].is_finite();
+        for value in [65_504.0, 65_519.9, 65_520.0, 1e5, -65_520.0] {
+            let expected = f16::from_f32(value).is_finite();
+            assert_eq!(is_kept(Dtype::F16, value), expected, "{value}");
+        }
+        for bits in [0x7f7f_0000, 0x7f7f_7fff, 0x7f7f_8000, 0x7f7f_ffff] {
+            let value = f32::from_bits(bits);
+            let expected = bf16::from_f32(value).is_finite();
+            assert_eq!(is_kept(Dtype::BF16, value), expected, "{value}");
+            assert!(is_kept(Dtype::F32, value));
+        }
+    }
 }
