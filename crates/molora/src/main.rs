@@ -2,6 +2,7 @@
 
 mod cli;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -9,10 +10,12 @@ use molora_kernels::allocator::{Allocator, keep_freed_memory};
 use molora_train::TrainError;
 use molora_train::base::is_opening_device;
 use molora_train::compare::CompareError;
+use molora_train::data::is_contained;
 use molora_train::hub::HubError;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::debug_fn;
 
-use cli::{Cli, Quiet, say};
+use cli::{Cli, Quiet, say, terminal};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
@@ -23,29 +26,38 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| Quiet)
+        .with_ansi(std::io::stderr().is_terminal())
+        .fmt_fields(debug_fn(|writer, field, value| {
+            let value = terminal::line(&format!("{value:?}"));
+            match field.name() {
+                "message" => write!(writer, "{value}"),
+                name => write!(writer, " {name}={value}"),
+            }
+        }))
         .init();
-    quiet_while_opening_a_device();
+    quiet_while_panics_become_errors();
     let cli = Cli::parse();
     // On a thread of the pool, so that a parallel operation needs no other thread to be woken for it.
     match rayon::scope(|_| cli.run()) {
         Ok(()) => ExitCode::SUCCESS,
         // The shell's code for a program that Ctrl-C ended.
         Err(error) if is_interruption(&error) => {
-            say(&error.to_string());
+            say(&terminal::line(&error.to_string()));
             ExitCode::from(130)
         }
         Err(error) => {
-            say(&format!("error: {}", one_line(&error)));
+            say(&format!("error: {}", terminal::line(&one_line(&error))));
             ExitCode::FAILURE
         }
     }
 }
 
-/// A backend that is not there panics, which becomes an error of one line.
-fn quiet_while_opening_a_device() {
+/// A backend that is not there panics, and so do readers of some broken files: both become an error of
+/// one line.
+fn quiet_while_panics_become_errors() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if !is_opening_device() {
+        if !is_opening_device() && !is_contained() {
             hook(panic);
         }
     }));

@@ -2,8 +2,12 @@
 //!
 //! The template is Jinja in `tokenizer_config.json` or `chat_template.jinja`, rendered by minijinja
 //! with the settings of transformers: `trim_blocks`, `lstrip_blocks`, and what [`super::jinja`] adds.
+//! Templates come with models, so they are run within bounds.
+
+mod bounded;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value as TemplateValue};
@@ -13,6 +17,7 @@ use serde_json::Value;
 
 use super::SpecialTokens;
 use super::jinja;
+use bounded::Failure;
 
 /// A message of a chat.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -87,12 +92,20 @@ pub enum ChatError {
         /// What is wrong.
         problem: String,
     },
+    /// The template, or what it does with these messages, is larger than any that is meant well.
+    #[error("{}: chat template {problem}", path.display())]
+    Bound {
+        /// The file that it is from.
+        path: PathBuf,
+        /// What was found and what is allowed.
+        problem: String,
+    },
 }
 
 /// The chat template of a model folder.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     path: PathBuf,
     source: String,
     tokens: SpecialTokens,
@@ -131,7 +144,7 @@ impl ChatTemplate {
     /// A template from its Jinja source; `path` is named in errors.
     ///
     /// # Errors
-    /// [`ChatError::Template`] if it is no valid Jinja.
+    /// [`ChatError::Template`] if it is no valid Jinja, [`ChatError::Bound`] if it is too long.
     pub(crate) fn new(
         path: PathBuf,
         source: String,
@@ -144,11 +157,18 @@ impl ChatTemplate {
             .build();
         environment.set_syntax(syntax.expect("the usual delimiters"));
         environment.set_debug(true);
+        environment.set_fuel(Some(bounded::STEPS));
         jinja::set_up(&mut environment);
-        let added = environment.add_template_owned(NAME, jinja::rewritten(&source));
-        let added = added.map_err(|error| template_error(&path, &source, &error));
-        added.map(|()| Self {
-            environment,
+        bounded::check_source(&source).map_err(|problem| bound(&path, problem))?;
+        let text = jinja::rewritten(&source);
+        let compiled = bounded::run(move || {
+            let added = environment.add_template_owned(NAME, text);
+            added.map(|()| environment)
+        });
+        let compiled = compiled.map_err(|problem| bound(&path, problem))?;
+        let environment = compiled.map_err(|error| template_error(&path, &source, &error))?;
+        Ok(Self {
+            environment: Arc::new(environment),
             path,
             source,
             tokens,
@@ -158,14 +178,13 @@ impl ChatTemplate {
     /// The text of a chat; with `add_generation_prompt` the model is to say what comes next.
     ///
     /// # Errors
-    /// [`ChatError::Template`] with line and column if the template fails on these messages.
+    /// [`ChatError::Template`] with line and column if the template fails on these messages,
+    /// [`ChatError::Bound`] if it takes more steps, memory or time than any chat needs.
     pub fn render(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
-        let failed = |error: Error| template_error(&self.path, &self.source, &error);
-        let template = self.environment.get_template(NAME).map_err(failed)?;
         let values = context! {
             messages => TemplateValue::from(Serde(messages)),
             add_generation_prompt,
@@ -173,7 +192,21 @@ impl ChatTemplate {
             documents => (),
             ..TemplateValue::from(Serde(self.tokens.all()))
         };
-        template.render(values).map_err(failed)
+        let environment = Arc::clone(&self.environment);
+        let limit = bounded::output_limit(messages);
+        let rendered = bounded::run(move || bounded::render(&environment, NAME, values, limit));
+        match rendered.map_err(|problem| bound(&self.path, problem))? {
+            Ok(text) => Ok(text),
+            Err(Failure::Template(error)) => Err(template_error(&self.path, &self.source, &error)),
+            Err(Failure::Bound(problem)) => Err(bound(&self.path, problem)),
+        }
+    }
+}
+
+fn bound(path: &Path, problem: String) -> ChatError {
+    ChatError::Bound {
+        path: path.into(),
+        problem,
     }
 
     /// What stands right behind an assistant's message, where the template shows it.

@@ -267,6 +267,9 @@ pub enum DataError {
     /// A restored sampler does not belong to this data.
     #[error("sampler: the saved state belongs to other data: {0}")]
     SamplerData(String),
+    /// The state of a restored sampler contradicts itself.
+    #[error("sampler: the saved state is broken: {0}")]
+    SamplerState(String),
 }
 
 /// A file, and what in it is meant where it holds many records.

@@ -8,6 +8,7 @@
 
 pub mod batch;
 mod chat;
+pub(crate) mod contain;
 pub(crate) mod draw;
 pub mod error;
 pub mod example;
@@ -30,6 +31,7 @@ pub mod written;
 
 pub use batch::{AnswerToken, Batch};
 pub use chat::{ChatError, ChatTemplate, Message};
+pub use contain::is_contained;
 pub use error::DataError;
 pub use example::{Example, Target, TokenizedTask, require_heads, task_names, tokenize_tasks};
 pub use format::FormatError;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::error::DataError;
 use super::format::{Row, read_rows};
@@ -201,8 +202,9 @@ impl Table {
     fn read(files: &[PathBuf], meta_file: Option<&MetaFile>) -> Result<Self, DataError> {
         let mut table: Option<Self> = None;
         for file in files {
-            let is_wanted = |name: &str| is_read(name, meta_file);
-            let (format, mut rows) = read_rows(file, &is_wanted)?;
+            let meta = meta_file.cloned();
+            let is_wanted = Arc::new(move |name: &str| is_read(name, meta.as_ref()));
+            let (format, mut rows) = read_rows(file, is_wanted)?;
             rename_all(&mut rows, meta_file)?;
             let schema = match &table {
                 Some(table) => table.schema,

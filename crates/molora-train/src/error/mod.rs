@@ -115,6 +115,23 @@ pub enum TrainError {
         /// Where the last good state is.
         advice: String,
     },
+    /// Scores of which none can be chosen.
+    #[error(
+        "task {task}, record {record} of the {split} split: the {what} is {value}, expected finite \
+         numbers; the model's weights or what was added to them are broken"
+    )]
+    ScoreNotFinite {
+        /// The task.
+        task: String,
+        /// The record within the split, from 1.
+        record: usize,
+        /// Name of the split.
+        split: &'static str,
+        /// Which number.
+        what: &'static str,
+        /// What it is.
+        value: f64,
+    },
     /// The user asked to stop.
     #[error("stopped after step {step}; continue with: molora train --resume {}", run.display())]
     Interrupted {

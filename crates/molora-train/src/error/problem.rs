@@ -12,6 +12,9 @@ pub enum RunProblem {
     /// A file where a folder belongs.
     #[error("is a file, expected a folder")]
     IsFile,
+    /// A folder to write without a name.
+    #[error("is no name of a new folder; choose another --out, such as runs/first")]
+    NoName,
     /// A run folder that is there already.
     #[error(
         "exists already; choose another --out, go on with --resume, or replace it with --force"
@@ -74,9 +77,12 @@ pub enum RunProblem {
     /// A run that has not come to its end.
     #[error("the run is not finished; continue it with molora train --resume")]
     NotFinished,
-    /// A checkpoint of other stages.
-    #[error("leg is {found}, but the run has {expected}")]
-    NoSuchLeg { found: usize, expected: usize },
+    /// A checkpoint whose numbers cannot be true of the run.
+    #[error("state.json: {0}: the checkpoint is damaged or of other stages")]
+    State(String),
+    /// A file that is not the one that was written.
+    #[error("has SHA-256 {found}, expected {expected}: the file is damaged")]
+    OtherHash { found: String, expected: String },
     /// A stage to begin again that is a transform.
     #[error("stage {stage} trains nothing: name the one after it")]
     TrainsNothing { stage: String },
@@ -146,6 +152,12 @@ pub enum RunProblem {
          to measure it with a linear probe"
     )]
     NoHeads,
+    /// A model that writes, measured by a probe.
+    #[error(
+        "the model writes its answers and needs no probe: molora eval RUN --data DIR --tasks NAMES \
+         scores a run of it on other tasks than its own; --unseen is for encoders"
+    )]
+    NeedsNoProbe,
     /// An encoder that is scored without any training.
     #[error(
         "an encoder has no heads before it is trained; expected a decoder, an encoder-decoder or a run \
@@ -238,6 +250,9 @@ pub enum RunProblem {
     #[error("stage {stage} trains on {task} alone")]
     StageOfOneTask { stage: String, task: String },
 
+    /// A site of which nothing can be fitted.
+    #[error("what {site} reads or adds is not finite: its weights are broken or far too large")]
+    SiteNotFinite { site: String },
     /// A mixture that no single LoRA equals.
     #[error("{why}; {advice}")]
     NoSingleLora { why: String, advice: String },

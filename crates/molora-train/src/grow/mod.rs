@@ -69,5 +69,6 @@ fn progress(steps: &[StepRecord]) -> Progress {
         padded_tokens: steps.iter().map(|step| step.padded_tokens).sum(),
         seconds: steps.iter().map(|step| step.seconds).sum(),
         sampler: None,
+        optimizer_sha256: None,
     }
 }

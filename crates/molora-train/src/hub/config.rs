@@ -22,6 +22,11 @@ pub struct HubConfig {
     pub attempts: u32,
     /// Pause after the first failure; it doubles with each further one.
     pub pause: Duration,
+    /// How long a connection, an answer's head and each piece of its body may take.
+    pub timeout: Duration,
+    /// File that remembers which files of the cache have the content that their names say, so that
+    /// each is read only once for that; `None` remembers nothing.
+    pub memory: Option<PathBuf>,
 }
 
 /// A secret that tells the hub who asks. `Debug` does not show it.
@@ -38,6 +43,8 @@ impl HubConfig {
             offline: false,
             attempts: 3,
             pause: Duration::from_secs(1),
+            timeout: Duration::from_secs(20),
+            memory: None,
         }
     }
 
@@ -80,8 +87,16 @@ impl HubConfig {
             Some(value) => is_true(&text("HF_HUB_OFFLINE", value)?),
             None => false,
         };
+        let own = match (read("XDG_CACHE_HOME"), read("HOME")) {
+            (Some(cache), _) => Some(PathBuf::from(cache)),
+            (None, user) => user
+                .map(PathBuf::from)
+                .or_else(std::env::home_dir)
+                .map(|user| user.join(".cache")),
+        };
         let mut config = Self {
             offline,
+            memory: own.map(|cache| cache.join("molora/hub.json")),
             token: token(&read, home.as_deref())?,
             ..Self::new(cache)
         };

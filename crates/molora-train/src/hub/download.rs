@@ -1,24 +1,27 @@
-//! Downloads of single files: resumed, checked for size, and shown while they go on.
+//! Downloads of single files: resumed, checked for size and content, and shown while they go on.
 
+use std::cell::RefCell;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ureq::Body;
 use ureq::http::{HeaderMap, Response, header};
 
 use super::cache::ModelCache;
+use super::content::{Digest, Known, Mismatch};
 use super::http::{Client, answer, connection};
 use super::listing::Listing;
 use super::part::Part;
-use super::{HubError, OnProgress, Progress};
-
-const BUFFER: usize = 128 * 1024;
+use super::patience::{pieces, sleep};
+use super::{HubError, ModelId, OnProgress, Progress};
 
 /// Downloads files of one commit into the cache.
 pub(super) struct Download<'a> {
     pub(super) client: &'a Client<'a>,
     pub(super) cache: &'a ModelCache,
     pub(super) listing: &'a Listing,
+    /// Files whose content was checked before.
+    pub(super) known: &'a RefCell<Known>,
 }
 
 impl Download<'_> {
@@ -31,7 +34,7 @@ impl Download<'_> {
         let Some(&size) = self.listing.sizes.get(name) else {
             return Err(self.missing(name));
         };
-        if self.is_here(name, size) {
+        if self.is_here(name, size, on_progress)? {
             return Ok(());
         }
         // The commit names the bytes, so that what is there can be continued without asking.
@@ -41,7 +44,7 @@ impl Download<'_> {
         let mut part = Part::open(part, &mut || {
             self.tell(Progress::Waiting { file: name }, name, on_progress)
         })?;
-        if self.is_here(name, size) {
+        if self.is_here(name, size, on_progress)? {
             return Ok(()); // by the process that we waited for
         }
         let blob = patiently(self.client, name, on_progress, |on_progress| {
@@ -52,9 +55,33 @@ impl Download<'_> {
         self.cache.link(&self.listing.commit, name, &blob)
     }
 
-    fn is_here(&self, name: &str, size: Option<u64>) -> bool {
+    /// Whether the cache holds a file, with the content that the hub tells.
+    fn is_here(
+        &self,
+        name: &str,
+        size: Option<u64>,
+        on_progress: &mut OnProgress<'_>,
+    ) -> Result<bool, HubError> {
         let path = self.cache.path(&self.listing.commit, name);
-        std::fs::metadata(path).is_ok_and(|found| size.is_none_or(|size| size == found.len()))
+        let found = std::fs::metadata(&path).map(|found| found.len());
+        if !found.is_ok_and(|found| size.is_none_or(|size| size == found)) {
+            return Ok(false);
+        }
+        let listed = self.listing.digests.get(name).cloned();
+        let digests: Vec<Digest> = listed.into_iter().chain(Digest::of_cached(&path)).collect();
+        Ok(self.differs(name, &path, &digests, on_progress)?.is_none())
+    }
+
+    /// The first hash that a file does not have, and the one that it has.
+    fn differs(
+        &self,
+        name: &str,
+        path: &Path,
+        digests: &[Digest],
+        on_progress: &mut OnProgress<'_>,
+    ) -> Result<Option<Mismatch>, HubError> {
+        let mut go_on = || self.tell(Progress::Asking { file: name }, name, on_progress);
+        self.known.borrow_mut().differs(path, digests, &mut go_on)
     }
 
     /// One request; returns the finished blob.
@@ -69,7 +96,8 @@ impl Download<'_> {
             part.cut()?;
         }
         let url = self.client.url(&self.listing.commit, name);
-        let answer = self.client.get(&url, part.len)?;
+        let mut go_on = || self.tell(Progress::Asking { file: name }, name, on_progress);
+        let answer = self.client.get(&url, part.len, &mut go_on)?;
         let status = answer.response.status().as_u16();
         match status {
             404 => return Err(self.missing(name)),
@@ -82,14 +110,32 @@ impl Download<'_> {
         let served = served(&answer.response, part.len, &url)?;
         let size = agreed_size(&url, [listed, answer.linked_size, served])?;
         let etag = answer.etag.as_deref().and_then(blob_name);
+        let listed = self.listing.digests.get(name).cloned();
+        let named = etag.as_deref().and_then(Digest::new);
+        let digests: Vec<Digest> = listed.into_iter().chain(named).collect();
         let fallback = || format!("{}-{name}", self.listing.commit);
         let blob = self.cache.blob(&etag.unwrap_or_else(fallback));
-        if std::fs::metadata(&blob).is_ok_and(|found| found.len() == size) {
+        if std::fs::metadata(&blob).is_ok_and(|found| found.len() == size)
+            && self.differs(name, &blob, &digests, on_progress)?.is_none()
+        {
             part.remove()?;
             return Ok(blob);
         }
+        let was_resumed = part.len > 0;
         self.copy(name, size, answer.response.into_body(), part, on_progress)?;
+        if let Some(Mismatch { found, expected }) =
+            self.differs(name, part.path(), &digests, on_progress)?
+        {
+            part.cut()?;
+            return Err(HubError::Hash {
+                url,
+                found,
+                expected,
+                was_resumed,
+            });
+        }
         part.finish(&blob)?;
+        self.known.borrow_mut().remember(&blob, &digests);
         Ok(blob)
     }
 
@@ -103,23 +149,19 @@ impl Download<'_> {
         on_progress: &mut OnProgress<'_>,
     ) -> Result<(), HubError> {
         let url = self.client.url(&self.listing.commit, name);
-        let mut reader = body.into_reader();
-        let mut buffer = vec![0; BUFFER];
-        loop {
+        // One byte more than there should be tells that there are too many.
+        let reader = body.into_reader().take(total.saturating_sub(part.len) + 1);
+        pieces(&url, reader, self.client.config.timeout, &mut |piece| {
+            if let Some(bytes) = piece {
+                part.append(bytes)?;
+            }
             let progress = Progress::Bytes {
                 file: name,
-                done: part.len,
+                done: part.len.min(total),
                 total,
             };
-            self.tell(progress, name, on_progress)?;
-            let count = reader
-                .read(&mut buffer)
-                .map_err(|error| connection(&url, error))?;
-            if count == 0 {
-                break;
-            }
-            part.append(&buffer[..count])?;
-        }
+            self.tell(progress, name, on_progress)
+        })?;
         let found = part.len;
         if found > total {
             part.cut()?;
@@ -144,7 +186,7 @@ impl Download<'_> {
         name: &str,
         on_progress: &mut OnProgress<'_>,
     ) -> Result<(), HubError> {
-        tell(self.client, progress, name, on_progress)
+        tell(self.client.model, progress, name, on_progress)
     }
 
     fn missing(&self, name: &str) -> HubError {
@@ -173,16 +215,18 @@ pub(super) fn patiently<T>(
                     file: name,
                     problem: &error,
                 };
-                tell(client, progress, name, on_progress)?;
-                std::thread::sleep(client.config.pause * 2_u32.pow(failures.min(6) - 1));
+                tell(client.model, progress, name, on_progress)?;
+                let pause = client.config.pause * 2_u32.pow(failures.min(6) - 1);
+                let asking = Progress::Asking { file: name };
+                sleep(pause, &mut || tell(client.model, asking, name, on_progress))?;
             }
             result => return result,
         }
     }
 }
 
-fn tell(
-    client: &Client<'_>,
+pub(super) fn tell(
+    model: &ModelId,
     progress: Progress<'_>,
     name: &str,
     on_progress: &mut OnProgress<'_>,
@@ -190,7 +234,7 @@ fn tell(
     match on_progress(progress).is_break() {
         false => Ok(()),
         true => Err(HubError::Stopped {
-            model: client.model.clone(),
+            model: model.clone(),
             file: name.into(),
         }),
     }

@@ -115,6 +115,50 @@ pub enum HubError {
         /// Size in the repository's description or the first answer, in bytes.
         expected: u64,
     },
+    /// A body that comes so slowly that it would never end.
+    #[error("{url}: {bytes} bytes in {seconds:.0} s are too slow to wait for")]
+    Slow {
+        /// What was asked for.
+        url: String,
+        /// How much came.
+        bytes: u64,
+        /// In which time.
+        seconds: f64,
+    },
+    /// An answer that is longer than any that is meant well.
+    #[error("{url}: more than {limit} bytes")]
+    Long {
+        /// What was asked for.
+        url: String,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// A file has other bytes than the hub said.
+    #[error("{url}: the content has hash {found}, but {expected} was announced")]
+    Hash {
+        /// What was asked for.
+        url: String,
+        /// The hash of what came, as hexadecimal digits.
+        found: String,
+        /// What the hub said.
+        expected: String,
+        /// Whether its beginning was left by an earlier download.
+        was_resumed: bool,
+    },
+    /// A file in the cache has other bytes than its name says.
+    #[error(
+        "{}: the content has hash {found}, expected {expected}: the file is damaged; remove it and \
+         download the model again",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Its hash, as hexadecimal digits.
+        found: String,
+        /// The hash that its name in the cache says.
+        expected: String,
+    },
     /// The index of a model in shards is broken.
     #[error("{}: {problem}", path.display())]
     Index {
@@ -152,6 +196,8 @@ impl HubError {
     pub(super) fn is_temporary(&self) -> bool {
         match self {
             Self::Connection { .. } => true,
+            // Once more from its beginning.
+            Self::Hash { was_resumed, .. } => *was_resumed,
             Self::Status { status, .. } => [408, 416, 429].contains(status) || *status >= 500,
             _ => false,
         }

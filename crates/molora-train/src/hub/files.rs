@@ -93,6 +93,7 @@ mod tests {
         Listing {
             commit: "0".repeat(40),
             sizes: files.iter().map(|&file| (file.into(), None)).collect(),
+            digests: Default::default(),
         }
     }
 

@@ -1,18 +1,15 @@
 //! Requests to the hub: one address, redirects, and who may see the token.
 
-use std::time::Duration;
-
 use hf_hub::Cache;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use ureq::http::{HeaderMap, Response, header};
 use ureq::{Agent, Body};
 
 use super::cache::repo;
+use super::patience::{Ask, wait};
 use super::{HubConfig, HubError, ModelId};
 
 const MAX_REDIRECTS: usize = 10;
-/// For a connection, an answer's head, and each piece of its body.
-const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Asks one hub for one model.
 pub(super) struct Client<'a> {
@@ -45,9 +42,9 @@ impl<'a> Client<'a> {
             .http_status_as_error(false)
             .accept_encoding("identity")
             .user_agent(concat!("molora/", env!("CARGO_PKG_VERSION")))
-            .timeout_connect(Some(TIMEOUT))
-            .timeout_recv_response(Some(TIMEOUT))
-            .timeout_per_read(Some(TIMEOUT));
+            .timeout_connect(Some(config.timeout))
+            .timeout_recv_response(Some(config.timeout))
+            .timeout_per_read(Some(config.timeout));
         if is_loopback(&config.endpoint) {
             agent = agent.proxy(None);
         }
@@ -59,22 +56,16 @@ impl<'a> Client<'a> {
         })
     }
 
-    /// Asks for the description of the repository at the model's revision, with sizes.
-    pub(super) fn describe(&self) -> Result<(String, Response<Body>), HubError> {
+    /// Asks for the description of the repository at the model's revision, with sizes and hashes.
+    pub(super) fn describe(
+        &self,
+        go_on: &mut Ask<'_>,
+    ) -> Result<(String, Response<Body>), HubError> {
         let request = self.api.repo(repo(self.model, self.model.revision()));
-        let request = request.info_request().query("blobs", "true");
-        let url = request.uri_ref().map(ToString::to_string);
-        let url = url.unwrap_or_else(|| self.config.endpoint.clone());
-        let mut request = request
-            .config()
-            .http_status_as_error(false)
-            .timeout_connect(Some(TIMEOUT))
-            .timeout_recv_response(Some(TIMEOUT));
-        if is_loopback(&self.config.endpoint) {
-            request = request.proxy(None);
-        }
-        let answer = request.build().call();
-        let answer = answer.map_err(|error| connection(&url, error))?;
+        let url = request.info_request().uri_ref().map(ToString::to_string);
+        let url = url.ok_or_else(|| answer(&self.config.endpoint, "no address of the model"))?;
+        // Not by that request: it sends the token on to another port of the same host.
+        let answer = self.get(&format!("{url}?blobs=true"), 0, go_on)?.response;
         self.check_access(answer.status().as_u16(), answer.headers(), &url)?;
         Ok((url, answer))
     }
@@ -86,7 +77,12 @@ impl<'a> Client<'a> {
     }
 
     /// Asks for a file from a byte on, wherever the hub keeps it.
-    pub(super) fn get(&self, url: &str, start: u64) -> Result<Answer, HubError> {
+    pub(super) fn get(
+        &self,
+        url: &str,
+        start: u64,
+        go_on: &mut Ask<'_>,
+    ) -> Result<Answer, HubError> {
         let mut place = url.to_owned();
         let (mut linked_size, mut etag) = (None, None);
         for _ in 0..=MAX_REDIRECTS {
@@ -99,7 +95,8 @@ impl<'a> Client<'a> {
             if start > 0 {
                 request = request.header(header::RANGE, format!("bytes={start}-"));
             }
-            let response = request.call().map_err(|error| connection(url, error))?;
+            let response = wait(url, 2 * self.config.timeout, go_on, move || request.call())?;
+            let response = response.map_err(|error| connection(url, error))?;
             let headers = response.headers();
             let read = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
             linked_size = linked_size.or_else(|| read("x-linked-size")?.parse().ok());

@@ -1,20 +1,26 @@
 //! What a repository holds: the commit of a revision, and its files with their sizes.
 
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::time::Instant;
 
 use serde::Deserialize;
 
 use super::cache::ModelCache;
-use super::download::patiently;
-use super::http::{Client, answer, connection};
+use super::content::Digest;
+use super::download::{patiently, tell};
+use super::http::{Client, answer};
 use super::id::is_commit;
-use super::{HubError, OnProgress};
+use super::patience::{Ask, pieces};
+use super::{HubError, OnProgress, Progress};
 
 /// A repository at one commit.
 pub(super) struct Listing {
     pub(super) commit: String,
     /// Size of each file in bytes, where the hub tells it.
     pub(super) sizes: BTreeMap<String, Option<u64>>,
+    /// Hash of each file's content, where the hub tells it.
+    pub(super) digests: BTreeMap<String, Digest>,
 }
 
 /// The hub's description of a repository: what molora reads of it.
@@ -25,10 +31,22 @@ struct Description {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Sibling {
     rfilename: String,
     size: Option<u64>,
+    /// Of a large file that of its pointer.
+    blob_id: Option<String>,
+    lfs: Option<Lfs>,
 }
+
+#[derive(Deserialize)]
+struct Lfs {
+    sha256: Option<String>,
+}
+
+/// The longest description in bytes: room for some hundred thousand files.
+const MAX_LENGTH: u64 = 32 << 20;
 
 /// Asks the hub, a few times if it does not answer.
 pub(super) fn read(
@@ -37,7 +55,11 @@ pub(super) fn read(
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Listing, HubError> {
     let what = "the list of files";
-    let listing = patiently(client, what, on_progress, |_| (false, ask(client)));
+    let listing = patiently(client, what, on_progress, |on_progress| {
+        let asking = Progress::Asking { file: what };
+        let mut go_on = || tell(client.model, asking, what, on_progress);
+        (false, ask(client, &mut go_on))
+    });
     listing.map_err(|error| match error {
         HubError::Connection { url, problem, .. } if cache.whole_snapshot().is_ok() => {
             HubError::Connection {
@@ -50,20 +72,56 @@ pub(super) fn read(
     })
 }
 
-fn ask(client: &Client<'_>) -> Result<Listing, HubError> {
-    let (url, mut response) = client.describe()?;
-    let text = response.body_mut().read_to_string();
-    let text = text.map_err(|error| connection(&url, error))?;
-    let found: Description = serde_json::from_str(&text)
+fn ask(client: &Client<'_>, go_on: &mut Ask<'_>) -> Result<Listing, HubError> {
+    let begin = Instant::now();
+    let (url, response) = client.describe(go_on)?;
+    let mut text = Vec::new();
+    // Of what is left after unpacking, which may be a thousand times what was sent.
+    let body = response.into_body().into_reader().take(MAX_LENGTH + 1);
+    let limit = client.config.timeout;
+    pieces(&url, body, limit, &mut |piece| {
+        text.extend_from_slice(piece.unwrap_or_default());
+        if text.len() as u64 > MAX_LENGTH {
+            let (url, limit) = (url.clone(), MAX_LENGTH);
+            return Err(HubError::Long { url, limit });
+        }
+        if begin.elapsed() > 3 * limit {
+            return Err(HubError::Slow {
+                url: url.clone(),
+                bytes: text.len() as u64,
+                seconds: begin.elapsed().as_secs_f64(),
+            });
+        }
+        go_on()
+    })?;
+    let found: Description = serde_json::from_slice(&text)
         .map_err(|error| answer(&url, format!("not a repository's description: {error}")))?;
     // It becomes the name of a folder.
     if !is_commit(&found.sha) {
         let text = format!("found sha {:?}, expected 40 hexadecimal digits", found.sha);
         return Err(answer(&url, text));
     }
-    let sizes = found.siblings.into_iter();
-    Ok(Listing {
+    let mut listing = Listing {
         commit: found.sha,
-        sizes: sizes.map(|file| (file.rfilename, file.size)).collect(),
-    })
+        sizes: BTreeMap::new(),
+        digests: BTreeMap::new(),
+    };
+    for file in found.siblings {
+        let hash = match file.lfs {
+            Some(lfs) => lfs.sha256,
+            None => file.blob_id,
+        };
+        if let Some(hash) = hash {
+            let digest = Digest::new(&hash).ok_or_else(|| {
+                let name = &file.rfilename;
+                answer(
+                    &url,
+                    format!("found hash {hash:?} of {name}, expected 40 or 64 digits"),
+                )
+            })?;
+            listing.digests.insert(file.rfilename.clone(), digest);
+        }
+        listing.sizes.insert(file.rfilename, file.size);
+    }
+    Ok(listing)
 }

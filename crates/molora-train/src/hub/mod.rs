@@ -7,14 +7,16 @@
 //! The crate `hf-hub` gives the layout of the cache, the addresses and the request for a
 //! repository's description. Files are read here, because version 0.5 of the crate sends the token
 //! on to the host that a file is redirected to, resumes a retry at the wrong place, and compares no
-//! sizes. Version 1.0 does not replace this either: a download that was cut begins again from its
-//! first byte, sizes are not compared, `HF_HUB_OFFLINE` is not known, its blocking calls cannot be stopped,
+//! sizes or hashes. Version 1.0 does not replace this either: a download that was cut begins again from its
+//! first byte, sizes and hashes are not compared, `HF_HUB_OFFLINE` is not known, its blocking calls cannot be stopped,
 //! another process that loads the same file makes it fail after ten seconds, and it brings an
 //! asynchronous runtime, a second HTTP client and the Xet protocol (326 crates in all).
 
 #[cfg(feature = "hub")]
 mod cache;
 mod config;
+#[cfg(feature = "hub")]
+mod content;
 #[cfg(feature = "hub")]
 mod download;
 mod error;
@@ -27,7 +29,11 @@ mod id;
 mod listing;
 #[cfg(feature = "hub")]
 mod part;
+#[cfg(feature = "hub")]
+mod patience;
 
+#[cfg(feature = "hub")]
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -47,6 +53,11 @@ pub struct Snapshot {
 /// What a download tells while it goes on.
 #[derive(Debug, Clone, Copy)]
 pub enum Progress<'a> {
+    /// A request was sent and is not answered yet, or a file is being checked.
+    Asking {
+        /// Name of the file.
+        file: &'a str,
+    },
     /// Another process downloads the same file.
     Waiting {
         /// Name of the file.
@@ -75,9 +86,11 @@ pub type OnProgress<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'a;
 
 /// Downloads what is missing of a model and returns its folder in the cache.
 ///
-/// An interrupted download goes on where it ended. Files: `config.json`, `tokenizer.json`,
-/// `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` and
-/// `chat_template.jinja` as far as the repository has them, and `model.safetensors` or the shards of its index.
+/// An interrupted download goes on where it ended. Contents are checked against the hashes that the
+/// hub tells, and those that lie in the cache against their names there, once for each file. Files:
+/// `config.json`, `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
+/// `generation_config.json` and `chat_template.jinja` as far as the repository has them, and
+/// `model.safetensors` or the shards of its index.
 ///
 /// # Errors
 /// See [`HubError`]; in offline mode, if the cache does not hold the whole model.
@@ -88,14 +101,25 @@ pub fn fetch(
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Snapshot, HubError> {
     let cache = cache::ModelCache::new(model, config);
+    let known = RefCell::new(content::Known::read(config.memory.clone()));
     let mut whole = None;
     if config.offline || model.is_commit() {
         match cache.whole_snapshot() {
-            Ok(snapshot) if config.offline || cache.is_complete(&snapshot.commit) => {
-                return Ok(snapshot);
+            Ok(snapshot) => {
+                let checked = content::check_snapshot(&snapshot.folder, &known, &mut |file| {
+                    download::tell(model, Progress::Asking { file }, file, on_progress)
+                });
+                match checked {
+                    // Downloaded again below.
+                    Err(HubError::Damaged { .. }) if !config.offline => {}
+                    Err(error) => return Err(error),
+                    Ok(()) if config.offline || cache.is_complete(&snapshot.commit) => {
+                        return Ok(snapshot);
+                    }
+                    // Who made it may have left a small file out.
+                    Ok(()) => whole = Some(snapshot),
+                }
             }
-            // Who made it may have left a small file out.
-            Ok(snapshot) => whole = Some(snapshot),
             Err(missing) if config.offline => {
                 return Err(HubError::Offline {
                     model: model.clone(),
@@ -119,6 +143,7 @@ pub fn fetch(
         client: &client,
         cache: &cache,
         listing: &listing,
+        known: &known,
     };
     for file in files::wanted(model, &listing)? {
         download.file(file, on_progress)?;

@@ -38,6 +38,11 @@ impl Part {
         Ok(Self { path, file, len })
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), HubError> {
         let written = self.file.write_all(bytes);
         written.map_err(HubError::io(&self.path))?;

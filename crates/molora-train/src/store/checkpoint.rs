@@ -10,12 +10,15 @@ use burn::optim::ModuleOptimizer;
 use burn::tensor::Bytes;
 use molora_models::{AdapterSpec, TaskModel, load_adapter, load_heads, save_adapter, save_heads};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::folder::{CHECKPOINTS, STAGES};
 use crate::TrainError;
 use crate::base::files::copy_into;
 use crate::base::place::{NewFolder, discard};
 use crate::data::Sampler;
+use crate::data::contain::contain;
+use crate::error::RunProblem;
 
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.bpk";
@@ -47,6 +50,49 @@ pub struct Progress {
     pub seconds: f64,
     /// The leg's sampler with its generator; none after the last leg.
     pub sampler: Option<Sampler>,
+    /// SHA-256 of the optimizer's state beside it, which its own reader does not check; none if there is
+    /// no optimizer, or in a checkpoint of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optimizer_sha256: Option<String>,
+}
+
+/// Numbers of tokens above this, and of seconds, are no measurements.
+const MAX_COUNT: usize = 1 << 53;
+
+impl Progress {
+    /// What cannot be true of a run whose legs have so many steps.
+    pub fn problem(&self, legs: &[usize]) -> Option<String> {
+        let done: usize = legs.iter().take(self.leg).sum();
+        let length = legs.get(self.leg).copied().unwrap_or(0);
+        if self.leg > legs.len() {
+            return Some(format!(
+                "leg is {}, but the run has {}",
+                self.leg,
+                legs.len()
+            ));
+        }
+        if self.leg_step > length {
+            let (found, leg) = (self.leg_step, self.leg);
+            return Some(format!(
+                "leg_step is {found}, but leg {leg} has {length} steps"
+            ));
+        }
+        let expected = done + self.leg_step;
+        if self.step != expected {
+            return Some(format!("step is {}, expected {expected}", self.step));
+        }
+        if self.leg_step < length && self.sampler.is_none() {
+            return Some("sampler is missing".into());
+        }
+        let is_time = (0.0..MAX_COUNT as f64).contains(&self.seconds);
+        let is_count = self.tokens < MAX_COUNT && self.padded_tokens < MAX_COUNT;
+        (!is_time || !is_count).then(|| {
+            format!(
+                "tokens, padded_tokens and seconds are {}, {} and {}, expected 0 to {MAX_COUNT}",
+                self.tokens, self.padded_tokens, self.seconds
+            )
+        })
+    }
 }
 
 /// A state of a run that can be gone on from.
@@ -70,13 +116,18 @@ impl Snapshot<'_> {
         let new = NewFolder::for_place(&root.join(name))?;
         let folder = new.path();
         save_weights(folder, self.model, self.spec, self.tasks, "")?;
+        let mut progress = Progress {
+            optimizer_sha256: None,
+            ..self.progress.clone()
+        };
         if let Some(optimizer) = self.optimizer {
             let bytes = optimizer
                 .into_bytes()
                 .map_err(TrainError::optimizer(folder))?;
+            progress.optimizer_sha256 = Some(sha256(&bytes));
             fs_err::write(folder.join(OPTIMIZER), &*bytes)?;
         }
-        let state = serde_json::to_vec(self.progress).map_err(TrainError::json(folder))?;
+        let state = serde_json::to_vec(&progress).map_err(TrainError::json(folder))?;
         fs_err::write(folder.join(STATE), &state)?;
         new.put()
     }
@@ -203,20 +254,36 @@ pub fn load_progress(checkpoint: &Path) -> Result<Progress, TrainError> {
     serde_json::from_slice(&bytes).map_err(TrainError::json(&path))
 }
 
-/// Reads the optimizer's state from a checkpoint.
+/// Reads the optimizer's state from a checkpoint, whose progress knows its SHA-256.
 ///
 /// # Errors
 /// [`TrainError::Io`] or [`TrainError::Run`] for a missing or broken file.
 pub fn load_optimizer(
     checkpoint: &Path,
+    progress: &Progress,
     optimizer: ModuleOptimizer,
 ) -> Result<ModuleOptimizer, TrainError> {
     let path = checkpoint.join(OPTIMIZER);
     let bytes = fs_err::read(&path)?;
+    if let Some(expected) = &progress.optimizer_sha256 {
+        let found = sha256(&bytes);
+        if found != *expected {
+            let expected = expected.clone();
+            let problem = RunProblem::OtherHash { found, expected };
+            return Err(TrainError::run(&path, problem));
+        }
+    }
     let bytes = Bytes::from_bytes_vec(bytes);
-    optimizer
-        .from_bytes(bytes)
-        .map_err(TrainError::optimizer(&path))
+    // burn panics on some broken files.
+    let read = contain(|| optimizer.from_bytes(bytes));
+    let read = read.map_err(TrainError::optimizer(&path))?;
+    read.map_err(TrainError::optimizer(&path))
+}
+
+/// SHA-256 as hexadecimal digits.
+fn sha256(bytes: &[u8]) -> String {
+    let digits = Sha256::digest(bytes);
+    digits.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whole checkpoints with their steps, oldest first.

@@ -1,5 +1,6 @@
 //! The resolved configuration of a run: `run.toml`.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -96,6 +97,29 @@ pub(crate) fn write_config(folder: &Path, config: &RunConfig) -> Result<(), Trai
     write_atomically(&folder.join(RUN), text.as_bytes())
 }
 
+/// Whether a folder holds a run.
+///
+/// # Errors
+/// [`TrainError::Io`] if the system does not let anybody look: that is no sign that there is none.
+pub fn is_run(folder: &Path) -> Result<bool, TrainError> {
+    match fs_err::metadata(folder.join(RUN)) {
+        // A device or a pipe in its place is refused by that name when it is read.
+        Ok(found) => Ok(!found.is_dir()),
+        Err(error) if is_absence(error.kind()) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether a file is not there, as another thing is in the place of a folder, or as its name could be
+/// none.
+fn is_absence(kind: ErrorKind) -> bool {
+    use ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
+    matches!(
+        kind,
+        NotFound | NotADirectory | InvalidFilename | InvalidInput
+    )
+}
+
 /// Reads the configuration of a run and changes nothing.
 ///
 /// # Errors
@@ -104,6 +128,9 @@ pub(crate) fn write_config(folder: &Path, config: &RunConfig) -> Result<(), Trai
 pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
     refuse_pending(folder)?;
     let path = folder.join(RUN);
+    if !is_run(folder)? {
+        return Err(TrainError::run(folder, RunProblem::NoRun));
+    }
     // Reading a device or a pipe may never end.
     if path.metadata().is_ok_and(|found| !found.is_file()) {
         return Err(TrainError::run(&path, RunProblem::NotPlain));

@@ -70,6 +70,10 @@ impl Claim {
     /// [`RunProblem::Exists`], [`RunProblem::NoRunToReplace`], [`RunProblem::Inside`] or
     /// [`RunProblem::InUse`]; [`TrainError::Io`] if the folder cannot be made.
     pub(crate) fn new(folder: &Path, force: bool, inputs: &[&Path]) -> Result<Self, TrainError> {
+        // It is made under another name and renamed, which the current folder cannot be.
+        if folder.file_name().is_none() {
+            return Err(TrainError::run(folder, RunProblem::NoName));
+        }
         clean_beside(folder)?;
         let mut claim = Self {
             folder: folder.to_owned(),

@@ -10,7 +10,7 @@ pub mod pool;
 mod recover;
 mod swap;
 
-pub use config::{FORMAT, RUN, RunConfig, TaskLabels, read_config};
+pub use config::{FORMAT, RUN, RunConfig, TaskLabels, is_run, read_config};
 pub(crate) use config::{git_commit, write_config};
 pub use digests::Digests;
 pub(crate) use folder::{Claim, STAGES, Writing};

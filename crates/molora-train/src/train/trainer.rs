@@ -129,6 +129,7 @@ impl State {
                 padded_tokens: 0,
                 seconds: 0.0,
                 sampler: None,
+                optimizer_sha256: None,
             },
         };
         match checkpoint::latest(setup.folder)? {
@@ -147,10 +148,9 @@ impl State {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), TrainError> {
         self.progress = checkpoint::load_progress(path)?;
-        if self.progress.leg > setup.legs.len() {
-            let (found, expected) = (self.progress.leg, setup.legs.len());
-            let problem = RunProblem::NoSuchLeg { found, expected };
-            return Err(TrainError::run(path, problem));
+        let steps: Vec<usize> = setup.legs.iter().map(|leg| leg.steps).collect();
+        if let Some(problem) = self.progress.problem(&steps) {
+            return Err(TrainError::run(path, RunProblem::State(problem)));
         }
         let leg = setup.legs.get(self.progress.leg);
         let last = setup.legs.last();
@@ -172,12 +172,12 @@ impl State {
             return Ok(());
         };
         if let Some(sampler) = &self.progress.sampler {
-            sampler.check_data(&lengths(setup, leg))?;
+            sampler.check(&setup.recipe.data.sampling, &lengths(setup, leg))?;
         }
         self.optimizer = stage.optimizer.init();
         if self.progress.leg_step > 0 {
             let fresh = stage.optimizer.init();
-            self.optimizer = checkpoint::load_optimizer(path, fresh)?;
+            self.optimizer = checkpoint::load_optimizer(path, &self.progress, fresh)?;
         }
         self.model = stage.apply(self.model.clone());
         // The run was stopped between two stages.

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::print;
+use super::print_written;
 use molora_train::base::{DeviceSpec, bundled, write_atomically};
 use molora_train::data::{load_tasks, task_path};
 use molora_train::generate::{Writer, describe};
@@ -49,7 +49,7 @@ impl DescribeArgs {
             let path = task_path(&data, &self.task).join("task.json");
             replace(&path, &task.meta.instruction, &text)?;
         }
-        print(&format!("{text}\n"))
+        print_written(&format!("{text}\n"))
     }
 }
 

@@ -7,8 +7,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::export::exported;
-use super::print;
 use super::progress::Progress;
+use super::{print, print_written};
 use molora_train::base::DeviceSpec;
 use molora_train::exchange::{DistillRequest, Distilled, SiteFit, distill};
 use molora_train::report::total_table;
@@ -53,7 +53,7 @@ impl DistillArgs {
         let distilled = distill(&request, &mut |event| progress.show(event))?;
         progress.finish();
         match self.json {
-            true => print(&format!("{}\n", as_json(&distilled))),
+            true => print_written(&format!("{}\n", as_json(&distilled))),
             false => print(&closing(&distilled)?),
         }
     }

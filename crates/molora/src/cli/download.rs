@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use super::say;
+use super::terminal::line;
 use molora_train::hub::Progress;
 
 /// Plain lines about one file come at most this often.
@@ -38,9 +39,11 @@ impl Downloads {
 
     pub(super) fn show(&mut self, progress: Progress<'_>) {
         match progress {
+            Progress::Asking { .. } => {}
             Progress::Bytes { file, done, total } => self.bytes(file, done, total),
             Progress::Waiting { file } => {
                 if self.is_due() {
+                    let file = line(file);
                     say(&format!(
                         "waiting for another process that downloads {file}"
                     ));
@@ -48,7 +51,7 @@ impl Downloads {
             }
             Progress::Retry { problem, .. } => {
                 self.finish();
-                say(&format!("{problem}; trying again"));
+                say(&format!("{}; trying again", line(&problem.to_string())));
             }
         }
     }
@@ -70,7 +73,7 @@ impl Downloads {
             bar.set_position(done);
         } else if self.is_due() {
             let (done, total) = (HumanBytes(done), HumanBytes(total));
-            say(&format!("downloading {file}: {done} of {total}"));
+            say(&format!("downloading {}: {done} of {total}", line(file)));
         }
         if done == total {
             self.finish();
@@ -91,7 +94,7 @@ fn bar(file: &str, total: u64) -> ProgressBar {
     let template = "{msg} {bytes}/{total_bytes} [{bar:30}] {bytes_per_sec} {eta} left";
     let style = ProgressStyle::with_template(template).expect("a valid template");
     let bar = ProgressBar::new(total).with_style(style.progress_chars("=> "));
-    bar.with_message(file.to_owned())
+    bar.with_message(line(file))
 }
 
 #[cfg(test)]

@@ -8,14 +8,14 @@ use clap::Args;
 use serde_json::json;
 
 use super::download::Downloads;
-use super::print;
 use super::progress::Progress;
+use super::{print, print_written};
 use molora_train::base::{DeviceSpec, base_model};
 use molora_train::guide::Query;
 use molora_train::recipe::{self, overrides};
 use molora_train::report::{EvalReport, idle_summary, task_table};
 use molora_train::run::{changed_inputs, evaluate_base, evaluate_other, evaluate_run_by};
-use molora_train::store::{RUN, read_config};
+use molora_train::store::{is_run, read_config};
 use molora_train::train::Event;
 use molora_train::unseen::{
     UnseenReport, UnseenRequest, UnseenTask, evaluate_unseen, unseen_table,
@@ -63,7 +63,7 @@ pub(super) struct EvalArgs {
 impl EvalArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let has = |name: &str| self.run.join(name).exists();
-        let is_run = [RUN, "checkpoints", ".swap"].into_iter().any(has);
+        let is_run = is_run(&self.run)? || ["checkpoints", ".swap"].into_iter().any(has);
         if !is_run && let Some(eval) = self.of_base()? {
             return self.show(&eval, None);
         }
@@ -133,7 +133,7 @@ impl EvalArgs {
 
     fn show(&self, eval: &EvalReport, idle: Option<String>) -> anyhow::Result<()> {
         match self.json {
-            true => print(&format!("{}\n", as_json(eval))),
+            true => print_written(&format!("{}\n", as_json(eval))),
             false => {
                 let idle = idle.map(|text| text + "\n").unwrap_or_default();
                 print(&format!("{}\n{idle}", task_table(eval)))
@@ -155,7 +155,7 @@ impl EvalArgs {
         progress.finish();
         report.save(&self.run)?;
         match self.json {
-            true => print(&format!("{}\n", unseen_json(&report))),
+            true => print_written(&format!("{}\n", unseen_json(&report))),
             false => print(&format!("{}\n", unseen_table(&report))),
         }
     }

@@ -10,10 +10,10 @@ use molora_models::{Finish, Sampling};
 use serde_json::json;
 
 use super::download::Downloads;
-use super::print;
+use super::print_written;
 use molora_train::base::{DeviceSpec, base_model};
 use molora_train::generate::{WriteOptions, Writer, Written};
-use molora_train::store::{RUN, read_config};
+use molora_train::store::{is_run, read_config};
 
 /// Options of `molora generate`.
 #[derive(Debug, Args)]
@@ -81,8 +81,8 @@ impl GenerateArgs {
         };
         let written = writer.write(&prompts, &options)?;
         match self.json {
-            true => print(&lines(&prompts, &written)),
-            false => print(&texts(&prompts, &written)),
+            true => print_written(&lines(&prompts, &written)),
+            false => print_written(&texts(&prompts, &written)),
         }
     }
 
@@ -112,7 +112,7 @@ impl GenerateArgs {
         // With a bar, should the model have to come from the hub.
         let mut downloads = Downloads::new();
         let mut show = |progress: molora_train::hub::Progress<'_>| downloads.show_all(progress);
-        if folder.join(RUN).is_file() {
+        if is_run(folder)? {
             base_model::find(&read_config(folder)?.model, &mut show)?;
             return Ok(Writer::of_run(folder, self.task.as_deref(), self.device)?);
         }

@@ -14,7 +14,10 @@ mod list;
 mod progress;
 mod recover;
 mod source;
+pub(crate) mod terminal;
 mod train;
+
+use std::io::IsTerminal;
 
 use clap::{Parser, Subcommand};
 
@@ -103,8 +106,21 @@ impl std::io::Write for Quiet {
     }
 }
 
-/// Writes to standard output; a reader that went away is no error.
+/// Writes tables and messages to standard output.
 fn print(text: &str) -> anyhow::Result<()> {
+    print_raw(&terminal::lines(text))
+}
+
+/// Writes what a model wrote, or JSON, to standard output: as it is, but for a terminal.
+fn print_written(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().is_terminal() {
+        true => print(text),
+        false => print_raw(text),
+    }
+}
+
+/// Writes to standard output; a reader that went away is no error.
+fn print_raw(text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),

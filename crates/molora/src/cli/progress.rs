@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::download::Downloads;
 use super::say;
+use super::terminal::line;
 use molora_train::report::StepRecord;
 use molora_train::train::{Event, StageEvent};
 
@@ -66,7 +67,7 @@ impl Progress {
         match event {
             Event::Phase(text) => {
                 self.finish();
-                say(text);
+                say(&line(text));
                 self.last_line = None;
             }
             Event::Stage(stage) if stage.total > 1 => self.show_stage(stage),
@@ -89,8 +90,10 @@ impl Progress {
 
     fn show_stage(&mut self, stage: StageEvent<'_>) {
         self.finish();
-        let expert = stage.expert.map(|task| format!(", expert of {task}"));
-        let (number, total, name) = (stage.number, stage.total, stage.name);
+        let expert = stage
+            .expert
+            .map(|task| format!(", expert of {}", line(task)));
+        let (number, total, name) = (stage.number, stage.total, line(stage.name));
         let expert = expert.unwrap_or_default();
         say(&format!("stage {number}/{total} {name}{expert}"));
         self.last_line = None;

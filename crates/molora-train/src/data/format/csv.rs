@@ -7,7 +7,7 @@ use serde_json::{Number, Value};
 
 use super::super::error::{At, DataError, Place};
 use super::super::fields::json_problem;
-use super::{FormatError, LABELS, Row, check_unique, read_text};
+use super::{FormatError, LABELS, Row, check_columns, read_text};
 
 /// Reads all rows; every value is a text.
 pub(super) fn read(path: &Path) -> Result<Vec<Row>, DataError> {
@@ -16,7 +16,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>, DataError> {
     let header = reader.headers().map_err(|error| locate(path, &error))?;
     let header = header.clone();
     let names: Vec<&str> = header.iter().collect();
-    check_unique(&names, &Place::new(path, At::Line(1)))?;
+    check_columns(&names, &Place::new(path, At::Line(1)))?;
     let rows = reader.records().map(|record| match record {
         Ok(record) => Ok(row(path, &names, &record)),
         Err(error) => Err(locate(path, &error).into()),

@@ -51,6 +51,28 @@ pub enum FormatError {
         /// The file.
         path: PathBuf,
     },
+    /// More columns than any file of texts has.
+    #[error("{place}: found {found} columns, expected at most {limit}")]
+    ManyColumns {
+        /// The file, or the line.
+        place: Place,
+        /// Their number.
+        found: usize,
+        /// The most that are read.
+        limit: usize,
+    },
+    /// More turns, choices or the like than a record has that is meant well.
+    #[error("{place}: column \"{column}\" holds {found} entries, expected at most {limit}")]
+    ManyEntries {
+        /// The record.
+        place: Place,
+        /// The column.
+        column: &'static str,
+        /// Their number.
+        found: usize,
+        /// The most that are read.
+        limit: usize,
+    },
     /// Two columns have one name.
     #[error("{place}: column \"{column}\" stands twice")]
     DuplicateColumn {

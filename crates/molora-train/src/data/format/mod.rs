@@ -10,6 +10,7 @@ mod jsonl;
 #[cfg(feature = "parquet")]
 mod parquet;
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -81,6 +82,9 @@ impl Format {
 /// Columns that hold a label, which may be a number.
 const LABELS: [&str; 3] = ["label", "answer", "answerKey"];
 
+/// Which columns are wanted.
+pub(super) type Wanted = std::sync::Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
 /// Reads all rows of a file. Of a format whose columns lie apart, those that `is_wanted` turns down are
 /// not decoded and hold null.
 ///
@@ -88,7 +92,7 @@ const LABELS: [&str; 3] = ["label", "answer", "answerKey"];
 /// The first thing found wrong, with file and line or row; a file without any row is an error.
 pub(super) fn read_rows(
     path: &Path,
-    is_wanted: &dyn Fn(&str) -> bool,
+    is_wanted: Wanted,
 ) -> Result<(Format, Vec<Row>), DataError> {
     let format = Format::of(path)?;
     let rows = match format {
@@ -104,7 +108,7 @@ pub(super) fn read_rows(
 }
 
 #[cfg(feature = "parquet")]
-fn read_parquet(path: &Path, is_wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Row>, DataError> {
+fn read_parquet(path: &Path, is_wanted: Wanted) -> Result<Vec<Row>, DataError> {
     parquet::read(path, is_wanted)
 }
 
@@ -135,14 +139,24 @@ fn check_utf8(text: &[u8], place: &Place) -> Result<(), FormatError> {
         })
 }
 
-/// The error for a name that stands twice among columns, if there is one.
-fn check_unique(names: &[&str], place: &Place) -> Result<(), FormatError> {
-    let second = (1..names.len()).find(|&index| names[..index].contains(&names[index]));
-    match second {
-        None => Ok(()),
-        Some(index) => Err(FormatError::DuplicateColumn {
+/// The most columns of a file.
+const MAX_COLUMNS: usize = 4096;
+
+/// The error for too many columns, or a name that stands twice among them, if there is one.
+fn check_columns(names: &[&str], place: &Place) -> Result<(), FormatError> {
+    if names.len() > MAX_COLUMNS {
+        return Err(FormatError::ManyColumns {
             place: place.clone(),
-            column: names[index].into(),
+            found: names.len(),
+            limit: MAX_COLUMNS,
+        });
+    }
+    let mut known = HashSet::new();
+    match names.iter().find(|name| !known.insert(**name)) {
+        None => Ok(()),
+        Some(name) => Err(FormatError::DuplicateColumn {
+            place: place.clone(),
+            column: (*name).into(),
         }),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -10,19 +11,35 @@ use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
 use super::super::error::{At, DataError, Place};
-use super::{FormatError, Row, check_unique};
+use super::{FormatError, Row, check_columns};
+use crate::data::contain::{self, Bounds};
 
-/// Reads all rows; columns that nobody wants hold null.
-pub(super) fn read(path: &Path, is_wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Row>, DataError> {
-    // The parquet crate panics on some files with wrong bytes in them, and user data must not.
-    let read = std::panic::AssertUnwindSafe(|| read_rows(path, is_wanted));
-    std::panic::catch_unwind(read).unwrap_or_else(|payload| {
-        let owned = payload.downcast_ref::<String>().map(String::as_str);
-        let reason = owned.or_else(|| payload.downcast_ref::<&str>().copied());
-        let reason = reason.and_then(|reason| reason.lines().next());
+/// What a small file may take, and what it may take for each of its bytes: pages are packed.
+const MEMORY: u64 = 512 << 20;
+const MEMORY_OF_BYTE: u64 = 64;
+const TIME: Duration = Duration::from_secs(60);
+const TIME_OF_MIB: Duration = Duration::from_secs(2);
+
+/// Reads all rows. The parquet crate panics on some files with wrong bytes in them, and unpacks
+/// whatever a file says that it holds; user data must not do either.
+///
+/// Columns that nobody wants hold null.
+pub(super) fn read(path: &Path, is_wanted: super::Wanted) -> Result<Vec<Row>, DataError> {
+    let size = std::fs::metadata(path).map_err(|source| DataError::Read {
+        path: path.into(),
+        source,
+    })?;
+    let size = size.len();
+    let bounds = Bounds {
+        stack: 16 << 20,
+        memory: MEMORY + size.saturating_mul(MEMORY_OF_BYTE),
+        time: TIME + TIME_OF_MIB * u32::try_from(size >> 20).unwrap_or(u32::MAX),
+    };
+    let own = path.to_owned();
+    contain::run(bounds, move || read_rows(&own, &*is_wanted)).unwrap_or_else(|problem| {
         let broken = FormatError::Parquet {
             place: Place::file(path),
-            message: format!("wrong bytes: {}", reason.unwrap_or("no reason given")),
+            message: format!("the file {problem}"),
         };
         Err(broken.into())
     })
@@ -42,7 +59,7 @@ fn read_rows(path: &Path, is_wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Row>, 
         .iter()
         .map(|field| field.name())
         .collect();
-    check_unique(&names, &whole)?;
+    check_columns(&names, &whole)?;
     let fields = schema.get_fields().iter();
     let wanted: Vec<_> = fields
         .filter(|field| is_wanted(field.name()))

@@ -123,6 +123,60 @@ fn a_byte_order_mark_is_no_text() {
 }
 
 #[test]
+fn files_that_are_too_wide_or_too_long_are_refused() {
+    let header: Vec<String> = (0..1_000_000).map(|n| format!("c{n}")).collect();
+    let found = message("a.csv", format!("{}\na\n", header.join(",")));
+    assert_eq!(
+        found,
+        "a.csv:1: found 1000000 columns, expected at most 4096"
+    );
+    let turn = r#"{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}"#;
+    let turns = vec![turn; 5000].join(", ");
+    let found = message("a.jsonl", format!("{{\"messages\": [{turns}]}}"));
+    let expected = "a.jsonl:1: column \"messages\" holds 10000 entries, expected at most 1000";
+    assert_eq!(found, expected);
+    let choices = vec!["\"a\""; 2000].join(", ");
+    let found = message(
+        "a.jsonl",
+        format!("{{\"question\": \"a?\", \"choices\": [{choices}], \"answer\": 0}}"),
+    );
+    let expected = "a.jsonl:1: column \"choices\" holds 2000 entries, expected at most 1000";
+    assert_eq!(found, expected);
+}
+
+/// One text a hundred million times, in less than a kilobyte.
+#[cfg(all(feature = "parquet", target_os = "linux"))]
+#[test]
+fn a_parquet_file_that_is_packed_to_hurt_is_given_up() {
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
+    let schema = parse_message_type("message m { required binary text (UTF8); }").unwrap();
+    let properties = WriterProperties::builder()
+        .set_data_page_row_count_limit(usize::MAX)
+        .build();
+    let mut file = Vec::new();
+    let mut writer =
+        SerializedFileWriter::new(&mut file, schema.into(), properties.into()).unwrap();
+    let texts = vec![ByteArray::from("a"); 1 << 20];
+    for _ in 0..4 {
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let typed = column.typed::<ByteArrayType>();
+        typed.write_batch(&texts, None, None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+    }
+    writer.close().unwrap();
+    assert!(file.len() < 10_000, "{}", file.len());
+    let found = message("a.parquet", &file);
+    let expected = "a.parquet: broken Parquet: the file takes more than 512 MiB of memory";
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn other_endings_are_refused() {
     let found = message("a.txt", "text");
     assert_eq!(

@@ -194,7 +194,7 @@ fn a_restored_sampler_continues_identically() {
             bucket_batches: 8,
             ..Default::default()
         };
-        let mut original = sampler(config, &[50, 70, 20]);
+        let mut original = sampler(config.clone(), &[50, 70, 20]);
         (0..13).for_each(|_| drop(original.next_batch()));
         let saved = serde_json::to_string(&original).unwrap();
         let mut restored: Sampler = serde_json::from_str(&saved).unwrap();
@@ -202,9 +202,9 @@ fn a_restored_sampler_continues_identically() {
         for _ in 0..50 {
             assert_eq!(restored.next_batch(), original.next_batch());
         }
-        assert!(restored.check_data(&lengths(&[50, 70, 20])).is_ok());
-        assert!(restored.check_data(&lengths(&[50, 70])).is_err());
-        assert!(restored.check_data(&lengths(&[50, 71, 20])).is_err());
+        assert!(restored.check(&config, &lengths(&[50, 70, 20])).is_ok());
+        assert!(restored.check(&config, &lengths(&[50, 70])).is_err());
+        assert!(restored.check(&config, &lengths(&[50, 71, 20])).is_err());
     }
 }
 

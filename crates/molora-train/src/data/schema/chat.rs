@@ -9,6 +9,9 @@ use super::super::record::{Label, Record};
 use super::plain::optional;
 use crate::data::Message;
 
+/// The most messages of a chat.
+const MAX_MESSAGES: usize = 1000;
+
 /// `messages` (role and content) or `conversations` (from and value).
 pub(super) fn record(
     mut fields: Fields<'_>,
@@ -25,6 +28,16 @@ pub(super) fn record(
         number,
         problem,
     };
+    // The text of every turn begins with those before it: time grows with the square.
+    if items.len() > MAX_MESSAGES {
+        return Err(FormatError::ManyEntries {
+            place: fields.place.clone(),
+            column,
+            found: items.len(),
+            limit: MAX_MESSAGES,
+        }
+        .into());
+    }
     let mut messages = Vec::with_capacity(items.len());
     for (index, item) in items.into_iter().enumerate() {
         messages.push(message(item).map_err(|text| problem(index + 1, text))?);

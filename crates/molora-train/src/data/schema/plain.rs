@@ -104,6 +104,9 @@ fn verbatim(
     })
 }
 
+/// The most answers to choose from: each is read by the model.
+const MAX_CHOICES: usize = 1000;
+
 /// The answers to choose from, and the letters or numbers that stand for them in ARC's files.
 #[derive(Default)]
 struct Choices {
@@ -134,6 +137,15 @@ impl Choices {
                 &Value::from(choices.texts),
                 "at least one string",
             ));
+        }
+        if choices.texts.len() > MAX_CHOICES {
+            return Err(FormatError::ManyEntries {
+                place: fields.place.clone(),
+                column: "choices",
+                found: choices.texts.len(),
+                limit: MAX_CHOICES,
+            }
+            .into());
         }
         match choices.keys.len() {
             0 => Ok(choices),

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use molora_train::hub::{HubConfig, HubError, fetch};
+use molora_train::hub::{HubConfig, HubError, Progress, fetch};
 
 use super::server::{COMMIT, Server, go_on, id};
 
@@ -86,8 +86,8 @@ fn the_same_bytes_under_another_commit_are_linked() {
     let other = first.with_file_name("f".repeat(40));
     fs::rename(&first, &other).expect("the snapshot of another commit");
     let mut bytes = 0;
-    let result = server.fetch_with(&mut |_| {
-        bytes += 1;
+    let result = server.fetch_with(&mut |progress| {
+        bytes += u32::from(matches!(progress, Progress::Bytes { .. }));
         std::ops::ControlFlow::Continue(())
     });
     result.expect("a whole model");

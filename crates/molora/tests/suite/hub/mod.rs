@@ -2,6 +2,7 @@
 
 mod cache;
 mod connection;
+mod hostile;
 mod model;
 mod program;
 mod refusal;

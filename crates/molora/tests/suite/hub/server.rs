@@ -33,6 +33,12 @@ pub(crate) struct Hub {
     pub(crate) busy: usize,
     /// Where files in redirection are, `http://...` or a path.
     pub(crate) elsewhere: String,
+    /// Hashes of files, 64 or 40 digits, which the description and the ETags tell.
+    pub(crate) digests: BTreeMap<String, String>,
+    /// A whole answer to every request of a description.
+    pub(crate) raw_description: Option<Vec<u8>>,
+    /// How long a connection is kept open after an answer.
+    pub(crate) hold: Duration,
     /// Whether bytes come slowly, 16 KiB every 10 ms.
     pub(crate) is_slow: bool,
     /// Every request so far.
@@ -56,6 +62,8 @@ pub(crate) enum Fault {
     Redirect(usize),
     /// To itself.
     Circle,
+    /// A whole answer.
+    Raw(Vec<u8>),
 }
 
 /// What a request was.
@@ -173,10 +181,10 @@ fn answer(mut stream: TcpStream, hub: &Mutex<Hub>) {
     let Some(request) = read(&stream) else {
         return;
     };
-    let (response, is_slow) = {
+    let (response, is_slow, hold) = {
         let mut hub = hub.lock().expect("no panic in the server");
         hub.requests.push(request.clone());
-        (respond(&mut hub, &request), hub.is_slow)
+        (respond(&mut hub, &request), hub.is_slow, hub.hold)
     };
     for piece in response.chunks(if is_slow { 16 << 10 } else { usize::MAX }) {
         if is_slow {
@@ -186,6 +194,7 @@ fn answer(mut stream: TcpStream, hub: &Mutex<Hub>) {
             return; // The client is gone: that is its own affair.
         }
     }
+    std::thread::sleep(hold);
 }
 
 fn read(stream: &TcpStream) -> Option<Request> {
@@ -226,6 +235,9 @@ fn respond(hub: &mut Hub, request: &Request) -> Vec<u8> {
 }
 
 fn describe(hub: &mut Hub) -> Vec<u8> {
+    if let Some(response) = &hub.raw_description {
+        return response.clone();
+    }
     if let Some((status, code)) = hub.refuses {
         return head(status, &[("X-Error-Code", code)], 0);
     }
@@ -235,10 +247,16 @@ fn describe(hub: &mut Hub) -> Vec<u8> {
     }
     let sibling = |(name, bytes): (&String, &Vec<u8>)| {
         let size = hub.listed.get(name).copied().unwrap_or(bytes.len() as u64);
-        match hub.lists_no_sizes {
+        let mut sibling = match hub.lists_no_sizes {
             true => json!({"rfilename": name}),
             false => json!({"rfilename": name, "size": size}),
+        };
+        match hub.digests.get(name) {
+            Some(hash) if hash.len() == 64 => sibling["lfs"] = json!({"sha256": hash}),
+            Some(hash) => sibling["blobId"] = hash.as_str().into(),
+            None => {}
         }
+        sibling
     };
     let siblings: Vec<_> = hub.files.iter().map(sibling).collect();
     let sha = hub.sha.as_deref().unwrap_or(COMMIT);
@@ -253,7 +271,10 @@ fn send(hub: &Hub, file: &str, request: &Request, fault: Option<Fault>) -> Vec<u
     let Some(bytes) = hub.files.get(file) else {
         return head(404, &[("X-Error-Code", "EntryNotFound")], 0);
     };
-    let etag = format!("\"etag-of-{file}\"");
+    let etag = match hub.digests.get(file) {
+        Some(hash) => format!("\"{hash}\""),
+        None => format!("\"etag-of-{file}\""),
+    };
     let mut bytes = bytes.clone();
     let mut start = request.range.as_deref().map(first_byte).unwrap_or(0);
     let mut keep = usize::MAX;
@@ -269,6 +290,7 @@ fn send(hub: &Hub, file: &str, request: &Request, fault: Option<Fault>) -> Vec<u
             ];
             return head(302, &headers, 0);
         }
+        Some(Fault::Raw(response)) => return response,
         Some(Fault::Circle) => return head(302, &[("Location", &request.path)], 0),
         Some(Fault::Cut(at)) => keep = at,
         Some(Fault::WholeFile) => start = 0,
@@ -296,7 +318,8 @@ fn first_byte(range: &str) -> usize {
     first.parse().expect("`bytes=<first>-`")
 }
 
-fn head(status: u16, headers: &[(&str, &str)], length: usize) -> Vec<u8> {
+/// The head of an answer with a body of so many bytes.
+pub(crate) fn head(status: u16, headers: &[(&str, &str)], length: usize) -> Vec<u8> {
     let mut text = format!("HTTP/1.1 {status} status\r\nConnection: close\r\n");
     for (name, value) in headers {
         text += &format!("{name}: {value}\r\n");

@@ -1,0 +1,137 @@
+//! Work on files that may be made to hurt: programs in templates, packed data, foreign formats.
+//!
+//! It runs on a thread of its own, so that what no library counts is bounded from outside: a panic
+//! becomes an error, and the work is given up when it takes too long or the process grows too much
+//! meanwhile. The thread of work that was given up goes on until it ends by itself, or the program
+//! does.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+/// How long work goes on before anybody looks, and between looks.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
+const NEXT_LOOK: Duration = Duration::from_millis(2);
+
+thread_local! {
+    static CONTAINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread works on a file whose panics become errors. A program whose panic hook stays
+/// silent meanwhile shows its user that error alone.
+pub fn is_contained() -> bool {
+    CONTAINED.get()
+}
+
+/// What work may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Stack of its thread in bytes.
+    pub(super) stack: usize,
+    /// How much the process may grow meanwhile, in bytes.
+    pub(super) memory: u64,
+    /// How long it may take.
+    pub(super) time: Duration,
+}
+
+/// Runs work within bounds; the error says which it broke, as in "takes more than 9 s".
+pub(super) fn run<T: Send + 'static>(
+    bounds: Bounds,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name("contained".into());
+    let started = thread.stack_size(bounds.stack).spawn(move || {
+        // Nobody waits any more if the work was given up.
+        let _ = sender.send(contain(work));
+    });
+    started.map_err(|error| format!("cannot be read: {error}"))?;
+    let begin = Instant::now();
+    let (mut before, mut look) = (None, FIRST_LOOK);
+    loop {
+        match receiver.recv_timeout(look) {
+            Ok(result) => return result.map_err(|reason| format!("is broken: {reason}")),
+            Err(RecvTimeoutError::Disconnected) => return Err("is broken".into()),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        look = NEXT_LOOK;
+        let memory = memory();
+        let before = *before.get_or_insert(memory);
+        if memory.saturating_sub(before) > bounds.memory {
+            let limit = bounds.memory >> 20;
+            return Err(format!("takes more than {limit} MiB of memory"));
+        }
+        if begin.elapsed() > bounds.time {
+            return Err(format!("takes more than {} s", bounds.time.as_secs()));
+        }
+    }
+}
+
+/// Makes a panic an error, the first line of its text.
+pub(crate) fn contain<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    let before = CONTAINED.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    CONTAINED.set(before);
+    result.map_err(|payload| {
+        let owned = payload.downcast_ref::<String>().map(String::as_str);
+        let reason = owned.or_else(|| payload.downcast_ref::<&str>().copied());
+        let reason = reason.and_then(|reason| reason.lines().next());
+        reason.unwrap_or("no reason given").to_owned()
+    })
+}
+
+/// Memory of the process in bytes where the system tells it; else 0, and only time is a bound.
+fn memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds {
+        stack: 1 << 20,
+        memory: 100 << 20,
+        time: Duration::from_secs(1),
+    };
+
+    #[test]
+    fn work_within_bounds_gives_its_result() {
+        assert_eq!(run(BOUNDS, || 5), Ok(5));
+    }
+
+    #[test]
+    fn a_panic_is_an_error() {
+        let broken = || -> usize {
+            assert!(is_contained());
+            [1, 2][std::hint::black_box(7)]
+        };
+        let error = run(BOUNDS, broken).expect_err("a panic");
+        assert!(
+            error.starts_with("is broken: index out of bounds"),
+            "{error}"
+        );
+        assert!(!is_contained());
+    }
+
+    #[test]
+    fn work_that_takes_too_much_is_given_up() {
+        let slow = || std::thread::sleep(Duration::from_secs(9));
+        assert_eq!(run(BOUNDS, slow), Err("takes more than 1 s".into()));
+        #[cfg(target_os = "linux")]
+        {
+            let large = || {
+                for _ in 0..200 {
+                    std::mem::forget(vec![7_u8; 2 << 20]);
+                    std::thread::sleep(Duration::from_millis(3));
+                }
+            };
+            let expected = Err("takes more than 100 MiB of memory".into());
+            assert_eq!(run(BOUNDS, large), expected);
+        }
+    }
+}
