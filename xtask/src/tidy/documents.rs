@@ -10,9 +10,11 @@ const ARCHITECTURE: &str = "docs/architecture.md";
 /// The folder with one file per method.
 const RECIPES: &str = "crates/molora-train/src/recipe/";
 /// Files of that folder that are no method.
-const NO_RECIPES: [&str; 7] = [
+const NO_RECIPES: [&str; 9] = [
+    "file",
     "instructions",
     "legs",
+    "limits",
     "mod",
     "optimizer",
     "order",

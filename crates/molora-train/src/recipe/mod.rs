@@ -6,6 +6,7 @@ mod glider;
 mod hydralora;
 mod instructions;
 mod legs;
+mod limits;
 mod lora;
 mod moa;
 mod mosld;
@@ -133,7 +134,9 @@ impl Recipe {
     /// Gives the recipe `total` optimizer steps, which its stages share as before; each that trains
     /// keeps at least one.
     pub fn set_total_steps(&mut self, total: usize) {
-        let old: usize = self.stages.iter().map(|stage| stage.steps).sum();
+        // As wide numbers: both may be as large as a number of steps can be.
+        let steps = self.stages.iter().map(|stage| stage.steps as u128);
+        let old: u128 = steps.sum();
         let mut trained: Vec<&mut StageConfig> = self
             .stages
             .iter_mut()
@@ -144,7 +147,8 @@ impl Recipe {
         };
         let mut left = total;
         for stage in others {
-            let share = (stage.steps * total + old / 2) / old;
+            let share = (stage.steps as u128 * total as u128 + old / 2) / old;
+            let share = usize::try_from(share).unwrap_or(usize::MAX);
             stage.steps = share.clamp(1, left.max(1));
             left = left.saturating_sub(stage.steps);
         }
@@ -173,6 +177,7 @@ impl Recipe {
     /// # Errors
     /// [`TrainError::Recipe`] with all problems, each with the path of its field.
     pub fn check(&self) -> Result<(), TrainError> {
+        self.refuse(limits::problems(self))?;
         // How many experts there are for tasks is not known yet.
         let spec = match self.adapter.has_expert_per_task() {
             true => Vec::new(),
@@ -187,6 +192,7 @@ impl Recipe {
     /// # Errors
     /// [`TrainError::Recipe`] with all problems, each with the path of its field.
     pub fn for_tasks(&self, tasks: &[String]) -> Result<AdapterSpec, TrainError> {
+        self.refuse(limits::problems(self))?;
         let (spec, problems) = self.spec_for(tasks);
         self.refuse([problems, self.problems()].concat())?;
         Ok(spec)

@@ -14,6 +14,7 @@ use molora_parts::read;
 use molora_regularize::ObjectiveConfig;
 use serde::{Deserialize, Deserializer};
 
+use crate::recipe::limits;
 use crate::recipe::stage::{Routing, Scope, StageConfig, Transform};
 use crate::recipe::{DataConfig, InstructionConfig, OptimizerConfig, Recipe, ScheduleConfig};
 
@@ -55,6 +56,11 @@ impl TryFrom<RecipeFile> for Recipe {
                 "[instructions] needs a stage with transform = \"embed_instructions\"".to_owned(),
             )?;
             *own = instructions;
+        }
+        // Here too: what reads the recipe next may not be able to hold them.
+        let problems = limits::problems(&recipe);
+        if !problems.is_empty() {
+            return Err(problems.join("; "));
         }
         Ok(recipe)
     }
