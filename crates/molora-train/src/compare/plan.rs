@@ -18,6 +18,7 @@ use crate::recipe::Recipe;
 use crate::report::SCHEMA_VERSION;
 use crate::run::{check_tasks, with_groups};
 use crate::store::is_empty;
+use crate::unseen::check_probed;
 use crate::{TrainError, run};
 
 /// What is made equal between recipes.
@@ -220,6 +221,9 @@ fn planned_recipes(
 ) -> Result<Vec<PlannedRecipe>, CompareError> {
     let device = request.device.open()?;
     let base = Backbone::from_folder(model, &device).map_err(TrainError::from)?;
+    if !request.unseen.is_empty() {
+        check_probed(model, &base)?;
+    }
     let counter = Counter {
         base: &base,
         num_tasks: tasks.len(),

@@ -30,6 +30,8 @@ impl Pass<'_> {
         for rows in eval_batches(&lengths, self.batch_size) {
             let asked: Vec<&Question> = rows.iter().map(|&row| &questions[row]).collect();
             for (&row, found) in rows.iter().zip(self.log_probabilities(&asked, &rows)?) {
+                let numbers = found.iter().copied();
+                self.check_finite(row, "log-probability of an answer", numbers)?;
                 scores[row] = found;
             }
             (self.progress)(rows.len());

@@ -109,6 +109,26 @@ pub fn evaluate(
     })
 }
 
+/// Refuses numbers of a record, a row of a split, that nothing can be told from.
+pub(crate) fn check_finite(
+    task: &str,
+    (split, row): (Split, usize),
+    what: &'static str,
+    numbers: impl IntoIterator<Item = f64>,
+) -> Result<(), TrainError> {
+    let broken = numbers.into_iter().find(|number| !number.is_finite());
+    match broken {
+        None => Ok(()),
+        Some(value) => Err(TrainError::ScoreNotFinite {
+            task: task.into(),
+            record: row + 1,
+            split: split.name(),
+            what,
+            value,
+        }),
+    }
+}
+
 /// The evaluation of one task.
 struct Pass<'a> {
     model: &'a TaskModel,
@@ -145,6 +165,16 @@ impl Pass<'_> {
                 self.task.name, self.task.kind
             )],
         }
+    }
+
+    /// Refuses numbers of a record that nothing can be told from.
+    fn check_finite(
+        &self,
+        row: usize,
+        what: &'static str,
+        numbers: impl IntoIterator<Item = f64>,
+    ) -> Result<(), TrainError> {
+        check_finite(&self.task.name, (self.split, row), what, numbers)
     }
 
     /// The tensors of some records of the split as they were learned, and the context of their pass.

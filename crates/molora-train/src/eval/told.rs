@@ -64,6 +64,8 @@ impl Pass<'_> {
             let width = outputs.dims()[1];
             let outputs: Vec<f32> = outputs.into_data().iter::<f32>().collect();
             for (&row, outputs) in rows.iter().zip(outputs.chunks(width)) {
+                let numbers = outputs.iter().map(|&number| f64::from(number));
+                self.check_finite(row, "output of the head", numbers)?;
                 answers[row] = answer(outputs);
             }
             self.routing.add(&self.task.name, &routes);

@@ -59,9 +59,11 @@ impl Pass<'_> {
             self.routing.add(&self.task.name, &output.routes);
             let states = output.written.expect("a model that writes");
             let answers = batch.answers();
-            sum += host(token_losses(self.model, states, &answers))
-                .iter()
-                .sum::<f64>();
+            let losses = host(token_losses(self.model, states, &answers));
+            for (answer, &loss) in answers.iter().zip(&losses) {
+                self.check_finite(rows[answer.row], "log-probability of an answer", [loss])?;
+            }
+            sum += losses.iter().sum::<f64>();
             count += answers.len();
         }
         Ok(sum / count.max(1) as f64)

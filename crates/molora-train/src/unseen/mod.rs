@@ -19,7 +19,7 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use molora_kernels::random::Seed;
-use molora_models::TaskModel;
+use molora_models::{Backbone, TaskModel};
 
 use crate::base::place::write_json_atomically;
 use crate::base::{DeviceSpec, bundled};
@@ -29,7 +29,7 @@ use crate::data::{
     require_classification,
 };
 use crate::error::{RunProblem, TrainError};
-use crate::eval::score;
+use crate::eval::{check_finite, score};
 use crate::guide::{Guide, Query, TextEncoder, check_instructions};
 use crate::model::inputs_for;
 use crate::report::{Gain, SCHEMA_VERSION};
@@ -61,7 +61,7 @@ pub struct UnseenRequest<'a> {
 /// Measures a finished run on tasks that it was not trained on.
 ///
 /// # Errors
-/// If the folder holds no finished run; if there is no unseen task, or one that is named is none, is
+/// If the folder holds no finished run, or one of a model that writes; if there is no unseen task, or one that is named is none, is
 /// missing, broken or no classification task; if there is a query for a run without instructions.
 pub fn evaluate_unseen(
     run: &Path,
@@ -74,6 +74,7 @@ pub fn evaluate_unseen(
     let tasks = unseen_tasks(run, &config, request)?;
     let opened = open_without_data(run, request.device)?;
     let config = &opened.config;
+    check_probed(&run.join(RUN), &opened.loaded.base)?;
     let query = opened.query(request.query, run)?;
     let base = &opened.loaded.base;
     let tasks = tokenized(&opened.base_folder, base, &tasks, &config.recipe.data)?;
@@ -115,6 +116,17 @@ impl UnseenReport {
     /// [`TrainError::Report`] if it cannot be written.
     pub fn save(&self, run: &Path) -> Result<(), TrainError> {
         write_json_atomically(&run.join(UNSEEN), self)
+    }
+}
+
+/// Refuses a model that writes its answers; `path` is named.
+///
+/// # Errors
+/// [`RunProblem::NeedsNoProbe`].
+pub(crate) fn check_probed(path: &Path, base: &Backbone) -> Result<(), TrainError> {
+    match base.writes() {
+        true => Err(TrainError::run(path, RunProblem::NeedsNoProbe)),
+        false => Ok(()),
     }
 }
 
@@ -212,7 +224,7 @@ impl Measuring<'_> {
             };
             self.features(
                 &model,
-                task.split(split),
+                (task, split),
                 rows,
                 guide.as_ref(),
                 &mut |records| {
@@ -252,12 +264,13 @@ impl Measuring<'_> {
     fn features(
         &self,
         model: &TaskModel,
-        examples: &[Example],
+        (task, split): (&TokenizedTask, Split),
         rows: &[usize],
         guide: Option<&Guide>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Tensor<2>, TrainError> {
         let device: &Device = &self.opened.loaded.device;
+        let examples: &[Example] = task.split(split);
         let num_tasks = self.opened.loaded.tasks.len();
         let lengths: Vec<usize> = rows.iter().map(|&row| examples[row].ids.len()).collect();
         let width = model.backbone.width();
@@ -274,6 +287,8 @@ impl Measuring<'_> {
             let pooled = model.encode(&input, &context).0.into_data();
             let pooled: Vec<f32> = pooled.iter::<f32>().collect();
             for (&place, state) in places.iter().zip(pooled.chunks_exact(width)) {
+                let numbers = state.iter().map(|&number| f64::from(number));
+                check_finite(&task.name, (split, rows[place]), "pooled state", numbers)?;
                 values[place * width..][..width].copy_from_slice(state);
             }
             progress(places.len());

@@ -99,12 +99,13 @@ pub fn distill(
     let opened = open(&request.run, request.data.as_deref(), request.device, false)?;
     on_event(Event::Phase("calibrating"));
     let guide = guide(&opened, Split::Train)?;
-    let train = moments(&opened, Split::Train, request.samples, guide.as_ref())?;
+    let named = (request.run.as_path(), &opened);
+    let train = moments(named, Split::Train, request.samples, guide.as_ref())?;
     if train.records == 0 {
         return Err(TrainError::run(&request.run, RunProblem::NoTrainingRecords));
     }
     let guide = self::guide(&opened, Split::Validation)?;
-    let held_out = moments(&opened, Split::Validation, request.samples, guide.as_ref())?;
+    let held_out = moments(named, Split::Validation, request.samples, guide.as_ref())?;
     on_event(Event::Phase("fitting"));
     let fits: Vec<Fit> = train
         .sites

@@ -1,10 +1,13 @@
 //! Second moments of what the sites of a mixture read and add.
 
+use std::path::Path;
+
 use burn::tensor::Tensor;
 use molora_models::{Adaptable, Adapter, Observation};
 
 use crate::TrainError;
 use crate::data::{Batch, Example, Split};
+use crate::error::RunProblem;
 use crate::guide::Guide;
 use crate::model::inputs;
 use crate::run::Opened;
@@ -42,9 +45,9 @@ pub(super) struct Calibration {
 /// each.
 ///
 /// # Errors
-/// A task number out of range.
+/// A task number out of range, or a site whose inputs or deltas are no numbers; `run` is named.
 pub(super) fn moments(
-    opened: &Opened,
+    (run, opened): (&Path, &Opened),
     split: Split,
     samples: usize,
     guide: Option<&Guide>,
@@ -75,7 +78,15 @@ pub(super) fn moments(
             found.tokens += batch.num_tokens();
         }
     }
-    Ok(found)
+    let sites = opened.model.backbone.sites();
+    let mut sites = sites.into_iter().zip(&found.sites);
+    match sites.find(|(_, moments)| !moments.is_finite()) {
+        None => Ok(found),
+        Some(((site, _), _)) => Err(TrainError::Run {
+            path: run.into(),
+            problem: RunProblem::SiteNotFinite { site },
+        }),
+    }
 }
 
 /// At most `wanted` numbers below `count`, evenly spread.
@@ -96,6 +107,12 @@ impl Moments {
             xz: Tensor::zeros([d_input, kept], &device),
             zz: 0.0,
         }
+    }
+
+    /// Whether all sums are numbers.
+    fn is_finite(&self) -> bool {
+        let sum = self.xx.clone().abs().sum() + self.xz.clone().abs().sum();
+        self.zz.is_finite() && sum.into_scalar::<f32>().is_finite()
     }
 
     fn add(&mut self, observation: &Observation) {
