@@ -14,6 +14,7 @@ mod formats;
 mod frozen;
 mod frozen_stages;
 mod grow;
+mod hostile;
 mod language;
 mod machine;
 mod recover;
