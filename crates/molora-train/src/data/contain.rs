@@ -126,7 +126,7 @@ mod tests {
         {
             let large = || {
                 for _ in 0..200 {
-                    std::mem::forget(vec![7_u8; 2 << 20]);
+                    std::mem::forget(std::hint::black_box(vec![7_u8; 2 << 20]));
                     std::thread::sleep(Duration::from_millis(3));
                 }
             };
