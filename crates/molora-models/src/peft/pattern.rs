@@ -54,7 +54,7 @@ impl Pattern {
     }
 
     /// Whether a path matches. An expression that gives up after too many steps does not; see
-    /// [`gives_up`](Self::gives_up).
+    /// `gives_up`.
     pub fn matches(&self, path: &str) -> bool {
         self.regex.is_match(path).unwrap_or(false)
     }

@@ -2,8 +2,8 @@
 
 pub mod base_model;
 pub mod bundled;
-pub(crate) mod digest;
 mod device;
+pub(crate) mod digest;
 pub(crate) mod files;
 pub mod machine;
 pub(crate) mod place;

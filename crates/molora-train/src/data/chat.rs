@@ -201,13 +201,6 @@ impl ChatTemplate {
             Err(Failure::Bound(problem)) => Err(bound(&self.path, problem)),
         }
     }
-}
-
-fn bound(path: &Path, problem: String) -> ChatError {
-    ChatError::Bound {
-        path: path.into(),
-        problem,
-    }
 
     /// What stands right behind an assistant's message, where the template shows it.
     pub(crate) fn answer_end(&self) -> Option<String> {
@@ -215,6 +208,13 @@ fn bound(path: &Path, problem: String) -> ChatError {
         let text = self.render(&messages, false).ok()?;
         let end = text.rfind(MARK)? + MARK.len();
         Some(text[end..].trim_start().to_owned())
+    }
+}
+
+fn bound(path: &Path, problem: String) -> ChatError {
+    ChatError::Bound {
+        path: path.into(),
+        problem,
     }
 }
 

@@ -191,10 +191,9 @@ impl<'de> Visitor<'de> for ColumnsVisitor {
 
 /// What is wrong with a text that is no JSON.
 pub(super) fn json_problem(error: &serde_json::Error, text: &[u8], place: &Place) -> String {
-    let line = text.split(|&byte| byte == b'\n');
-    let line = line
-        .skip(error.line().saturating_sub(1))
-        .next()
+    let mut lines = text.split(|&byte| byte == b'\n');
+    let line = lines
+        .nth(error.line().saturating_sub(1))
         .unwrap_or_default();
     // The parser stops at the first letter of the word, or behind the sign in front of it.
     let at = |column: usize| line.get(column..).unwrap_or_default();

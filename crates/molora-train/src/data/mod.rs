@@ -38,11 +38,11 @@ pub use format::FormatError;
 pub use prompt::{Piece, PromptFormat};
 pub use record::{Label, Record};
 pub use sampler::{Sampler, SamplerConfig, Strategy, eval_batches};
+pub(crate) use source::task_files;
 pub use special::SpecialTokens;
 pub use task::{
     Split, Task, TaskKind, TaskMeta, list_tasks, load_task, load_tasks, require_classification,
     task_path,
 };
-pub(crate) use source::task_files;
 pub use tokenizer::{Encoded, TextTokenizer};
 pub use written::{Average, Choice, PromptStyle, Question, Writing, WritingConfig};

@@ -33,7 +33,9 @@ pub enum RunProblem {
     #[error("{what} was cut short; molora recover {} finishes it", run.display())]
     Pending { what: String, run: PathBuf },
     /// A change of a run that molora did not write.
-    #[error("`{name}` is not what a change of experts has; remove .swap if you know where it is from")]
+    #[error(
+        "`{name}` is not what a change of experts has; remove .swap if you know where it is from"
+    )]
     ForeignChange { name: String },
     /// A name in a run that would be that of a folder.
     #[error("{what} `{name}` cannot be that of a folder, expected one without slashes")]
@@ -42,7 +44,9 @@ pub enum RunProblem {
     #[error("lies in {}, which --force would remove; choose another --out", out.display())]
     Inside { out: PathBuf },
     /// A folder to replace that the user is in.
-    #[error("is the folder that you are in, which --force cannot replace: call molora from elsewhere")]
+    #[error(
+        "is the folder that you are in, which --force cannot replace: call molora from elsewhere"
+    )]
     Here,
     /// Files that have changed since the training.
     #[error("{} changed since the run began: {advice}", files.join(", "))]

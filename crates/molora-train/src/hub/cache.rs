@@ -70,10 +70,10 @@ impl ModelCache {
 
     /// Whether every file that a commit may have is there, or known not to exist.
     pub(super) fn is_complete(&self, commit: &str) -> bool {
-        let is_known = |file: &&str| {
+        let is_known = |file: &str| {
             self.path(commit, file).exists() || self.absent(commit).join(file).exists()
         };
-        OPTIONAL.iter().all(|file| is_known(&file))
+        OPTIONAL.iter().all(|file| is_known(file))
     }
 
     /// Remembers which files a commit does not have, as Python does. A cache that cannot be written

@@ -49,13 +49,16 @@ pub(super) fn sleep(duration: Duration, ask: &mut Ask<'_>) -> Result<(), HubErro
     }
 }
 
+/// Takes a piece of a body, or hears that none came for a while.
+type OnPiece<'a> = dyn FnMut(Option<&[u8]>) -> Result<(), HubError> + 'a;
+
 /// Hands on a body piece by piece. A body that stands still for `limit`, or trickles for twice as
 /// long, is given up.
 pub(super) fn pieces(
     url: &str,
     body: impl Read + Send + 'static,
     limit: Duration,
-    on_piece: &mut dyn FnMut(Option<&[u8]>) -> Result<(), HubError>,
+    on_piece: &mut OnPiece<'_>,
 ) -> Result<(), HubError> {
     // Two pieces ahead at most.
     let (sender, receiver) = mpsc::sync_channel(2);

@@ -101,8 +101,8 @@ mod tests {
                 "adapter.bank.num_experts is 1000000000, expected at most 4096",
             ),
             (
-                "width = 8",
-                "width = 1_000_000_000_000",
+                "\nwidth = 8",
+                "\nwidth = 1_000_000_000_000",
                 "adapter.gate.width is 1000000000000, expected at most 65536",
             ),
             (

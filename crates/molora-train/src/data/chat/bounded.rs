@@ -110,7 +110,11 @@ mod tests {
     use super::MAX_SOURCE;
 
     fn refusal(source: &str) -> String {
-        let template = ChatTemplate::new("t".into(), source.into(), "".into(), "".into());
+        let template = ChatTemplate::new(
+            "t".into(),
+            source.into(),
+            crate::data::SpecialTokens::of("", ""),
+        );
         let result = template.and_then(|chat| chat.render(&[Message::user("Hi")], true));
         let error = result.expect_err("a template without bounds");
         assert!(matches!(error, ChatError::Bound { .. }), "{error}");
@@ -118,7 +122,11 @@ mod tests {
     }
 
     fn renders(source: &str) -> Result<String, ChatError> {
-        let template = ChatTemplate::new("t".into(), source.into(), "".into(), "".into());
+        let template = ChatTemplate::new(
+            "t".into(),
+            source.into(),
+            crate::data::SpecialTokens::of("", ""),
+        );
         template.and_then(|chat| chat.render(&[Message::user("Hi")], true))
     }
 

@@ -90,10 +90,7 @@ pub(super) type Wanted = std::sync::Arc<dyn Fn(&str) -> bool + Send + Sync>;
 ///
 /// # Errors
 /// The first thing found wrong, with file and line or row; a file without any row is an error.
-pub(super) fn read_rows(
-    path: &Path,
-    is_wanted: Wanted,
-) -> Result<(Format, Vec<Row>), DataError> {
+pub(super) fn read_rows(path: &Path, is_wanted: Wanted) -> Result<(Format, Vec<Row>), DataError> {
     let format = Format::of(path)?;
     let rows = match format {
         Format::Jsonl => jsonl::read(path)?,

@@ -160,7 +160,7 @@ mod tests {
                 "{% set x = \"%d\"|format(n[0])|int %}",
             ),
             ("{{ '%s' % (a,) }}", "{{ '%s'|format(a) }}"),
-            ("{{ '%s' % 'é' }}", "{{ '%s'|format('é') }}"),
+            ("{{ '%s' % '\u{e9}' }}", "{{ '%s'|format('\u{e9}') }}"),
         ] {
             assert_eq!(rewritten(source), expected);
         }

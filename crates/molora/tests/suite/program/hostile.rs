@@ -53,12 +53,6 @@ fn numbers_that_are_none_are_refused_wherever_they_are_read() {
         }
         fs::write(run.join(file), whole).expect("writable");
     }
-    edit_tensors(&world, |tensors| {
-        let (_, values) = tensors.values_mut().next().expect("a tensor");
-        values[3] = f32::INFINITY;
-    });
-    let expected = ["model.safetensors: number 4 of", "is inf, expected finite"];
-    assert_refused(&world, &["eval", "run"], "a base with infinity", &expected);
 }
 
 /// Weights that are numbers may still lead to none.
@@ -69,18 +63,12 @@ fn scores_that_are_none_choose_nothing() {
     let path = run.join("heads.safetensors");
     let mut tensors = read_tensors(&path);
     for (_, values) in tensors.values_mut() {
-        values.iter_mut().for_each(|value| *value *= 1e38);
-        values
-            .iter_mut()
-            .for_each(|value| *value = value.clamp(-3e38, 3e38));
+        let huge = |value: &mut f32| *value = 3e38_f32.copysign(*value);
+        values.iter_mut().for_each(huge);
     }
     write_tensors(&path, &tensors);
-    let expected = [
-        ": the output of the head is ",
-        "expected finite numbers",
-        "record 1",
-    ];
-    assert_refused(&world, &["eval", "run"], "huge heads", &expected[..2]);
+    let expected = [": the output of the head is ", "expected finite numbers"];
+    assert_refused(&world, &["eval", "run"], "huge heads", &expected);
 }
 
 #[test]

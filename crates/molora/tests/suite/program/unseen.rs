@@ -145,6 +145,7 @@ fn what_cannot_be_measured_is_refused() {
             serde_json::from_str(lines.lines().next().expect("a line")).expect("JSON");
         line["type"] = "generation".into();
         line["label"] = serde_json::Value::Null;
+        line["id"] = format!("answer-{split}-0").into();
         write_json(&world.data(&format!("answer/{split}.jsonl")), &line);
     }
     refuse(&["run", "--unseen"], &["answer is generation"]);
