@@ -218,7 +218,13 @@ fn sharded_adapters_are_read() {
 
 #[test]
 fn targets_that_are_nowhere_and_patterns_that_never_end_are_refused() {
-    let set = |targets: Value| changed("lora", |fields| fields["target_modules"] = targets, |_| {});
+    let set = |targets: Value| {
+        changed(
+            "peft_lora",
+            |fields| fields["target_modules"] = targets,
+            |_| {},
+        )
+    };
     refused(
         &set(json!(["query", "value"])),
         &["adapter_config.json: target_modules matches no module of the model, which has"],
