@@ -14,6 +14,7 @@ mod bench;
 mod ci;
 mod parity;
 mod tidy;
+mod torture;
 mod workspace;
 
 /// Checks and chores of the molora workspace.
@@ -38,6 +39,8 @@ enum Command {
     Parity,
     /// The project's own rules: dependency arrows, line budgets, documents, plain text.
     Tidy,
+    /// Kills, errors of the disk, pairs of commands and a hub that lies, against the program.
+    Torture(torture::Torture),
 }
 
 fn main() -> ExitCode {
@@ -58,5 +61,6 @@ fn run(command: &Command) -> Result<()> {
         Command::Fmt => ci::format(&workspace::shell()?),
         Command::Parity => parity::run(),
         Command::Tidy => tidy::run(),
+        Command::Torture(torture) => torture::run(torture),
     }
 }
