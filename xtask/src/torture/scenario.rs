@@ -25,6 +25,8 @@ pub(super) enum GoOn {
     Resume,
     /// `train --resume run` if the run is not finished, else the same command, which has `--force`.
     Force,
+    /// The same command again, with `--force` if there is a run.
+    Replace,
 }
 
 /// A command that writes, and what it is tried on.
@@ -93,7 +95,7 @@ pub(super) fn all() -> Vec<Scenario> {
         scenario("export-run", "two", "export run --expert pets", GoOn::Same, false),
         scenario("merge", "two", "merge run --expert pets --out out", GoOn::Same, false),
         scenario("distill", "two", "distill run --rank 2 --samples 8 --out out", GoOn::Same, false),
-        scenario("assemble", "adapters", ASSEMBLE, GoOn::Resume, false),
+        scenario("assemble", "adapters", ASSEMBLE, GoOn::Replace, false),
     ]
 }
 
@@ -242,12 +244,15 @@ pub(super) fn succeed(program: &Program, folder: &Path, arguments: &[String]) ->
 pub(super) fn next(scenario: &Scenario, folder: &Path) -> Vec<String> {
     let has = |name: &str| folder.join("run").join(name).exists();
     let resumes = match scenario.go_on {
-        GoOn::Same => false,
+        GoOn::Same | GoOn::Replace => false,
         GoOn::Resume => has("run.toml"),
         GoOn::Force => has("run.toml") && !has("summary.json"),
     };
     match resumes {
         true => words("train --resume run"),
+        false if scenario.go_on == GoOn::Replace && has("run.toml") => {
+            [&scenario.command[..], &words("--force")].concat()
+        }
         false => scenario.command.clone(),
     }
 }

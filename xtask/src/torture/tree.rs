@@ -62,7 +62,9 @@ impl Tree {
         let begin = format!("{folder}/");
         let kept = self.0.iter().filter_map(|(path, content)| {
             let path = path.strip_prefix(&begin)?;
-            (!is_temporary(path)).then(|| (path.to_owned(), content.clone()))
+            // A run is finished before its checkpoints go.
+            let is_kept = !is_temporary(path) && !path.starts_with("checkpoints");
+            is_kept.then(|| (path.to_owned(), content.clone()))
         });
         Self(kept.collect())
     }

@@ -25,7 +25,7 @@ use molora_models::BaseDtype;
 use crate::base::DeviceSpec;
 use crate::base::place::{clean, write_atomically, write_json_atomically};
 use crate::recipe::Recipe;
-use crate::store::{FolderLock, RUN, SUMMARY, read_config};
+use crate::store::{FolderLock, RUN, SUMMARY, read_config, recover};
 use crate::{TrainError, run};
 
 pub use error::CompareError;
@@ -211,8 +211,10 @@ impl One<'_> {
             return Ok(());
         }
         self.check(folder)?;
-        if state == State::Unfinished {
-            run::resume(folder, &run::Part::default(), stop, on_event)?;
+        match state {
+            State::Unfinished => drop(run::resume(folder, &run::Part::default(), stop, on_event)?),
+            // A kill after its end may have left checkpoints.
+            _ => drop(recover(folder)?),
         }
         Ok(())
     }

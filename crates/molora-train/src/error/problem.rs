@@ -100,7 +100,10 @@ pub enum RunProblem {
     #[error("the run did not reach stage {stage}; go on without --from-stage")]
     NotReached { stage: String },
     /// A recipe of assembled experts that is trained.
-    #[error("its experts are files that are given to molora assemble")]
+    #[error(
+        "its experts are files that are given to molora assemble; run that again, with --force if \
+         it was cut short"
+    )]
     GivenElsewhere,
     /// Labels that have changed since the training.
     #[error(

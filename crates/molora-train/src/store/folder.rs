@@ -217,6 +217,8 @@ impl Writing {
         refuse_newer(run)?;
         let settled = settle(run)?;
         clean_run(run)?;
+        // An older run that `--force` replaced goes under another name.
+        clean_beside(run)?;
         Ok(Self {
             _lock: lock,
             settled,
