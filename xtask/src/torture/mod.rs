@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 use xshell::{Shell, cmd};
 
 mod faults;
+mod pairs;
 mod process;
 mod report;
 mod scenario;
@@ -93,6 +94,9 @@ pub(crate) fn run(options: &Torture) -> Result<()> {
     }
     if wants(What::Errors) {
         told("errors", faults::run(&stage, &faults::ERRORS, options)?);
+    }
+    if wants(What::Pairs) {
+        told("pairs", pairs::run_all(&stage, options)?);
     }
     match count {
         0 => Ok(()),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::process::{End, Fault, Operation, UNREADABLE, run};
-use super::scenario::{Expected, Scenario, Stage, is_done, next, succeed, words};
+use super::scenario::{Expected, Scenario, Stage, is_done, next, words};
 use super::tree::{self, Tree};
 
 /// A scenario that was run undisturbed.
@@ -194,9 +194,4 @@ impl Trial<'_> {
         let difference = found.difference(&self.reference.expected.after);
         Ok(difference.map(|fault| format!("went on, but {fault} ({})", arguments.join(" "))))
     }
-}
-
-/// A plain run of a line in a folder, which has to succeed.
-pub(super) fn must(stage: &Stage, folder: &Path, line: &str) -> Result<End> {
-    succeed(&stage.program, folder, &words(line))
 }
