@@ -75,6 +75,14 @@ impl Tree {
         Self(kept.map(|(path, content)| (path.clone(), content.clone())).collect())
     }
 
+    /// Forgets a folder in which nothing is.
+    pub(super) fn forget_empty(&mut self, folder: &str) {
+        let begin = format!("{folder}/");
+        if !self.0.keys().any(|path| path.starts_with(&begin)) {
+            self.0.remove(folder);
+        }
+    }
+
     pub(super) fn has(&self, path: &str) -> bool {
         self.0.contains_key(path)
     }

@@ -116,10 +116,10 @@ pub(super) fn settle(run: &Path) -> Result<Option<String>, TrainError> {
     if is_there(&new) {
         move_into(&new, run)?;
     }
-    sync(run)?;
-    discard(&swap)?;
     // Only an empty folder can be removed so.
     drop(std::fs::remove_dir(run.join(BEFORE)));
+    sync(run)?;
+    discard(&swap)?;
     Ok(Some(what))
 }
 
