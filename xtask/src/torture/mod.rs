@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 use xshell::{Shell, cmd};
 
 mod faults;
+mod hub;
 mod pairs;
 mod process;
 mod report;
@@ -97,6 +98,9 @@ pub(crate) fn run(options: &Torture) -> Result<()> {
     }
     if wants(What::Pairs) {
         told("pairs", pairs::run_all(&stage, options)?);
+    }
+    if wants(What::Hub) {
+        told("hub", hub::run_all(&stage, &shell.current_dir(), options)?);
     }
     match count {
         0 => Ok(()),

@@ -126,7 +126,7 @@ impl End {
     /// Why this is no end that a command may have: success, or code 1 with one line that says why.
     pub(super) fn fault(&self) -> Option<String> {
         let Some(status) = self.status else {
-            return Some(format!("did not end in {} s", LIMIT.as_secs()));
+            return Some("did not end in time".into());
         };
         if self.errors.contains("panicked at") {
             return Some(format!("panicked: {}", self.last_line()));
@@ -155,6 +155,7 @@ pub(super) struct Running {
     child: Child,
     readers: [JoinHandle<String>; 2],
     start: Instant,
+    limit: Duration,
 }
 
 /// Starts a command.
@@ -168,12 +169,22 @@ pub(super) fn start(mut command: Command) -> Result<Running> {
         readers: [read(output), read(errors)],
         child,
         start: Instant::now(),
+        limit: LIMIT,
     })
 }
 
 /// Runs a command to its end.
 pub(super) fn run(command: Command) -> Result<End> {
     start(command)?.wait()
+}
+
+/// Runs a command that may take longer than others.
+pub(super) fn run_within(command: Command, limit: Duration) -> Result<End> {
+    Running {
+        limit,
+        ..start(command)?
+    }
+    .wait()
 }
 
 impl Running {
@@ -187,7 +198,7 @@ impl Running {
             if let Some(status) = self.child.try_wait()? {
                 break Some(status);
             }
-            if self.start.elapsed() > LIMIT {
+            if self.start.elapsed() > self.limit {
                 self.child.kill()?;
                 self.child.wait()?;
                 break None;

@@ -83,6 +83,11 @@ impl Tree {
         }
     }
 
+    /// The paths of all files and folders.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &String> {
+        self.0.keys()
+    }
+
     pub(super) fn has(&self, path: &str) -> bool {
         self.0.contains_key(path)
     }
