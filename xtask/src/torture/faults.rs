@@ -43,8 +43,17 @@ fn cases(references: &[Reference], kinds: &[&'static str], options: &Torture) ->
                 if !applies(kind, operation) {
                     continue;
                 }
-                let fault = Fault { at: index + 1, kind };
-                let mut add = |again| all.push(Case { scenario, fault, again });
+                let fault = Fault {
+                    at: index + 1,
+                    kind,
+                };
+                let mut add = |again| {
+                    all.push(Case {
+                        scenario,
+                        fault,
+                        again,
+                    })
+                };
                 add(None);
                 if kind == "kill" {
                     add(Some(1 + draw.below(operations.len())));
@@ -65,7 +74,9 @@ fn named(references: &[Reference], text: &str) -> Result<Case> {
     let [name, kind, at, again @ ..] = &parts[..] else {
         bail!("{text}: a case is SCENARIO:KIND:N[:M]");
     };
-    let found = references.iter().position(|reference| reference.scenario.name == *name);
+    let found = references
+        .iter()
+        .position(|reference| reference.scenario.name == *name);
     let kinds = KILLS.iter().chain(&ERRORS);
     let kind = kinds.copied().find(|known| known == kind);
     Ok(Case {
@@ -114,13 +125,24 @@ pub(super) fn run(stage: &Stage, kinds: &[&'static str], options: &Torture) -> R
         let workers: Vec<_> = (0..options.jobs.max(1))
             .map(|worker| {
                 let (next, seen, cases, references) = (&next, &seen, &cases, &references);
-                scope.spawn(move || work(&Bench::new(stage, worker), command, references, cases, next, seen))
+                scope.spawn(move || {
+                    work(
+                        &Bench::new(stage, worker),
+                        command,
+                        references,
+                        cases,
+                        next,
+                        seen,
+                    )
+                })
             })
             .collect();
-        workers.into_iter().try_for_each(|worker| match worker.join() {
-            Ok(result) => result,
-            Err(_) => bail!("a worker panicked"),
-        })
+        workers
+            .into_iter()
+            .try_for_each(|worker| match worker.join() {
+                Ok(result) => result,
+                Err(_) => bail!("a worker panicked"),
+            })
     })?;
     let seen = seen.into_inner().ok().context("a worker panicked")?;
     Ok(seen.findings(&references, kinds))
@@ -141,7 +163,9 @@ fn work(
             let name = name_of(reference, case);
             let kept = bench.keep(&name.replace(':', "-"))?;
             let what = operation(reference, case);
-            let what = what.map(|at| format!("{} {}", at.call, at.path)).unwrap_or_default();
+            let what = what
+                .map(|at| format!("{} {}", at.call, at.path))
+                .unwrap_or_default();
             println!("FAULT {name} ({what}): {fault}");
             println!("  kept: {}", kept.display());
             println!("  again: cargo xtask torture {command} --case {name}");

@@ -104,7 +104,10 @@ pub(crate) fn run(options: &Torture) -> Result<()> {
     }
     match count {
         0 => Ok(()),
-        _ => bail!("{count} cases with a fault; their folders are below {}", folder.display()),
+        _ => bail!(
+            "{count} cases with a fault; their folders are below {}",
+            folder.display()
+        ),
     }
 }
 
@@ -112,12 +115,17 @@ pub(crate) fn run(options: &Torture) -> Result<()> {
 fn prepare(shell: &Shell, options: &Torture, folder: &Path) -> Result<Program> {
     let library = folder.join("faults.so");
     let source = shell.current_dir().join("xtask/torture/faults.c");
-    cmd!(shell, "cc -O2 -Wall -Wextra -shared -fPIC -o {library} {source}").run()?;
+    cmd!(
+        shell,
+        "cc -O2 -Wall -Wextra -shared -fPIC -o {library} {source}"
+    )
+    .run()?;
     let path = match &options.program {
         Some(path) => path.canonicalize().context("no such program")?,
         None => {
             cmd!(shell, "cargo build --release --package molora").run()?;
-            let target = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
+            let target =
+                std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
             shell.current_dir().join(target).join("release/molora")
         }
     };

@@ -59,13 +59,41 @@ fn all() -> Vec<Pair> {
     let merge = "merge run --expert pets --out out";
     vec![
         pair("train, train", "plain", &train, &train, (1, 1), false),
-        pair("train --force twice", "other", &force, &force, (1, 2), false),
+        pair(
+            "train --force twice",
+            "other",
+            &force,
+            &force,
+            (1, 2),
+            false,
+        ),
         pair("resume, resume", "stopped", resume, resume, (1, 1), false),
-        pair("resume, train --force", "stopped", resume, &force, (1, 2), false),
-        pair("add, add the same", "two", &weather, &weather, (1, 1), false),
+        pair(
+            "resume, train --force",
+            "stopped",
+            resume,
+            &force,
+            (1, 2),
+            false,
+        ),
+        pair(
+            "add, add the same",
+            "two",
+            &weather,
+            &weather,
+            (1, 1),
+            false,
+        ),
         pair("add, add another", "two", &weather, &birds, (1, 2), false),
         pair("add, remove", "three", &birds, remove, (1, 2), false),
-        pair("compare, compare", "plain", &compare, &compare, (1, 2), false),
+        pair(
+            "compare, compare",
+            "plain",
+            &compare,
+            &compare,
+            (1, 2),
+            false,
+        ),
         pair("resume, eval", "stopped", resume, eval, (1, 2), true),
         pair("add, eval", "two", &weather, eval, (1, 2), true),
         pair("train --force, eval", "other", &force, eval, (1, 2), true),
@@ -135,7 +163,10 @@ impl Reference {
                 Some(difference) => differences.push(format!("{order:?}: {difference}")),
             }
         }
-        Ok(Some(format!("{done:?} succeeded, but {}", differences.join("; or "))))
+        Ok(Some(format!(
+            "{done:?} succeeded, but {}",
+            differences.join("; or ")
+        )))
     }
 }
 
@@ -155,7 +186,11 @@ pub(super) fn run_all(stage: &Stage, options: &Torture) -> Result<Findings> {
         .map(|pair| Reference::measure(stage, pair))
         .collect::<Result<_>>()?;
     let mut draw = Draw(options.seed);
-    let count = if options.limit == 0 { 1300 } else { options.limit };
+    let count = if options.limit == 0 {
+        1300
+    } else {
+        options.limit
+    };
     let tries: Vec<Try> = (0..count)
         .map(|index| Try {
             pair: index % references.len().max(1),
@@ -171,10 +206,12 @@ pub(super) fn run_all(stage: &Stage, options: &Torture) -> Result<Findings> {
             scope.spawn(move || work(stage, worker, references, tries, next, counts))
         };
         let workers: Vec<_> = (0..options.jobs.max(1)).map(work).collect();
-        workers.into_iter().try_for_each(|worker| match worker.join() {
-            Ok(result) => result,
-            Err(_) => bail!("a worker panicked"),
-        })
+        workers
+            .into_iter()
+            .try_for_each(|worker| match worker.join() {
+                Ok(result) => result,
+                Err(_) => bail!("a worker panicked"),
+            })
     })?;
     let counts = counts.into_inner().ok().context("a worker panicked")?;
     let mut findings = Findings::default();
@@ -213,7 +250,11 @@ fn work(
                 let kept = stage.folder.join("failed").join(format!("pair-{index}"));
                 std::fs::create_dir_all(kept.parent().context("a folder above")?)?;
                 std::fs::rename(&folder, &kept)?;
-                println!("FAULT {} ({} ms later): {fault}", reference.pair.name, one.wait.as_millis());
+                println!(
+                    "FAULT {} ({} ms later): {fault}",
+                    reference.pair.name,
+                    one.wait.as_millis()
+                );
                 println!("  kept: {}", kept.display());
                 3
             }

@@ -62,8 +62,10 @@ pub(super) fn train_line() -> String {
 
 /// A comparison of two recipes in the folder `compared`.
 pub(super) fn compare_line() -> String {
-    format!("compare lora,hydralora {SMALL} --tasks answer,pets --seeds 1 --steps 4 --out compared \
-             --set checkpoint_every=2")
+    format!(
+        "compare lora,hydralora {SMALL} --tasks answer,pets --seeds 1 --steps 4 --out compared \
+             --set checkpoint_every=2"
+    )
 }
 
 const ASSEMBLE: &str = "assemble --base model --expert answer=adapters/answer --expert \
@@ -83,18 +85,78 @@ pub(super) fn all() -> Vec<Scenario> {
     vec![
         scenario("train", "plain", &train, GoOn::Resume, false),
         scenario("train-lora", "plain", &lora, GoOn::Resume, false),
-        scenario("train-force", "other", &format!("{train} --force"), GoOn::Force, true),
-        scenario("resume", "stopped", "train --resume run", GoOn::Resume, false),
-        scenario("resume-stage", "stopped", "train --resume run --from-stage experts", GoOn::Resume, false),
-        scenario("add-expert", "two", "add-expert run --task weather", GoOn::Same, true),
-        scenario("remove-last", "three", "remove-expert run --task weather", GoOn::Same, true),
-        scenario("remove-other", "three", "remove-expert run --task answer", GoOn::Same, true),
+        scenario(
+            "train-force",
+            "other",
+            &format!("{train} --force"),
+            GoOn::Force,
+            true,
+        ),
+        scenario(
+            "resume",
+            "stopped",
+            "train --resume run",
+            GoOn::Resume,
+            false,
+        ),
+        scenario(
+            "resume-stage",
+            "stopped",
+            "train --resume run --from-stage experts",
+            GoOn::Resume,
+            false,
+        ),
+        scenario(
+            "add-expert",
+            "two",
+            "add-expert run --task weather",
+            GoOn::Same,
+            true,
+        ),
+        scenario(
+            "remove-last",
+            "three",
+            "remove-expert run --task weather",
+            GoOn::Same,
+            true,
+        ),
+        scenario(
+            "remove-other",
+            "three",
+            "remove-expert run --task answer",
+            GoOn::Same,
+            true,
+        ),
         scenario("recover", "pending", "recover run", GoOn::Same, false),
         scenario("compare", "plain", &compare_line(), GoOn::Same, false),
-        scenario("export", "two", "export run --expert pets --out out", GoOn::Same, false),
-        scenario("export-run", "two", "export run --expert pets", GoOn::Same, false),
-        scenario("merge", "two", "merge run --expert pets --out out", GoOn::Same, false),
-        scenario("distill", "two", "distill run --rank 2 --samples 8 --out out", GoOn::Same, false),
+        scenario(
+            "export",
+            "two",
+            "export run --expert pets --out out",
+            GoOn::Same,
+            false,
+        ),
+        scenario(
+            "export-run",
+            "two",
+            "export run --expert pets",
+            GoOn::Same,
+            false,
+        ),
+        scenario(
+            "merge",
+            "two",
+            "merge run --expert pets --out out",
+            GoOn::Same,
+            false,
+        ),
+        scenario(
+            "distill",
+            "two",
+            "distill run --rank 2 --samples 8 --out out",
+            GoOn::Same,
+            false,
+        ),
         scenario("assemble", "adapters", ASSEMBLE, GoOn::Replace, false),
     ]
 }
@@ -121,12 +183,27 @@ fn states() -> Vec<State> {
         state("two", "plain", &[&train], None),
         state("other", "plain", &[&other], None),
         state("three", "two", &["add-expert run --task weather"], None),
-        state("stopped", "plain", &[&train], Some(("rename", "/step-00000006"))),
-        state("pending", "two", &["add-expert run --task weather"], Some(("rename", "/.swap"))),
-        state("adapters", "two", &[
-            "export run --expert answer --out adapters/answer",
-            "export run --expert pets --out adapters/pets",
-        ], None),
+        state(
+            "stopped",
+            "plain",
+            &[&train],
+            Some(("rename", "/step-00000006")),
+        ),
+        state(
+            "pending",
+            "two",
+            &["add-expert run --task weather"],
+            Some(("rename", "/.swap")),
+        ),
+        state(
+            "adapters",
+            "two",
+            &[
+                "export run --expert answer --out adapters/answer",
+                "export run --expert pets --out adapters/pets",
+            ],
+            None,
+        ),
     ]
 }
 
@@ -148,14 +225,18 @@ impl Stage {
             states: BTreeMap::new(),
         };
         let plain = stage.place("plain");
-        let fixtures = shell.current_dir().join("crates/molora/tests/fixtures/format-0");
+        let fixtures = shell
+            .current_dir()
+            .join("crates/molora/tests/fixtures/format-0");
         for name in ["model", "data"] {
             tree::copy(&fixtures.join(name), &plain.join(name))?;
         }
         another_task(&plain.join("data"), "weather", "birds")?;
         stage.states.insert("plain", plain);
         for state in states() {
-            stage.add(&state).with_context(|| format!("the state `{}`", state.name))?;
+            stage
+                .add(&state)
+                .with_context(|| format!("the state `{}`", state.name))?;
         }
         Ok(stage)
     }
@@ -183,7 +264,10 @@ impl Stage {
         }
         if state.name == "adapters" {
             for task in ["answer", "pets"] {
-                tree::copy(&place.join("data").join(task), &place.join("tasks").join(task))?;
+                tree::copy(
+                    &place.join("data").join(task),
+                    &place.join("tasks").join(task),
+                )?;
             }
             tree::remove(&place.join("run"))?;
         }
@@ -197,10 +281,15 @@ impl Stage {
         let is_it = |operation: &super::process::Operation| {
             operation.call == stop.0 && operation.path.ends_with(stop.1)
         };
-        let at = operations.iter().position(is_it).context("no such operation")? + 2;
+        let at = operations
+            .iter()
+            .position(is_it)
+            .context("no such operation")?
+            + 2;
         tree::replace(self.state(from)?, place)?;
         let mut command = self.program.command(place, &words(line));
-        self.program.inject(&mut command, place, Fault { at, kind: "kill" });
+        self.program
+            .inject(&mut command, place, Fault { at, kind: "kill" });
         ensure!(run(command)?.is_killed(), "was not killed");
         Ok(())
     }
@@ -236,7 +325,12 @@ fn make_relative(folder: &Path, root: &Path) -> Result<()> {
 /// Runs a command that has to succeed.
 pub(super) fn succeed(program: &Program, folder: &Path, arguments: &[String]) -> Result<End> {
     let end = run(program.command(folder, arguments))?;
-    ensure!(end.is_success(), "{}: {}", arguments.join(" "), end.last_line());
+    ensure!(
+        end.is_success(),
+        "{}: {}",
+        arguments.join(" "),
+        end.last_line()
+    );
     Ok(end)
 }
 

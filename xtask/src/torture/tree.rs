@@ -72,7 +72,10 @@ impl Tree {
     /// The same without what a writer leaves behind.
     pub(super) fn without_leftovers(&self) -> Self {
         let kept = self.0.iter().filter(|(path, _)| !is_temporary(path));
-        Self(kept.map(|(path, content)| (path.clone(), content.clone())).collect())
+        Self(
+            kept.map(|(path, content)| (path.clone(), content.clone()))
+                .collect(),
+        )
     }
 
     /// Forgets a folder in which nothing is.
@@ -146,10 +149,14 @@ fn without_times(path: &str, bytes: &[u8], root: &str) -> Vec<u8> {
         Err(_) => text.to_owned(),
     };
     match is_lines {
-        true => text.split_inclusive('\n').map(|line| match line.strip_suffix('\n') {
-            Some(whole) => plain(whole) + "\n",
-            None => line.to_owned(),
-        }).collect::<String>().into_bytes(),
+        true => text
+            .split_inclusive('\n')
+            .map(|line| match line.strip_suffix('\n') {
+                Some(whole) => plain(whole) + "\n",
+                None => line.to_owned(),
+            })
+            .collect::<String>()
+            .into_bytes(),
         false => plain(&text).into_bytes(),
     }
 }

@@ -40,7 +40,11 @@ pub(super) enum Outcome {
 impl Reference {
     /// Runs a scenario undisturbed, and counts what it does.
     pub(super) fn measure(stage: &Stage, scenario: Scenario) -> Result<Self> {
-        let place = stage.folder.join("references").join(scenario.name).join("world");
+        let place = stage
+            .folder
+            .join("references")
+            .join(scenario.name)
+            .join("world");
         let mut measured = Vec::new();
         for reads in [true, false] {
             tree::replace(stage.state(scenario.state)?, &place)?;
@@ -90,7 +94,11 @@ impl<'a> Bench<'a> {
     }
 
     /// Tries a case; what is wrong is `Err` in words.
-    pub(super) fn try_case(&self, reference: &Reference, case: &Case) -> Result<Result<Outcome, String>> {
+    pub(super) fn try_case(
+        &self,
+        reference: &Reference,
+        case: &Case,
+    ) -> Result<Result<Outcome, String>> {
         tree::remove(&self.folder)?;
         let world = self.world();
         tree::copy(self.stage.state(reference.scenario.state)?, &world)?;
@@ -129,7 +137,9 @@ impl Trial<'_> {
             return Ok(Err(fault));
         }
         if end.is_success()
-            && let Some(fault) = left.without_leftovers().difference(&self.reference.expected.after)
+            && let Some(fault) = left
+                .without_leftovers()
+                .difference(&self.reference.expected.after)
         {
             return Ok(Err(format!("success, but {fault}")));
         }
@@ -176,7 +186,9 @@ impl Trial<'_> {
             return Ok(Some(format!("{reader} {fault}")));
         }
         let after = Tree::read(self.world)?;
-        Ok(after.difference(&before).map(|fault| format!("{reader} changed what it read: {fault}")))
+        Ok(after
+            .difference(&before)
+            .map(|fault| format!("{reader} changed what it read: {fault}")))
     }
 
     /// Goes on as the documents say, until the result is there.

@@ -57,7 +57,9 @@ fn lie(
 
 /// Always the same answer.
 fn send(name: &str, expected: Expected, about: &'static str, answer: Vec<u8>) -> Case {
-    lie(name, expected, about, ALWAYS, move |_, _| Action::Send(answer.clone()))
+    lie(name, expected, about, ALWAYS, move |_, _| {
+        Action::Send(answer.clone())
+    })
 }
 
 /// A description that is changed.
@@ -110,24 +112,50 @@ fn descriptions() -> Vec<Case> {
     vec![
         send("broken JSON", Refused, LIST, ok(b"{\"sha\": ")),
         send("an empty body", Refused, LIST, ok(b"")),
-        send("HTML", Refused, LIST, ok(b"<html><body>Sign in</body></html>")),
+        send(
+            "HTML",
+            Refused,
+            LIST,
+            ok(b"<html><body>Sign in</body></html>"),
+        ),
         send("deep JSON", Refused, LIST, ok(deep.as_bytes())),
         send("deep JSON in a field", Refused, LIST, ok(known.as_bytes())),
         send("64 MiB of spaces", Refused, LIST, ok(&vec![b' '; 64 << 20])),
-        send("invalid UTF-8", Refused, LIST, ok(b"{\"sha\": \"\xff\xfe\"}")),
+        send(
+            "invalid UTF-8",
+            Refused,
+            LIST,
+            ok(b"{\"sha\": \"\xff\xfe\"}"),
+        ),
         send("a list", Refused, LIST, ok(b"[1, 2]")),
         send("null", Refused, LIST, ok(b"null")),
         described("sha is a number", Refused, |v| v["sha"] = json!(5)),
-        described("sha leads elsewhere", Refused, |v| v["sha"] = json!("../../../../evil")),
-        described("sha of 39 digits", Refused, |v| v["sha"] = json!("0".repeat(39))),
+        described("sha leads elsewhere", Refused, |v| {
+            v["sha"] = json!("../../../../evil")
+        }),
+        described("sha of 39 digits", Refused, |v| {
+            v["sha"] = json!("0".repeat(39))
+        }),
         described("sha steers", Refused, |v| v["sha"] = json!(STEER)),
-        described("sha of a MiB", Refused, |v| v["sha"] = json!("a".repeat(1 << 20))),
-        described("siblings is an object", Refused, |v| v["siblings"] = json!({"a": 1})),
+        described("sha of a MiB", Refused, |v| {
+            v["sha"] = json!("a".repeat(1 << 20))
+        }),
+        described("siblings is an object", Refused, |v| {
+            v["siblings"] = json!({"a": 1})
+        }),
         described("no siblings", Refused, |v| v["siblings"] = json!([])),
-        described("a negative size", Refused, |v| v["siblings"][0]["size"] = json!(-1)),
-        described("a size of 1e300", Refused, |v| v["siblings"][0]["size"] = json!(1e300)),
-        described("a size as text", Refused, |v| v["siblings"][0]["size"] = json!("12")),
-        described("a size of 2^63", Refused, |v| v["siblings"][0]["size"] = json!(1_u64 << 63)),
+        described("a negative size", Refused, |v| {
+            v["siblings"][0]["size"] = json!(-1)
+        }),
+        described("a size of 1e300", Refused, |v| {
+            v["siblings"][0]["size"] = json!(1e300)
+        }),
+        described("a size as text", Refused, |v| {
+            v["siblings"][0]["size"] = json!("12")
+        }),
+        described("a size of 2^63", Refused, |v| {
+            v["siblings"][0]["size"] = json!(1_u64 << 63)
+        }),
         described("all sizes are 0", Refused, |v| {
             for entry in v["siblings"].as_array_mut().into_iter().flatten() {
                 entry["size"] = json!(0);
@@ -146,11 +174,17 @@ fn descriptions() -> Vec<Case> {
                 }
             }
         }),
-        lie("another commit each time", Right, LIST, ALWAYS, |request, hub| {
-            let mut value = hub.description();
-            value["sha"] = json!(format!("{:040x}", request.before + 1));
-            Action::Send(ok(value.to_string().as_bytes()))
-        }),
+        lie(
+            "another commit each time",
+            Right,
+            LIST,
+            ALWAYS,
+            |request, hub| {
+                let mut value = hub.description();
+                value["sha"] = json!(format!("{:040x}", request.before + 1));
+                Action::Send(ok(value.to_string().as_bytes()))
+            },
+        ),
     ]
 }
 
@@ -191,15 +225,25 @@ fn names() -> Vec<Case> {
         listed("a name twice", Either, entry(CONFIG)),
         listed("a name that is a number", Refused, json!({"rfilename": 5})),
         listed("a name that steers", Right, entry(STEER)),
-        listed("a hash and a name that steer", Refused, json!({"rfilename": STEER, "blobId": "z"})),
-        lie("no weights but a name that steers", Refused, LIST, ALWAYS, move |_, hub| {
-            let mut value = hub.description();
-            without_weights(&mut value);
-            if let Some(list) = value["siblings"].as_array_mut() {
-                list.push(json!({"rfilename": format!("{STEER}.bin")}));
-            }
-            Action::Send(ok(value.to_string().as_bytes()))
-        }),
+        listed(
+            "a hash and a name that steer",
+            Refused,
+            json!({"rfilename": STEER, "blobId": "z"}),
+        ),
+        lie(
+            "no weights but a name that steers",
+            Refused,
+            LIST,
+            ALWAYS,
+            move |_, hub| {
+                let mut value = hub.description();
+                without_weights(&mut value);
+                if let Some(list) = value["siblings"].as_array_mut() {
+                    list.push(json!({"rfilename": format!("{STEER}.bin")}));
+                }
+                Action::Send(ok(value.to_string().as_bytes()))
+            },
+        ),
         index("../../../../evil.safetensors"),
         index("/tmp/evil.safetensors"),
         index("a/../../../evil.safetensors"),
@@ -213,14 +257,25 @@ fn statuses(about: &'static str) -> Vec<Case> {
     let later = [("Retry-After", "86400")];
     let status = |number: u16, times, expected| {
         let how_often = if times == 1 { " once" } else { "" };
-        lie(&format!("status {number}{how_often}"), expected, about, times, move |_, _| {
-            let mut answer = head(number, &later, Some(STEER.len()));
-            answer.extend(STEER.as_bytes());
-            Action::Send(answer)
-        })
+        lie(
+            &format!("status {number}{how_often}"),
+            expected,
+            about,
+            times,
+            move |_, _| {
+                let mut answer = head(number, &later, Some(STEER.len()));
+                answer.extend(STEER.as_bytes());
+                Action::Send(answer)
+            },
+        )
     };
     let to = |name: &str, expected, place: &'static str| {
-        send(name, expected, about, head(302, &[("Location", place)], Some(0)))
+        send(
+            name,
+            expected,
+            about,
+            head(302, &[("Location", place)], Some(0)),
+        )
     };
     vec![
         status(401, ALWAYS, Refused),
@@ -235,12 +290,26 @@ fn statuses(about: &'static str) -> Vec<Case> {
         status(204, ALWAYS, Refused),
         status(304, ALWAYS, Refused),
         status(999, ALWAYS, Refused),
-        send("an error code that steers", Refused, about, head(404, &[("X-Error-Code", &code)], Some(0))),
+        send(
+            "an error code that steers",
+            Refused,
+            about,
+            head(404, &[("X-Error-Code", &code)], Some(0)),
+        ),
         to("a redirect to a file", Refused, "file:///etc/passwd"),
         to("a redirect to FTP", Refused, "ftp://127.0.0.1/x"),
-        to("a redirect to a closed port", Refused, "http://127.0.0.1:1/x"),
+        to(
+            "a redirect to a closed port",
+            Refused,
+            "http://127.0.0.1:1/x",
+        ),
         to("a redirect to nothing", Refused, ""),
-        send("a redirect without a place", Refused, about, head(302, &[], Some(0))),
+        send(
+            "a redirect without a place",
+            Refused,
+            about,
+            head(302, &[], Some(0)),
+        ),
         lie("a circle", Refused, about, ALWAYS, |request, _| {
             let place = match request.about == LIST {
                 true => "/api/models/org/m/revision/main".to_owned(),
@@ -248,13 +317,19 @@ fn statuses(about: &'static str) -> Vec<Case> {
             };
             Action::Send(head(302, &[("Location", &place)], Some(0)))
         }),
-        lie("a redirect to another port", Either, about, ALWAYS, |request, hub| {
-            let place = match request.about == LIST {
-                true => format!("{}/api/models/org/m/revision/main", hub.elsewhere),
-                false => format!("{}/{}", hub.elsewhere, request.about),
-            };
-            Action::Send(head(307, &[("Location", &place)], Some(0)))
-        }),
+        lie(
+            "a redirect to another port",
+            Either,
+            about,
+            ALWAYS,
+            |request, hub| {
+                let place = match request.about == LIST {
+                    true => format!("{}/api/models/org/m/revision/main", hub.elsewhere),
+                    false => format!("{}/{}", hub.elsewhere, request.about),
+                };
+                Action::Send(head(307, &[("Location", &place)], Some(0)))
+            },
+        ),
     ]
 }
 
@@ -269,7 +344,9 @@ fn bodies(about: &'static str) -> Vec<Case> {
     bombed.extend(packed);
     let mut unpacked = head(200, &[("Content-Encoding", "gzip")], Some(5));
     unpacked.extend(b"hello");
-    let flood: String = (0..20_000).map(|index| format!("X-{index}: y\r\n")).collect();
+    let flood: String = (0..20_000)
+        .map(|index| format!("X-{index}: y\r\n"))
+        .collect();
     let flood = format!("HTTP/1.1 200 OK\r\n{flood}\r\n").into_bytes();
     let long = "x".repeat(16 << 20);
     let drip = head(200, &[], Some(1 << 20));
@@ -278,7 +355,13 @@ fn bodies(about: &'static str) -> Vec<Case> {
     let stalled = halfway.clone();
     let reset = halfway.clone();
     vec![
-        lie("chunks without an end", Refused, about, ALWAYS, move |_, _| Action::Stall(open.clone())),
+        lie(
+            "chunks without an end",
+            Refused,
+            about,
+            ALWAYS,
+            move |_, _| Action::Stall(open.clone()),
+        ),
         send("chunks of no length", Refused, about, broken),
         send("a chunk of 2^64", Refused, about, huge),
         lie("chunks for ever", Refused, about, ALWAYS, move |_, _| {
@@ -290,36 +373,106 @@ fn bodies(about: &'static str) -> Vec<Case> {
         send("a GiB packed by gzip", Refused, about, bombed),
         send("plain bytes as gzip", Refused, about, unpacked),
         send("20,000 headers", Refused, about, flood),
-        send("a header of 16 MiB", Refused, about, head(200, &[("X-Long", &long)], Some(0))),
+        send(
+            "a header of 16 MiB",
+            Refused,
+            about,
+            head(200, &[("X-Long", &long)], Some(0)),
+        ),
         lie("headers for ever", Refused, about, ALWAYS, |_, _| {
-            Action::Endless(b"HTTP/1.1 200 OK\r\n".to_vec(), b"X-A: bcdefgh\r\n".repeat(1000))
+            Action::Endless(
+                b"HTTP/1.1 200 OK\r\n".to_vec(),
+                b"X-A: bcdefgh\r\n".repeat(1000),
+            )
         }),
-        lie("answers in between for ever", Refused, about, ALWAYS, |_, _| {
-            Action::Endless(Vec::new(), b"HTTP/1.1 100 Continue\r\n\r\n".repeat(1000))
-        }),
-        send("no HTTP", Refused, about, b"SSH-2.0-OpenSSH_9.6\r\n".to_vec()),
-        send("a header of no UTF-8", Either, about, b"HTTP/1.1 200 OK\r\nX: \xff\x1b\r\nContent-Length: 0\r\n\r\n".to_vec()),
-        send("a negative length", Refused, about, b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello".to_vec()),
-        send("two lengths", Refused, about, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 50000\r\n\r\nhello".to_vec()),
+        lie(
+            "answers in between for ever",
+            Refused,
+            about,
+            ALWAYS,
+            |_, _| Action::Endless(Vec::new(), b"HTTP/1.1 100 Continue\r\n\r\n".repeat(1000)),
+        ),
+        send(
+            "no HTTP",
+            Refused,
+            about,
+            b"SSH-2.0-OpenSSH_9.6\r\n".to_vec(),
+        ),
+        send(
+            "a header of no UTF-8",
+            Either,
+            about,
+            b"HTTP/1.1 200 OK\r\nX: \xff\x1b\r\nContent-Length: 0\r\n\r\n".to_vec(),
+        ),
+        send(
+            "a negative length",
+            Refused,
+            about,
+            b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello".to_vec(),
+        ),
+        send(
+            "two lengths",
+            Refused,
+            about,
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 50000\r\n\r\nhello".to_vec(),
+        ),
         send("half of the body", Refused, about, halfway),
         send("nothing", Refused, about, Vec::new()),
-        lie("nothing once", Right, about, 1, |_, _| Action::Send(Vec::new())),
-        lie("a reset", Refused, about, ALWAYS, |_, _| Action::Reset(Vec::new())),
-        lie("a reset once", Right, about, 1, |_, _| Action::Reset(Vec::new())),
-        lie("a reset in the body", Refused, about, ALWAYS, move |_, _| Action::Reset(reset.clone())),
-        lie("silence", Refused, about, ALWAYS, |_, _| Action::Stall(Vec::new())),
-        lie("silence in the body", Refused, about, ALWAYS, move |_, _| Action::Stall(stalled.clone())),
+        lie("nothing once", Right, about, 1, |_, _| {
+            Action::Send(Vec::new())
+        }),
+        lie("a reset", Refused, about, ALWAYS, |_, _| {
+            Action::Reset(Vec::new())
+        }),
+        lie("a reset once", Right, about, 1, |_, _| {
+            Action::Reset(Vec::new())
+        }),
+        lie(
+            "a reset in the body",
+            Refused,
+            about,
+            ALWAYS,
+            move |_, _| Action::Reset(reset.clone()),
+        ),
+        lie("silence", Refused, about, ALWAYS, |_, _| {
+            Action::Stall(Vec::new())
+        }),
+        lie(
+            "silence in the body",
+            Refused,
+            about,
+            ALWAYS,
+            move |_, _| Action::Stall(stalled.clone()),
+        ),
         lie("a head drop by drop", Refused, about, ALWAYS, |_, _| {
-            Action::Drip(head(200, &[("X", &"y".repeat(4000))], Some(0)), Duration::from_millis(300))
+            Action::Drip(
+                head(200, &[("X", &"y".repeat(4000))], Some(0)),
+                Duration::from_millis(300),
+            )
         }),
-        lie("a body drop by drop", Refused, about, ALWAYS, move |_, _| {
-            Action::Drip([&drip[..], &[b' '; 4000]].concat(), Duration::from_millis(200))
-        }),
+        lie(
+            "a body drop by drop",
+            Refused,
+            about,
+            ALWAYS,
+            move |_, _| {
+                Action::Drip(
+                    [&drip[..], &[b' '; 4000]].concat(),
+                    Duration::from_millis(200),
+                )
+            },
+        ),
     ]
 }
 
 /// The right answer with some of its headers or its body changed.
-fn weights(name: &str, expected: Expected, times: usize, headers: &[(&str, &str)], change: fn(&mut Vec<u8>)) -> Case {
+fn weights(
+    name: &str,
+    expected: Expected,
+    times: usize,
+    headers: &[(&str, &str)],
+    change: fn(&mut Vec<u8>),
+) -> Case {
     let headers: Vec<(String, String)> = headers
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
@@ -327,8 +480,10 @@ fn weights(name: &str, expected: Expected, times: usize, headers: &[(&str, &str)
     lie(name, expected, WEIGHTS, times, move |_, hub| {
         let mut body = hub.files[WEIGHTS].clone();
         change(&mut body);
-        let headers: Vec<(&str, &str)> =
-            headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let headers: Vec<(&str, &str)> = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
         let mut answer = head(200, &headers, Some(body.len()));
         answer.extend(body);
         Action::Send(answer)
@@ -348,23 +503,65 @@ fn files() -> Vec<Case> {
     });
     vec![
         other,
-        weights("a byte less", Refused, ALWAYS, &[], |body| drop(body.pop())),
+        weights("a byte less", Refused, ALWAYS, &[], |body| {
+            body.pop();
+        }),
         weights("a byte more", Refused, ALWAYS, &[], |body| body.push(0)),
         weights("another byte", Refused, ALWAYS, &[], |body| body[1000] ^= 1),
         weights("another byte once", Either, 1, &[], |body| body[1000] ^= 1),
-        weights("a wrong size in X-Linked-Size", Refused, ALWAYS, &[("X-Linked-Size", "5")], |_| {}),
-        weights("a wrong X-Linked-Etag", Refused, ALWAYS, &[("X-Linked-Etag", &format!("\"{}\"", "0".repeat(64)))], |_| {}),
-        weights("an ETag that leads elsewhere", Either, ALWAYS, &[("ETag", "\"../../../../evil\"")], |_| {}),
-        weights("an absolute ETag", Either, ALWAYS, &[("ETag", "\"/tmp/evil\"")], |_| {}),
-        weights("an ETag of a folder", Either, ALWAYS, &[("ETag", "\"..\"")], |_| {}),
+        weights(
+            "a wrong size in X-Linked-Size",
+            Refused,
+            ALWAYS,
+            &[("X-Linked-Size", "5")],
+            |_| {},
+        ),
+        weights(
+            "a wrong X-Linked-Etag",
+            Refused,
+            ALWAYS,
+            &[("X-Linked-Etag", &format!("\"{}\"", "0".repeat(64)))],
+            |_| {},
+        ),
+        weights(
+            "an ETag that leads elsewhere",
+            Either,
+            ALWAYS,
+            &[("ETag", "\"../../../../evil\"")],
+            |_| {},
+        ),
+        weights(
+            "an absolute ETag",
+            Either,
+            ALWAYS,
+            &[("ETag", "\"/tmp/evil\"")],
+            |_| {},
+        ),
+        weights(
+            "an ETag of a folder",
+            Either,
+            ALWAYS,
+            &[("ETag", "\"..\"")],
+            |_| {},
+        ),
         weights("an empty ETag", Either, ALWAYS, &[("ETag", "")], |_| {}),
         weights("a long ETag", Either, ALWAYS, &[("ETag", &long)], |_| {}),
-        weights("an ETag with a tab", Either, ALWAYS, &[("ETag", "\"a\tb\"")], |_| {}),
+        weights(
+            "an ETag with a tab",
+            Either,
+            ALWAYS,
+            &[("ETag", "\"a\tb\"")],
+            |_| {},
+        ),
     ]
 }
 
 /// The first half once, and then a lie about the rest.
-fn then(name: &str, expected: Expected, rest: impl Fn(&Request, &Hub) -> Vec<u8> + Send + Sync + 'static) -> Case {
+fn then(
+    name: &str,
+    expected: Expected,
+    rest: impl Fn(&Request, &Hub) -> Vec<u8> + Send + Sync + 'static,
+) -> Case {
     lie(name, expected, WEIGHTS, ALWAYS, move |request, hub| {
         if request.before > 0 {
             return Action::Send(rest(request, hub));
@@ -384,33 +581,67 @@ fn part(hub: &Hub, from: usize, range: &str) -> Vec<u8> {
 
 fn resumed() -> Vec<Case> {
     vec![
-        then("half, and then the rest", Right, |request, hub| hub.right(request)),
+        then("half, and then the rest", Right, |request, hub| {
+            hub.right(request)
+        }),
         then("half, and then all", Right, |_, hub| {
-            hub.right(&Request { about: WEIGHTS.into(), start: 0, before: 0 })
+            hub.right(&Request {
+                about: WEIGHTS.into(),
+                start: 0,
+                before: 0,
+            })
         }),
         then("half, and then another part", Either, |request, hub| {
             let total = hub.files[WEIGHTS].len();
-            part(hub, request.start + 1, &format!("bytes {}-{}/{total}", request.start + 1, total - 1))
+            part(
+                hub,
+                request.start + 1,
+                &format!("bytes {}-{}/{total}", request.start + 1, total - 1),
+            )
         }),
         then("half, and then a part that lies", Either, |request, hub| {
             let total = hub.files[WEIGHTS].len();
-            part(hub, 5, &format!("bytes {}-{}/{total}", request.start, total - 1))
+            part(
+                hub,
+                5,
+                &format!("bytes {}-{}/{total}", request.start, total - 1),
+            )
         }),
         then("half, and then another size", Either, |request, hub| {
-            part(hub, request.start, &format!("bytes {}-99/100", request.start))
+            part(
+                hub,
+                request.start,
+                &format!("bytes {}-99/100", request.start),
+            )
         }),
-        then("half, and then no range", Either, |request, hub| part(hub, request.start, "")),
-        then("half, and then a broken range", Either, |request, hub| part(hub, request.start, "bytes x-y/z")),
-        then("half, and then 416", Refused, |_, _| head(416, &[], Some(0))),
-        lie("a part that nobody asked for", Either, WEIGHTS, ALWAYS, |_, hub| {
-            Action::Send(part(hub, 10, "bytes 10-20/21"))
+        then("half, and then no range", Either, |request, hub| {
+            part(hub, request.start, "")
         }),
-        lie("a byte each time", Refused, WEIGHTS, ALWAYS, |request, hub| {
-            let all = hub.right(request);
-            let body = hub.files[WEIGHTS].len().saturating_sub(request.start);
-            let end = (all.len() + 1).saturating_sub(body).min(all.len());
-            Action::Send(all[..end].to_vec())
+        then("half, and then a broken range", Either, |request, hub| {
+            part(hub, request.start, "bytes x-y/z")
         }),
+        then("half, and then 416", Refused, |_, _| {
+            head(416, &[], Some(0))
+        }),
+        lie(
+            "a part that nobody asked for",
+            Either,
+            WEIGHTS,
+            ALWAYS,
+            |_, hub| Action::Send(part(hub, 10, "bytes 10-20/21")),
+        ),
+        lie(
+            "a byte each time",
+            Refused,
+            WEIGHTS,
+            ALWAYS,
+            |request, hub| {
+                let all = hub.right(request);
+                let body = hub.files[WEIGHTS].len().saturating_sub(request.start);
+                let end = (all.len() + 1).saturating_sub(body).min(all.len());
+                Action::Send(all[..end].to_vec())
+            },
+        ),
     ]
 }
 
@@ -419,28 +650,45 @@ fn honest() -> Vec<Case> {
         changed("a deep configuration", Refused, |files| {
             files.insert(CONFIG.into(), "[".repeat(100_000).into_bytes());
         }),
-        changed("an empty configuration", Refused, |files| drop(files.insert(CONFIG.into(), Vec::new()))),
+        changed("an empty configuration", Refused, |files| {
+            drop(files.insert(CONFIG.into(), Vec::new()))
+        }),
         changed("a configuration that steers", Refused, |files| {
             let text = json!({"model_type": STEER, "architectures": [STEER]}).to_string();
             files.insert(CONFIG.into(), text.into_bytes());
         }),
         changed("a configuration of 10^18", Refused, |files| {
-            let text = String::from_utf8_lossy(&files[CONFIG]).replace("\"hidden_size\": 32", "\"hidden_size\": 1000000000000000000");
+            let text = String::from_utf8_lossy(&files[CONFIG]).replace(
+                "\"hidden_size\": 32",
+                "\"hidden_size\": 1000000000000000000",
+            );
             files.insert(CONFIG.into(), text.into_bytes());
         }),
-        changed("a broken tokenizer", Refused, |files| drop(files.insert("tokenizer.json".into(), b"{\"model\": {}}".to_vec()))),
+        changed("a broken tokenizer", Refused, |files| {
+            drop(files.insert("tokenizer.json".into(), b"{\"model\": {}}".to_vec()))
+        }),
         changed("a deep tokenizer", Refused, |files| {
-            files.insert("tokenizer.json".into(), "{\"a\":".repeat(100_000).into_bytes());
+            files.insert(
+                "tokenizer.json".into(),
+                "{\"a\":".repeat(100_000).into_bytes(),
+            );
         }),
         changed("a header of 2^63", Refused, |files| {
-            files.insert(WEIGHTS.into(), [&(1_u64 << 63).to_le_bytes()[..], &[0; 64]].concat());
+            files.insert(
+                WEIGHTS.into(),
+                [&(1_u64 << 63).to_le_bytes()[..], &[0; 64]].concat(),
+            );
         }),
-        changed("weights of no bytes", Refused, |files| drop(files.insert(WEIGHTS.into(), Vec::new()))),
+        changed("weights of no bytes", Refused, |files| {
+            drop(files.insert(WEIGHTS.into(), Vec::new()))
+        }),
         changed("half of the weights", Refused, |files| {
             if let Some(bytes) = files.get_mut(WEIGHTS) {
                 bytes.truncate(bytes.len() / 2);
             }
         }),
-        changed("weights that are a pickle", Refused, |files| drop(files.insert(WEIGHTS.into(), b"\x80\x02}q\x00.".repeat(100)))),
+        changed("weights that are a pickle", Refused, |files| {
+            drop(files.insert(WEIGHTS.into(), b"\x80\x02}q\x00.".repeat(100)))
+        }),
     ]
 }

@@ -68,17 +68,34 @@ fn ask(stage: &Stage, folder: &Path, server: &Server) -> Result<End> {
     let mut arguments = words(COMMAND);
     arguments.push("w1 cat w2".into());
     let mut command = stage.program.command(folder, &arguments);
-    command.env("HF_ENDPOINT", &server.endpoint).env("HF_TOKEN", TOKEN);
+    command
+        .env("HF_ENDPOINT", &server.endpoint)
+        .env("HF_TOKEN", TOKEN);
     command.env("HF_HOME", folder.join("home"));
-    command.env("XDG_CACHE_HOME", folder.join("cache")).env("HOME", folder);
-    for name in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+    command
+        .env("XDG_CACHE_HOME", folder.join("cache"))
+        .env("HOME", folder);
+    for name in [
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+    ] {
         command.env_remove(name);
     }
     run_within(command, LIMIT)
 }
 
 /// What is wrong after a case; nothing if it is as it has to be.
-fn fault(truth: &Truth, case: &Case, folder: &Path, end: &End, server: &Server) -> Result<Option<String>> {
+fn fault(
+    truth: &Truth,
+    case: &Case,
+    folder: &Path,
+    end: &End,
+    server: &Server,
+) -> Result<Option<String>> {
     if let Some(fault) = end.fault() {
         return Ok(Some(fault));
     }
@@ -110,10 +127,16 @@ fn fault(truth: &Truth, case: &Case, folder: &Path, end: &End, server: &Server) 
 fn outside(folder: &Path) -> Result<Option<String>> {
     let tree = Tree::read(folder)?;
     let is_ours = |path: &&String| {
-        let allowed = ["home/hub/models--org--m", "cache/molora", "cache/huggingface"];
+        let allowed = [
+            "home/hub/models--org--m",
+            "cache/molora",
+            "cache/huggingface",
+        ];
         let is_above = |place: &&str| place.starts_with(&format!("{path}/"));
         let is_below = |place: &&str| path.starts_with(place);
-        allowed.iter().any(|place| is_above(place) || is_below(place))
+        allowed
+            .iter()
+            .any(|place| is_above(place) || is_below(place))
     };
     let other = tree.paths().find(|path| !is_ours(path));
     let evil = Path::new("/tmp/evil").exists() || Path::new("/tmp/evil.safetensors").exists();
@@ -125,7 +148,13 @@ fn outside(folder: &Path) -> Result<Option<String>> {
 }
 
 /// One case, and the same cache with a hub that tells the truth.
-fn try_case(stage: &Stage, truth: &Truth, case: &Case, folder: &Path, rules: Vec<server::Rule>) -> Result<(Option<String>, End)> {
+fn try_case(
+    stage: &Stage,
+    truth: &Truth,
+    case: &Case,
+    folder: &Path,
+    rules: Vec<server::Rule>,
+) -> Result<(Option<String>, End)> {
     tree::remove(folder)?;
     std::fs::create_dir_all(folder)?;
     let mut files = truth.files.clone();
@@ -166,8 +195,10 @@ pub(super) fn run_all(stage: &Stage, root: &Path, options: &Torture) -> Result<F
     if options.limit > 0 {
         all.truncate(options.limit);
     }
-    let rules: Vec<Mutex<Vec<server::Rule>>> =
-        all.iter_mut().map(|case| Mutex::new(std::mem::take(&mut case.rules))).collect();
+    let rules: Vec<Mutex<Vec<server::Rule>>> = all
+        .iter_mut()
+        .map(|case| Mutex::new(std::mem::take(&mut case.rules)))
+        .collect();
     let (next, seen) = (AtomicUsize::new(0), Mutex::new(Seen::default()));
     let work = || -> Result<()> {
         loop {
@@ -175,7 +206,10 @@ pub(super) fn run_all(stage: &Stage, root: &Path, options: &Torture) -> Result<F
             let (Some(case), Some(rules)) = (all.get(index), rules.get(index)) else {
                 return Ok(());
             };
-            let rules = rules.lock().map(|mut rules| std::mem::take(&mut *rules)).unwrap_or_default();
+            let rules = rules
+                .lock()
+                .map(|mut rules| std::mem::take(&mut *rules))
+                .unwrap_or_default();
             let folder = stage.folder.join(format!("hub-{index}"));
             let begin = Instant::now();
             let (fault, end) = try_case(stage, &truth, case, &folder, rules)?;
@@ -190,11 +224,15 @@ pub(super) fn run_all(stage: &Stage, root: &Path, options: &Torture) -> Result<F
         }
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..options.jobs.max(1) * AT_ONCE).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| match worker.join() {
-            Ok(result) => result,
-            Err(_) => bail!("a worker panicked"),
-        })
+        let workers: Vec<_> = (0..options.jobs.max(1) * AT_ONCE)
+            .map(|_| scope.spawn(work))
+            .collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| match worker.join() {
+                Ok(result) => result,
+                Err(_) => bail!("a worker panicked"),
+            })
     })?;
     let seen = seen.into_inner().ok().context("a worker panicked")?;
     Ok(seen.findings())

@@ -82,13 +82,18 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::SeqCst);
         // Wakes the listeners up.
-        drop(TcpStream::connect(self.endpoint.trim_start_matches("http://")));
+        drop(TcpStream::connect(
+            self.endpoint.trim_start_matches("http://"),
+        ));
     }
 }
 
 /// Starts a hub with files and lies.
 pub(super) fn serve(files: Files, rules: Vec<Rule>) -> Result<Server> {
-    let (listener, other) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+    let (listener, other) = (
+        TcpListener::bind("127.0.0.1:0")?,
+        TcpListener::bind("127.0.0.1:0")?,
+    );
     let endpoint = format!("http://{}", listener.local_addr()?);
     let hub = Arc::new(Hub {
         files,
@@ -133,7 +138,12 @@ fn answer(mut stream: TcpStream, hub: &Hub, is_other: bool, leaked: &AtomicBool)
         false => path.rsplit('/').next().unwrap_or_default(),
     };
     let start = lower.split("range: bytes=").nth(1).unwrap_or_default();
-    let start = start.split('-').next().unwrap_or_default().parse().unwrap_or(0);
+    let start = start
+        .split('-')
+        .next()
+        .unwrap_or_default()
+        .parse()
+        .unwrap_or(0);
     let mut request = Request {
         about: about.to_owned(),
         start,
@@ -183,7 +193,10 @@ fn act(stream: &mut TcpStream, action: Action, ends: Instant) -> Result<()> {
         Action::Send(bytes) | Action::Reset(bytes) => stream.write_all(&bytes)?,
         Action::Stall(bytes) => {
             stream.write_all(&bytes)?;
-            stream.set_read_timeout(Some(ends.saturating_duration_since(Instant::now()).max(Duration::from_secs(1))))?;
+            stream.set_read_timeout(Some(
+                ends.saturating_duration_since(Instant::now())
+                    .max(Duration::from_secs(1)),
+            ))?;
             // Until the client goes.
             drop(stream.read(&mut [0; 64]));
         }
@@ -275,7 +288,11 @@ pub(super) fn head(status: u16, headers: &[(&str, &str)], length: Option<usize>)
 
 /// A whole answer that is well.
 pub(super) fn ok(body: &[u8]) -> Vec<u8> {
-    let mut answer = head(200, &[("Content-Type", "application/json")], Some(body.len()));
+    let mut answer = head(
+        200,
+        &[("Content-Type", "application/json")],
+        Some(body.len()),
+    );
     answer.extend(body);
     answer
 }
