@@ -50,7 +50,7 @@ impl Download<'_> {
         let blob = patiently(self.client, name, on_progress, |on_progress| {
             let before = part.len;
             let result = self.attempt(name, size, &mut part, on_progress);
-            (part.len > before, result)
+            (part.len.saturating_sub(before) >= least(size), result)
         })?;
         self.cache.link(&self.listing.commit, name, &blob)
     }
@@ -196,6 +196,13 @@ impl Download<'_> {
             hint: String::new(),
         }
     }
+}
+
+/// How many bytes of a file an attempt brings at least to count as one that got on: a server that
+/// sends a byte each time would be asked for ever.
+fn least(size: Option<u64>) -> u64 {
+    const MOST: u64 = 1024 * 1024;
+    size.map_or(MOST, |size| (size / 64).clamp(1, MOST))
 }
 
 /// Tries again after failures that may pass; `attempt` also says whether it got on.

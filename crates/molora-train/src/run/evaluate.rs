@@ -1,6 +1,7 @@
 //! Reading a finished run again and scoring it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
@@ -16,7 +17,7 @@ use crate::eval::{EvalScope, Evaluation, evaluate};
 use crate::guide::{Guide, Instructions, Query};
 use crate::recipe::DataConfig;
 use crate::report::{EvalReport, RoutingReport};
-use crate::store::{RUN, RunConfig, SUMMARY, TaskLabels, checkpoint, read_config};
+use crate::store::{RUN, RunConfig, SUMMARY, SWAP, TaskLabels, checkpoint, read_config};
 use crate::train::Event;
 
 /// A finished run in memory.
@@ -207,15 +208,39 @@ pub(crate) fn open_without_data(
     folder: &Path,
     device: Option<DeviceSpec>,
 ) -> Result<Opened, TrainError> {
-    let config = read_config(folder)?;
     let task = |task: &TaskLabels| {
         let mut bare = bare_task(&task.name);
         bare.meta.kind = task.kind;
         bare.meta.labels.clone_from(&task.labels);
         bare
     };
-    let tasks: Vec<Task> = config.tasks.iter().map(task).collect();
-    open_with(folder, config, &tasks, None, device, false)
+    unchanged(folder, || {
+        let config = read_config(folder)?;
+        let tasks: Vec<Task> = config.tasks.iter().map(task).collect();
+        open_with(folder, config, &tasks, None, device, false)
+    })
+}
+
+/// Reads a run as it was at one moment. Who reads takes no lock, so another process may change the
+/// experts between two files: then all is read again.
+fn unchanged<T>(folder: &Path, read: impl Fn() -> Result<T, TrainError>) -> Result<T, TrainError> {
+    const TRIES: usize = 5;
+    const PAUSE: Duration = Duration::from_millis(100);
+    let state = || {
+        (
+            std::fs::read(folder.join(RUN)).ok(),
+            folder.join(SWAP).exists(),
+        )
+    };
+    for _ in 1..TRIES {
+        let before = state();
+        let found = read();
+        if state() == before {
+            return found;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    read()
 }
 
 /// A task without records, whose answers are texts.
@@ -268,9 +293,11 @@ pub(crate) fn open(
     device: Option<DeviceSpec>,
     trains: bool,
 ) -> Result<Opened, TrainError> {
-    let config = read_finished(folder)?;
-    let tasks = load_run_tasks(folder, &config, data)?;
-    open_with(folder, config, &tasks, Some(data), device, trains)
+    unchanged(folder, || {
+        let config = read_finished(folder)?;
+        let tasks = load_run_tasks(folder, &config, data)?;
+        open_with(folder, config, &tasks, Some(data), device, trains)
+    })
 }
 
 /// Refuses a folder without a finished run.
@@ -324,4 +351,27 @@ pub(crate) fn task_number(run: &Path, opened: &Opened, name: &str) -> Result<usi
         };
         TrainError::run(run, problem)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_run_that_changes_while_it_is_read_is_read_again() {
+        let run = tempfile::tempdir().expect("a folder");
+        let write = |text: &str| std::fs::write(run.path().join(RUN), text).expect("written");
+        write("two experts");
+        let reads = Cell::new(0);
+        let found = unchanged(run.path(), || {
+            reads.set(reads.get() + 1);
+            if reads.get() == 1 {
+                write("three experts");
+            }
+            Ok(reads.get())
+        });
+        assert_eq!(found.expect("read"), 2);
+    }
 }

@@ -19,5 +19,5 @@ pub(crate) use lock::FolderLock;
 pub(crate) use names::{GROWING, REMOVING, check_name, is_empty};
 use pool::EXPERTS;
 pub use recover::{Recovered, recover};
-use swap::SWAP;
+pub(crate) use swap::SWAP;
 pub(crate) use swap::{BEFORE, Swap};

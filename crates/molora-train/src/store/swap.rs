@@ -23,7 +23,7 @@ use crate::error::{RunProblem, TrainError};
 pub(crate) const BEFORE: &str = "before";
 
 /// Folder of a change that has been committed.
-pub(super) const SWAP: &str = ".swap";
+pub(crate) const SWAP: &str = ".swap";
 const NEW: &str = "new";
 const DROP: &str = "drop";
 

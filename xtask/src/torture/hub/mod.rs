@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 mod cases;
+mod contents;
 mod server;
 
 use cases::{Case, Expected};
