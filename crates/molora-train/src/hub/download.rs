@@ -198,11 +198,14 @@ impl Download<'_> {
     }
 }
 
-/// How many bytes of a file an attempt brings at least to count as one that got on: a server that
-/// sends a byte each time would be asked for ever.
+/// How many bytes of a file an attempt brings at least to count as one that got on: a thousandth, but
+/// no less than 512 (of small files a tenth). A server that sends a byte each time would be asked for
+/// ever.
 fn least(size: Option<u64>) -> u64 {
     const MOST: u64 = 1024 * 1024;
-    size.map_or(MOST, |size| (size / 64).clamp(1, MOST))
+    size.map_or(MOST, |size| {
+        (size / 1024).max(512).min(size / 10).clamp(1, MOST)
+    })
 }
 
 /// Tries again after failures that may pass; `attempt` also says whether it got on.

@@ -44,6 +44,16 @@ fn a_cut_connection_is_taken_up_again() {
     assert_whole(&server);
 }
 
+/// Else it would be asked as often as the file has bytes.
+#[test]
+fn a_server_that_sends_a_byte_each_time_is_given_up() {
+    let server = Server::new();
+    server.fail(WEIGHTS, &[1, 1, 1, 1, 1].map(Fault::Cut));
+    let error = server.fetch().expect_err("no progress");
+    assert!(matches!(error, HubError::Connection { .. }), "{error}");
+    assert_eq!(server.ranges(WEIGHTS).len(), 3);
+}
+
 #[test]
 fn the_next_process_goes_on_where_the_last_one_ended() {
     let server = Server::new();
