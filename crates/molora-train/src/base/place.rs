@@ -43,8 +43,10 @@ pub(crate) fn write_json_atomically<T: Serialize + ?Sized>(
 pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), TrainError> {
     let folder = parent(path);
     let file = builder(0o666).prefix(PREFIX).tempfile_in(folder)?;
-    let (mut file, temporary) = file.into_parts();
+    let (file, temporary) = file.into_parts();
     hold(&file);
+    // Its errors name the place.
+    let mut file = fs::File::from_parts(file, path);
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
