@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use super::config::{refuse_newer, write_config};
 use super::lock::FolderLock;
 use super::names::{is_empty, is_remains, refuse_links};
-use super::swap::settle;
+use super::swap::{remove_empty, settle};
 use super::{BEFORE, EXPERTS, RUN, RunConfig, SWAP, checkpoint};
 use crate::base::files::{entries, is_own_folder, is_there, remove};
 use crate::base::place::{NewFolder, clean, clean_beside, discard, is_current};
@@ -235,8 +235,7 @@ pub(super) fn is_missing(error: &std::io::Error) -> bool {
 /// Removes what killed processes, also of earlier versions, have left in a run.
 fn clean_run(run: &Path) -> Result<(), TrainError> {
     clean(run)?;
-    // Only an empty folder can be removed so: one from which the last addition was taken back.
-    drop(std::fs::remove_dir(run.join(BEFORE)));
+    remove_empty(&run.join(BEFORE))?;
     for name in entries(run)? {
         if name.starts_with(super::names::REMOVING) || name.starts_with(".expert-") {
             discard(&run.join(&name))?;

@@ -116,11 +116,25 @@ pub(super) fn settle(run: &Path) -> Result<Option<String>, TrainError> {
     if is_there(&new) {
         move_into(&new, run)?;
     }
-    // Only an empty folder can be removed so.
-    drop(std::fs::remove_dir(run.join(BEFORE)));
+    remove_empty(&run.join(BEFORE))?;
     sync(run)?;
     discard(&swap)?;
     Ok(Some(what))
+}
+
+/// Removes a folder if it is there and empty: `before`, from which the last addition was taken back.
+pub(super) fn remove_empty(folder: &Path) -> Result<(), TrainError> {
+    match fs_err::remove_dir(folder) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Err(error.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a change that could reach anything but what a change of experts is about; returns the

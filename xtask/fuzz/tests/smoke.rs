@@ -1,0 +1,167 @@
+//! A bounded number of broken files for each reader; more with `MOLORA_FUZZ_CASES`, others with
+//! `MOLORA_FUZZ_SEED`.
+
+use std::cell::{Cell, RefCell};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use molora_fuzz::{READERS, Reader, first_seed, mutate, mutations, read};
+use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
+
+/// Files for each reader where the environment asks for no other number.
+const CASES: u32 = 64;
+/// What no file may take.
+const LONGEST: Duration = Duration::from_secs(20);
+const MOST_MIB: u64 = 2048;
+
+fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}: expected a whole number, found {value}")),
+    )
+}
+
+/// The most memory that this process has had, in MiB; 0 where the system does not tell.
+fn most_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
+}
+
+/// The file of the world, and those of `seeds/NAME` in the order of their names.
+fn seeds(name: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("seeds")
+        .join(name);
+    let entries = std::fs::read_dir(&folder).into_iter().flatten();
+    let mut paths: Vec<_> = entries
+        .map(|entry| entry.expect("readable").path())
+        .collect();
+    paths.sort();
+    let files = paths
+        .iter()
+        .map(|path| std::fs::read(path).expect("readable"));
+    let seeds: Vec<_> = first_seed(name).into_iter().chain(files).collect();
+    assert!(!seeds.is_empty(), "{name} has no seeds");
+    seeds
+}
+
+/// Reads one file within the bounds; whether it was accepted.
+fn read_within(reader: &Reader, bytes: &[u8], slowest: &Cell<Duration>) -> bool {
+    let start = Instant::now();
+    let found = read(reader.name, bytes);
+    let time = start.elapsed();
+    slowest.set(slowest.get().max(time));
+    assert!(
+        time < LONGEST,
+        "{}: {time:?} for {} bytes",
+        reader.name,
+        bytes.len()
+    );
+    let memory = most_memory();
+    assert!(
+        memory < MOST_MIB,
+        "{}: {memory} MiB for {} bytes",
+        reader.name,
+        bytes.len()
+    );
+    found.is_ok()
+}
+
+fn smoke(name: &str) {
+    let reader = READERS
+        .iter()
+        .find(|reader| reader.name == name)
+        .expect("a reader");
+    let seeds = seeds(name);
+    let slowest = Cell::new(Duration::ZERO);
+    let accepted = Cell::new(0);
+    for seed in &seeds {
+        let is_accepted = read_within(reader, seed, &slowest);
+        accepted.set(accepted.get() + u32::from(is_accepted));
+    }
+    // Else the changes would be those of a file that is refused at its beginning.
+    assert!(
+        accepted.get() > 0,
+        "{name}: no seed is accepted: {:?}",
+        read(name, &seeds[0])
+    );
+    accepted.set(0);
+    let cases = number("MOLORA_FUZZ_CASES").map_or(CASES, |cases| cases as u32);
+    let mut config = Config::with_cases(cases);
+    config.failure_persistence = None;
+    config.max_shrink_iters = 200;
+    if let Some(seed) = number("MOLORA_FUZZ_SEED") {
+        config.rng_seed = RngSeed::Fixed(seed);
+    }
+    let failed = RefCell::new(Vec::new());
+    let result = TestRunner::new(config).run(&(0..seeds.len(), mutations()), |(seed, changes)| {
+        let bytes = mutate(&seeds[seed], &seeds, &changes);
+        failed.borrow_mut().clone_from(&bytes);
+        let is_accepted = read_within(reader, &bytes, &slowest);
+        accepted.set(accepted.get() + u32::from(is_accepted));
+        Ok::<(), TestCaseError>(())
+    });
+    if let Err(problem) = result {
+        let place = std::env::temp_dir().join(format!("molora-fuzz-{name}"));
+        std::fs::write(&place, &*failed.borrow()).expect("writable");
+        panic!("{name}: {problem}; the last file: {}", place.display());
+    }
+    println!(
+        "{name}: {cases} files, {} accepted, slowest {:?}, {} MiB at most so far",
+        accepted.get(),
+        slowest.get(),
+        most_memory()
+    );
+}
+
+/// A test and the name of its reader.
+macro_rules! readers {
+    ($($name:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                smoke(stringify!($name));
+            }
+        )*
+
+        #[test]
+        fn every_reader_is_tried() {
+            let tried = [$(stringify!($name)),*];
+            assert_eq!(tried, READERS.each_ref().map(|reader| reader.name));
+            for name in tried {
+                let target = format!("{}/fuzz_targets/{name}.rs", env!("CARGO_MANIFEST_DIR"));
+                assert!(Path::new(&target).exists(), "{target} is missing");
+            }
+        }
+    };
+}
+
+readers!(
+    safetensors,
+    index,
+    config_encoder,
+    config_decoder,
+    tokenizer,
+    tokenizer_config,
+    special_tokens,
+    template,
+    json_lines,
+    json,
+    csv,
+    parquet,
+    task_description,
+    recipe,
+    run,
+    adapter_weights,
+    heads,
+    state,
+    optimizer,
+    journal,
+    peft_config,
+    peft_weights,
+    hub_listing,
+);
