@@ -11,11 +11,11 @@ use std::time::Duration;
 use molora_models::Backbone;
 use molora_models::peft::PeftAdapter;
 use molora_testkit::device;
-use molora_train::Recipe;
 use molora_train::data::{ChatTemplate, Message, TextTokenizer, load_tasks};
-use molora_train::hub::{HubConfig, fetch};
+use molora_train::hub::{HubConfig, HubError, fetch};
 use molora_train::run::{Part, evaluate_run, resume};
 use molora_train::store::{read_config, recover};
+use molora_train::{Recipe, TrainError};
 
 use crate::World;
 
@@ -146,15 +146,14 @@ fn evaluate(run: &Path) -> Result<(), String> {
     said(evaluate_run(run, None, None))
 }
 
-/// Goes on with a run and stops at once: all of the checkpoint is read, and nothing is trained.
+/// Goes on with a run for one step: all of the checkpoint is read.
 fn go_on(world: &World) -> Result<(), String> {
     let run = world.copy_of("stopped");
-    said(resume(
-        &run,
-        &Part::default(),
-        &AtomicBool::new(true),
-        &mut |_| {},
-    ))
+    let stop = AtomicBool::new(true);
+    match resume(&run, &Part::default(), &stop, &mut |_| {}) {
+        Err(TrainError::Interrupted { .. }) => Ok(()),
+        other => said(other),
+    }
 }
 
 fn peft(world: &World) -> Result<(), String> {
@@ -188,7 +187,11 @@ fn listing(world: &World) -> Result<(), String> {
     // Where the hub was never asked, it still waits.
     drop(TcpStream::connect(place));
     drop(server.join());
-    said(found)
+    match found {
+        // It went on to the files, which this hub has not.
+        Err(HubError::Connection { url, .. }) if url.contains("/resolve/") => Ok(()),
+        other => said(other.map(|_| ())),
+    }
 }
 
 fn answer(mut stream: TcpStream, body: &[u8]) -> std::io::Result<()> {

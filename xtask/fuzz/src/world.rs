@@ -43,6 +43,9 @@ impl World {
         copy(&runs.join("samora/finished"), &world.path("finished"));
         copy(&runs.join("samora/stopped"), &world.path("stopped"));
         copy(&runs.join("samora/finished"), &world.path("changed"));
+        let template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{{ eos_token }}\
+                        {% endfor %}";
+        fs::write(world.path("model/chat_template.jinja"), template).expect("writable");
         let weights = world.path("sharded/model.safetensors");
         fs::rename(weights, world.path("sharded/1.safetensors")).expect("a file");
         for run in ["finished", "stopped", "changed"] {
