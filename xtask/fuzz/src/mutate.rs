@@ -129,7 +129,7 @@ fn replace_word(bytes: &mut Vec<u8>, place: usize, what: usize) {
     };
     let other = what % quotes.len();
     let word = match (quotes.get(other), quotes.get(other + 1)) {
-        (Some(&from), Some(&to)) if what % 3 > 0 => bytes[from..=to].to_vec(),
+        (Some(&from), Some(&to)) if !what.is_multiple_of(3) => bytes[from..=to].to_vec(),
         _ => WORDS[what % WORDS.len()].into(),
     };
     drop(bytes.splice(from..=to, word));
