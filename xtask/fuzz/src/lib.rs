@@ -9,6 +9,9 @@
 //! MOLORA_FUZZ_CASES=2000 MOLORA_FUZZ_SEED=7 cargo test --release --workspace --test smoke -- --nocapture
 //! ```
 //!
+//! A template that breaks its bounds is given up, but its thread goes on: where many are tried in one
+//! process, as cargo-fuzz does, `-rss_limit_mb` may be reached that way.
+//!
 //! A reader may refuse any bytes. It must not panic, and must neither take long nor much memory.
 
 mod mutate;

@@ -4,7 +4,9 @@
 #![expect(clippy::print_stdout, reason = "figures of a campaign")]
 
 use std::cell::{Cell, RefCell};
+use std::io::{Read, Write};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use molora_fuzz::{READERS, Reader, first_seed, mutate, mutations, read};
@@ -57,12 +59,11 @@ fn seeds(name: &str) -> Vec<Vec<u8>> {
     seeds
 }
 
+/// The longest time and the most memory so far.
+type Most<'a> = (&'a Cell<Duration>, &'a Cell<u64>);
+
 /// Reads one file within the bounds; whether it was accepted.
-fn read_within(
-    reader: &Reader,
-    bytes: &[u8],
-    (slowest, largest): (&Cell<Duration>, &Cell<u64>),
-) -> bool {
+fn read_within(reader: &Reader, bytes: &[u8], (slowest, largest): Most<'_>) -> bool {
     let before = begin_measuring();
     let start = Instant::now();
     let found = read(reader.name, bytes);
@@ -85,6 +86,61 @@ fn read_within(
     found.is_ok()
 }
 
+/// Readers that run programs. One that was given up goes on as long as its process does, so each file
+/// gets a process of its own, as it has in the program.
+const PROGRAMS: [&str; 3] = ["template", "tokenizer_config", "special_tokens"];
+/// The reader that the process of one file tries.
+const ONE: &str = "MOLORA_FUZZ_ONE";
+
+/// [`read_within`] in a process of its own, by the test [`one_file`].
+fn read_alone(reader: &Reader, bytes: &[u8], (slowest, largest): Most<'_>) -> bool {
+    let mut child = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "one_file", "--nocapture"])
+        .env(ONE, reader.name)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a process");
+    let mut input = child.stdin.take().expect("a pipe");
+    // One that dies early reads nothing.
+    drop(input.write_all(bytes));
+    drop(input);
+    let output = child.wait_with_output().expect("its output");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let found = text.lines().find_map(|line| {
+        let mut words = line.strip_prefix("one file: ")?.split(' ');
+        let mut number = || words.next()?.parse::<u64>().ok();
+        Some((number()?, number()?, number()?))
+    });
+    let (true, Some((is_accepted, milliseconds, memory))) = (output.status.success(), found) else {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        panic!("{}: {}: {text}{errors}", reader.name, output.status);
+    };
+    slowest.set(slowest.get().max(Duration::from_millis(milliseconds)));
+    largest.set(largest.get().max(memory));
+    is_accepted == 1
+}
+
+/// Tries one file, of standard input, for [`read_alone`]; nothing without its variable.
+#[test]
+fn one_file() {
+    let Ok(name) = std::env::var(ONE) else {
+        return;
+    };
+    let reader = READERS.iter().find(|reader| reader.name == name);
+    let mut bytes = Vec::new();
+    std::io::stdin().read_to_end(&mut bytes).expect("a pipe");
+    let (slowest, largest) = (Cell::new(Duration::ZERO), Cell::new(0));
+    let is_accepted = read_within(reader.expect("a reader"), &bytes, (&slowest, &largest));
+    let milliseconds = slowest.get().as_millis();
+    println!(
+        "\none file: {} {milliseconds} {}",
+        u8::from(is_accepted),
+        largest.get()
+    );
+}
+
 fn smoke(name: &str) {
     let reader = READERS
         .iter()
@@ -93,9 +149,13 @@ fn smoke(name: &str) {
     let seeds = seeds(name);
     let (slowest, largest) = (Cell::new(Duration::ZERO), Cell::new(0));
     let most = (&slowest, &largest);
+    let try_one = match PROGRAMS.contains(&name) {
+        true => read_alone,
+        false => read_within,
+    };
     let accepted = Cell::new(0);
     for seed in &seeds {
-        let is_accepted = read_within(reader, seed, most);
+        let is_accepted = try_one(reader, seed, most);
         accepted.set(accepted.get() + u32::from(is_accepted));
     }
     // Else the changes would be those of a file that is refused at its beginning.
@@ -116,7 +176,7 @@ fn smoke(name: &str) {
     let result = TestRunner::new(config).run(&(0..seeds.len(), mutations()), |(seed, changes)| {
         let bytes = mutate(&seeds[seed], &seeds, &changes);
         failed.borrow_mut().clone_from(&bytes);
-        let is_accepted = read_within(reader, &bytes, most);
+        let is_accepted = try_one(reader, &bytes, most);
         accepted.set(accepted.get() + u32::from(is_accepted));
         Ok::<(), TestCaseError>(())
     });

@@ -15,7 +15,7 @@ use super::machine::cache_folder;
 use super::place::write_atomically;
 
 /// Smaller files are read each time.
-const LARGE: u64 = 1 << 20;
+const LARGE: u64 = 1 << 16;
 /// A file that changed so short ago may change again within one tick of the file system's clock.
 const SETTLED: Duration = Duration::from_secs(2);
 
