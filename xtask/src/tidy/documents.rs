@@ -10,7 +10,7 @@ const ARCHITECTURE: &str = "docs/architecture.md";
 /// The folder with one file per method.
 const RECIPES: &str = "crates/molora-train/src/recipe/";
 /// Files of that folder that are no method.
-const NO_RECIPES: [&str; 9] = [
+const NO_RECIPES: [&str; 10] = [
     "file",
     "instructions",
     "legs",
@@ -20,6 +20,7 @@ const NO_RECIPES: [&str; 9] = [
     "order",
     "overrides",
     "stage",
+    "validation",
 ];
 /// How a citation begins.
 const CITATION: &str = "arXiv:";

@@ -45,6 +45,18 @@ pub enum CompareError {
         /// Its steps over all stages.
         other_steps: usize,
     },
+    /// What is to be tried makes no sense.
+    #[error("--tune: {problem}")]
+    Tuning {
+        /// What was found and expected.
+        problem: String,
+    },
+    /// No trial of a recipe ended with numbers.
+    #[error("every trial of {recipe} diverged; try smaller learning rates with --tune")]
+    NoTrial {
+        /// The recipe.
+        recipe: String,
+    },
     /// The folder belongs to a comparison that was asked for in another way.
     #[error("{}: {difference}; choose another --out or ask as before", path.display())]
     Differs {
@@ -62,11 +74,13 @@ pub enum CompareError {
         problem: String,
     },
     /// The user asked to stop.
-    #[error("stopped in run {number} of {total}; the same molora compare goes on from there")]
+    #[error("stopped in {what} {number} of {total}; the same molora compare goes on from there")]
     Interrupted {
-        /// The run, from 1.
+        /// `run` or `trial`.
+        what: &'static str,
+        /// The run or trial, from 1.
         number: usize,
-        /// Number of runs.
+        /// Number of runs or trials.
         total: usize,
     },
 }

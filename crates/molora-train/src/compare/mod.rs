@@ -3,6 +3,7 @@
 //! | file in a comparison's folder | content |
 //! |---|---|
 //! | `compare.toml` | the request, with the chosen ranks: [`Plan`] |
+//! | `trials/<recipe>-<n>.json` | one setting that was tried on the validation split: [`Trial`] |
 //! | `runs/<recipe>-seed<k>/` | one run folder each, as [`crate::run`] writes it |
 //! | `compare.json` | the result: [`Comparison`]; numbers are fractions and seconds |
 //! | `compare.md` | the same as Markdown tables, in per cent |
@@ -14,7 +15,9 @@ mod outcome;
 mod plan;
 mod rank;
 mod result;
+mod setting;
 mod table;
+mod tune;
 mod unseen;
 
 use std::path::{Path, PathBuf};
@@ -32,7 +35,9 @@ pub use error::CompareError;
 pub use plan::{Budget, Plan, PlannedRecipe, PlannedTask};
 pub use rank::{Choice, Counter, MAX_RANK};
 pub use result::{Comparison, DeadExperts, RecipeResult, TaskResult, WorstTask};
-pub use table::{tables, tables_markdown};
+pub use setting::{LEARNING_RATE, Setting, TunedKey, Tuning};
+pub use table::{setting_text, tables, tables_markdown};
+pub use tune::{Trial, TrialEvent, Tuned};
 pub use unseen::{UnseenComparison, UnseenResult};
 
 /// File of the resolved request in a comparison's folder.
@@ -63,6 +68,8 @@ pub struct Request {
     pub seeds: u64,
     /// What is made equal between the recipes.
     pub budget: Budget,
+    /// What is tried on the validation split before the runs.
+    pub tune: Option<Tuning>,
     /// The device.
     pub device: DeviceSpec,
 }
@@ -72,6 +79,10 @@ pub struct Request {
 pub enum Event<'a> {
     /// Everything is checked and the ranks are chosen.
     Planned(&'a Plan),
+    /// The next trial of a setting.
+    Trial(TrialEvent<'a>),
+    /// What was tried, and chosen.
+    Tuned(&'a [Tuned]),
     /// The next run.
     Run(RunEvent<'a>),
     /// Something from inside the run.
@@ -126,9 +137,12 @@ pub fn compare(
     plan::check_folder(&request.out)?;
     plan::write_or_agree(&plan, &request.out)?;
     on_event(Event::Planned(&plan));
+    let (plan, tuned) = tune::tune_all(request, &plan, stop, on_event)?;
+    on_event(Event::Tuned(&tuned));
     train_all(request, &plan, stop, on_event)?;
     let outcomes = outcome::read_all(&plan, &request.out, &tasks.trained)?;
     let mut comparison = Comparison::new(&plan, &outcomes);
+    comparison.tuned = tuned;
     if !plan.unseen.is_empty() {
         let reports = unseen::measure_all(&plan, &request.out, request.device, stop, on_event)?;
         comparison.unseen = Some(UnseenComparison::new(&plan, &tasks.unseen, &reports));
@@ -156,6 +170,12 @@ fn train_all(
         };
         let folder = run_folder(&request.out, &recipe.name, seed);
         let (number, state) = (index + 1, state(&folder));
+        let what = "run";
+        let interrupted = CompareError::Interrupted {
+            what,
+            number,
+            total,
+        };
         on_event(Event::Run(RunEvent {
             number,
             total,
@@ -164,12 +184,12 @@ fn train_all(
             state,
         }));
         if stop.load(Ordering::SeqCst) && state != State::Finished {
-            return Err(CompareError::Interrupted { number, total });
+            return Err(interrupted);
         }
         let mut inside = |event: run::Event<'_>| on_event(Event::Inside(event));
         match one.go_on(&folder, state, stop, &mut inside) {
             Err(CompareError::Train(TrainError::Interrupted { .. })) => {
-                return Err(CompareError::Interrupted { number, total });
+                return Err(interrupted);
             }
             other => other?,
         }
@@ -207,7 +227,8 @@ impl One<'_> {
         on_event: &mut dyn FnMut(run::Event<'_>),
     ) -> Result<(), CompareError> {
         if state == State::New {
-            run::train(&self.as_run(folder), stop, on_event)?;
+            let request = self.plan.run(self.request, self.recipe, self.seed, folder);
+            run::train(&request, stop, on_event)?;
             return Ok(());
         }
         self.check(folder)?;
@@ -217,27 +238,6 @@ impl One<'_> {
             _ => drop(recover(folder)?),
         }
         Ok(())
-    }
-
-    fn as_run(&self, folder: &Path) -> run::Request {
-        run::Request {
-            recipe: self.recipe.recipe.clone(),
-            model: self.plan.model.clone(),
-            base_dtype: self.plan.base_dtype,
-            data: self.request.data.clone(),
-            tasks: Some(
-                self.plan
-                    .tasks
-                    .iter()
-                    .map(|task| task.name.clone())
-                    .collect(),
-            ),
-            out: folder.to_owned(),
-            force: false,
-            seed: self.seed,
-            device: self.request.device,
-            until: None,
-        }
     }
 
     /// Refuses a run that somebody put there for another recipe, seed, model or data.

@@ -9,11 +9,12 @@ use toml::Value;
 
 use super::error::CompareError;
 use super::rank::{Choice, Counter};
+use super::setting::Tuning;
 use super::{COMPARISON, Request};
 use crate::base::base_model::{self, absolute};
 use crate::base::bundled;
 use crate::base::place::write_atomically;
-use crate::data::{DataError, Task, list_tasks, load_tasks, require_classification};
+use crate::data::{DataError, Split, Task, list_tasks, load_tasks, require_classification};
 use crate::recipe::Recipe;
 use crate::report::SCHEMA_VERSION;
 use crate::run::{check_tasks, with_groups};
@@ -52,6 +53,9 @@ pub struct Plan {
     pub seeds: u64,
     /// What is made equal.
     pub budget: Budget,
+    /// What is tried on the validation split before the runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tune: Option<Tuning>,
     /// The tasks in the order of their numbers.
     pub tasks: Vec<PlannedTask>,
     /// The tasks that are held out of training and measured afterwards.
@@ -59,6 +63,32 @@ pub struct Plan {
     pub unseen: Vec<PlannedTask>,
     /// The recipes, the reference first.
     pub recipes: Vec<PlannedRecipe>,
+}
+
+impl Plan {
+    /// One of its runs.
+    pub(super) fn run(
+        &self,
+        request: &Request,
+        recipe: &PlannedRecipe,
+        seed: u64,
+        folder: &Path,
+    ) -> run::Request {
+        let tasks = self.tasks.iter().map(|task| task.name.clone());
+        run::Request {
+            recipe: recipe.recipe.clone(),
+            model: self.model.clone(),
+            base_dtype: self.base_dtype,
+            data: request.data.clone(),
+            tasks: Some(tasks.collect()),
+            out: folder.to_owned(),
+            force: false,
+            seed,
+            device: request.device,
+            scored: Split::Test,
+            until: None,
+        }
+    }
 }
 
 /// A task of a comparison.
@@ -123,6 +153,7 @@ pub(super) fn resolve(
         device: request.device.to_string(),
         seeds: request.seeds,
         budget: request.budget,
+        tune: request.tune.clone(),
         tasks: tasks.iter().map(planned_task).collect(),
         unseen: all.unseen.iter().map(planned_task).collect(),
     };
@@ -173,6 +204,9 @@ fn check(request: &Request) -> Result<(), CompareError> {
     }
     if request.seeds == 0 {
         return Err(CompareError::NoSeeds);
+    }
+    if let Some(tuning) = &request.tune {
+        tuning.check(recipes)?;
     }
     request.device.check()?;
     base_model::check(&request.model)?;
@@ -370,6 +404,7 @@ mod tests {
             device: "cpu".into(),
             seeds: 3,
             budget: Budget::Params,
+            tune: None,
             tasks: vec![PlannedTask {
                 name: "pets".into(),
                 labels: vec!["cat".into(), "dog".into()],

@@ -5,6 +5,8 @@ use comfy_table::{Table, TableStyle};
 
 use super::plan::Budget;
 use super::result::{Comparison, RecipeResult};
+use super::setting::Setting;
+use super::tune::{Trial, Tuned};
 use super::unseen::{UnseenComparison, UnseenResult};
 use crate::report::format::{duration, percent, points, thousands};
 use crate::report::table::{aligned, markdown};
@@ -56,12 +58,15 @@ fn last_part(path: &str) -> &str {
 }
 
 fn notes(comparison: &Comparison) -> String {
+    let seeds = match comparison.seeds {
+        1 => "and, with one seed, nothing else: there is no verdict",
+        _ => "and of seeds (Student's t)",
+    };
     format!(
-        "The interval is a paired bootstrap over test records ({} resamples, the same records for \
-         both recipes and all seeds): it covers the choice of test records, not that of seeds, \
-         data or settings; by seed is \
-         the least and the greatest difference between runs with the same seed. See docs/comparing.md. An expert is dead in a run if it gets less than \
-         1 % of every task's weight at its site.",
+        "The interval covers the choice of test records (paired bootstrap, {} resamples, the same \
+         records for both recipes and all seeds) {seeds}, not that of data or settings; by seed is the \
+         least and the greatest difference between runs with the same seed. See docs/comparing.md. \
+         An expert is dead in a run if it gets less than 1 % of every task's weight at its site.",
         thousands(comparison.resamples)
     )
 }
@@ -87,6 +92,12 @@ fn parts(comparison: &Comparison, style: TableStyle) -> Vec<Part> {
         ),
         ("Cost and dead experts".to_owned(), costs(comparison), 1),
     ];
+    if !comparison.tuned.is_empty() {
+        let title = "Settings that were chosen on the validation split, with one seed".to_owned();
+        tables.push((title, choices(&comparison.tuned), 2));
+        let title = "All that were tried".to_owned();
+        tables.push((title, trials(&comparison.tuned), 2));
+    }
     if let Some(unseen) = &comparison.unseen {
         let title = "Unseen tasks: test scores of linear probes in %, base is without adapters";
         tables.push((title.to_owned(), unseen_scores(unseen), 2));
@@ -102,6 +113,60 @@ fn parts(comparison: &Comparison, style: TableStyle) -> Vec<Part> {
         first_number,
     };
     tables.into_iter().map(part).collect()
+}
+
+/// `learning_rate 0.002, adapter.bank.rank 4`.
+pub fn setting_text(setting: &Setting) -> String {
+    let texts = setting.iter().map(|(key, value)| format!("{key} {value}"));
+    texts.collect::<Vec<_>>().join(", ")
+}
+
+/// The value of a trial by which it was chosen.
+fn trial_value(tuned: &Tuned, trial: &Trial) -> String {
+    match (trial.value, &tuned.metric[..]) {
+        (None, _) => "diverged".into(),
+        (Some(value), "loss") => format!("{value:.4}"),
+        (Some(value), _) => percent(value),
+    }
+}
+
+fn choices(all: &[Tuned]) -> Cells {
+    let header = ["recipe", "chosen", "validation", "trials", "time", "note"];
+    let row = |tuned: &Tuned| {
+        let best = &tuned.trials[tuned.best];
+        let seconds = tuned.trials.iter().map(|trial| trial.seconds).sum();
+        let note = match &tuned.at_end[..] {
+            [] => String::new(),
+            keys => format!("{}: at an end of the list", keys.join(", ")),
+        };
+        vec![
+            tuned.recipe.clone(),
+            setting_text(&best.setting),
+            trial_value(tuned, best),
+            tuned.trials.len().to_string(),
+            duration(seconds),
+            note,
+        ]
+    };
+    let rows = all.iter().map(row).collect();
+    (header.map(str::to_owned).into(), rows)
+}
+
+fn trials(all: &[Tuned]) -> Cells {
+    let header = ["recipe", "tried", "validation", "steps"];
+    let rows = all.iter().flat_map(|tuned| {
+        let row = |trial: &Trial| {
+            vec![
+                tuned.recipe.clone(),
+                setting_text(&trial.setting),
+                trial_value(tuned, trial),
+                thousands(trial.steps),
+            ]
+        };
+        tuned.trials.iter().map(row)
+    });
+    let rows = rows.collect();
+    (header.map(str::to_owned).into(), rows)
 }
 
 fn unseen_scores(unseen: &UnseenComparison) -> Cells {
@@ -326,6 +391,7 @@ mod tests {
             tasks: vec!["a".into(), "b".into()],
             resamples: 2000,
             confidence: 0.95,
+            tuned: Vec::new(),
             recipes: vec![
                 recipe("lora", [0.9, 0.9], None, 0),
                 recipe("samora", [0.89, 0.91], none, 144),

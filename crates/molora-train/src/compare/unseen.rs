@@ -74,7 +74,11 @@ pub(super) fn measure_all(
             let report = match read(&folder, plan, seed) {
                 Some(report) => report,
                 None if stop.load(Ordering::SeqCst) => {
-                    return Err(CompareError::Interrupted { number, total });
+                    return Err(CompareError::Interrupted {
+                        what: "run",
+                        number,
+                        total,
+                    });
                 }
                 None => {
                     let request = UnseenRequest {

@@ -75,8 +75,19 @@ pub struct TokenizedTask {
 pub(crate) struct Written {
     /// How texts become tokens and tokens texts.
     pub(crate) writing: Arc<Writing>,
-    /// What the model is asked for each record of the validation and the test split.
-    pub(crate) questions: [Vec<Question>; 2],
+    /// What the model is asked for each record: training, validation, test; of the training split only
+    /// where there are no others.
+    pub(crate) questions: [Vec<Question>; 3],
+}
+
+impl Written {
+    /// The same with these questions alone.
+    pub(super) fn with_validation(&self, questions: Vec<Question>) -> Self {
+        Self {
+            writing: self.writing.clone(),
+            questions: [Vec::new(), questions, Vec::new()],
+        }
+    }
 }
 
 impl TokenizedTask {
@@ -129,9 +140,17 @@ impl TokenizedTask {
                     .map(|record| writing.question(record, &task.meta))
                     .collect::<Result<_, _>>()
             };
+            let is_trained_on = !task.validation.is_empty() || !task.test.is_empty();
             tokenized.written = Some(Written {
                 writing: writing.clone(),
-                questions: [questions(Split::Validation)?, questions(Split::Test)?],
+                questions: [
+                    match is_trained_on {
+                        true => Vec::new(),
+                        false => questions(Split::Train)?,
+                    },
+                    questions(Split::Validation)?,
+                    questions(Split::Test)?,
+                ],
             });
         }
         writing.warn_of_cuts(task);

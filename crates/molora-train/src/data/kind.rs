@@ -47,14 +47,26 @@ impl fmt::Display for TaskKind {
 }
 
 /// A part of a task's records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Split {
     /// Seen by the optimizer.
     Train,
     /// For choices made while building a recipe.
     Validation,
     /// For the final figures only.
+    #[default]
     Test,
+}
+
+impl std::str::FromStr for Split {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = [Self::Train, Self::Validation, Self::Test];
+        let found = known.into_iter().find(|split| split.name() == name);
+        found.ok_or_else(|| "expected test, validation or train".to_owned())
+    }
 }
 
 impl Split {

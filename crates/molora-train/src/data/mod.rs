@@ -25,6 +25,7 @@ pub mod sampler;
 mod schema;
 mod source;
 mod special;
+mod subset;
 pub mod task;
 pub mod tokenizer;
 pub mod written;

@@ -159,6 +159,14 @@ pub enum RunProblem {
          to measure it with a linear probe"
     )]
     NoHeads,
+    /// A task has no record in the split that is to be scored.
+    #[error("task {task} has no record in the {split} split")]
+    NothingToScore {
+        /// The task.
+        task: String,
+        /// Name of the split.
+        split: &'static str,
+    },
     /// A model that writes, measured by a probe.
     #[error(
         "the model writes its answers and needs no probe: molora eval RUN --data DIR --tasks NAMES \

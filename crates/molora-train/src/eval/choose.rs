@@ -57,6 +57,7 @@ impl Pass<'_> {
             n: right.len(),
             accuracy: Some(accuracy(&whole, &right)),
             majority: metric.majority_share(&right, most),
+            loss: Some(nll),
             also: [
                 (
                     "accuracy_per_character".to_owned(),
@@ -125,11 +126,11 @@ impl Pass<'_> {
 }
 
 impl Written {
-    /// The questions of the validation or the test split.
-    pub(super) fn questions(&self, split: Split) -> &[Question] {
-        let [validation, test] = &self.questions;
+    /// The questions of a split.
+    pub(crate) fn questions(&self, split: Split) -> &[Question] {
+        let [train, validation, test] = &self.questions;
         match split {
-            Split::Train => &[],
+            Split::Train => train,
             Split::Validation => validation,
             Split::Test => test,
         }

@@ -47,6 +47,10 @@ pub struct EvalScope<'a> {
     /// The model's number of each task, `None` for one that it was not trained on; empty where the
     /// tasks are the model's own in its order.
     pub numbers: &'a [Option<usize>],
+    /// Places of the tasks that are scored; all if empty.
+    pub only: &'a [usize],
+    /// Whether answers that are texts are written; if not, they are scored by their probability.
+    pub generates: bool,
 }
 
 impl EvalScope<'_> {
@@ -57,6 +61,8 @@ impl EvalScope<'_> {
             batch_size,
             num_tasks,
             numbers: &[],
+            only: &[],
+            generates: true,
         }
     }
 }
@@ -81,6 +87,9 @@ pub fn evaluate(
     let (mut scores, mut predictions) = (BTreeMap::new(), BTreeMap::new());
     let mut routing = Routing::new(&model);
     for (number, task) in tasks.iter().enumerate() {
+        if !scope.only.is_empty() && !scope.only.contains(&number) {
+            continue;
+        }
         let mut pass = Pass {
             model: &model,
             task,
@@ -89,6 +98,7 @@ pub fn evaluate(
             num_tasks: scope.num_tasks,
             split: scope.split,
             batch_size: scope.batch_size,
+            generates: scope.generates,
             device,
             guide,
             routing: &mut routing,
@@ -140,6 +150,7 @@ struct Pass<'a> {
     num_tasks: usize,
     split: Split,
     batch_size: usize,
+    generates: bool,
     device: &'a Device,
     guide: Option<&'a Guide>,
     routing: &'a mut Routing,

@@ -10,22 +10,21 @@ use super::Pass;
 impl Pass<'_> {
     /// The class of the largest logit for every record, scored.
     pub(super) fn classes(&mut self) -> Result<(TaskScore, Predictions), TrainError> {
-        let classes = self.told(|row| {
+        let (classes, loss) = self.told(|row| {
             let best = row.iter().enumerate().max_by(|a, b| {
                 // Of equally large logits the first.
                 a.1.total_cmp(b.1).then(b.0.cmp(&a.0))
             });
             best.map_or(0, |(class, _)| class)
         })?;
-        Ok((
-            score(self.task, self.split, &classes),
-            Predictions::Classes(classes),
-        ))
+        let mut score = score(self.task, self.split, &classes);
+        score.loss = Some(loss);
+        Ok((score, Predictions::Classes(classes)))
     }
 
     /// The number for every record, scored.
     pub(super) fn numbers(&mut self) -> Result<(TaskScore, Predictions), TrainError> {
-        let numbers = self.told(|row| f64::from(row[0]))?;
+        let (numbers, loss) = self.told(|row| f64::from(row[0]))?;
         let number = |target: &Target| match target {
             Target::Number(number) => Some(*number),
             _ => None,
@@ -39,6 +38,7 @@ impl Pass<'_> {
             n: targets.len(),
             accuracy: None,
             majority: 0.0,
+            loss: Some(loss),
             also: [
                 ("pearson".to_owned(), pearson(&numbers, &targets)),
                 ("rmse".to_owned(), rmse(&numbers, &targets)),
@@ -48,12 +48,14 @@ impl Pass<'_> {
         Ok((score, Predictions::Numbers(numbers)))
     }
 
-    /// What `answer` makes of the head's outputs for every record.
+    /// What `answer` makes of the head's outputs for every record, and their mean loss.
     fn told<T: Clone + Default>(
         &mut self,
         answer: impl Fn(&[f32]) -> T,
-    ) -> Result<Vec<T>, TrainError> {
-        let mut answers = vec![T::default(); self.task.split(self.split).len()];
+    ) -> Result<(Vec<T>, f64), TrainError> {
+        let examples = self.task.split(self.split);
+        let mut answers = vec![T::default(); examples.len()];
+        let mut losses = vec![0.0; examples.len()];
         for rows in eval_batches(&self.task.lengths(self.split), self.batch_size) {
             let (_, input, context) = self.inputs(&rows)?;
             let (pooled, routes) = self.model.encode(&input, &context);
@@ -67,11 +69,29 @@ impl Pass<'_> {
                 let numbers = outputs.iter().map(|&number| f64::from(number));
                 self.check_finite(row, "output of the head", numbers)?;
                 answers[row] = answer(outputs);
+                losses[row] = loss(outputs, &examples[row].target);
             }
             self.routing.add(&self.task.name, &routes);
             (self.progress)(rows.len());
         }
-        Ok(answers)
+        // In the order of the records, whatever the batches were.
+        let mean = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
+        Ok((answers, mean))
+    }
+}
+
+/// The loss of a head's outputs, as in training: cross-entropy of a class, squared error of a number.
+fn loss(outputs: &[f32], target: &Target) -> f64 {
+    let outputs = outputs.iter().map(|&output| f64::from(output));
+    match target {
+        Target::Number(number) => outputs.map(|output| (output - number).powi(2)).sum(),
+        Target::Class(class) => {
+            let logits: Vec<f64> = outputs.collect();
+            let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
+            largest + sum.ln() - logits[*class]
+        }
+        Target::Answer(_) | Target::Text(_) => 0.0,
     }
 }
 
@@ -84,6 +104,21 @@ pub(crate) fn score(task: &TokenizedTask, split: Split, predictions: &[usize]) -
         n: targets.len(),
         accuracy: Some(accuracy(predictions, &targets)),
         majority: task.metric.majority_share(&targets, task.labels.len()),
+        loss: None,
         also: Default::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_those_of_training() {
+        let even = loss(&[1000.0, 1000.0], &Target::Class(1));
+        assert!((even - 2.0_f64.ln()).abs() < 1e-12, "{even}");
+        let sure = loss(&[3.0, 1.0], &Target::Class(0));
+        assert!((sure - (1.0 + (-2.0_f64).exp()).ln()).abs() < 1e-12);
+        assert_eq!(loss(&[1.5], &Target::Number(2.0)), 0.25);
     }
 }

@@ -16,8 +16,7 @@ impl Pass<'_> {
     /// The likeliest text for every record, compared with the right one. `answer_nll` is the mean of
     /// `-log p` over the tokens of the right answers, and `perplexity` its exponential.
     ///
-    /// Texts without a prompt, or where at most 0 new tokens are asked for, are not written: the
-    /// score then is `token_probability`, the geometric mean of the right tokens' probabilities.
+    /// Texts without a prompt, or where none are asked for, are not written: the score then is `token_probability`, the geometric mean of the right tokens' probabilities.
     pub(super) fn texts(
         &mut self,
         written: &Written,
@@ -30,6 +29,7 @@ impl Pass<'_> {
             n: questions.len(),
             accuracy: None,
             majority: 0.0,
+            loss: Some(nll),
             also: [
                 ("answer_nll".to_owned(), nll),
                 ("perplexity".to_owned(), nll.exp()),
@@ -37,7 +37,7 @@ impl Pass<'_> {
             .into(),
         };
         let is_asked = questions.iter().all(|question| question.is_asked);
-        if !is_asked || written.writing.max_new_tokens == 0 {
+        if !is_asked || !self.generates || written.writing.max_new_tokens == 0 {
             (self.progress)(questions.len());
             return Ok((score, Predictions::Texts(Vec::new())));
         }

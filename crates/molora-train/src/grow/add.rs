@@ -19,7 +19,7 @@ use crate::guide::{Instructions, check_instructions};
 use crate::model::with_stable_ids;
 use crate::recipe::Scope;
 use crate::recipe::{InstructionConfig, Leg, StageConfig, legs};
-use crate::report::{StepRecord, StepWriter, read_steps};
+use crate::report::{Record, StepWriter, read_records};
 use crate::run::{
     Finished, Loaded, device_of, find_model, finish, load, load_run_tasks, read_finished,
     refuse_changed,
@@ -185,10 +185,7 @@ impl Growth<'_> {
     }
 
     /// Trains the expert alone, with its gate and head, and returns the records.
-    fn train_expert(
-        &self,
-        on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Vec<StepRecord>, TrainError> {
+    fn train_expert(&self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Vec<Record>, TrainError> {
         if !self.joined().exists() {
             let (recipe, names) = (&self.config.recipe, names(&self.config));
             let new = names.len() - 1..names.len();
@@ -200,7 +197,7 @@ impl Growth<'_> {
             train(&setup, Start::Fresh(self.loaded.heads.clone()), on_event)?;
             fs_err::create_dir_all(self.joined())?;
         }
-        Ok(read_steps(&self.work.join(STEPS))?)
+        Ok(read_records(&self.work.join(STEPS))?)
     }
 
     /// The old mixture with the new expert, as it was written, beside its others.
@@ -274,7 +271,7 @@ impl Growth<'_> {
         &self,
         start: Start,
         on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<(Trained, Vec<StepRecord>), TrainError> {
+    ) -> Result<(Trained, Vec<Record>), TrainError> {
         let recipe = &self.config.recipe;
         let folder = self.joined();
         let names = names(&self.config);
@@ -285,7 +282,7 @@ impl Growth<'_> {
             on_event(Event::Phase("training the mixture"));
         }
         let trained = train(&setup, start, on_event)?;
-        let steps = read_steps(&folder.join(STEPS))?;
+        let steps = read_records(&folder.join(STEPS))?;
         Ok((trained, steps))
     }
 
@@ -293,7 +290,7 @@ impl Growth<'_> {
     fn admit(
         &self,
         mut trained: Trained,
-        more: &[StepRecord],
+        more: &[Record],
         instructions: Option<&Instructions>,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Finished, TrainError> {
@@ -302,7 +299,7 @@ impl Growth<'_> {
         if let Some(instructions) = instructions {
             instructions.save(&new)?;
         }
-        let mut steps = read_steps(&self.run.join(STEPS))?;
+        let mut steps = read_records(&self.run.join(STEPS))?;
         steps.extend_from_slice(more);
         write_steps(&new, &mut steps)?;
         trained.progress = progress(&steps);
@@ -329,11 +326,21 @@ impl Growth<'_> {
 }
 
 /// Writes the records with numbers that go on.
-fn write_steps(folder: &Path, steps: &mut [StepRecord]) -> Result<(), TrainError> {
+fn write_steps(folder: &Path, steps: &mut [Record]) -> Result<(), TrainError> {
     let mut writer = StepWriter::open(folder.join(STEPS))?;
-    for (index, record) in steps.iter_mut().enumerate() {
-        record.step = index + 1;
-        writer.write(record)?;
+    let mut done = 0;
+    for record in steps {
+        match record {
+            Record::Step(record) => {
+                done += 1;
+                record.step = done;
+                writer.write(record)?;
+            }
+            Record::Validation(record) => {
+                record.step = done;
+                writer.write_validation(record)?;
+            }
+        }
     }
     Ok(writer.sync()?)
 }

@@ -21,7 +21,7 @@ use molora_kernels::random::Seed;
 use molora_models::{Adaptable, Backbone, TaskHead, TaskModel};
 
 use crate::TrainError;
-use crate::report::StepRecord;
+use crate::report::Record;
 use crate::run::fresh_head;
 use crate::store::checkpoint::Progress;
 use crate::store::{RunConfig, checkpoint};
@@ -60,15 +60,18 @@ fn fresh_heads(config: &RunConfig, base: &Backbone, device: &Device) -> Vec<Opti
 }
 
 /// The end of a training that has these records.
-fn progress(steps: &[StepRecord]) -> Progress {
-    Progress {
-        step: steps.len(),
-        leg: 0,
-        leg_step: 0,
-        tokens: steps.iter().map(|step| step.tokens).sum(),
-        padded_tokens: steps.iter().map(|step| step.padded_tokens).sum(),
-        seconds: steps.iter().map(|step| step.seconds).sum(),
-        sampler: None,
-        optimizer_sha256: None,
+fn progress(records: &[Record]) -> Progress {
+    let mut progress = Progress::default();
+    for record in records {
+        match record {
+            Record::Step(step) => {
+                progress.step += 1;
+                progress.tokens += step.tokens;
+                progress.padded_tokens += step.padded_tokens;
+                progress.seconds += step.seconds;
+            }
+            Record::Validation(record) => progress.validation_seconds += record.seconds,
+        }
     }
+    progress
 }

@@ -13,7 +13,7 @@ use crate::base::{DeviceSpec, base_model};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::Instructions;
 use crate::model::with_stable_ids;
-use crate::report::read_steps;
+use crate::report::read_records;
 use crate::run::{
     Finished, Loaded, device_of, finish, load, load_run_tasks, read_finished, refuse_changed,
 };
@@ -137,7 +137,7 @@ fn without(
         .map_err(|problem| TrainError::run(run, problem))?;
     let kept = origins.experts.iter().flatten();
     model.heads = kept.map(|&index| stored.heads[index].clone()).collect();
-    let steps = read_steps(&run.join(STEPS))?;
+    let steps = read_records(&run.join(STEPS))?;
     Ok(Trained {
         model: with_stable_ids(model),
         guide: None,

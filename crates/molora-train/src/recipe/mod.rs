@@ -16,6 +16,7 @@ pub mod overrides;
 mod phatgoose;
 mod samora;
 mod stage;
+mod validation;
 
 use molora_models::{AdapterSpec, Backbone};
 use molora_regularize::{Mixture, Need, ObjectiveConfig};
@@ -31,6 +32,7 @@ pub(crate) use optimizer::clip_global_norm;
 pub use optimizer::{Decay, OptimizerConfig, ScheduleConfig};
 use order::order_problems;
 pub use stage::{Routing, Scope, StageConfig, Transform};
+pub use validation::{CheckpointConfig, FinalState, StateMetric, ValidationConfig};
 
 /// Makes a recipe with its default values.
 type Maker = fn() -> Recipe;
@@ -60,6 +62,10 @@ pub struct Recipe {
     pub citation: String,
     /// A checkpoint is written every so many steps.
     pub checkpoint_every: usize,
+    /// Which states are kept.
+    pub checkpoint: CheckpointConfig,
+    /// When the validation split is scored.
+    pub validation: ValidationConfig,
     /// Texts and batches.
     pub data: DataConfig,
     /// Which layers get which experts, router and gate.
@@ -106,6 +112,8 @@ impl Recipe {
             name: name.into(),
             citation: citation.into(),
             checkpoint_every: 100,
+            checkpoint: CheckpointConfig::default(),
+            validation: ValidationConfig::default(),
             data: DataConfig::default(),
             adapter,
             objective: ObjectiveConfig::default(),
@@ -308,6 +316,7 @@ impl Recipe {
         if let Err(problem) = self.data.sampling.check() {
             problems.push(format!("data.sampling: {problem}"));
         }
+        problems.extend(self.validation.problems());
         problems
     }
 

@@ -12,6 +12,7 @@ use burn::tensor::Tensor;
 use molora_models::{ParameterKind, TaskModel};
 use serde::{Deserialize, Serialize};
 
+use super::Recipe;
 use crate::model::ids_by_kind;
 
 /// Numbers of AdamW; the defaults are PyTorch's but for the weight decay.
@@ -166,6 +167,22 @@ impl ScheduleConfig {
             Decay::Constant => 1.0,
             Decay::Linear => 1.0 - done,
             Decay::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+        }
+    }
+}
+
+impl Recipe {
+    /// Sets the learning rate of the first stage that trains; those of the others keep their ratios to it.
+    /// Rates that a stage gives to one kind of parameters stay as they are.
+    pub fn set_learning_rate(&mut self, rate: f64) {
+        let mut trained = self.stages.iter().filter(|stage| stage.transform.is_none());
+        let Some(old) = trained.next().map(|stage| stage.optimizer.learning_rate) else {
+            return; // named among the recipe's other problems
+        };
+        for stage in self.stages.iter_mut().chain(&mut self.growth) {
+            let own = &mut stage.optimizer.learning_rate;
+            // Not by a factor: a rate that is the first one's becomes the same number.
+            *own = if *own == old { rate } else { *own / old * rate };
         }
     }
 }

@@ -91,7 +91,8 @@ fn no_key(key: &str, parent: &str, known: &[&String]) -> String {
     )
 }
 
-fn parse(text: &str) -> Value {
+/// A value as it is written behind `=`: TOML, or else a string.
+pub(crate) fn parse(text: &str) -> Value {
     let document = format!("value = {text}");
     let parsed = document
         .parse::<toml::Table>()

@@ -6,7 +6,7 @@
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::schema::StepRecord;
+use super::schema::{StepRecord, ValidationRecord};
 
 /// Text and axes.
 const INK: RGBColor = RGBColor(0x57, 0x60, 0x6A);
@@ -56,6 +56,25 @@ impl Series {
     }
 }
 
+impl Series {
+    /// Collects `value` of every score of the validation split that has one.
+    pub(super) fn scored(
+        name: &str,
+        records: &[ValidationRecord],
+        value: impl Fn(&ValidationRecord) -> Option<f64>,
+    ) -> Self {
+        let points = records
+            .iter()
+            .filter_map(|record| Some((record.step as f64, value(record)?)));
+        Self {
+            name: name.to_owned(),
+            points: points.collect(),
+            // Every score is of a whole split: there is nothing to smooth.
+            starts: records.iter().map(|record| record.step as f64).collect(),
+        }
+    }
+}
+
 struct Curve<'a> {
     label: &'a str,
     points: Vec<(f64, f64)>,
@@ -73,6 +92,17 @@ pub(super) fn loss_chart(steps: &[StepRecord]) -> String {
     }
     curves.push(smoothed("total, smoothed", &total, SMOOTH));
     draw((880, 300), Some("loss (nats)"), &curves)
+}
+
+/// The mean score of each state that was scored, in per cent.
+pub(super) fn validation_chart(mean: &Series) -> String {
+    let curve = Curve {
+        label: "mean score",
+        points: thin(&mean.points),
+        color: SMOOTH,
+        width: 2,
+    };
+    draw((880, 240), Some("mean score (%)"), &[curve])
 }
 
 /// One small chart: each value, thin, and the smoothed curve.

@@ -12,6 +12,7 @@ mod page;
 mod routing;
 #[cfg(test)]
 pub(crate) mod sample;
+mod states;
 mod statistics;
 pub(crate) mod table;
 mod writer;
@@ -21,9 +22,11 @@ pub use format::thousands;
 pub use idle::{IDLE_SHARE, idle_summary};
 pub use page::render;
 pub use schema::{
-    EvalReport, ParameterCounts, PredictionReport, Predictions, RoutingReport, RunSummary,
-    SCHEMA_VERSION, SiteRouting, StepRecord, TaskScore,
+    EvalReport, KeptState, ParameterCounts, PredictionReport, Predictions, Record, RoutingReport,
+    RunSummary, SCHEMA_VERSION, SiteRouting, StepRecord, TaskScore, ValidationRecord,
+    ValidationScore, ValidationScores,
 };
+pub(crate) use states::kept_states;
 pub use statistics::{CONFIDENCE, Gain, RESAMPLES, Spread, Verdict};
 pub use table::{summary_table, task_table, total_table};
-pub use writer::{StepWriter, peak_memory_bytes, read_steps, truncate_after};
+pub use writer::{StepWriter, peak_memory_bytes, read_records, read_steps, truncate_after};

@@ -6,10 +6,13 @@ use std::collections::BTreeSet;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, UndefinedBehavior, Value, context};
 
-use super::chart::{Series, loss_chart, small_chart};
+use super::chart::{Series, loss_chart, small_chart, validation_chart};
 use super::format::{duration, mebibytes, percent, share, thousands};
 use super::routing::routing_values;
-use super::schema::{EvalReport, RoutingReport, RunSummary, StepRecord, TaskScore};
+use super::schema::{
+    EvalReport, KeptState, Record, RoutingReport, RunSummary, StepRecord, TaskScore,
+    ValidationRecord,
+};
 use super::table::{parameter_rows, task_header, task_rows};
 
 /// Renders a self-contained page: run facts, scores, loss curves, auxiliary terms and routing.
@@ -23,8 +26,10 @@ pub fn render(
     summary: &RunSummary,
     eval: &EvalReport,
     routing: Option<&RoutingReport>,
-    steps: &[StepRecord],
+    records: &[Record],
 ) -> String {
+    let (steps, scored) = taken_apart(records);
+    let (steps, scored) = (&steps[..], &scored[..]);
     let mut pages = Environment::new();
     pages.set_undefined_behavior(UndefinedBehavior::Strict);
     let syntax = SyntaxConfig::builder()
@@ -55,6 +60,7 @@ pub fn render(
             bars => eval.tasks.values().map(bar).collect::<Vec<_>>(),
         },
         loss => (!steps.is_empty()).then(|| safe(&loss_chart(steps))),
+        validation => (!scored.is_empty()).then(|| validation(summary, scored)),
         routing => routing.filter(|routing| !routing.sites.is_empty()).map(routing_values),
         groups => groups.into_iter().flatten().collect::<Vec<_>>(),
         parameters => parameter_rows(summary),
@@ -63,6 +69,66 @@ pub fn render(
         .add_template("page.html", include_str!("page.html"))
         .and_then(|()| pages.get_template("page.html")?.render(values))
         .expect("the template fits its values")
+}
+
+/// The steps, and the scores of the validation split.
+fn taken_apart(records: &[Record]) -> (Vec<StepRecord>, Vec<ValidationRecord>) {
+    let (mut steps, mut scored) = (Vec::new(), Vec::new());
+    for record in records {
+        match record {
+            Record::Step(record) => steps.push(record.clone()),
+            Record::Validation(record) => scored.push(record.clone()),
+        }
+    }
+    (steps, scored)
+}
+
+/// The curves of the validation split, and the states that were taken.
+fn validation(summary: &RunSummary, scored: &[ValidationRecord]) -> Value {
+    let score = |record: &ValidationRecord| Some(100.0 * record.validation.mean_score);
+    let loss = |record: &ValidationRecord| Some(record.validation.loss);
+    let task = |name: &String| {
+        let value = |record: &ValidationRecord| {
+            let task = record.validation.tasks.get(name);
+            task.map(|task| 100.0 * task.value)
+        };
+        Series::scored(name, scored, value)
+    };
+    let names: BTreeSet<&String> = scored
+        .iter()
+        .flat_map(|record| record.validation.tasks.keys())
+        .collect();
+    let small = names.into_iter().map(task);
+    let small = std::iter::once(Series::scored("mean loss", scored, loss)).chain(small);
+    let charts: Vec<Value> = small
+        .map(|series| {
+            context! { name => &series.name, svg => safe(&small_chart(&series)) }
+        })
+        .collect();
+    let mean = Series::scored("mean score", scored, score);
+    context! {
+        chart => safe(&validation_chart(&mean)),
+        charts => charts,
+        states => summary.states.iter().map(state).collect::<Vec<_>>(),
+        seconds => duration(summary.validation_seconds),
+    }
+}
+
+/// Stage and expert, the step whose state was taken, the last one, and its value.
+fn state(state: &KeptState) -> [String; 4] {
+    let value = match &state.metric[..] {
+        "loss" => format!("loss {:.4}", state.value),
+        "worst_task" => format!("worst task {} %", percent(state.value)),
+        _ => format!("mean score {} %", percent(state.value)),
+    };
+    let expert = state.expert.as_ref();
+    let expert = expert.map(|task| format!(", expert of {task}"));
+    [
+        format!("{}{}", state.stage, expert.unwrap_or_default()),
+        thousands(state.step),
+        thousands(state.last_step),
+        value,
+    ]
 }
 
 /// Text that is HTML, or CSS, already.
@@ -160,7 +226,7 @@ mod tests {
             &sample::summary(),
             &sample::eval(),
             Some(&routing),
-            &sample::steps(50),
+            &sample::records(50),
         );
         assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
         for outside in [
@@ -186,9 +252,13 @@ mod tests {
 
     #[test]
     fn sections_without_data_are_absent() {
-        let mut steps = sample::steps(20);
-        steps.iter_mut().for_each(|step| step.terms.clear());
+        let plain = |mut step: StepRecord| {
+            step.terms.clear();
+            Record::Step(step)
+        };
+        let steps: Vec<Record> = sample::steps(20).into_iter().map(plain).collect();
         let page = render(&sample::summary(), &sample::eval(), None, &steps);
+        assert!(!page.contains("<h2>Validation"));
         assert!(!page.contains("<h2>Auxiliary") && !page.contains("<h2>Routing"));
         assert!(page.contains("<h2>Loss of each task"));
         let page = render(&sample::summary(), &sample::eval(), None, &[]);
@@ -203,7 +273,7 @@ mod tests {
             &sample::summary(),
             &sample::eval(),
             Some(&routing),
-            &sample::steps(600),
+            &sample::records(600),
         );
         assert!(page.len() < 300_000, "{} bytes", page.len());
         if let Some(path) = std::env::var_os("MOLORA_SAMPLE_REPORT") {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::schema::{
-    EvalReport, ParameterCounts, RoutingReport, RunSummary, SCHEMA_VERSION, SiteRouting,
-    StepRecord, TaskScore,
+    EvalReport, KeptState, ParameterCounts, Record, RoutingReport, RunSummary, SCHEMA_VERSION,
+    SiteRouting, StepRecord, TaskScore, ValidationRecord, ValidationScore, ValidationScores,
 };
 
 const TASKS: [(&str, &str, f64, f64, usize); 4] = [
@@ -26,6 +26,7 @@ pub(crate) fn eval() -> EvalReport {
                 accuracy: Some(accuracy),
                 also: Default::default(),
                 majority,
+                loss: None,
             },
         )
     };
@@ -52,6 +53,15 @@ pub(crate) fn summary() -> RunSummary {
         train_seconds: 417.3,
         tokens_per_second: 3456.7,
         padding_share: 0.0832,
+        validation_seconds: 31.2,
+        states: vec![KeptState {
+            stage: "joint".into(),
+            expert: None,
+            step: 540,
+            last_step: 600,
+            metric: "mean_score".into(),
+            value: 0.861,
+        }],
         peak_memory_bytes: Some(1_288_490_189),
         molora_version: "0.1.0".into(),
         git_commit: Some("0123abc".into()),
@@ -106,6 +116,46 @@ pub(crate) fn steps(count: usize) -> Vec<StepRecord> {
         }
     };
     (1..=count).map(record).collect()
+}
+
+/// Steps with ten scores of the validation split among them.
+pub(crate) fn records(count: usize) -> Vec<Record> {
+    let scored = |step: usize| {
+        let value = 0.86 - 0.5 * (-5.0 * step as f64 / count as f64).exp() + 0.01 * wobble(step);
+        let task = |task: &(&str, &str, f64, f64, usize)| {
+            let score = ValidationScore {
+                metric: task.1.to_owned(),
+                value,
+                loss: 1.0 - value,
+                n: 256,
+            };
+            (task.0.to_owned(), score)
+        };
+        Record::Validation(ValidationRecord {
+            version: SCHEMA_VERSION,
+            step,
+            stage: "joint".into(),
+            expert: None,
+            validation: ValidationScores {
+                mean_score: value,
+                worst_task: value,
+                loss: 1.0 - value,
+                tasks: TASKS.iter().map(task).collect(),
+            },
+            metric: "mean_score".into(),
+            is_best: true,
+            seconds: 3.1,
+        })
+    };
+    let mut records = Vec::new();
+    for step in steps(count) {
+        let number = step.step;
+        records.push(Record::Step(step));
+        if number.is_multiple_of((count / 10).max(1)) {
+            records.push(scored(number));
+        }
+    }
+    records
 }
 
 pub(crate) fn routing(layers: usize, experts: usize) -> RoutingReport {

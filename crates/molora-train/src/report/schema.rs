@@ -51,6 +51,77 @@ pub struct StepRecord {
     pub seconds: f64,
 }
 
+/// What a score of the validation split found: the other kind of lines of `steps.jsonl`, behind that
+/// of its step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationRecord {
+    /// [`SCHEMA_VERSION`] of the writer.
+    pub version: u32,
+    /// The step after which the model was scored.
+    pub step: usize,
+    /// Name of the training stage.
+    pub stage: String,
+    /// The task whose expert trains alone, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert: Option<String>,
+    /// The scores.
+    pub validation: ValidationScores,
+    /// What tells which state is better: `mean_score`, `worst_task` or `loss`.
+    pub metric: String,
+    /// Whether it was the best state so far of this stage and expert, by `metric`.
+    pub is_best: bool,
+    /// Wall time in seconds.
+    pub seconds: f64,
+}
+
+/// Scores of the tasks that a stage trains on, on records of the validation split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationScores {
+    /// Mean of the tasks' values.
+    pub mean_score: f64,
+    /// Lowest of the tasks' values.
+    pub worst_task: f64,
+    /// Mean of the tasks' losses.
+    pub loss: f64,
+    /// Score of each task, by its name.
+    pub tasks: BTreeMap<String, ValidationScore>,
+}
+
+/// Score of one task on records of the validation split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationScore {
+    /// Name of the metric.
+    pub metric: String,
+    /// Its value, as a fraction.
+    pub value: f64,
+    /// Mean loss, see [`TaskScore::loss`].
+    pub loss: f64,
+    /// Number of records scored.
+    pub n: usize,
+}
+
+/// A line of `steps.jsonl`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Record {
+    /// A step.
+    Step(StepRecord),
+    /// A score of the validation split.
+    Validation(ValidationRecord),
+}
+
+impl Record {
+    /// The step that it belongs to.
+    pub fn step(&self) -> usize {
+        match self {
+            Self::Step(record) => record.step,
+            Self::Validation(record) => record.step,
+        }
+    }
+}
+
 /// Score of one task on one split.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,6 +136,11 @@ pub struct TaskScore {
     pub accuracy: Option<f64>,
     /// Score of always giving the most frequent answer; 0 where there is none.
     pub majority: f64,
+    /// Mean loss: cross-entropy of a head's classes, squared error of its numbers, `-log p` of the
+    /// right one of several candidates, `-log p` of each token of texts. Earlier versions did not tell
+    /// it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
     /// Other measures of the same answers, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub also: BTreeMap<String, f64>,
@@ -201,6 +277,25 @@ impl ParameterCounts {
     }
 }
 
+/// The state that a stage, or an expert that trained alone, ended with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptState {
+    /// Name of the stage.
+    pub stage: String,
+    /// The task whose expert trained alone, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert: Option<String>,
+    /// The step whose state it is.
+    pub step: usize,
+    /// The step of the stage's, or the expert's, last score.
+    pub last_step: usize,
+    /// What states were compared by: `mean_score`, `worst_task` or `loss`.
+    pub metric: String,
+    /// Its value at `step`.
+    pub value: f64,
+}
+
 /// Facts of a finished run: `summary.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -229,6 +324,12 @@ pub struct RunSummary {
     pub tokens_per_second: f64,
     /// Share of padding among all tokens of the batches.
     pub padding_share: f64,
+    /// Wall time on the validation split during the training in seconds.
+    #[serde(default)]
+    pub validation_seconds: f64,
+    /// The states that stages and experts ended with, where the validation split was scored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub states: Vec<KeptState>,
     /// Peak resident memory of the process in bytes, where the system tells it.
     pub peak_memory_bytes: Option<u64>,
     /// Version of molora that wrote the run.
@@ -248,6 +349,7 @@ mod tests {
             n: 10,
             accuracy: Some(accuracy),
             majority: 0.5,
+            loss: None,
             also: BTreeMap::new(),
         }
     }

@@ -7,10 +7,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::error::ReportError;
-use super::schema::StepRecord;
+use serde::{Deserialize, Serialize};
 
-/// Appends [`StepRecord`]s to a JSON Lines file.
+use super::error::ReportError;
+use super::schema::{Record, StepRecord, ValidationRecord};
+
+/// Appends [`Record`]s to a JSON Lines file.
 #[derive(Debug)]
 pub struct StepWriter {
     file: File,
@@ -38,6 +40,28 @@ impl StepWriter {
     /// If a number of the record is not finite (nothing is written then), or the write fails.
     pub fn write(&mut self, record: &StepRecord) -> Result<(), ReportError> {
         refuse_non_finite(record)?;
+        self.append(record)
+    }
+
+    /// Appends what was found on the validation split, behind the record of its step.
+    ///
+    /// # Errors
+    /// If a number of it is not finite (nothing is written then), or the write fails.
+    pub fn write_validation(&mut self, record: &ValidationRecord) -> Result<(), ReportError> {
+        let scores = &record.validation;
+        let plain = [
+            ("validation.mean_score", scores.mean_score),
+            ("validation.worst_task", scores.worst_task),
+            ("validation.loss", scores.loss),
+        ];
+        if let Some((field, value)) = plain.into_iter().find(|(_, value)| !value.is_finite()) {
+            let (step, field) = (record.step, field.to_owned());
+            return Err(ReportError::NotFinite { step, field, value });
+        }
+        self.append(record)
+    }
+
+    fn append(&mut self, record: &impl Serialize) -> Result<(), ReportError> {
         let mut line = serde_json::to_vec(record).map_err(|source| ReportError::Serialize {
             path: self.path.clone(),
             source,
@@ -92,15 +116,27 @@ fn refuse_non_finite(record: &StepRecord) -> Result<(), ReportError> {
     }
 }
 
+/// Reads the steps of a `steps.jsonl`; a last line without its line end is left out.
+///
+/// # Errors
+/// If the file cannot be read, or a whole line is no [`Record`].
+pub fn read_steps(path: &Path) -> Result<Vec<StepRecord>, ReportError> {
+    let step = |record| match record {
+        Record::Step(record) => Some(record),
+        Record::Validation(_) => None,
+    };
+    Ok(read_records(path)?.into_iter().filter_map(step).collect())
+}
+
 /// Reads all records of a `steps.jsonl`; a last line without its line end is left out.
 ///
 /// # Errors
-/// If the file cannot be read, or a whole line is no [`StepRecord`].
-pub fn read_steps(path: &Path) -> Result<Vec<StepRecord>, ReportError> {
+/// If the file cannot be read, or a whole line is no [`Record`].
+pub fn read_records(path: &Path) -> Result<Vec<Record>, ReportError> {
     let text = fs::read(path).map_err(ReportError::io("read", path))?;
     whole_lines(&text)
         .enumerate()
-        .map(|(index, line)| parse_step(path, index, line))
+        .map(|(index, line)| parse(path, index, line))
         .collect()
 }
 
@@ -109,7 +145,7 @@ pub fn read_steps(path: &Path) -> Result<Vec<StepRecord>, ReportError> {
 /// A half-written last line goes too. A missing file counts as empty.
 ///
 /// # Errors
-/// If the file cannot be read or cut, or a whole line before the cut is no [`StepRecord`].
+/// If the file cannot be read or cut, or a whole line before the cut is no [`Record`].
 pub fn truncate_after(path: &Path, step: usize) -> Result<(), ReportError> {
     let text = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -117,7 +153,7 @@ pub fn truncate_after(path: &Path, step: usize) -> Result<(), ReportError> {
     };
     let mut keep = 0;
     for (index, line) in whole_lines(&text).enumerate() {
-        if parse_step(path, index, line)?.step > step {
+        if parse(path, index, line)?.step() > step {
             break;
         }
         keep += line.len();
@@ -137,8 +173,19 @@ fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|line| line.ends_with(b"\n"))
 }
 
-fn parse_step(path: &Path, index: usize, line: &[u8]) -> Result<StepRecord, ReportError> {
-    serde_json::from_slice(line).map_err(|source| ReportError::Parse {
+/// What tells the two kinds of lines apart.
+#[derive(Deserialize)]
+struct Kind {
+    validation: Option<serde::de::IgnoredAny>,
+}
+
+fn parse(path: &Path, index: usize, line: &[u8]) -> Result<Record, ReportError> {
+    let kind = serde_json::from_slice(line);
+    let record = match kind.is_ok_and(|kind: Kind| kind.validation.is_some()) {
+        true => serde_json::from_slice(line).map(Record::Validation),
+        false => serde_json::from_slice(line).map(Record::Step),
+    };
+    record.map_err(|source| ReportError::Parse {
         path: path.to_owned(),
         line: index + 1,
         source,

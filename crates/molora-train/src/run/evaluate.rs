@@ -1,5 +1,6 @@
 //! Reading a finished run again and scoring it.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -51,6 +52,45 @@ impl Opened {
     }
 }
 
+/// The records that are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scored {
+    /// Their split.
+    pub split: Split,
+    /// At most so many of each task, the same ones each time: on the validation split those that a
+    /// training with this `validation.limit` is scored on.
+    pub limit: Option<NonZeroUsize>,
+}
+
+impl Default for Scored {
+    /// All of the test split.
+    fn default() -> Self {
+        Self {
+            split: Split::Test,
+            limit: None,
+        }
+    }
+}
+
+impl Scored {
+    /// The tasks with nothing but these records.
+    ///
+    /// # Errors
+    /// [`RunProblem::NothingToScore`] for a task that has none.
+    fn of(self, run: &Path, tasks: &[Task]) -> Result<Vec<Task>, TrainError> {
+        let limit = self.limit.map_or(usize::MAX, NonZeroUsize::get);
+        if let Some(task) = tasks.iter().find(|task| task.split(self.split).is_empty()) {
+            let (task, split) = (task.meta.name.clone(), self.split.name());
+            let problem = RunProblem::NothingToScore { task, split };
+            return Err(TrainError::run(run, problem));
+        }
+        Ok(tasks
+            .iter()
+            .map(|task| task.only(self.split, limit))
+            .collect())
+    }
+}
+
 /// Scores a finished run on the test split of its tasks, in `data` if that is given.
 ///
 /// # Errors
@@ -60,28 +100,35 @@ pub fn evaluate_run(
     data: Option<&str>,
     device: Option<DeviceSpec>,
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
-    evaluate_run_by(folder, data, device, None, &mut |_| {})
+    let scored = Scored::default();
+    evaluate_run_by(folder, data, device, None, scored, &mut |_| {})
 }
 
-/// [`evaluate_run`] with another source of the queries than the recipe's.
+/// [`evaluate_run`] on other records, and with another source of the queries than the recipe's.
 ///
 /// # Errors
-/// As [`evaluate_run`]; also if there is a query for a run without instructions.
+/// As [`evaluate_run`]; also if there is a query for a run without instructions, or a task has no
+/// record in the split.
 pub fn evaluate_run_by(
     folder: &Path,
     data: Option<&str>,
     device: Option<DeviceSpec>,
     query: Option<&Query>,
+    scored: Scored,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
-    let opened = open(folder, data, device, false)?;
+    let opened = unchanged(folder, || {
+        let config = read_finished(folder)?;
+        let tasks = scored.of(folder, &load_run_tasks(folder, &config, data)?)?;
+        open_with(folder, config, &tasks, Some(data), device, false)
+    })?;
     let guide = match opened.query(query, folder)? {
         Query::Task => opened.guide(),
-        query => guide_by(&opened, &query)?,
+        query => guide_by(&opened, &query, scored.split)?,
     };
     let rows = opened.config.recipe.data.eval_batch_size;
     let (model, Loaded { tasks, device, .. }) = (&opened.model, &opened.loaded);
-    let scope = EvalScope::own(Split::Test, rows, tasks.len());
+    let scope = EvalScope::own(scored.split, rows, tasks.len());
     let found = evaluate_showing(model, tasks, scope, device, guide.as_ref(), on_event)?;
     let mut routing = found.routing;
     routing.has_general = opened.loaded.spec.general.is_some();
@@ -99,6 +146,7 @@ pub fn evaluate_other(
     names: &[String],
     device: Option<DeviceSpec>,
     query: Option<&Query>,
+    scored: Scored,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
     let opened = open_without_data(folder, device)?;
@@ -108,7 +156,7 @@ pub fn evaluate_other(
         return Err(TrainError::run(&folder.join(RUN), RunProblem::NoHeads));
     }
     let data = bundled::folder(data.unwrap_or(&config.data))?;
-    let tasks = load_tasks(&data, Some(names))?;
+    let tasks = scored.of(folder, &load_tasks(&data, Some(names))?)?;
     let tasks = tokenized(
         &opened.base_folder,
         &loaded.base,
@@ -124,14 +172,16 @@ pub fn evaluate_other(
         None => None,
         Some(instructions) => {
             let encoder = instructions.text_encoder(&loaded.device)?;
-            Some(instructions.guide_of(&query, &tasks, Split::Test, &encoder)?)
+            Some(instructions.guide_of(&query, &tasks, scored.split, &encoder)?)
         }
     };
     let scope = EvalScope {
-        split: Split::Test,
-        batch_size: config.recipe.data.eval_batch_size,
-        num_tasks: config.tasks.len(),
         numbers: &numbers,
+        ..EvalScope::own(
+            scored.split,
+            config.recipe.data.eval_batch_size,
+            config.tasks.len(),
+        )
     };
     let guide = guide.as_ref();
     let (model, device) = (&opened.model, &loaded.device);
@@ -151,10 +201,12 @@ pub fn evaluate_base(
     names: Option<&[String]>,
     device: DeviceSpec,
     config: &DataConfig,
+    scored: Scored,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<EvalReport, TrainError> {
     device.check()?;
-    let tasks = load_tasks(&bundled::folder(data)?, names)?;
+    let data = bundled::folder(data)?;
+    let tasks = scored.of(&data, &load_tasks(&data, names)?)?;
     let folder = base_model::find(model, &mut base_model::silent)?.folder;
     let device = device.open()?;
     let backbone = Backbone::from_folder(&folder, &device)?;
@@ -164,10 +216,8 @@ pub fn evaluate_base(
     let tasks = tokenized(&folder, &backbone, &tasks, config)?;
     let numbers = vec![None; tasks.len()];
     let scope = EvalScope {
-        split: Split::Test,
-        batch_size: config.eval_batch_size,
-        num_tasks: 1,
         numbers: &numbers,
+        ..EvalScope::own(scored.split, config.eval_batch_size, 1)
     };
     let heads = Vec::new();
     let model = TaskModel { backbone, heads };
@@ -191,12 +241,12 @@ pub(super) fn evaluate_showing(
     })
 }
 
-fn guide_by(opened: &Opened, query: &Query) -> Result<Option<Guide>, TrainError> {
+fn guide_by(opened: &Opened, query: &Query, split: Split) -> Result<Option<Guide>, TrainError> {
     let Some(instructions) = &opened.instructions else {
         return Ok(None);
     };
     let encoder = instructions.text_encoder(&opened.loaded.device)?;
-    let guide = instructions.guide_of(query, &opened.loaded.tasks, Split::Test, &encoder)?;
+    let guide = instructions.guide_of(query, &opened.loaded.tasks, split, &encoder)?;
     Ok(Some(guide))
 }
 

@@ -23,10 +23,10 @@ use crate::error::{RunProblem, TrainError};
 use crate::eval::EvalScope;
 use crate::guide::{Guide, Instructions};
 use crate::model::count;
-use crate::recipe::{QuerySource, Recipe, legs};
+use crate::recipe::{FinalState, QuerySource, Recipe, legs};
 use crate::report::{
-    EvalReport, PredictionReport, RoutingReport, RunSummary, SCHEMA_VERSION, peak_memory_bytes,
-    read_steps, render,
+    EvalReport, PredictionReport, Record, RoutingReport, RunSummary, SCHEMA_VERSION, kept_states,
+    peak_memory_bytes, read_records, render,
 };
 use crate::store::{
     Claim, EVAL, FORMAT, PREDICTIONS, REPORT, ROUTING, RunConfig, STEPS, SUMMARY, TaskLabels,
@@ -40,7 +40,7 @@ pub(crate) use evaluate::{
     Opened, bare_task, check_finished, device_of, open, open_without_data, read_finished,
     task_number,
 };
-pub use evaluate::{evaluate_base, evaluate_other, evaluate_run, evaluate_run_by};
+pub use evaluate::{Scored, evaluate_base, evaluate_other, evaluate_run, evaluate_run_by};
 pub use inputs::changed_inputs;
 pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
 pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
@@ -68,6 +68,8 @@ pub struct Request {
     pub seed: u64,
     /// The device.
     pub device: DeviceSpec,
+    /// The split that the finished run is scored on: the test split, but for trials of settings.
+    pub scored: Split,
     /// Name of the stage at whose end the run stops; it goes on with [`resume`].
     pub until: Option<String>,
 }
@@ -86,7 +88,7 @@ pub struct Part {
 pub struct Finished {
     /// Facts of the run.
     pub summary: RunSummary,
-    /// Scores on the test split.
+    /// Scores on the test split, or that of [`Request::scored`].
     pub eval: EvalReport,
     /// How the routers shared the tasks.
     pub routing: RoutingReport,
@@ -137,6 +139,7 @@ pub fn train(
         data: absolute(&request.data),
         seed: request.seed,
         device: request.device.to_string(),
+        scored: request.scored,
         tasks: tasks.iter().map(labels).collect(),
         recipe,
         digests: None,
@@ -247,7 +250,7 @@ fn run(
     on_event(Event::Phase("training"));
     let trained = train_loop(&setup, Start::Fresh(heads), on_event)?;
     let finished = finish(folder, config, &spec, &tasks, &device, &trained, on_event)?;
-    checkpoint::forget(folder)?;
+    checkpoint::retain(folder, &trained.progress, recipe.checkpoint.keep_last)?;
     Ok(finished)
 }
 
@@ -262,23 +265,31 @@ pub(crate) fn finish(
     trained: &Trained,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
-    on_event(Event::Phase("evaluating on the test split"));
+    let split = config.scored;
+    on_event(Event::Phase(&format!(
+        "evaluating on the {} split",
+        split.name()
+    )));
     let guide = closing_guide(folder, config, tasks, device, trained.guide.clone())?;
     let rows = config.recipe.data.eval_batch_size;
-    let scope = EvalScope::own(Split::Test, rows, tasks.len());
+    let scope = EvalScope {
+        generates: split == Split::Test || config.recipe.validation.generate,
+        ..EvalScope::own(split, rows, tasks.len())
+    };
     let guide = guide.as_ref();
     let found = evaluate_showing(&trained.model, tasks, scope, device, guide, on_event)?;
     let (names, base_name) = (task_names(tasks), config.base_name());
     checkpoint::replace_weights(folder, &trained.model, spec, &names, base_name)?;
     let mut routing = found.routing;
     routing.has_general = spec.general.is_some();
+    let records = read_records(&folder.join(STEPS))?;
     let finished = Finished {
-        summary: summary(config, trained),
+        summary: summary(config, trained, &records),
         eval: found.scores,
         routing,
         predictions: found.predictions,
     };
-    write_report(folder, &finished)?;
+    write_report(folder, &finished, &records)?;
     // The last thing: from here on the run is finished and needs no checkpoint.
     write_json_atomically(&folder.join(SUMMARY), &finished.summary)?;
     Ok(finished)
@@ -293,11 +304,11 @@ pub(crate) fn close(
     trained: &Trained,
 ) -> Result<(), TrainError> {
     checkpoint::replace_weights(folder, &trained.model, spec, tasks, config.base_name())?;
-    write_json_atomically(&folder.join(SUMMARY), &summary(config, trained))?;
+    write_json_atomically(&folder.join(SUMMARY), &summary(config, trained, &[]))?;
     Ok(())
 }
 
-/// What tells the routers about the test split: that of the training, unless the recipe's queries
+/// What tells the routers about the split that is scored: that of the training, unless the recipe's queries
 /// are the records' own texts.
 fn closing_guide(
     folder: &Path,
@@ -314,12 +325,13 @@ fn closing_guide(
     let instructions = Instructions::load(folder, &task_names(tasks))?;
     let backbone = instructions.text_encoder(device)?;
     let query = QuerySource::Request.into();
-    let guide = instructions.guide_of(&query, tasks, Split::Test, &backbone)?;
+    let guide = instructions.guide_of(&query, tasks, config.scored, &backbone)?;
     Ok(Some(guide))
 }
 
-fn summary(config: &RunConfig, trained: &Trained) -> RunSummary {
+fn summary(config: &RunConfig, trained: &Trained, records: &[Record]) -> RunSummary {
     let progress = &trained.progress;
+    let is_last = config.recipe.checkpoint.final_state == FinalState::Last;
     let padding = progress.padded_tokens - progress.tokens;
     RunSummary {
         version: SCHEMA_VERSION,
@@ -334,18 +346,19 @@ fn summary(config: &RunConfig, trained: &Trained) -> RunSummary {
         train_seconds: progress.seconds,
         tokens_per_second: progress.tokens as f64 / progress.seconds.max(1e-9),
         padding_share: padding as f64 / progress.padded_tokens.max(1) as f64,
+        validation_seconds: progress.validation_seconds,
+        states: kept_states(records, is_last),
         peak_memory_bytes: peak_memory_bytes(),
         molora_version: config.molora_version.clone(),
         git_commit: config.git_commit.clone(),
     }
 }
 
-fn write_report(folder: &Path, finished: &Finished) -> Result<(), TrainError> {
-    let steps = read_steps(&folder.join(STEPS))?;
+fn write_report(folder: &Path, finished: &Finished, records: &[Record]) -> Result<(), TrainError> {
     write_json_atomically(&folder.join(EVAL), &finished.eval)?;
     write_json_atomically(&folder.join(ROUTING), &finished.routing)?;
     write_json_atomically(&folder.join(PREDICTIONS), &finished.predictions)?;
     let routing = (!finished.routing.sites.is_empty()).then_some(&finished.routing);
-    let html = render(&finished.summary, &finished.eval, routing, &steps);
+    let html = render(&finished.summary, &finished.eval, routing, records);
     write_atomically(&folder.join(REPORT), html.as_bytes())
 }

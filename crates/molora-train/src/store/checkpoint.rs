@@ -33,7 +33,7 @@ pub(super) fn is_file(name: &str) -> bool {
 
 /// Where a run is. Dropout masks and initial values are drawn from keys (seed, step, site), so that
 /// the step number is their whole state.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
     /// Finished steps over all stages.
@@ -54,6 +54,39 @@ pub struct Progress {
     /// no optimizer, or in a checkpoint of an earlier version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optimizer_sha256: Option<String>,
+    /// Steps of earlier legs that were not made, as these had ended early.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: usize,
+    /// Whether the leg has ended before its last step.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_early: bool,
+    /// The best states of the leg, the best one first; their checkpoints are kept. Empty where none was
+    /// scored, and as soon as the leg has taken the one that it ends with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub best: Vec<Best>,
+    /// Steps of earlier legs' states that stay.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<usize>,
+    /// Number of states that were scored since the best one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub since_best: usize,
+    /// Seconds on the validation split so far.
+    #[serde(default)]
+    pub validation_seconds: f64,
+}
+
+/// A state that was scored on the validation split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    /// The step after which it was scored.
+    pub step: usize,
+    /// What states are compared by.
+    pub value: f64,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// Numbers of tokens above this, and of seconds, are no measurements.
@@ -77,14 +110,31 @@ impl Progress {
                 "leg_step is {found}, but leg {leg} has {length} steps"
             ));
         }
-        let expected = done + self.leg_step;
+        let Some(expected) = (done + self.leg_step).checked_sub(self.skipped) else {
+            let skipped = self.skipped;
+            return Some(format!(
+                "skipped is {skipped}, but earlier legs have {done} steps"
+            ));
+        };
         if self.step != expected {
             return Some(format!("step is {}, expected {expected}", self.step));
         }
-        if self.leg_step < length && self.sampler.is_none() {
+        let scored = self
+            .best
+            .iter()
+            .map(|best| best.step)
+            .chain(self.kept.iter().copied());
+        if let Some(step) = scored.max().filter(|&step| step > self.step) {
+            return Some(format!(
+                "best or kept has step {step}, which is not done yet"
+            ));
+        }
+        if self.leg_step < length && !self.is_early && self.sampler.is_none() {
             return Some("sampler is missing".into());
         }
-        let is_time = (0.0..MAX_COUNT as f64).contains(&self.seconds);
+        let is_time = [self.seconds, self.validation_seconds]
+            .iter()
+            .all(|seconds| (0.0..MAX_COUNT as f64).contains(seconds));
         let is_count = self.tokens < MAX_COUNT && self.padded_tokens < MAX_COUNT;
         (!is_time || !is_count).then(|| {
             format!(
@@ -174,20 +224,41 @@ fn checkpoint_name(step: usize) -> String {
     format!("step-{step:08}")
 }
 
-/// Writes a checkpoint and removes older ones.
+/// Writes a checkpoint and removes older ones that are neither among the `keep_last` newest nor among
+/// the best.
 ///
 /// # Errors
 /// [`TrainError::Io`] or [`TrainError::Model`] if a file cannot be written.
-pub fn save(run: &Path, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
+pub fn save(run: &Path, snapshot: &Snapshot<'_>, keep_last: usize) -> Result<(), TrainError> {
     let progress = snapshot.progress;
     let root = run.join(CHECKPOINTS);
     snapshot.write(&root, &checkpoint_name(progress.step))?;
-    for (step, old) in all(run)? {
-        if step < progress.step {
-            discard(&old)?;
-        }
+    // Only now: the checkpoint before this one may need them.
+    retain(run, progress, keep_last.max(1))
+}
+
+/// Removes the checkpoints that are neither among the `keep_last` newest nor among the best.
+///
+/// # Errors
+/// [`TrainError::Io`] if one cannot be removed.
+pub fn retain(run: &Path, progress: &Progress, keep_last: usize) -> Result<(), TrainError> {
+    let is_kept = |step: usize| {
+        progress.kept.contains(&step) || progress.best.iter().any(|best| best.step == step)
+    };
+    let found = all(run)?;
+    let newest = found.len().saturating_sub(keep_last);
+    let places = found.into_iter().enumerate();
+    let (kept, old): (Vec<_>, Vec<_>) =
+        places.partition(|(place, (step, _))| *place >= newest || is_kept(*step));
+    if kept.is_empty() {
+        return forget(run);
     }
-    Ok(())
+    old.iter().try_for_each(|(_, (_, path))| discard(path))
+}
+
+/// The checkpoint after a step.
+pub fn after(run: &Path, step: usize) -> PathBuf {
+    run.join(CHECKPOINTS).join(checkpoint_name(step))
 }
 
 /// Writes adapter and heads into an existing folder.

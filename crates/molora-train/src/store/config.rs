@@ -13,15 +13,18 @@ use super::names::check_name;
 use super::swap::pending;
 use crate::base::base_model;
 use crate::base::place::write_atomically;
-use crate::data::TaskKind;
+use crate::data::{Split, TaskKind};
 use crate::error::{RunProblem, TrainError};
-use crate::recipe::{Recipe, text_error};
+use crate::recipe::{Recipe, ValidationConfig, text_error};
 
 /// File of the resolved configuration in a run folder.
 pub const RUN: &str = "run.toml";
 
 /// The format of the file that this molora writes; files without a number are of the first one.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+
+/// The first format whose runs are scored on the validation split.
+const VALIDATED: u32 = 2;
 
 /// So long another process has for putting a change of experts in place, a matter of renames.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -49,6 +52,9 @@ pub struct RunConfig {
     pub seed: u64,
     /// Name of the device.
     pub device: String,
+    /// The split that the finished run is scored on: the test split, but for trials of settings.
+    #[serde(default, skip_serializing_if = "is_test")]
+    pub scored: Split,
     /// The tasks in the order of their numbers.
     pub tasks: Vec<TaskLabels>,
     /// The method.
@@ -72,6 +78,10 @@ pub struct TaskLabels {
     /// Folder with its data, if that is another one than the run's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
+}
+
+fn is_test(split: &Split) -> bool {
+    *split == Split::Test
 }
 
 fn is_unnumbered(format: &u32) -> bool {
@@ -143,8 +153,12 @@ pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
     };
     check_format(&path, &text)?;
     let file = path.display().to_string();
-    let config: RunConfig =
+    let mut config: RunConfig =
         toml::from_str(&text).map_err(|error| text_error(&text, &file, &error))?;
+    // Such a run goes on, and ends, as it was begun.
+    if config.format < VALIDATED {
+        config.recipe.validation = ValidationConfig::never();
+    }
     check_names(&path, &config)?;
     Ok(config)
 }
@@ -227,6 +241,7 @@ pub(super) mod tests {
             data: "bundled:tasks".into(),
             seed: 7,
             device: "cpu".into(),
+            scored: Split::Test,
             tasks: Vec::new(),
             recipe: crate::recipe::find("lora").expect("listed"),
             digests: None,
@@ -237,9 +252,11 @@ pub(super) mod tests {
     fn a_file_without_a_format_is_read_and_stays_so() {
         let text = toml::to_string(&config(0)).expect("plain data");
         assert!(text.starts_with("molora_version"), "{text}");
-        assert_eq!(read(&text).expect("the first format"), config(0));
+        let mut first = config(0);
+        first.recipe.validation = ValidationConfig::never();
+        assert_eq!(read(&text).expect("the first format"), first);
         let text = toml::to_string(&config(FORMAT)).expect("plain data");
-        assert!(text.starts_with("format = 1\n"), "{text}");
+        assert!(text.starts_with("format = 2\n"), "{text}");
         assert_eq!(read(&text).expect("its own text"), config(FORMAT));
     }
 
@@ -248,7 +265,7 @@ pub(super) mod tests {
         let error = read("format = 7\nnews = true\n")
             .expect_err("newer")
             .to_string();
-        let end = "run.toml: format is 7, but this molora knows up to 1: a newer molora wrote the run; \
+        let end = "run.toml: format is 7, but this molora knows up to 2: a newer molora wrote the run; \
                    use that one";
         assert!(error.ends_with(end), "{error}");
         let error = read("format = 1\nnews = true\n")

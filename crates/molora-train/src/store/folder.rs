@@ -3,8 +3,8 @@
 //! | file | content | since |
 //! |---|---|---|
 //! | `run.toml` | the resolved recipe with format, data, model, tasks with labels, seed, device, version, digests of model and data | the start |
-//! | `steps.jsonl` | one record per step: losses, terms, rate, tokens; stage and, of an expert alone, its task | every step |
-//! | `checkpoints/step-*/` | model, optimizer and place of the newest checkpoint | until the run is finished |
+//! | `steps.jsonl` | one record per step: losses, terms, rate, tokens; stage and, of an expert alone, its task; scores of the validation split | every step |
+//! | `checkpoints/step-*/` | model, optimizer and place: the newest, the best of the stage, and those that are asked for | until the run is finished, or for good |
 //! | `stages/<stage>/` | the state in which a stage began, for `--from-stage` | each stage after the first |
 //! | `experts/<task>/` | `adapter_config.json`, `adapter_model.safetensors` (a LoRA), `head.safetensors`, `gate.safetensors` | the expert's leg |
 //! | `general/` | the general expert, as a LoRA | its stage |

@@ -1,7 +1,7 @@
 //! What a run tells while it goes on.
 
 use crate::hub;
-use crate::report::StepRecord;
+use crate::report::{StepRecord, ValidationRecord};
 
 /// Something that happened in a run.
 #[derive(Debug)]
@@ -14,6 +14,10 @@ pub enum Event<'a> {
     Stage(StageEvent<'a>),
     /// A step is done; with the total number of steps.
     Step(&'a StepRecord, usize),
+    /// A state was scored on the validation split.
+    Validated(&'a ValidationRecord),
+    /// A stage, or the part of it that trained an expert, is done.
+    Kept(Kept),
     /// Records are evaluated; with the total number of records.
     Evaluated(usize, usize),
 }
@@ -29,4 +33,17 @@ pub struct StageEvent<'a> {
     pub number: usize,
     /// Number of stages.
     pub total: usize,
+}
+
+/// The state that a stage, or the expert of a task, ends with.
+#[derive(Debug, Clone, Copy)]
+pub struct Kept {
+    /// The step whose state it is.
+    pub step: usize,
+    /// The step of the last one.
+    pub last: usize,
+    /// The value by which it is the best.
+    pub value: f64,
+    /// Whether steps were left.
+    pub is_early: bool,
 }

@@ -6,8 +6,9 @@ mod setup;
 mod step;
 mod trainer;
 pub(crate) mod transform;
+mod validate;
 
-pub use event::{Event, StageEvent};
+pub use event::{Event, Kept, StageEvent};
 pub use setup::Setup;
 pub use step::{Step, StepValues};
 pub use trainer::{Start, Trained, train};

@@ -8,15 +8,16 @@ use std::time::Instant;
 use burn::optim::ModuleOptimizer;
 use molora_models::{AdapterSpec, TaskHead, TaskModel};
 
-use super::event::{Event, StageEvent};
+use super::event::{Event, Kept, StageEvent};
 use super::setup::{Setup, attach, guidance, leg_seed, lengths, not_finite};
 use super::step::Step;
 use super::transform;
+use super::validate;
 use crate::data::{Average, Batch, Sampler, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Guide, Instructions};
 use crate::model::{find_not_finite, with_stable_ids};
-use crate::recipe::{Leg, OptimizerConfig, Scope, StageConfig, Transform};
+use crate::recipe::{FinalState, Leg, OptimizerConfig, Scope, StageConfig, Transform};
 use crate::report::{SCHEMA_VERSION, StepRecord, StepWriter, truncate_after};
 use crate::store::checkpoint::{Progress, Snapshot};
 use crate::store::{STEPS, checkpoint, pool};
@@ -63,11 +64,17 @@ pub fn train(
         let record = state.step(setup, leg)?;
         writer.write(&record)?;
         on_event(Event::Step(&record, total));
-        let is_done = state.progress.leg_step == leg.steps;
+        let is_best = state.validate(setup, leg, &mut writer, on_event)?;
+        let is_done = state.is_done(leg);
+        let is_kept = is_best && state.has_to_be_kept(setup, is_done);
+        if is_kept {
+            writer.sync()?;
+            state.save(setup)?;
+        }
         let next = setup.legs.get(state.progress.leg + usize::from(is_done));
         let is_over = next.is_some_and(|next| setup.until.is_some_and(|last| next.stage > last));
         if is_done {
-            state.leave(setup, leg)?;
+            state.leave(setup, leg, on_event)?;
         }
         // A run that stops here does what comes next when it goes on.
         if is_done && !is_over {
@@ -76,7 +83,9 @@ pub fn train(
         let is_due = state.progress.step % setup.recipe.checkpoint_every == 0;
         let is_stopped =
             setup.stop.load(Ordering::SeqCst) && setup.legs.get(state.progress.leg).is_some();
-        if is_over || is_stopped || is_due {
+        // At the end of a leg it has changed since.
+        let is_saved = is_kept && !is_done;
+        if (is_over || is_stopped || is_due) && !is_saved {
             writer.sync()?;
             state.save(setup)?;
         }
@@ -121,16 +130,7 @@ impl State {
             is_mixture,
             guide,
             optimizer: OptimizerConfig::default().init(),
-            progress: Progress {
-                step: 0,
-                leg: 0,
-                leg_step: 0,
-                tokens: 0,
-                padded_tokens: 0,
-                seconds: 0.0,
-                sampler: None,
-                optimizer_sha256: None,
-            },
+            progress: Progress::default(),
         };
         match checkpoint::latest(setup.folder)? {
             Some(path) => state.load(setup, &path, on_event)?,
@@ -180,11 +180,51 @@ impl State {
             self.optimizer = checkpoint::load_optimizer(path, &self.progress, fresh)?;
         }
         self.model = stage.apply(self.model.clone());
-        // The run was stopped between two stages.
-        if self.progress.leg_step == leg.steps {
+        // The run was stopped between two stages, or at the end of one.
+        if self.is_done(leg) {
+            if !self.progress.best.is_empty() {
+                self.leave(setup, leg, on_event)?;
+            }
             self.enter(setup, self.progress.leg + 1, on_event)?;
         }
         Ok(())
+    }
+
+    /// Whether a leg has made its last step.
+    fn is_done(&self, leg: &Leg) -> bool {
+        self.progress.leg_step == leg.steps || self.progress.is_early
+    }
+
+    /// Scores the state on the validation split if that is due, ends the leg if that has not helped for
+    /// too long, and returns whether the state is one of the best.
+    fn validate(
+        &mut self,
+        setup: &Setup<'_>,
+        leg: &Leg,
+        writer: &mut StepWriter,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<bool, TrainError> {
+        if !validate::is_due(setup, leg, self.progress.leg_step) {
+            return Ok(false);
+        }
+        self.check_weights(setup)?;
+        let guide = self.guide.as_ref().filter(|_| self.is_mixture);
+        let progress = &mut self.progress;
+        let record = validate::score(setup, leg, &self.model, guide, progress)?;
+        writer.write_validation(&record)?;
+        on_event(Event::Validated(&record));
+        let patience = setup.recipe.validation.patience;
+        progress.is_early =
+            patience > 0 && progress.since_best >= patience && progress.leg_step < leg.steps;
+        let step = progress.step;
+        Ok(progress.best.iter().any(|best| best.step == step))
+    }
+
+    /// Whether one of the best states is needed later: to be taken when the leg ends, or for good.
+    fn has_to_be_kept(&self, setup: &Setup<'_>, is_done: bool) -> bool {
+        let config = &setup.recipe.checkpoint;
+        let is_taken = config.final_state == FinalState::Best && !is_done;
+        is_taken || config.keep_best > 0
     }
 
     /// Begins a leg, after the steps without gradient in front of it.
@@ -194,9 +234,12 @@ impl State {
         number: usize,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), TrainError> {
-        self.progress.leg = number;
-        self.progress.leg_step = 0;
-        self.progress.sampler = None;
+        let progress = &mut self.progress;
+        if progress.is_early {
+            progress.skipped += setup.legs[progress.leg].steps - progress.leg_step;
+        }
+        (progress.leg, progress.leg_step, progress.is_early) = (number, 0, false);
+        (progress.sampler, progress.since_best) = (None, 0);
         let Some(leg) = setup.legs.get(number) else {
             return Ok(());
         };
@@ -349,8 +392,14 @@ impl State {
         progress.seconds += record.seconds;
     }
 
-    /// Keeps what a leg that trained an expert alone has made.
-    fn leave(&self, setup: &Setup<'_>, leg: &Leg) -> Result<(), TrainError> {
+    /// Takes the state that a leg ends with, and keeps what it has made if it trained an expert alone.
+    fn leave(
+        &mut self,
+        setup: &Setup<'_>,
+        leg: &Leg,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        self.take_best(setup, leg, on_event)?;
         let stage = &setup.stages[leg.stage];
         if !stage.trains_alone() {
             return Ok(());
@@ -366,6 +415,38 @@ impl State {
         };
         let spec = stage.spec(setup.spec);
         pool::save(&folder, &self.model.backbone, &spec, setup.base.1, head)
+    }
+
+    /// Puts the best state of a leg in the place of its last one, if the recipe says so.
+    fn take_best(
+        &mut self,
+        setup: &Setup<'_>,
+        leg: &Leg,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        let best = std::mem::take(&mut self.progress.best);
+        let Some(first) = best.first() else {
+            return Ok(());
+        };
+        let config = &setup.recipe.checkpoint;
+        let last = self.progress.step;
+        let is_best = config.final_state == FinalState::Best;
+        let step = if is_best { first.step } else { last };
+        if step < last {
+            let spec = setup.stages[leg.stage].spec(setup.spec);
+            let folder = checkpoint::after(setup.folder, step);
+            let names = task_names(setup.tasks);
+            checkpoint::load_weights(&folder, &mut self.model, &spec, &names)?;
+        }
+        let kept = best.iter().take(config.keep_best);
+        self.progress.kept.extend(kept.map(|best| best.step));
+        on_event(Event::Kept(Kept {
+            step,
+            last,
+            value: first.value,
+            is_early: self.progress.is_early,
+        }));
+        Ok(())
     }
 
     /// A good loss may be followed by an update that overflows: nobody shall keep its result.
@@ -386,7 +467,8 @@ impl State {
         let spec = leg.map_or(setup.spec.clone(), |leg| {
             setup.stages[leg.stage].spec(setup.spec)
         });
-        checkpoint::save(setup.folder, &self.snapshot(&spec, &names, true))
+        let snapshot = self.snapshot(&spec, &names, true);
+        checkpoint::save(setup.folder, &snapshot, setup.recipe.checkpoint.keep_last)
     }
 
     fn snapshot<'a>(

@@ -196,7 +196,7 @@ impl Measuring<'_> {
             pairs.map(|((&run, &base), &class)| right(run, class) - right(base, class));
         Ok(UnseenTask {
             train_records: rows.len(),
-            gain: Gain::of(&[differences.collect()], 1),
+            gain: Gain::of(&[vec![differences.collect()]]),
             base,
             run,
         })

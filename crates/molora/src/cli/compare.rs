@@ -8,9 +8,11 @@ use super::choice::Budget;
 use super::progress::Progress;
 use super::source::SourceArgs;
 use super::train::{read_recipe, stop_on_signal};
+use super::validation::ValidationArgs;
 use super::{print, say};
 use molora_train::compare::{
-    Comparison, Event, Plan, Request, RunEvent, State, TABLES, compare, tables,
+    Comparison, Event, LEARNING_RATE, Plan, Request, RunEvent, State, TABLES, TrialEvent, Tuned,
+    TunedKey, Tuning, compare, setting_text, tables,
 };
 use molora_train::recipe::{Recipe, overrides};
 use molora_train::report::thousands;
@@ -31,12 +33,23 @@ pub(super) struct CompareArgs {
     /// Number of optimizer steps of every recipe
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
+    /// Try these values on the validation split, for every recipe, and train with the best: a list for
+    /// learning_rate (of all stages, their ratios kept) or any key path; several are tried together
+    /// [default list: learning_rate up to 1e-2]
+    #[arg(long, value_name = "KEY[=V,V,...]", num_args = 0..=1, default_missing_value = LEARNING_RATE,
+        value_parser = TunedKey::parse)]
+    tune: Vec<TunedKey>,
+    /// Number of optimizer steps of a trial; recipes that train experts apart keep their own
+    #[arg(long, value_name = "N", requires = "tune")]
+    tune_steps: Option<usize>,
     /// Hold these tasks out of training and measure the finished runs on them, as `molora eval
     /// --unseen` does; separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     unseen: Vec<String>,
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    validation: ValidationArgs,
     /// Folder to write; the same request goes on with what is there
     #[arg(long, value_name = "DIR", default_value = "runs/compare")]
     out: PathBuf,
@@ -52,6 +65,15 @@ impl CompareArgs {
         let mut progress = Progress::new();
         let comparison = compare(&request, &stop, &mut |event| match event {
             Event::Planned(plan) => say(&planned(plan)),
+            Event::Trial(trial) => {
+                progress.finish();
+                progress = Progress::new();
+                say(&trial_line(&trial));
+            }
+            Event::Tuned(tuned) => {
+                progress.finish();
+                tuned.iter().for_each(|tuned| say(&chosen(tuned)));
+            }
             Event::Run(run) => {
                 progress.finish();
                 progress = Progress::new();
@@ -75,6 +97,10 @@ impl CompareArgs {
             out: self.out,
             seeds: self.seeds,
             budget: self.budget.into(),
+            tune: (!self.tune.is_empty()).then_some(Tuning {
+                steps: self.tune_steps,
+                keys: self.tune,
+            }),
             device: self.source.device,
         })
     }
@@ -84,6 +110,7 @@ impl CompareArgs {
         if let Some(steps) = self.steps {
             recipe.set_total_steps(steps);
         }
+        self.validation.apply(&mut recipe);
         Ok(recipe)
     }
 }
@@ -100,6 +127,27 @@ fn planned(plan: &Plan) -> String {
         )
     };
     plan.recipes.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn trial_line(trial: &TrialEvent<'_>) -> String {
+    let (number, total, recipe) = (trial.number, trial.total, trial.recipe);
+    let done = if trial.is_done { ", tried before" } else { "" };
+    let setting = setting_text(trial.setting);
+    format!("trial {number} of {total}: {recipe}, {setting}{done}")
+}
+
+/// What was chosen for a recipe, and a warning if that lies at an end of what was tried.
+fn chosen(tuned: &Tuned) -> String {
+    let setting = setting_text(tuned.setting());
+    let warning = match &tuned.at_end[..] {
+        [] => String::new(),
+        keys => format!(
+            "\nwarning: {}: {} is at an end of the list: one beyond it may be better",
+            tuned.recipe,
+            keys.join(", ")
+        ),
+    };
+    format!("{}: chosen {setting}{warning}", tuned.recipe)
 }
 
 fn turn(run: &RunEvent<'_>) -> String {

@@ -11,10 +11,11 @@ use super::download::Downloads;
 use super::progress::Progress;
 use super::{print, print_written};
 use molora_train::base::{DeviceSpec, base_model};
+use molora_train::data::Split;
 use molora_train::guide::Query;
 use molora_train::recipe::{self, overrides};
 use molora_train::report::{EvalReport, idle_summary, task_table};
-use molora_train::run::{changed_inputs, evaluate_base, evaluate_other, evaluate_run_by};
+use molora_train::run::{Scored, changed_inputs, evaluate_base, evaluate_other, evaluate_run_by};
 use molora_train::store::{is_run, read_config};
 use molora_train::train::Event;
 use molora_train::unseen::{
@@ -49,6 +50,17 @@ pub(super) struct EvalArgs {
     /// repeated
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
+    /// The records that are scored: test, validation (for choices) or train
+    #[arg(
+        long,
+        default_value = "test",
+        value_name = "SPLIT",
+        conflicts_with = "unseen"
+    )]
+    split: Split,
+    /// Score at most N records of each task, the same ones each time
+    #[arg(long, value_name = "N", conflicts_with = "unseen")]
+    limit: Option<NonZeroUsize>,
     /// Go on although base model or tasks are not those that the run was trained on
     #[arg(long)]
     anyway: bool,
@@ -81,14 +93,24 @@ impl EvalArgs {
             return self.run_unseen();
         }
         let (data, query) = (self.data.as_deref(), self.query.as_ref());
+        let scored = self.scored();
         let mut progress = Progress::new();
         let show = &mut |event: Event<'_>| progress.show(event);
         let (eval, routing) = match &self.tasks {
-            None => evaluate_run_by(&self.run, data, self.device, query, show)?,
-            Some(tasks) => evaluate_other(&self.run, data, tasks, self.device, query, show)?,
+            None => evaluate_run_by(&self.run, data, self.device, query, scored, show)?,
+            Some(tasks) => {
+                evaluate_other(&self.run, data, tasks, self.device, query, scored, show)?
+            }
         };
         progress.finish();
         self.show(&eval, idle_summary(&routing))
+    }
+
+    fn scored(&self) -> Scored {
+        Scored {
+            split: self.split,
+            limit: self.limit,
+        }
     }
 
     /// Refuses to score a run on what it was not made of; tasks that are not its own are not compared.
@@ -126,7 +148,15 @@ impl EvalArgs {
         );
         let mut progress = Progress::new();
         let show = &mut |event: Event<'_>| progress.show(event);
-        let eval = evaluate_base(&model, data, tasks, device, &recipe.data, show)?;
+        let eval = evaluate_base(
+            &model,
+            data,
+            tasks,
+            device,
+            &recipe.data,
+            self.scored(),
+            show,
+        )?;
         progress.finish();
         Ok(Some(eval))
     }
@@ -178,16 +208,18 @@ fn unseen_json(report: &UnseenReport) -> serde_json::Value {
     json!({"tasks": tasks, "query": report.query, "shots": report.shots})
 }
 
-/// `{"tasks": {name: {"metric", "value", "n", "accuracy"}}, "mean", "mean_accuracy"}`; values are
-/// fractions.
+/// `{"split", "tasks": {name: {"metric", "value", "n", "accuracy", "loss", "also"}}, "mean",
+/// "mean_accuracy"}`; values are fractions, losses nats.
 fn as_json(eval: &EvalReport) -> serde_json::Value {
     let task = |(name, score): (&String, &molora_train::report::TaskScore)| {
         let value = json!({
             "metric": score.metric, "value": score.value, "n": score.n, "accuracy": score.accuracy,
-            "also": score.also,
+            "loss": score.loss, "also": score.also,
         });
         (name.clone(), value)
     };
     let tasks: serde_json::Map<String, serde_json::Value> = eval.tasks.iter().map(task).collect();
-    json!({"tasks": tasks, "mean": eval.mean, "mean_accuracy": eval.mean_accuracy})
+    json!({
+        "split": eval.split, "tasks": tasks, "mean": eval.mean, "mean_accuracy": eval.mean_accuracy,
+    })
 }

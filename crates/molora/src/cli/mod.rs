@@ -16,6 +16,7 @@ mod recover;
 mod source;
 pub(crate) mod terminal;
 mod train;
+mod validation;
 
 use std::io::IsTerminal;
 

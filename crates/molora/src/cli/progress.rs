@@ -8,8 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::download::Downloads;
 use super::say;
 use super::terminal::line;
-use molora_train::report::StepRecord;
-use molora_train::train::{Event, StageEvent};
+use molora_train::report::{StepRecord, ValidationRecord};
+use molora_train::train::{Event, Kept, StageEvent};
 
 /// Plain lines come at most this often.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -20,6 +20,8 @@ pub(super) struct Progress {
     downloads: Downloads,
     is_terminal: bool,
     speed: Speed,
+    /// The newest score of the validation split, in words.
+    validation: String,
     last_line: Option<Instant>,
 }
 
@@ -59,6 +61,7 @@ impl Progress {
             downloads: Downloads::new(),
             is_terminal,
             speed: Speed::default(),
+            validation: String::new(),
             last_line: None,
         }
     }
@@ -77,13 +80,16 @@ impl Progress {
                 self.speed.add(record);
                 let left = self.speed.left(total - record.step);
                 let text = format!(
-                    "loss {:.4}  {:.0} tokens/s  {} left",
+                    "loss {:.4}{}  {:.0} tokens/s  {} left",
                     self.speed.loss.unwrap_or(record.loss),
+                    self.validation,
                     self.speed.tokens_per_second(),
                     clock(left)
                 );
                 self.advance("step", record.step, total, &text);
             }
+            Event::Validated(record) => self.validation = validation(record),
+            Event::Kept(kept) => self.show_kept(kept),
             Event::Evaluated(done, total) => self.advance("record", done, total, ""),
         }
     }
@@ -96,6 +102,25 @@ impl Progress {
         let (number, total, name) = (stage.number, stage.total, line(stage.name));
         let expert = expert.unwrap_or_default();
         say(&format!("stage {number}/{total} {name}{expert}"));
+        self.last_line = None;
+    }
+
+    /// Says which state was taken; of a last one that is the best nothing is to be said.
+    fn show_kept(&mut self, kept: Kept) {
+        self.validation.clear();
+        if kept.step == kept.last && !kept.is_early {
+            return;
+        }
+        self.finish();
+        let (step, last) = (kept.step, kept.last);
+        let early = if kept.is_early {
+            ", which ended early"
+        } else {
+            ""
+        };
+        say(&format!(
+            "kept the state of step {step} of {last}{early}: the best on the validation split"
+        ));
         self.last_line = None;
     }
 
@@ -133,4 +158,20 @@ fn bar(what: &str, total: usize) -> ProgressBar {
 fn clock(duration: Duration) -> String {
     let seconds = duration.as_secs();
     format!("{}:{:02}", seconds / 60, seconds % 60)
+}
+
+/// The score of a state by what states are compared by, and whether it is the best so far.
+fn validation(record: &ValidationRecord) -> String {
+    let scores = &record.validation;
+    let value = match &record.metric[..] {
+        "loss" => format!("{:.4} loss", scores.loss),
+        "worst_task" => format!("{:.1} %", 100.0 * scores.worst_task),
+        _ => format!("{:.1} %", 100.0 * scores.mean_score),
+    };
+    let best = if record.is_best {
+        ""
+    } else {
+        " (not the best)"
+    };
+    format!("  validation {value}{best}")
 }

@@ -10,6 +10,8 @@ use clap::Args;
 use super::print;
 use super::progress::Progress;
 use super::source::SourceArgs;
+use super::validation::ValidationArgs;
+use molora_train::data::Split;
 use molora_train::recipe::{self, Recipe, overrides};
 use molora_train::report::{idle_summary, summary_table, task_table};
 use molora_train::run::{Finished, Part, Request, resume, train};
@@ -22,7 +24,7 @@ pub(super) struct TrainArgs {
     recipe: Option<String>,
     /// Go on with an unfinished run
     #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "data", "tasks", "out", "seed",
-        "steps", "base_dtype", "device", "set", "force"])]
+        "steps", "base_dtype", "device", "set", "force", "eval_every", "eval_limit"])]
     resume: Option<PathBuf>,
     #[command(flatten)]
     source: SourceArgs,
@@ -35,6 +37,8 @@ pub(super) struct TrainArgs {
     /// Number of optimizer steps, which the stages of the recipe share as before
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
+    #[command(flatten)]
+    validation: ValidationArgs,
     /// Change a value of the recipe, for example adapter.bank.rank=4; may be repeated
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
@@ -78,6 +82,7 @@ impl TrainArgs {
         if let Some(steps) = self.steps {
             recipe.set_total_steps(steps);
         }
+        self.validation.apply(&mut recipe);
         let default = || Path::new("runs").join(&recipe.name);
         let out = self.out.clone().unwrap_or_else(default);
         if self.force && is_inside(Path::new(name), &out) {
@@ -94,6 +99,7 @@ impl TrainArgs {
             force: self.force,
             seed: self.seed,
             device: self.source.device,
+            scored: Split::Test,
             until: self.until_stage,
         })
     }

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use molora_models::BaseDtype;
 use molora_train::base::DeviceSpec;
+use molora_train::data::Split;
 use molora_train::recipe::Recipe;
-use molora_train::report::{StepRecord, read_steps};
+use molora_train::report::{Record, StepRecord, ValidationRecord, read_records, read_steps};
 use molora_train::run::{Finished, Part, Request, resume, train};
 use molora_train::train::Event;
 use molora_train::{TrainError, recipe};
@@ -130,6 +131,7 @@ impl World {
             force: false,
             seed: 0,
             device: DeviceSpec::Cpu,
+            scored: Split::Test,
             until: None,
         }
     }
@@ -223,12 +225,31 @@ pub(crate) fn steps(run: &Path) -> Vec<StepRecord> {
     steps
 }
 
+/// The scores of the validation split in a run without their times.
+pub(crate) fn validations(run: &Path) -> Vec<ValidationRecord> {
+    let records = read_records(&run.join("steps.jsonl")).expect("whole records");
+    let scored = |record| match record {
+        Record::Validation(mut record) => {
+            record.seconds = 0.0;
+            Some(record)
+        }
+        Record::Step(_) => None,
+    };
+    records.into_iter().filter_map(scored).collect()
+}
+
 /// Two runs have the same losses, weights, scores and routing, bit for bit.
 pub(crate) fn assert_same_run(found: &Path, expected: &Path) {
     assert_eq!(
         steps(found),
         steps(expected),
         "steps of {}",
+        found.display()
+    );
+    assert_eq!(
+        validations(found),
+        validations(expected),
+        "validation of {}",
         found.display()
     );
     for file in [
@@ -245,7 +266,7 @@ pub(crate) fn assert_same_run(found: &Path, expected: &Path) {
             found.display()
         );
     }
-    for key in ["steps", "padding_share", "parameters", "tasks"] {
+    for key in ["steps", "padding_share", "parameters", "tasks", "states"] {
         let value = |run: &Path| read_json(&run.join("summary.json"))[key].clone();
         assert_eq!(
             value(found),
@@ -276,6 +297,16 @@ pub(crate) fn assert_same_files(found: &Path, expected: &Path) {
         let bytes = |path: &Path| std::fs::read(path).expect("a file");
         assert!(bytes(&found) == bytes(&expected), "{}", found.display());
     }
+}
+
+/// Scores without their losses, which differ in the last digits between a model that trains and one that
+/// was read.
+pub(crate) fn without_losses(mut eval: Value) -> Value {
+    let tasks = eval["tasks"].as_object_mut().expect("tasks");
+    for score in tasks.values_mut() {
+        score.as_object_mut().expect("a score").remove("loss");
+    }
+    eval
 }
 
 /// Names of what is in a folder, sorted.

@@ -24,7 +24,7 @@ pub use recipe::RouterChoice;
 
 use crate::base::base_model::absolute;
 use crate::base::{DeviceSpec, bundled};
-use crate::data::{ChatTemplate, Task, load_tasks, task_names};
+use crate::data::{ChatTemplate, Split, Task, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::recipe::legs;
 use crate::run::{
@@ -127,6 +127,7 @@ pub fn assemble(
         ),
         seed: request.seed,
         device: request.device.to_string(),
+        scored: Split::Test,
         tasks: tasks.iter().map(labels).collect(),
         recipe: recipe::recipe(request, &experts, &base, has_template)?,
         digests: None,

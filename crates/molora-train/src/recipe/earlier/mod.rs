@@ -16,7 +16,10 @@ use serde::{Deserialize, Deserializer};
 
 use crate::recipe::limits;
 use crate::recipe::stage::{Routing, Scope, StageConfig, Transform};
-use crate::recipe::{DataConfig, InstructionConfig, OptimizerConfig, Recipe, ScheduleConfig};
+use crate::recipe::{
+    CheckpointConfig, DataConfig, InstructionConfig, OptimizerConfig, Recipe, ScheduleConfig,
+    ValidationConfig,
+};
 
 pub(in crate::recipe) use paths::renamed;
 
@@ -27,6 +30,10 @@ pub(in crate::recipe) struct RecipeFile {
     name: String,
     citation: String,
     checkpoint_every: usize,
+    #[serde(default)]
+    checkpoint: CheckpointConfig,
+    #[serde(default)]
+    validation: ValidationConfig,
     data: DataConfig,
     adapter: AdapterSpec,
     instructions: Option<InstructionConfig>,
@@ -44,6 +51,8 @@ impl TryFrom<RecipeFile> for Recipe {
             name: file.name,
             citation: file.citation,
             checkpoint_every: file.checkpoint_every,
+            checkpoint: file.checkpoint,
+            validation: file.validation,
             data: file.data,
             adapter: file.adapter,
             objective: file.objective,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use molora_models::Backbone;
 use molora_train::base::DeviceSpec;
 use molora_train::compare::{
-    Budget, CompareError, Comparison, Counter, Event, Request, State, compare,
+    Budget, CompareError, Comparison, Counter, Event, Request, State, TunedKey, Tuning, compare,
 };
 use molora_train::recipe::Recipe;
 use molora_train::report::{StepRecord, Verdict};
@@ -37,6 +37,7 @@ fn request(world: &World, out: &str) -> Request {
         out: run.out,
         seeds: 2,
         budget: Budget::Params,
+        tune: None,
         device: DeviceSpec::Cpu,
     }
 }
@@ -46,7 +47,8 @@ fn finish(request: &Request) -> (Comparison, Vec<State>) {
     let mut states = Vec::new();
     let result = compare(request, &AtomicBool::new(false), &mut |event| {
         if let Event::Run(run) = event {
-            assert_eq!((run.number, run.total), (states.len() + 1, 4));
+            let total = request.recipes.len() * request.seeds as usize;
+            assert_eq!((run.number, run.total), (states.len() + 1, total));
             states.push(run.state);
         }
     });
@@ -58,6 +60,11 @@ fn timeless(mut comparison: Comparison) -> Comparison {
     for recipe in &mut comparison.recipes {
         (recipe.train_seconds, recipe.tokens_per_second) = (0.0, 0.0);
     }
+    let trials = comparison
+        .tuned
+        .iter_mut()
+        .flat_map(|tuned| &mut tuned.trials);
+    trials.for_each(|trial| trial.seconds = 0.0);
     comparison
 }
 
@@ -253,7 +260,7 @@ fn a_stopped_comparison_goes_on_to_the_same_result() {
         });
         let error = error.expect_err("it was stopped");
         assert!(
-            matches!(error, CompareError::Interrupted { number: n, total: 4 } if n == number),
+            matches!(error, CompareError::Interrupted { what: "run", number: n, total: 4 } if n == number),
             "{error}"
         );
         assert_eq!(states, expected_states);
@@ -264,6 +271,102 @@ fn a_stopped_comparison_goes_on_to_the_same_result() {
     expected_states[3] = State::Unfinished;
     assert_eq!(states, expected_states);
     assert_eq!(timeless(found), timeless(expected));
+}
+
+fn rates(text: &str) -> Tuning {
+    Tuning {
+        steps: Some(5),
+        keys: vec![TunedKey::parse(text).expect("a list")],
+    }
+}
+
+#[test]
+fn every_recipe_is_tuned_on_the_validation_split_and_trained_with_its_best() {
+    let world = World::new();
+    let mut whole = request(&world, "whole");
+    // The last one diverges.
+    whole.tune = Some(rates("learning_rate=1e-5,1e-2,1e30"));
+    let (expected, _) = finish(&whole);
+    assert_eq!(expected.tuned.len(), 2);
+    for (tuned, asked) in expected.tuned.iter().zip(&whole.recipes) {
+        assert_eq!(tuned.trials.len(), 3);
+        let values: Vec<Option<f64>> = tuned.trials.iter().map(|trial| trial.value).collect();
+        let best = values
+            .iter()
+            .flatten()
+            .copied()
+            .fold(f64::NEG_INFINITY, f64::max);
+        assert_eq!(values[tuned.best], Some(best), "{values:?}");
+        let rate = tuned.setting()["learning_rate"]
+            .as_float()
+            .expect("a number");
+        for seed in 0..2 {
+            let run = whole.out.join(format!("runs/{}-seed{seed}", asked.name));
+            let config = read_config(&run).expect("a run");
+            assert_eq!(config.recipe.stages[0].optimizer.learning_rate, rate);
+            assert_eq!(config.recipe.stages[0].steps, 6);
+        }
+        for number in 0..3 {
+            let place = whole.out.join(format!("trials/{}-{number}", asked.name));
+            assert!(!place.exists(), "only its record stays");
+            let record = read_json(&place.with_extension("json"));
+            assert_eq!(record["steps"], 5);
+        }
+    }
+    let text = std::fs::read_to_string(whole.out.join("compare.md")).expect("a document");
+    assert!(
+        text.contains("## Settings that were chosen on the validation split"),
+        "{text}"
+    );
+    // Stopped within a trial, and between two, it goes on to the same.
+    let mut stopped = request(&world, "stopped");
+    stopped.tune = whole.tune.clone();
+    for (trial, step) in [(2, 2), (4, 5)] {
+        let (stop, mut now) = (AtomicBool::new(false), 0);
+        let error = compare(&stopped, &stop, &mut |event| match event {
+            Event::Trial(event) => now = event.number,
+            Event::Inside(run::Event::Step(record, _)) => {
+                stop.fetch_or(now == trial && record.step == step, Ordering::SeqCst);
+            }
+            _ => {}
+        });
+        let error = error.expect_err("it was stopped").to_string();
+        assert!(error.starts_with("stopped in trial "), "{error}");
+    }
+    let (found, _) = finish(&stopped);
+    assert_eq!(timeless(found), timeless(expected));
+}
+
+#[test]
+fn trials_that_make_no_sense_are_refused() {
+    let world = World::new();
+    let mut request = request(&world, "refused");
+    for (text, expected) in [
+        (
+            "adapter.router.temperature=0.5,1.0",
+            "unknown field `router`",
+        ),
+        ("adapter.bank.rank=0,4", "rank"),
+        ("stages.0.schedule.warmup=0.1,2.0", "warmup"),
+    ] {
+        request.tune = Some(rates(text));
+        let error = refused(&request);
+        assert!(error.contains(expected), "{text}: {error}");
+        assert!(!request.out.exists());
+    }
+    request.tune = Some(rates("learning_rate=1e30,1e29"));
+    let error = refused(&request);
+    assert!(error.contains("every trial of lora diverged"), "{error}");
+}
+
+#[test]
+fn one_seed_has_no_verdict() {
+    let world = World::new();
+    let mut request = request(&world, "one");
+    request.seeds = 1;
+    let (found, _) = finish(&request);
+    let gain = found.recipes[1].gain.expect("compared with lora");
+    assert_eq!(gain.verdict, Verdict::OneSeed);
 }
 
 #[test]

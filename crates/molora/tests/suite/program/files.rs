@@ -67,7 +67,7 @@ fn every_recipe_learns_and_a_fresh_process_gives_its_scores() {
         }
         assert_eq!(found["mean"], written["mean"], "{name}");
         let keys: Vec<&String> = found.as_object().expect("an object").keys().collect();
-        assert_eq!(keys, ["mean", "mean_accuracy", "tasks"]);
+        assert_eq!(keys, ["mean", "mean_accuracy", "split", "tasks"]);
         let data = world.path("data");
         let there = eval_json(&world, &run, &["--data", data.to_str().expect("UTF-8")]);
         assert_eq!(there, found);

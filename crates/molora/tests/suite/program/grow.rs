@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::refusal::assert_refused;
 use crate::world::{
     Tensors, World, assert_same_files, assert_same_run, copy_folder, read_json, read_tensors,
-    small, train_until,
+    small, train_until, without_losses,
 };
 
 /// The recipes whose experts are trained one by one.
@@ -115,11 +115,8 @@ fn old_experts_keep_every_bit() {
         let eval = read_json(&run.join("eval.json"));
         assert_eq!(eval["tasks"].as_object().expect("tasks").len(), 3, "{name}");
         let (scores, _) = evaluate_run(&run, None, None).expect("a finished run");
-        assert_eq!(
-            serde_json::to_value(&scores).expect("plain"),
-            eval,
-            "{name}"
-        );
+        let scores = serde_json::to_value(&scores).expect("plain");
+        assert_eq!(without_losses(scores), without_losses(eval), "{name}");
         let config = read_config(&run).expect("a run");
         let names: Vec<&str> = config.tasks.iter().map(|task| &task.name[..]).collect();
         assert_eq!(names, ["answer", "pets", "weather"]);

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use molora_train::recipe::Recipe;
-use molora_train::report::EvalReport;
+use molora_train::report::{EvalReport, read_steps};
 use molora_train::run::{Finished, evaluate_run, train};
 use molora_train::{TrainError, recipe};
 use serde_json::Value;
@@ -20,12 +20,8 @@ fn run(world: &World, recipe: Recipe, tasks: &[&str], out: &str) -> Finished {
 }
 
 fn losses(world: &World, out: &str) -> Vec<f64> {
-    let text = std::fs::read_to_string(world.path(out).join("steps.jsonl")).expect("steps");
-    let loss = |line: &str| {
-        let record: Value = serde_json::from_str(line).expect("JSON");
-        record["loss"].as_f64().expect("a loss")
-    };
-    text.lines().map(loss).collect()
+    let steps = read_steps(&world.path(out).join("steps.jsonl")).expect("whole records");
+    steps.iter().map(|step| step.loss).collect()
 }
 
 fn score(eval: &EvalReport, task: &str) -> f64 {

@@ -25,4 +25,5 @@ mod signals;
 #[cfg(unix)]
 mod together;
 mod unseen;
+mod validation;
 mod writer;

@@ -68,7 +68,8 @@ pub(crate) fn assert_refused(
         "{name} printed to standard output"
     );
     let is_phase = |line: &&str| ["loading model and tasks", "training"].contains(line);
-    let is_step = |line: &&str| line.starts_with("step ") || line.starts_with("stage ");
+    let steps = ["step ", "stage ", "kept the state of step "];
+    let is_step = |line: &&str| steps.iter().any(|step| line.starts_with(step));
     let lines: Vec<&str> = errors
         .lines()
         .filter(|line| !is_phase(line) && !is_step(line))

@@ -1,0 +1,93 @@
+//! Some records of a split: the same ones each time, and those of a smaller number among those of a
+//! larger one.
+
+use molora_kernels::random::Seed;
+
+use super::example::TokenizedTask;
+use super::record::Record;
+use super::task::{Split, Task};
+
+/// Places of at most `limit` of `count` records, in their order, drawn by the task's name.
+fn places(task: &str, split: Split, count: usize, limit: usize) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..count).collect();
+    if count > limit {
+        let seed = Seed::new(0).child("subset").child(split.name()).child(task);
+        places.sort_by_key(|&place| (seed.index(place as u64).value(), place));
+        places.truncate(limit);
+        places.sort_unstable();
+    }
+    places
+}
+
+fn pick<T: Clone>(values: &[T], places: &[usize]) -> Vec<T> {
+    let known = places.iter().filter_map(|&place| values.get(place));
+    known.cloned().collect()
+}
+
+impl Task {
+    /// The task with at most `limit` records of one split and none of the others.
+    #[must_use]
+    pub fn only(&self, split: Split, limit: usize) -> Self {
+        let records = self.split(split);
+        let places = places(&self.meta.name, split, records.len(), limit);
+        let of = |other: Split| -> Vec<Record> {
+            match other == split {
+                true => pick(records, &places),
+                false => Vec::new(),
+            }
+        };
+        Self {
+            meta: self.meta.clone(),
+            train: of(Split::Train),
+            validation: of(Split::Validation),
+            test: of(Split::Test),
+        }
+    }
+}
+
+impl TokenizedTask {
+    /// The task with at most `limit` records of the validation split, those of [`Task::only`], and none
+    /// of the others.
+    #[must_use]
+    pub fn validation_part(&self, limit: usize) -> Self {
+        let places = places(&self.name, Split::Validation, self.validation.len(), limit);
+        let mut part = Self {
+            name: self.name.clone(),
+            kind: self.kind,
+            labels: self.labels.clone(),
+            instruction: self.instruction.clone(),
+            metric: self.metric.clone(),
+            train: Vec::new(),
+            validation: pick(&self.validation, &places),
+            test: Vec::new(),
+            requests: [
+                Vec::new(),
+                pick(self.requests(Split::Validation), &places),
+                Vec::new(),
+            ],
+            written: None,
+        };
+        part.written = self.written.as_ref().map(|written| {
+            let questions = pick(written.questions(Split::Validation), &places);
+            written.with_validation(questions)
+        });
+        part
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_smaller_part_lies_in_a_larger_one() {
+        let of = |limit| places("pets", Split::Validation, 100, limit);
+        let (small, large) = (of(10), of(30));
+        assert_eq!((small.len(), large.len()), (10, 30));
+        assert!(small.iter().all(|place| large.contains(place)));
+        assert!(small.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!(of(100), (0..100).collect::<Vec<_>>());
+        assert_eq!(of(1000).len(), 100);
+        assert_ne!(small, places("weather", Split::Validation, 100, 10));
+    }
+}

@@ -1,0 +1,154 @@
+//! Scores on the validation split while a stage trains, and which of its states is the best.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use molora_models::TaskModel;
+
+use super::Setup;
+use crate::TrainError;
+use crate::data::{Split, TokenizedTask};
+use crate::eval::{EvalScope, evaluate};
+use crate::guide::Guide;
+use crate::recipe::{Leg, StateMetric};
+use crate::report::{SCHEMA_VERSION, ValidationRecord, ValidationScore, ValidationScores};
+use crate::store::checkpoint::{Best, Progress};
+
+/// Whether the state after step `leg_step` of a leg is scored.
+pub(super) fn is_due(setup: &Setup<'_>, leg: &Leg, leg_step: usize) -> bool {
+    let writes = setup.base.0.writes();
+    let interval = setup.recipe.validation.interval(leg.steps, writes);
+    let has_records = |&task: &usize| !setup.tasks[task].validation.is_empty();
+    let is_due = |interval| leg_step.is_multiple_of(interval) || leg_step == leg.steps;
+    interval.is_some_and(is_due) && leg.tasks.iter().any(has_records)
+}
+
+/// The tasks with the records that a leg's states are scored on.
+fn parts(setup: &Setup<'_>, leg: &Leg) -> Vec<TokenizedTask> {
+    let examples = leg
+        .steps
+        .saturating_mul(setup.recipe.data.sampling.batch_size);
+    let writes = setup.base.0.writes();
+    let config = &setup.recipe.validation;
+    let limit = config.records(writes, examples, leg.tasks.len());
+    let part = |(number, task): (usize, &TokenizedTask)| match leg.tasks.contains(&number) {
+        true => task.validation_part(limit),
+        false => task.validation_part(0),
+    };
+    setup.tasks.iter().enumerate().map(part).collect()
+}
+
+/// Scores a model on the tasks that a leg trains on, and notes whether it is the best so far.
+pub(super) fn score(
+    setup: &Setup<'_>,
+    leg: &Leg,
+    model: &TaskModel,
+    guide: Option<&Guide>,
+    progress: &mut Progress,
+) -> Result<ValidationRecord, TrainError> {
+    let start = Instant::now();
+    let scope = EvalScope {
+        only: &leg.tasks,
+        generates: setup.recipe.validation.generate,
+        ..EvalScope::own(
+            Split::Validation,
+            setup.recipe.data.eval_batch_size,
+            setup.tasks.len(),
+        )
+    };
+    let found = evaluate(
+        model,
+        &parts(setup, leg),
+        scope,
+        setup.device,
+        guide,
+        |_| {},
+    )?;
+    let task = |(name, score): (String, crate::report::TaskScore)| {
+        let score = ValidationScore {
+            metric: score.metric,
+            value: score.value,
+            loss: score.loss.unwrap_or_default(),
+            n: score.n,
+        };
+        (name, score)
+    };
+    let tasks = found.scores.tasks.into_iter().map(task);
+    let validation = scores(tasks.filter(|(_, score)| score.n > 0).collect());
+    let metric = setup.recipe.checkpoint.metric;
+    let value = value(&validation, metric);
+    let is_best = note(progress, metric, value, setup.recipe.checkpoint.keep_best);
+    let stage = &setup.stages[leg.stage];
+    let seconds = start.elapsed().as_secs_f64();
+    progress.validation_seconds += seconds;
+    Ok(ValidationRecord {
+        version: SCHEMA_VERSION,
+        step: progress.step,
+        stage: stage.name.clone(),
+        expert: leg.expert.map(|task| setup.tasks[task].name.clone()),
+        validation,
+        metric: metric.name().into(),
+        is_best,
+        seconds,
+    })
+}
+
+fn scores(tasks: BTreeMap<String, ValidationScore>) -> ValidationScores {
+    let count = tasks.len().max(1) as f64;
+    let values = || tasks.values().map(|score| score.value);
+    ValidationScores {
+        mean_score: values().sum::<f64>() / count,
+        worst_task: values().fold(f64::INFINITY, f64::min),
+        loss: tasks.values().map(|score| score.loss).sum::<f64>() / count,
+        tasks,
+    }
+}
+
+/// What states are compared by.
+fn value(scores: &ValidationScores, metric: StateMetric) -> f64 {
+    match metric {
+        StateMetric::MeanScore => scores.mean_score,
+        StateMetric::WorstTask => scores.worst_task,
+        StateMetric::Loss => scores.loss,
+    }
+}
+
+/// Puts the state of now among the best of its leg; whether it is the very best. Of equally good ones
+/// the earlier is better.
+fn note(progress: &mut Progress, metric: StateMetric, value: f64, keep_best: usize) -> bool {
+    let step = progress.step;
+    let best = &mut progress.best;
+    let place = best
+        .iter()
+        .position(|old| metric.is_better(value, old.value));
+    let place = place.unwrap_or(best.len());
+    best.insert(place, Best { step, value });
+    best.truncate(keep_best.max(1));
+    let is_best = place == 0;
+    progress.since_best = match is_best {
+        true => 0,
+        false => progress.since_best + 1,
+    };
+    is_best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_equally_good_states_is_the_best() {
+        let mut progress = Progress::default();
+        let mut note = |step, value| {
+            progress.step = step;
+            let is_best = note(&mut progress, StateMetric::MeanScore, value, 2);
+            (is_best, progress.since_best)
+        };
+        assert_eq!(note(1, 0.5), (true, 0));
+        assert_eq!(note(2, 0.5), (false, 1));
+        assert_eq!(note(3, 0.4), (false, 2));
+        assert_eq!(note(4, 0.6), (true, 0));
+        let steps: Vec<usize> = progress.best.iter().map(|best| best.step).collect();
+        assert_eq!(steps, [4, 1]);
+    }
+}
