@@ -64,6 +64,8 @@ pub struct TokenizedTask {
     pub validation: Vec<Example>,
     /// Examples of the test split, in file order.
     pub test: Vec<Example>,
+    /// Number of its texts, of all splits, that were cut.
+    pub cut: usize,
     /// What each record says, for readers with a tokenizer of their own: training, validation, test.
     pub(crate) requests: [Vec<String>; 3],
     /// How its answers are written; `None` where a head tells them.
@@ -108,17 +110,12 @@ impl TokenizedTask {
     ) -> Result<Self, DataError> {
         require_heads(std::slice::from_ref(task))?;
         let cuts = Cell::new(0);
-        let tokenized = Self::with(task, |split| {
+        let mut tokenized = Self::with(task, |split| {
             let (examples, cut) = tokenize_split(task.split(split), index, tokenizer, max_length)?;
             cuts.set(cuts.get() + cut);
             Ok(examples)
         })?;
-        if cuts.get() > 0 {
-            let (name, cuts) = (&task.meta.name, cuts.get());
-            tracing::warn!(
-                "task {name}: {cuts} texts are longer than {max_length} tokens and were cut"
-            );
-        }
+        tokenized.count_cuts(cuts.get(), max_length);
         Ok(tokenized)
     }
 
@@ -133,6 +130,7 @@ impl TokenizedTask {
                 .map(|record| writing.example(record, &task.meta, index))
                 .collect()
         })?;
+        tokenized.count_cuts(writing.take_cuts(), writing.max_length);
         if task.meta.kind != TaskKind::Regression {
             let questions = |split| {
                 let records = task.split(split).par_iter();
@@ -153,7 +151,11 @@ impl TokenizedTask {
                 ],
             });
         }
-        writing.warn_of_cuts(task);
+        // A prompt alone may be cut where answers are to be written behind it; most are those of before.
+        let prompts = writing.take_cuts();
+        if tokenized.cut == 0 {
+            tokenized.count_cuts(prompts, writing.max_length);
+        }
         Ok(tokenized)
     }
 
@@ -170,10 +172,22 @@ impl TokenizedTask {
             train: tokenize(Split::Train)?,
             validation: tokenize(Split::Validation)?,
             test: tokenize(Split::Test)?,
+            cut: 0,
             requests: [Split::Train, Split::Validation, Split::Test]
                 .map(|split| task.split(split).iter().map(request).collect()),
             written: None,
         })
+    }
+
+    /// Keeps and says how many texts were cut.
+    fn count_cuts(&mut self, cuts: usize, max_length: usize) {
+        self.cut = cuts;
+        if cuts > 0 {
+            let name = &self.name;
+            tracing::warn!(
+                "task {name}: {cuts} texts are longer than {max_length} tokens and were cut"
+            );
+        }
     }
 
     /// The text of each record of one split, a second text behind a line feed.

@@ -60,6 +60,7 @@ impl TokenizedTask {
             train: Vec::new(),
             validation: pick(&self.validation, &places),
             test: Vec::new(),
+            cut: 0,
             requests: [
                 Vec::new(),
                 pick(self.requests(Split::Validation), &places),

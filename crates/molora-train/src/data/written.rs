@@ -8,7 +8,7 @@ use super::error::DataError;
 use super::example::{Example, Target};
 use super::prompt::{self, Piece, PromptFormat};
 use super::record::{Label, Record};
-use super::task::{Task, TaskKind, TaskMeta};
+use super::task::TaskMeta;
 use super::tokenizer::TextTokenizer;
 
 /// How texts are put together.
@@ -373,13 +373,9 @@ impl Writing {
         ids
     }
 
-    /// Says how many texts of a task were cut.
-    pub(super) fn warn_of_cuts(&self, task: &Task) {
-        let cuts = self.cuts.swap(0, Ordering::Relaxed);
-        if cuts > 0 && task.meta.kind != TaskKind::Regression {
-            let (name, limit) = (&task.meta.name, self.max_length);
-            tracing::warn!("task {name}: {cuts} texts are longer than {limit} tokens and were cut");
-        }
+    /// Number of texts that were cut since it was asked before.
+    pub(super) fn take_cuts(&self) -> usize {
+        self.cuts.swap(0, Ordering::Relaxed)
     }
 }
 

@@ -137,6 +137,10 @@ fn safe(text: &str) -> Value {
 }
 
 fn facts(summary: &RunSummary) -> Vec<String> {
+    let cut = |(task, count): (&String, &usize)| {
+        format!("{} texts of {task} were cut", thousands(*count))
+    };
+    let cut = summary.cut_texts.iter().map(cut);
     let commit = summary.git_commit.as_ref();
     let facts = [
         Some(format!("device {}", summary.device)),
@@ -145,7 +149,7 @@ fn facts(summary: &RunSummary) -> Vec<String> {
         Some(format!("molora {}", summary.molora_version)),
         commit.map(|commit| format!("commit {commit}")),
     ];
-    facts.into_iter().flatten().collect()
+    facts.into_iter().flatten().chain(cut).collect()
 }
 
 /// The figures one looks for first, as large numbers, each with a note.

@@ -53,6 +53,7 @@ pub(crate) fn summary() -> RunSummary {
         train_seconds: 417.3,
         tokens_per_second: 3456.7,
         padding_share: 0.0832,
+        cut_texts: [("sms_spam".to_owned(), 65)].into(),
         validation_seconds: 31.2,
         states: vec![KeptState {
             stage: "joint".into(),

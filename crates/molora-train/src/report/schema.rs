@@ -324,6 +324,10 @@ pub struct RunSummary {
     pub tokens_per_second: f64,
     /// Share of padding among all tokens of the batches.
     pub padding_share: f64,
+    /// Number of texts that were cut at the recipe's length, of all splits, by task; those of which none
+    /// was are left out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cut_texts: BTreeMap<String, usize>,
     /// Wall time on the validation split during the training in seconds.
     #[serde(default)]
     pub validation_seconds: f64,

@@ -7,6 +7,7 @@ mod inputs;
 mod load;
 mod stages;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -283,8 +284,12 @@ pub(crate) fn finish(
     let mut routing = found.routing;
     routing.has_general = spec.general.is_some();
     let records = read_records(&folder.join(STEPS))?;
+    let cut = tasks.iter().filter(|task| task.cut > 0);
     let finished = Finished {
-        summary: summary(config, trained, &records),
+        summary: RunSummary {
+            cut_texts: cut.map(|task| (task.name.clone(), task.cut)).collect(),
+            ..summary(config, trained, &records)
+        },
         eval: found.scores,
         routing,
         predictions: found.predictions,
@@ -346,6 +351,7 @@ fn summary(config: &RunConfig, trained: &Trained, records: &[Record]) -> RunSumm
         train_seconds: progress.seconds,
         tokens_per_second: progress.tokens as f64 / progress.seconds.max(1e-9),
         padding_share: padding as f64 / progress.padded_tokens.max(1) as f64,
+        cut_texts: BTreeMap::new(),
         validation_seconds: progress.validation_seconds,
         states: kept_states(records, is_last),
         peak_memory_bytes: peak_memory_bytes(),

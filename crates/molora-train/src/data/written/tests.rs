@@ -1,4 +1,5 @@
 use super::*;
+use crate::data::TaskKind;
 use serde_json::json;
 
 const WORDS: [&str; 12] = [
