@@ -14,7 +14,8 @@ const SMALL: &str = "--model model --data data --set data.max_length=24 --set ad
                      --set data.sampling.batch_size=4 --set data.sampling.bucket_batches=6";
 /// What a training of two stages of experts and one of routers is given beside that.
 const MIXTURE: &str = "--tasks answer,pets --steps 8 --set checkpoint_every=2 \
-                       --set growth.0.steps=2";
+                       --set growth.0.steps=2 --eval-every 1 --set checkpoint.metric=loss \
+                       --set checkpoint.keep_best=1";
 
 /// What one does after a command was cut short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +82,10 @@ pub(super) fn all() -> Vec<Scenario> {
         go_on,
         changes_run,
     };
-    let lora = format!("train lora {SMALL} --steps 6 --set checkpoint_every=2 --out run");
+    let lora = format!(
+        "train lora {SMALL} --steps 6 --set checkpoint_every=2 --eval-every 1 --set \
+         validation.patience=2 --set checkpoint.metric=loss --out run"
+    );
     vec![
         scenario("train", "plain", &train, GoOn::Resume, false),
         scenario("train-lora", "plain", &lora, GoOn::Resume, false),

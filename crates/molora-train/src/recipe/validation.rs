@@ -134,6 +134,13 @@ pub struct CheckpointConfig {
     pub final_state: FinalState,
 }
 
+impl CheckpointConfig {
+    /// Whether a finished run has checkpoints.
+    pub fn keeps_some(&self) -> bool {
+        self.keep_last > 0 || self.keep_best > 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

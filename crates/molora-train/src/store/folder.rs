@@ -19,7 +19,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::config::{refuse_newer, write_config};
+use super::config::{read_config, refuse_newer, write_config};
 use super::lock::FolderLock;
 use super::names::{is_empty, is_remains, refuse_links};
 use super::swap::{remove_empty, settle};
@@ -253,8 +253,9 @@ fn clean_run(run: &Path) -> Result<(), TrainError> {
             remove(&folder.join(name))?;
         }
     }
-    // A run is finished before its checkpoints go.
-    match is_there(&run.join(SUMMARY)) {
+    // A run is finished before its checkpoints go, but for those that it is to keep.
+    let keeps_none = || read_config(run).is_ok_and(|config| !config.recipe.checkpoint.keeps_some());
+    match is_there(&run.join(SUMMARY)) && keeps_none() {
         true => checkpoint::forget(run),
         false => Ok(()),
     }

@@ -83,9 +83,8 @@ pub fn train(
         let is_due = state.progress.step % setup.recipe.checkpoint_every == 0;
         let is_stopped =
             setup.stop.load(Ordering::SeqCst) && setup.legs.get(state.progress.leg).is_some();
-        // At the end of a leg it has changed since.
-        let is_saved = is_kept && !is_done;
-        if (is_over || is_stopped || is_due) && !is_saved {
+        // A state that is kept stays as it was; what follows it is done again when the run goes on.
+        if (is_over || is_stopped || is_due) && !is_kept {
             writer.sync()?;
             state.save(setup)?;
         }

@@ -207,6 +207,9 @@ fn checkpoints_that_are_asked_for_stay() {
         .collect();
     expected.sort();
     assert_eq!(entries(&run.join("checkpoints")), expected);
+    // Commands that write into the run later leave them.
+    assert!(world.run(&["recover", "best"]).status.success());
+    assert_eq!(entries(&run.join("checkpoints")), expected);
     let plain = world.train(&scored("lora", 4), "plain");
     assert!(!plain.join("checkpoints").exists());
 }
