@@ -35,8 +35,8 @@ pub use error::CompareError;
 pub use plan::{Budget, Plan, PlannedRecipe, PlannedTask};
 pub use rank::{Choice, Counter, MAX_RANK};
 pub use result::{Comparison, DeadExperts, RecipeResult, TaskResult, WorstTask};
-pub use setting::{LEARNING_RATE, Setting, TunedKey, Tuning};
-pub use table::{setting_text, tables, tables_markdown};
+pub use setting::{LEARNING_RATE, Setting, TunedKey, Tuning, setting_text};
+pub use table::{tables, tables_markdown};
 pub use tune::{Trial, TrialEvent, Tuned};
 pub use unseen::{UnseenComparison, UnseenResult};
 

@@ -9,7 +9,7 @@ use toml::Value;
 
 use super::error::CompareError;
 use super::rank::{Choice, Counter};
-use super::setting::Tuning;
+use super::setting::{Setting, Tuning, setting_text, with_setting};
 use super::{COMPARISON, Request};
 use crate::base::base_model::{self, absolute};
 use crate::base::bundled;
@@ -118,7 +118,7 @@ pub struct PlannedRecipe {
 impl PlannedRecipe {
     /// Steps over all stages.
     pub fn steps(&self) -> usize {
-        self.recipe.stages.iter().map(|stage| stage.steps).sum()
+        steps(&self.recipe)
     }
 }
 
@@ -223,9 +223,13 @@ fn with_tasks(request: &Request, tasks: &[Task]) -> Result<Vec<Recipe>, TrainErr
     request.recipes.iter().map(one).collect()
 }
 
+/// Steps of a recipe over all stages.
+pub(super) fn steps(recipe: &Recipe) -> usize {
+    recipe.stages.iter().map(|stage| stage.steps).sum()
+}
+
 fn check_steps(request: &Request) -> Result<(), CompareError> {
     let first = &request.recipes[0];
-    let steps = |recipe: &Recipe| recipe.stages.iter().map(|stage| stage.steps).sum();
     let (first_steps, mut others) = (steps(first), request.recipes.iter());
     let other = others.find(|other| steps(other) != first_steps);
     match (request.budget, other) {
@@ -245,6 +249,33 @@ fn planned_task(task: &Task) -> PlannedTask {
         labels: task.meta.labels.clone(),
         records: [task.train.len(), task.validation.len(), task.test.len()],
     }
+}
+
+/// Refuses a setting that changes what is to be equal: it would win by having more.
+fn check_budget(
+    budget: Budget,
+    planned: &PlannedRecipe,
+    setting: &Setting,
+    changed: &Recipe,
+    parameters: impl Fn() -> Result<usize, TrainError>,
+) -> Result<(), CompareError> {
+    let refuse = |what: &str, old: usize, new: usize| {
+        let (name, setting) = (&planned.name, setting_text(setting));
+        Err(CompareError::Tuning {
+            problem: format!("{setting} gives {name} {new} {what} instead of {old}"),
+        })
+    };
+    let (old, new) = (planned.steps(), steps(changed));
+    if old != new {
+        return refuse("steps", old, new);
+    }
+    if budget == Budget::Params && changed.adapter != planned.recipe.adapter {
+        let (old, new) = (planned.parameters, parameters()?);
+        if old != new {
+            return refuse("parameters (see --budget steps)", old, new);
+        }
+    }
+    Ok(())
 }
 
 fn planned_recipes(
@@ -275,11 +306,19 @@ fn planned_recipes(
             },
         };
         recipe.adapter.bank.rank = choice.rank;
-        planned.push(PlannedRecipe {
+        let recipe = PlannedRecipe {
             name: recipe.name.clone(),
             parameters: choice.parameters,
             recipe,
-        });
+        };
+        for setting in request.tune.iter().flat_map(Tuning::settings) {
+            let changed = with_setting(&recipe.recipe, &setting)?;
+            let spec = changed.resolve(&base, &names)?;
+            check_budget(request.budget, &recipe, &setting, &changed, || {
+                counter.parameters(&spec)
+            })?;
+        }
+        planned.push(recipe);
     }
     Ok(planned)
 }

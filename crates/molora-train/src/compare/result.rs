@@ -164,13 +164,15 @@ fn recipe_result(
     });
     let tasks: BTreeMap<String, TaskResult> = tasks.collect();
     let sites = runs.iter().flat_map(|run| &run.routing.sites);
+    // Of the runs, as the budget may leave them to a setting that was tuned.
+    let counts = runs[0].summary.parameters;
     RecipeResult {
         name: recipe.name.clone(),
         citation: recipe.recipe.citation.clone(),
         rank: recipe.recipe.adapter.bank.rank,
         steps: recipe.steps(),
-        budget_parameters: recipe.parameters,
-        parameters: runs[0].summary.parameters,
+        budget_parameters: counts.adapters + counts.routers + counts.gates,
+        parameters: counts,
         worst_task: worst_task(&tasks),
         tasks,
         mean: spread(runs, |run| run.eval.mean),

@@ -11,6 +11,14 @@ use crate::recipe::{Recipe, overrides};
 
 /// The key that stands for the rate of every stage that trains.
 pub const LEARNING_RATE: &str = "learning_rate";
+/// Keys of a recipe that change nothing of what is trained, or what states are compared by.
+const FIXED: [&str; 5] = [
+    "name",
+    "citation",
+    "checkpoint",
+    "checkpoint_every",
+    "validation",
+];
 /// What is tried of it where nothing is said.
 const LEARNING_RATES: [f64; 5] = [5e-4, 1e-3, 2e-3, 5e-3, 1e-2];
 
@@ -132,6 +140,10 @@ impl Tuning {
             if tuned.values.is_empty() {
                 return refuse(format!("{key} has no values"));
             }
+            let root = key.split('.').next().unwrap_or_default();
+            if FIXED.contains(&root) {
+                return refuse(format!("{key} is no setting of the training"));
+            }
         }
         if self.keys.is_empty() {
             return refuse("there is nothing to try: give --tune too".into());
@@ -148,7 +160,7 @@ impl Tuning {
     }
 
     /// A recipe as it is tried.
-    pub(super) fn trial(&self, recipe: &Recipe, setting: &Setting) -> Result<Recipe, TrainError> {
+    pub(super) fn trial(&self, recipe: &Recipe, setting: &Setting) -> Result<Recipe, CompareError> {
         let mut trial = with_setting(recipe, setting)?;
         let trains_apart = trial.stages.iter().any(|stage| stage.trains_alone());
         if let Some(steps) = self.steps.filter(|_| !trains_apart) {
@@ -159,23 +171,36 @@ impl Tuning {
 }
 
 /// A recipe with other values.
-pub(super) fn with_setting(recipe: &Recipe, setting: &Setting) -> Result<Recipe, TrainError> {
+pub(super) fn with_setting(recipe: &Recipe, setting: &Setting) -> Result<Recipe, CompareError> {
     let mut recipe = recipe.clone();
     for (key, value) in setting {
-        match number(value).filter(|_| key == LEARNING_RATE) {
-            Some(rate) => recipe.set_learning_rate(rate),
-            None => recipe = overrides::apply(&recipe, &[format!("{key}={value}")])?,
+        if let Some(rate) = number(value).filter(|_| key == LEARNING_RATE) {
+            recipe.set_learning_rate(rate);
+            continue;
         }
+        let changed = overrides::apply(&recipe, &[format!("{key}={value}")]);
+        recipe = changed.map_err(|error| match error {
+            TrainError::RecipeText { problem, .. } => CompareError::Tuning {
+                problem: format!("{key}={value} in {}: {problem}", recipe.name),
+            },
+            other => other.into(),
+        })?;
     }
     Ok(recipe)
 }
 
+/// The setting as one text: `learning_rate 0.002, adapter.bank.rank 4`.
+pub fn setting_text(setting: &Setting) -> String {
+    let texts = setting.iter().map(|(key, value)| format!("{key} {value}"));
+    texts.collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::recipe::find;
 
-    fn tuning(texts: &[&str]) -> Tuning {
+    pub(in crate::compare) fn tuning(texts: &[&str]) -> Tuning {
         let key = |text: &&str| TunedKey::parse(text).expect("valid");
         Tuning {
             steps: None,

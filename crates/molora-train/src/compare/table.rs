@@ -5,7 +5,7 @@ use comfy_table::{Table, TableStyle};
 
 use super::plan::Budget;
 use super::result::{Comparison, RecipeResult};
-use super::setting::Setting;
+use super::setting::setting_text;
 use super::tune::{Trial, Tuned};
 use super::unseen::{UnseenComparison, UnseenResult};
 use crate::report::format::{duration, percent, points, thousands};
@@ -115,19 +115,10 @@ fn parts(comparison: &Comparison, style: TableStyle) -> Vec<Part> {
     tables.into_iter().map(part).collect()
 }
 
-/// `learning_rate 0.002, adapter.bank.rank 4`.
-pub fn setting_text(setting: &Setting) -> String {
-    let texts = setting.iter().map(|(key, value)| format!("{key} {value}"));
-    texts.collect::<Vec<_>>().join(", ")
-}
-
 /// The value of a trial by which it was chosen.
 fn trial_value(tuned: &Tuned, trial: &Trial) -> String {
-    match (trial.value, &tuned.metric[..]) {
-        (None, _) => "diverged".into(),
-        (Some(value), "loss") => format!("{value:.4}"),
-        (Some(value), _) => percent(value),
-    }
+    let value = trial.value.map(|value| tuned.metric.text(value));
+    value.unwrap_or_else(|| "diverged".into())
 }
 
 fn choices(all: &[Tuned]) -> Cells {

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::error::CompareError;
-use super::plan::{Plan, PlannedRecipe};
+use super::plan::{Plan, PlannedRecipe, steps};
 use super::setting::{Setting, TunedKey, Tuning, number, with_setting};
 use super::{Event, Request, State, state};
 use crate::base::place::{discard, write_json_atomically};
 use crate::data::Split;
-use crate::recipe::{Recipe, StateMetric};
-use crate::report::{EvalReport, SCHEMA_VERSION, TaskScore};
+use crate::recipe::Recipe;
+use crate::report::{SCHEMA_VERSION, StateMetric, ValidationScores};
 use crate::{TrainError, run};
 
 /// Folder of the trials in a comparison's folder.
@@ -47,8 +47,8 @@ pub struct Trial {
 pub struct Tuned {
     /// Name of the recipe.
     pub recipe: String,
-    /// What trials are compared by: `mean_score`, `worst_task` or `loss`.
-    pub metric: String,
+    /// What trials are compared by.
+    pub metric: StateMetric,
     /// The trials.
     pub trials: Vec<Trial>,
     /// Number of the best one.
@@ -163,7 +163,7 @@ fn chosen(
     let at_end = tuning.keys.iter().filter(is_at_end);
     Ok(Tuned {
         recipe: planned.name.clone(),
-        metric: metric.name().into(),
+        metric,
         at_end: at_end.map(|tuned| tuned.key.clone()).collect(),
         trials,
         best,
@@ -207,14 +207,15 @@ impl One<'_> {
             return Err(TrainError::Interrupted { step, run }.into());
         }
         let recipe = tuning.trial(&self.planned.recipe, self.setting)?;
-        let steps = recipe.stages.iter().map(|stage| stage.steps).sum();
+        let steps = steps(&recipe);
         let metric = recipe.checkpoint.metric;
         let ended = self.train(recipe, stop, on_event);
         let (value, problem, seconds) = match ended {
             Ok(finished) => {
                 let summary = &finished.summary;
                 let seconds = summary.train_seconds + summary.validation_seconds;
-                (value(&finished.eval, metric), None, seconds)
+                let value = metric.of(&ValidationScores::of(&finished.eval.tasks));
+                (value.is_finite().then_some(value), None, seconds)
             }
             Err(error) if is_divergence(&error) => (None, Some(error.to_string()), 0.0),
             Err(error) => return Err(error.into()),
@@ -274,36 +275,11 @@ fn is_divergence(error: &TrainError) -> bool {
     )
 }
 
-/// What trials are compared by.
-fn value(eval: &EvalReport, metric: StateMetric) -> Option<f64> {
-    let scores = || eval.tasks.values();
-    let mean = |losses: Vec<f64>| losses.iter().sum::<f64>() / losses.len().max(1) as f64;
-    let value = match metric {
-        StateMetric::MeanScore => eval.mean,
-        StateMetric::WorstTask => scores()
-            .map(|score| score.value)
-            .fold(f64::INFINITY, f64::min),
-        StateMetric::Loss => mean(
-            scores()
-                .filter_map(|score: &TaskScore| score.loss)
-                .collect(),
-        ),
-    };
-    value.is_finite().then_some(value)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::setting::tests::tuning;
     use super::*;
     use crate::recipe::find;
-
-    fn tuning(texts: &[&str]) -> Tuning {
-        let key = |text: &&str| TunedKey::parse(text).expect("valid");
-        Tuning {
-            steps: None,
-            keys: texts.iter().map(key).collect(),
-        }
-    }
 
     #[test]
     fn a_value_at_the_end_of_its_list_is_named() {

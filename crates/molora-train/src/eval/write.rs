@@ -16,7 +16,8 @@ impl Pass<'_> {
     /// The likeliest text for every record, compared with the right one. `answer_nll` is the mean of
     /// `-log p` over the tokens of the right answers, and `perplexity` its exponential.
     ///
-    /// Texts without a prompt, or where none are asked for, are not written: the score then is `token_probability`, the geometric mean of the right tokens' probabilities.
+    /// Texts without a prompt, or where none are asked for, are not written: the score then is
+    /// `token_probability`, the geometric mean of the right tokens' probabilities.
     pub(super) fn texts(
         &mut self,
         written: &Written,

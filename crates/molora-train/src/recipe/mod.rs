@@ -32,7 +32,7 @@ pub(crate) use optimizer::clip_global_norm;
 pub use optimizer::{Decay, OptimizerConfig, ScheduleConfig};
 use order::order_problems;
 pub use stage::{Routing, Scope, StageConfig, Transform};
-pub use validation::{CheckpointConfig, FinalState, StateMetric, ValidationConfig};
+pub use validation::{CheckpointConfig, FinalState, ValidationConfig};
 
 /// Makes a recipe with its default values.
 type Maker = fn() -> Recipe;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::report::StateMetric;
+
 /// When the validation split is scored, and on what.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -71,38 +73,6 @@ impl ValidationConfig {
             ));
         }
         problems
-    }
-}
-
-/// What tells which of two states of a stage is better.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StateMetric {
-    /// The mean of the tasks' scores, each by its own metric.
-    #[default]
-    MeanScore,
-    /// The lowest of the tasks' scores.
-    WorstTask,
-    /// The mean of the tasks' losses; less is better.
-    Loss,
-}
-
-impl StateMetric {
-    /// Its name in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::MeanScore => "mean_score",
-            Self::WorstTask => "worst_task",
-            Self::Loss => "loss",
-        }
-    }
-
-    /// Whether `new` is better than `old`.
-    pub fn is_better(self, new: f64, old: f64) -> bool {
-        match self {
-            Self::Loss => new < old,
-            Self::MeanScore | Self::WorstTask => new > old,
-        }
     }
 }
 
@@ -188,12 +158,5 @@ mod tests {
             problems[1].contains("validation.every is 0"),
             "{problems:?}"
         );
-    }
-
-    #[test]
-    fn less_loss_is_better() {
-        assert!(StateMetric::Loss.is_better(0.1, 0.2));
-        assert!(!StateMetric::Loss.is_better(0.2, 0.2));
-        assert!(StateMetric::WorstTask.is_better(0.3, 0.2));
     }
 }

@@ -43,34 +43,34 @@ impl Series {
         let points = steps
             .iter()
             .filter_map(|step| Some((step.step as f64, value(step)?)));
-        let points = points.filter(|(_, value)| value.is_finite()).collect();
         let part = |step: &StepRecord| (step.stage.clone(), step.expert.clone());
         let pairs = steps
             .windows(2)
             .filter(|pair| part(&pair[0]) != part(&pair[1]));
         Self {
-            name: name.to_owned(),
-            points,
             starts: pairs.map(|pair| pair[1].step as f64).collect(),
+            ..Self::new(name, points)
         }
     }
-}
 
-impl Series {
     /// Collects `value` of every score of the validation split that has one.
     pub(super) fn scored(
         name: &str,
         records: &[ValidationRecord],
         value: impl Fn(&ValidationRecord) -> Option<f64>,
     ) -> Self {
-        let points = records
-            .iter()
-            .filter_map(|record| Some((record.step as f64, value(record)?)));
+        let points = records.iter();
+        Self::new(
+            name,
+            points.filter_map(|record| Some((record.step as f64, value(record)?))),
+        )
+    }
+
+    fn new(name: &str, points: impl Iterator<Item = (f64, f64)>) -> Self {
         Self {
             name: name.to_owned(),
-            points: points.collect(),
-            // Every score is of a whole split: there is nothing to smooth.
-            starts: records.iter().map(|record| record.step as f64).collect(),
+            points: points.filter(|(_, value)| value.is_finite()).collect(),
+            starts: Vec::new(),
         }
     }
 }
@@ -96,13 +96,21 @@ pub(super) fn loss_chart(steps: &[StepRecord]) -> String {
 
 /// The mean score of each state that was scored, in per cent.
 pub(super) fn validation_chart(mean: &Series) -> String {
-    let curve = Curve {
-        label: "mean score",
-        points: thin(&mean.points),
+    draw((880, 240), Some("mean score (%)"), &[plain(mean)])
+}
+
+/// One small chart of scores: each is of a whole split, so there is nothing to smooth.
+pub(super) fn small_validation_chart(series: &Series) -> String {
+    draw((280, 170), None, &[plain(series)])
+}
+
+fn plain(series: &Series) -> Curve<'_> {
+    Curve {
+        label: &series.name,
+        points: thin(&series.points),
         color: SMOOTH,
         width: 2,
-    };
-    draw((880, 240), Some("mean score (%)"), &[curve])
+    }
 }
 
 /// One small chart: each value, thin, and the smoothed curve.
@@ -207,7 +215,8 @@ fn draw_on(
             drawn.label(curve.label).legend(mark);
         }
     }
-    if y_label.is_some() {
+    // Of one curve the axis says what it is.
+    if y_label.is_some() && curves.len() > 1 {
         chart
             .configure_series_labels()
             .position(SeriesLabelPosition::UpperRight)

@@ -26,6 +26,7 @@ pub use schema::{
     RunSummary, SCHEMA_VERSION, SiteRouting, StepRecord, TaskScore, ValidationRecord,
     ValidationScore, ValidationScores,
 };
+pub use states::StateMetric;
 pub(crate) use states::kept_states;
 pub use statistics::{CONFIDENCE, Gain, RESAMPLES, Spread, Verdict};
 pub use table::{summary_table, task_table, total_table};

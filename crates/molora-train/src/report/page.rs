@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, UndefinedBehavior, Value, context};
 
-use super::chart::{Series, loss_chart, small_chart, validation_chart};
+use super::chart::{Series, loss_chart, small_chart, small_validation_chart, validation_chart};
 use super::format::{duration, mebibytes, percent, share, thousands};
 use super::routing::routing_values;
 use super::schema::{
@@ -102,7 +102,7 @@ fn validation(summary: &RunSummary, scored: &[ValidationRecord]) -> Value {
     let small = std::iter::once(Series::scored("mean loss", scored, loss)).chain(small);
     let charts: Vec<Value> = small
         .map(|series| {
-            context! { name => &series.name, svg => safe(&small_chart(&series)) }
+            context! { name => &series.name, svg => safe(&small_validation_chart(&series)) }
         })
         .collect();
     let mean = Series::scored("mean score", scored, score);
@@ -116,18 +116,13 @@ fn validation(summary: &RunSummary, scored: &[ValidationRecord]) -> Value {
 
 /// Stage and expert, the step whose state was taken, the last one, and its value.
 fn state(state: &KeptState) -> [String; 4] {
-    let value = match &state.metric[..] {
-        "loss" => format!("loss {:.4}", state.value),
-        "worst_task" => format!("worst task {} %", percent(state.value)),
-        _ => format!("mean score {} %", percent(state.value)),
-    };
     let expert = state.expert.as_ref();
     let expert = expert.map(|task| format!(", expert of {task}"));
     [
         format!("{}{}", state.stage, expert.unwrap_or_default()),
         thousands(state.step),
         thousands(state.last_step),
-        value,
+        state.metric.text(state.value),
     ]
 }
 

@@ -6,6 +6,7 @@ use super::schema::{
     EvalReport, KeptState, ParameterCounts, Record, RoutingReport, RunSummary, SCHEMA_VERSION,
     SiteRouting, StepRecord, TaskScore, ValidationRecord, ValidationScore, ValidationScores,
 };
+use super::states::StateMetric;
 
 const TASKS: [(&str, &str, f64, f64, usize); 4] = [
     ("banking77", "accuracy", 0.913, 0.013, 3080),
@@ -60,7 +61,7 @@ pub(crate) fn summary() -> RunSummary {
             expert: None,
             step: 540,
             last_step: 600,
-            metric: "mean_score".into(),
+            metric: StateMetric::MeanScore,
             value: 0.861,
         }],
         peak_memory_bytes: Some(1_288_490_189),
@@ -143,7 +144,7 @@ pub(crate) fn records(count: usize) -> Vec<Record> {
                 loss: 1.0 - value,
                 tasks: TASKS.iter().map(task).collect(),
             },
-            metric: "mean_score".into(),
+            metric: StateMetric::MeanScore,
             is_best: true,
             seconds: 3.1,
         })

@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::states::StateMetric;
+
 /// Version of every record in this module; it grows when a field changes its meaning.
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -67,8 +69,8 @@ pub struct ValidationRecord {
     pub expert: Option<String>,
     /// The scores.
     pub validation: ValidationScores,
-    /// What tells which state is better: `mean_score`, `worst_task` or `loss`.
-    pub metric: String,
+    /// What tells which state is better.
+    pub metric: StateMetric,
     /// Whether it was the best state so far of this stage and expert, by `metric`.
     pub is_best: bool,
     /// Wall time in seconds.
@@ -290,8 +292,8 @@ pub struct KeptState {
     pub step: usize,
     /// The step of the stage's, or the expert's, last score.
     pub last_step: usize,
-    /// What states were compared by: `mean_score`, `worst_task` or `loss`.
-    pub metric: String,
+    /// What states were compared by.
+    pub metric: StateMetric,
     /// Its value at `step`.
     pub value: f64,
 }

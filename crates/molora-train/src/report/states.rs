@@ -1,6 +1,79 @@
-//! Which state each part of a run ended with, from its records.
+//! Scores of the validation split: how states are compared by them, and which one each part of a run
+//! ended with.
 
-use super::schema::{KeptState, Record, ValidationRecord};
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::format::percent;
+use super::schema::{KeptState, Record, TaskScore, ValidationScore, ValidationScores};
+
+/// What tells which of two states of a stage is better.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StateMetric {
+    /// The mean of the tasks' scores, each by its own metric.
+    #[default]
+    MeanScore,
+    /// The lowest of the tasks' scores.
+    WorstTask,
+    /// The mean of the tasks' losses; less is better.
+    Loss,
+}
+
+impl StateMetric {
+    /// Whether `new` is better than `old`.
+    pub fn is_better(self, new: f64, old: f64) -> bool {
+        match self {
+            Self::Loss => new < old,
+            Self::MeanScore | Self::WorstTask => new > old,
+        }
+    }
+
+    /// What it says of scores.
+    pub fn of(self, scores: &ValidationScores) -> f64 {
+        match self {
+            Self::MeanScore => scores.mean_score,
+            Self::WorstTask => scores.worst_task,
+            Self::Loss => scores.loss,
+        }
+    }
+
+    /// A value of it: per cent, or nats.
+    pub fn text(self, value: f64) -> String {
+        match self {
+            Self::MeanScore => format!("mean score {} %", percent(value)),
+            Self::WorstTask => format!("worst task {} %", percent(value)),
+            Self::Loss => format!("loss {value:.4}"),
+        }
+    }
+}
+
+impl ValidationScores {
+    /// Those of tasks, without the ones of which no record was scored.
+    pub(crate) fn of(tasks: &BTreeMap<String, TaskScore>) -> Self {
+        let scored = tasks.iter().filter(|(_, score)| score.n > 0);
+        let tasks: BTreeMap<String, ValidationScore> = scored
+            .map(|(name, score)| {
+                let score = ValidationScore {
+                    metric: score.metric.clone(),
+                    value: score.value,
+                    loss: score.loss.unwrap_or_default(),
+                    n: score.n,
+                };
+                (name.clone(), score)
+            })
+            .collect();
+        let count = tasks.len().max(1) as f64;
+        let values = || tasks.values().map(|score| score.value);
+        Self {
+            mean_score: values().sum::<f64>() / count,
+            worst_task: values().fold(f64::INFINITY, f64::min),
+            loss: tasks.values().map(|score| score.loss).sum::<f64>() / count,
+            tasks,
+        }
+    }
+}
 
 /// The state that each stage, and each expert that trained alone, ended with, in their order: the best
 /// one, or the last one if `is_last`.
@@ -10,13 +83,14 @@ pub(crate) fn kept_states(records: &[Record], is_last: bool) -> Vec<KeptState> {
         let Record::Validation(record) = record else {
             continue;
         };
+        let value = record.metric.of(&record.validation);
         let is_same =
             |state: &&mut KeptState| state.stage == record.stage && state.expert == record.expert;
         match states.last_mut().filter(is_same) {
             Some(state) => {
                 state.last_step = record.step;
                 if record.is_best || is_last {
-                    (state.step, state.value) = (record.step, value(record));
+                    (state.step, state.value) = (record.step, value);
                 }
             }
             None => states.push(KeptState {
@@ -24,30 +98,18 @@ pub(crate) fn kept_states(records: &[Record], is_last: bool) -> Vec<KeptState> {
                 expert: record.expert.clone(),
                 step: record.step,
                 last_step: record.step,
-                metric: record.metric.clone(),
-                value: value(record),
+                metric: record.metric,
+                value,
             }),
         }
     }
     states
 }
 
-/// What states are compared by.
-fn value(record: &ValidationRecord) -> f64 {
-    let scores = &record.validation;
-    match &record.metric[..] {
-        "loss" => scores.loss,
-        "worst_task" => scores.worst_task,
-        _ => scores.mean_score,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::report::{SCHEMA_VERSION, ValidationScores};
+    use crate::report::{SCHEMA_VERSION, ValidationRecord};
 
     fn scored(step: usize, expert: &str, mean: f64, is_best: bool) -> Record {
         Record::Validation(ValidationRecord {
@@ -61,7 +123,7 @@ mod tests {
                 loss: 1.0,
                 tasks: BTreeMap::new(),
             },
-            metric: "mean_score".into(),
+            metric: StateMetric::MeanScore,
             is_best,
             seconds: 0.1,
         })
@@ -84,5 +146,34 @@ mod tests {
         };
         assert_eq!(of(false), [(4, 6, 0.7), (8, 8, 0.4)]);
         assert_eq!(of(true), [(6, 6, 0.6), (8, 8, 0.4)]);
+    }
+
+    #[test]
+    fn less_loss_is_better() {
+        assert!(StateMetric::Loss.is_better(0.1, 0.2));
+        assert!(!StateMetric::Loss.is_better(0.2, 0.2));
+        assert!(StateMetric::WorstTask.is_better(0.3, 0.2));
+    }
+
+    #[test]
+    fn tasks_without_records_do_not_count() {
+        let score = |value, loss, n| TaskScore {
+            metric: "accuracy".into(),
+            value,
+            n,
+            accuracy: Some(value),
+            majority: 0.5,
+            loss: Some(loss),
+            also: BTreeMap::new(),
+        };
+        let tasks = [
+            ("a", score(0.4, 1.0, 5)),
+            ("b", score(0.8, 2.0, 5)),
+            ("c", score(0.0, 0.0, 0)),
+        ];
+        let scores = ValidationScores::of(&tasks.map(|(name, s)| (name.to_owned(), s)).into());
+        assert!((StateMetric::MeanScore.of(&scores) - 0.6).abs() < 1e-12);
+        assert_eq!(StateMetric::WorstTask.of(&scores), 0.4);
+        assert_eq!(StateMetric::Loss.of(&scores), 1.5);
     }
 }

@@ -54,7 +54,7 @@ impl Opened {
 
 /// The records that are scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Scored {
+pub struct ScoredRecords {
     /// Their split.
     pub split: Split,
     /// At most so many of each task, the same ones each time: on the validation split those that a
@@ -62,7 +62,7 @@ pub struct Scored {
     pub limit: Option<NonZeroUsize>,
 }
 
-impl Default for Scored {
+impl Default for ScoredRecords {
     /// All of the test split.
     fn default() -> Self {
         Self {
@@ -72,7 +72,7 @@ impl Default for Scored {
     }
 }
 
-impl Scored {
+impl ScoredRecords {
     /// The tasks with nothing but these records.
     ///
     /// # Errors
@@ -100,7 +100,7 @@ pub fn evaluate_run(
     data: Option<&str>,
     device: Option<DeviceSpec>,
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
-    let scored = Scored::default();
+    let scored = ScoredRecords::default();
     evaluate_run_by(folder, data, device, None, scored, &mut |_| {})
 }
 
@@ -114,7 +114,7 @@ pub fn evaluate_run_by(
     data: Option<&str>,
     device: Option<DeviceSpec>,
     query: Option<&Query>,
-    scored: Scored,
+    scored: ScoredRecords,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
     let opened = unchanged(folder, || {
@@ -146,7 +146,7 @@ pub fn evaluate_other(
     names: &[String],
     device: Option<DeviceSpec>,
     query: Option<&Query>,
-    scored: Scored,
+    scored: ScoredRecords,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
     let opened = open_without_data(folder, device)?;
@@ -201,7 +201,7 @@ pub fn evaluate_base(
     names: Option<&[String]>,
     device: DeviceSpec,
     config: &DataConfig,
-    scored: Scored,
+    scored: ScoredRecords,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<EvalReport, TrainError> {
     device.check()?;

@@ -41,7 +41,7 @@ pub(crate) use evaluate::{
     Opened, bare_task, check_finished, device_of, open, open_without_data, read_finished,
     task_number,
 };
-pub use evaluate::{Scored, evaluate_base, evaluate_other, evaluate_run, evaluate_run_by};
+pub use evaluate::{ScoredRecords, evaluate_base, evaluate_other, evaluate_run, evaluate_run_by};
 pub use inputs::changed_inputs;
 pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
 pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
@@ -284,11 +284,13 @@ pub(crate) fn finish(
     let mut routing = found.routing;
     routing.has_general = spec.general.is_some();
     let records = read_records(&folder.join(STEPS))?;
+    let is_last = config.recipe.checkpoint.final_state == FinalState::Last;
     let cut = tasks.iter().filter(|task| task.cut > 0);
     let finished = Finished {
         summary: RunSummary {
+            states: kept_states(&records, is_last),
             cut_texts: cut.map(|task| (task.name.clone(), task.cut)).collect(),
-            ..summary(config, trained, &records)
+            ..summary(config, trained)
         },
         eval: found.scores,
         routing,
@@ -309,12 +311,12 @@ pub(crate) fn close(
     trained: &Trained,
 ) -> Result<(), TrainError> {
     checkpoint::replace_weights(folder, &trained.model, spec, tasks, config.base_name())?;
-    write_json_atomically(&folder.join(SUMMARY), &summary(config, trained, &[]))?;
+    write_json_atomically(&folder.join(SUMMARY), &summary(config, trained))?;
     Ok(())
 }
 
-/// What tells the routers about the split that is scored: that of the training, unless the recipe's queries
-/// are the records' own texts.
+/// What tells the routers about the split that is scored: that of the training, unless the recipe's
+/// queries are the records' own texts.
 fn closing_guide(
     folder: &Path,
     config: &RunConfig,
@@ -334,9 +336,8 @@ fn closing_guide(
     Ok(Some(guide))
 }
 
-fn summary(config: &RunConfig, trained: &Trained, records: &[Record]) -> RunSummary {
+fn summary(config: &RunConfig, trained: &Trained) -> RunSummary {
     let progress = &trained.progress;
-    let is_last = config.recipe.checkpoint.final_state == FinalState::Last;
     let padding = progress.padded_tokens - progress.tokens;
     RunSummary {
         version: SCHEMA_VERSION,
@@ -353,7 +354,7 @@ fn summary(config: &RunConfig, trained: &Trained, records: &[Record]) -> RunSumm
         padding_share: padding as f64 / progress.padded_tokens.max(1) as f64,
         cut_texts: BTreeMap::new(),
         validation_seconds: progress.validation_seconds,
-        states: kept_states(records, is_last),
+        states: Vec::new(),
         peak_memory_bytes: peak_memory_bytes(),
         molora_version: config.molora_version.clone(),
         git_commit: config.git_commit.clone(),

@@ -42,8 +42,6 @@ pub struct Kept {
     pub step: usize,
     /// The step of the last one.
     pub last: usize,
-    /// The value by which it is the best.
-    pub value: f64,
     /// Whether steps were left.
     pub is_early: bool,
 }

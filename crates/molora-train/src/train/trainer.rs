@@ -442,7 +442,6 @@ impl State {
         on_event(Event::Kept(Kept {
             step,
             last,
-            value: first.value,
             is_early: self.progress.is_early,
         }));
         Ok(())

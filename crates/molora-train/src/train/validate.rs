@@ -1,6 +1,5 @@
 //! Scores on the validation split while a stage trains, and which of its states is the best.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use molora_models::TaskModel;
@@ -10,8 +9,8 @@ use crate::TrainError;
 use crate::data::{Split, TokenizedTask};
 use crate::eval::{EvalScope, evaluate};
 use crate::guide::Guide;
-use crate::recipe::{Leg, StateMetric};
-use crate::report::{SCHEMA_VERSION, ValidationRecord, ValidationScore, ValidationScores};
+use crate::recipe::Leg;
+use crate::report::{SCHEMA_VERSION, StateMetric, ValidationRecord, ValidationScores};
 use crate::store::checkpoint::{Best, Progress};
 
 /// Whether the state after step `leg_step` of a leg is scored.
@@ -64,19 +63,9 @@ pub(super) fn score(
         guide,
         |_| {},
     )?;
-    let task = |(name, score): (String, crate::report::TaskScore)| {
-        let score = ValidationScore {
-            metric: score.metric,
-            value: score.value,
-            loss: score.loss.unwrap_or_default(),
-            n: score.n,
-        };
-        (name, score)
-    };
-    let tasks = found.scores.tasks.into_iter().map(task);
-    let validation = scores(tasks.filter(|(_, score)| score.n > 0).collect());
+    let validation = ValidationScores::of(&found.scores.tasks);
     let metric = setup.recipe.checkpoint.metric;
-    let value = value(&validation, metric);
+    let value = metric.of(&validation);
     let is_best = note(progress, metric, value, setup.recipe.checkpoint.keep_best);
     let stage = &setup.stages[leg.stage];
     let seconds = start.elapsed().as_secs_f64();
@@ -87,30 +76,10 @@ pub(super) fn score(
         stage: stage.name.clone(),
         expert: leg.expert.map(|task| setup.tasks[task].name.clone()),
         validation,
-        metric: metric.name().into(),
+        metric,
         is_best,
         seconds,
     })
-}
-
-fn scores(tasks: BTreeMap<String, ValidationScore>) -> ValidationScores {
-    let count = tasks.len().max(1) as f64;
-    let values = || tasks.values().map(|score| score.value);
-    ValidationScores {
-        mean_score: values().sum::<f64>() / count,
-        worst_task: values().fold(f64::INFINITY, f64::min),
-        loss: tasks.values().map(|score| score.loss).sum::<f64>() / count,
-        tasks,
-    }
-}
-
-/// What states are compared by.
-fn value(scores: &ValidationScores, metric: StateMetric) -> f64 {
-    match metric {
-        StateMetric::MeanScore => scores.mean_score,
-        StateMetric::WorstTask => scores.worst_task,
-        StateMetric::Loss => scores.loss,
-    }
 }
 
 /// Puts the state of now among the best of its leg; whether it is the very best. Of equally good ones

@@ -15,7 +15,9 @@ use molora_train::data::Split;
 use molora_train::guide::Query;
 use molora_train::recipe::{self, overrides};
 use molora_train::report::{EvalReport, idle_summary, task_table};
-use molora_train::run::{Scored, changed_inputs, evaluate_base, evaluate_other, evaluate_run_by};
+use molora_train::run::{
+    ScoredRecords, changed_inputs, evaluate_base, evaluate_other, evaluate_run_by,
+};
 use molora_train::store::{is_run, read_config};
 use molora_train::train::Event;
 use molora_train::unseen::{
@@ -106,8 +108,8 @@ impl EvalArgs {
         self.show(&eval, idle_summary(&routing))
     }
 
-    fn scored(&self) -> Scored {
-        Scored {
+    fn scored(&self) -> ScoredRecords {
+        ScoredRecords {
             split: self.split,
             limit: self.limit,
         }

@@ -162,12 +162,7 @@ fn clock(duration: Duration) -> String {
 
 /// The score of a state by what states are compared by, and whether it is the best so far.
 fn validation(record: &ValidationRecord) -> String {
-    let scores = &record.validation;
-    let value = match &record.metric[..] {
-        "loss" => format!("{:.4} loss", scores.loss),
-        "worst_task" => format!("{:.1} %", 100.0 * scores.worst_task),
-        _ => format!("{:.1} %", 100.0 * scores.mean_score),
-    };
+    let value = record.metric.text(record.metric.of(&record.validation));
     let best = if record.is_best {
         ""
     } else {

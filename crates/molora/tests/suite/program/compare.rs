@@ -347,6 +347,19 @@ fn trials_that_make_no_sense_are_refused() {
             "unknown field `router`",
         ),
         ("adapter.bank.rank=0,4", "rank"),
+        (
+            "adapter.bank.rank=2,4",
+            "adapter.bank.rank 2 gives lora 2048 parameters (see --budget steps) instead of 4096",
+        ),
+        (
+            "stages.0.steps=6,12",
+            "stages.0.steps 12 gives lora 12 steps instead of 6",
+        ),
+        ("name=a,b", "name is no setting of the training"),
+        (
+            "checkpoint.metric=loss,worst_task",
+            "checkpoint.metric is no setting of the training",
+        ),
         ("stages.0.schedule.warmup=0.1,2.0", "warmup"),
     ] {
         request.tune = Some(rates(text));

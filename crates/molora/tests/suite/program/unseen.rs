@@ -6,7 +6,7 @@ use burn::module::Module;
 use molora_train::guide::{Instructions, Query};
 use molora_train::recipe::{InstructionConfig, QuerySource, Recipe, StageConfig, Transform};
 use molora_train::report::{RoutingReport, TaskScore};
-use molora_train::run::{Scored, evaluate_run, evaluate_run_by};
+use molora_train::run::{ScoredRecords, evaluate_run, evaluate_run_by};
 use molora_train::unseen::{UnseenReport, UnseenRequest, evaluate_unseen};
 
 use super::refusal::assert_refused;
@@ -223,9 +223,16 @@ fn a_query_is_the_task_the_request_or_a_text() {
     let world = World::new();
     let run = train(&world, glider(&world, QuerySource::Task), "run");
     let routing = |query: Option<&Query>| {
-        evaluate_run_by(&run, None, None, query, Scored::default(), &mut |_| {})
-            .expect("a finished run")
-            .1
+        evaluate_run_by(
+            &run,
+            None,
+            None,
+            query,
+            ScoredRecords::default(),
+            &mut |_| {},
+        )
+        .expect("a finished run")
+        .1
     };
     assert_eq!(routing(None), routing(Some(&Query::Task)));
     let texts = ["purr bark", "rain snow"].map(|text| routing(Some(&Query::Text(text.into()))));
@@ -291,7 +298,7 @@ fn a_recipes_query_is_kept_from_training_to_evaluation() {
         None,
         None,
         Some(&Query::Task),
-        Scored::default(),
+        ScoredRecords::default(),
         &mut |_| {},
     )
     .expect("a run")

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use molora_train::recipe::{FinalState, Recipe, StateMetric};
-use molora_train::report::{KeptState, RunSummary, ValidationRecord};
+use molora_train::recipe::{FinalState, Recipe};
+use molora_train::report::{KeptState, RunSummary, StateMetric, ValidationRecord};
 use molora_train::store::read_config;
 
 use crate::world::{
