@@ -5,6 +5,7 @@
 pub mod schema;
 
 mod chart;
+mod details;
 mod error;
 pub(crate) mod format;
 mod idle;
@@ -17,13 +18,17 @@ mod statistics;
 pub(crate) mod table;
 mod writer;
 
+pub use details::{
+    BaseReport, BaseWay, ExampleAnswer, ExampleKind, ExampleReport, ExpertReport, ExpertSimilarity,
+    SentenceRouting, TokenWeights,
+};
 pub use error::ReportError;
 pub use format::thousands;
 pub use idle::{IDLE_SHARE, idle_summary};
 pub use page::render;
 pub use schema::{
     EvalReport, KeptState, ParameterCounts, PredictionReport, Predictions, Record, RoutingReport,
-    RunSummary, SCHEMA_VERSION, SiteRouting, StepRecord, TaskScore, ValidationRecord,
+    RunSummary, SCHEMA_VERSION, SiteRouting, SplitSizes, StepRecord, TaskScore, ValidationRecord,
     ValidationScore, ValidationScores,
 };
 pub use states::StateMetric;

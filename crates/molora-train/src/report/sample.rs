@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::schema::{
     EvalReport, KeptState, ParameterCounts, Record, RoutingReport, RunSummary, SCHEMA_VERSION,
-    SiteRouting, StepRecord, TaskScore, ValidationRecord, ValidationScore, ValidationScores,
+    SiteRouting, SplitSizes, StepRecord, TaskScore, ValidationRecord, ValidationScore,
+    ValidationScores,
 };
 use super::states::StateMetric;
 
@@ -55,6 +56,16 @@ pub(crate) fn summary() -> RunSummary {
         tokens_per_second: 3456.7,
         padding_share: 0.0832,
         cut_texts: [("sms_spam".to_owned(), 65)].into(),
+        records: TASKS
+            .map(|task| {
+                let sizes = SplitSizes {
+                    train: 4 * task.4,
+                    validation: task.4 / 2,
+                    test: task.4,
+                };
+                (task.0.to_owned(), sizes)
+            })
+            .into(),
         validation_seconds: 31.2,
         states: vec![KeptState {
             stage: "joint".into(),

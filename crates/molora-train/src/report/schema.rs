@@ -298,6 +298,18 @@ pub struct KeptState {
     pub value: f64,
 }
 
+/// Numbers of records of a task.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitSizes {
+    /// Of the training split.
+    pub train: usize,
+    /// Of the validation split.
+    pub validation: usize,
+    /// Of the test split.
+    pub test: usize,
+}
+
 /// Facts of a finished run: `summary.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -330,6 +342,9 @@ pub struct RunSummary {
     /// was are left out.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub cut_texts: BTreeMap<String, usize>,
+    /// Numbers of records by task. Earlier versions did not tell them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub records: BTreeMap<String, SplitSizes>,
     /// Wall time on the validation split during the training in seconds.
     #[serde(default)]
     pub validation_seconds: f64,

@@ -26,8 +26,8 @@ use crate::guide::{Guide, Instructions};
 use crate::model::count;
 use crate::recipe::{FinalState, QuerySource, Recipe, legs};
 use crate::report::{
-    EvalReport, PredictionReport, Record, RoutingReport, RunSummary, SCHEMA_VERSION, kept_states,
-    peak_memory_bytes, read_records, render,
+    EvalReport, PredictionReport, Record, RoutingReport, RunSummary, SCHEMA_VERSION, SplitSizes,
+    kept_states, peak_memory_bytes, read_records, render,
 };
 use crate::store::{
     Claim, EVAL, FORMAT, PREDICTIONS, REPORT, ROUTING, RunConfig, STEPS, SUMMARY, TaskLabels,
@@ -290,6 +290,10 @@ pub(crate) fn finish(
         summary: RunSummary {
             states: kept_states(&records, is_last),
             cut_texts: cut.map(|task| (task.name.clone(), task.cut)).collect(),
+            records: tasks
+                .iter()
+                .map(|task| (task.name.clone(), sizes(task)))
+                .collect(),
             ..summary(config, trained)
         },
         eval: found.scores,
@@ -353,11 +357,22 @@ fn summary(config: &RunConfig, trained: &Trained) -> RunSummary {
         tokens_per_second: progress.tokens as f64 / progress.seconds.max(1e-9),
         padding_share: padding as f64 / progress.padded_tokens.max(1) as f64,
         cut_texts: BTreeMap::new(),
+        records: BTreeMap::new(),
         validation_seconds: progress.validation_seconds,
         states: Vec::new(),
         peak_memory_bytes: peak_memory_bytes(),
         molora_version: config.molora_version.clone(),
         git_commit: config.git_commit.clone(),
+    }
+}
+
+fn sizes(task: &TokenizedTask) -> SplitSizes {
+    let [train, validation, test] =
+        [Split::Train, Split::Validation, Split::Test].map(|split| task.split(split).len());
+    SplitSizes {
+        train,
+        validation,
+        test,
     }
 }
 
