@@ -27,6 +27,20 @@ pub enum ReportError {
         /// What the parser found and expected.
         source: serde_json::Error,
     },
+    /// A file of a later version.
+    #[error(
+        "{}: version is {found}, but this molora knows up to {known}: a newer molora wrote the file; \
+         use that one",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The greatest version that can be read.
+        known: u32,
+    },
     /// A value cannot be written as JSON.
     #[error("cannot write {} as JSON: {source}", path.display())]
     Serialize {

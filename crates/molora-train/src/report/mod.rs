@@ -4,20 +4,32 @@
 
 pub mod schema;
 
+mod answers;
 mod chart;
+mod comparable;
+pub(crate) mod comparison;
 mod details;
 mod error;
+mod experts;
 pub(crate) mod format;
 mod idle;
 mod page;
+mod palette;
+mod reader;
 mod routing;
 #[cfg(test)]
 pub(crate) mod sample;
+mod scatter;
+mod scores;
+mod series;
 mod states;
 mod statistics;
 pub(crate) mod table;
+mod template;
+mod training;
 mod writer;
 
+pub use comparison::{ComparedRun, PlainTable, render_comparison};
 pub use details::{
     BaseReport, BaseWay, ExampleAnswer, ExampleKind, ExampleReport, ExpertReport, ExpertSimilarity,
     SentenceRouting, TokenWeights,
@@ -25,7 +37,8 @@ pub use details::{
 pub use error::ReportError;
 pub use format::thousands;
 pub use idle::{IDLE_SHARE, idle_summary};
-pub use page::render;
+pub use page::{Page, render};
+pub use reader::{read_json, read_json_if_there};
 pub use schema::{
     EvalReport, KeptState, ParameterCounts, PredictionReport, Predictions, Record, RoutingReport,
     RunSummary, SCHEMA_VERSION, SiteRouting, SplitSizes, StepRecord, TaskScore, ValidationRecord,

@@ -1,134 +1,87 @@
 //! The report of a run as one HTML page: no script, nothing loaded from elsewhere. `page.html` is its
-//! template; what stands in it is put together here.
+//! template; what stands in it is put together here and in a file for each kind of section.
 
-use std::collections::BTreeSet;
+use minijinja::context;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, UndefinedBehavior, Value, context};
-
-use super::chart::{Series, loss_chart, small_chart, small_validation_chart, validation_chart};
+use super::answers::answer_values;
+use super::details::{BaseReport, ExampleReport, ExpertReport};
+use super::experts::expert_values;
 use super::format::{duration, mebibytes, percent, share, thousands};
 use super::routing::routing_values;
-use super::schema::{
-    EvalReport, KeptState, Record, RoutingReport, RunSummary, StepRecord, TaskScore,
-    ValidationRecord,
-};
-use super::table::{parameter_rows, task_header, task_rows};
+use super::schema::{EvalReport, Record, RoutingReport, RunSummary, SplitSizes};
+use super::scores::score_values;
+use super::table::parameter_rows;
+use super::template::page;
+use super::training::{group_values, loss_values, taken_apart, validation_values};
 
-/// Renders a self-contained page: run facts, scores, loss curves, auxiliary terms and routing.
+/// What the page of a run is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Page<'a> {
+    /// Facts of the run.
+    pub summary: &'a RunSummary,
+    /// Its scores.
+    pub eval: &'a EvalReport,
+    /// How its routers shared the tasks.
+    pub routing: Option<&'a RoutingReport>,
+    /// Its steps, and its scores of the validation split.
+    pub records: &'a [Record],
+    /// What the base model alone is worth.
+    pub base: Option<&'a BaseReport>,
+    /// What it answered to some records.
+    pub examples: Option<&'a ExampleReport>,
+    /// What its experts do.
+    pub experts: Option<&'a ExpertReport>,
+    /// Its recipe as TOML; empty where that is unknown.
+    pub settings: &'a str,
+}
+
+impl<'a> Page<'a> {
+    /// A page of a run of which nothing is known but its facts and scores.
+    pub fn new(summary: &'a RunSummary, eval: &'a EvalReport) -> Self {
+        Self {
+            summary,
+            eval,
+            routing: None,
+            records: &[],
+            base: None,
+            examples: None,
+            experts: None,
+            settings: "",
+        }
+    }
+}
+
+/// Renders a self-contained page: run facts, scores, loss curves, example answers, experts and routing.
 ///
-/// All text of the arguments is escaped. Sections without data (no steps, no auxiliary terms, no
+/// All text of the argument is escaped. Sections without data (no steps, no auxiliary terms, no
 /// routed site) are left out.
 ///
 /// # Panics
-/// Never: the template is a part of this crate, and its values are put together here.
-pub fn render(
-    summary: &RunSummary,
-    eval: &EvalReport,
-    routing: Option<&RoutingReport>,
-    records: &[Record],
-) -> String {
-    let (steps, scored) = taken_apart(records);
-    let (steps, scored) = (&steps[..], &scored[..]);
-    let mut pages = Environment::new();
-    pages.set_undefined_behavior(UndefinedBehavior::Strict);
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .keep_trailing_newline(true)
-        .build();
-    pages.set_syntax(syntax.expect("the usual delimiters"));
-    let groups = match steps {
-        [] => Vec::new(),
-        steps => vec![
-            group("Loss of each task (nats)", &task_series(steps)),
-            group("Auxiliary terms, unweighted", &term_series(steps)),
-            group("Optimisation", &optimisation_series(steps)),
-        ],
-    };
+/// Never: the templates are a part of this crate, and their values are put together here.
+pub fn render(run: &Page<'_>) -> String {
+    let Page { summary, eval, .. } = *run;
+    let (steps, scored) = taken_apart(run.records);
+    let routing = run.routing.filter(|routing| !routing.sites.is_empty());
     let values = context! {
-        style => safe(include_str!("style.css")),
         recipe => &summary.recipe,
         model => &summary.model,
         citation => &summary.citation,
         facts => facts(summary),
         tiles => tiles(summary, eval),
         split => &eval.split,
-        scores => context! {
-            head => task_header(eval),
-            rows => task_rows(eval),
-            bars => eval.tasks.values().map(bar).collect::<Vec<_>>(),
-        },
-        loss => (!steps.is_empty()).then(|| safe(&loss_chart(steps))),
-        validation => (!scored.is_empty()).then(|| validation(summary, scored)),
-        routing => routing.filter(|routing| !routing.sites.is_empty()).map(routing_values),
-        groups => groups.into_iter().flatten().collect::<Vec<_>>(),
+        scores => score_values(eval, run.base),
+        loss => loss_values(&steps),
+        validation => (!scored.is_empty()).then(|| validation_values(summary, &scored)),
+        answers => run.examples.and_then(answer_values),
+        experts => run.experts.and_then(expert_values),
+        routing => routing.map(routing_values),
+        groups => group_values(&steps),
         parameters => parameter_rows(summary),
+        records => record_rows(summary),
+        settings => run.settings,
     };
-    pages
-        .add_template("page.html", include_str!("page.html"))
-        .and_then(|()| pages.get_template("page.html")?.render(values))
-        .expect("the template fits its values")
-}
-
-/// The steps, and the scores of the validation split.
-fn taken_apart(records: &[Record]) -> (Vec<StepRecord>, Vec<ValidationRecord>) {
-    let (mut steps, mut scored) = (Vec::new(), Vec::new());
-    for record in records {
-        match record {
-            Record::Step(record) => steps.push(record.clone()),
-            Record::Validation(record) => scored.push(record.clone()),
-        }
-    }
-    (steps, scored)
-}
-
-/// The curves of the validation split, and the states that were taken.
-fn validation(summary: &RunSummary, scored: &[ValidationRecord]) -> Value {
-    let score = |record: &ValidationRecord| Some(100.0 * record.validation.mean_score);
-    let loss = |record: &ValidationRecord| Some(record.validation.loss);
-    let task = |name: &String| {
-        let value = |record: &ValidationRecord| {
-            let task = record.validation.tasks.get(name);
-            task.map(|task| 100.0 * task.value)
-        };
-        Series::scored(name, scored, value)
-    };
-    let names: BTreeSet<&String> = scored
-        .iter()
-        .flat_map(|record| record.validation.tasks.keys())
-        .collect();
-    let small = names.into_iter().map(task);
-    let small = std::iter::once(Series::scored("mean loss", scored, loss)).chain(small);
-    let charts: Vec<Value> = small
-        .map(|series| {
-            context! { name => &series.name, svg => safe(&small_validation_chart(&series)) }
-        })
-        .collect();
-    let mean = Series::scored("mean score", scored, score);
-    context! {
-        chart => safe(&validation_chart(&mean)),
-        charts => charts,
-        states => summary.states.iter().map(state).collect::<Vec<_>>(),
-        seconds => duration(summary.validation_seconds),
-    }
-}
-
-/// Stage and expert, the step whose state was taken, the last one, and its value.
-fn state(state: &KeptState) -> [String; 4] {
-    let expert = state.expert.as_ref();
-    let expert = expert.map(|task| format!(", expert of {task}"));
-    [
-        format!("{}{}", state.stage, expert.unwrap_or_default()),
-        thousands(state.step),
-        thousands(state.last_step),
-        state.metric.text(state.value),
-    ]
-}
-
-/// Text that is HTML, or CSS, already.
-fn safe(text: &str) -> Value {
-    Value::from_safe_string(text.into())
+    let title = format!("{} on {}", summary.recipe, summary.model);
+    page(&title, "page.html", values)
 }
 
 fn facts(summary: &RunSummary) -> Vec<String> {
@@ -176,41 +129,21 @@ fn tiles(summary: &RunSummary, eval: &EvalReport) -> [[String; 2]; 5] {
     tiles.map(|(value, note)| [value, note])
 }
 
-/// Score and what the most frequent label would score, in per cent.
-fn bar(score: &TaskScore) -> [String; 2] {
-    [score.value, score.majority].map(|part| percent(part.clamp(0.0, 1.0)))
-}
-
-/// A grid of small charts, or nothing where there is no series.
-fn group(title: &str, series: &[Series]) -> Option<Value> {
-    let chart = |series: &Series| {
-        context! { name => &series.name, svg => safe(&small_chart(series)) }
+/// Numbers of records of each task, and of all.
+fn record_rows(summary: &RunSummary) -> Vec<[String; 4]> {
+    let row = |name: &str, sizes: &SplitSizes| {
+        let [train, validation, test] = [sizes.train, sizes.validation, sizes.test].map(thousands);
+        [name.to_owned(), train, validation, test]
     };
-    let charts: Vec<Value> = series.iter().map(chart).collect();
-    (!charts.is_empty()).then(|| context! { title => title, charts => charts })
-}
-
-fn task_series(steps: &[StepRecord]) -> Vec<Series> {
-    let names: BTreeSet<&String> = steps.iter().flat_map(|step| step.tasks.keys()).collect();
-    let series = |name: &String| Series::of(name, steps, |step| step.tasks.get(name).copied());
-    names.into_iter().map(series).collect()
-}
-
-fn term_series(steps: &[StepRecord]) -> Vec<Series> {
-    let names: BTreeSet<&String> = steps.iter().flat_map(|step| step.terms.keys()).collect();
-    let series = |name: &String| Series::of(name, steps, |step| step.terms.get(name).copied());
-    names.into_iter().map(series).collect()
-}
-
-fn optimisation_series(steps: &[StepRecord]) -> Vec<Series> {
-    let speed = |step: &StepRecord| (step.seconds > 0.0).then(|| step.tokens as f64 / step.seconds);
-    vec![
-        Series::of("learning rate", steps, |step| Some(step.learning_rate)),
-        Series::of("gradient norm before clipping", steps, |step| {
-            Some(step.gradient_norm)
-        }),
-        Series::of("tokens/s", steps, speed),
-    ]
+    let sizes = || summary.records.values();
+    let all = SplitSizes {
+        train: sizes().map(|sizes| sizes.train).sum(),
+        validation: sizes().map(|sizes| sizes.validation).sum(),
+        test: sizes().map(|sizes| sizes.test).sum(),
+    };
+    let rows = summary.records.iter().map(|(name, sizes)| row(name, sizes));
+    let all = (!summary.records.is_empty()).then(|| row("all", &all));
+    rows.chain(all).collect()
 }
 
 #[cfg(test)]
@@ -218,64 +151,115 @@ mod tests {
     use super::*;
     use crate::report::sample;
 
+    /// A page of a made-up run with everything in it.
+    fn full(records: &[Record], routing: &RoutingReport, experts: &ExpertReport) -> String {
+        let (summary, eval) = (sample::summary(), sample::eval());
+        let (base, examples) = (sample::base(), sample::examples());
+        render(&Page {
+            summary: &summary,
+            eval: &eval,
+            routing: Some(routing),
+            records,
+            base: Some(&base),
+            examples: Some(&examples),
+            experts: Some(experts),
+            settings: "name = \"samora\"\nnote = \"a < b\"\n",
+        })
+    }
+
+    fn plain(records: &[Record]) -> String {
+        let (summary, eval) = (sample::summary(), sample::eval());
+        render(&Page {
+            records,
+            ..Page::new(&summary, &eval)
+        })
+    }
+
     #[test]
     fn the_page_is_whole_and_loads_nothing() {
-        let routing = sample::routing(2, 3);
-        let page = render(
-            &sample::summary(),
-            &sample::eval(),
-            Some(&routing),
-            &sample::records(50),
-        );
-        assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
-        for outside in [
-            "<script", "<link", "<img", "url(", "@import", "href=", "src=",
+        let records = sample::records(50);
+        let page = full(&records, &sample::routing(2, 3), &sample::experts(2, 3));
+        sample::assert_page(&page);
+        for section in [
+            "Example answers",
+            "Experts",
+            "Routing",
+            "Settings",
+            "Records",
+            "Other measures",
         ] {
-            assert!(!page.contains(outside), "{outside}");
+            assert!(page.contains(&format!("<h2>{section}")), "{section}");
         }
-        for tag in [
-            "section", "figure", "table", "svg", "div", "p", "span", "ul", "li",
-        ] {
-            let opened = page.matches(&format!("<{tag}>")).count()
-                + page.matches(&format!("<{tag} ")).count();
-            assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
-        }
-        assert!(page.is_ascii());
     }
 
     #[test]
     fn text_is_escaped() {
-        let page = render(&sample::summary(), &sample::eval(), None, &[]);
+        let page = full(&[], &sample::routing(1, 3), &sample::experts(1, 3));
         assert!(page.contains("Authors &lt;A &amp; B&gt;") && !page.contains("<A & B>"));
+        assert!(page.contains("a &lt; b"));
+        // A record and a token with marks of HTML, and one that is no ASCII.
+        assert!(page.contains("&lt;script&gt;alert(&quot;") && page.contains("&lt;b&gt;"));
+        assert!(page.contains("caf&#xE9;"));
     }
 
     #[test]
     fn sections_without_data_are_absent() {
-        let plain = |mut step: StepRecord| {
+        let stripped = |mut step: crate::report::StepRecord| {
             step.terms.clear();
             Record::Step(step)
         };
-        let steps: Vec<Record> = sample::steps(20).into_iter().map(plain).collect();
-        let page = render(&sample::summary(), &sample::eval(), None, &steps);
-        assert!(!page.contains("<h2>Validation"));
-        assert!(!page.contains("<h2>Auxiliary") && !page.contains("<h2>Routing"));
-        assert!(page.contains("<h2>Loss of each task"));
-        let page = render(&sample::summary(), &sample::eval(), None, &[]);
+        let steps: Vec<Record> = sample::steps(20).into_iter().map(stripped).collect();
+        let page = plain(&steps);
+        for absent in [
+            "Validation",
+            "Auxiliary",
+            "Routing",
+            "Experts",
+            "Example",
+            "Settings",
+        ] {
+            assert!(!page.contains(&format!("<h2>{absent}")), "{absent}");
+        }
+        assert!(page.contains("<h2>Loss of each task") && !page.contains("base %"));
+        let page = plain(&[]);
         assert!(!page.contains("<h2>Training loss") && page.contains("<h2>Scores on the test"));
+    }
+
+    #[test]
+    fn a_run_of_an_earlier_version_has_a_page() {
+        let (mut summary, mut eval) = (sample::summary(), sample::eval());
+        for score in eval.tasks.values_mut() {
+            score.loss = None;
+            score.also.clear();
+        }
+        summary.records.clear();
+        summary.states.clear();
+        let page = render(&Page::new(&summary, &eval));
+        assert!(!page.contains("<h2>Records") && !page.contains("<h2>Other"));
+        assert!(page.ends_with("</html>\n"));
     }
 
     /// `MOLORA_SAMPLE_REPORT=FILE cargo test sample_page` writes the page for a look at it.
     #[test]
     fn sample_page_stays_small() {
-        let routing = sample::routing(6, 3);
-        let page = render(
-            &sample::summary(),
-            &sample::eval(),
-            Some(&routing),
-            &sample::records(600),
-        );
-        assert!(page.len() < 300_000, "{} bytes", page.len());
+        let records = sample::records(600);
+        let page = full(&records, &sample::routing(6, 3), &sample::experts(6, 3));
+        assert!(page.len() < 500_000, "{} bytes", page.len());
         if let Some(path) = std::env::var_os("MOLORA_SAMPLE_REPORT") {
+            std::fs::write(path, page).unwrap();
+        }
+    }
+
+    /// 32 layers of seven sites with eight experts, and eight tasks.
+    #[test]
+    fn the_page_of_a_large_model_stays_usable() {
+        let page = full(
+            &sample::records(2000),
+            &sample::large_routing(),
+            &sample::large_experts(),
+        );
+        assert!(page.len() < 2_200_000, "{} bytes", page.len());
+        if let Some(path) = std::env::var_os("MOLORA_LARGE_REPORT") {
             std::fs::write(path, page).unwrap();
         }
     }

@@ -2,6 +2,12 @@
 
 use std::collections::BTreeMap;
 
+mod details;
+
+pub(crate) use details::{
+    assert_page, base, examples, experts, large_experts, large_routing, runs,
+};
+
 use super::schema::{
     EvalReport, KeptState, ParameterCounts, Record, RoutingReport, RunSummary, SCHEMA_VERSION,
     SiteRouting, SplitSizes, StepRecord, TaskScore, ValidationRecord, ValidationScore,
@@ -26,9 +32,9 @@ pub(crate) fn eval() -> EvalReport {
                 value,
                 n,
                 accuracy: Some(accuracy),
-                also: Default::default(),
+                also: [("perplexity".to_owned(), 1.3)].into(),
                 majority,
-                loss: None,
+                loss: Some(0.25),
             },
         )
     };

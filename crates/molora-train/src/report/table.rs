@@ -6,9 +6,17 @@ use comfy_table::{CellAlignment, ContentArrangement, Row, Table, TableStyle};
 use super::format::{duration, mebibytes, percent, share, thousands};
 use super::schema::{EvalReport, RunSummary, TaskScore};
 
-/// Scores task by task, with a last row of means.
-pub fn task_table(report: &EvalReport) -> String {
-    total_table(task_header(report), task_rows(report), 2)
+/// Scores task by task, with a last row of means; beside those of the base model where there are such.
+///
+/// A base score by another metric or on another number of records is no score to compare with, and
+/// left out.
+pub fn task_table(report: &EvalReport, base: Option<&EvalReport>) -> String {
+    with_total(aligned(
+        ASCII_BORDERS_ONLY_CONDENSED,
+        task_header(report, base),
+        task_rows(report, base),
+        2,
+    ))
 }
 
 /// Parameters by kind, then speed, memory, time and padding of a run.
@@ -26,42 +34,51 @@ pub fn summary_table(summary: &RunSummary) -> String {
 }
 
 /// Heads of [`task_rows`], whose last column counts records of the report's split.
-pub(super) fn task_header(report: &EvalReport) -> [String; 6] {
+pub(super) fn task_header(report: &EvalReport, base: Option<&EvalReport>) -> Vec<String> {
     let records = format!("{} records", report.split);
-    [
-        "task",
-        "metric",
-        "score %",
-        "accuracy %",
-        "majority %",
-        &records,
-    ]
-    .map(str::to_owned)
+    let mut header = vec!["task", "metric", "score %"];
+    header.extend(base.map(|_| "base %"));
+    header.extend(["accuracy %", "majority %", &records]);
+    header.into_iter().map(str::to_owned).collect()
 }
 
 /// One row of text per task and the row of means.
-pub(super) fn task_rows(report: &EvalReport) -> Vec<[String; 6]> {
-    let row = |(task, score): (&String, &TaskScore)| {
-        let [value, majority] = [score.value, score.majority].map(percent);
-        let accuracy = score.accuracy.map_or("-".into(), percent);
-        [
-            task.clone(),
-            score.metric.clone(),
-            value,
-            accuracy,
-            majority,
-            thousands(score.n),
-        ]
+pub(super) fn task_rows(report: &EvalReport, base: Option<&EvalReport>) -> Vec<Vec<String>> {
+    let cells = |first: [String; 3], of_base: Option<f64>, last: [String; 3]| {
+        let of_base = base.map(|_| of_base.map_or("-".into(), percent));
+        first.into_iter().chain(of_base).chain(last).collect()
     };
-    let mean = [
-        "mean".to_owned(),
-        String::new(),
-        percent(report.mean),
+    let row = |(task, score): (&String, &TaskScore)| {
+        let first = [task.clone(), score.metric.clone(), percent(score.value)];
+        let last = [
+            score.accuracy.map_or("-".into(), percent),
+            percent(score.majority),
+            thousands(score.n),
+        ];
+        cells(first, base_value(base, task, score), last)
+    };
+    let first = ["mean".to_owned(), String::new(), percent(report.mean)];
+    let last = [
         percent(report.mean_accuracy),
         String::new(),
         thousands(report.tasks.values().map(|score| score.n).sum()),
     ];
+    let mean = cells(first, base_mean(report, base), last);
     report.tasks.iter().map(row).chain([mean]).collect()
+}
+
+/// What the base model scored on a task, by the same metric on as many records.
+pub(super) fn base_value(base: Option<&EvalReport>, task: &str, score: &TaskScore) -> Option<f64> {
+    let found = base?.tasks.get(task)?;
+    (found.metric == score.metric && found.n == score.n).then_some(found.value)
+}
+
+/// The mean of the base model's scores, if it has one of every task.
+fn base_mean(report: &EvalReport, base: Option<&EvalReport>) -> Option<f64> {
+    let values = report.tasks.iter();
+    let values = values.map(|(task, score)| base_value(base, task, score));
+    let values: Vec<f64> = values.collect::<Option<_>>()?;
+    Some(values.iter().sum::<f64>() / values.len().max(1) as f64)
 }
 
 /// Kind of parameter, count, and share of the base model.
@@ -156,7 +173,7 @@ mod tests {
 
     #[test]
     fn task_table_reads_well() {
-        insta::assert_snapshot!(task_table(&sample::eval()), @r"
+        insta::assert_snapshot!(task_table(&sample::eval(), None), @r"
         +-----------------------------------------------------------------------------+
         | task            metric     score %   accuracy %   majority %   test records |
         +=============================================================================+
@@ -168,6 +185,34 @@ mod tests {
         | mean                          68.6         71.5                       5,537 |
         +-----------------------------------------------------------------------------+
         ");
+    }
+
+    #[test]
+    fn the_base_model_has_a_column() {
+        let base = sample::base();
+        insta::assert_snapshot!(task_table(&sample::eval(), Some(&base.scores)), @r"
+        +--------------------------------------------------------------------------------------+
+        | task            metric     score %   base %   accuracy %   majority %   test records |
+        +======================================================================================+
+        | banking77       accuracy      91.3     83.3         92.5          1.3          3,080 |
+        | clinc_domain    macro_f1      88.4     77.4         89.6         10.0            900 |
+        | sms_spam        f1:spam       97.7     94.7         98.9         86.6            557 |
+        | stackoverflow   mcc           -3.1     -4.0          5.0          5.0          1,000 |
+        +--------------------------------------------------------------------------------------+
+        | mean                          68.6     62.9         71.5                       5,537 |
+        +--------------------------------------------------------------------------------------+
+        ");
+    }
+
+    #[test]
+    fn a_base_score_that_is_of_something_else_is_no_score() {
+        let mut base = sample::base().scores;
+        base.tasks.remove("sms_spam");
+        base.tasks.get_mut("banking77").unwrap().n = 7;
+        base.tasks.get_mut("clinc_domain").unwrap().metric = "accuracy".into();
+        let rows = task_rows(&sample::eval(), Some(&base));
+        let column: Vec<&str> = rows.iter().map(|row| &row[3][..]).collect();
+        assert_eq!(column, ["-", "-", "-", "-4.0", "-"]);
     }
 
     #[test]

@@ -26,8 +26,8 @@ use crate::guide::{Guide, Instructions};
 use crate::model::count;
 use crate::recipe::{FinalState, QuerySource, Recipe, legs};
 use crate::report::{
-    EvalReport, PredictionReport, Record, RoutingReport, RunSummary, SCHEMA_VERSION, SplitSizes,
-    kept_states, peak_memory_bytes, read_records, render,
+    EvalReport, Page, PredictionReport, Record, RoutingReport, RunSummary, SCHEMA_VERSION,
+    SplitSizes, kept_states, peak_memory_bytes, read_records, render,
 };
 use crate::store::{
     Claim, EVAL, FORMAT, PREDICTIONS, REPORT, ROUTING, RunConfig, STEPS, SUMMARY, TaskLabels,
@@ -300,7 +300,7 @@ pub(crate) fn finish(
         routing,
         predictions: found.predictions,
     };
-    write_report(folder, &finished, &records)?;
+    write_report(folder, &finished, &records, &config.recipe)?;
     // The last thing: from here on the run is finished and needs no checkpoint.
     write_json_atomically(&folder.join(SUMMARY), &finished.summary)?;
     Ok(finished)
@@ -376,11 +376,21 @@ fn sizes(task: &TokenizedTask) -> SplitSizes {
     }
 }
 
-fn write_report(folder: &Path, finished: &Finished, records: &[Record]) -> Result<(), TrainError> {
+fn write_report(
+    folder: &Path,
+    finished: &Finished,
+    records: &[Record],
+    recipe: &Recipe,
+) -> Result<(), TrainError> {
     write_json_atomically(&folder.join(EVAL), &finished.eval)?;
     write_json_atomically(&folder.join(ROUTING), &finished.routing)?;
     write_json_atomically(&folder.join(PREDICTIONS), &finished.predictions)?;
     let routing = (!finished.routing.sites.is_empty()).then_some(&finished.routing);
-    let html = render(&finished.summary, &finished.eval, routing, records);
+    let html = render(&Page {
+        routing,
+        records,
+        settings: &recipe.to_toml(),
+        ..Page::new(&finished.summary, &finished.eval)
+    });
     write_atomically(&folder.join(REPORT), html.as_bytes())
 }

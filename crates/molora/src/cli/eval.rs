@@ -168,7 +168,7 @@ impl EvalArgs {
             true => print_written(&format!("{}\n", as_json(eval))),
             false => {
                 let idle = idle.map(|text| text + "\n").unwrap_or_default();
-                print(&format!("{}\n{idle}", task_table(eval)))
+                print(&format!("{}\n{idle}", task_table(eval, None)))
             }
         }
     }

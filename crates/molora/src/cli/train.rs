@@ -137,7 +137,7 @@ pub(super) fn closing(folder: &Path, finished: &Finished) -> String {
     let idle = idle_summary(&finished.routing).map(|text| text + "\n\n");
     format!(
         "\n{}\n\n{}\n\n{}report: {}\n",
-        task_table(&finished.eval),
+        task_table(&finished.eval, None),
         summary_table(&finished.summary),
         idle.unwrap_or_default(),
         folder.join("report.html").display()

@@ -1,0 +1,410 @@
+//! Finished runs side by side as one HTML page; `comparison.html` is its template.
+
+use minijinja::{Value, context};
+
+use super::chart::{Curve, large_chart};
+use super::comparable::{cautions, common_tasks};
+use super::details::BaseReport;
+use super::format::{duration, mebibytes, percent, thousands};
+use super::palette::{COLORS, Ink, color};
+use super::scatter::{Spot, scatter_values};
+use super::schema::{EvalReport, Record, RunSummary};
+use super::series::Series;
+use super::statistics::Spread;
+use super::template::page;
+use super::training::taken_apart;
+
+/// A finished run beside others.
+#[derive(Debug, Clone)]
+pub struct ComparedRun {
+    /// What the runs of its recipe with other seeds are called too.
+    pub recipe: String,
+    /// Its own name, such as that of its folder.
+    pub name: String,
+    /// Its facts.
+    pub summary: RunSummary,
+    /// Its scores.
+    pub eval: EvalReport,
+    /// Its steps, and its scores of the validation split.
+    pub records: Vec<Record>,
+    /// What the base model alone is worth.
+    pub base: Option<BaseReport>,
+}
+
+/// A table that a page shows as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlainTable {
+    /// Its heading.
+    pub title: String,
+    /// Heads of its columns.
+    pub header: Vec<String>,
+    /// Its rows.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// The runs of one recipe.
+struct Group<'a> {
+    name: &'a str,
+    runs: Vec<&'a ComparedRun>,
+    ink: Ink,
+}
+
+impl Group<'_> {
+    fn spread(&self, value: impl Fn(&ComparedRun) -> f64) -> Spread {
+        Spread::of(self.runs.iter().map(|run| value(run)).collect())
+    }
+}
+
+/// Renders a self-contained page that compares runs, with more tables and a note behind the scores.
+///
+/// Runs that differ in more than their recipe are compared by what they have in common, and the page
+/// says so at its top.
+///
+/// # Panics
+/// If there is no run.
+pub fn render_comparison(runs: &[ComparedRun], tables: &[PlainTable], note: &str) -> String {
+    assert!(!runs.is_empty(), "there is at least one run");
+    let groups = groups(runs);
+    let tasks = common_tasks(runs);
+    let names: Vec<&str> = groups.iter().map(|group| group.name).collect();
+    let title = format!("{} compared", names.join(", "));
+    let table = |table: &PlainTable| {
+        context! { title => &table.title, head => &table.header, rows => &table.rows }
+    };
+    let values = context! {
+        names => names.join(", "),
+        facts => facts(runs),
+        cautions => cautions(runs),
+        tiles => tiles(&groups, &tasks),
+        scores => (!tasks.is_empty()).then(|| scores(runs, &groups, &tasks)),
+        seeds => (!tasks.is_empty()).then(|| seeds(&groups, &tasks)),
+        tables => tables.iter().map(table).collect::<Vec<_>>(),
+        note => note,
+        front => (!tasks.is_empty()).then(|| scatter_values(&spots(&groups, &tasks))),
+        validation => curves(&groups, "mean score (%)", validation_curve),
+        loss => curves(&groups, "loss of the tasks (nats)", loss_curve),
+        repeats => groups.len() > COLORS,
+        cost => context! { head => COST, rows => groups.iter().map(cost).collect::<Vec<_>>() },
+    };
+    page(&title, "comparison.html", values)
+}
+
+/// The runs by recipe, in the order in which these come.
+fn groups(runs: &[ComparedRun]) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for run in runs {
+        match groups.iter_mut().find(|group| group.name == run.recipe) {
+            Some(group) => group.runs.push(run),
+            None => groups.push(Group {
+                name: &run.recipe,
+                runs: vec![run],
+                ink: color(groups.len()),
+            }),
+        }
+    }
+    groups
+}
+
+/// What the runs have in common, and what not.
+fn facts(runs: &[ComparedRun]) -> Vec<String> {
+    let all = |value: &dyn Fn(&ComparedRun) -> String| {
+        let mut values: Vec<String> = runs.iter().map(value).collect();
+        values.sort();
+        values.dedup();
+        values.join(", ")
+    };
+    vec![
+        format!("model {}", all(&|run| last_part(&run.summary.model).into())),
+        format!("{} split", all(&|run| run.eval.split.clone())),
+        format!("{} runs", runs.len()),
+        format!("seeds {}", all(&|run| run.summary.seed.to_string())),
+        format!("device {}", all(&|run| run.summary.device.clone())),
+        format!("molora {}", all(&|run| run.summary.molora_version.clone())),
+    ]
+}
+
+/// A path's last part: the rest of it is nobody else's business.
+pub(crate) fn last_part(path: &str) -> &str {
+    path.rsplit(['/', '\\', ':']).next().unwrap_or(path)
+}
+
+/// The mean of the common tasks' scores.
+fn mean_score(run: &ComparedRun, tasks: &[String]) -> f64 {
+    let values = tasks.iter().map(|task| run.eval.tasks[task].value);
+    values.sum::<f64>() / tasks.len().max(1) as f64
+}
+
+fn tiles(groups: &[Group<'_>], tasks: &[String]) -> Vec<[String; 2]> {
+    let mean = |group: &Group<'_>| group.spread(|run| mean_score(run, tasks)).mean;
+    let best = groups.iter().max_by(|a, b| mean(a).total_cmp(&mean(b)));
+    let parameters = |group: &&Group<'_>| beside_heads(group.runs[0]);
+    let least = groups.iter().min_by_key(parameters);
+    let seconds = groups.iter().flat_map(|group| &group.runs);
+    let seconds: f64 = seconds.map(|run| run.summary.train_seconds).sum();
+    let best = best.filter(|_| !tasks.is_empty()).map(|group| {
+        let note = format!("highest mean score, {}", group.name);
+        [percent(mean(group)) + " %", note]
+    });
+    let least = least.map(|group| {
+        let note = format!("fewest parameters beside the heads, {}", group.name);
+        [thousands(beside_heads(group.runs[0])), note]
+    });
+    let tiles = [
+        Some([groups.len().to_string(), "recipes".to_owned()]),
+        Some([tasks.len().to_string(), "tasks that all have".to_owned()]),
+        best,
+        least,
+        Some([duration(seconds), "training time in all".to_owned()]),
+    ];
+    tiles.into_iter().flatten().collect()
+}
+
+/// Scalars of adapters, routers and gates.
+fn beside_heads(run: &ComparedRun) -> usize {
+    let counts = &run.summary.parameters;
+    counts.adapters + counts.routers + counts.gates
+}
+
+/// `93.5 +- 0.4`, or `93.5` with one seed.
+pub(crate) fn spread_text(spread: &Spread) -> String {
+    match spread.standard_deviation {
+        Some(deviation) => format!("{} +- {}", percent(spread.mean), percent(deviation)),
+        None => percent(spread.mean),
+    }
+}
+
+/// Mean and deviation of each task by recipe, and what the base model scored where that is known.
+fn scores(runs: &[ComparedRun], groups: &[Group<'_>], tasks: &[String]) -> Value {
+    let base = |task: &String| -> Option<Spread> {
+        let values = runs.iter().filter_map(|run| {
+            let (own, found) = (&run.eval, &run.base.as_ref()?.scores);
+            let (score, found_score) = (&own.tasks[task], found.tasks.get(task)?);
+            let is_same = score.metric == found_score.metric && own.split == found.split;
+            is_same.then_some(found_score.value)
+        });
+        let values: Vec<f64> = values.collect();
+        (!values.is_empty()).then(|| base_spread(values))
+    };
+    let bases: Vec<Option<Spread>> = tasks.iter().map(base).collect();
+    let has_base = bases.iter().any(Option::is_some);
+    let base_cell = |text: String| has_base.then(|| context! { text => text, is_best => false });
+    let row = |first: [&str; 2], base: String, all: Vec<Spread>| {
+        let most = all
+            .iter()
+            .map(|spread| spread.mean)
+            .fold(f64::NEG_INFINITY, f64::max);
+        let is_clear = all.iter().any(|spread| spread.mean < most);
+        let cell = |spread: &Spread| {
+            context! { text => spread_text(spread), is_best => is_clear && spread.mean == most }
+        };
+        let cells = base_cell(base).into_iter().chain(all.iter().map(cell));
+        context! { first => first.map(str::to_owned), cells => cells.collect::<Vec<_>>() }
+    };
+    let of_task = |(task, base): (&String, &Option<Spread>)| {
+        let all = groups
+            .iter()
+            .map(|group| group.spread(|run| run.eval.tasks[task].value));
+        let base = base.as_ref().map_or("-".into(), spread_text);
+        row(
+            [task, &runs[0].eval.tasks[task].metric],
+            base,
+            all.collect(),
+        )
+    };
+    let mut rows: Vec<Value> = tasks.iter().zip(&bases).map(of_task).collect();
+    let all = groups
+        .iter()
+        .map(|group| group.spread(|run| mean_score(run, tasks)));
+    let base: Option<f64> = bases.iter().map(|base| Some(base.as_ref()?.mean)).sum();
+    let base = base.map_or("-".into(), |sum| percent(sum / tasks.len() as f64));
+    rows.push(row(["mean", "score"], base, all.collect()));
+    let head = ["task", "metric"]
+        .into_iter()
+        .chain(has_base.then_some("base"));
+    let head = head.chain(groups.iter().map(|group| group.name));
+    let head: Vec<String> = head.map(str::to_owned).collect();
+    let split = &runs[0].eval.split;
+    context! { head => head, rows => rows, has_base => has_base, split => split }
+}
+
+/// The base model's score, which is one number unless the runs measured it differently.
+pub(crate) fn base_spread(values: Vec<f64>) -> Spread {
+    let is_one = values
+        .windows(2)
+        .all(|pair| (pair[0] - pair[1]).abs() < 1e-12);
+    Spread::of(if is_one { values[..1].to_vec() } else { values })
+}
+
+/// The mean score of each run as a point on one scale.
+fn seeds(groups: &[Group<'_>], tasks: &[String]) -> Value {
+    let all = groups.iter().flat_map(|group| &group.runs);
+    let all: Vec<f64> = all.map(|run| mean_score(run, tasks)).collect();
+    let low = all.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let place = |score: f64| match high > low {
+        true => (score - low) / (high - low),
+        false => 0.5,
+    };
+    let row = |group: &Group<'_>| {
+        let dot = |run: &&ComparedRun| {
+            let score = mean_score(run, tasks);
+            let text = format!("{}: {}", run.summary.seed, percent(score));
+            context! { place => percent(place(score)), text => text, name => &run.name }
+        };
+        let dots: Vec<Value> = group.runs.iter().map(dot).collect();
+        context! { name => group.name, class => group.ink.class, dots => dots }
+    };
+    context! {
+        low => percent(low),
+        high => percent(high),
+        rows => groups.iter().map(row).collect::<Vec<_>>(),
+    }
+}
+
+fn spots(groups: &[Group<'_>], tasks: &[String]) -> Vec<Spot> {
+    let spot = |group: &Group<'_>| Spot {
+        name: group.name.to_owned(),
+        parameters: group.spread(|run| beside_heads(run) as f64).mean,
+        score: group.spread(|run| mean_score(run, tasks)).mean,
+    };
+    groups.iter().map(spot).collect()
+}
+
+/// A curve for each run that has one, in its recipe's color; nothing without any.
+fn curves(
+    groups: &[Group<'_>],
+    label: &str,
+    curve: impl Fn(&Group<'_>, &ComparedRun) -> Option<Curve>,
+) -> Option<Value> {
+    let all = groups
+        .iter()
+        .flat_map(|group| group.runs.iter().map(move |run| (group, run)));
+    let all: Vec<Curve> = all.filter_map(|(group, run)| curve(group, run)).collect();
+    (!all.is_empty()).then(|| large_chart(label, &all))
+}
+
+/// Mean scores of the validation split, without those of experts that train alone, each on its task.
+fn validation_curve(group: &Group<'_>, run: &ComparedRun) -> Option<Curve> {
+    let (_, mut scored) = taken_apart(&run.records);
+    scored.retain(|record| record.expert.is_none());
+    let series = Series::scored("", &scored, |record| {
+        Some(100.0 * record.validation.mean_score)
+    });
+    (!series.points.is_empty()).then(|| Curve::raw(group.name, &series, group.ink))
+}
+
+/// The loss of the tasks alone: auxiliary terms are not the same in all recipes.
+fn loss_curve(group: &Group<'_>, run: &ComparedRun) -> Option<Curve> {
+    let (steps, _) = taken_apart(&run.records);
+    let series = Series::of("", &steps, |step| Some(step.task_loss));
+    (!series.points.is_empty()).then(|| Curve::smoothed(group.name, &series, group.ink))
+}
+
+const COST: [&str; 10] = [
+    "recipe",
+    "runs",
+    "adapters",
+    "routers",
+    "gates",
+    "heads",
+    "steps",
+    "training time",
+    "tokens/s",
+    "peak memory",
+];
+
+/// Parameters and steps of a recipe, and means over its runs of what these cost.
+fn cost(group: &Group<'_>) -> Vec<String> {
+    let count = |value: &dyn Fn(&RunSummary) -> usize| {
+        let values = || group.runs.iter().map(|run| value(&run.summary));
+        match (values().min().unwrap_or(0), values().max().unwrap_or(0)) {
+            (least, most) if least < most => format!("{} to {}", thousands(least), thousands(most)),
+            (_, one) => thousands(one),
+        }
+    };
+    let speed = group.spread(|run| run.summary.tokens_per_second).mean;
+    let memory = group
+        .runs
+        .iter()
+        .filter_map(|run| run.summary.peak_memory_bytes);
+    vec![
+        group.name.to_owned(),
+        group.runs.len().to_string(),
+        count(&|run| run.parameters.adapters),
+        count(&|run| run.parameters.routers),
+        count(&|run| run.parameters.gates),
+        count(&|run| run.parameters.heads),
+        count(&|run| run.steps),
+        duration(group.spread(|run| run.summary.train_seconds).mean),
+        thousands(speed.round().max(0.0) as usize),
+        mebibytes(memory.max()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample;
+
+    fn tables() -> [PlainTable; 1] {
+        [PlainTable {
+            title: "Gains <b>".into(),
+            header: vec!["recipe".into(), "gain".into()],
+            rows: vec![vec!["samora".into(), "+1.00".into()]],
+        }]
+    }
+
+    /// `MOLORA_SAMPLE_COMPARISON=FILE cargo test the_comparison` writes the page for a look at it.
+    #[test]
+    fn the_comparison_is_whole_and_loads_nothing() {
+        let page = render_comparison(&sample::runs(), &tables(), "A note & more.");
+        sample::assert_page(&page);
+        for text in [
+            "<h2>Scores on the",
+            "<h2>Validation",
+            "<h2>Training loss",
+            "<h2>Cost",
+            "A note &amp; more.",
+            "Gains &lt;b&gt;",
+            "lora, samora, mosld compared - molora</title>",
+            "class=\"best\"",
+            "<th>base</th>",
+        ] {
+            assert!(page.contains(text), "{text}");
+        }
+        assert!(!page.contains("class=\"caution\""));
+        if let Some(path) = std::env::var_os("MOLORA_SAMPLE_COMPARISON") {
+            std::fs::write(path, page).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_speaks_against_it_stands_at_the_top() {
+        let mut runs = sample::runs();
+        runs[0].summary.model = "<other>".into();
+        runs[1].eval.tasks.clear();
+        let page = render_comparison(&runs, &[], "");
+        sample::assert_page(&page);
+        let caution = page.find("class=\"caution\"").expect("a caution");
+        assert!(caution < page.find("class=\"tiles\"").expect("tiles"));
+        assert!(page.contains("&lt;other&gt; in lora-seed0"));
+        assert!(page.contains("No task is in all runs") && !page.contains("<h2>Scores on"));
+    }
+
+    #[test]
+    fn one_run_without_curves_has_a_page_too() {
+        let mut run = sample::runs().remove(0);
+        (run.records, run.base) = (Vec::new(), None);
+        let page = render_comparison(&[run], &[], "");
+        sample::assert_page(&page);
+        assert!(!page.contains("<h2>Validation") && !page.contains("class=\"best\""));
+        assert!(!page.contains("<th>base</th>"));
+    }
+
+    #[test]
+    fn the_base_model_has_one_score_unless_runs_disagree() {
+        assert_eq!(spread_text(&base_spread(vec![0.5, 0.5])), "50.0");
+        assert_eq!(spread_text(&base_spread(vec![0.4, 0.6])), "50.0 +- 14.1");
+        assert_eq!(last_part("/some/where/model"), "model");
+    }
+}
