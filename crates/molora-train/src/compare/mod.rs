@@ -7,11 +7,13 @@
 //! | `runs/<recipe>-seed<k>/` | one run folder each, as [`crate::run`] writes it |
 //! | `compare.json` | the result: [`Comparison`]; numbers are fractions and seconds |
 //! | `compare.md` | the same as Markdown tables, in per cent |
+//! | `compare.html` | a page with the same, the runs' curves, and scores against parameters |
 //!
 //! How to read it, and what the interval covers, is in `docs/comparing.md`.
 
 mod error;
 mod outcome;
+mod page;
 mod plan;
 mod rank;
 mod result;
@@ -32,6 +34,7 @@ use crate::store::{FolderLock, RUN, SUMMARY, read_config, recover};
 use crate::{TrainError, run};
 
 pub use error::CompareError;
+pub use page::{is_comparison, page_of_comparison, page_of_runs, runs_of};
 pub use plan::{Budget, Plan, PlannedRecipe, PlannedTask};
 pub use rank::{Choice, Counter, MAX_RANK};
 pub use result::{Comparison, DeadExperts, RecipeResult, TaskResult, WorstTask};
@@ -46,6 +49,8 @@ pub const COMPARISON: &str = "compare.toml";
 pub const RESULT: &str = "compare.json";
 /// File of the result's tables in a comparison's folder.
 pub const TABLES: &str = "compare.md";
+/// File of the page in a comparison's folder.
+pub const PAGE: &str = "compare.html";
 
 /// What a user asks for.
 #[derive(Debug, Clone)]
@@ -150,6 +155,7 @@ pub fn compare(
     write_json_atomically(&request.out.join(RESULT), &comparison)?;
     let text = table::document(&comparison);
     write_atomically(&request.out.join(TABLES), text.as_bytes())?;
+    page::write(&plan, &comparison, &request.out)?;
     Ok(comparison)
 }
 

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
-
 use super::error::CompareError;
 use super::plan::Plan;
 use super::run_folder;
 use crate::data::{Label, Record, Task};
-use crate::report::{EvalReport, PredictionReport, Predictions, RoutingReport, RunSummary};
-use crate::store::{EVAL, PREDICTIONS, ROUTING, SUMMARY};
+use crate::report::{
+    BaseReport, EvalReport, PredictionReport, Predictions, RoutingReport, RunSummary, read_json,
+};
+use crate::store::{EVAL, PREDICTIONS, ROUTING, SUMMARY, read_base};
 
 /// One finished run.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(super) struct Outcome {
     pub(super) eval: EvalReport,
     pub(super) routing: RoutingReport,
     pub(super) summary: RunSummary,
+    /// What the base model alone is worth, if that was measured.
+    pub(super) base: Option<BaseReport>,
     /// Whether each test record was right, by task in the plan's order.
     pub(super) right: Vec<Vec<bool>>,
 }
@@ -47,6 +49,7 @@ fn read(folder: &Path, tasks: &[Task]) -> Result<Outcome, CompareError> {
         eval,
         routing: read_json(&folder.join(ROUTING))?,
         summary: read_json(&folder.join(SUMMARY))?,
+        base: read_base(folder)?,
         right,
     })
 }
@@ -108,9 +111,4 @@ fn are_right(task: &Task, answers: &Predictions) -> Option<Vec<bool>> {
         }
         Predictions::Texts(_) | Predictions::Numbers(_) => None,
     }
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, CompareError> {
-    let bytes = fs_err::read(path)?;
-    serde_json::from_slice(&bytes).map_err(|error| CompareError::folder(path, error.to_string()))
 }

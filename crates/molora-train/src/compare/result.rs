@@ -8,6 +8,7 @@ use super::outcome::Outcome;
 use super::plan::{Budget, Plan, PlannedRecipe};
 use super::tune::Tuned;
 use super::unseen::UnseenComparison;
+use crate::report::comparison::base_spread;
 use crate::report::{CONFIDENCE, Gain, RESAMPLES, Spread};
 use crate::report::{IDLE_SHARE, ParameterCounts, SCHEMA_VERSION};
 
@@ -40,6 +41,10 @@ pub struct Comparison {
     /// What was tried on the validation split, and chosen, by recipe; empty where nothing was.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tuned: Vec<Tuned>,
+    /// Score of the base model alone by task, where the runs have it; a spread over runs only if these
+    /// disagree.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub base: BTreeMap<String, Spread>,
     /// One result per recipe, the reference first.
     pub recipes: Vec<RecipeResult>,
     /// Scores on tasks that no run was trained on, if any were held out.
@@ -141,10 +146,29 @@ impl Comparison {
             resamples: RESAMPLES,
             confidence: CONFIDENCE,
             tuned: Vec::new(),
+            base: base_scores(plan, outcomes),
             recipes: results.collect(),
             unseen: None,
         }
     }
+}
+
+/// What the base model scored by the tasks' own metrics, as far as the runs have measured it.
+fn base_scores(plan: &Plan, outcomes: &[Vec<Outcome>]) -> BTreeMap<String, Spread> {
+    let of_task = |name: &str| {
+        let runs = outcomes.iter().flatten();
+        let values = runs.filter_map(|run| {
+            let found = run.base.as_ref()?.scores.tasks.get(name)?;
+            let own = run.eval.tasks.get(name)?;
+            (found.metric == own.metric && found.n == own.n).then_some(found.value)
+        });
+        let values: Vec<f64> = values.collect();
+        (!values.is_empty()).then(|| base_spread(values))
+    };
+    let tasks = plan.tasks.iter().map(|task| &task.name);
+    tasks
+        .filter_map(|name| Some((name.clone(), of_task(name)?)))
+        .collect()
 }
 
 fn recipe_result(
@@ -282,6 +306,7 @@ mod tests {
                 has_general: false,
             },
             summary,
+            base: None,
             right: right.map(<[bool]>::to_vec).into(),
         }
     }

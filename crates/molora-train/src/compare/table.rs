@@ -8,9 +8,10 @@ use super::result::{Comparison, RecipeResult};
 use super::setting::setting_text;
 use super::tune::{Trial, Tuned};
 use super::unseen::{UnseenComparison, UnseenResult};
+use crate::report::comparison::{last_part, spread_text as spread};
 use crate::report::format::{duration, percent, points, thousands};
 use crate::report::table::{aligned, markdown};
-use crate::report::{Gain, Spread};
+use crate::report::{Gain, PlainTable};
 
 /// Scores by task, gains over the reference, and costs, one table below the other.
 pub fn tables(comparison: &Comparison) -> String {
@@ -52,12 +53,8 @@ pub(super) fn document(comparison: &Comparison) -> String {
     )
 }
 
-/// A path's last part: the rest of it is nobody else's business.
-fn last_part(path: &str) -> &str {
-    path.rsplit(['/', '\\', ':']).next().unwrap_or(path)
-}
-
-fn notes(comparison: &Comparison) -> String {
+/// What the intervals cover, and what is dead.
+pub(super) fn notes(comparison: &Comparison) -> String {
     let seeds = match comparison.seeds {
         1 => "and, with one seed, nothing else: there is no verdict",
         _ => "and of seeds (Student's t)",
@@ -78,41 +75,66 @@ struct Part {
 }
 
 fn parts(comparison: &Comparison, style: TableStyle) -> Vec<Part> {
+    let part = |titled: Titled| Part {
+        title: titled.title,
+        table: aligned(style, titled.cells.0, titled.cells.1, titled.first_number),
+        first_number: titled.first_number,
+    };
+    titled(comparison).into_iter().map(part).collect()
+}
+
+/// The tables that say more than scores and costs: gains with their intervals, tuned settings, unseen
+/// tasks.
+pub(super) fn plain_tables(comparison: &Comparison) -> Vec<PlainTable> {
+    let plain = |titled: Titled| PlainTable {
+        title: titled.title,
+        header: titled.cells.0,
+        rows: titled.cells.1,
+    };
+    let more = titled(comparison)
+        .into_iter()
+        .filter(|titled| titled.is_more);
+    more.map(plain).collect()
+}
+
+/// A table before it has a style.
+struct Titled {
+    title: String,
+    cells: Cells,
+    first_number: usize,
+    /// Whether it has what no run has by itself.
+    is_more: bool,
+}
+
+fn titled(comparison: &Comparison) -> Vec<Titled> {
     let reference = &comparison.reference;
-    let mut tables = vec![
-        (
-            "Test scores in %, mean +- standard deviation over seeds".to_owned(),
-            scores(comparison),
-            2,
-        ),
-        (
-            format!("Mean accuracy against {reference}, in percentage points"),
-            gains(comparison),
-            1,
-        ),
-        ("Cost and dead experts".to_owned(), costs(comparison), 1),
-    ];
+    let table = |title: &str, cells: Cells, first_number: usize, is_more: bool| Titled {
+        title: title.to_owned(),
+        cells,
+        first_number,
+        is_more,
+    };
+    let title = "Test scores in %, mean +- standard deviation over seeds";
+    let mut tables = vec![table(title, scores(comparison), 2, false)];
+    let title = format!("Mean accuracy against {reference}, in percentage points");
+    tables.push(table(&title, gains(comparison), 1, true));
+    tables.push(table("Cost and dead experts", costs(comparison), 1, false));
     if !comparison.tuned.is_empty() {
-        let title = "Settings that were chosen on the validation split, with one seed".to_owned();
-        tables.push((title, choices(&comparison.tuned), 2));
-        let title = "All that were tried".to_owned();
-        tables.push((title, trials(&comparison.tuned), 2));
+        let title = "Settings that were chosen on the validation split, with one seed";
+        tables.push(table(title, choices(&comparison.tuned), 2, true));
+        let cells = trials(&comparison.tuned);
+        tables.push(table("All that were tried", cells, 2, true));
     }
     if let Some(unseen) = &comparison.unseen {
         let title = "Unseen tasks: test scores of linear probes in %, base is without adapters";
-        tables.push((title.to_owned(), unseen_scores(unseen), 2));
+        tables.push(table(title, unseen_scores(unseen), 2, true));
         let title = format!(
             "Unseen tasks: mean accuracy against {reference} and against the base model, in \
              percentage points"
         );
-        tables.push((title, unseen_gains(unseen), 1));
+        tables.push(table(&title, unseen_gains(unseen), 1, true));
     }
-    let part = |(title, (header, rows), first_number): (String, Cells, usize)| Part {
-        title,
-        table: aligned(style, header, rows, first_number),
-        first_number,
-    };
-    tables.into_iter().map(part).collect()
+    tables
 }
 
 /// The value of a trial by which it was chosen.
@@ -214,34 +236,34 @@ fn unseen_gains(unseen: &UnseenComparison) -> Cells {
 type Cells = (Vec<String>, Vec<Vec<String>>);
 
 fn scores(comparison: &Comparison) -> Cells {
-    let recipes = &comparison.recipes;
-    let row = |first: [&str; 2], cell: &dyn Fn(&RecipeResult) -> String| {
+    let (recipes, base) = (&comparison.recipes, &comparison.base);
+    let row = |first: [&str; 2], of_base: String, cell: &dyn Fn(&RecipeResult) -> String| {
         let first = first.map(str::to_owned).into_iter();
-        first.chain(recipes.iter().map(cell)).collect::<Vec<_>>()
+        let of_base = (!base.is_empty()).then_some(of_base);
+        let cells = first.chain(of_base).chain(recipes.iter().map(cell));
+        cells.collect::<Vec<_>>()
     };
-    let mut rows: Vec<Vec<String>> = comparison
-        .tasks
-        .iter()
-        .map(|task| {
-            let metric = &recipes[0].tasks[task].metric;
-            row([task, metric], &|r| spread(&r.tasks[task].score))
-        })
-        .collect();
-    rows.push(row(["mean", "score"], &|r| spread(&r.mean)));
-    rows.push(row(["mean", "accuracy"], &|r| spread(&r.mean_accuracy)));
-    rows.push(row(["worst task", "score"], &|r| {
-        let worst = r.worst_task.as_ref();
-        worst.map_or("-".into(), |w| format!("{} {}", w.name, percent(w.score)))
+    let none = || "-".to_owned();
+    let task = |task: &String| {
+        let metric = &recipes[0].tasks[task].metric;
+        let of_base = base.get(task).map_or_else(none, spread);
+        row([task, metric], of_base, &|r| spread(&r.tasks[task].score))
+    };
+    let mut rows: Vec<Vec<String>> = comparison.tasks.iter().map(task).collect();
+    let tasks = comparison.tasks.iter();
+    let sum: Option<f64> = tasks.map(|task| Some(base.get(task)?.mean)).sum();
+    let mean = sum.map(|sum| percent(sum / comparison.tasks.len().max(1) as f64));
+    let mean = mean.unwrap_or_else(none);
+    rows.push(row(["mean", "score"], mean, &|r| spread(&r.mean)));
+    rows.push(row(["mean", "accuracy"], none(), &|r| {
+        spread(&r.mean_accuracy)
     }));
-    (row(["task", "metric"], &|r| r.name.clone()), rows)
-}
-
-/// `93.5 +- 0.4`, or `93.5` with one seed.
-fn spread(spread: &Spread) -> String {
-    match spread.standard_deviation {
-        Some(deviation) => format!("{} +- {}", percent(spread.mean), percent(deviation)),
-        None => percent(spread.mean),
-    }
+    rows.push(row(["worst task", "score"], none(), &|r| {
+        let worst = r.worst_task.as_ref();
+        worst.map_or_else(none, |w| format!("{} {}", w.name, percent(w.score)))
+    }));
+    let header = row(["task", "metric"], "base".into(), &|r| r.name.clone());
+    (header, rows)
 }
 
 fn gains(comparison: &Comparison) -> Cells {
@@ -320,9 +342,11 @@ fn costs(comparison: &Comparison) -> Cells {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::compare::result::{DeadExperts, TaskResult, WorstTask};
-    use crate::report::{ParameterCounts, Verdict};
+    use crate::report::{ParameterCounts, Spread, Verdict};
 
     fn recipe(name: &str, scores: [f64; 2], gain: Option<Gain>, experts: usize) -> RecipeResult {
         let spread = |shift: f64| Spread::of(scores.map(|score| score - shift).to_vec());
@@ -383,6 +407,7 @@ mod tests {
             resamples: 2000,
             confidence: 0.95,
             tuned: Vec::new(),
+            base: BTreeMap::new(),
             recipes: vec![
                 recipe("lora", [0.9, 0.9], None, 0),
                 recipe("samora", [0.89, 0.91], none, 144),
@@ -461,9 +486,31 @@ mod tests {
     }
 
     #[test]
+    fn the_base_model_has_a_column_where_it_was_measured() {
+        let mut comparison = comparison();
+        comparison.base = [("a".to_owned(), Spread::of(vec![0.7]))].into();
+        let text = tables_markdown(&comparison);
+        let column = |row: usize| {
+            let line = text.lines().nth(row + 2).expect("a row");
+            line.split('|').nth(3).expect("a cell").trim()
+        };
+        assert_eq!([0, 2, 3, 4].map(column), ["base", "70.0", "-", "-"]);
+        comparison.base.insert("b".into(), Spread::of(vec![0.5]));
+        let (_, rows) = scores(&comparison);
+        assert_eq!((&rows[1][2][..], &rows[2][2][..]), ("50.0", "60.0"));
+    }
+
+    #[test]
+    fn a_page_gets_what_no_run_has() {
+        let tables = plain_tables(&comparison());
+        assert_eq!(tables.len(), 1);
+        assert!(tables[0].title.starts_with("Mean accuracy against lora"));
+        assert_eq!(tables[0].rows[2][7], "gain");
+    }
+
+    #[test]
     fn one_seed_has_no_deviation() {
         assert_eq!(spread(&Spread::of(vec![0.5])), "50.0");
         assert_eq!(points(-0.00001), "+0.00");
-        assert_eq!(last_part("/some/where/model"), "model");
     }
 }

@@ -81,6 +81,12 @@ pub enum RunProblem {
     /// A run that has not come to its end.
     #[error("the run is not finished; continue it with molora train --resume")]
     NotFinished,
+    /// A run of which nothing was measured.
+    #[error("holds no eval.json: the run was not scored, so there is nothing to report")]
+    NotScored,
+    /// A file to write that is there already and is something else.
+    #[error("is there already and is no page of molora; choose another --output")]
+    NoPage,
     /// A checkpoint whose numbers cannot be true of the run.
     #[error("state.json: {0}: the checkpoint is damaged or of other stages")]
     State(String),

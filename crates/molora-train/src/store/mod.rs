@@ -3,6 +3,7 @@
 pub mod checkpoint;
 mod config;
 mod digests;
+mod finished;
 mod folder;
 mod lock;
 mod names;
@@ -13,6 +14,8 @@ mod swap;
 pub use config::{FORMAT, RUN, RunConfig, TaskLabels, is_run, read_config};
 pub(crate) use config::{git_commit, write_config};
 pub use digests::Digests;
+pub(crate) use finished::read_base;
+pub use finished::{FinishedRun, write_page, write_report};
 pub(crate) use folder::{Claim, STAGES, Writing};
 pub use folder::{EVAL, PREDICTIONS, REPORT, ROUTING, STEPS, SUMMARY, UNSEEN};
 pub(crate) use lock::FolderLock;

@@ -11,8 +11,8 @@ use super::train::{read_recipe, stop_on_signal};
 use super::validation::ValidationArgs;
 use super::{print, say};
 use molora_train::compare::{
-    Comparison, Event, LEARNING_RATE, Plan, Request, RunEvent, State, TABLES, TrialEvent, Tuned,
-    TunedKey, Tuning, compare, setting_text, tables,
+    Comparison, Event, LEARNING_RATE, PAGE, Plan, Request, RunEvent, State, TABLES, TrialEvent,
+    Tuned, TunedKey, Tuning, compare, setting_text, tables,
 };
 use molora_train::recipe::{Recipe, overrides};
 use molora_train::report::thousands;
@@ -164,6 +164,11 @@ fn turn(run: &RunEvent<'_>) -> String {
 }
 
 fn closing(folder: &Path, comparison: &Comparison) -> String {
-    let report = folder.join(TABLES);
-    format!("\n{}\n\nreport: {}\n", tables(comparison), report.display())
+    let [tables_file, page] = [TABLES, PAGE].map(|name| folder.join(name));
+    format!(
+        "\n{}\n\nreport: {}, {}\n",
+        tables(comparison),
+        tables_file.display(),
+        page.display()
+    )
 }

@@ -13,6 +13,7 @@ mod grow;
 mod list;
 mod progress;
 mod recover;
+mod report;
 mod source;
 pub(crate) mod terminal;
 mod train;
@@ -38,6 +39,8 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Evaluate a finished run again in a fresh process
     Eval(eval::EvalArgs),
+    /// Write the page of a finished run again, or one that compares several
+    Report(report::ReportArgs),
     /// Let a language model write the instruction of a task from a few of its records
     Describe(describe::DescribeArgs),
     /// Train one more expert and put it beside those of a finished run, which stay as they are
@@ -70,6 +73,7 @@ impl Cli {
             Command::Train(args) => args.run(),
             Command::Compare(args) => args.run(),
             Command::Eval(args) => args.run(),
+            Command::Report(args) => args.run(),
             Command::Describe(args) => args.run(),
             Command::AddExpert(args) => args.run(),
             Command::RemoveExpert(args) => args.run(),

@@ -16,7 +16,13 @@ use molora_train::store::read_config;
 use super::refusal::assert_refused;
 use crate::world::{RUN_FILES, World, entries, read_json, small, steps};
 
-const FILES: [&str; 4] = ["compare.json", "compare.md", "compare.toml", "runs"];
+const FILES: [&str; 5] = [
+    "compare.html",
+    "compare.json",
+    "compare.md",
+    "compare.toml",
+    "runs",
+];
 
 /// A bundled recipe with six steps.
 fn short(name: &str) -> Recipe {

@@ -19,6 +19,7 @@ mod language;
 mod machine;
 mod recover;
 mod refusal;
+mod report;
 mod resume;
 #[cfg(unix)]
 mod signals;

@@ -1,0 +1,173 @@
+//! Runs side by side as a page: those of a comparison, or any others.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::error::CompareError;
+use super::result::Comparison;
+use super::table::{notes, plain_tables};
+use super::{COMPARISON, PAGE, Plan, RESULT, run_folder};
+use crate::recipe::Recipe;
+use crate::report::{ComparedRun, read_json, render_comparison};
+use crate::store::{FinishedRun, write_page};
+
+/// Whether a folder holds a comparison.
+pub fn is_comparison(folder: &Path) -> bool {
+    folder.join(COMPARISON).is_file()
+}
+
+/// The run folders of a finished comparison, by recipe and seed.
+///
+/// # Errors
+/// If the comparison is not finished, or its result cannot be read.
+pub fn runs_of(folder: &Path) -> Result<Vec<PathBuf>, CompareError> {
+    let comparison = read_result(folder)?;
+    let recipes = comparison.recipes.iter();
+    let runs = recipes.flat_map(|recipe| {
+        (0..comparison.seeds).map(|seed| run_folder(folder, &recipe.name, seed))
+    });
+    Ok(runs.collect())
+}
+
+fn read_result(folder: &Path) -> Result<Comparison, CompareError> {
+    let path = folder.join(RESULT);
+    match path.is_file() {
+        true => Ok(read_json(&path)?),
+        false => {
+            let text = "holds no compare.json: the comparison is not finished; the same molora \
+                        compare goes on with it";
+            Err(CompareError::folder(folder, text))
+        }
+    }
+}
+
+/// The page of finished runs, which may be of several comparisons or of none.
+///
+/// # Errors
+/// If one of the folders holds no finished run.
+pub fn page_of_runs(folders: &[PathBuf]) -> Result<String, CompareError> {
+    Ok(render_comparison(&read_runs(folders)?, &[], ""))
+}
+
+/// The page of a finished comparison, with its intervals and what was tuned.
+///
+/// # Errors
+/// If it is not finished, or one of its runs cannot be read.
+pub fn page_of_comparison(folder: &Path) -> Result<String, CompareError> {
+    let comparison = read_result(folder)?;
+    let runs = read_runs(&runs_of(folder)?)?;
+    Ok(render(&comparison, &runs))
+}
+
+/// Writes the page of a comparison into its folder.
+pub(super) fn write(plan: &Plan, comparison: &Comparison, out: &Path) -> Result<(), CompareError> {
+    let recipes = plan.recipes.iter();
+    let folders = recipes
+        .flat_map(|recipe| (0..plan.seeds).map(|seed| run_folder(out, &recipe.name, seed)))
+        .collect::<Vec<_>>();
+    let page = render(comparison, &read_runs(&folders)?);
+    Ok(write_page(&out.join(PAGE), &page)?)
+}
+
+fn render(comparison: &Comparison, runs: &[ComparedRun]) -> String {
+    render_comparison(runs, &plain_tables(comparison), &notes(comparison))
+}
+
+/// Reads runs and puts those together that differ in their seed alone.
+fn read_runs(folders: &[PathBuf]) -> Result<Vec<ComparedRun>, CompareError> {
+    let read = folders.iter().map(|folder| FinishedRun::read(folder));
+    let runs: Vec<FinishedRun> = read.collect::<Result<_, _>>()?;
+    let names = folder_names(folders);
+    let recipes: Vec<(&str, &Recipe)> = runs
+        .iter()
+        .zip(&names)
+        .map(|(run, name)| (&name[..], &run.config.recipe))
+        .collect();
+    let groups = group_names(&recipes);
+    let compared = runs.into_iter().zip(names).zip(groups);
+    Ok(compared
+        .map(|((run, name), recipe)| ComparedRun {
+            recipe,
+            name,
+            summary: run.summary,
+            eval: run.eval,
+            records: run.records,
+            base: run.base,
+        })
+        .collect())
+}
+
+/// The last part of each path, with the one before it where that alone names several.
+fn folder_names(folders: &[PathBuf]) -> Vec<String> {
+    let last = |folder: &Path, parts: usize| {
+        let full = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+        let all: Vec<String> = full
+            .iter()
+            .map(|part| part.to_string_lossy().into_owned())
+            .collect();
+        all[all.len().saturating_sub(parts)..].join("/")
+    };
+    let short: Vec<String> = folders.iter().map(|folder| last(folder, 1)).collect();
+    let name = |(folder, name): (&PathBuf, &String)| {
+        let is_one = short.iter().filter(|other| *other == name).count() == 1;
+        // A run of a comparison lies in its folder `runs`.
+        if is_one {
+            name.clone()
+        } else {
+            last(folder, 3)
+        }
+    };
+    folders.iter().zip(&short).map(name).collect()
+}
+
+/// What each run's recipe is called: by its name, with that of the first run that has it where there
+/// are other recipes of the same name.
+fn group_names(runs: &[(&str, &Recipe)]) -> Vec<String> {
+    let mut by_name: BTreeMap<&str, Vec<(&str, &Recipe)>> = BTreeMap::new();
+    for &(run, recipe) in runs {
+        let known = by_name.entry(&recipe.name).or_default();
+        if !known.iter().any(|(_, other)| *other == recipe) {
+            known.push((run, recipe));
+        }
+    }
+    let name = |&(_, recipe): &(&str, &Recipe)| {
+        let known = &by_name[&recipe.name[..]];
+        let first = known.iter().find(|(_, other)| *other == recipe);
+        match first {
+            Some((run, _)) if known.len() > 1 => format!("{} ({run})", recipe.name),
+            _ => recipe.name.clone(),
+        }
+    };
+    runs.iter().map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_one_recipe_with_other_settings_are_told_apart() {
+        let recipe = crate::recipe::find("lora").expect("listed");
+        let mut other = recipe.clone();
+        other.stages[0].steps += 1;
+        let names = |runs: &[(&str, &Recipe)]| group_names(runs);
+        assert_eq!(names(&[("a", &recipe), ("b", &recipe)]), ["lora", "lora"]);
+        assert_eq!(
+            names(&[("a", &recipe), ("b", &other), ("c", &recipe)]),
+            ["lora (a)", "lora (b)", "lora (a)"]
+        );
+    }
+
+    #[test]
+    fn folders_of_the_same_name_are_told_apart() {
+        let names = |paths: &[&str]| {
+            let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
+            folder_names(&paths)
+        };
+        assert_eq!(names(&["/x/one", "/x/two"]), ["one", "two"]);
+        assert_eq!(
+            names(&["/x/a/runs/lora-seed0", "/x/b/runs/lora-seed0", "/x/c"]),
+            ["a/runs/lora-seed0", "b/runs/lora-seed0", "c"]
+        );
+    }
+}

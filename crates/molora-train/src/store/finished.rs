@@ -1,0 +1,186 @@
+//! The report of a finished run from the files in its folder, and where pages may be written.
+
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use super::{EVAL, FolderLock, REPORT, ROUTING, RunConfig, STEPS, SUMMARY, is_run, read_config};
+use crate::base::files::is_there;
+use crate::base::place::write_atomically;
+use crate::error::{RunProblem, TrainError};
+use crate::report::{
+    BaseReport, EvalReport, ExampleReport, ExpertReport, Page, Record, ReportError, RoutingReport,
+    RunSummary, read_json, read_json_if_there, read_records, render,
+};
+
+/// Files that not every run has.
+const BASE: &str = "base.json";
+const EXAMPLES: &str = "examples.json";
+const EXPERTS: &str = "experts.json";
+
+/// What the title of every page ends with.
+const TITLE_END: &str = "molora</title>";
+
+/// A finished run as its report shows it.
+#[derive(Debug, Clone)]
+pub struct FinishedRun {
+    /// Its resolved configuration.
+    pub config: RunConfig,
+    /// Its facts.
+    pub summary: RunSummary,
+    /// Its scores.
+    pub eval: EvalReport,
+    /// How its routers shared the tasks.
+    pub routing: Option<RoutingReport>,
+    /// Its steps, and its scores of the validation split.
+    pub records: Vec<Record>,
+    /// What the base model alone is worth.
+    pub base: Option<BaseReport>,
+    /// What it answered to some records.
+    pub examples: Option<ExampleReport>,
+    /// What its experts do.
+    pub experts: Option<ExpertReport>,
+}
+
+impl FinishedRun {
+    /// Reads a run and changes nothing.
+    ///
+    /// # Errors
+    /// If the folder holds no run, or one that is not finished, was not scored, or is of a newer
+    /// molora; if one of its files is broken.
+    pub fn read(folder: &Path) -> Result<Self, TrainError> {
+        let config = read_config(folder)?;
+        for (file, problem) in [
+            (SUMMARY, RunProblem::NotFinished),
+            (EVAL, RunProblem::NotScored),
+        ] {
+            if !is_there(&folder.join(file)) {
+                return Err(TrainError::run(folder, problem));
+            }
+        }
+        let steps = folder.join(STEPS);
+        Ok(Self {
+            config,
+            summary: read_json(&folder.join(SUMMARY))?,
+            eval: read_json(&folder.join(EVAL))?,
+            routing: read_json_if_there(&folder.join(ROUTING))?,
+            // A run of assembled experts was not trained.
+            records: if is_there(&steps) {
+                read_records(&steps)?
+            } else {
+                Vec::new()
+            },
+            base: read_base(folder)?,
+            examples: read_json_if_there(&folder.join(EXAMPLES))?,
+            experts: read_json_if_there(&folder.join(EXPERTS))?,
+        })
+    }
+
+    /// Its page.
+    pub fn render(&self) -> String {
+        render(&Page {
+            summary: &self.summary,
+            eval: &self.eval,
+            routing: self.routing.as_ref(),
+            records: &self.records,
+            base: self.base.as_ref(),
+            examples: self.examples.as_ref(),
+            experts: self.experts.as_ref(),
+            settings: &self.config.recipe.to_toml(),
+        })
+    }
+}
+
+/// What the base model is worth on the tasks of a run, if that was measured.
+///
+/// # Errors
+/// If the file is there and cannot be read.
+pub(crate) fn read_base(folder: &Path) -> Result<Option<BaseReport>, ReportError> {
+    read_json_if_there(&folder.join(BASE))
+}
+
+/// Writes the page of a finished run again, into its folder or elsewhere; the path that was written.
+///
+/// # Errors
+/// As [`FinishedRun::read`] and [`write_page`]; [`RunProblem::InUse`] if another process writes the run.
+pub fn write_report(folder: &Path, output: Option<&Path>) -> Result<PathBuf, TrainError> {
+    if let Some(path) = output {
+        write_page(path, &FinishedRun::read(folder)?.render())?;
+        return Ok(path.to_owned());
+    }
+    if !is_run(folder)? {
+        return Err(TrainError::run(folder, RunProblem::NoRun));
+    }
+    let _lock = FolderLock::take(folder)?;
+    let path = folder.join(REPORT);
+    write_page(&path, &FinishedRun::read(folder)?.render())?;
+    Ok(path)
+}
+
+/// Writes a page at once to a place that is free or has a page of molora.
+///
+/// # Errors
+/// [`RunProblem::NoPage`] if there is something else; [`TrainError::Io`] if the place cannot be
+/// written.
+pub fn write_page(path: &Path, page: &str) -> Result<(), TrainError> {
+    match is_page(path) {
+        Ok(true) => {}
+        Ok(false) => return Err(TrainError::run(path, RunProblem::NoPage)),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    write_atomically(path, page.as_bytes())
+}
+
+/// Whether a file is a page of molora, by its title.
+fn is_page(path: &Path) -> std::io::Result<bool> {
+    if !fs_err::metadata(path)?.is_file() {
+        return Ok(false);
+    }
+    let mut head = Vec::new();
+    fs_err::File::open(path)?
+        .take(4096)
+        .read_to_end(&mut head)?;
+    let head = String::from_utf8_lossy(&head);
+    Ok(head.starts_with("<!DOCTYPE html>") && head.contains(TITLE_END))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Page, sample};
+
+    #[test]
+    fn only_pages_are_replaced() {
+        let root = tempfile::tempdir().expect("a folder");
+        let path = root.path().join("page.html");
+        let (summary, eval) = (sample::summary(), sample::eval());
+        let page = render(&Page::new(&summary, &eval));
+        write_page(&path, &page).expect("free");
+        write_page(&path, &page).expect("a page");
+        for (name, text) in [
+            ("eval.json", "{}"),
+            ("other.html", "<!DOCTYPE html><p>mine"),
+        ] {
+            let path = root.path().join(name);
+            std::fs::write(&path, text).expect("writable");
+            let error = write_page(&path, &page).expect_err("refused").to_string();
+            assert!(error.contains("is no page of molora"), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).expect("readable"), text);
+        }
+        let error = write_page(root.path(), &page)
+            .expect_err("a folder")
+            .to_string();
+        assert!(error.contains("is no page of molora"), "{error}");
+        write_page(&root.path().join("none/page.html"), &page).expect_err("no folder");
+    }
+
+    #[test]
+    fn a_folder_without_a_run_gets_no_lock() {
+        let root = tempfile::tempdir().expect("a folder");
+        let error = write_report(root.path(), None)
+            .expect_err("no run")
+            .to_string();
+        assert!(error.ends_with("not a run folder"), "{error}");
+        assert_eq!(std::fs::read_dir(root.path()).expect("readable").count(), 0);
+    }
+}
