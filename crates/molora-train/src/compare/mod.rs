@@ -19,6 +19,7 @@ mod rank;
 mod result;
 mod setting;
 mod table;
+mod table_parts;
 mod tune;
 mod unseen;
 

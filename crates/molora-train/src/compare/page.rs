@@ -7,9 +7,10 @@ use super::error::CompareError;
 use super::result::Comparison;
 use super::table::{notes, plain_tables};
 use super::{COMPARISON, PAGE, Plan, RESULT, run_folder};
+use crate::base::write_atomically;
 use crate::recipe::Recipe;
 use crate::report::{ComparedRun, read_json, render_comparison};
-use crate::store::{FinishedRun, write_page};
+use crate::store::FinishedRun;
 
 /// Whether a folder holds a comparison.
 pub fn is_comparison(folder: &Path) -> bool {
@@ -66,7 +67,7 @@ pub(super) fn write(plan: &Plan, comparison: &Comparison, out: &Path) -> Result<
         .flat_map(|recipe| (0..plan.seeds).map(|seed| run_folder(out, &recipe.name, seed)))
         .collect::<Vec<_>>();
     let page = render(comparison, &read_runs(&folders)?);
-    Ok(write_page(&out.join(PAGE), &page)?)
+    Ok(write_atomically(&out.join(PAGE), page.as_bytes())?)
 }
 
 fn render(comparison: &Comparison, runs: &[ComparedRun]) -> String {

@@ -8,7 +8,7 @@ use super::outcome::Outcome;
 use super::plan::{Budget, Plan, PlannedRecipe};
 use super::tune::Tuned;
 use super::unseen::UnseenComparison;
-use crate::report::comparison::base_spread;
+use crate::report::standing::base_spread;
 use crate::report::{CONFIDENCE, Gain, RESAMPLES, Spread};
 use crate::report::{IDLE_SHARE, ParameterCounts, SCHEMA_VERSION};
 

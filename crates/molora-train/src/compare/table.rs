@@ -5,13 +5,12 @@ use comfy_table::{Table, TableStyle};
 
 use super::plan::Budget;
 use super::result::{Comparison, RecipeResult};
-use super::setting::setting_text;
-use super::tune::{Trial, Tuned};
-use super::unseen::{UnseenComparison, UnseenResult};
-use crate::report::comparison::{last_part, spread_text as spread};
+use super::table_parts::{choices, trials, unseen_gains, unseen_scores};
+use crate::report::PlainTable;
+use crate::report::comparison::last_part;
 use crate::report::format::{duration, percent, points, thousands};
+use crate::report::standing::spread_text as spread;
 use crate::report::table::{aligned, markdown};
-use crate::report::{Gain, PlainTable};
 
 /// Scores by task, gains over the reference, and costs, one table below the other.
 pub fn tables(comparison: &Comparison) -> String {
@@ -137,103 +136,8 @@ fn titled(comparison: &Comparison) -> Vec<Titled> {
     tables
 }
 
-/// The value of a trial by which it was chosen.
-fn trial_value(tuned: &Tuned, trial: &Trial) -> String {
-    let value = trial.value.map(|value| tuned.metric.text(value));
-    value.unwrap_or_else(|| "diverged".into())
-}
-
-fn choices(all: &[Tuned]) -> Cells {
-    let header = ["recipe", "chosen", "validation", "trials", "time", "note"];
-    let row = |tuned: &Tuned| {
-        let best = &tuned.trials[tuned.best];
-        let seconds = tuned.trials.iter().map(|trial| trial.seconds).sum();
-        let note = match &tuned.at_end[..] {
-            [] => String::new(),
-            keys => format!("{}: at an end of the list", keys.join(", ")),
-        };
-        vec![
-            tuned.recipe.clone(),
-            setting_text(&best.setting),
-            trial_value(tuned, best),
-            tuned.trials.len().to_string(),
-            duration(seconds),
-            note,
-        ]
-    };
-    let rows = all.iter().map(row).collect();
-    (header.map(str::to_owned).into(), rows)
-}
-
-fn trials(all: &[Tuned]) -> Cells {
-    let header = ["recipe", "tried", "validation", "steps"];
-    let rows = all.iter().flat_map(|tuned| {
-        let row = |trial: &Trial| {
-            vec![
-                tuned.recipe.clone(),
-                setting_text(&trial.setting),
-                trial_value(tuned, trial),
-                thousands(trial.steps),
-            ]
-        };
-        tuned.trials.iter().map(row)
-    });
-    let rows = rows.collect();
-    (header.map(str::to_owned).into(), rows)
-}
-
-fn unseen_scores(unseen: &UnseenComparison) -> Cells {
-    let recipes = &unseen.recipes;
-    let row = |first: [&str; 3], cell: &dyn Fn(&UnseenResult) -> String| {
-        let first = first.map(str::to_owned).into_iter();
-        first.chain(recipes.iter().map(cell)).collect::<Vec<_>>()
-    };
-    let task = |name: &String| {
-        let base = &unseen.base[name];
-        let first = [name, &base.metric, &spread(&base.score)];
-        row(first.map(|text| &text[..]), &|r| {
-            spread(&r.tasks[name].score)
-        })
-    };
-    let mut rows: Vec<Vec<String>> = unseen.tasks.iter().map(task).collect();
-    let base = percent(unseen.base_accuracy);
-    rows.push(row(["mean", "accuracy", &base], &|r| {
-        spread(&r.mean_accuracy)
-    }));
-    (
-        row(["unseen task", "metric", "base"], &|r| r.name.clone()),
-        rows,
-    )
-}
-
-fn unseen_gains(unseen: &UnseenComparison) -> Cells {
-    let header = [
-        "recipe",
-        "gain",
-        "interval",
-        "verdict",
-        "over base",
-        "interval",
-        "verdict",
-    ];
-    let cells = |gain: Option<&Gain>| match gain {
-        None => ["-", "-", "reference"].map(str::to_owned),
-        Some(gain) => [
-            points(gain.mean_accuracy),
-            format!("{} to {}", points(gain.low), points(gain.high)),
-            gain.verdict.text().to_owned(),
-        ],
-    };
-    let row = |recipe: &UnseenResult| {
-        let gains = [cells(recipe.gain.as_ref()), cells(Some(&recipe.over_base))];
-        let name = std::iter::once(recipe.name.clone());
-        name.chain(gains.into_iter().flatten()).collect()
-    };
-    let rows = unseen.recipes.iter().map(row).collect();
-    (header.map(str::to_owned).into(), rows)
-}
-
-type Cells = (Vec<String>, Vec<Vec<String>>);
+/// Heads of columns, and rows.
+pub(super) type Cells = (Vec<String>, Vec<Vec<String>>);
 
 fn scores(comparison: &Comparison) -> Cells {
     let (recipes, base) = (&comparison.recipes, &comparison.base);
@@ -346,7 +250,7 @@ mod tests {
 
     use super::*;
     use crate::compare::result::{DeadExperts, TaskResult, WorstTask};
-    use crate::report::{ParameterCounts, Spread, Verdict};
+    use crate::report::{Gain, ParameterCounts, Spread, Verdict};
 
     fn recipe(name: &str, scores: [f64; 2], gain: Option<Gain>, experts: usize) -> RecipeResult {
         let spread = |shift: f64| Spread::of(scores.map(|score| score - shift).to_vec());

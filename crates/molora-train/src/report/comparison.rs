@@ -10,6 +10,7 @@ use super::palette::{COLORS, Ink, color};
 use super::scatter::{Spot, scatter_values};
 use super::schema::{EvalReport, Record, RunSummary};
 use super::series::Series;
+use super::standing::{mean_score, score_values, seed_values};
 use super::statistics::Spread;
 use super::template::page;
 use super::training::taken_apart;
@@ -43,14 +44,15 @@ pub struct PlainTable {
 }
 
 /// The runs of one recipe.
-struct Group<'a> {
-    name: &'a str,
-    runs: Vec<&'a ComparedRun>,
-    ink: Ink,
+pub(super) struct Group<'a> {
+    pub(super) name: &'a str,
+    pub(super) runs: Vec<&'a ComparedRun>,
+    pub(super) ink: Ink,
 }
 
 impl Group<'_> {
-    fn spread(&self, value: impl Fn(&ComparedRun) -> f64) -> Spread {
+    /// A number of each of them.
+    pub(super) fn spread(&self, value: impl Fn(&ComparedRun) -> f64) -> Spread {
         Spread::of(self.runs.iter().map(|run| value(run)).collect())
     }
 }
@@ -76,8 +78,8 @@ pub fn render_comparison(runs: &[ComparedRun], tables: &[PlainTable], note: &str
         facts => facts(runs),
         cautions => cautions(runs),
         tiles => tiles(&groups, &tasks),
-        scores => (!tasks.is_empty()).then(|| scores(runs, &groups, &tasks)),
-        seeds => (!tasks.is_empty()).then(|| seeds(&groups, &tasks)),
+        scores => (!tasks.is_empty()).then(|| score_values(runs, &groups, &tasks)),
+        seeds => (!tasks.is_empty()).then(|| seed_values(&groups, &tasks)),
         tables => tables.iter().map(table).collect::<Vec<_>>(),
         note => note,
         front => (!tasks.is_empty()).then(|| scatter_values(&spots(&groups, &tasks))),
@@ -128,12 +130,6 @@ pub(crate) fn last_part(path: &str) -> &str {
     path.rsplit(['/', '\\', ':']).next().unwrap_or(path)
 }
 
-/// The mean of the common tasks' scores.
-fn mean_score(run: &ComparedRun, tasks: &[String]) -> f64 {
-    let values = tasks.iter().map(|task| run.eval.tasks[task].value);
-    values.sum::<f64>() / tasks.len().max(1) as f64
-}
-
 fn tiles(groups: &[Group<'_>], tasks: &[String]) -> Vec<[String; 2]> {
     let mean = |group: &Group<'_>| group.spread(|run| mean_score(run, tasks)).mean;
     let best = groups.iter().max_by(|a, b| mean(a).total_cmp(&mean(b)));
@@ -163,102 +159,6 @@ fn tiles(groups: &[Group<'_>], tasks: &[String]) -> Vec<[String; 2]> {
 fn beside_heads(run: &ComparedRun) -> usize {
     let counts = &run.summary.parameters;
     counts.adapters + counts.routers + counts.gates
-}
-
-/// `93.5 +- 0.4`, or `93.5` with one seed.
-pub(crate) fn spread_text(spread: &Spread) -> String {
-    match spread.standard_deviation {
-        Some(deviation) => format!("{} +- {}", percent(spread.mean), percent(deviation)),
-        None => percent(spread.mean),
-    }
-}
-
-/// Mean and deviation of each task by recipe, and what the base model scored where that is known.
-fn scores(runs: &[ComparedRun], groups: &[Group<'_>], tasks: &[String]) -> Value {
-    let base = |task: &String| -> Option<Spread> {
-        let values = runs.iter().filter_map(|run| {
-            let (own, found) = (&run.eval, &run.base.as_ref()?.scores);
-            let (score, found_score) = (&own.tasks[task], found.tasks.get(task)?);
-            let is_same = score.metric == found_score.metric && own.split == found.split;
-            is_same.then_some(found_score.value)
-        });
-        let values: Vec<f64> = values.collect();
-        (!values.is_empty()).then(|| base_spread(values))
-    };
-    let bases: Vec<Option<Spread>> = tasks.iter().map(base).collect();
-    let has_base = bases.iter().any(Option::is_some);
-    let base_cell = |text: String| has_base.then(|| context! { text => text, is_best => false });
-    let row = |first: [&str; 2], base: String, all: Vec<Spread>| {
-        let most = all
-            .iter()
-            .map(|spread| spread.mean)
-            .fold(f64::NEG_INFINITY, f64::max);
-        let is_clear = all.iter().any(|spread| spread.mean < most);
-        let cell = |spread: &Spread| {
-            context! { text => spread_text(spread), is_best => is_clear && spread.mean == most }
-        };
-        let cells = base_cell(base).into_iter().chain(all.iter().map(cell));
-        context! { first => first.map(str::to_owned), cells => cells.collect::<Vec<_>>() }
-    };
-    let of_task = |(task, base): (&String, &Option<Spread>)| {
-        let all = groups
-            .iter()
-            .map(|group| group.spread(|run| run.eval.tasks[task].value));
-        let base = base.as_ref().map_or("-".into(), spread_text);
-        row(
-            [task, &runs[0].eval.tasks[task].metric],
-            base,
-            all.collect(),
-        )
-    };
-    let mut rows: Vec<Value> = tasks.iter().zip(&bases).map(of_task).collect();
-    let all = groups
-        .iter()
-        .map(|group| group.spread(|run| mean_score(run, tasks)));
-    let base: Option<f64> = bases.iter().map(|base| Some(base.as_ref()?.mean)).sum();
-    let base = base.map_or("-".into(), |sum| percent(sum / tasks.len() as f64));
-    rows.push(row(["mean", "score"], base, all.collect()));
-    let head = ["task", "metric"]
-        .into_iter()
-        .chain(has_base.then_some("base"));
-    let head = head.chain(groups.iter().map(|group| group.name));
-    let head: Vec<String> = head.map(str::to_owned).collect();
-    let split = &runs[0].eval.split;
-    context! { head => head, rows => rows, has_base => has_base, split => split }
-}
-
-/// The base model's score, which is one number unless the runs measured it differently.
-pub(crate) fn base_spread(values: Vec<f64>) -> Spread {
-    let is_one = values
-        .windows(2)
-        .all(|pair| (pair[0] - pair[1]).abs() < 1e-12);
-    Spread::of(if is_one { values[..1].to_vec() } else { values })
-}
-
-/// The mean score of each run as a point on one scale.
-fn seeds(groups: &[Group<'_>], tasks: &[String]) -> Value {
-    let all = groups.iter().flat_map(|group| &group.runs);
-    let all: Vec<f64> = all.map(|run| mean_score(run, tasks)).collect();
-    let low = all.iter().copied().fold(f64::INFINITY, f64::min);
-    let high = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let place = |score: f64| match high > low {
-        true => (score - low) / (high - low),
-        false => 0.5,
-    };
-    let row = |group: &Group<'_>| {
-        let dot = |run: &&ComparedRun| {
-            let score = mean_score(run, tasks);
-            let text = format!("{}: {}", run.summary.seed, percent(score));
-            context! { place => percent(place(score)), text => text, name => &run.name }
-        };
-        let dots: Vec<Value> = group.runs.iter().map(dot).collect();
-        context! { name => group.name, class => group.ink.class, dots => dots }
-    };
-    context! {
-        low => percent(low),
-        high => percent(high),
-        rows => groups.iter().map(row).collect::<Vec<_>>(),
-    }
 }
 
 fn spots(groups: &[Group<'_>], tasks: &[String]) -> Vec<Spot> {
@@ -402,9 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn the_base_model_has_one_score_unless_runs_disagree() {
-        assert_eq!(spread_text(&base_spread(vec![0.5, 0.5])), "50.0");
-        assert_eq!(spread_text(&base_spread(vec![0.4, 0.6])), "50.0 +- 14.1");
+    fn of_a_path_the_last_part_is_shown() {
         assert_eq!(last_part("/some/where/model"), "model");
     }
 }

@@ -22,6 +22,7 @@ pub(crate) mod sample;
 mod scatter;
 mod scores;
 mod series;
+pub(crate) mod standing;
 mod states;
 mod statistics;
 pub(crate) mod table;

@@ -112,7 +112,8 @@ pub fn write_report(folder: &Path, output: Option<&Path>) -> Result<PathBuf, Tra
     }
     let _lock = FolderLock::take(folder)?;
     let path = folder.join(REPORT);
-    write_page(&path, &FinishedRun::read(folder)?.render())?;
+    // The name is that of the page alone.
+    write_atomically(&path, FinishedRun::read(folder)?.render().as_bytes())?;
     Ok(path)
 }
 

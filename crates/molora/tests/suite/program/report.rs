@@ -114,18 +114,15 @@ fn reported_comparison(world: &World) {
     assert!(said.contains(&page), "{said}");
 }
 
-#[test]
-fn what_is_no_finished_run_is_named() {
-    let world = World::new();
-    let run = world.train(&short("lora"), "run");
-    train_until(&world.request(short("lora"), "half"), 2);
+/// Copies of a run, each with a damage of its own.
+fn damaged(world: &World, run: &Path) {
     let broken = |name: &str, damage: &dyn Fn(&Path)| {
-        copy_folder(&run, &world.path(name));
+        copy_folder(run, &world.path(name));
         damage(&world.path(name));
     };
     let write = |path: &Path, text: &str| std::fs::write(path, text).expect("writable");
     broken("unscored", &|run| {
-        std::fs::remove_file(run.join("eval.json")).expect("there")
+        std::fs::remove_file(run.join("eval.json")).expect("there");
     });
     broken("json", &|run| {
         write(&run.join("eval.json"), "{\"version\": 1,\n\"split\" 2}")
@@ -145,6 +142,14 @@ fn what_is_no_finished_run_is_named() {
     });
     std::fs::create_dir(world.path("planned")).expect("a new folder");
     write(&world.path("planned/compare.toml"), "");
+}
+
+#[test]
+fn what_is_no_finished_run_is_named() {
+    let world = World::new();
+    let run = world.train(&short("lora"), "run");
+    train_until(&world.request(short("lora"), "half"), 2);
+    damaged(&world, &run);
     let before = entries(&world.path("."));
     for (arguments, expected) in [
         (
