@@ -9,7 +9,7 @@ use serde_json::Value;
 /// Beginnings of the names of what is there only while a command writes.
 const TEMPORARY: [&str; 5] = [".molora-", ".growing-", ".removing-", ".swap", ".lock"];
 /// Files that are read by people and have times in them: that they are there is compared.
-const FOR_PEOPLE: [&str; 3] = ["report.html", "compare.md", "optimizer.bpk"];
+const FOR_PEOPLE: [&str; 4] = ["report.html", "compare.md", "compare.html", "optimizer.bpk"];
 
 /// What is below a folder, by its path: the content of files, nothing for folders.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -226,7 +226,7 @@ fn what_a_kill_leaves_is_no_dead_end() {
             .status
             .success()
     );
-    assert_eq!(entries(&world.path("compared")).len(), 4);
+    assert_eq!(entries(&world.path("compared")).len(), 5);
     // While an older molora removed a run.
     fs::remove_file(world.path("new/run.toml")).expect("a file");
     let forced = [&train[..], &["--force"]].concat();
