@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::CompareError;
 use super::result::Comparison;
-use super::table::{notes, plain_tables};
+use super::table::{interval_note, plain_tables};
 use super::{COMPARISON, PAGE, Plan, RESULT, run_folder};
 use crate::base::write_atomically;
 use crate::recipe::Recipe;
@@ -71,7 +71,7 @@ pub(super) fn write(plan: &Plan, comparison: &Comparison, out: &Path) -> Result<
 }
 
 fn render(comparison: &Comparison, runs: &[ComparedRun]) -> String {
-    render_comparison(runs, &plain_tables(comparison), &notes(comparison))
+    render_comparison(runs, &plain_tables(comparison), &interval_note(comparison))
 }
 
 /// Reads runs and puts those together that differ in their seed alone.

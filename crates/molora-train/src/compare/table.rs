@@ -52,8 +52,15 @@ pub(super) fn document(comparison: &Comparison) -> String {
     )
 }
 
-/// What the intervals cover, and what is dead.
-pub(super) fn notes(comparison: &Comparison) -> String {
+fn notes(comparison: &Comparison) -> String {
+    format!(
+        "{} An expert is dead in a run if it gets less than 1 % of every task's weight at its site.",
+        interval_note(comparison)
+    )
+}
+
+/// What the intervals cover.
+pub(super) fn interval_note(comparison: &Comparison) -> String {
     let seeds = match comparison.seeds {
         1 => "and, with one seed, nothing else: there is no verdict",
         _ => "and of seeds (Student's t)",
@@ -61,8 +68,7 @@ pub(super) fn notes(comparison: &Comparison) -> String {
     format!(
         "The interval covers the choice of test records (paired bootstrap, {} resamples, the same \
          records for both recipes and all seeds) {seeds}, not that of data or settings; by seed is the \
-         least and the greatest difference between runs with the same seed. See docs/comparing.md. \
-         An expert is dead in a run if it gets less than 1 % of every task's weight at its site.",
+         least and the greatest difference between runs with the same seed. See docs/comparing.md.",
         thousands(comparison.resamples)
     )
 }

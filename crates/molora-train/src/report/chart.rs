@@ -153,7 +153,11 @@ fn ranges(curves: &[Curve]) -> (Range, Range) {
     } else {
         low
     };
-    let margin = (0.05 * (high - low)).max(1e-3 * high.abs()).max(1e-12);
+    let margin = match (0.05 * (high - low)).max(1e-3 * high.abs()) {
+        // Nothing but zeros.
+        0.0 => 1.0,
+        margin => margin,
+    };
     let bottom = if low == 0.0 { 0.0 } else { low - margin };
     (first..last.max(first + 1.0), bottom..high + margin)
 }

@@ -44,6 +44,9 @@ fn is_best(spots: &[Spot], number: usize) -> bool {
     })
 }
 
+/// Where a point is in a picture, and its number.
+type Place = (f64, f64, usize);
+
 /// Where values stand in a picture.
 struct Scale {
     low: f64,
@@ -75,7 +78,7 @@ fn chart(spots: &[Spot], (width, height): (f64, f64)) -> Value {
         from: height - 46.0,
         to: 12.0,
     };
-    let mut places: Vec<(f64, f64, usize)> = spots
+    let mut places: Vec<Place> = spots
         .iter()
         .enumerate()
         .map(|(number, spot)| {
@@ -89,17 +92,23 @@ fn chart(spots: &[Spot], (width, height): (f64, f64)) -> Value {
     places.sort_by(|a, b| a.1.total_cmp(&b.1));
     let heights: Vec<f64> = places.iter().map(|place| place.1).collect();
     let names = apart(&heights, y.from - 4.0);
-    let points = places.iter().zip(&names).map(|(&(at_x, at_y, number), name_y)| {
-        let is_right = at_x < 0.6 * width;
-        let name_x = if is_right { at_x + 14.0 } else { at_x - 14.0 };
+    let point = |(place, name_y): (&Place, &f64)| {
+        let name = &spots[place.2].name;
+        let is_right = is_right(place, *name_y, name, &places, &x);
         context! {
-            x => pixel(at_x), y => pixel(at_y), name_x => pixel(name_x), name_y => pixel(name_y + 5.0),
-            line_y => pixel(*name_y), anchor => if is_right { "start" } else { "end" },
-            name => &spots[number].name, color => hexadecimal(color(number).color),
-            is_best => is_best(spots, number),
+            x => pixel(place.0),
+            y => pixel(place.1),
+            name_x => pixel(place.0 + if is_right { 14.0 } else { -14.0 }),
+            name_y => pixel(name_y + 5.0),
+            line_y => pixel(*name_y),
+            anchor => if is_right { "start" } else { "end" },
+            name => name,
+            color => hexadecimal(color(place.2).color),
+            is_best => is_best(spots, place.2),
         }
-    });
-    let mut front: Vec<&(f64, f64, usize)> = places
+    };
+    let points = places.iter().zip(&names).map(point);
+    let mut front: Vec<&Place> = places
         .iter()
         .filter(|place| is_best(spots, place.2))
         .collect();
@@ -113,6 +122,22 @@ fn chart(spots: &[Spot], (width, height): (f64, f64)) -> Value {
         columns => columns(&x), lines => lines(&y), front => front.collect::<Vec<_>>().join(" "),
         points => points.collect::<Vec<_>>(),
     }
+}
+
+/// Whether a name stands to the right of its point: where there is room for it and no other point, or
+/// no more of both to the left.
+fn is_right(own: &Place, name_y: f64, name: &str, places: &[Place], x: &Scale) -> bool {
+    // So long is a name, roughly.
+    let length = 14.0 + 8.0 * name.chars().count() as f64;
+    let is_free = |from: f64, to: f64| {
+        let is_there = |place: &Place| {
+            place.2 != own.2 && (from..to).contains(&place.0) && (place.1 - name_y).abs() < LINE
+        };
+        !places.iter().any(is_there)
+    };
+    let has_right = own.0 + length < x.to && is_free(own.0, own.0 + length);
+    let has_left = own.0 - length > x.from && is_free(own.0 - length, own.0);
+    has_right || !has_left
 }
 
 fn pixel(place: f64) -> String {
@@ -225,6 +250,21 @@ mod tests {
     fn names_do_not_cover_each_other() {
         let moved = apart(&[10.0, 11.0, 12.0, 80.0, 81.0], 90.0);
         assert_eq!(moved, [10.0, 26.0, 42.0, 74.0, 90.0]);
+    }
+
+    #[test]
+    fn a_name_does_not_cover_the_next_point() {
+        let anchors = |spots: &[Spot]| {
+            let points = chart(spots, (880.0, 340.0)).get_attr("points").unwrap();
+            let anchor = |point: Value| point.get_attr("anchor").unwrap().to_string();
+            points.try_iter().unwrap().map(anchor).collect::<Vec<_>>()
+        };
+        let near = [spot(138_240.0, 0.9), spot(147_456.0, 0.9)];
+        assert_eq!(anchors(&near), ["end", "start"]);
+        assert_eq!(
+            anchors(&[spot(10.0, 0.9), spot(1e6, 0.9)]),
+            ["start", "end"]
+        );
     }
 
     #[test]
