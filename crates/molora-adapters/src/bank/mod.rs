@@ -14,6 +14,7 @@
 //! dropout replaces `A` by `F o A` with random factors `F` (see [`ExpertBank::weight_factors`]).
 
 mod config;
+mod similarity;
 #[cfg(test)]
 mod tests;
 

@@ -252,3 +252,36 @@ fn numbers_out_of_range_are_named() {
         .is_err()
     );
 }
+
+#[test]
+fn cosines_are_those_of_the_weight_changes() {
+    let device = molora_testkit::device();
+    for slices in [Slices::Independent, Slices::Shared] {
+        let bank = bank(slices, 3, &device);
+        let change = |expert: usize| -> Vec<f64> {
+            let mut weights = [0.0_f32; 3];
+            weights[expert] = 1.0;
+            let delta = bank.weight_delta(Tensor::from_floats(weights, &device));
+            delta.into_data().iter::<f64>().collect()
+        };
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let changes: Vec<Vec<f64>> = (0..3).map(change).collect();
+        for (i, row) in bank.cosines().iter().enumerate() {
+            for (j, found) in row.iter().enumerate() {
+                let [a, b] = [&changes[i], &changes[j]];
+                let expected = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+                assert!(
+                    (found - expected).abs() < 1e-5,
+                    "{i} {j}: {found} {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fresh_bank_has_no_changes_to_compare() {
+    let mut bank = bank(Slices::Shared, 2, &molora_testkit::device());
+    bank.b = Param::from_tensor(bank.b.val().zeros_like());
+    assert_eq!(bank.cosines(), [[0.0, 0.0], [0.0, 0.0]]);
+}
