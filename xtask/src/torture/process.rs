@@ -42,6 +42,8 @@ impl Program {
         command.args(arguments).current_dir(folder);
         command.env("XDG_CACHE_HOME", &self.cache);
         command.env("HOME", &self.cache);
+        // Runs name the commit of the repository around them, which git may or may not find among faults.
+        command.env("GIT_DIR", self.cache.join("no-repository"));
         for name in ["RUST_LOG", "HF_TOKEN", "HF_HOME", "HF_ENDPOINT"] {
             command.env_remove(name);
         }
