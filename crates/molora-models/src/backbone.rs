@@ -35,6 +35,29 @@ macro_rules! each {
     };
 }
 
+/// What a family is built like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Architecture {
+    Encoder,
+    Decoder,
+    EncoderDecoder,
+}
+
+impl Architecture {
+    fn of(folder: &Path) -> Result<Self, ModelError> {
+        let file = ConfigFile::open(&folder.join("config.json"))?;
+        match file.text("model_type")? {
+            Some("bert") => Ok(Self::Encoder),
+            Some("t5" | "mt5") => Ok(Self::EncoderDecoder),
+            Some("llama" | "mistral" | "qwen2" | "qwen3" | "gpt2") => Ok(Self::Decoder),
+            _ => {
+                let families = "bert, llama, mistral, qwen2, qwen3, gpt2, t5 or mt5";
+                Err(file.unsupported("model_type", families))
+            }
+        }
+    }
+}
+
 impl Backbone {
     /// Reads the model of a folder in Hugging Face layout; `model_type` in its `config.json` says of
     /// which family it is.
@@ -54,20 +77,23 @@ impl Backbone {
         dtype: BaseDtype,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let file = ConfigFile::open(&folder.join("config.json"))?;
-        match file.text("model_type")? {
-            Some("bert") => Bert::from_folder_as(folder, dtype, device).map(Self::Encoder),
-            Some("t5" | "mt5") => {
+        match Architecture::of(folder)? {
+            Architecture::Encoder => Bert::from_folder_as(folder, dtype, device).map(Self::Encoder),
+            Architecture::EncoderDecoder => {
                 T5::from_folder_as(folder, dtype, device).map(Self::EncoderDecoder)
             }
-            Some("llama" | "mistral" | "qwen2" | "qwen3" | "gpt2") => {
+            Architecture::Decoder => {
                 Decoder::from_folder_as(folder, dtype, device).map(Self::Decoder)
             }
-            _ => {
-                let families = "bert, llama, mistral, qwen2, qwen3, gpt2, t5 or mt5";
-                Err(file.unsupported("model_type", families))
-            }
         }
+    }
+
+    /// Whether the model of a folder [`writes`](Self::writes), by its `config.json` alone.
+    ///
+    /// # Errors
+    /// If that cannot be read, or names a family that is not supported.
+    pub fn writes_in(folder: &Path) -> Result<bool, ModelError> {
+        Ok(Architecture::of(folder)? != Architecture::Encoder)
     }
 
     /// Whether it writes texts, so that every task can be learned as one.

@@ -14,7 +14,7 @@ use molora_testkit::device;
 use molora_train::data::{ChatTemplate, Message, TextTokenizer, load_tasks};
 use molora_train::hub::{HubConfig, HubError, fetch};
 use molora_train::run::{Part, evaluate_run, resume};
-use molora_train::store::{read_config, recover};
+use molora_train::store::{FinishedRun, read_config, recover};
 use molora_train::{Recipe, TrainError};
 
 use crate::World;
@@ -31,7 +31,7 @@ pub struct Reader {
 }
 
 /// All readers.
-pub static READERS: [Reader; 23] = [
+pub static READERS: [Reader; 27] = [
     reader("safetensors", "llama/model.safetensors", |world| {
         model(&world.path("llama"))
     }),
@@ -71,6 +71,10 @@ pub static READERS: [Reader; 23] = [
     reader("heads", "finished/heads.safetensors", |world| {
         evaluate(&world.path("finished"))
     }),
+    reader("summary", "finished/summary.json", report),
+    reader("steps", "finished/steps.jsonl", report),
+    reader("scores", "finished/eval.json", report),
+    reader("base_scores", "finished/base.json", report),
     reader(
         "state",
         "stopped/checkpoints/step-00000006/state.json",
@@ -144,6 +148,12 @@ fn recipe(world: &World) -> Result<(), String> {
 fn evaluate(run: &Path) -> Result<(), String> {
     said(read_config(run))?;
     said(evaluate_run(run, None, None))
+}
+
+/// The page of a run.
+fn report(world: &World) -> Result<(), String> {
+    let run = FinishedRun::read(&world.path("finished")).map_err(|error| error.to_string())?;
+    said(Ok::<_, String>(run.render()))
 }
 
 /// Goes on with a run for one step: all of the checkpoint is read.

@@ -10,7 +10,8 @@ const ARCHITECTURE: &str = "docs/architecture.md";
 /// The folder with one file per method.
 const RECIPES: &str = "crates/molora-train/src/recipe/";
 /// Files of that folder that are no method.
-const NO_RECIPES: [&str; 10] = [
+const NO_RECIPES: [&str; 13] = [
+    "check",
     "file",
     "instructions",
     "legs",
@@ -19,6 +20,8 @@ const NO_RECIPES: [&str; 10] = [
     "optimizer",
     "order",
     "overrides",
+    "profile",
+    "report",
     "stage",
     "validation",
 ];

@@ -35,7 +35,7 @@ pub fn tune() {
     }
 }
 
-pub(super) fn cache_folder() -> Option<PathBuf> {
+pub(crate) fn cache_folder() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty());
     cache
         .map(PathBuf::from)

@@ -160,6 +160,15 @@ pub fn compare(
     Ok(comparison)
 }
 
+/// Checks all of a request that can be checked without its base model; [`compare`] does so too.
+///
+/// # Errors
+/// As [`compare`].
+pub fn check(request: &Request) -> Result<(), CompareError> {
+    plan::check_folder(&request.out)?;
+    plan::checked(request).map(drop)
+}
+
 fn train_all(
     request: &Request,
     plan: &Plan,

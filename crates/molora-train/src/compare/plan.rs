@@ -137,12 +137,12 @@ pub(super) fn resolve(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(run::Event<'_>),
 ) -> Result<(Plan, Tasks), CompareError> {
-    check(request)?;
-    let data = bundled::folder(&request.data)?;
-    let all = read_tasks(&data, request).map_err(TrainError::from)?;
+    let (recipes, all) = checked(request)?;
     let tasks = &all.trained;
-    let recipes = with_tasks(request, tasks)?;
     let model = run::find_model(&request.model, stop, on_event)?;
+    let with_prompt = |recipe| run::with_prompt(recipe, &model.folder);
+    let recipes: Result<_, TrainError> = recipes.into_iter().map(with_prompt).collect();
+    let recipes = recipes?;
     let plan = Plan {
         version: SCHEMA_VERSION,
         molora_version: env!("CARGO_PKG_VERSION").into(),
@@ -158,6 +158,14 @@ pub(super) fn resolve(
         unseen: all.unseen.iter().map(planned_task).collect(),
     };
     Ok((plan, all))
+}
+
+/// Checks what can be checked without the model: the recipes for the tasks, and these.
+pub(super) fn checked(request: &Request) -> Result<(Vec<Recipe>, Tasks), CompareError> {
+    check(request)?;
+    let data = bundled::folder(&request.data)?;
+    let tasks = read_tasks(&data, request).map_err(TrainError::from)?;
+    Ok((with_tasks(request, &tasks.trained)?, tasks))
 }
 
 /// The tasks that are trained on, which are all but the unseen ones if none are named, and those.

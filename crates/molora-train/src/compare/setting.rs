@@ -12,11 +12,12 @@ use crate::recipe::{Recipe, overrides};
 /// The key that stands for the rate of every stage that trains.
 pub const LEARNING_RATE: &str = "learning_rate";
 /// Keys of a recipe that change nothing of what is trained, or what states are compared by.
-const FIXED: [&str; 5] = [
+const FIXED: [&str; 6] = [
     "name",
     "citation",
     "checkpoint",
     "checkpoint_every",
+    "report",
     "validation",
 ];
 /// What is tried of it where nothing is said.

@@ -225,6 +225,15 @@ impl TokenizedTask {
         };
         self.split(split).iter().filter_map(class).collect()
     }
+
+    /// Numbers of one split's examples, in order; of examples without a number, none.
+    pub fn numbers(&self, split: Split) -> Vec<f64> {
+        let number = |example: &Example| match example.target {
+            Target::Number(number) => Some(number),
+            _ => None,
+        };
+        self.split(split).iter().filter_map(number).collect()
+    }
 }
 
 /// Tokenizes the tasks of a run for an encoder with heads; their order gives their indices.

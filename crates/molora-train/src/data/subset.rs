@@ -46,6 +46,11 @@ impl Task {
 }
 
 impl TokenizedTask {
+    /// Places of at most `limit` records of a split, those of [`Task::only`], in their order.
+    pub(crate) fn places(&self, split: Split, limit: usize) -> Vec<usize> {
+        places(&self.name, split, self.split(split).len(), limit)
+    }
+
     /// The task with at most `limit` records of the validation split, those of [`Task::only`], and none
     /// of the others.
     #[must_use]

@@ -245,6 +245,18 @@ impl TextTokenizer {
             })
     }
 
+    /// The text of one token; special tokens by their names.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub(crate) fn token(&self, id: u32) -> Result<String, DataError> {
+        let text = self.decode(&[id])?;
+        match text.is_empty() {
+            true => Ok(self.tokenizer.id_to_token(id).unwrap_or_default()),
+            false => Ok(text),
+        }
+    }
+
     /// Tokenizes many inputs on all cores; the results are in the order of the inputs.
     ///
     /// # Errors

@@ -1,9 +1,11 @@
 //! Records as tokens for models that write their answers.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use super::chat::{ChatError, ChatTemplate};
 use super::error::DataError;
 use super::example::{Example, Target};
 use super::prompt::{self, Piece, PromptFormat};
@@ -15,11 +17,29 @@ use super::tokenizer::TextTokenizer;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PromptStyle {
-    /// Instruction, input, `Answer:`.
+    /// [`Chat`](Self::Chat) where the model's folder has a chat template, which instruction-tuned models
+    /// have, else [`Plain`](Self::Plain). A run keeps which of them it was.
     #[default]
+    Auto,
+    /// Instruction, input, `Answer:`.
     Plain,
     /// The model's chat template.
     Chat,
+}
+
+impl PromptStyle {
+    /// The style for the model of a folder, which is not [`Auto`](Self::Auto) any more.
+    ///
+    /// # Errors
+    /// [`ChatError`] if the folder has a template that is broken.
+    pub fn resolved(self, folder: &Path) -> Result<Self, ChatError> {
+        let has_template = || Ok(ChatTemplate::from_folder(folder)?.is_some());
+        Ok(match self {
+            Self::Auto if has_template()? => Self::Chat,
+            Self::Auto => Self::Plain,
+            style => style,
+        })
+    }
 }
 
 /// What counts alike in the loss of a batch.
@@ -53,7 +73,7 @@ impl Default for WritingConfig {
     fn default() -> Self {
         Self {
             max_length: 512,
-            prompt: PromptStyle::Plain,
+            prompt: PromptStyle::Auto,
             packing: false,
             average: Average::Examples,
             max_new_tokens: 128,

@@ -3,7 +3,10 @@
 //! Answers that a head tells are in `told`; of those that are written, candidates are scored in
 //! `choose`, and free texts in `write`.
 
+pub(crate) mod base;
 mod choose;
+pub(crate) mod frozen;
+pub(crate) mod probe;
 mod routing;
 mod told;
 mod write;
@@ -22,7 +25,8 @@ use crate::report::{
     EvalReport, PredictionReport, Predictions, RoutingReport, SCHEMA_VERSION, TaskScore,
 };
 use routing::Routing;
-pub(crate) use told::score;
+pub(crate) use routing::layer_of;
+pub(crate) use told::{score, score_numbers};
 
 /// What the evaluation of a split found.
 #[derive(Debug)]

@@ -70,7 +70,7 @@ pub(super) fn host(tensor: Tensor<1>) -> Vec<f64> {
 }
 
 /// The first number in a path, as in `encoder.layer.3.attention.self.query`.
-fn layer_of(path: &str) -> usize {
+pub(crate) fn layer_of(path: &str) -> usize {
     path.split('.')
         .find_map(|part| part.parse().ok())
         .unwrap_or(0)

@@ -25,26 +25,8 @@ impl Pass<'_> {
     /// The number for every record, scored.
     pub(super) fn numbers(&mut self) -> Result<(TaskScore, Predictions), TrainError> {
         let (numbers, loss) = self.told(|row| f64::from(row[0]))?;
-        let number = |target: &Target| match target {
-            Target::Number(number) => Some(*number),
-            _ => None,
-        };
-        let examples = self.task.split(self.split).iter();
-        let targets: Vec<f64> = examples.filter_map(|e| number(&e.target)).collect();
-        let metric = &self.task.metric;
-        let score = TaskScore {
-            metric: metric.to_string(),
-            value: metric.score_numbers(&numbers, &targets),
-            n: targets.len(),
-            accuracy: None,
-            majority: 0.0,
-            loss: Some(loss),
-            also: [
-                ("pearson".to_owned(), pearson(&numbers, &targets)),
-                ("rmse".to_owned(), rmse(&numbers, &targets)),
-            ]
-            .into(),
-        };
+        let mut score = score_numbers(self.task, self.split, &numbers);
+        score.loss = Some(loss);
         Ok((score, Predictions::Numbers(numbers)))
     }
 
@@ -106,6 +88,24 @@ pub(crate) fn score(task: &TokenizedTask, split: Split, predictions: &[usize]) -
         majority: task.metric.majority_share(&targets, task.labels.len()),
         loss: None,
         also: Default::default(),
+    }
+}
+
+/// Scores predicted numbers, one for each record of the split.
+pub(crate) fn score_numbers(task: &TokenizedTask, split: Split, numbers: &[f64]) -> TaskScore {
+    let targets = task.numbers(split);
+    TaskScore {
+        metric: task.metric.to_string(),
+        value: task.metric.score_numbers(numbers, &targets),
+        n: targets.len(),
+        accuracy: None,
+        majority: 0.0,
+        loss: None,
+        also: [
+            ("pearson".to_owned(), pearson(numbers, &targets)),
+            ("rmse".to_owned(), rmse(numbers, &targets)),
+        ]
+        .into(),
     }
 }
 

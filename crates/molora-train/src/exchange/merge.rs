@@ -49,11 +49,11 @@ pub fn merge(request: &MergeRequest) -> Result<Merged, TrainError> {
     // Of a base that was kept in fewer bits the files still have all of them.
     let mut model = match opened.config.base_dtype {
         BaseDtype::F32 => opened.loaded.base.clone(),
-        _ => Backbone::from_folder(&opened.base_folder, &opened.loaded.device)?,
+        _ => Backbone::from_folder(&opened.loaded.folder, &opened.loaded.device)?,
     };
     merge_into(&mut model, &adapter);
     let new = NewFolder::for_place(&request.out)?;
-    save_merged(&model, &opened.base_folder, new.path(), request.dtype)?;
+    save_merged(&model, &opened.loaded.folder, new.path(), request.dtype)?;
     carry_ends(&opened, new.path())?;
     let has_heads = opened.model.heads.iter().any(Option::is_some);
     copy_heads(&request.run, new.path(), has_heads)?;

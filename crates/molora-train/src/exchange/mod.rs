@@ -48,7 +48,7 @@ fn check_new(folder: &Path) -> Result<(), TrainError> {
 fn carry_ends(opened: &Opened, out: &Path) -> Result<(), TrainError> {
     let is_chat = opened.config.recipe.data.writing.prompt == PromptStyle::Chat;
     match is_chat && opened.loaded.base.writes() {
-        true => write_stop_tokens(&opened.base_folder, out),
+        true => write_stop_tokens(&opened.loaded.folder, out),
         false => Ok(()),
     }
 }

@@ -106,7 +106,7 @@ impl Writer {
             };
             mixture.instructions = Some((instructions, encoder));
         }
-        let mut writer = Self::of(opened.model.backbone, mixture, opened.base_folder, device)?;
+        let mut writer = Self::of(opened.model.backbone, mixture, opened.loaded.folder, device)?;
         writer.is_chat &= style == PromptStyle::Chat;
         Ok(writer)
     }

@@ -303,13 +303,7 @@ impl Growth<'_> {
         steps.extend_from_slice(more);
         write_steps(&new, &mut steps)?;
         trained.progress = progress(&steps);
-        let Loaded {
-            spec,
-            tasks,
-            device,
-            ..
-        } = &self.loaded;
-        let finished = finish(&new, &self.config, spec, tasks, device, &trained, on_event)?;
+        let finished = finish(&new, &self.config, &self.loaded, &trained, on_event)?;
         write_config(&new, &self.config)?;
         swap.keep(self.run, self.name, STAGES)?;
         let folder = pool::expert_folder(&self.work, self.name);

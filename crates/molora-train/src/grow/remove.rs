@@ -105,13 +105,7 @@ fn rebuild(
         instructions.save(&new)?;
         trained.guide = Some(instructions.guide(&loaded.device));
     }
-    let Loaded {
-        spec,
-        tasks,
-        device,
-        ..
-    } = &loaded;
-    let finished = finish(&new, &config, spec, tasks, device, &trained, on_event)?;
+    let finished = finish(&new, &config, &loaded, &trained, on_event)?;
     write_config(&new, &config)?;
     let away = [
         format!("{}/{task}", pool::EXPERTS),

@@ -1,6 +1,7 @@
 //! Methods as values: one file per paper, each of which reads like the paper's table.
 
 mod at_moe;
+mod check;
 mod earlier;
 mod glider;
 mod hydralora;
@@ -14,13 +15,14 @@ mod optimizer;
 mod order;
 pub mod overrides;
 mod phatgoose;
+mod profile;
+mod report;
 mod samora;
 mod stage;
 mod validation;
 
 use molora_models::{AdapterSpec, Backbone};
-use molora_regularize::{Mixture, Need, ObjectiveConfig};
-use molora_routing::{Granularity, RouterConfig};
+use molora_regularize::ObjectiveConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -30,7 +32,8 @@ pub use instructions::{InstructionConfig, QuerySource};
 pub use legs::{Leg, legs};
 pub(crate) use optimizer::clip_global_norm;
 pub use optimizer::{Decay, OptimizerConfig, ScheduleConfig};
-use order::order_problems;
+pub use profile::BaseKind;
+pub use report::ReportConfig;
 pub use stage::{Routing, Scope, StageConfig, Transform};
 pub use validation::{CheckpointConfig, FinalState, ValidationConfig};
 
@@ -66,6 +69,8 @@ pub struct Recipe {
     pub checkpoint: CheckpointConfig,
     /// When the validation split is scored.
     pub validation: ValidationConfig,
+    /// What the report shows.
+    pub report: ReportConfig,
     /// Texts and batches.
     pub data: DataConfig,
     /// Which layers get which experts, router and gate.
@@ -114,6 +119,7 @@ impl Recipe {
             checkpoint_every: 100,
             checkpoint: CheckpointConfig::default(),
             validation: ValidationConfig::default(),
+            report: ReportConfig::default(),
             data: DataConfig::default(),
             adapter,
             objective: ObjectiveConfig::default(),
@@ -233,150 +239,6 @@ impl Recipe {
             }),
         }
     }
-
-    /// The specification of the mixture for tasks, and what is wrong with it.
-    fn spec_for(&self, tasks: &[String]) -> (AdapterSpec, Vec<String>) {
-        match self.adapter.for_tasks(tasks) {
-            Ok(spec) => {
-                let problems = spec.problems().iter().map(ToString::to_string).collect();
-                (spec, problems)
-            }
-            Err(problem) => (self.adapter.clone(), vec![problem.to_string()]),
-        }
-    }
-
-    /// What is wrong beside the specification of the mixture.
-    fn problems(&self) -> Vec<String> {
-        let mut problems = self.data_problems();
-        problems.extend(self.objective_problems("objective", &self.objective));
-        problems.extend(self.stage_problems());
-        problems
-    }
-
-    fn stage_problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        if self.stages.is_empty() {
-            problems.push("stages is empty, expected at least one".into());
-        }
-        for (field, stages) in [("stages", &self.stages), ("growth", &self.growth)] {
-            for (index, stage) in stages.iter().enumerate() {
-                let at = |problem| format!("{field}.{index}.{problem}");
-                problems.extend(stage.problems().into_iter().map(at));
-                if let Some(objective) = &stage.objective {
-                    let field = format!("{field}.{index}.objective");
-                    problems.extend(self.objective_problems(&field, objective));
-                }
-                if self.lacks_labels(stage) {
-                    let text = "domain_cross_entropy needs routing = \"label\"";
-                    problems.push(format!("{field}.{index}: {text}"));
-                }
-            }
-        }
-        let order = order_problems("stages", &self.stages, &self.adapter);
-        problems.extend(order);
-        let mixture =
-            |stage: &StageConfig| stage.scope == Scope::Mixture && stage.transform.is_none();
-        if let Some(index) = self.growth.iter().position(|stage| !mixture(stage)) {
-            let text = "trains no mixture: a new expert is trained and joins as in stages";
-            problems.push(format!("growth.{index} {text}"));
-        }
-        problems
-    }
-
-    /// What is wrong with texts for a model.
-    fn model_problems(&self, model: &Backbone) -> Vec<String> {
-        let mut problems = Vec::new();
-        let (field, length) = match model.writes() {
-            true => ("data.writing.max_length", self.data.writing.max_length),
-            false => ("data.max_length", self.data.max_length),
-        };
-        if let Some(limit) = model.max_tokens().filter(|&limit| length > limit) {
-            problems.push(format!(
-                "{field} {length} exceeds the model's {limit} positions"
-            ));
-        }
-        if model.writes() && length < 8 {
-            problems.push(format!("{field} is {length}, expected at least 8"));
-        }
-        problems.extend(self.packing_problem(model));
-        problems
-    }
-
-    fn data_problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let at_least_one = [
-            ("checkpoint_every", self.checkpoint_every),
-            ("data.eval_batch_size", self.data.eval_batch_size),
-        ];
-        for (field, value) in at_least_one {
-            if value == 0 {
-                problems.push(format!("{field} is 0, expected at least 1"));
-            }
-        }
-        if let Err(problem) = self.data.sampling.check() {
-            problems.push(format!("data.sampling: {problem}"));
-        }
-        problems.extend(self.validation.problems());
-        problems
-    }
-
-    /// Packed rows hold several texts of one task: what is decided for a whole row would be decided
-    /// for all of them.
-    fn packing_problem(&self, model: &Backbone) -> Option<String> {
-        if !self.data.writing.packing {
-            return None;
-        }
-        let by_sequence = |router: &RouterConfig| router.granularity == Granularity::Sequence;
-        if !matches!(model, Backbone::Decoder(_)) {
-            return Some(
-                "data.writing.packing is true, but only a decoder reads packed rows".into(),
-            );
-        }
-        if self.adapter.router.as_ref().is_some_and(by_sequence) {
-            let text = "data.writing.packing is true, but the routers decide for whole sequences";
-            return Some(text.into());
-        }
-        None
-    }
-
-    /// Whether a stage would compare routers with labels that it does not have.
-    fn lacks_labels(&self, stage: &StageConfig) -> bool {
-        let objective = stage.objective(&self.objective);
-        let mut terms = objective.iter().flat_map(|objective| &objective.terms);
-        let has_labels = stage.routing == Routing::Label;
-        let trains = stage.transform.is_none();
-        trains && !has_labels && terms.any(|config| config.term.needs_any(Need::Labels))
-    }
-
-    fn objective_problems(&self, field: &str, objective: &ObjectiveConfig) -> Vec<String> {
-        let mixture = Mixture {
-            has_router: self.adapter.router.is_some(),
-            has_rank_keys: self.adapter.has_rank_keys(),
-            routes_tokens: self.adapter.routes_tokens(),
-        };
-        let mut problems = Vec::new();
-        for (index, config) in objective.terms.iter().enumerate() {
-            let name = config.term.name();
-            if let Some(need) = config.term.lacks(mixture) {
-                problems.push(format!("{field}.{index}: {name} needs {need}"));
-            }
-            // Reports have one value for each name.
-            let earlier = &objective.terms[..index];
-            if earlier.iter().any(|other| other.term.name() == name) {
-                problems.push(format!("{field}.{index}: {name} is listed twice"));
-            }
-            if let Some(problem) = config.term.problem() {
-                problems.push(format!("{field}.{index}.term.{name}.{problem}"));
-            }
-            if !(config.weight.is_finite() && config.weight >= 0.0) {
-                let weight = config.weight;
-                problems.push(format!(
-                    "{field}.{index}.weight is {weight}, expected at least 0"
-                ));
-            }
-        }
-        problems
-    }
 }
 
 /// What is wrong with a TOML text, with file and line.
@@ -395,13 +257,22 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     RECIPES.iter().map(|(name, _)| *name)
 }
 
-/// The recipe of that name.
+/// The recipe of that name, with the numbers that fit an encoder.
+///
+/// # Errors
+/// As [`find_for`].
+pub fn find(name: &str) -> Result<Recipe, TrainError> {
+    find_for(name, BaseKind::Encoder)
+}
+
+/// The recipe of that name, with the numbers that fit a kind of base model (see
+/// [`Recipe::for_base`]).
 ///
 /// # Errors
 /// [`TrainError::NoSuchRecipe`] with the names that exist and one that is near.
-pub fn find(name: &str) -> Result<Recipe, TrainError> {
+pub fn find_for(name: &str, kind: BaseKind) -> Result<Recipe, TrainError> {
     if let Some((_, recipe)) = RECIPES.iter().find(|(known, _)| *known == name) {
-        return Ok(recipe());
+        return Ok(recipe().for_base(kind));
     }
     let near = names()
         .map(|known| (strsim::jaro_winkler(name, known), known))

@@ -199,7 +199,7 @@ mod tests {
         assert!(page.contains("a &lt; b"));
         // A record and a token with marks of HTML, and one that is no ASCII.
         assert!(page.contains("&lt;script&gt;alert(&quot;") && page.contains("&lt;b&gt;"));
-        assert!(page.contains("caf&#xE9;"));
+        assert!(page.contains("bar&#xE9;"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Reading a finished run again and scoring it.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use burn::tensor::Device;
@@ -27,8 +27,6 @@ pub(crate) struct Opened {
     pub(crate) loaded: Loaded,
     pub(crate) model: TaskModel,
     pub(crate) instructions: Option<Instructions>,
-    /// Folder of the base model.
-    pub(crate) base_folder: PathBuf,
 }
 
 impl Opened {
@@ -157,12 +155,7 @@ pub fn evaluate_other(
     }
     let data = bundled::folder(data.unwrap_or(&config.data))?;
     let tasks = scored.of(folder, &load_tasks(&data, Some(names))?)?;
-    let tasks = tokenized(
-        &opened.base_folder,
-        &loaded.base,
-        &tasks,
-        &config.recipe.data,
-    )?;
+    let tasks = tokenized(&loaded.folder, &loaded.base, &tasks, &config.recipe.data)?;
     let number = |task: &TokenizedTask| {
         let own = &config.tasks;
         own.iter().position(|own| own.name == task.name)
@@ -382,7 +375,6 @@ fn open_with(
         config,
         loaded,
         model,
-        base_folder: base.folder,
     })
 }
 

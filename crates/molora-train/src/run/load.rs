@@ -1,6 +1,6 @@
 //! Reading what a run needs: base model, tokenizer, tasks, fresh heads.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::Device;
@@ -24,6 +24,8 @@ pub(crate) struct Loaded {
     pub(crate) heads: Vec<Option<TaskHead>>,
     pub(crate) tasks: Vec<TokenizedTask>,
     pub(crate) device: Device,
+    /// Folder of the base model.
+    pub(crate) folder: PathBuf,
 }
 
 impl Loaded {
@@ -63,6 +65,7 @@ pub(crate) fn load(
         spec,
         tasks,
         device,
+        folder: folder.to_owned(),
     };
     if trains {
         for (field, stages) in [("stages", &recipe.stages), ("growth", &recipe.growth)] {
@@ -118,8 +121,8 @@ fn writing(
     tokenizer: TextTokenizer,
     config: &WritingConfig,
 ) -> Result<Writing, TrainError> {
-    let format = match config.prompt {
-        PromptStyle::Plain => PromptFormat::Plain,
+    let format = match config.prompt.resolved(folder)? {
+        PromptStyle::Auto | PromptStyle::Plain => PromptFormat::Plain,
         PromptStyle::Chat => match ChatTemplate::from_folder(folder)? {
             Some(template) => PromptFormat::Chat(Arc::new(template)),
             None => return Err(TrainError::run(folder, RunProblem::PromptNeedsTemplate)),

@@ -2,7 +2,10 @@
 //!
 //! What a run folder has stands in `store/folder.rs`.
 
+mod base;
 mod evaluate;
+mod examples;
+mod experts;
 mod inputs;
 mod load;
 mod stages;
@@ -26,22 +29,26 @@ use crate::guide::{Guide, Instructions};
 use crate::model::count;
 use crate::recipe::{FinalState, QuerySource, Recipe, legs};
 use crate::report::{
-    EvalReport, Page, PredictionReport, Record, RoutingReport, RunSummary, SCHEMA_VERSION,
-    SplitSizes, kept_states, peak_memory_bytes, read_records, render,
+    BaseReport, EvalReport, ExampleReport, ExpertReport, Page, PredictionReport, Record,
+    RoutingReport, RunSummary, SCHEMA_VERSION, SplitSizes, kept_states, peak_memory_bytes,
+    read_records, render,
 };
 use crate::store::{
-    Claim, EVAL, FORMAT, PREDICTIONS, REPORT, ROUTING, RunConfig, STEPS, SUMMARY, TaskLabels,
-    Writing, checkpoint, git_commit, read_config,
+    BASE, Claim, EVAL, EXAMPLES, EXPERT_REPORT, FORMAT, PREDICTIONS, REPORT, ROUTING, RunConfig,
+    STEPS, SUMMARY, TaskLabels, Writing, checkpoint, git_commit, read_config,
 };
 use crate::train::{Setup, Start, Trained, train as train_loop};
 
 pub use crate::train::{Event, StageEvent};
+use base::base_report;
 use evaluate::evaluate_showing;
 pub(crate) use evaluate::{
     Opened, bare_task, check_finished, device_of, open, open_without_data, read_finished,
     task_number,
 };
 pub use evaluate::{ScoredRecords, evaluate_base, evaluate_other, evaluate_run, evaluate_run_by};
+use examples::examples;
+use experts::experts;
 pub use inputs::changed_inputs;
 pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
 pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
@@ -95,6 +102,12 @@ pub struct Finished {
     pub routing: RoutingReport,
     /// The class predicted for each test record.
     pub predictions: PredictionReport,
+    /// Scores of the base model alone, if the recipe asks for them.
+    pub base: Option<BaseReport>,
+    /// Some records with what was answered, if the recipe asks for them.
+    pub examples: Option<ExampleReport>,
+    /// How alike the experts are, where a site has several.
+    pub experts: Option<ExpertReport>,
 }
 
 /// Trains a recipe and writes the run folder.
@@ -109,20 +122,11 @@ pub fn train(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
-    let data = bundled::folder(&request.data)?;
-    let encoder = request.recipe.instructions().map(|config| &config.encoder);
-    let mut inputs = vec![Path::new(&request.model), data.as_path()];
-    inputs.extend(encoder.map(Path::new));
-    let claim = Claim::new(&request.out, request.force, &inputs)?;
-    request.device.check()?;
-    request.recipe.check()?;
-    if let Some(stage) = &request.until {
-        stage_number(&request.recipe, stage)?;
-    }
-    base_model::check(&request.model)?;
-    let tasks = load_tasks(&data, request.tasks.as_deref())?;
-    let recipe = with_groups(&request.recipe, &tasks)?;
-    check_tasks(&recipe, &tasks)?;
+    let Checked {
+        claim,
+        recipe,
+        tasks,
+    } = checked(request)?;
     let labels = |task: &Task| TaskLabels {
         name: task.meta.name.clone(),
         kind: task.meta.kind,
@@ -131,6 +135,7 @@ pub fn train(
     };
     let model = find_model(&request.model, stop, on_event)?;
     claim.protect(&[&model.folder])?;
+    let recipe = with_prompt(recipe, &model.folder)?;
     let config = RunConfig {
         format: FORMAT,
         molora_version: env!("CARGO_PKG_VERSION").into(),
@@ -157,6 +162,43 @@ pub fn train(
         request.until.as_deref(),
         on_event,
     )
+}
+
+/// Checks all of a request that can be checked without its base model; [`train`] does so too.
+///
+/// # Errors
+/// As [`train`].
+pub fn check(request: &Request) -> Result<(), TrainError> {
+    checked(request).map(drop)
+}
+
+/// What can be known of a request without its base model.
+struct Checked {
+    claim: Claim,
+    recipe: Recipe,
+    tasks: Vec<Task>,
+}
+
+fn checked(request: &Request) -> Result<Checked, TrainError> {
+    let data = bundled::folder(&request.data)?;
+    let encoder = request.recipe.instructions().map(|config| &config.encoder);
+    let mut inputs = vec![Path::new(&request.model), data.as_path()];
+    inputs.extend(encoder.map(Path::new));
+    let claim = Claim::new(&request.out, request.force, &inputs)?;
+    request.device.check()?;
+    request.recipe.check()?;
+    if let Some(stage) = &request.until {
+        stage_number(&request.recipe, stage)?;
+    }
+    base_model::check(&request.model)?;
+    let tasks = load_tasks(&data, request.tasks.as_deref())?;
+    let recipe = with_groups(&request.recipe, &tasks)?;
+    check_tasks(&recipe, &tasks)?;
+    Ok(Checked {
+        claim,
+        recipe,
+        tasks,
+    })
 }
 
 /// Goes on with an unfinished run from its newest checkpoint, or from the start without one.
@@ -199,6 +241,13 @@ pub fn resume(
     )
 }
 
+/// The recipe with the prompts that fit the model of a folder, where it leaves them open.
+pub(crate) fn with_prompt(mut recipe: Recipe, folder: &Path) -> Result<Recipe, TrainError> {
+    let writing = &mut recipe.data.writing;
+    writing.prompt = writing.prompt.resolved(folder)?;
+    Ok(recipe)
+}
+
 /// Finds the base model, and stops a download when the run is to stop.
 pub(crate) fn find_model(
     name: &str,
@@ -225,32 +274,26 @@ fn run(
 ) -> Result<Finished, TrainError> {
     let recipe = &config.recipe;
     let until = until.map(|name| stage_number(recipe, name)).transpose()?;
-    let Loaded {
-        base,
-        spec,
-        heads,
-        tasks,
-        device,
-    } = loaded;
-    let names = task_names(&tasks);
+    let names = task_names(&loaded.tasks);
     let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
     let base_name = config.base_name();
     let setup = Setup {
         recipe,
         stages: &recipe.stages,
         legs: &legs,
-        spec: &spec,
-        base: (&base, base_name),
-        tasks: &tasks,
+        spec: &loaded.spec,
+        base: (&loaded.base, base_name),
+        tasks: &loaded.tasks,
         seed: Seed::new(config.seed),
-        device: &device,
+        device: &loaded.device,
         folder,
         stop,
         until,
     };
     on_event(Event::Phase("training"));
+    let heads = loaded.heads.clone();
     let trained = train_loop(&setup, Start::Fresh(heads), on_event)?;
-    let finished = finish(folder, config, &spec, &tasks, &device, &trained, on_event)?;
+    let finished = finish(folder, config, &loaded, &trained, on_event)?;
     checkpoint::retain(folder, &trained.progress, recipe.checkpoint.keep_last)?;
     Ok(finished)
 }
@@ -260,12 +303,11 @@ fn run(
 pub(crate) fn finish(
     folder: &Path,
     config: &RunConfig,
-    spec: &AdapterSpec,
-    tasks: &[TokenizedTask],
-    device: &Device,
+    loaded: &Loaded,
     trained: &Trained,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
+    let (tasks, device, spec) = (&loaded.tasks[..], &loaded.device, &loaded.spec);
     let split = config.scored;
     on_event(Event::Phase(&format!(
         "evaluating on the {} split",
@@ -284,6 +326,19 @@ pub(crate) fn finish(
     let mut routing = found.routing;
     routing.has_general = spec.general.is_some();
     let records = read_records(&folder.join(STEPS))?;
+    let base = base_report(config, loaded, on_event);
+    let shown = config.recipe.report.examples;
+    let examples = match shown > 0 && split == Split::Test {
+        true => Some(examples(
+            loaded,
+            split,
+            &found.predictions,
+            base.as_ref(),
+            shown,
+        )?),
+        false => None,
+    };
+    let experts = experts(&trained.model, loaded, split, guide, examples.is_some())?;
     let is_last = config.recipe.checkpoint.final_state == FinalState::Last;
     let cut = tasks.iter().filter(|task| task.cut > 0);
     let finished = Finished {
@@ -299,6 +354,9 @@ pub(crate) fn finish(
         eval: found.scores,
         routing,
         predictions: found.predictions,
+        base,
+        examples: examples.filter(|examples| !examples.tasks.is_empty()),
+        experts,
     };
     write_report(folder, &finished, &records, &config.recipe)?;
     // The last thing: from here on the run is finished and needs no checkpoint.
@@ -385,10 +443,22 @@ fn write_report(
     write_json_atomically(&folder.join(EVAL), &finished.eval)?;
     write_json_atomically(&folder.join(ROUTING), &finished.routing)?;
     write_json_atomically(&folder.join(PREDICTIONS), &finished.predictions)?;
+    if let Some(base) = &finished.base {
+        write_json_atomically(&folder.join(BASE), base)?;
+    }
+    if let Some(examples) = &finished.examples {
+        write_json_atomically(&folder.join(EXAMPLES), examples)?;
+    }
+    if let Some(experts) = &finished.experts {
+        write_json_atomically(&folder.join(EXPERT_REPORT), experts)?;
+    }
     let routing = (!finished.routing.sites.is_empty()).then_some(&finished.routing);
     let html = render(&Page {
         routing,
         records,
+        base: finished.base.as_ref(),
+        examples: finished.examples.as_ref(),
+        experts: finished.experts.as_ref(),
         settings: &recipe.to_toml(),
         ..Page::new(&finished.summary, &finished.eval)
     });

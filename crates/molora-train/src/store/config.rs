@@ -21,7 +21,7 @@ use crate::recipe::{Recipe, ValidationConfig, text_error};
 pub const RUN: &str = "run.toml";
 
 /// The format of the file that this molora writes; files without a number are of the first one.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// The first format whose runs are scored on the validation split.
 const VALIDATED: u32 = 2;
@@ -256,7 +256,7 @@ pub(super) mod tests {
         first.recipe.validation = ValidationConfig::never();
         assert_eq!(read(&text).expect("the first format"), first);
         let text = toml::to_string(&config(FORMAT)).expect("plain data");
-        assert!(text.starts_with("format = 2\n"), "{text}");
+        assert!(text.starts_with("format = 3\n"), "{text}");
         assert_eq!(read(&text).expect("its own text"), config(FORMAT));
     }
 
@@ -265,7 +265,7 @@ pub(super) mod tests {
         let error = read("format = 7\nnews = true\n")
             .expect_err("newer")
             .to_string();
-        let end = "run.toml: format is 7, but this molora knows up to 2: a newer molora wrote the run; \
+        let end = "run.toml: format is 7, but this molora knows up to 3: a newer molora wrote the run; \
                    use that one";
         assert!(error.ends_with(end), "{error}");
         let error = read("format = 1\nnews = true\n")

@@ -3,7 +3,10 @@
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use super::{EVAL, FolderLock, REPORT, ROUTING, RunConfig, STEPS, SUMMARY, is_run, read_config};
+use super::{
+    BASE, EVAL, EXAMPLES, EXPERT_REPORT, FolderLock, REPORT, ROUTING, RunConfig, STEPS, SUMMARY,
+    is_run, read_config,
+};
 use crate::base::files::is_there;
 use crate::base::place::write_atomically;
 use crate::error::{RunProblem, TrainError};
@@ -11,11 +14,6 @@ use crate::report::{
     BaseReport, EvalReport, ExampleReport, ExpertReport, Page, Record, ReportError, RoutingReport,
     RunSummary, read_json, read_json_if_there, read_records, render,
 };
-
-/// Files that not every run has.
-const BASE: &str = "base.json";
-const EXAMPLES: &str = "examples.json";
-const EXPERTS: &str = "experts.json";
 
 /// What the title of every page ends with.
 const TITLE_END: &str = "molora</title>";
@@ -71,7 +69,7 @@ impl FinishedRun {
             },
             base: read_base(folder)?,
             examples: read_json_if_there(&folder.join(EXAMPLES))?,
-            experts: read_json_if_there(&folder.join(EXPERTS))?,
+            experts: read_json_if_there(&folder.join(EXPERT_REPORT))?,
         })
     }
 
@@ -94,7 +92,7 @@ impl FinishedRun {
 ///
 /// # Errors
 /// If the file is there and cannot be read.
-pub(crate) fn read_base(folder: &Path) -> Result<Option<BaseReport>, ReportError> {
+pub fn read_base(folder: &Path) -> Result<Option<BaseReport>, ReportError> {
     read_json_if_there(&folder.join(BASE))
 }
 

@@ -11,6 +11,7 @@
 //! | `instructions.json` | instructions with vectors, and the global weight | `embed_instructions` |
 //! | `adapter_config.json`, `adapter_model.safetensors`, `heads.safetensors` | the last model | the end |
 //! | `eval.json`, `predictions.json`, `routing.json`, `report.html` | scores, answers, shares of experts, the report | the end |
+//! | `base.json`, `examples.json`, `experts.json` | the base model's scores, example answers, how alike the experts are | the end, where there are any |
 //! | `summary.json` | facts of the run; a folder that has it is finished | the very end |
 //! | `unseen.json` | scores on tasks that the run was not trained on | `molora eval --unseen` |
 //! | `before/<task>/` | what the expert of a task that was added later has replaced | `molora add-expert` |
@@ -44,6 +45,13 @@ pub(super) const CHECKPOINTS: &str = "checkpoints";
 pub(crate) const STAGES: &str = "stages";
 /// File of the predicted classes in a run folder.
 pub const PREDICTIONS: &str = "predictions.json";
+
+/// File of the base model's scores in a run folder.
+pub const BASE: &str = "base.json";
+/// File of the example answers in a run folder.
+pub const EXAMPLES: &str = "examples.json";
+/// File of how alike the experts are in a run folder.
+pub const EXPERT_REPORT: &str = "experts.json";
 
 /// File of the scores on other tasks in a run folder.
 pub const UNSEEN: &str = "unseen.json";

@@ -14,10 +14,11 @@ mod swap;
 pub use config::{FORMAT, RUN, RunConfig, TaskLabels, is_run, read_config};
 pub(crate) use config::{git_commit, write_config};
 pub use digests::Digests;
-pub(crate) use finished::read_base;
-pub use finished::{FinishedRun, write_page, write_report};
+pub use finished::{FinishedRun, read_base, write_page, write_report};
+pub use folder::{
+    BASE, EVAL, EXAMPLES, EXPERT_REPORT, PREDICTIONS, REPORT, ROUTING, STEPS, SUMMARY, UNSEEN,
+};
 pub(crate) use folder::{Claim, STAGES, Writing};
-pub use folder::{EVAL, PREDICTIONS, REPORT, ROUTING, STEPS, SUMMARY, UNSEEN};
 pub(crate) use lock::FolderLock;
 pub(crate) use names::{GROWING, REMOVING, check_name, is_empty};
 use pool::EXPERTS;

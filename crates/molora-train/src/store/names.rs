@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use super::folder::{
-    CHECKPOINTS, EVAL, PREDICTIONS, REPORT, ROUTING, STAGES, STEPS, SUMMARY, UNSEEN,
+    BASE, CHECKPOINTS, EVAL, EXAMPLES, EXPERT_REPORT, PREDICTIONS, REPORT, ROUTING, STAGES, STEPS,
+    SUMMARY, UNSEEN,
 };
 use super::pool::{EXPERTS, GENERAL};
 use super::swap::{BEFORE, SWAP};
@@ -15,7 +16,7 @@ use crate::error::{RunProblem, TrainError};
 use crate::guide::INSTRUCTIONS;
 
 /// Files of a run folder.
-const FILES: [&str; 13] = [
+const FILES: [&str; 16] = [
     RUN,
     STEPS,
     SUMMARY,
@@ -24,6 +25,9 @@ const FILES: [&str; 13] = [
     PREDICTIONS,
     REPORT,
     UNSEEN,
+    BASE,
+    EXAMPLES,
+    EXPERT_REPORT,
     INSTRUCTIONS,
     checkpoint::HEADS,
     "adapter_config.json",

@@ -9,7 +9,6 @@
 //! mean over the run's tasks; GLIDER compares the instruction of the unseen task, or another query,
 //! with those of its experts. See `docs/unseen.md`.
 
-mod probe;
 mod report;
 
 use std::collections::BTreeMap;
@@ -17,28 +16,24 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
 use molora_kernels::random::Seed;
 use molora_models::{Backbone, TaskModel};
 
 use crate::base::place::write_json_atomically;
 use crate::base::{DeviceSpec, bundled};
 use crate::data::draw::shuffle;
-use crate::data::{
-    Batch, Example, Split, Task, TokenizedTask, eval_batches, list_tasks, load_tasks,
-    require_classification,
-};
+use crate::data::{Split, Task, TokenizedTask, list_tasks, load_tasks, require_classification};
 use crate::error::{RunProblem, TrainError};
-use crate::eval::{check_finite, score};
+use crate::eval::frozen::Frozen;
+use crate::eval::probe::{Answers, Probe, best_probe};
+use crate::eval::score;
 use crate::guide::{Guide, Query, TextEncoder, check_instructions};
-use crate::model::inputs_for;
 use crate::report::{Gain, SCHEMA_VERSION};
 use crate::run::{Opened, check_finished, open_without_data, tokenized};
 use crate::store::{RUN, RunConfig, read_config};
 use crate::train::Event;
 
-use probe::Probe;
-pub use probe::{ITERATIONS, PENALTIES};
+pub use crate::eval::probe::{ITERATIONS, PENALTIES};
 pub use report::{ProbeResult, UNSEEN, UnseenReport, UnseenTask, unseen_table};
 
 /// Which run is measured on what.
@@ -77,7 +72,7 @@ pub fn evaluate_unseen(
     check_probed(&run.join(RUN), &opened.loaded.base)?;
     let query = opened.query(request.query, run)?;
     let base = &opened.loaded.base;
-    let tasks = tokenized(&opened.base_folder, base, &tasks, &config.recipe.data)?;
+    let tasks = tokenized(&opened.loaded.folder, base, &tasks, &config.recipe.data)?;
     let text_encoder = match &opened.instructions {
         Some(instructions) => Some(instructions.text_encoder(&opened.loaded.device)?),
         None => None,
@@ -214,7 +209,12 @@ impl Measuring<'_> {
         let task = &self.tasks[number];
         let all = |split| (0..task.split(split).len()).collect::<Vec<_>>();
         let (validation, test) = (all(Split::Validation), all(Split::Test));
-        let model = model.valid();
+        let frozen = Frozen {
+            model: &model.valid(),
+            num_tasks: self.opened.loaded.tasks.len(),
+            batch_size: self.opened.config.recipe.data.eval_batch_size,
+            device: &self.opened.loaded.device,
+        };
         let total = rows.len() + validation.len() + test.len();
         let mut done = 0;
         let mut features = |split, rows: &[usize]| {
@@ -222,24 +222,23 @@ impl Measuring<'_> {
                 true => self.guide(task, split)?,
                 false => None,
             };
-            self.features(
-                &model,
-                (task, split),
-                rows,
-                guide.as_ref(),
-                &mut |records| {
-                    done += records;
-                    on_event(Event::Evaluated(done, total));
-                },
-            )
+            let place = (task, split);
+            frozen.pooled(place, rows, guide.as_ref(), &mut |records| {
+                done += records;
+                on_event(Event::Evaluated(done, total));
+            })
         };
         let train = features(Split::Train, rows)?;
         let validation = features(Split::Validation, &validation)?;
         let test = features(Split::Test, &test)?;
         let classes = task.classes(Split::Train);
         let classes: Vec<usize> = rows.iter().map(|&row| classes[row]).collect();
-        let probes = Probe::fit(&train, &classes, task.labels.len());
-        let (validation, l2, probe) = best(&probes, task, &validation);
+        let probes = Probe::fit(&train, Answers::Classes(&classes, task.labels.len()));
+        let validated = |probe: &Probe| {
+            let predictions = probe.predict(&validation);
+            score(task, Split::Validation, &predictions).value
+        };
+        let (validation, l2, probe) = best_probe(&probes, validated);
         let predictions = probe.predict(&test);
         Ok(ProbeResult {
             score: score(task, Split::Test, &predictions),
@@ -259,64 +258,6 @@ impl Measuring<'_> {
         let guide = instructions.guide_of(&self.query, task, split, encoder)?;
         Ok(Some(guide))
     }
-
-    /// The pooled states of some examples of a task that the model does not know, `[rows, D]`.
-    fn features(
-        &self,
-        model: &TaskModel,
-        (task, split): (&TokenizedTask, Split),
-        rows: &[usize],
-        guide: Option<&Guide>,
-        progress: &mut dyn FnMut(usize),
-    ) -> Result<Tensor<2>, TrainError> {
-        let device: &Device = &self.opened.loaded.device;
-        let examples: &[Example] = task.split(split);
-        let num_tasks = self.opened.loaded.tasks.len();
-        let lengths: Vec<usize> = rows.iter().map(|&row| examples[row].ids.len()).collect();
-        let width = model.backbone.width();
-        let mut values = vec![0.0_f32; rows.len() * width];
-        let batch_size = self.opened.config.recipe.data.eval_batch_size;
-        for places in eval_batches(&lengths, batch_size) {
-            let records: Vec<usize> = places.iter().map(|&place| rows[place]).collect();
-            let examples: Vec<_> = records.iter().map(|&row| &examples[row]).collect();
-            let batch = Batch::from_examples(&examples);
-            let guidance = guide.map(|guide| guide.of(&vec![0; batch.rows], &records, device));
-            let guidance = guidance.unwrap_or_default();
-            let unknown = vec![None; batch.rows];
-            let (input, context) = inputs_for(&batch, &unknown, num_tasks, None, guidance, device)?;
-            let pooled = model.encode(&input, &context).0.into_data();
-            let pooled: Vec<f32> = pooled.iter::<f32>().collect();
-            for (&place, state) in places.iter().zip(pooled.chunks_exact(width)) {
-                let numbers = state.iter().map(|&number| f64::from(number));
-                check_finite(&task.name, (split, rows[place]), "pooled state", numbers)?;
-                values[place * width..][..width].copy_from_slice(state);
-            }
-            progress(places.len());
-        }
-        Ok(Tensor::from_data(
-            TensorData::new(values, [rows.len(), width]),
-            device,
-        ))
-    }
-}
-
-/// The probe that does best on the validation split, the first of equally good ones, with its score
-/// and penalty.
-fn best<'a>(
-    probes: &'a [Probe],
-    task: &TokenizedTask,
-    validation: &Tensor<2>,
-) -> (f64, f64, &'a Probe) {
-    let scored = probes.iter().zip(PENALTIES).map(|(probe, penalty)| {
-        let predictions = probe.predict(validation);
-        let score = score(task, Split::Validation, &predictions);
-        (score.value, penalty, probe)
-    });
-    let better = |best: (f64, f64, &'a Probe), next: (f64, f64, &'a Probe)| match next.0 > best.0 {
-        true => next,
-        false => best,
-    };
-    scored.reduce(better).expect("there are penalties")
 }
 
 /// At most `shots` places of each class, drawn at random, in ascending order.

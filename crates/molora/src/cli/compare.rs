@@ -6,13 +6,13 @@ use clap::Args;
 
 use super::choice::Budget;
 use super::progress::Progress;
-use super::source::SourceArgs;
+use super::source::{Fitted, SourceArgs};
 use super::train::{read_recipe, stop_on_signal};
 use super::validation::ValidationArgs;
 use super::{print, say};
 use molora_train::compare::{
     Comparison, Event, LEARNING_RATE, PAGE, Plan, Request, RunEvent, State, TABLES, TrialEvent,
-    Tuned, TunedKey, Tuning, compare, setting_text, tables,
+    Tuned, TunedKey, Tuning, check, compare, setting_text, tables,
 };
 use molora_train::recipe::{Recipe, overrides};
 use molora_train::report::thousands;
@@ -60,8 +60,9 @@ pub(super) struct CompareArgs {
 
 impl CompareArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let request = self.request()?;
         let stop = stop_on_signal()?;
+        let before = |fitted: &Fitted| Ok(check(&self.request(fitted)?)?);
+        let request = self.request(&self.source.fitted(&stop, before)?)?;
         let mut progress = Progress::new();
         let comparison = compare(&request, &stop, &mut |event| match event {
             Event::Planned(plan) => say(&planned(plan)),
@@ -85,28 +86,28 @@ impl CompareArgs {
         print(&closing(&request.out, &comparison))
     }
 
-    fn request(self) -> anyhow::Result<Request> {
-        let recipes = self.recipes.iter().map(|name| self.recipe(name));
+    fn request(&self, fitted: &Fitted) -> anyhow::Result<Request> {
+        let recipes = self.recipes.iter().map(|name| self.recipe(name, fitted));
         Ok(Request {
             recipes: recipes.collect::<anyhow::Result<_>>()?,
-            model: self.source.model(),
+            model: fitted.model.clone(),
             base_dtype: self.source.base_dtype,
             data: self.source.data(),
-            tasks: self.source.tasks,
-            unseen: self.unseen,
-            out: self.out,
+            tasks: self.source.tasks.clone(),
+            unseen: self.unseen.clone(),
+            out: self.out.clone(),
             seeds: self.seeds,
             budget: self.budget.into(),
             tune: (!self.tune.is_empty()).then_some(Tuning {
                 steps: self.tune_steps,
-                keys: self.tune,
+                keys: self.tune.clone(),
             }),
             device: self.source.device,
         })
     }
 
-    fn recipe(&self, name: &str) -> anyhow::Result<Recipe> {
-        let mut recipe = overrides::apply(&read_recipe(name)?, &self.set)?;
+    fn recipe(&self, name: &str, fitted: &Fitted) -> anyhow::Result<Recipe> {
+        let mut recipe = overrides::apply(&read_recipe(name, fitted)?, &self.set)?;
         if let Some(steps) = self.steps {
             recipe.set_total_steps(steps);
         }

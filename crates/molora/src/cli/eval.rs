@@ -13,12 +13,12 @@ use super::{print, print_written};
 use molora_train::base::{DeviceSpec, base_model};
 use molora_train::data::Split;
 use molora_train::guide::Query;
-use molora_train::recipe::{self, overrides};
+use molora_train::recipe::{self, BaseKind, overrides};
 use molora_train::report::{EvalReport, idle_summary, task_table};
 use molora_train::run::{
     ScoredRecords, changed_inputs, evaluate_base, evaluate_other, evaluate_run_by,
 };
-use molora_train::store::{is_run, read_config};
+use molora_train::store::{is_run, read_base, read_config};
 use molora_train::train::Event;
 use molora_train::unseen::{
     UnseenReport, UnseenRequest, UnseenTask, evaluate_unseen, unseen_table,
@@ -79,7 +79,7 @@ impl EvalArgs {
         let has = |name: &str| self.run.join(name).exists();
         let is_run = is_run(&self.run)? || ["checkpoints", ".swap"].into_iter().any(has);
         if !is_run && let Some(eval) = self.of_base()? {
-            return self.show(&eval, None);
+            return self.show(&eval, None, None);
         }
         if !self.set.is_empty() {
             bail!("--set is for base models: a run keeps how its texts were made");
@@ -105,7 +105,8 @@ impl EvalArgs {
             }
         };
         progress.finish();
-        self.show(&eval, idle_summary(&routing))
+        let base = self.base()?;
+        self.show(&eval, base.as_ref(), idle_summary(&routing))
     }
 
     fn scored(&self) -> ScoredRecords {
@@ -143,7 +144,8 @@ impl EvalArgs {
         if self.query.is_some() {
             bail!("{name} is a base model: --query is for runs whose recipe has [instructions]");
         }
-        let recipe = overrides::apply(&recipe::find("lora")?, &self.set)?;
+        let recipe = recipe::find_for("lora", BaseKind::Writer)?;
+        let recipe = overrides::apply(&recipe, &self.set)?;
         let (tasks, device) = (
             self.tasks.as_deref(),
             self.device.unwrap_or(DeviceSpec::Cpu),
@@ -163,12 +165,26 @@ impl EvalArgs {
         Ok(Some(eval))
     }
 
-    fn show(&self, eval: &EvalReport, idle: Option<String>) -> anyhow::Result<()> {
+    /// The base model's scores on the run's own records, if these are what was scored.
+    fn base(&self) -> anyhow::Result<Option<EvalReport>> {
+        let is_own = self.data.is_none() && self.tasks.is_none() && self.limit.is_none();
+        if !is_own || self.split != Split::Test {
+            return Ok(None);
+        }
+        Ok(read_base(&self.run)?.map(|base| base.scores))
+    }
+
+    fn show(
+        &self,
+        eval: &EvalReport,
+        base: Option<&EvalReport>,
+        idle: Option<String>,
+    ) -> anyhow::Result<()> {
         match self.json {
             true => print_written(&format!("{}\n", as_json(eval))),
             false => {
                 let idle = idle.map(|text| text + "\n").unwrap_or_default();
-                print(&format!("{}\n{idle}", task_table(eval, None)))
+                print(&format!("{}\n{idle}", task_table(eval, base)))
             }
         }
     }

@@ -1,9 +1,21 @@
 //! Options of every command that trains: on what, and where.
 
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use clap::Args;
 use molora_models::BaseDtype;
 
-use molora_train::base::{DeviceSpec, bundled};
+use super::download::Downloads;
+use molora_train::base::{DeviceSpec, base_model, bundled};
+use molora_train::recipe::BaseKind;
+
+/// A base model by a name that stays, and what kind of model it is.
+pub(super) struct Fitted {
+    pub(super) model: String,
+    pub(super) kind: BaseKind,
+}
 
 /// Base model, tasks and device.
 #[derive(Debug, Args)]
@@ -31,6 +43,41 @@ impl SourceArgs {
     /// The base model: a folder, `bundled:NAME` or a name on the Hub.
     pub(super) fn model(&self) -> String {
         self.model.clone().unwrap_or_else(|| bundled::MODEL.into())
+    }
+
+    /// The base model with its kind, which a recipe's numbers depend on. `check` is called before one
+    /// is downloaded for that. What else is wrong with it is said when it is read.
+    ///
+    /// # Errors
+    /// Those of `check`, and if it cannot be downloaded.
+    pub(super) fn fitted(
+        &self,
+        stop: &AtomicBool,
+        check: impl FnOnce(&Fitted) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Fitted> {
+        let mut fitted = Fitted {
+            model: self.model(),
+            kind: BaseKind::default(),
+        };
+        let kind_of = |folder: &Path| BaseKind::of(folder).unwrap_or_default();
+        let folder = bundled::folder(&fitted.model).unwrap_or_default();
+        if folder.is_dir() || base_model::check(&fitted.model).is_err() {
+            fitted.kind = kind_of(&folder);
+            return Ok(fitted);
+        }
+        check(&fitted)?;
+        let mut downloads = Downloads::new();
+        let found = base_model::find(&fitted.model, &mut |progress| {
+            downloads.show(progress);
+            match stop.load(Ordering::SeqCst) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })?;
+        Ok(Fitted {
+            kind: kind_of(&found.folder),
+            model: found.name,
+        })
     }
 
     /// The folder of the tasks.

@@ -9,12 +9,12 @@ use clap::Args;
 
 use super::print;
 use super::progress::Progress;
-use super::source::SourceArgs;
+use super::source::{Fitted, SourceArgs};
 use super::validation::ValidationArgs;
 use molora_train::data::Split;
 use molora_train::recipe::{self, Recipe, overrides};
 use molora_train::report::{idle_summary, summary_table, task_table};
-use molora_train::run::{Finished, Part, Request, resume, train};
+use molora_train::run::{Finished, Part, Request, check, resume, train};
 
 /// Options of `molora train`.
 #[derive(Debug, Args)]
@@ -67,7 +67,8 @@ impl TrainArgs {
                 resume(folder, &part, &stop, &mut |e| progress.show(e))?,
             ),
             None => {
-                let request = self.request()?;
+                let before = |fitted: &Fitted| Ok(check(&self.request(fitted)?)?);
+                let request = self.request(&self.source.fitted(&stop, before)?)?;
                 let finished = train(&request, &stop, &mut |event| progress.show(event))?;
                 (request.out, finished)
             }
@@ -76,9 +77,9 @@ impl TrainArgs {
         print(&closing(&folder, &finished))
     }
 
-    fn request(self) -> anyhow::Result<Request> {
+    fn request(&self, fitted: &Fitted) -> anyhow::Result<Request> {
         let name = self.recipe.as_deref().unwrap_or_default();
-        let mut recipe = overrides::apply(&read_recipe(name)?, &self.set)?;
+        let mut recipe = overrides::apply(&read_recipe(name, fitted)?, &self.set)?;
         if let Some(steps) = self.steps {
             recipe.set_total_steps(steps);
         }
@@ -92,15 +93,15 @@ impl TrainArgs {
         Ok(Request {
             out,
             recipe,
-            model: self.source.model(),
+            model: fitted.model.clone(),
             base_dtype: self.source.base_dtype,
             data: self.source.data(),
-            tasks: self.source.tasks,
+            tasks: self.source.tasks.clone(),
             force: self.force,
             seed: self.seed,
             device: self.source.device,
             scored: Split::Test,
-            until: self.until_stage,
+            until: self.until_stage.clone(),
         })
     }
 }
@@ -111,10 +112,11 @@ fn is_inside(file: &Path, folder: &Path) -> bool {
     matches!((file, folder), (Ok(file), Ok(folder)) if file.is_file() && file.starts_with(&folder))
 }
 
-/// A recipe by name, or from a file if the name looks like one.
-pub(super) fn read_recipe(name: &str) -> anyhow::Result<Recipe> {
+/// A recipe by name, with the numbers that fit the base model, or from a file if the name looks like
+/// one.
+pub(super) fn read_recipe(name: &str, fitted: &Fitted) -> anyhow::Result<Recipe> {
     if !name.ends_with(".toml") {
-        return Ok(recipe::find(name)?);
+        return Ok(recipe::find_for(name, fitted.kind)?);
     }
     let text = std::fs::read_to_string(name).with_context(|| name.to_owned())?;
     Ok(Recipe::from_toml(&text, name)?)
@@ -137,7 +139,10 @@ pub(super) fn closing(folder: &Path, finished: &Finished) -> String {
     let idle = idle_summary(&finished.routing).map(|text| text + "\n\n");
     format!(
         "\n{}\n\n{}\n\n{}report: {}\n",
-        task_table(&finished.eval, None),
+        task_table(
+            &finished.eval,
+            finished.base.as_ref().map(|base| &base.scores)
+        ),
         summary_table(&finished.summary),
         idle.unwrap_or_default(),
         folder.join("report.html").display()

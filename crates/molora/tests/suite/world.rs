@@ -29,10 +29,13 @@ pub(crate) const LAYERS: usize = 4;
 pub(crate) const STAGE_FILES: [&str; 4] = ["experts", "general", "instructions.json", "stages"];
 
 /// Files of a finished run, sorted.
-pub(crate) const RUN_FILES: [&str; 10] = [
+pub(crate) const RUN_FILES: [&str; 13] = [
     "adapter_config.json",
     "adapter_model.safetensors",
+    "base.json",
     "eval.json",
+    "examples.json",
+    "experts.json",
     "heads.safetensors",
     "predictions.json",
     "report.html",
@@ -41,6 +44,13 @@ pub(crate) const RUN_FILES: [&str; 10] = [
     "steps.jsonl",
     "summary.json",
 ];
+
+/// Those of a run of a recipe: a single expert is compared with none.
+pub(crate) fn run_files(recipe: &str) -> Vec<&'static str> {
+    let mut files = RUN_FILES.to_vec();
+    files.retain(|file| recipe != "lora" || *file != "experts.json");
+    files
+}
 
 /// Tensors as they stand in a file: shape and values, by name.
 pub(crate) type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;

@@ -200,6 +200,7 @@ fn loaded(
         spec,
         tasks,
         device: device.clone(),
+        folder: folder.to_owned(),
     })
 }
 
@@ -220,12 +221,10 @@ impl Assembly<'_> {
     ) -> Result<Assembled, TrainError> {
         let (folder, spec) = (&self.request.out, &self.loaded.spec);
         let trained = self.train(mixture, stop, on_event)?;
-        let Loaded { tasks, device, .. } = &self.loaded;
+        let tasks = &self.loaded.tasks;
         let config = &self.config;
         let finished = match self.request.data {
-            Some(_) => Some(finish(
-                folder, config, spec, tasks, device, &trained, on_event,
-            )?),
+            Some(_) => Some(finish(folder, config, &self.loaded, &trained, on_event)?),
             None => {
                 close(folder, config, spec, &task_names(tasks), &trained)?;
                 None

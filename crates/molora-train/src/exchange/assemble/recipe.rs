@@ -91,9 +91,10 @@ pub(super) fn recipe(
     let data = &mut recipe.data;
     data.max_length = data.max_length.min(limit);
     data.writing.max_length = data.writing.max_length.min(limit);
-    if has_template {
-        data.writing.prompt = PromptStyle::Chat;
-    }
+    data.writing.prompt = match has_template {
+        true => PromptStyle::Chat,
+        false => PromptStyle::Plain,
+    };
     recipe.stages = vec![StageConfig::transform("experts", Transform::Given)];
     if choice == RouterChoice::Glider {
         let embed = Transform::EmbedInstructions(InstructionConfig::default());

@@ -17,8 +17,8 @@ use serde::{Deserialize, Deserializer};
 use crate::recipe::limits;
 use crate::recipe::stage::{Routing, Scope, StageConfig, Transform};
 use crate::recipe::{
-    CheckpointConfig, DataConfig, InstructionConfig, OptimizerConfig, Recipe, ScheduleConfig,
-    ValidationConfig,
+    CheckpointConfig, DataConfig, InstructionConfig, OptimizerConfig, Recipe, ReportConfig,
+    ScheduleConfig, ValidationConfig,
 };
 
 pub(in crate::recipe) use paths::renamed;
@@ -34,6 +34,8 @@ pub(in crate::recipe) struct RecipeFile {
     checkpoint: CheckpointConfig,
     #[serde(default)]
     validation: ValidationConfig,
+    #[serde(default)]
+    report: ReportConfig,
     data: DataConfig,
     adapter: AdapterSpec,
     instructions: Option<InstructionConfig>,
@@ -53,6 +55,7 @@ impl TryFrom<RecipeFile> for Recipe {
             checkpoint_every: file.checkpoint_every,
             checkpoint: file.checkpoint,
             validation: file.validation,
+            report: file.report,
             data: file.data,
             adapter: file.adapter,
             objective: file.objective,

@@ -42,7 +42,7 @@ pub(crate) fn examples() -> ExampleReport {
         ExampleKind::Right,
     ];
     let inputs = [
-        "My card was <script>alert(\"declined\")</script> at the caf\u{e9}, what now?".to_owned(),
+        "My card was <script>alert(\"declined\")</script> at the bar\u{e9}, what now?".to_owned(),
         "How do I top up? ".repeat(30),
         "two\nlines of text".to_owned(),
         "short".to_owned(),
@@ -105,7 +105,7 @@ fn of_size(layers: usize, sites: usize, experts: usize, sentences: usize) -> Exp
             cosine: (0..experts).map(row).collect(),
         }
     });
-    let words = "my card was <b> declined at the caf\u{e9} , what can I do about it now ?\n";
+    let words = "my card was <b> declined at the bar\u{e9} , what can I do about it now ?\n";
     let tokens: Vec<String> = words.split(' ').map(str::to_owned).collect();
     let sentence = |number: usize| {
         let weights = |layer: usize, site: usize| TokenWeights {

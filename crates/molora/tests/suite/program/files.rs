@@ -7,7 +7,7 @@ use molora_train::recipe::StageConfig;
 use serde_json::Value;
 
 use crate::world::{
-    LAYERS, RUN_FILES, STAGE_FILES, World, entries, read_json, read_tensors, small, steps,
+    LAYERS, STAGE_FILES, World, entries, read_json, read_tensors, run_files, small, steps,
 };
 
 /// Runs the program's `eval --json` and returns what it printed.
@@ -32,7 +32,7 @@ fn every_recipe_learns_and_a_fresh_process_gives_its_scores() {
         let run = world.train(&recipe, "run");
         let mut files = entries(&run);
         files.retain(|file| !STAGE_FILES.contains(&&file[..]));
-        assert_eq!(files, RUN_FILES, "{name}");
+        assert_eq!(files, run_files(name), "{name}");
 
         let steps = steps(&run);
         let mean = |part: &[molora_train::report::StepRecord]| {
@@ -142,7 +142,7 @@ fn the_program_prints_task_by_task_and_parameters() {
     ] {
         assert!(table.contains(text), "{text} is missing in {table}");
     }
-    assert_eq!(entries(&world.path("runs/samora")), RUN_FILES);
+    assert_eq!(entries(&world.path("runs/samora")), run_files("samora"));
 }
 
 #[test]

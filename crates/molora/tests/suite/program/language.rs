@@ -305,15 +305,78 @@ fn other_tasks_and_the_base_model_are_scored() {
     }
 }
 
-/// Files of other programs: instructions, chats through the model's template, and plain text.
-#[test]
-fn files_of_other_programs_are_trained_on() {
-    let world = writer::world();
+/// Gives the model a chat template.
+fn write_template(world: &World) {
     let template = "{% for m in messages %}{{ m.role + ' : ' + m.content }}\
                     {% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}\
                     {% if add_generation_prompt %}{{ 'assistant :' }}{% endif %}";
     let config = serde_json::json!({"chat_template": template, "eos_token": "</s>"});
     write_json(&world.path("writer").join("tokenizer_config.json"), &config);
+}
+
+/// A named recipe has the numbers of its base model, and its prompts; what is said wins.
+#[test]
+fn a_recipe_fits_its_base_model() {
+    let world = writer::world();
+    let text = |arguments: &[&str]| {
+        let output = world.run(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let has = |text: &str, lines: &[&str]| {
+        for line in lines {
+            assert!(
+                text.lines().any(|found| found == *line),
+                "no {line} in {text}"
+            );
+        }
+    };
+    let shown = text(&["list", "--show", "samora", "--model", "writer"]);
+    let numbers = ["learning_rate = 0.002", "batch_size = 16", "steps = 300"];
+    has(&shown, &numbers);
+    has(&shown, &["prompt = \"auto\""]);
+    has(
+        &text(&["list", "--show", "samora"]),
+        &["learning_rate = 0.004", "batch_size = 32", "steps = 600"],
+    );
+    let train = |recipe: &str, out: &str, more: &[&str]| {
+        let set = [
+            "--set",
+            "data.writing.max_length=40",
+            "--set",
+            "data.writing.max_new_tokens=3",
+        ];
+        let arguments = [
+            "train", recipe, "--model", "writer", "--data", "texts", "--tasks", "pets", "--out",
+            out, "--steps", "2",
+        ];
+        text(&[&arguments[..], &set, more].concat());
+        let run = world.path(out).join("run.toml");
+        std::fs::read_to_string(run).expect("readable")
+    };
+    let numbers = [
+        "learning_rate = 0.0005",
+        "batch_size = 16",
+        "prompt = \"plain\"",
+    ];
+    has(&train("lora", "plain", &[]), &numbers);
+    let said = ["--set", "data.sampling.batch_size=4"];
+    has(&train("lora", "said", &said), &["batch_size = 4"]);
+    write_template(&world);
+    has(&train("lora", "chat", &[]), &["prompt = \"chat\""]);
+    let said = ["--set", "data.writing.prompt=plain"];
+    has(&train("lora", "still", &said), &["prompt = \"plain\""]);
+    // A file says everything itself.
+    std::fs::write(world.path("mine.toml"), text(&["list", "--show", "lora"])).expect("writable");
+    has(&train("mine.toml", "file", &[]), &["batch_size = 32"]);
+}
+
+/// Files of other programs: instructions, chats through the model's template, and plain text.
+#[test]
+fn files_of_other_programs_are_trained_on() {
+    let world = writer::world();
+    write_template(&world);
     let line = |index: usize, form: &str| {
         let (animal, sound) = [("cat", "purr"), ("dog", "bark")][index % 2];
         let filler = ["w0", "w1", "w2", "w3"][index / 2 % 4];

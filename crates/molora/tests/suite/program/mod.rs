@@ -6,6 +6,7 @@ mod bad_folder;
 mod bad_model;
 mod bad_recipe;
 mod bad_stages;
+mod base;
 mod batches;
 mod checkpointing;
 mod compare;

@@ -61,7 +61,9 @@ fn a_run_of_an_earlier_version_gets_a_page() {
             summary.remove(key);
         }
     });
-    std::fs::remove_file(run.join("routing.json")).expect("there");
+    for file in ["routing.json", "base.json", "examples.json"] {
+        std::fs::remove_file(run.join(file)).expect("there");
+    }
     reported(&world, "report run");
     let page = read(&run.join("report.html"));
     assert!(!page.contains("<h2>Records") && !page.contains("<h2>Example answers"));

@@ -1,4 +1,4 @@
-//! A linear probe: multinomial logistic regression on features that do not change.
+//! A linear probe: multinomial logistic or ridge regression on features that do not change.
 //!
 //! Features are centred by the mean of the training records and divided by
 //! `sqrt(v_j + 1e-4 mean(v))`, where `v_j` is the variance of feature `j`: a feature that hardly
@@ -6,10 +6,11 @@
 //!
 //! `1/n sum_i CE(W x_i, y_i) + l2/2 |W|^2` (the bias is not penalised)
 //!
+//! for classes, and `1/2n sum_i (w x_i - y_i)^2 + l2/2 |w|^2` for numbers,
 //! by [`ITERATIONS`] full-batch steps of Nesterov's accelerated gradient method, from zero, with the
-//! step `1 / (lambda/2 + l2)`, where `lambda` is the largest eigenvalue of `X^T X / n` (Boehning
-//! 1992: the Hessian of the loss is at most half of it), and momentum begins anew when it points
-//! uphill (O'Donoghue and Candes, arXiv:1204.3982). Nothing is drawn at random.
+//! step `1 / (c lambda + l2)`, where `lambda` is the largest eigenvalue of `X^T X / n` and `c` is 1/2 for
+//! classes (Boehning 1992: the Hessian of the loss is at most half of it) and 1 for numbers; momentum
+//! begins anew when it points uphill (O'Donoghue and Candes, arXiv:1204.3982). Nothing is drawn at random.
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -23,7 +24,16 @@ pub const ITERATIONS: usize = 150;
 /// Multiplications by which the largest eigenvalue is found.
 const POWER_ITERATIONS: usize = 40;
 
-/// A logistic regression.
+/// What a probe learns to tell of each row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Answers<'a> {
+    /// A class below a number of classes.
+    Classes(&'a [usize], usize),
+    /// A number.
+    Numbers(&'a [f64]),
+}
+
+/// A regression.
 #[derive(Debug, Clone)]
 pub(crate) struct Probe {
     /// Mean of the training features, `[1, D]`.
@@ -38,20 +48,24 @@ impl Probe {
     /// One probe for each of [`PENALTIES`].
     ///
     /// # Shapes
-    /// - `features`: `[n, D]`, one row for each of `classes`, with at least one row
-    pub(crate) fn fit(features: &Tensor<2>, classes: &[usize], num_classes: usize) -> Vec<Self> {
+    /// - `features`: `[n, D]`, one row for each of the answers, with at least one row
+    pub(crate) fn fit(features: &Tensor<2>, answers: Answers<'_>) -> Vec<Self> {
         let device = features.device();
         let mean = features.clone().mean_dim(0);
         let variance = (features.clone() - mean.clone()).square().mean_dim(0);
         let floor = variance.clone().mean().mul_scalar(1e-4).add_scalar(1e-12);
         let scale = (variance + floor.unsqueeze()).sqrt();
-        let start = Tensor::zeros([features.dims()[1] + 1, num_classes], &device);
+        let outputs = match answers {
+            Answers::Classes(_, count) => count,
+            Answers::Numbers(_) => 1,
+        };
+        let start = Tensor::zeros([features.dims()[1] + 1, outputs], &device);
         let mut probe = Self {
             mean,
             scale,
             weight: start,
         };
-        let problem = Problem::new(probe.standardised(features), classes, num_classes);
+        let problem = Problem::new(probe.standardised(features), answers);
         PENALTIES
             .map(|penalty| {
                 probe.weight = problem.solve(probe.weight.clone(), penalty);
@@ -62,9 +76,19 @@ impl Probe {
 
     /// The class of the largest logit for each row of `[n, D]`.
     pub(crate) fn predict(&self, features: &Tensor<2>) -> Vec<usize> {
-        let logits = self.standardised(features).matmul(self.weight.clone());
-        let best = logits.argmax(1).into_data();
+        let best = self.outputs(features).argmax(1).into_data();
         best.iter::<i64>().map(|class| class as usize).collect()
+    }
+
+    /// The number for each row of `[n, D]`.
+    pub(crate) fn numbers(&self, features: &Tensor<2>) -> Vec<f64> {
+        let outputs = self.outputs(features).into_data();
+        outputs.iter::<f64>().collect()
+    }
+
+    /// Logits, or numbers, `[n, C]`.
+    fn outputs(&self, features: &Tensor<2>) -> Tensor<2> {
+        self.standardised(features).matmul(self.weight.clone())
     }
 
     /// Scaled features with a column of ones, `[n, D + 1]`.
@@ -75,12 +99,22 @@ impl Probe {
     }
 }
 
+/// The probe that `score` finds best, the first of equally good ones, with that score and its penalty.
+pub(crate) fn best_probe(probes: &[Probe], score: impl Fn(&Probe) -> f64) -> (f64, f64, &Probe) {
+    let scored = probes.iter().zip(PENALTIES);
+    scored
+        .map(|(probe, penalty)| (score(probe), penalty, probe))
+        .reduce(|best, next| if next.0 > best.0 { next } else { best })
+        .expect("there are penalties")
+}
+
 /// What is minimised.
 struct Problem {
     /// Inputs with a column of ones, `[n, D + 1]`.
     inputs: Tensor<2>,
-    /// One-hot classes, `[n, C]`.
+    /// One-hot classes, `[n, C]`, or numbers, `[n, 1]`.
     targets: Tensor<2>,
+    is_logistic: bool,
     /// 1 for the rows that are penalised, 0 for the bias, `[D + 1, 1]`.
     penalised: Tensor<2>,
     /// Largest eigenvalue of `X^T X / n`, a little too large for safety.
@@ -88,13 +122,14 @@ struct Problem {
 }
 
 impl Problem {
-    fn new(inputs: Tensor<2>, classes: &[usize], num_classes: usize) -> Self {
+    fn new(inputs: Tensor<2>, answers: Answers<'_>) -> Self {
         let device = inputs.device();
         let [_, width] = inputs.dims();
         let mut penalised = vec![1.0_f32; width];
         penalised[width - 1] = 0.0;
         Self {
-            targets: one_hot(classes, num_classes, &device),
+            targets: targets(answers, &device),
+            is_logistic: matches!(answers, Answers::Classes(..)),
             penalised: Tensor::from_data(TensorData::new(penalised, [width, 1]), &device),
             eigenvalue: 1.05 * largest_eigenvalue(&inputs),
             inputs,
@@ -105,14 +140,19 @@ impl Problem {
     fn gradient(&self, weight: &Tensor<2>, penalty: f64) -> Tensor<2> {
         let rows = self.inputs.dims()[0] as f64;
         let logits = self.inputs.clone().matmul(weight.clone());
-        let error = log_softmax(logits, 1).exp() - self.targets.clone();
+        let outputs = match self.is_logistic {
+            true => log_softmax(logits, 1).exp(),
+            false => logits,
+        };
+        let error = outputs - self.targets.clone();
         let data = self.inputs.clone().transpose().matmul(error);
         let shrink = weight.clone() * self.penalised.clone();
         data.div_scalar(rows) + shrink.mul_scalar(penalty)
     }
 
     fn solve(&self, start: Tensor<2>, penalty: f64) -> Tensor<2> {
-        let rate = 1.0 / (self.eigenvalue / 2.0 + penalty);
+        let share = if self.is_logistic { 0.5 } else { 1.0 };
+        let rate = 1.0 / (share * self.eigenvalue + penalty);
         let (mut here, mut ahead, mut time) = (start.clone(), start, 1.0_f64);
         for _ in 0..ITERATIONS {
             let gradient = self.gradient(&ahead, penalty);
@@ -130,15 +170,21 @@ impl Problem {
     }
 }
 
-fn one_hot(classes: &[usize], num_classes: usize, device: &Device) -> Tensor<2> {
-    let mut values = vec![0.0_f32; classes.len() * num_classes];
-    for (row, &class) in values.chunks_exact_mut(num_classes).zip(classes) {
-        row[class] = 1.0;
-    }
-    Tensor::from_data(
-        TensorData::new(values, [classes.len(), num_classes]),
-        device,
-    )
+fn targets(answers: Answers<'_>, device: &Device) -> Tensor<2> {
+    let data = match answers {
+        Answers::Numbers(numbers) => {
+            let values: Vec<f32> = numbers.iter().map(|&number| number as f32).collect();
+            TensorData::new(values, [numbers.len(), 1])
+        }
+        Answers::Classes(classes, count) => {
+            let mut values = vec![0.0_f32; classes.len() * count];
+            for (row, &class) in values.chunks_exact_mut(count).zip(classes) {
+                row[class] = 1.0;
+            }
+            TensorData::new(values, [classes.len(), count])
+        }
+    };
+    Tensor::from_data(data, device)
 }
 
 /// The largest eigenvalue of `X^T X / n`, by multiplying a vector with it again and again.
@@ -185,7 +231,7 @@ mod tests {
     #[test]
     fn clouds_are_told_apart_however_features_are_scaled() {
         let (rows, classes) = clouds();
-        let probes = Probe::fit(&features(&rows), &classes, 3);
+        let probes = Probe::fit(&features(&rows), Answers::Classes(&classes, 3));
         assert_eq!(probes.len(), PENALTIES.len());
         for probe in probes {
             assert_eq!(probe.predict(&features(&rows)), classes);
@@ -195,11 +241,27 @@ mod tests {
     #[test]
     fn the_gradient_vanishes_at_the_solution() {
         let (rows, classes) = clouds();
-        let probe = &Probe::fit(&features(&rows), &classes, 3)[1];
-        let problem = Problem::new(probe.standardised(&features(&rows)), &classes, 3);
+        let probe = &Probe::fit(&features(&rows), Answers::Classes(&classes, 3))[1];
+        let problem = Problem::new(
+            probe.standardised(&features(&rows)),
+            Answers::Classes(&classes, 3),
+        );
         let gradient = problem.gradient(&probe.weight, PENALTIES[1]);
         let largest: f32 = gradient.abs().max().into_scalar();
         assert!(largest < 1e-4, "{largest}");
+    }
+
+    #[test]
+    fn numbers_that_lie_on_a_plane_are_told() {
+        let (rows, _) = clouds();
+        let numbers: Vec<f64> = rows
+            .iter()
+            .map(|[x, y]| f64::from(2.0 * x - 0.03 * y + 5.0))
+            .collect();
+        let probe = &Probe::fit(&features(&rows), Answers::Numbers(&numbers))[3];
+        for (found, expected) in probe.numbers(&features(&rows)).iter().zip(&numbers) {
+            assert!((found - expected).abs() < 1e-2, "{found} {expected}");
+        }
     }
 
     #[test]
@@ -212,13 +274,13 @@ mod tests {
     #[test]
     fn a_feature_that_never_changes_is_harmless() {
         let rows = [[1.0, 7.0], [2.0, 7.0], [-1.0, 7.0], [-2.0, 7.0]];
-        let probe = &Probe::fit(&features(&rows), &[0, 0, 1, 1], 2)[3];
+        let probe = &Probe::fit(&features(&rows), Answers::Classes(&[0, 0, 1, 1], 2))[3];
         assert_eq!(probe.predict(&features(&[[3.0, 7.1], [-3.0, 6.9]])), [0, 1]);
     }
 
     #[test]
     fn one_record_of_one_class_is_enough_to_run() {
-        let probes = Probe::fit(&features(&[[1.0, 2.0]]), &[1], 3);
+        let probes = Probe::fit(&features(&[[1.0, 2.0]]), Answers::Classes(&[1], 3));
         assert_eq!(probes[0].predict(&features(&[[5.0, 5.0]])), [1]);
     }
 }

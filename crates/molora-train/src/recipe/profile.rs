@@ -1,0 +1,124 @@
+//! Numbers that depend on the base model and not on the method: rates, batches, lengths and steps.
+//!
+//! | base | rate of deltas that are scaled by `alpha / rank` | of others | batch | tokens | steps |
+//! |---|---|---|---|---|---|
+//! | encoder | 1e-3 | 4e-3 | 32 | 64 | 600 |
+//! | model that writes | 5e-4 | 2e-3 | 16 | 512 | 300 |
+//!
+//! A recipe that is named gets those of its base model; one that is read from a file has its own.
+
+use std::path::Path;
+
+use molora_adapters::Scaling;
+use molora_models::{Backbone, ModelError};
+
+use super::Recipe;
+
+/// What kind of model a recipe is trained on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BaseKind {
+    /// It reads a text, and heads tell the answers.
+    #[default]
+    Encoder,
+    /// It writes its answers: a decoder or an encoder-decoder.
+    Writer,
+}
+
+impl BaseKind {
+    /// Of the model in a folder.
+    ///
+    /// # Errors
+    /// If its `config.json` cannot be read, or names a family that is not supported.
+    pub fn of(folder: &Path) -> Result<Self, ModelError> {
+        Ok(match Backbone::writes_in(folder)? {
+            true => Self::Writer,
+            false => Self::Encoder,
+        })
+    }
+}
+
+/// The numbers for one kind of base model.
+struct Profile {
+    /// Learning rate of deltas that are scaled by `alpha / rank`.
+    scaled_rate: f64,
+    /// Of deltas that are not, which are smaller by about that factor.
+    plain_rate: f64,
+    batch_size: usize,
+    steps: usize,
+}
+
+const ENCODER: Profile = Profile {
+    scaled_rate: 1e-3,
+    plain_rate: 4e-3,
+    batch_size: 32,
+    steps: 600,
+};
+
+const WRITER: Profile = Profile {
+    scaled_rate: 5e-4,
+    plain_rate: 2e-3,
+    batch_size: 16,
+    steps: 300,
+};
+
+impl Recipe {
+    /// The recipe with the numbers that fit a kind of base model: the rate of its first stage, with the
+    /// others' ratios to it, batch size, and steps in all.
+    #[must_use]
+    pub fn for_base(mut self, kind: BaseKind) -> Self {
+        let profile = match kind {
+            BaseKind::Encoder => ENCODER,
+            BaseKind::Writer => WRITER,
+        };
+        self.set_learning_rate(match self.adapter.bank.scaling {
+            Scaling::Unit => profile.plain_rate,
+            _ => profile.scaled_rate,
+        });
+        self.data.sampling.batch_size = profile.batch_size;
+        self.set_total_steps(profile.steps);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::{find, find_for, names};
+
+    fn first_rate(recipe: &Recipe) -> f64 {
+        let mut trained = recipe
+            .stages
+            .iter()
+            .filter(|stage| stage.transform.is_none());
+        let first = trained.next().expect("a stage trains");
+        first.optimizer.learning_rate
+    }
+
+    #[test]
+    fn every_recipe_has_the_numbers_of_its_base() {
+        for name in names() {
+            for (kind, profile) in [(BaseKind::Encoder, ENCODER), (BaseKind::Writer, WRITER)] {
+                let recipe = find_for(name, kind).expect("listed");
+                let steps: usize = recipe.stages.iter().map(|stage| stage.steps).sum();
+                assert_eq!(steps, profile.steps, "{name}");
+                assert_eq!(recipe.data.sampling.batch_size, profile.batch_size);
+                let expected = match name {
+                    "samora" => profile.plain_rate,
+                    _ => profile.scaled_rate,
+                };
+                assert_eq!(first_rate(&recipe), expected, "{name}");
+                recipe.check().expect("valid");
+            }
+        }
+    }
+
+    #[test]
+    fn stages_keep_their_ratios() {
+        let [encoder, writer] = [find("phatgoose"), find_for("phatgoose", BaseKind::Writer)]
+            .map(|recipe| recipe.expect("listed"));
+        for recipe in [encoder, writer] {
+            let gates = recipe.stages[1].optimizer.learning_rate;
+            assert!((gates / first_rate(&recipe) - 5.0).abs() < 1e-9);
+        }
+    }
+}

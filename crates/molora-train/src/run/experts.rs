@@ -1,0 +1,147 @@
+//! What a run's experts do: how alike they are, and which tokens of a few records each of them gets.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use molora_models::{Adaptable, RouteTrace, TaskModel};
+
+use super::Loaded;
+use super::examples::shuffled;
+use crate::TrainError;
+use crate::data::{Batch, Example, Split, TextTokenizer};
+use crate::eval::layer_of;
+use crate::guide::Guide;
+use crate::model::inputs_for;
+use crate::report::{
+    ExpertReport, ExpertSimilarity, SCHEMA_VERSION, SentenceRouting, TokenWeights,
+};
+
+/// Tasks of which a record's tokens are shown.
+const SENTENCES: usize = 4;
+/// Longer records are not shown whole.
+const TOKENS: usize = 40;
+
+/// How alike the experts of a model are and, with `shows_texts`, how its routers weigh the tokens of one
+/// record of each of the first tasks; `None` for a model of one expert a site.
+///
+/// # Errors
+/// A tokenizer that cannot be read.
+pub(super) fn experts(
+    model: &TaskModel,
+    loaded: &Loaded,
+    split: Split,
+    guide: Option<&Guide>,
+    shows_texts: bool,
+) -> Result<Option<ExpertReport>, TrainError> {
+    let model = model.valid();
+    let similarity = similarity(&model);
+    if similarity.is_empty() {
+        return Ok(None);
+    }
+    let sentences = match shows_texts && !model.backbone.route_names().is_empty() {
+        true => sentences(&model, loaded, split, guide)?,
+        false => Vec::new(),
+    };
+    Ok(Some(ExpertReport {
+        version: SCHEMA_VERSION,
+        similarity,
+        sentences,
+    }))
+}
+
+fn similarity(model: &TaskModel) -> Vec<ExpertSimilarity> {
+    let sites = model.backbone.sites();
+    let several = sites
+        .iter()
+        .filter(|(_, adapter)| adapter.bank.num_experts() > 1);
+    several
+        .map(|(site, adapter)| {
+            let cosine = adapter.bank.cosines();
+            ExpertSimilarity {
+                site: site.clone(),
+                layer: layer_of(site),
+                cosine: cosine
+                    .into_iter()
+                    .map(|row| row.into_iter().map(rounded).collect())
+                    .collect(),
+            }
+        })
+        .collect()
+}
+
+/// Enough digits for a picture.
+fn rounded(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}
+
+fn sentences(
+    model: &TaskModel,
+    loaded: &Loaded,
+    split: Split,
+    guide: Option<&Guide>,
+) -> Result<Vec<SentenceRouting>, TrainError> {
+    let tokenizer = TextTokenizer::from_folder(&loaded.folder)?;
+    let names = model.backbone.route_names();
+    let mut found = Vec::new();
+    for (number, task) in loaded.tasks.iter().enumerate().take(SENTENCES) {
+        let order = shuffled(&task.name, task.split(split).len());
+        // One that is shown whole, if there is any.
+        let short = |row: &&usize| task.split(split)[**row].ids.len() <= TOKENS;
+        let Some(&row) = order.iter().find(short).or(order.first()) else {
+            continue;
+        };
+        let example = &task.split(split)[row];
+        let batch = Batch::from_examples(&[example]);
+        let device = &loaded.device;
+        let guidance = guide.map(|guide| guide.of(&batch.task_ids, &[row], device));
+        let guidance = guidance.unwrap_or_default();
+        let count = loaded.tasks.len();
+        let (input, context) = inputs_for(&batch, &[Some(number)], count, None, guidance, device)?;
+        let routes = model.forward(&input, &context).routes;
+        found.push(sentence(
+            &task.name, row, example, &routes, &names, &tokenizer,
+        )?);
+    }
+    Ok(found)
+}
+
+fn sentence(
+    task: &str,
+    row: usize,
+    example: &Example,
+    routes: &[RouteTrace],
+    names: &[String],
+    tokenizer: &TextTokenizer,
+) -> Result<SentenceRouting, TrainError> {
+    let shown = example.ids.len().min(TOKENS);
+    let tokens = example.ids[..shown].iter().map(|&id| tokenizer.token(id));
+    // An encoder-decoder's second half reads the tokens of another text.
+    let reads = |route: &&RouteTrace| {
+        let [_, tokens, _] = route.routed.weights.dims();
+        tokens == 1 || tokens == example.ids.len()
+    };
+    let weights = |route: &RouteTrace| {
+        let site = names[route.site].clone();
+        TokenWeights {
+            layer: layer_of(&site),
+            site,
+            weights: token_weights(route.routed.weights.clone(), shown),
+        }
+    };
+    Ok(SentenceRouting {
+        task: task.to_owned(),
+        record: row + 1,
+        tokens: tokens.collect::<Result<_, _>>()?,
+        sites: routes.iter().filter(reads).map(weights).collect(),
+    })
+}
+
+/// The first `shown` rows of weights `[1, T, E]`; one row for all tokens is that of each.
+fn token_weights(weights: Tensor<3>, shown: usize) -> Vec<Vec<f64>> {
+    let [_, tokens, experts] = weights.dims();
+    let values: Vec<f64> = weights.into_data().iter::<f64>().map(rounded).collect();
+    let row = |token: usize| {
+        let token = if tokens == 1 { 0 } else { token };
+        values[token * experts..][..experts].to_vec()
+    };
+    (0..shown).map(row).collect()
+}
