@@ -9,8 +9,9 @@ use super::table::{interval_note, plain_tables};
 use super::{COMPARISON, PAGE, Plan, RESULT, run_folder};
 use crate::base::write_atomically;
 use crate::recipe::Recipe;
-use crate::report::{ComparedRun, read_json, render_comparison};
-use crate::store::FinishedRun;
+use crate::report::{BASE_FILES, ComparedRun, read_json, render_comparison};
+use crate::store::{FinishedRun, RunConfig};
+use sha2::{Digest, Sha256};
 
 /// Whether a folder holds a comparison.
 pub fn is_comparison(folder: &Path) -> bool {
@@ -33,7 +34,13 @@ pub fn runs_of(folder: &Path) -> Result<Vec<PathBuf>, CompareError> {
 fn read_result(folder: &Path) -> Result<Comparison, CompareError> {
     let path = folder.join(RESULT);
     match path.is_file() {
-        true => Ok(read_json(&path)?),
+        true => {
+            let comparison: Comparison = read_json(&path)?;
+            comparison
+                .check()
+                .map_err(|problem| CompareError::folder(&path, problem))?;
+            Ok(comparison)
+        }
         false => {
             let text = "holds no compare.json: the comparison is not finished; the same molora \
                         compare goes on with it";
@@ -79,15 +86,23 @@ fn read_runs(folders: &[PathBuf]) -> Result<Vec<ComparedRun>, CompareError> {
     let read = folders.iter().map(|folder| FinishedRun::read(folder));
     let runs: Vec<FinishedRun> = read.collect::<Result<_, _>>()?;
     let names = folder_names(folders);
-    let recipes: Vec<(&str, &Recipe)> = runs
+    let inputs: Vec<_> = runs.iter().map(|run| inputs(&run.config)).collect();
+    let kinds: Vec<Kind<'_>> = runs
         .iter()
         .zip(&names)
-        .map(|(run, name)| (&name[..], &run.config.recipe))
+        .zip(&inputs)
+        .map(|((run, name), inputs)| Kind {
+            run: name,
+            recipe: &run.config.recipe,
+            model: &run.config.model,
+            inputs,
+        })
         .collect();
-    let groups = group_names(&recipes);
-    let compared = runs.into_iter().zip(names).zip(groups);
+    let groups = group_names(&kinds);
+    let compared = runs.into_iter().zip(names).zip(groups).zip(inputs);
     Ok(compared
-        .map(|((run, name), recipe)| ComparedRun {
+        .map(|(((run, name), recipe), inputs)| ComparedRun {
+            inputs,
             recipe,
             name,
             summary: run.summary,
@@ -121,22 +136,60 @@ fn folder_names(folders: &[PathBuf]) -> Vec<String> {
     folders.iter().zip(&short).map(name).collect()
 }
 
+/// What a run was made of beside its recipe, in words and as the beginning of a digest.
+fn inputs(config: &RunConfig) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let dtype = config.base_dtype.to_string();
+    found.insert("types of the base's matrices".to_owned(), dtype);
+    let Some(digests) = &config.digests else {
+        return found;
+    };
+    found.insert(BASE_FILES.to_owned(), short(&digests.base));
+    for (task, files) in &digests.tasks {
+        found.insert(format!("files of task {task}"), short(files));
+    }
+    found
+}
+
+/// The beginning of a digest of digests.
+fn short(files: &BTreeMap<String, String>) -> String {
+    let all: Vec<String> = files
+        .iter()
+        .map(|(name, digest)| format!("{name} {digest}"))
+        .collect();
+    format!("{:.8x}", Sha256::digest(all.join("\n")))
+}
+
+/// What runs of one column have in common.
+#[derive(Debug, Clone, Copy)]
+struct Kind<'a> {
+    run: &'a str,
+    recipe: &'a Recipe,
+    model: &'a str,
+    inputs: &'a BTreeMap<String, String>,
+}
+
+impl Kind<'_> {
+    fn is_same(&self, other: &Self) -> bool {
+        self.recipe == other.recipe && self.model == other.model && self.inputs == other.inputs
+    }
+}
+
 /// What each run's recipe is called: by its name, with that of the first run that has it where there
-/// are other recipes of the same name.
-fn group_names(runs: &[(&str, &Recipe)]) -> Vec<String> {
-    let mut by_name: BTreeMap<&str, Vec<(&str, &Recipe)>> = BTreeMap::new();
-    for &(run, recipe) in runs {
-        let known = by_name.entry(&recipe.name).or_default();
-        if !known.iter().any(|(_, other)| *other == recipe) {
-            known.push((run, recipe));
+/// are others of the same name, with other settings, another base model or other data.
+fn group_names(runs: &[Kind<'_>]) -> Vec<String> {
+    let mut by_name: BTreeMap<&str, Vec<Kind<'_>>> = BTreeMap::new();
+    for &kind in runs {
+        let known = by_name.entry(&kind.recipe.name).or_default();
+        if !known.iter().any(|other| other.is_same(&kind)) {
+            known.push(kind);
         }
     }
-    let name = |&(_, recipe): &(&str, &Recipe)| {
-        let known = &by_name[&recipe.name[..]];
-        let first = known.iter().find(|(_, other)| *other == recipe);
-        match first {
-            Some((run, _)) if known.len() > 1 => format!("{} ({run})", recipe.name),
-            _ => recipe.name.clone(),
+    let name = |kind: &Kind<'_>| {
+        let (recipe, known) = (&kind.recipe.name, &by_name[&kind.recipe.name[..]]);
+        match known.iter().find(|other| other.is_same(kind)) {
+            Some(first) if known.len() > 1 => format!("{recipe} ({})", first.run),
+            _ => recipe.clone(),
         }
     };
     runs.iter().map(name).collect()
@@ -151,11 +204,31 @@ mod tests {
         let recipe = crate::recipe::find("lora").expect("listed");
         let mut other = recipe.clone();
         other.stages[0].steps += 1;
-        let names = |runs: &[(&str, &Recipe)]| group_names(runs);
-        assert_eq!(names(&[("a", &recipe), ("b", &recipe)]), ["lora", "lora"]);
+        let inputs = BTreeMap::new();
+        let kind = |run, recipe| Kind {
+            run,
+            recipe,
+            model: "mini",
+            inputs: &inputs,
+        };
+        let names = |runs: &[Kind<'_>]| group_names(runs);
         assert_eq!(
-            names(&[("a", &recipe), ("b", &other), ("c", &recipe)]),
+            names(&[kind("a", &recipe), kind("b", &recipe)]),
+            ["lora", "lora"]
+        );
+        assert_eq!(
+            names(&[kind("a", &recipe), kind("b", &other), kind("c", &recipe)]),
             ["lora (a)", "lora (b)", "lora (a)"]
+        );
+        // Other data are no other seed.
+        let others = BTreeMap::from([("files of task pets".to_owned(), "0f".to_owned())]);
+        let changed = Kind {
+            inputs: &others,
+            ..kind("b", &recipe)
+        };
+        assert_eq!(
+            names(&[kind("a", &recipe), changed]),
+            ["lora (a)", "lora (b)"]
         );
     }
 

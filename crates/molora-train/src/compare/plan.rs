@@ -165,7 +165,13 @@ pub(super) fn checked(request: &Request) -> Result<(Vec<Recipe>, Tasks), Compare
     check(request)?;
     let data = bundled::folder(&request.data)?;
     let tasks = read_tasks(&data, request).map_err(TrainError::from)?;
-    Ok((with_tasks(request, &tasks.trained)?, tasks))
+    let recipes = with_tasks(request, &tasks.trained)?;
+    for recipe in &recipes {
+        for setting in request.tune.iter().flat_map(Tuning::settings) {
+            check_equal(recipe, &setting, &with_setting(recipe, &setting)?)?;
+        }
+    }
+    Ok((recipes, tasks))
 }
 
 /// The tasks that are trained on, which are all but the unseen ones if none are named, and those.
@@ -259,31 +265,43 @@ fn planned_task(task: &Task) -> PlannedTask {
     }
 }
 
-/// Refuses a setting that changes what is to be equal: it would win by having more.
-fn check_budget(
+/// Refuses a setting that changes how much a recipe is trained: it would win by having more.
+fn check_equal(recipe: &Recipe, setting: &Setting, changed: &Recipe) -> Result<(), CompareError> {
+    let rows = |recipe: &Recipe| recipe.data.sampling.batch_size;
+    for (what, [old, new]) in [
+        ("steps", [recipe, changed].map(steps)),
+        ("examples in a batch", [recipe, changed].map(rows)),
+    ] {
+        if old != new {
+            return Err(unequal(&recipe.name, setting, what, old, new));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a setting that changes the number of parameters, where these are to be equal.
+fn check_parameters(
     budget: Budget,
     planned: &PlannedRecipe,
     setting: &Setting,
     changed: &Recipe,
     parameters: impl Fn() -> Result<usize, TrainError>,
 ) -> Result<(), CompareError> {
-    let refuse = |what: &str, old: usize, new: usize| {
-        let (name, setting) = (&planned.name, setting_text(setting));
-        Err(CompareError::Tuning {
-            problem: format!("{setting} gives {name} {new} {what} instead of {old}"),
-        })
-    };
-    let (old, new) = (planned.steps(), steps(changed));
-    if old != new {
-        return refuse("steps", old, new);
-    }
     if budget == Budget::Params && changed.adapter != planned.recipe.adapter {
         let (old, new) = (planned.parameters, parameters()?);
         if old != new {
-            return refuse("parameters (see --budget steps)", old, new);
+            let what = "parameters (see --budget steps)";
+            return Err(unequal(&planned.name, setting, what, old, new));
         }
     }
     Ok(())
+}
+
+fn unequal(name: &str, setting: &Setting, what: &str, old: usize, new: usize) -> CompareError {
+    let setting = setting_text(setting);
+    CompareError::Tuning {
+        problem: format!("{setting} gives {name} {new} {what} instead of {old}"),
+    }
 }
 
 fn planned_recipes(
@@ -322,7 +340,7 @@ fn planned_recipes(
         for setting in request.tune.iter().flat_map(Tuning::settings) {
             let changed = with_setting(&recipe.recipe, &setting)?;
             let spec = changed.resolve(&base, &names)?;
-            check_budget(request.budget, &recipe, &setting, &changed, || {
+            check_parameters(request.budget, &recipe, &setting, &changed, || {
                 counter.parameters(&spec)
             })?;
         }

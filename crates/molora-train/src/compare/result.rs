@@ -11,6 +11,7 @@ use super::unseen::UnseenComparison;
 use crate::report::standing::base_spread;
 use crate::report::{CONFIDENCE, Gain, RESAMPLES, Spread};
 use crate::report::{IDLE_SHARE, ParameterCounts, SCHEMA_VERSION};
+use crate::store::is_plain;
 
 /// A finished comparison: `compare.json`. Scores and shares are fractions, times are seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -126,6 +127,46 @@ pub struct DeadExperts {
 }
 
 impl Comparison {
+    /// Whether its parts fit together, as in one that was read from a file; what does not, in words.
+    ///
+    /// # Errors
+    /// The first problem, with the path of its field.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.recipes.is_empty() {
+            return Err("recipes is empty, expected at least one".into());
+        }
+        for recipe in &self.recipes {
+            let name = recipe.name.escape_debug();
+            if !is_plain(&recipe.name) {
+                return Err(format!("recipes: `{name}` is no name of a folder"));
+            }
+            let found = recipe.mean.values.len();
+            if found == 0 || found as u64 != self.seeds {
+                let seeds = self.seeds;
+                return Err(format!(
+                    "seeds is {seeds}, but recipe `{name}` has {found} scores"
+                ));
+            }
+            has_all(&self.tasks, &recipe.tasks, &recipe.name)?;
+        }
+        for tuned in &self.tuned {
+            let (best, count) = (tuned.best, tuned.trials.len());
+            if best >= count {
+                let name = tuned.recipe.escape_debug();
+                return Err(format!(
+                    "tuned: best of `{name}` is {best}, but it has {count} trials"
+                ));
+            }
+        }
+        if let Some(unseen) = &self.unseen {
+            has_all(&unseen.tasks, &unseen.base, "base model")?;
+            for recipe in &unseen.recipes {
+                has_all(&unseen.tasks, &recipe.tasks, &recipe.name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts the runs together; `outcomes` are by recipe and seed.
     pub(super) fn new(plan: &Plan, outcomes: &[Vec<Outcome>]) -> Self {
         let recipes = plan.recipes.iter().zip(outcomes).enumerate();
@@ -169,6 +210,21 @@ fn base_scores(plan: &Plan, outcomes: &[Vec<Outcome>]) -> BTreeMap<String, Sprea
     tasks
         .filter_map(|name| Some((name.clone(), of_task(name)?)))
         .collect()
+}
+
+/// Refuses scores without those of a task.
+fn has_all(
+    tasks: &[String],
+    scores: &BTreeMap<String, TaskResult>,
+    of: &str,
+) -> Result<(), String> {
+    match tasks.iter().find(|task| !scores.contains_key(*task)) {
+        None => Ok(()),
+        Some(task) => {
+            let (task, of) = (task.escape_debug(), of.escape_debug());
+            Err(format!("tasks has `{task}`, but `{of}` has no score of it"))
+        }
+    }
 }
 
 fn recipe_result(

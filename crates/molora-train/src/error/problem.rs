@@ -54,6 +54,12 @@ pub enum RunProblem {
         files: Vec<String>,
         advice: &'static str,
     },
+    /// Files that changed while they were read.
+    #[error("{} changed while the run began: train it again", files.join(", "))]
+    Moving {
+        /// The files, in words.
+        files: Vec<String>,
+    },
     /// A folder to replace that is no run.
     #[error("holds files but no run.toml: --force replaces runs only")]
     NoRunToReplace,
@@ -87,6 +93,12 @@ pub enum RunProblem {
     /// A file to write that is there already and is something else.
     #[error("is there already and is no page of molora; choose another --output")]
     NoPage,
+    /// A page in the place of a run's file.
+    #[error("is a file of that run; choose another --output")]
+    OfRun,
+    /// A page to write where no folder is.
+    #[error("lies in no folder that is there; choose another --output")]
+    NoFolder,
     /// A checkpoint whose numbers cannot be true of the run.
     #[error("state.json: {0}: the checkpoint is damaged or of other stages")]
     State(String),

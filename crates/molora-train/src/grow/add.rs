@@ -303,7 +303,14 @@ impl Growth<'_> {
         steps.extend_from_slice(more);
         write_steps(&new, &mut steps)?;
         trained.progress = progress(&steps);
-        let finished = finish(&new, &self.config, &self.loaded, &trained, on_event)?;
+        let finished = finish(
+            &new,
+            &self.config,
+            &self.loaded,
+            &trained,
+            self.stop,
+            on_event,
+        )?;
         write_config(&new, &self.config)?;
         swap.keep(self.run, self.name, STAGES)?;
         let folder = pool::expert_folder(&self.work, self.name);

@@ -1,6 +1,7 @@
 //! `molora remove-expert`: a run without one of its experts.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use molora_kernels::random::Seed;
 
@@ -105,7 +106,9 @@ fn rebuild(
         instructions.save(&new)?;
         trained.guide = Some(instructions.guide(&loaded.device));
     }
-    let finished = finish(&new, &config, &loaded, &trained, on_event)?;
+    // What is left is short, and nothing could go on with it.
+    let never = AtomicBool::new(false);
+    let finished = finish(&new, &config, &loaded, &trained, &never, on_event)?;
     write_config(&new, &config)?;
     let away = [
         format!("{}/{task}", pool::EXPERTS),

@@ -81,6 +81,8 @@ impl Recipe {
         let at_least_one = [
             ("checkpoint_every", self.checkpoint_every),
             ("data.eval_batch_size", self.data.eval_batch_size),
+            ("data.max_length", self.data.max_length),
+            ("data.writing.max_length", self.data.writing.max_length),
         ];
         for (field, value) in at_least_one {
             if value == 0 {

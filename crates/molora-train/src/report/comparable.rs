@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::comparison::ComparedRun;
+use super::comparison::{ComparedRun, last_part};
 use super::format::thousands;
+
+/// What [`ComparedRun::inputs`] calls the files of the base model.
+pub(crate) const BASE_FILES: &str = "files of the base model";
 
 /// Runs that are named before the rest is counted.
 const NAMED: usize = 4;
@@ -24,11 +27,22 @@ pub(super) fn common_tasks(runs: &[ComparedRun]) -> Vec<String> {
 pub(super) fn cautions(runs: &[ComparedRun]) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     found.extend(differing(runs, "The base models differ", |run| {
-        Some(run.summary.model.clone())
+        Some(last_part(&run.summary.model).to_owned())
     }));
+    // Of other models the files differ, too.
+    let is_one_model = found.is_empty();
     found.extend(differing(runs, "The scored splits differ", |run| {
         Some(run.eval.split.clone())
     }));
+    let inputs: BTreeSet<&String> = runs.iter().flat_map(|run| run.inputs.keys()).collect();
+    for what in inputs
+        .into_iter()
+        .filter(|what| is_one_model || *what != BASE_FILES)
+    {
+        found.extend(differing(runs, &format!("The {what} differ"), |run| {
+            run.inputs.get(what).cloned()
+        }));
+    }
     let names: BTreeSet<&String> = runs.iter().flat_map(|run| run.eval.tasks.keys()).collect();
     for name in names {
         found.extend(of_task(runs, name));
@@ -142,6 +156,17 @@ mod tests {
                 "The base models differ: all-MiniLM-L6-v2 in lora-seed0, samora-seed0, samora-seed1, \
               mosld-seed0 and 1 more; other in lora-seed1."
             ]
+        );
+        let files = |run: &mut ComparedRun| {
+            let name = "files of task sms_spam".to_owned();
+            run.inputs.insert(name, run.summary.seed.to_string());
+        };
+        let mut runs = sample::runs();
+        runs.iter_mut().for_each(files);
+        let found = cautions(&runs);
+        assert!(
+            found[0].starts_with("The files of task sms_spam differ: 0 in lora-seed0"),
+            "{found:?}"
         );
         let found = texts(|run| run.eval.split = "validation".into());
         assert!(

@@ -1,5 +1,7 @@
 //! Finished runs side by side as one HTML page; `comparison.html` is its template.
 
+use std::collections::BTreeMap;
+
 use minijinja::{Value, context};
 
 use super::chart::{Curve, large_chart};
@@ -30,6 +32,9 @@ pub struct ComparedRun {
     pub records: Vec<Record>,
     /// What the base model alone is worth.
     pub base: Option<BaseReport>,
+    /// What it was made of beside its recipe, in words and as beginnings of digests; what is not known
+    /// of a run is not there.
+    pub inputs: BTreeMap<String, String>,
 }
 
 /// A table that a page shows as it is.

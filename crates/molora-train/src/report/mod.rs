@@ -30,6 +30,7 @@ mod template;
 mod training;
 mod writer;
 
+pub(crate) use comparable::BASE_FILES;
 pub use comparison::{ComparedRun, PlainTable, render_comparison};
 pub use details::{
     BaseReport, BaseWay, ExampleAnswer, ExampleKind, ExampleReport, ExpertReport, ExpertSimilarity,

@@ -22,11 +22,7 @@ struct Versioned {
 /// # Errors
 /// If the file cannot be read, a newer molora wrote it, or it is no such record; the line is named.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ReportError> {
-    // Reading a device or a pipe may never end.
-    if path.metadata().is_ok_and(|found| !found.is_file()) {
-        let error = io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file");
-        return Err(ReportError::io("read", path)(error));
-    }
+    refuse_device(path)?;
     let text = fs::read(path).map_err(ReportError::io("read", path))?;
     // First of all, as a later version may have fields that this molora does not know.
     if let Ok(Versioned { version: found }) = serde_json::from_slice(&text)
@@ -43,6 +39,15 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ReportError> {
         line: source.line(),
         source,
     })
+}
+
+/// Refuses what is no plain file: reading a device or a pipe may never end.
+pub(super) fn refuse_device(path: &Path) -> Result<(), ReportError> {
+    if path.metadata().is_ok_and(|found| !found.is_file()) {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file");
+        return Err(ReportError::io("read", path)(error));
+    }
+    Ok(())
 }
 
 /// [`read_json`] of a file that not every run has.

@@ -167,7 +167,9 @@ pub struct EvalReport {
 impl EvalReport {
     /// Builds the report of `split` and computes both means.
     pub fn new(split: impl Into<String>, tasks: BTreeMap<String, TaskScore>) -> Self {
-        let mean_of = |values: Vec<f64>| values.iter().sum::<f64>() / values.len().max(1) as f64;
+        // An empty sum would be -0.
+        let sum = |values: &[f64]| values.iter().fold(0.0, |sum, value| sum + value);
+        let mean_of = |values: Vec<f64>| sum(&values) / values.len().max(1) as f64;
         let mean = mean_of(tasks.values().map(|score| score.value).collect());
         let mean_accuracy = mean_of(tasks.values().filter_map(|s| s.accuracy).collect());
         Self {
@@ -384,7 +386,8 @@ mod tests {
         let report = EvalReport::new("test", tasks.into());
         assert!((report.mean - 0.3).abs() < 1e-12);
         assert!((report.mean_accuracy - 0.8).abs() < 1e-12);
-        assert_eq!(EvalReport::new("test", BTreeMap::new()).mean, 0.0);
+        let empty = EvalReport::new("test", BTreeMap::new());
+        assert_eq!(empty.mean.to_string(), "0");
     }
 
     #[test]

@@ -58,8 +58,12 @@ pub(super) fn task_rows(report: &EvalReport, base: Option<&EvalReport>) -> Vec<V
         cells(first, base_value(base, task, score), last)
     };
     let first = ["mean".to_owned(), String::new(), percent(report.mean)];
+    let has_accuracy = report.tasks.values().any(|score| score.accuracy.is_some());
     let last = [
-        percent(report.mean_accuracy),
+        match has_accuracy {
+            true => percent(report.mean_accuracy),
+            false => "-".into(),
+        },
         String::new(),
         thousands(report.tasks.values().map(|score| score.n).sum()),
     ];

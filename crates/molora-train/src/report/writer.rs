@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::ReportError;
-use super::schema::{Record, StepRecord, ValidationRecord};
+use super::reader::refuse_device;
+use super::schema::{Record, SCHEMA_VERSION, StepRecord, ValidationRecord};
 
 /// Appends [`Record`]s to a JSON Lines file.
 #[derive(Debug)]
@@ -133,6 +134,7 @@ pub fn read_steps(path: &Path) -> Result<Vec<StepRecord>, ReportError> {
 /// # Errors
 /// If the file cannot be read, or a whole line is no [`Record`].
 pub fn read_records(path: &Path) -> Result<Vec<Record>, ReportError> {
+    refuse_device(path)?;
     let text = fs::read(path).map_err(ReportError::io("read", path))?;
     whole_lines(&text)
         .enumerate()
@@ -147,6 +149,7 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>, ReportError> {
 /// # Errors
 /// If the file cannot be read or cut, or a whole line before the cut is no [`Record`].
 pub fn truncate_after(path: &Path, step: usize) -> Result<(), ReportError> {
+    refuse_device(path)?;
     let text = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(ReportError::io("read", path))?,
@@ -176,12 +179,24 @@ fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// What tells the two kinds of lines apart.
 #[derive(Deserialize)]
 struct Kind {
+    #[serde(default)]
+    version: u32,
     validation: Option<serde::de::IgnoredAny>,
 }
 
 fn parse(path: &Path, index: usize, line: &[u8]) -> Result<Record, ReportError> {
-    let kind = serde_json::from_slice(line);
-    let record = match kind.is_ok_and(|kind: Kind| kind.validation.is_some()) {
+    let kind = serde_json::from_slice::<Kind>(line).ok();
+    // First of all, as a later version may have fields that this molora does not know.
+    if let Some(found) = kind.as_ref().map(|kind| kind.version)
+        && found > SCHEMA_VERSION
+    {
+        return Err(ReportError::Newer {
+            path: path.to_owned(),
+            found,
+            known: SCHEMA_VERSION,
+        });
+    }
+    let record = match kind.is_some_and(|kind| kind.validation.is_some()) {
         true => serde_json::from_slice(line).map(Record::Validation),
         false => serde_json::from_slice(line).map(Record::Step),
     };
@@ -289,6 +304,26 @@ mod tests {
         let message = read_steps(&path).unwrap_err().to_string();
         assert!(message.contains("steps.jsonl, line 2: "), "{message}");
         assert_eq!(truncate_after(&path, 2).unwrap_err().to_string(), message);
+    }
+
+    #[test]
+    fn a_newer_line_is_called_that() {
+        let (_folder, path) = written(1..=1);
+        let text = fs::read_to_string(&path).unwrap();
+        let newer = text.replacen("\"version\":1", "\"version\":99,\"new\":1", 1);
+        fs::write(&path, text + &newer).unwrap();
+        let message = read_steps(&path).unwrap_err().to_string();
+        assert!(
+            message.contains("version is 99, but this molora knows up to 1"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_folder_in_its_place_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = read_records(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("no plain file"), "{message}");
     }
 
     #[test]

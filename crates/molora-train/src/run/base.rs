@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::module::Module;
 use molora_models::{BaseDtype, TaskModel};
@@ -58,10 +59,11 @@ struct Known {
 pub(super) fn base_report(
     config: &RunConfig,
     loaded: &Loaded,
+    stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
-) -> Option<BaseReport> {
+) -> Result<Option<BaseReport>, Stopped> {
     if !config.recipe.report.base || config.scored != Split::Test {
-        return None;
+        return Ok(None);
     }
     let backbone = loaded.base.clone();
     let heads = Vec::new();
@@ -70,13 +72,30 @@ pub(super) fn base_report(
         config,
         loaded,
         model,
+        stop,
     };
     match asked.all(on_event) {
-        Ok(report) => Some(report),
-        Err(error) => {
+        Ok(report) => Ok(Some(report)),
+        Err(Left::Stopped) => Err(Stopped),
+        Err(Left::Broken(error)) => {
             warn!("the base model's scores are left out: {error}");
-            None
+            Ok(None)
         }
+    }
+}
+
+/// The user asked to stop; what was scored by then is kept.
+pub(super) struct Stopped;
+
+/// Why there are no scores.
+enum Left {
+    Stopped,
+    Broken(TrainError),
+}
+
+impl From<TrainError> for Left {
+    fn from(error: TrainError) -> Self {
+        Self::Broken(error)
     }
 }
 
@@ -84,14 +103,18 @@ struct Asked<'a> {
     config: &'a RunConfig,
     loaded: &'a Loaded,
     model: TaskModel,
+    stop: &'a AtomicBool,
 }
 
 impl Asked<'_> {
-    fn all(&self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<BaseReport, TrainError> {
+    fn all(&self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<BaseReport, Left> {
         let split = self.config.scored;
         let (mut ways, mut scores, mut answers) =
             (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for task in &self.loaded.tasks {
+            if self.stop.load(Ordering::SeqCst) {
+                return Err(Left::Stopped);
+            }
             let known = self.task(task, on_event)?;
             ways.insert(task.name.clone(), known.way);
             scores.insert(task.name.clone(), known.score);
@@ -122,8 +145,12 @@ impl Asked<'_> {
         if let Some(known) = kept.filter(is_usable) {
             return Ok(known);
         }
+        let kept = match place {
+            Some(_) => " (once: it is kept for later runs)",
+            None => "",
+        };
         on_event(Event::Phase(&format!(
-            "scoring the base model on {} (once: it is kept for later runs)",
+            "scoring the base model on {}{kept}",
             task.name
         )));
         let mut progress = |done, total| on_event(Event::Evaluated(done, total));
@@ -177,6 +204,10 @@ impl Asked<'_> {
 
 /// What is kept in a file; a file that cannot be read is as good as none.
 fn read(place: &Path) -> Option<Known> {
+    // Reading a device or a pipe may never end.
+    if !place.metadata().ok()?.is_file() {
+        return None;
+    }
     let bytes = std::fs::read(place).ok()?;
     let known = serde_json::from_slice(&bytes);
     known
@@ -184,9 +215,18 @@ fn read(place: &Path) -> Option<Known> {
         .ok()
 }
 
+/// Makes a folder for the user alone: answers may repeat what private texts say.
+fn make_own(folder: &Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder)
+}
+
 fn keep(place: &Path, known: &Known) {
     let folder = place.parent().unwrap_or(Path::new("."));
-    let made = std::fs::create_dir_all(folder).map_err(TrainError::from);
+    let made = make_own(folder).map_err(TrainError::from);
     if let Err(error) = made.and_then(|()| write_json_atomically(place, known)) {
         debug!("{} cannot be kept: {error}", place.display());
     }

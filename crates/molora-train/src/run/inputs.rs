@@ -1,5 +1,6 @@
 //! Whether base model, tokenizer and tasks are still what a run was made of.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::base::{base_model, bundled};
@@ -59,6 +60,31 @@ pub(crate) fn refuse_changed(
             let problem = RunProblem::Changed { files, advice };
             Err(TrainError::run(&run.join(RUN), problem))
         }
+    }
+}
+
+/// Refuses inputs that changed while a run began: the digests of its configuration would be those of
+/// other files than it was made of. `read` are those of the tasks' files when they were read.
+pub(super) fn refuse_moving(
+    run: &Path,
+    config: &RunConfig,
+    read: BTreeMap<String, BTreeMap<String, String>>,
+    model: &Path,
+) -> Result<(), TrainError> {
+    let Some(known) = &config.digests else {
+        return Ok(());
+    };
+    let then = Digests {
+        base: known.base.clone(),
+        tasks: read,
+    };
+    let now = Digests {
+        base: Digests::of_base(model)?,
+        tasks: known.tasks.clone(),
+    };
+    match then.changed(&now) {
+        files if files.is_empty() => Ok(()),
+        files => Err(TrainError::run(run, RunProblem::Moving { files })),
     }
 }
 

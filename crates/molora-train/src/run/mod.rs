@@ -22,20 +22,20 @@ use molora_models::{AdapterSpec, BaseDtype};
 use crate::base::base_model::absolute;
 use crate::base::place::{write_atomically, write_json_atomically};
 use crate::base::{DeviceSpec, base_model, bundled};
-use crate::data::{Split, Task, TokenizedTask, load_tasks, task_names};
+use crate::data::{PromptStyle, Split, Task, TokenizedTask, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::eval::EvalScope;
 use crate::guide::{Guide, Instructions};
 use crate::model::count;
-use crate::recipe::{FinalState, QuerySource, Recipe, legs};
+use crate::recipe::{BaseKind, FinalState, QuerySource, Recipe, legs};
 use crate::report::{
     BaseReport, EvalReport, ExampleReport, ExpertReport, Page, PredictionReport, Record,
     RoutingReport, RunSummary, SCHEMA_VERSION, SplitSizes, kept_states, peak_memory_bytes,
     read_records, render,
 };
 use crate::store::{
-    BASE, Claim, EVAL, EXAMPLES, EXPERT_REPORT, FORMAT, PREDICTIONS, REPORT, ROUTING, RunConfig,
-    STEPS, SUMMARY, TaskLabels, Writing, checkpoint, git_commit, read_config,
+    BASE, Claim, Digests, EVAL, EXAMPLES, EXPERT_REPORT, FORMAT, PREDICTIONS, REPORT, ROUTING,
+    RunConfig, STEPS, SUMMARY, TaskLabels, Writing, checkpoint, git_commit, read_config,
 };
 use crate::train::{Setup, Start, Trained, train as train_loop};
 
@@ -50,6 +50,7 @@ pub use evaluate::{ScoredRecords, evaluate_base, evaluate_other, evaluate_run, e
 use examples::examples;
 use experts::experts;
 pub use inputs::changed_inputs;
+use inputs::refuse_moving;
 pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
 pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
 use stages::{begin_again, stage_number};
@@ -126,6 +127,7 @@ pub fn train(
         claim,
         recipe,
         tasks,
+        files,
     } = checked(request)?;
     let labels = |task: &Task| TaskLabels {
         name: task.meta.name.clone(),
@@ -153,6 +155,7 @@ pub fn train(
     on_event(Event::Phase("loading model and tasks"));
     let config = with_digests(config, &model.folder)?;
     let loaded = load(&config, &model.folder, &tasks, request.device, true)?;
+    refuse_moving(&request.out, &config, files, &model.folder)?;
     let _lock = claim.begin(&config)?;
     run(
         &request.out,
@@ -177,6 +180,8 @@ struct Checked {
     claim: Claim,
     recipe: Recipe,
     tasks: Vec<Task>,
+    /// Digests of the tasks' files as they were read.
+    files: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 fn checked(request: &Request) -> Result<Checked, TrainError> {
@@ -192,12 +197,21 @@ fn checked(request: &Request) -> Result<Checked, TrainError> {
     }
     base_model::check(&request.model)?;
     let tasks = load_tasks(&data, request.tasks.as_deref())?;
+    let digest = |task: &Task| {
+        let name = task.meta.name.clone();
+        Ok((name, Digests::of_task(&data, &task.meta.name)?))
+    };
+    let files = tasks
+        .iter()
+        .map(digest)
+        .collect::<Result<_, TrainError>>()?;
     let recipe = with_groups(&request.recipe, &tasks)?;
     check_tasks(&recipe, &tasks)?;
     Ok(Checked {
         claim,
         recipe,
         tasks,
+        files,
     })
 }
 
@@ -244,7 +258,11 @@ pub fn resume(
 /// The recipe with the prompts that fit the model of a folder, where it leaves them open.
 pub(crate) fn with_prompt(mut recipe: Recipe, folder: &Path) -> Result<Recipe, TrainError> {
     let writing = &mut recipe.data.writing;
-    writing.prompt = writing.prompt.resolved(folder)?;
+    // An encoder writes nothing, whatever its folder has.
+    writing.prompt = match (BaseKind::of(folder), writing.prompt) {
+        (Ok(BaseKind::Encoder), PromptStyle::Auto) => PromptStyle::Plain,
+        (_, style) => style.resolved(folder)?,
+    };
     Ok(recipe)
 }
 
@@ -293,7 +311,7 @@ fn run(
     on_event(Event::Phase("training"));
     let heads = loaded.heads.clone();
     let trained = train_loop(&setup, Start::Fresh(heads), on_event)?;
-    let finished = finish(folder, config, &loaded, &trained, on_event)?;
+    let finished = finish(folder, config, &loaded, &trained, stop, on_event)?;
     checkpoint::retain(folder, &trained.progress, recipe.checkpoint.keep_last)?;
     Ok(finished)
 }
@@ -305,6 +323,7 @@ pub(crate) fn finish(
     config: &RunConfig,
     loaded: &Loaded,
     trained: &Trained,
+    stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
     let (tasks, device, spec) = (&loaded.tasks[..], &loaded.device, &loaded.spec);
@@ -326,7 +345,13 @@ pub(crate) fn finish(
     let mut routing = found.routing;
     routing.has_general = spec.general.is_some();
     let records = read_records(&folder.join(STEPS))?;
-    let base = base_report(config, loaded, on_event);
+    // Before the base model is scored, which not every run does.
+    let facts = summary(config, trained);
+    let base = base_report(config, loaded, stop, on_event);
+    let base = base.map_err(|_| TrainError::Interrupted {
+        step: trained.progress.step,
+        run: folder.to_owned(),
+    })?;
     let shown = config.recipe.report.examples;
     let examples = match shown > 0 && split == Split::Test {
         true => Some(examples(
@@ -349,7 +374,7 @@ pub(crate) fn finish(
                 .iter()
                 .map(|task| (task.name.clone(), sizes(task)))
                 .collect(),
-            ..summary(config, trained)
+            ..facts
         },
         eval: found.scores,
         routing,

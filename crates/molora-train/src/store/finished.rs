@@ -3,11 +3,13 @@
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use super::names::is_name_of_run;
 use super::{
     BASE, EVAL, EXAMPLES, EXPERT_REPORT, FolderLock, REPORT, ROUTING, RunConfig, STEPS, SUMMARY,
     is_run, read_config,
 };
-use crate::base::files::is_there;
+
+use crate::base::files::{is_there, parent};
 use crate::base::place::write_atomically;
 use crate::error::{RunProblem, TrainError};
 use crate::report::{
@@ -101,7 +103,7 @@ pub fn read_base(folder: &Path) -> Result<Option<BaseReport>, ReportError> {
 /// # Errors
 /// As [`FinishedRun::read`] and [`write_page`]; [`RunProblem::InUse`] if another process writes the run.
 pub fn write_report(folder: &Path, output: Option<&Path>) -> Result<PathBuf, TrainError> {
-    if let Some(path) = output {
+    if let Some(path) = output.filter(|path| !is_own_report(folder, path)) {
         write_page(path, &FinishedRun::read(folder)?.render())?;
         return Ok(path.to_owned());
     }
@@ -115,12 +117,28 @@ pub fn write_report(folder: &Path, output: Option<&Path>) -> Result<PathBuf, Tra
     Ok(path)
 }
 
+/// Whether a path is that of a run's own report.
+fn is_own_report(folder: &Path, path: &Path) -> bool {
+    let place = |path: &Path| path.canonicalize().ok();
+    let is_in = place(parent(path)).is_some_and(|found| Some(found) == place(folder));
+    is_in && path.file_name() == Some(REPORT.as_ref())
+}
+
 /// Writes a page at once to a place that is free or has a page of molora.
 ///
 /// # Errors
-/// [`RunProblem::NoPage`] if there is something else; [`TrainError::Io`] if the place cannot be
-/// written.
+/// [`RunProblem::NoPage`] if there is something else, [`RunProblem::OfRun`] if the place is that of a
+/// run's own file, [`RunProblem::NoFolder`] if there is no such folder; [`TrainError::Io`] if the place
+/// cannot be written.
 pub fn write_page(path: &Path, page: &str) -> Result<(), TrainError> {
+    let folder = parent(path);
+    if !folder.is_dir() || path.file_name().is_none() {
+        return Err(TrainError::run(path, RunProblem::NoFolder));
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if is_run(folder)? && is_name_of_run(&name) {
+        return Err(TrainError::run(path, RunProblem::OfRun));
+    }
     match is_page(path) {
         Ok(true) => {}
         Ok(false) => return Err(TrainError::run(path, RunProblem::NoPage)),

@@ -20,7 +20,7 @@ pub use folder::{
 };
 pub(crate) use folder::{Claim, STAGES, Writing};
 pub(crate) use lock::FolderLock;
-pub(crate) use names::{GROWING, REMOVING, check_name, is_empty};
+pub(crate) use names::{GROWING, REMOVING, check_name, is_empty, is_plain};
 use pool::EXPERTS;
 pub use recover::{Recovered, recover};
 pub(crate) use swap::SWAP;

@@ -66,6 +66,11 @@ pub(super) fn is_file(name: &str) -> bool {
     FILES.contains(&name) && name != super::lock::LOCK
 }
 
+/// Whether a run folder has, or may have, something of this name.
+pub(super) fn is_name_of_run(name: &str) -> bool {
+    FILES.contains(&name) || FOLDERS.contains(&name) || is_work(name) || is_temporary(name)
+}
+
 /// Whether a name is that of a folder in which the experts are being changed.
 pub(super) fn is_work(name: &str) -> bool {
     let task = name.strip_prefix(GROWING).or(name.strip_prefix(REMOVING));
@@ -81,12 +86,7 @@ pub(crate) fn is_empty(folder: &Path) -> Result<bool, TrainError> {
 /// Whether a folder holds what is left of a run that was being removed, and nothing else.
 pub(super) fn is_remains(folder: &Path) -> Result<bool, TrainError> {
     let names = entries(folder)?;
-    let is_known = |name: &String| {
-        FILES.contains(&&name[..])
-            || FOLDERS.contains(&&name[..])
-            || is_work(name)
-            || is_temporary(name)
-    };
+    let is_known = |name: &String| is_name_of_run(name);
     let is_own = |name: &String| OWN.contains(&&name[..]);
     Ok(names.iter().all(is_known) && names.iter().any(is_own))
 }

@@ -10,8 +10,8 @@ use serde_json::json;
 use super::download::Downloads;
 use super::progress::Progress;
 use super::{print, print_written};
-use molora_train::base::{DeviceSpec, base_model};
-use molora_train::data::Split;
+use molora_train::base::{DeviceSpec, base_model, bundled};
+use molora_train::data::{Split, load_tasks};
 use molora_train::guide::Query;
 use molora_train::recipe::{self, BaseKind, overrides};
 use molora_train::report::{EvalReport, idle_summary, task_table};
@@ -136,8 +136,6 @@ impl EvalArgs {
         if self.unseen || !(is_elsewhere || self.run.join("config.json").is_file()) {
             return Ok(None);
         }
-        let mut downloads = Downloads::new();
-        let model = base_model::find(&name, &mut |progress| downloads.show_all(progress))?.name;
         let Some(data) = &self.data else {
             bail!("{name} is a base model: give the tasks' folder with --data");
         };
@@ -146,6 +144,11 @@ impl EvalArgs {
         }
         let recipe = recipe::find_for("lora", BaseKind::Writer)?;
         let recipe = overrides::apply(&recipe, &self.set)?;
+        // Everything that can be refused before a model is downloaded.
+        recipe.check()?;
+        load_tasks(&bundled::folder(data)?, self.tasks.as_deref())?;
+        let mut downloads = Downloads::new();
+        let model = base_model::find(&name, &mut |progress| downloads.show_all(progress))?.name;
         let (tasks, device) = (
             self.tasks.as_deref(),
             self.device.unwrap_or(DeviceSpec::Cpu),
@@ -171,7 +174,13 @@ impl EvalArgs {
         if !is_own || self.split != Split::Test {
             return Ok(None);
         }
-        Ok(read_base(&self.run)?.map(|base| base.scores))
+        // Of runs that say nothing of their inputs it is not known.
+        let is_known = read_config(&self.run)?.digests.is_some();
+        if !is_known || !changed_inputs(&self.run, None)?.is_empty() {
+            return Ok(None);
+        }
+        let base = read_base(&self.run)?.map(|base| base.scores);
+        Ok(base.filter(|base| base.split == self.split.name()))
     }
 
     fn show(

@@ -223,8 +223,17 @@ impl Assembly<'_> {
         let trained = self.train(mixture, stop, on_event)?;
         let tasks = &self.loaded.tasks;
         let config = &self.config;
+        // What is left is short, and nothing could go on with it.
+        let never = AtomicBool::new(false);
         let finished = match self.request.data {
-            Some(_) => Some(finish(folder, config, &self.loaded, &trained, on_event)?),
+            Some(_) => Some(finish(
+                folder,
+                config,
+                &self.loaded,
+                &trained,
+                &never,
+                on_event,
+            )?),
             None => {
                 close(folder, config, spec, &task_names(tasks), &trained)?;
                 None

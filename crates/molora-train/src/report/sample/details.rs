@@ -176,6 +176,7 @@ pub(crate) fn runs() -> Vec<ComparedRun> {
             eval: EvalReport::new("test", eval.tasks),
             records,
             base: Some(base()),
+            inputs: BTreeMap::new(),
         }
     };
     let recipes = ["lora", "samora", "mosld"].into_iter().enumerate();

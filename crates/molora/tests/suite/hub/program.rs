@@ -216,6 +216,14 @@ fn a_request_is_checked_before_the_model_is_fetched() {
             "stages.0.schedule.warmup is 2",
         ),
         (
+            "compare lora,samora --seeds 1 --tune stages.0.steps=1,2",
+            "error: --tune: stages.0.steps 1 gives lora 1 steps instead of 600",
+        ),
+        (
+            "train lora --set data.max_length=0",
+            "data.max_length is 0, expected at least 1",
+        ),
+        (
             "compare lora,moa --seeds 1 --budget steps --set stages.0.steps=7",
             "error: budget steps, but lora has 7 steps",
         ),
@@ -232,6 +240,35 @@ fn a_request_is_checked_before_the_model_is_fetched() {
             !folder.path().join("run").exists(),
             "{command} left a folder"
         );
+    }
+}
+
+/// The same of a base model that is to be scored.
+#[test]
+fn an_evaluation_is_checked_before_the_model_is_fetched() {
+    let (server, folder) = (hub(), folder());
+    for (options, expected) in [
+        ("--data data --set foo=1", "unknown field `foo`"),
+        (
+            "--data data --set data.writing.prompt=foo",
+            "--set data.writing.prompt=foo",
+        ),
+        (
+            "--data data --set data.writing.max_length=0",
+            "data.writing.max_length is 0",
+        ),
+        ("--data data --tasks pest", "no task \"pest\""),
+        ("--data nowhere", "nowhere"),
+    ] {
+        let arguments: Vec<&str> = ["eval", "org/name"]
+            .into_iter()
+            .chain(options.split(' '))
+            .collect();
+        let output = molora(&server, folder.path(), "0", &arguments);
+        let errors = errors(&output);
+        assert_eq!(output.status.code(), Some(1), "{options}: {errors}");
+        assert!(errors.contains(expected), "{options}: {errors}");
+        assert_eq!(server.requests("").len(), 0, "{options} asked the hub");
     }
 }
 

@@ -1,13 +1,16 @@
 //! What stands beside a run's scores: the base model's, example answers, and what the experts do.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use molora_train::report::{
     BaseReport, BaseWay, ExampleKind, ExampleReport, ExpertReport, Predictions,
 };
+use molora_train::run;
+use molora_train::train::Event;
 
 use super::writer;
-use crate::world::{World, entries, read_json, small};
+use crate::world::{World, assert_same_run, entries, read_json, resume_to_end, small};
 
 /// Said when the base model is scored, and not when its scores are known.
 const SCORING: &str = "scoring the base model on";
@@ -92,6 +95,82 @@ fn what_is_not_asked_for_is_not_there() {
     assert!(all().all(|example| example.base.is_none()));
     let changed = [ExampleKind::Gained, ExampleKind::Lost];
     assert!(all().all(|example| !changed.contains(&example.kind)));
+}
+
+/// Scores of other records, or of another model, do not stand beside a run's.
+#[test]
+fn scores_of_other_inputs_are_not_shown() {
+    let world = World::new();
+    train(&world, "lora", "run", &[]);
+    let table = |arguments: &[&str]| {
+        let output = world.run(&[&["eval", "run"], arguments].concat());
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(table(&[]).contains("base %"));
+    for other in [
+        &["--limit", "3"][..],
+        &["--split", "validation"],
+        &["--data", "data"],
+    ] {
+        assert!(!table(other).contains("base %"), "{other:?}");
+    }
+    let path = world.data("pets/test.jsonl");
+    let text = std::fs::read_to_string(&path).expect("readable");
+    std::fs::write(&path, text.replace("purr", "bark")).expect("writable");
+    assert!(!table(&["--anyway"]).contains("base %"));
+}
+
+#[test]
+fn files_that_change_while_a_run_begins_are_refused() {
+    let world = World::new();
+    let request = world.request(small("lora"), "run");
+    let path = world.data("pets/test.jsonl");
+    let text = std::fs::read_to_string(&path).expect("readable");
+    let mut change = |event: Event<'_>| {
+        // The tasks are read by now, and their digests are not.
+        if matches!(event, Event::Phase("loading model and tasks")) {
+            std::fs::write(&path, text.replace("purr", "bark")).expect("writable");
+        }
+    };
+    let error = run::train(&request, &AtomicBool::new(false), &mut change);
+    let error = error.expect_err("refused").to_string();
+    let expected = "run: test.jsonl of task pets changed while the run began: train it again";
+    assert!(error.ends_with(expected), "{error}");
+    assert!(!request.out.exists());
+}
+
+/// A stop while the base model is scored loses nothing.
+#[test]
+fn a_run_that_stops_while_the_base_model_is_scored_goes_on() {
+    let world = World::new();
+    let mut recipe = small("samora");
+    // Of no other test, so that nothing is kept yet.
+    recipe.data.eval_batch_size = 61;
+    let whole = world.train(&recipe, "whole");
+    // Other words, other scores.
+    let path = world.data("pets/train.jsonl");
+    let text = std::fs::read_to_string(&path).expect("readable");
+    let seed = std::process::id().to_string();
+    std::fs::write(&path, text.replace("pets-train", &format!("p{seed}"))).expect("writable");
+    let request = world.request(recipe, "run");
+    let stop = AtomicBool::new(false);
+    let mut at_scoring = |event: Event<'_>| {
+        if matches!(event, Event::Phase(phase) if phase.starts_with(SCORING)) {
+            stop.store(true, Ordering::SeqCst);
+        }
+    };
+    let error = run::train(&request, &stop, &mut at_scoring).expect_err("stopped");
+    let error = error.to_string();
+    assert!(
+        error.starts_with("stopped after step 20; continue with"),
+        "{error}"
+    );
+    assert!(!request.out.join("summary.json").exists());
+    resume_to_end(&request.out);
+    assert_same_run(&request.out, &whole);
+    assert_eq!(base(&request.out), base(&whole));
 }
 
 /// For private data: no text of a record in any file of the run.
@@ -190,8 +269,7 @@ fn a_writer_is_scored_as_it_is() {
     let world = writer::world();
     let tasks = ["pets", "sky", "sums", "length"];
     let request = writer::request(&world, writer::recipe("samora", 4), &tasks, "run");
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    molora_train::run::train(&request, &stop, &mut |_| {}).expect("a whole run");
+    run::train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
     let found = base(&world.path("run"));
     for (task, way) in &found.ways {
         let expected = match task.as_str() {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use molora_train::recipe::Recipe;
+use serde_json::{Value, json};
 
 use super::refusal::assert_refused;
 use crate::world::{World, copy_folder, entries, small, train_until};
@@ -178,13 +179,20 @@ fn what_is_no_finished_run_is_named() {
         ("run half", "half: the run is not finished"),
         (
             "run --output run/eval.json",
-            "eval.json: is there already and is no page of molora",
+            "eval.json: is a file of that run; choose another --output",
+        ),
+        (
+            "run --output run/experts.json",
+            "experts.json: is a file of that run; choose another --output",
         ),
         (
             "run --output data",
             "data: is there already and is no page of molora",
         ),
-        ("run --output nowhere/page.html", "nowhere"),
+        (
+            "run --output nowhere/page.html",
+            "nowhere/page.html: lies in no folder that is there; choose another --output",
+        ),
     ] {
         let all: Vec<&str> = ["report"].into_iter().chain(arguments.split(' ')).collect();
         assert_refused(&world, &all, arguments, &[expected]);
@@ -194,4 +202,53 @@ fn what_is_no_finished_run_is_named() {
             "{arguments} wrote something"
         );
     }
+}
+
+/// A result whose parts do not fit together is refused by the part.
+#[test]
+fn a_broken_comparison_is_named() {
+    let world = World::new();
+    reported_comparison(&world);
+    let whole = read(&world.path("c/compare.json"));
+    let recipe = |value: &mut Value, name: &str| value["recipes"][0]["name"] = json!(name);
+    type Change<'a> = &'a dyn Fn(&mut Value);
+    let cases: [(Change<'_>, &str); 7] = [
+        (
+            &|v| v["recipes"] = json!([]),
+            "recipes is empty, expected at least one",
+        ),
+        (
+            &|v| v["seeds"] = json!(0),
+            "seeds is 0, but recipe `lora` has 2 scores",
+        ),
+        (
+            &|v| v["seeds"] = json!(u64::MAX),
+            "but recipe `lora` has 2 scores",
+        ),
+        (
+            &|v| v["tasks"][0] = json!("x"),
+            "tasks has `x`, but `lora` has no score of it",
+        ),
+        (
+            &|v| v["recipes"][1]["tasks"] = json!({}),
+            "has no score of it",
+        ),
+        (
+            &|v| recipe(v, "../../etc"),
+            "recipes: `../../etc` is no name of a folder",
+        ),
+        (&|v| recipe(v, "<b>"), "<b>-seed0"),
+    ];
+    for (change, expected) in cases {
+        World::edit(&world.path("c/compare.json"), change);
+        for arguments in [
+            "report c --output page.html",
+            "report c c --output page.html",
+        ] {
+            let arguments: Vec<&str> = arguments.split(' ').collect();
+            assert_refused(&world, &arguments, expected, &[expected]);
+        }
+        std::fs::write(world.path("c/compare.json"), &whole).expect("writable");
+    }
+    assert!(!world.path("page.html").exists());
 }
