@@ -163,7 +163,7 @@ fn data_settings_out_of_range() {
         ),
         value(
             &["--set", "data.max_length=0"],
-            &["max_length 0 leaves no room"],
+            &["data.max_length is 0, expected at least 1"],
         ),
         value(
             &["--set", "data.max_length=2"],
