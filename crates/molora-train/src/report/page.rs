@@ -4,6 +4,7 @@
 use minijinja::context;
 
 use super::answers::answer_values;
+use super::comparison::last_part;
 use super::details::{BaseReport, ExampleReport, ExpertReport};
 use super::experts::expert_values;
 use super::format::{duration, mebibytes, percent, share, thousands};
@@ -64,7 +65,7 @@ pub fn render(run: &Page<'_>) -> String {
     let routing = run.routing.filter(|routing| !routing.sites.is_empty());
     let values = context! {
         recipe => &summary.recipe,
-        model => &summary.model,
+        model => last_part(&summary.model),
         citation => &summary.citation,
         facts => facts(summary),
         tiles => tiles(summary, eval),
@@ -80,7 +81,7 @@ pub fn render(run: &Page<'_>) -> String {
         records => record_rows(summary),
         settings => run.settings,
     };
-    let title = format!("{} on {}", summary.recipe, summary.model);
+    let title = format!("{} on {}", summary.recipe, last_part(&summary.model));
     page(&title, "page.html", values)
 }
 
