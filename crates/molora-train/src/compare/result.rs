@@ -197,14 +197,8 @@ impl Comparison {
 /// What the base model scored by the tasks' own metrics, as far as the runs have measured it.
 fn base_scores(plan: &Plan, outcomes: &[Vec<Outcome>]) -> BTreeMap<String, Spread> {
     let of_task = |name: &str| {
-        let runs = outcomes.iter().flatten();
-        let values = runs.filter_map(|run| {
-            let found = run.base.as_ref()?.scores.tasks.get(name)?;
-            let own = run.eval.tasks.get(name)?;
-            (found.metric == own.metric && found.n == own.n).then_some(found.value)
-        });
-        let values: Vec<f64> = values.collect();
-        (!values.is_empty()).then(|| base_spread(values))
+        let beside = |run: &Outcome| run.base.as_ref()?.scores.beside(&run.eval, name);
+        base_spread(outcomes.iter().flatten().filter_map(beside).collect())
     };
     let tasks = plan.tasks.iter().map(|task| &task.name);
     tasks

@@ -7,8 +7,7 @@ use super::plan::Budget;
 use super::result::{Comparison, RecipeResult};
 use super::table_parts::{choices, trials, unseen_gains, unseen_scores};
 use crate::report::PlainTable;
-use crate::report::comparison::last_part;
-use crate::report::format::{duration, percent, points, thousands};
+use crate::report::format::{duration, last_part, percent, points, thousands};
 use crate::report::standing::spread_text as spread;
 use crate::report::table::{aligned, markdown};
 

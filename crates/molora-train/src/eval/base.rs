@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use molora_models::TaskModel;
 
 use super::frozen::Frozen;
-use super::probe::{Answers, Probe, best_probe};
+use super::probe::Fitted;
 use super::{EvalScope, evaluate, score, score_numbers};
 use crate::TrainError;
 use crate::data::{Split, TaskKind, TokenizedTask};
@@ -32,8 +32,6 @@ pub(crate) struct BaseAnswers {
 pub(crate) struct BaseScope<'a> {
     pub(crate) split: Split,
     pub(crate) batch_size: usize,
-    /// Whether answers that are texts are written.
-    pub(crate) generates: bool,
     pub(crate) device: &'a Device,
 }
 
@@ -63,7 +61,6 @@ fn plain(
 ) -> Result<BaseAnswers, TrainError> {
     let asked = EvalScope {
         numbers: &[None],
-        generates: scope.generates,
         ..EvalScope::own(scope.split, scope.batch_size, 1)
     };
     let total = task.split(scope.split).len();
@@ -115,41 +112,22 @@ fn head(
         )
     };
     let (train, validation, scored) = (pooled(0)?, pooled(1)?, pooled(2)?);
-    let [train_rows, validation_rows, _] = &rows;
-    if task.kind == TaskKind::Regression {
-        let of = |split, rows: &[usize]| pick(&task.numbers(split), rows);
-        let probes = Probe::fit(&train, Answers::Numbers(&of(Split::Train, train_rows)));
-        let right = of(Split::Validation, validation_rows);
-        let value = |probe: &Probe| {
-            task.metric
-                .score_numbers(&probe.numbers(&validation), &right)
-        };
-        let numbers = best_probe(&probes, value).2.numbers(&scored);
-        return Ok(BaseAnswers {
-            way: BaseWay::Head,
-            score: score_numbers(task, scope.split, &numbers),
-            predictions: Predictions::Numbers(numbers),
-        });
-    }
-    let (of, count) = (
-        |split, rows: &[usize]| pick(&task.classes(split), rows),
-        task.labels.len(),
-    );
-    let classes = of(Split::Train, train_rows);
-    let probes = Probe::fit(&train, Answers::Classes(&classes, count));
-    let right = of(Split::Validation, validation_rows);
-    let value = |probe: &Probe| {
-        task.metric
-            .score(&probe.predict(&validation), &right, count)
+    let probe = Fitted::of(task, (&train, &rows[0]), (&validation, &rows[1])).probe;
+    let (score, predictions) = match task.kind {
+        TaskKind::Regression => {
+            let numbers = probe.numbers(&scored);
+            let score = score_numbers(task, scope.split, &numbers);
+            (score, Predictions::Numbers(numbers))
+        }
+        _ => {
+            let classes = probe.predict(&scored);
+            let score = score(task, scope.split, &classes);
+            (score, Predictions::Classes(classes))
+        }
     };
-    let classes = best_probe(&probes, value).2.predict(&scored);
     Ok(BaseAnswers {
         way: BaseWay::Head,
-        score: score(task, scope.split, &classes),
-        predictions: Predictions::Classes(classes),
+        score,
+        predictions,
     })
-}
-
-fn pick<T: Copy>(values: &[T], rows: &[usize]) -> Vec<T> {
-    rows.iter().map(|&row| values[row]).collect()
 }

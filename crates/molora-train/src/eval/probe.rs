@@ -15,6 +15,8 @@
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use crate::data::{Split, TaskKind, TokenizedTask};
+
 /// The penalties that are tried, the strongest first; each fit starts from the one before it.
 pub const PENALTIES: [f64; 4] = [1e-1, 1e-2, 1e-3, 1e-4];
 
@@ -99,13 +101,56 @@ impl Probe {
     }
 }
 
-/// The probe that `score` finds best, the first of equally good ones, with that score and its penalty.
-pub(crate) fn best_probe(probes: &[Probe], score: impl Fn(&Probe) -> f64) -> (f64, f64, &Probe) {
-    let scored = probes.iter().zip(PENALTIES);
-    scored
-        .map(|(probe, penalty)| (score(probe), penalty, probe))
-        .reduce(|best, next| if next.0 > best.0 { next } else { best })
-        .expect("there are penalties")
+/// A probe of a task, and how it was chosen.
+pub(crate) struct Fitted {
+    pub(crate) probe: Probe,
+    /// The task's metric on the validation records; of equally good probes the first was taken.
+    pub(crate) validation: f64,
+    /// The penalty.
+    pub(crate) l2: f64,
+}
+
+impl Fitted {
+    /// Fits probes to training records and takes the one that does best on validation records; both are
+    /// given as features `[n, D]` and the places of their records in the split.
+    pub(crate) fn of(
+        task: &TokenizedTask,
+        (train, train_rows): (&Tensor<2>, &[usize]),
+        (validation, validation_rows): (&Tensor<2>, &[usize]),
+    ) -> Self {
+        let (metric, count) = (&task.metric, task.labels.len());
+        if task.kind == TaskKind::Regression {
+            let right = |split, rows| pick(&task.numbers(split), rows);
+            let probes = Probe::fit(train, Answers::Numbers(&right(Split::Train, train_rows)));
+            let expected = right(Split::Validation, validation_rows);
+            let score = |probe: &Probe| metric.score_numbers(&probe.numbers(validation), &expected);
+            return best(probes, score);
+        }
+        let right = |split, rows| pick(&task.classes(split), rows);
+        let classes = right(Split::Train, train_rows);
+        let probes = Probe::fit(train, Answers::Classes(&classes, count));
+        let expected = right(Split::Validation, validation_rows);
+        best(probes, |probe| {
+            metric.score(&probe.predict(validation), &expected, count)
+        })
+    }
+}
+
+fn pick<T: Copy>(values: &[T], rows: &[usize]) -> Vec<T> {
+    rows.iter().map(|&row| values[row]).collect()
+}
+
+fn best(probes: Vec<Probe>, score: impl Fn(&Probe) -> f64) -> Fitted {
+    let scored = probes.into_iter().zip(PENALTIES).map(|(probe, l2)| Fitted {
+        validation: score(&probe),
+        probe,
+        l2,
+    });
+    let better = |best: Fitted, next: Fitted| match next.validation > best.validation {
+        true => next,
+        false => best,
+    };
+    scored.reduce(better).expect("there are penalties")
 }
 
 /// What is minimised.

@@ -163,7 +163,7 @@ fn ranges(curves: &[Curve]) -> (Range, Range) {
 }
 
 /// Least and greatest value; `(0, 1)` without values.
-fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
+pub(super) fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let ends = |ends: Option<(f64, f64)>, value: f64| match ends {
         Some((low, high)) => Some((low.min(value), high.max(value))),
         None => Some((value, value)),

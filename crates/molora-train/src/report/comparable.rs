@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::comparison::{ComparedRun, last_part};
-use super::format::thousands;
+use super::comparison::ComparedRun;
+use super::format::{last_part, thousands};
 
 /// What [`ComparedRun::inputs`] calls the files of the base model.
 pub(crate) const BASE_FILES: &str = "files of the base model";

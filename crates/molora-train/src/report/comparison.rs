@@ -7,11 +7,11 @@ use minijinja::{Value, context};
 use super::chart::{Curve, large_chart};
 use super::comparable::{cautions, common_tasks};
 use super::details::BaseReport;
-use super::format::{duration, mebibytes, percent, thousands};
+use super::format::{duration, last_part, mebibytes, percent, thousands};
 use super::palette::{COLORS, Ink, color};
 use super::scatter::{Spot, scatter_values};
 use super::schema::{EvalReport, Record, RunSummary};
-use super::series::Series;
+use super::series::{Point, Series};
 use super::standing::{mean_score, score_values, seed_values};
 use super::statistics::Spread;
 use super::template::page;
@@ -88,8 +88,8 @@ pub fn render_comparison(runs: &[ComparedRun], tables: &[PlainTable], note: &str
         tables => tables.iter().map(table).collect::<Vec<_>>(),
         note => note,
         front => (!tasks.is_empty()).then(|| scatter_values(&spots(&groups, &tasks))),
-        validation => curves(&groups, "mean score (%)", validation_curve),
-        loss => curves(&groups, "loss of the tasks (nats)", loss_curve),
+        validation => curves(&groups, "mean score (%)", |run| validation_curve(run, &tasks)),
+        loss => curves(&groups, "loss of the tasks (nats)", |run| loss_curve(run, &tasks)),
         repeats => groups.len() > COLORS,
         cost => context! { head => COST, rows => groups.iter().map(cost).collect::<Vec<_>>() },
     };
@@ -128,11 +128,6 @@ fn facts(runs: &[ComparedRun]) -> Vec<String> {
         format!("device {}", all(&|run| run.summary.device.clone())),
         format!("molora {}", all(&|run| run.summary.molora_version.clone())),
     ]
-}
-
-/// A path's last part: the rest of it is nobody else's business.
-pub(crate) fn last_part(path: &str) -> &str {
-    path.rsplit(['/', '\\', ':']).next().unwrap_or(path)
 }
 
 fn tiles(groups: &[Group<'_>], tasks: &[String]) -> Vec<[String; 2]> {
@@ -175,34 +170,54 @@ fn spots(groups: &[Group<'_>], tasks: &[String]) -> Vec<Spot> {
     groups.iter().map(spot).collect()
 }
 
-/// A curve for each run that has one, in its recipe's color; nothing without any.
+/// A curve for each run that has points, in its recipe's color; nothing without any.
 fn curves(
     groups: &[Group<'_>],
     label: &str,
-    curve: impl Fn(&Group<'_>, &ComparedRun) -> Option<Curve>,
+    points: impl Fn(&ComparedRun) -> Vec<Point>,
 ) -> Option<Value> {
     let all = groups
         .iter()
         .flat_map(|group| group.runs.iter().map(move |run| (group, run)));
-    let all: Vec<Curve> = all.filter_map(|(group, run)| curve(group, run)).collect();
+    let curve = |(group, run): (&Group<'_>, &&ComparedRun)| Curve {
+        label: group.name.to_owned(),
+        points: points(run),
+        ink: group.ink,
+    };
+    let mut all: Vec<Curve> = all.map(curve).collect();
+    all.retain(|curve| !curve.points.is_empty());
     (!all.is_empty()).then(|| large_chart(label, &all))
 }
 
-/// Mean scores of the validation split, without those of experts that train alone, each on its task.
-fn validation_curve(group: &Group<'_>, run: &ComparedRun) -> Option<Curve> {
+/// Mean scores of the tasks on the validation split, without those of experts that train alone, each on
+/// its task.
+fn validation_curve(run: &ComparedRun, tasks: &[String]) -> Vec<Point> {
     let (_, mut scored) = taken_apart(&run.records);
     scored.retain(|record| record.expert.is_none());
     let series = Series::scored("", &scored, |record| {
-        Some(100.0 * record.validation.mean_score)
+        let scores = &record.validation.tasks;
+        let values = tasks
+            .iter()
+            .map(|task| Some(100.0 * scores.get(task)?.value));
+        mean(&values.collect::<Option<Vec<f64>>>()?)
     });
-    (!series.points.is_empty()).then(|| Curve::raw(group.name, &series, group.ink))
+    series.raw()
 }
 
-/// The loss of the tasks alone: auxiliary terms are not the same in all recipes.
-fn loss_curve(group: &Group<'_>, run: &ComparedRun) -> Option<Curve> {
+/// The smoothed loss of the tasks alone: auxiliary terms are not the same in all recipes.
+fn loss_curve(run: &ComparedRun, tasks: &[String]) -> Vec<Point> {
     let (steps, _) = taken_apart(&run.records);
-    let series = Series::of("", &steps, |step| Some(step.task_loss));
-    (!series.points.is_empty()).then(|| Curve::smoothed(group.name, &series, group.ink))
+    let series = Series::of("", &steps, |step| {
+        let losses = tasks
+            .iter()
+            .filter_map(|task| step.tasks.get(task).copied());
+        mean(&losses.collect::<Vec<f64>>())
+    });
+    series.smoothed()
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
 const COST: [&str; 10] = [
@@ -249,7 +264,7 @@ fn cost(group: &Group<'_>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sample;
+    use crate::report::{StepRecord, sample};
 
     fn tables() -> [PlainTable; 1] {
         [PlainTable {
@@ -297,6 +312,25 @@ mod tests {
     }
 
     #[test]
+    fn curves_are_those_of_the_tasks_that_all_runs_have() {
+        let run = sample::runs().remove(0);
+        let tasks = ["sms_spam".to_owned()];
+        let (steps, scored) = taken_apart(&run.records);
+        let found = validation_curve(&run, &tasks);
+        let value = |place: usize| 100.0 * scored[place].validation.tasks["sms_spam"].value;
+        assert_eq!(found.len(), scored.len());
+        assert_eq!(found[0].1, value(0));
+        let has_task = |step: &&StepRecord| step.tasks.contains_key("sms_spam");
+        let first = steps.iter().find(has_task).expect("some step has it");
+        let found = loss_curve(&run, &tasks);
+        assert_eq!(found[0], (first.step as f64, first.tasks["sms_spam"]));
+        assert_eq!(found.len(), steps.iter().filter(has_task).count());
+        // A task that the run never had.
+        assert!(validation_curve(&run, &["other".to_owned()]).is_empty());
+        assert!(loss_curve(&run, &["other".to_owned()]).is_empty());
+    }
+
+    #[test]
     fn one_run_without_curves_has_a_page_too() {
         let mut run = sample::runs().remove(0);
         (run.records, run.base) = (Vec::new(), None);
@@ -304,10 +338,5 @@ mod tests {
         sample::assert_page(&page);
         assert!(!page.contains("<h2>Validation") && !page.contains("class=\"best\""));
         assert!(!page.contains("<th>base</th>"));
-    }
-
-    #[test]
-    fn of_a_path_the_last_part_is_shown() {
-        assert_eq!(last_part("/some/where/model"), "model");
     }
 }

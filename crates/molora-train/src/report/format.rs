@@ -54,9 +54,19 @@ pub(crate) fn mebibytes(bytes: Option<u64>) -> String {
     }
 }
 
+/// A path's last part: the rest of it is nobody else's business.
+pub(crate) fn last_part(path: &str) -> &str {
+    path.rsplit(['/', '\\', ':']).next().unwrap_or(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_path_the_last_part_is_shown() {
+        assert_eq!(last_part("/some/where/model"), "model");
+    }
 
     #[test]
     fn thousands_are_separated() {

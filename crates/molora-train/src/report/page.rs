@@ -4,10 +4,9 @@
 use minijinja::context;
 
 use super::answers::answer_values;
-use super::comparison::last_part;
 use super::details::{BaseReport, ExampleReport, ExpertReport};
 use super::experts::expert_values;
-use super::format::{duration, mebibytes, percent, share, thousands};
+use super::format::{duration, last_part, mebibytes, percent, share, thousands};
 use super::routing::routing_values;
 use super::schema::{EvalReport, Record, RoutingReport, RunSummary, SplitSizes};
 use super::scores::score_values;

@@ -2,6 +2,7 @@
 
 use minijinja::{Value, context};
 
+use super::chart::bounds;
 use super::format::{percent, thousands};
 use super::palette::{color, hexadecimal};
 
@@ -63,14 +64,14 @@ impl Scale {
 
 fn chart(spots: &[Spot], (width, height): (f64, f64)) -> Value {
     let logarithm = |spot: &Spot| spot.parameters.max(1.0).log10();
-    let (low, high) = ends(spots.iter().map(logarithm));
+    let (low, high) = bounds(spots.iter().map(logarithm));
     let x = Scale {
         low: low - 0.2,
         high: high + 0.2,
         from: 62.0,
         to: width - 16.0,
     };
-    let (low, high) = ends(spots.iter().map(|spot| 100.0 * spot.score));
+    let (low, high) = bounds(spots.iter().map(|spot| 100.0 * spot.score));
     let margin = (0.15 * (high - low)).max(0.5);
     let y = Scale {
         low: low - margin,
@@ -209,13 +210,6 @@ fn lines(y: &Scale) -> Vec<[String; 2]> {
         ]
     };
     (first..=last).map(line).collect()
-}
-
-/// Least and greatest value; `(0, 1)` without values.
-fn ends(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
-    let low = values.clone().fold(f64::INFINITY, f64::min);
-    let high = values.fold(f64::NEG_INFINITY, f64::max);
-    if low <= high { (low, high) } else { (0.0, 1.0) }
 }
 
 #[cfg(test)]

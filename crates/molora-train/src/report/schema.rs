@@ -180,6 +180,14 @@ impl EvalReport {
             mean_accuracy,
         }
     }
+
+    /// The value that stands beside a task's own in `run`: of the same split, by the same metric, on as
+    /// many records.
+    pub(crate) fn beside(&self, run: &Self, task: &str) -> Option<f64> {
+        let (found, own) = (self.tasks.get(task)?, run.tasks.get(task)?);
+        let is_same = self.split == run.split && found.metric == own.metric && found.n == own.n;
+        is_same.then_some(found.value)
+    }
 }
 
 /// What was answered to each record of a split: `predictions.json`.
@@ -388,6 +396,24 @@ mod tests {
         assert!((report.mean_accuracy - 0.8).abs() < 1e-12);
         let empty = EvalReport::new("test", BTreeMap::new());
         assert_eq!(empty.mean.to_string(), "0");
+    }
+
+    #[test]
+    fn a_value_of_other_records_does_not_stand_beside_a_run() {
+        let report = |split, score| {
+            let tasks = [("a".to_owned(), score)];
+            EvalReport::new(split, tasks.into())
+        };
+        let (run, base) = (score(0.7, 0.7), score(0.4, 0.4));
+        let beside =
+            |base: TaskScore, split| report(split, base).beside(&report("test", run.clone()), "a");
+        assert_eq!(beside(base.clone(), "test"), Some(0.4));
+        assert_eq!(beside(base.clone(), "validation"), None);
+        let (mut fewer, mut other) = (base.clone(), base);
+        fewer.n = 9;
+        other.metric = "macro_f1".into();
+        assert_eq!(beside(fewer, "test"), None);
+        assert_eq!(beside(other, "test"), None);
     }
 
     #[test]

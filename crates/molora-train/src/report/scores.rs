@@ -7,7 +7,7 @@ use minijinja::{Value, context};
 use super::details::{BaseReport, BaseWay};
 use super::format::percent;
 use super::schema::{EvalReport, TaskScore};
-use super::table::{base_value, task_header, task_rows};
+use super::table::{task_header, task_rows};
 
 /// The table of scores with a bar for each task, and that of the other measures.
 pub(super) fn score_values(eval: &EvalReport, base: Option<&BaseReport>) -> Value {
@@ -15,7 +15,7 @@ pub(super) fn score_values(eval: &EvalReport, base: Option<&BaseReport>) -> Valu
     let base = base.filter(|base| base.scores.split == eval.split);
     let scores = base.map(|base| &base.scores);
     let bar = |(task, score): (&String, &TaskScore)| {
-        let of_base = base_value(scores, task, score).map(width);
+        let of_base = scores.and_then(|base| base.beside(eval, task)).map(width);
         context! { score => width(score.value), majority => width(score.majority), base => of_base }
     };
     context! {

@@ -2,6 +2,7 @@
 
 use minijinja::{Value, context};
 
+use super::chart::bounds;
 use super::comparison::{ComparedRun, Group};
 use super::format::percent;
 use super::statistics::Spread;
@@ -23,14 +24,8 @@ pub(crate) fn spread_text(spread: &Spread) -> String {
 /// Mean and deviation of each task by recipe, and what the base model scored where that is known.
 pub(super) fn score_values(runs: &[ComparedRun], groups: &[Group<'_>], tasks: &[String]) -> Value {
     let base = |task: &String| -> Option<Spread> {
-        let values = runs.iter().filter_map(|run| {
-            let (own, found) = (&run.eval, &run.base.as_ref()?.scores);
-            let (score, found_score) = (&own.tasks[task], found.tasks.get(task)?);
-            let is_same = score.metric == found_score.metric && own.split == found.split;
-            is_same.then_some(found_score.value)
-        });
-        let values: Vec<f64> = values.collect();
-        (!values.is_empty()).then(|| base_spread(values))
+        let beside = |run: &ComparedRun| run.base.as_ref()?.scores.beside(&run.eval, task);
+        base_spread(runs.iter().filter_map(beside).collect())
     };
     let bases: Vec<Option<Spread>> = tasks.iter().map(base).collect();
     let has_base = bases.iter().any(Option::is_some);
@@ -74,20 +69,25 @@ pub(super) fn score_values(runs: &[ComparedRun], groups: &[Group<'_>], tasks: &[
     context! { head => head, rows => rows, has_base => has_base, split => split }
 }
 
-/// The base model's score, which is one number unless the runs measured it differently.
-pub(crate) fn base_spread(values: Vec<f64>) -> Spread {
+/// The base model's score, which is one number unless the runs measured it differently; `None` where
+/// none did.
+pub(crate) fn base_spread(values: Vec<f64>) -> Option<Spread> {
     let is_one = values
         .windows(2)
         .all(|pair| (pair[0] - pair[1]).abs() < 1e-12);
-    Spread::of(if is_one { values[..1].to_vec() } else { values })
+    let values = if is_one {
+        values.into_iter().take(1).collect()
+    } else {
+        values
+    };
+    (!values.is_empty()).then(|| Spread::of(values))
 }
 
 /// The mean score of each run as a point on one scale.
 pub(super) fn seed_values(groups: &[Group<'_>], tasks: &[String]) -> Value {
     let all = groups.iter().flat_map(|group| &group.runs);
-    let all: Vec<f64> = all.map(|run| mean_score(run, tasks)).collect();
-    let low = all.iter().copied().fold(f64::INFINITY, f64::min);
-    let high = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let all = all.map(|run| mean_score(run, tasks));
+    let (low, high) = bounds(all);
     let place = |score: f64| match high > low {
         true => (score - low) / (high - low),
         false => 0.5,
@@ -114,7 +114,9 @@ mod tests {
 
     #[test]
     fn the_base_model_has_one_score_unless_runs_disagree() {
-        assert_eq!(spread_text(&base_spread(vec![0.5, 0.5])), "50.0");
-        assert_eq!(spread_text(&base_spread(vec![0.4, 0.6])), "50.0 +- 14.1");
+        let text = |values| base_spread(values).as_ref().map(spread_text);
+        assert_eq!(text(vec![0.5, 0.5]).as_deref(), Some("50.0"));
+        assert_eq!(text(vec![0.4, 0.6]).as_deref(), Some("50.0 +- 14.1"));
+        assert_eq!(text(Vec::new()), None);
     }
 }

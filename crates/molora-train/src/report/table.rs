@@ -55,7 +55,7 @@ pub(super) fn task_rows(report: &EvalReport, base: Option<&EvalReport>) -> Vec<V
             percent(score.majority),
             thousands(score.n),
         ];
-        cells(first, base_value(base, task, score), last)
+        cells(first, base.and_then(|base| base.beside(report, task)), last)
     };
     let first = ["mean".to_owned(), String::new(), percent(report.mean)];
     let has_accuracy = report.tasks.values().any(|score| score.accuracy.is_some());
@@ -71,16 +71,9 @@ pub(super) fn task_rows(report: &EvalReport, base: Option<&EvalReport>) -> Vec<V
     report.tasks.iter().map(row).chain([mean]).collect()
 }
 
-/// What the base model scored on a task, by the same metric on as many records.
-pub(super) fn base_value(base: Option<&EvalReport>, task: &str, score: &TaskScore) -> Option<f64> {
-    let found = base?.tasks.get(task)?;
-    (found.metric == score.metric && found.n == score.n).then_some(found.value)
-}
-
 /// The mean of the base model's scores, if it has one of every task.
 fn base_mean(report: &EvalReport, base: Option<&EvalReport>) -> Option<f64> {
-    let values = report.tasks.iter();
-    let values = values.map(|(task, score)| base_value(base, task, score));
+    let values = report.tasks.keys().map(|task| base?.beside(report, task));
     let values: Vec<f64> = values.collect::<Option<_>>()?;
     Some(values.iter().sum::<f64>() / values.len().max(1) as f64)
 }

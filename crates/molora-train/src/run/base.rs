@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::module::Module;
 use molora_models::{BaseDtype, TaskModel};
@@ -38,7 +37,6 @@ struct Key<'a> {
     task: &'a BTreeMap<String, String>,
     device: &'a str,
     split: Split,
-    generates: bool,
     max_length: usize,
     eval_batch_size: usize,
     writing: &'a WritingConfig,
@@ -56,12 +54,15 @@ struct Known {
 /// The scores of a run's base model alone on the split that the run is scored on; `None` where they are
 /// not asked for, and for trials of settings. A model whose outputs are no numbers gives a warning: the
 /// run itself is none the worse for it.
+///
+/// # Errors
+/// [`TrainError::Interrupted`], which `go_on` says between two tasks; what was scored by then is kept.
 pub(super) fn base_report(
     config: &RunConfig,
     loaded: &Loaded,
-    stop: &AtomicBool,
+    go_on: &dyn Fn() -> Result<(), TrainError>,
     on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<Option<BaseReport>, Stopped> {
+) -> Result<Option<BaseReport>, TrainError> {
     if !config.recipe.report.base || config.scored != Split::Test {
         return Ok(None);
     }
@@ -72,30 +73,15 @@ pub(super) fn base_report(
         config,
         loaded,
         model,
-        stop,
+        go_on,
     };
     match asked.all(on_event) {
         Ok(report) => Ok(Some(report)),
-        Err(Left::Stopped) => Err(Stopped),
-        Err(Left::Broken(error)) => {
+        Err(error @ TrainError::Interrupted { .. }) => Err(error),
+        Err(error) => {
             warn!("the base model's scores are left out: {error}");
             Ok(None)
         }
-    }
-}
-
-/// The user asked to stop; what was scored by then is kept.
-pub(super) struct Stopped;
-
-/// Why there are no scores.
-enum Left {
-    Stopped,
-    Broken(TrainError),
-}
-
-impl From<TrainError> for Left {
-    fn from(error: TrainError) -> Self {
-        Self::Broken(error)
     }
 }
 
@@ -103,18 +89,16 @@ struct Asked<'a> {
     config: &'a RunConfig,
     loaded: &'a Loaded,
     model: TaskModel,
-    stop: &'a AtomicBool,
+    go_on: &'a dyn Fn() -> Result<(), TrainError>,
 }
 
 impl Asked<'_> {
-    fn all(&self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<BaseReport, Left> {
+    fn all(&self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<BaseReport, TrainError> {
         let split = self.config.scored;
         let (mut ways, mut scores, mut answers) =
             (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for task in &self.loaded.tasks {
-            if self.stop.load(Ordering::SeqCst) {
-                return Err(Left::Stopped);
-            }
+            (self.go_on)()?;
             let known = self.task(task, on_event)?;
             ways.insert(task.name.clone(), known.way);
             scores.insert(task.name.clone(), known.score);
@@ -174,7 +158,6 @@ impl Asked<'_> {
         BaseScope {
             split: self.config.scored,
             batch_size: self.config.recipe.data.eval_batch_size,
-            generates: true,
             device: &self.loaded.device,
         }
     }
@@ -191,7 +174,6 @@ impl Asked<'_> {
             task: digests.tasks.get(task)?,
             device: &self.config.device,
             split: self.config.scored,
-            generates: self.scope().generates,
             max_length: data.max_length,
             eval_batch_size: data.eval_batch_size,
             writing: &data.writing,

@@ -4,6 +4,7 @@ use molora_kernels::random::Seed;
 
 use super::Loaded;
 use crate::TrainError;
+use crate::data::draw::shuffle;
 use crate::data::{Split, Target, TokenizedTask};
 use crate::report::{
     BaseReport, ExampleAnswer, ExampleKind, ExampleReport, PredictionReport, Predictions,
@@ -41,11 +42,11 @@ pub(super) fn examples(
     Ok(report)
 }
 
-/// Places below `count` in an order that a name gives.
+/// Places below `count` in a random order that a name gives.
 pub(super) fn shuffled(name: &str, count: usize) -> Vec<usize> {
     let seed = Seed::new(0).child("examples").child(name);
     let mut places: Vec<usize> = (0..count).collect();
-    places.sort_by_key(|&place| (seed.index(place as u64).value(), place));
+    shuffle(&mut seed.generator(), &mut places);
     places
 }
 

@@ -347,11 +347,14 @@ pub(crate) fn finish(
     let records = read_records(&folder.join(STEPS))?;
     // Before the base model is scored, which not every run does.
     let facts = summary(config, trained);
-    let base = base_report(config, loaded, stop, on_event);
-    let base = base.map_err(|_| TrainError::Interrupted {
-        step: trained.progress.step,
-        run: folder.to_owned(),
-    })?;
+    let go_on = || match stop.load(Ordering::SeqCst) {
+        false => Ok(()),
+        true => Err(TrainError::Interrupted {
+            step: trained.progress.step,
+            run: folder.to_owned(),
+        }),
+    };
+    let base = base_report(config, loaded, &go_on, on_event)?;
     let shown = config.recipe.report.examples;
     let examples = match shown > 0 && split == Split::Test {
         true => Some(examples(

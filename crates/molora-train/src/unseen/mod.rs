@@ -25,7 +25,7 @@ use crate::data::draw::shuffle;
 use crate::data::{Split, Task, TokenizedTask, list_tasks, load_tasks, require_classification};
 use crate::error::{RunProblem, TrainError};
 use crate::eval::frozen::Frozen;
-use crate::eval::probe::{Answers, Probe, best_probe};
+use crate::eval::probe::Fitted;
 use crate::eval::score;
 use crate::guide::{Guide, Query, TextEncoder, check_instructions};
 use crate::report::{Gain, SCHEMA_VERSION};
@@ -208,14 +208,14 @@ impl Measuring<'_> {
     ) -> Result<ProbeResult, TrainError> {
         let task = &self.tasks[number];
         let all = |split| (0..task.split(split).len()).collect::<Vec<_>>();
-        let (validation, test) = (all(Split::Validation), all(Split::Test));
+        let (validation_rows, test_rows) = (all(Split::Validation), all(Split::Test));
         let frozen = Frozen {
             model: &model.valid(),
             num_tasks: self.opened.loaded.tasks.len(),
             batch_size: self.opened.config.recipe.data.eval_batch_size,
             device: &self.opened.loaded.device,
         };
-        let total = rows.len() + validation.len() + test.len();
+        let total = rows.len() + validation_rows.len() + test_rows.len();
         let mut done = 0;
         let mut features = |split, rows: &[usize]| {
             let guide = match is_guided {
@@ -229,16 +229,13 @@ impl Measuring<'_> {
             })
         };
         let train = features(Split::Train, rows)?;
-        let validation = features(Split::Validation, &validation)?;
-        let test = features(Split::Test, &test)?;
-        let classes = task.classes(Split::Train);
-        let classes: Vec<usize> = rows.iter().map(|&row| classes[row]).collect();
-        let probes = Probe::fit(&train, Answers::Classes(&classes, task.labels.len()));
-        let validated = |probe: &Probe| {
-            let predictions = probe.predict(&validation);
-            score(task, Split::Validation, &predictions).value
-        };
-        let (validation, l2, probe) = best_probe(&probes, validated);
+        let validation = features(Split::Validation, &validation_rows)?;
+        let test = features(Split::Test, &test_rows)?;
+        let Fitted {
+            probe,
+            validation,
+            l2,
+        } = Fitted::of(task, (&train, rows), (&validation, &validation_rows));
         let predictions = probe.predict(&test);
         Ok(ProbeResult {
             score: score(task, Split::Test, &predictions),

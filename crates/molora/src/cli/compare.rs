@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::choice::Budget;
 use super::progress::Progress;
-use super::source::{Fitted, SourceArgs};
+use super::source::{FoundBase, SourceArgs};
 use super::train::{read_recipe, stop_on_signal};
 use super::validation::ValidationArgs;
 use super::{print, say};
@@ -61,8 +61,8 @@ pub(super) struct CompareArgs {
 impl CompareArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let stop = stop_on_signal()?;
-        let before = |fitted: &Fitted| Ok(check(&self.request(fitted)?)?);
-        let request = self.request(&self.source.fitted(&stop, before)?)?;
+        let before = |base: &FoundBase| Ok(check(&self.request(base)?)?);
+        let request = self.request(&self.source.found(&stop, before)?)?;
         let mut progress = Progress::new();
         let comparison = compare(&request, &stop, &mut |event| match event {
             Event::Planned(plan) => say(&planned(plan)),
@@ -86,11 +86,11 @@ impl CompareArgs {
         print(&closing(&request.out, &comparison))
     }
 
-    fn request(&self, fitted: &Fitted) -> anyhow::Result<Request> {
-        let recipes = self.recipes.iter().map(|name| self.recipe(name, fitted));
+    fn request(&self, base: &FoundBase) -> anyhow::Result<Request> {
+        let recipes = self.recipes.iter().map(|name| self.recipe(name, base));
         Ok(Request {
             recipes: recipes.collect::<anyhow::Result<_>>()?,
-            model: fitted.model.clone(),
+            model: base.model.clone(),
             base_dtype: self.source.base_dtype,
             data: self.source.data(),
             tasks: self.source.tasks.clone(),
@@ -106,8 +106,8 @@ impl CompareArgs {
         })
     }
 
-    fn recipe(&self, name: &str, fitted: &Fitted) -> anyhow::Result<Recipe> {
-        let mut recipe = overrides::apply(&read_recipe(name, fitted)?, &self.set)?;
+    fn recipe(&self, name: &str, base: &FoundBase) -> anyhow::Result<Recipe> {
+        let mut recipe = overrides::apply(&read_recipe(name, base)?, &self.set)?;
         if let Some(steps) = self.steps {
             recipe.set_total_steps(steps);
         }

@@ -132,7 +132,10 @@ impl EvalArgs {
     /// The scores of a base model, if that is what is named.
     fn of_base(&self) -> anyhow::Result<Option<EvalReport>> {
         let name = self.run.to_string_lossy();
-        let is_elsewhere = !self.run.exists() && self.data.is_some();
+        let is_elsewhere = !self.run.exists();
+        if is_elsewhere && self.data.is_none() && !self.unseen {
+            bail!("{name}: no such folder; a base model on the Hub is scored with --data");
+        }
         if self.unseen || !(is_elsewhere || self.run.join("config.json").is_file()) {
             return Ok(None);
         }

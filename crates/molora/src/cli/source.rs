@@ -12,7 +12,7 @@ use molora_train::base::{DeviceSpec, base_model, bundled};
 use molora_train::recipe::BaseKind;
 
 /// A base model by a name that stays, and what kind of model it is.
-pub(super) struct Fitted {
+pub(super) struct FoundBase {
     pub(super) model: String,
     pub(super) kind: BaseKind,
 }
@@ -50,31 +50,31 @@ impl SourceArgs {
     ///
     /// # Errors
     /// Those of `check`, and if it cannot be downloaded.
-    pub(super) fn fitted(
+    pub(super) fn found(
         &self,
         stop: &AtomicBool,
-        check: impl FnOnce(&Fitted) -> anyhow::Result<()>,
-    ) -> anyhow::Result<Fitted> {
-        let mut fitted = Fitted {
+        check: impl FnOnce(&FoundBase) -> anyhow::Result<()>,
+    ) -> anyhow::Result<FoundBase> {
+        let mut base = FoundBase {
             model: self.model(),
             kind: BaseKind::default(),
         };
         let kind_of = |folder: &Path| BaseKind::of(folder).unwrap_or_default();
-        let folder = bundled::folder(&fitted.model).unwrap_or_default();
-        if folder.is_dir() || base_model::check(&fitted.model).is_err() {
-            fitted.kind = kind_of(&folder);
-            return Ok(fitted);
+        let folder = bundled::folder(&base.model).unwrap_or_default();
+        if folder.is_dir() || base_model::check(&base.model).is_err() {
+            base.kind = kind_of(&folder);
+            return Ok(base);
         }
-        check(&fitted)?;
+        check(&base)?;
         let mut downloads = Downloads::new();
-        let found = base_model::find(&fitted.model, &mut |progress| {
+        let found = base_model::find(&base.model, &mut |progress| {
             downloads.show(progress);
             match stop.load(Ordering::SeqCst) {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             }
         })?;
-        Ok(Fitted {
+        Ok(FoundBase {
             kind: kind_of(&found.folder),
             model: found.name,
         })

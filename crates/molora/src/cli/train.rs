@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::print;
 use super::progress::Progress;
-use super::source::{Fitted, SourceArgs};
+use super::source::{FoundBase, SourceArgs};
 use super::validation::ValidationArgs;
 use molora_train::data::Split;
 use molora_train::recipe::{self, Recipe, overrides};
@@ -67,8 +67,8 @@ impl TrainArgs {
                 resume(folder, &part, &stop, &mut |e| progress.show(e))?,
             ),
             None => {
-                let before = |fitted: &Fitted| Ok(check(&self.request(fitted)?)?);
-                let request = self.request(&self.source.fitted(&stop, before)?)?;
+                let before = |base: &FoundBase| Ok(check(&self.request(base)?)?);
+                let request = self.request(&self.source.found(&stop, before)?)?;
                 let finished = train(&request, &stop, &mut |event| progress.show(event))?;
                 (request.out, finished)
             }
@@ -77,9 +77,9 @@ impl TrainArgs {
         print(&closing(&folder, &finished))
     }
 
-    fn request(&self, fitted: &Fitted) -> anyhow::Result<Request> {
+    fn request(&self, base: &FoundBase) -> anyhow::Result<Request> {
         let name = self.recipe.as_deref().unwrap_or_default();
-        let mut recipe = overrides::apply(&read_recipe(name, fitted)?, &self.set)?;
+        let mut recipe = overrides::apply(&read_recipe(name, base)?, &self.set)?;
         if let Some(steps) = self.steps {
             recipe.set_total_steps(steps);
         }
@@ -93,7 +93,7 @@ impl TrainArgs {
         Ok(Request {
             out,
             recipe,
-            model: fitted.model.clone(),
+            model: base.model.clone(),
             base_dtype: self.source.base_dtype,
             data: self.source.data(),
             tasks: self.source.tasks.clone(),
@@ -114,9 +114,9 @@ fn is_inside(file: &Path, folder: &Path) -> bool {
 
 /// A recipe by name, with the numbers that fit the base model, or from a file if the name looks like
 /// one.
-pub(super) fn read_recipe(name: &str, fitted: &Fitted) -> anyhow::Result<Recipe> {
+pub(super) fn read_recipe(name: &str, base: &FoundBase) -> anyhow::Result<Recipe> {
     if !name.ends_with(".toml") {
-        return Ok(recipe::find_for(name, fitted.kind)?);
+        return Ok(recipe::find_for(name, base.kind)?);
     }
     let text = std::fs::read_to_string(name).with_context(|| name.to_owned())?;
     Ok(Recipe::from_toml(&text, name)?)

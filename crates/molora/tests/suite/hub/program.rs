@@ -259,6 +259,10 @@ fn an_evaluation_is_checked_before_the_model_is_fetched() {
         ),
         ("--data data --tasks pest", "no task \"pest\""),
         ("--data nowhere", "nowhere"),
+        (
+            "--limit 3",
+            "org/name: no such folder; a base model on the Hub is scored with --data",
+        ),
     ] {
         let arguments: Vec<&str> = ["eval", "org/name"]
             .into_iter()

@@ -1,6 +1,7 @@
 //! Comparisons of recipes: their files, going on, equal budgets, and refusals.
 
 use std::path::Path;
+use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use molora_models::Backbone;
@@ -423,13 +424,18 @@ fn runs_and_data_that_are_not_those_of_the_comparison_are_refused() {
     );
 }
 
-#[test]
-fn the_program_compares_and_shows_what_it_found() {
-    let world = World::new();
+/// Two recipes and two seeds in the folder `c`, by the program.
+pub(super) fn compared(world: &World) -> Output {
     let arguments = "compare lora,hydralora --model model --data data --seeds 2 --steps 3 --out c \
                      --tasks pets,weather --set data.max_length=24 --set adapter.bank.rank=4";
     let arguments: Vec<&str> = arguments.split_whitespace().collect();
-    let output = world.run(&arguments);
+    world.run(&arguments)
+}
+
+#[test]
+fn the_program_compares_and_shows_what_it_found() {
+    let world = World::new();
+    let output = compared(&world);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     for text in ["lora: rank 4, ", "run 3 of 4: lora, seed 1", "step 3/3"] {
@@ -449,7 +455,7 @@ fn the_program_compares_and_shows_what_it_found() {
         assert!(written.contains(text), "{text} is missing in {written}");
     }
     let before = bytes(&world.path("c/compare.json"));
-    let again = world.run(&arguments);
+    let again = compared(&world);
     let errors = String::from_utf8_lossy(&again.stderr);
     assert!(
         errors.contains("run 4 of 4: hydralora, seed 1, finished before"),

@@ -5,6 +5,7 @@ use std::path::Path;
 use molora_train::recipe::Recipe;
 use serde_json::{Value, json};
 
+use super::compare::compared;
 use super::refusal::assert_refused;
 use crate::world::{World, copy_folder, entries, small, train_until};
 
@@ -107,10 +108,7 @@ fn several_runs_and_comparisons_stand_side_by_side() {
 }
 
 fn reported_comparison(world: &World) {
-    let arguments = "compare lora,hydralora --model model --data data --seeds 2 --steps 3 --out c \
-                     --tasks pets,weather --set data.max_length=24 --set adapter.bank.rank=4";
-    let arguments: Vec<&str> = arguments.split_whitespace().collect();
-    let output = world.run(&arguments);
+    let output = compared(world);
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
     let page = Path::new("c").join("compare.html").display().to_string();
