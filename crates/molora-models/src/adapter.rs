@@ -1,9 +1,9 @@
 //! What is attached to a site: experts, a router and a task gate.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use molora_adapters::{ExpertBank, GeneralExpert, Mixing, TaskGate};
-use molora_parts::PartTensor;
+use molora_parts::{Axis, ParameterKind, PartTensor};
 use molora_routing::{RouteInput, Router, RouterOutput};
 
 use crate::ForwardContext;
@@ -17,6 +17,8 @@ pub struct Adapter {
     pub router: Option<Router>,
     /// How strongly the mixture acts for each task.
     pub gate: Option<TaskGate>,
+    /// Norm of the weight of each output, `[O]` (DoRA).
+    pub magnitude: Option<Param<Tensor<1>>>,
     pub(crate) from_low_rank: bool,
     #[module(skip)]
     pub(crate) general: Option<GeneralExpert>,
@@ -30,6 +32,7 @@ impl Adapter {
             bank,
             router: None,
             gate: None,
+            magnitude: None,
             from_low_rank: false,
             general: None,
             site,
@@ -41,6 +44,11 @@ impl Adapter {
         let mut tensors = self.bank.tensors();
         tensors.extend(self.router.iter_mut().flat_map(Router::tensors));
         tensors.extend(self.gate.iter_mut().flat_map(TaskGate::tensors));
+        tensors.extend(self.magnitude.iter_mut().map(|magnitude| {
+            let outputs = [Axis::Output.of(magnitude.dims()[0])];
+            let name = "lora_magnitude_vector"; // PEFT's
+            PartTensor::vector(name, ParameterKind::Adapters, magnitude, &outputs)
+        }));
         tensors
     }
 

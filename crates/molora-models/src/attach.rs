@@ -1,8 +1,10 @@
 //! Attaching adapters to a model's linear layers, whatever the model.
 
+use burn::module::Param;
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
 
+use crate::peft::column_norms;
 use crate::site::select_sites;
 use crate::{AdapterSpec, LayerRouter, MoLoraLinear, ModelError};
 
@@ -64,7 +66,11 @@ pub(crate) fn attach_sites(
         let place = &mut places[index];
         let seed = to.seed.child(&place.path);
         let spec = spec.at_layer(place.layer, to.num_layers);
-        let adapter = spec.init(place.linear.dims(), site, to.num_tasks, seed, to.device);
+        let mut adapter = spec.init(place.linear.dims(), site, to.num_tasks, seed, to.device);
+        adapter.magnitude = spec.dora.then(|| {
+            let norms = column_norms(place.linear.weight.wide());
+            Param::from_data(norms.into_data(), to.device)
+        });
         place.linear.adapter = Some(adapter);
         sites.push((place.path.clone(), place.layer));
     }

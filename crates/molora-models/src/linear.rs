@@ -56,7 +56,8 @@ pub struct RouteTrace {
 ///
 /// With magnitudes `m` (DoRA, Liu et al., arXiv:2402.09353, eq. 5) it is
 /// `y = (x W + delta(x)) m / n + b`, where `n` are the norms of the columns of `W` plus the delta of
-/// all experts, without a gradient (section 4.3).
+/// all experts, without a gradient (section 4.3). Where a router weighs the experts, that is the mean
+/// of their deltas: a norm for every token would need a weight for every token.
 #[derive(Module, Debug)]
 pub struct MoLoraLinear {
     /// Frozen weight, `[D, O]`, in the type of the base.
@@ -65,8 +66,6 @@ pub struct MoLoraLinear {
     pub bias: Option<Param<Tensor<1>>>,
     /// The trainable part.
     pub adapter: Option<Adapter>,
-    /// Norm of the weight of each output, `[O]`; acts with an adapter alone.
-    pub magnitude: Option<Param<Tensor<1>>>,
 }
 
 impl MoLoraLinear {
@@ -76,14 +75,12 @@ impl MoLoraLinear {
             weight,
             bias: bias.map(frozen),
             adapter: None,
-            magnitude: None,
         }
     }
 
     /// Removes what was attached.
     pub(crate) fn detach(&mut self) {
         self.adapter = None;
-        self.magnitude = None;
     }
 
     /// Input and output width.
@@ -109,15 +106,9 @@ impl MoLoraLinear {
         let Some(adapter) = &self.adapter else {
             return (self.base(x), None);
         };
-        let y = match &self.magnitude {
-            None => self.base(x.clone()),
-            Some(_) => self.weight.times(x.clone(), None),
-        };
+        let y = self.before(x.clone(), adapter);
         let (y, routed, code) = adapter.add_delta(y, x, context, shared);
-        let y = match &self.magnitude {
-            None => y,
-            Some(magnitude) => self.rescaled(y, adapter, magnitude),
-        };
+        let y = self.rescaled(y, adapter, routed.is_some() || shared.is_some());
         (
             y,
             routed.map(|routed| RouteTrace {
@@ -128,11 +119,41 @@ impl MoLoraLinear {
         )
     }
 
-    /// `y m / n + b` for `y = x W + delta(x)`.
-    fn rescaled(&self, y: Tensor<3>, adapter: &Adapter, magnitude: &Param<Tensor<1>>) -> Tensor<3> {
+    /// As [`forward`](Self::forward) under decisions `[B, 1, E]` of the site's router that were
+    /// taken before.
+    pub(crate) fn forward_decided(
+        &self,
+        x: Tensor<3>,
+        context: &ForwardContext,
+        adapter: &Adapter,
+        decided: &RouterOutput,
+    ) -> Tensor<3> {
+        let y = self.before(x.clone(), adapter);
+        let y = adapter.add_decided(y, x, context, decided);
+        self.rescaled(y, adapter, true)
+    }
+
+    /// What the delta is added to: without the bias where the sum is rescaled.
+    fn before(&self, x: Tensor<3>, adapter: &Adapter) -> Tensor<3> {
+        match &adapter.magnitude {
+            None => self.base(x),
+            Some(_) => self.weight.times(x, None),
+        }
+    }
+
+    /// `y m / n + b` for `y = x W + delta(x)`, where the adapter has magnitudes.
+    fn rescaled(&self, y: Tensor<3>, adapter: &Adapter, is_routed: bool) -> Tensor<3> {
+        let Some(magnitude) = &adapter.magnitude else {
+            return y;
+        };
         let weight = self.weight.wide();
-        let ones = Tensor::ones([adapter.bank.num_experts()], &weight.device());
-        let sum = weight + adapter.bank.weight_delta(ones);
+        let experts = adapter.bank.num_experts();
+        let share = match is_routed {
+            true => 1.0 / experts as f64,
+            false => 1.0,
+        };
+        let weights = Tensor::full([experts], share, &weight.device());
+        let sum = weight + adapter.bank.weight_delta(weights);
         let norms = column_norms(sum.detach());
         let y = y * (magnitude.val() / norms).unsqueeze();
         match &self.bias {

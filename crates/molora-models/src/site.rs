@@ -9,7 +9,7 @@ use crate::error::similar;
 /// A pattern over module paths such as `encoder.layer.0.attention.self.query`.
 ///
 /// - `all-linear` matches every path, and `all-attention` those with a component that has `attn` or
-///   `attention` in its name, whatever the family;
+///   `attention` in its name, whatever the family; `all-feed-forward` matches the others;
 /// - a plain name matches a path that equals it or ends with `.name`, as PEFT's lists do;
 /// - a name with `*`, `?`, `[` or `{` is a glob that must match the path or an end of it that starts
 ///   at a dot: `*` stays within one component, `**` crosses dots;
@@ -24,6 +24,7 @@ pub struct SitePattern {
 enum Matcher {
     All,
     Attention,
+    FeedForward,
     Name,
     Glob(GlobMatcher),
     Regex(Regex),
@@ -43,6 +44,8 @@ impl SitePattern {
             Matcher::All
         } else if text == "all-attention" {
             Matcher::Attention
+        } else if text == "all-feed-forward" {
+            Matcher::FeedForward
         } else if let Some(regex) = text.strip_prefix("regex:") {
             let whole = format!("^(?:{regex})$");
             Matcher::Regex(Regex::new(&whole).map_err(|e| bad(one_line(&e.to_string())))?)
@@ -67,10 +70,8 @@ impl SitePattern {
     pub fn matches(&self, path: &str) -> bool {
         match &self.matcher {
             Matcher::All => true,
-            Matcher::Attention => {
-                let path = path.to_lowercase();
-                path.contains("attn") || path.contains("attention")
-            }
+            Matcher::Attention => is_attention(path),
+            Matcher::FeedForward => !is_attention(path),
             Matcher::Name => path
                 .strip_suffix(&self.text)
                 .is_some_and(|front| front.is_empty() || front.ends_with('.')),
@@ -83,6 +84,11 @@ impl SitePattern {
     pub fn is_plain_name(&self) -> bool {
         matches!(self.matcher, Matcher::Name)
     }
+}
+
+fn is_attention(path: &str) -> bool {
+    let path = path.to_lowercase();
+    path.contains("attn") || path.contains("attention")
 }
 
 /// The positions in `paths` that at least one of `targets` matches.
@@ -173,6 +179,7 @@ mod tests {
     fn names_globs_and_regular_expressions() {
         assert_eq!(chosen(&["all-linear"]), [0, 1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(chosen(&["all-attention"]), [0, 1, 2, 4, 5, 6]);
+        assert_eq!(chosen(&["all-feed-forward"]), [3, 7]);
         assert_eq!(chosen(&["query"]), [0, 4]);
         assert_eq!(chosen(&["output.dense"]), [2, 3, 6, 7]);
         assert_eq!(chosen(&["encoder.layer.1.output.dense"]), [7]);

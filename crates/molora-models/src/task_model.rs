@@ -1,6 +1,6 @@
 //! A base model with one linear head for each task that needs one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
 use burn::module::ParamId;
@@ -107,6 +107,20 @@ impl TaskModel {
         let heads = model.heads.iter_mut().flatten().flat_map(TaskHead::tensors);
         kinds.extend(heads.map(|tensor| (tensor.id(), tensor.kind())));
         kinds
+    }
+
+    /// The up-projections of the experts, by their numbers.
+    pub fn up_projections(&self) -> BTreeSet<ParamId> {
+        let mut backbone = self.backbone.clone();
+        let mut found = BTreeSet::new();
+        let visited = backbone.visit_tensors(|_, tensor| {
+            if tensor.is_up_projection() {
+                found.insert(tensor.id());
+            }
+            Ok::<_, Infallible>(())
+        });
+        let Ok(()) = visited;
+        found
     }
 
     /// Hidden states of a batch, and the routing decisions behind them.

@@ -1,7 +1,7 @@
 //! One tensor of a part: its name, its kind, and what its dimensions count.
 
 use burn::module::{Param, ParamId};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
 
 use crate::ParameterKind;
 
@@ -56,6 +56,7 @@ pub struct PartTensor<'a> {
     counts: Vec<Count>,
     // Numbers of counts, dimension by dimension.
     stored: Vec<Vec<usize>>,
+    is_up: bool,
     value: Value<'a>,
 }
 
@@ -130,6 +131,7 @@ impl<'a> PartTensor<'a> {
             name,
             kind,
             stored: stored.collect(),
+            is_up: false,
             counts: dims.iter().flat_map(|counts| counts.to_vec()).collect(),
             value,
         }
@@ -150,6 +152,18 @@ impl<'a> PartTensor<'a> {
         assert_eq!(sorted, all, "{}: every count once", self.name);
         self.stored = order.iter().map(|&count| vec![count]).collect();
         self
+    }
+
+    /// The same tensor as the up-projection of low-rank experts, for which LoRA+ (Hayou et al.,
+    /// arXiv:2402.12354) has a learning rate of its own.
+    pub fn up_projection(mut self) -> Self {
+        self.is_up = true;
+        self
+    }
+
+    /// Whether it is an up-projection.
+    pub fn is_up_projection(&self) -> bool {
+        self.is_up
     }
 
     /// The name in files, behind the path of the site.
@@ -188,6 +202,19 @@ impl<'a> PartTensor<'a> {
         let sizes: Vec<usize> = self.counts.iter().map(|count| count.size).collect();
         let own = self.own_values();
         places(&sizes, &order).map(|place| own[place]).collect()
+    }
+
+    /// The gradient in the order of files; `None` where the backward pass did not reach the tensor.
+    pub fn gradient(&self, gradients: &Gradients) -> Option<Vec<f32>> {
+        let own = match &self.value {
+            Value::Vector(param) => param.val().grad(gradients)?.into_data(),
+            Value::Matrix(param) => param.val().grad(gradients)?.into_data(),
+            Value::Cube(param) => param.val().grad(gradients)?.into_data(),
+        };
+        let own = own.try_into_vec::<f32>().expect("gradients are f32");
+        let order: Vec<usize> = self.stored.iter().flatten().copied().collect();
+        let sizes: Vec<usize> = self.counts.iter().map(|count| count.size).collect();
+        Some(places(&sizes, &order).map(|place| own[place]).collect())
     }
 
     /// Replaces the values by others in the order of files; the parameter's number stays, and so

@@ -39,6 +39,27 @@ pub struct LossBreakdown {
 }
 
 impl ObjectiveConfig {
+    /// The same terms for given tasks.
+    ///
+    /// # Errors
+    /// For each term that names a task that is not among them, its number, field and the name.
+    pub fn for_tasks(&self, tasks: &[String]) -> Result<Self, Vec<String>> {
+        let (mut terms, mut problems) = (Vec::new(), Vec::new());
+        for (index, config) in self.terms.iter().enumerate() {
+            match config.term.for_tasks(tasks) {
+                Ok(term) => terms.push(TermConfig {
+                    term,
+                    ..config.clone()
+                }),
+                Err(problem) => problems.push(format!("{index}.{problem}")),
+            }
+        }
+        match problems.is_empty() {
+            true => Ok(Self { terms }),
+            false => Err(problems),
+        }
+    }
+
     /// Whether any term reads routing decisions, and not weights alone.
     pub fn reads_routes(&self) -> bool {
         self.terms.iter().any(|config| config.term.reads_routes())

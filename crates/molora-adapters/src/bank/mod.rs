@@ -65,7 +65,7 @@ impl ExpertBank {
             &[experts, rank],
             &output,
         );
-        let mut tensors = vec![a.stored(&[1, 2, 0]), b.stored(&[0, 2, 1])];
+        let mut tensors = vec![a.stored(&[1, 2, 0]), b.stored(&[0, 2, 1]).up_projection()];
         tensors.extend(self.core.tensors(slices.axis));
         tensors
     }

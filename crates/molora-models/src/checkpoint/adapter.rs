@@ -189,6 +189,7 @@ fn adapter_config<M: Adaptable>(
         "lora_alpha": whole_if_whole(alpha),
         "lora_dropout": spec.bank.dropout,
         "use_rslora": use_rslora,
+        "use_dora": spec.dora,
         "target_modules": targets,
         "bias": "none",
         "fan_in_fan_out": false,

@@ -66,8 +66,7 @@ impl Pass<'_> {
         let site = adapter.site();
         let is_own = adapter.router.is_some();
         if let Some(routed) = self.decided(site).filter(|_| is_own) {
-            let base = linear.base(x.clone());
-            let y = adapter.add_decided(base, x, &self.context, &routed);
+            let y = linear.forward_decided(x, &self.context, adapter, &routed);
             self.routes.push(RouteTrace {
                 site,
                 routed,

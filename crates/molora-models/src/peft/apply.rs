@@ -196,9 +196,11 @@ fn attach_banks<M: BaseModel>(model: &mut M, adapters: &[&ResolvedAdapter]) -> V
                     let own: Vec<_> = loras.iter().map(own).collect();
                     let mut bank = bank(&own, part);
                     bank = bank.with_dropout(adapters[0].dropout);
-                    part.adapter = Some(Adapter::of_bank(bank, site));
                     let magnitude = own[0].as_ref().and_then(|lora| lora.magnitude.clone());
-                    part.magnitude = magnitude.map(|m| Param::from_tensor(leaf(m)));
+                    part.adapter = Some(Adapter {
+                        magnitude: magnitude.map(|m| Param::from_tensor(leaf(m))),
+                        ..Adapter::of_bank(bank, site)
+                    });
                     site += 1;
                 });
                 paths.push(module.path);

@@ -203,14 +203,14 @@ fn side(
     if count != found {
         return refuse(format!("{found} weights for {count} experts"));
     }
-    if linear.magnitude.is_some() && weights != [1.0] {
+    if adapter.magnitude.is_some() && weights != [1.0] {
         return refuse("magnitudes (DoRA) belong to one expert of weight 1".into());
     }
     if adapter.bank.core.reads_tasks() && task.is_none() {
         return refuse("what its experts do depends on the task, and none is fixed".into());
     }
     let (a, b) = factors(adapter, &weights, task);
-    let magnitude = linear.magnitude.as_ref().map(|magnitude| magnitude.val());
+    let magnitude = adapter.magnitude.as_ref().map(|magnitude| magnitude.val());
     let lora = ModuleLora {
         path: path.into(),
         a,

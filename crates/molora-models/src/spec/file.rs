@@ -33,6 +33,8 @@ pub(super) struct AdapterFile {
     bank: BankConfig,
     router: Option<RouterConfig>,
     gate: Option<GateConfig>,
+    #[serde(default)]
+    dora: bool,
     experts_per_layer: Option<Vec<usize>>,
     expert_per_task: Option<bool>,
     blend: Option<f64>,
@@ -85,6 +87,7 @@ impl TryFrom<AdapterFile> for AdapterSpec {
             bank: file.bank,
             router,
             gate: file.gate,
+            dora: file.dora,
         })
     }
 }

@@ -64,6 +64,9 @@ pub struct AdapterSpec {
     /// How strongly the adapter acts for each task; without one always by 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateConfig>,
+    /// Whether the norm of each output's weight is learned apart (DoRA, Liu et al., arXiv:2402.09353).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dora: bool,
 }
 
 fn is_site(composition: &Composition) -> bool {
@@ -83,6 +86,7 @@ impl Default for AdapterSpec {
             bank: BankConfig::default(),
             router: None,
             gate: None,
+            dora: false,
         }
     }
 }
@@ -361,6 +365,7 @@ impl AdapterSpec {
                 .init_for(num_tasks, dims, seed.child("bank"), device),
             router,
             gate: gate.map(|gate| gate.init(num_tasks, seed.child("gate"), device)),
+            magnitude: None,
             from_low_rank,
             general: self.general,
             site,

@@ -176,7 +176,7 @@ fn golden_peft_losses_and_gradients() {
             let [a, b] = [site.bank.a.val(), site.bank.b.val()];
             expected.assert_close(&key("lora_A.default.weight"), grad(&a), TOLERANCE);
             expected.assert_close(&key("lora_B.default.weight"), grad(&b), TOLERANCE);
-            if let Some(magnitude) = &linear.magnitude {
+            if let Some(magnitude) = &site.magnitude {
                 let grad = magnitude.val().grad(&grads).expect("a gradient");
                 let key = key("lora_magnitude_vector.default.weight");
                 expected.assert_close(&key, grad, TOLERANCE);

@@ -34,6 +34,8 @@ pub struct SiteView<'a> {
     pub routed: Option<&'a RouterOutput>,
     /// The expert that each sequence belongs to as one-hot rows `[B, E]`, if that is known.
     pub labels: Option<Tensor<2>>,
+    /// Rows that pick each sequence's task, `[B, tasks]`, if that is known.
+    pub tasks: Option<Tensor<2>>,
     /// The low-rank code of this batch behind the core but for its scale, `[B, T, S*R]`, if a term
     /// asked for it.
     pub code: Option<Tensor<3>>,
@@ -47,6 +49,7 @@ impl<'a> SiteView<'a> {
             keys: None,
             routed: None,
             labels: None,
+            tasks: None,
             code: None,
         }
     }
@@ -71,14 +74,25 @@ pub trait TermNumbers {
     fn problem(&self) -> Option<String> {
         None
     }
+
+    /// The same term for given tasks, where it names some.
+    ///
+    /// # Errors
+    /// A name that is not among them, with its field.
+    fn for_tasks(&self, _tasks: &[String]) -> Result<Self, String>
+    where
+        Self: Clone,
+    {
+        Ok(self.clone())
+    }
 }
 
 /// Makes the enum of the axis and hands every call on.
 macro_rules! terms {
-    ($($(#[$doc:meta])* $name:literal => $file:ident::$Term:ident $(+ $function:ident)?),* $(,)?) => {
+    ($($(#[$doc:meta])* $name:literal => $file:ident::$Term:ident $(+ $item:ident)*),* $(,)?) => {
         $(
             mod $file;
-            pub use $file::{$Term $(, $function)?};
+            pub use $file::{$Term $(, $item)*};
         )*
 
         molora_parts::choices! {
@@ -109,6 +123,16 @@ macro_rules! terms {
                     $(Self::$Term(term) => term.problem(),)*
                 }
             }
+
+            /// The same term for given tasks, where it names some.
+            ///
+            /// # Errors
+            /// A name that is not among them, with its field.
+            pub fn for_tasks(&self, tasks: &[String]) -> Result<Self, String> {
+                match self {
+                    $(Self::$Term(term) => term.for_tasks(tasks).map(Self::$Term),)*
+                }
+            }
         }
     };
 }
@@ -125,7 +149,8 @@ terms! {
     "router_z_loss" => router_z_loss::RouterZLoss + router_z_loss,
     "router_entropy" => router_entropy::RouterEntropy + router_entropy,
     "domain_cross_entropy" => domain_cross_entropy::DomainCrossEntropy + domain_cross_entropy,
-    "info_nce" => info_nce::InfoNce + info_nce,
+    "info_nce" => info_nce::InfoNce + info_nce + Contrast,
+    "typed_balance" => typed_balance::TypedBalance + typed_balance + Spread,
 }
 
 impl Term {

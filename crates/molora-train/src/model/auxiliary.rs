@@ -1,7 +1,7 @@
 //! The auxiliary terms of a step on a model.
 
 use burn::tensor::{Device, Tensor};
-use molora_models::{Adaptable, AdapterSpec, RouteTrace, TaskModel};
+use molora_models::{Adaptable, AdapterSpec, ForwardContext, RouteTrace, TaskModel};
 use molora_regularize::{LossBreakdown, ObjectiveConfig, SiteView};
 
 /// The auxiliary terms of a step, and what they need to know of its mixture.
@@ -14,15 +14,17 @@ pub(crate) struct Auxiliary<'a> {
 }
 
 impl Auxiliary<'_> {
-    /// The terms on the routes of a pass whose sequences have these labels, if any.
+    /// The terms on the routes of a pass in this context.
     pub(crate) fn evaluate(
         &self,
         model: &TaskModel,
         routes: &[RouteTrace],
-        labels: Option<&Tensor<2>>,
+        context: &ForwardContext,
     ) -> Option<LossBreakdown> {
         let objective = self.objective?;
-        Some(self.with_views(model, routes, labels, |views| objective.evaluate(&views)))
+        Some(self.with_views(model, routes, Some(context), |views| {
+            objective.evaluate(&views)
+        }))
     }
 
     /// The weighted sum of the terms that read weights alone.
@@ -31,12 +33,12 @@ impl Auxiliary<'_> {
         self.with_views(model, &[], None, |views| objective.evaluate(&views).total)
     }
 
-    /// What every site lends to the terms.
+    /// What every site lends to the terms; without a context what its weights do.
     pub(crate) fn with_views<T>(
         &self,
         model: &TaskModel,
         routes: &[RouteTrace],
-        labels: Option<&Tensor<2>>,
+        context: Option<&ForwardContext>,
         read: impl FnOnce(Vec<SiteView<'_>>) -> T,
     ) -> T {
         let has_keys = self.spec.has_rank_keys();
@@ -54,7 +56,8 @@ impl Auxiliary<'_> {
                 bank: &adapter.bank,
                 keys,
                 routed: route.map(|route| &route.routed),
-                labels: labels.cloned(),
+                labels: context.and_then(|context| context.guidance.labels.clone()),
+                tasks: context.and_then(|context| context.tasks.clone()),
                 code: route.and_then(|route| route.code.clone()),
             });
         read(views.collect())

@@ -27,6 +27,25 @@ impl Recipe {
         problems
     }
 
+    /// Terms that name tasks which are not there.
+    pub(super) fn tasks_of_terms(&self, tasks: &[String]) -> Vec<String> {
+        let at = |field: String, objective: &ObjectiveConfig| {
+            let problems = objective.for_tasks(tasks).err().unwrap_or_default();
+            let named = problems
+                .into_iter()
+                .map(move |found| format!("{field}.{found}"));
+            named.collect::<Vec<_>>()
+        };
+        let mut problems = at("objective".into(), &self.objective);
+        for (field, stages) in [("stages", &self.stages), ("growth", &self.growth)] {
+            for (index, stage) in stages.iter().enumerate() {
+                let own = stage.objective.iter();
+                problems.extend(own.flat_map(|own| at(format!("{field}.{index}.objective"), own)));
+            }
+        }
+        problems
+    }
+
     pub(super) fn stage_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.stages.is_empty() {

@@ -9,8 +9,13 @@ mod instructions;
 mod legs;
 mod limits;
 mod lora;
+mod loramoe;
 mod moa;
+mod moelora;
+mod mola;
+mod mole_topk;
 mod mosld;
+mod mtl_lora;
 mod optimizer;
 mod order;
 pub mod overrides;
@@ -41,19 +46,27 @@ pub use validation::{CheckpointConfig, FinalState, ValidationConfig};
 type Maker = fn() -> Recipe;
 
 /// All recipes by name, sorted.
-const RECIPES: [(&str, Maker); 8] = [
+const RECIPES: [(&str, Maker); 13] = [
     ("at-moe", at_moe::recipe),
     ("glider", glider::recipe),
     ("hydralora", hydralora::recipe),
     ("lora", lora::recipe),
+    ("loramoe", loramoe::recipe),
     ("moa", moa::recipe),
+    ("moelora", moelora::recipe),
+    ("mola", mola::recipe),
+    ("mole-topk", mole_topk::recipe),
     ("mosld", mosld::recipe),
+    ("mtl-lora", mtl_lora::recipe),
     ("phatgoose", phatgoose::recipe),
     ("samora", samora::recipe),
 ];
 
 /// The layers that the bundled recipes adapt: query, key, value and output of every attention.
 const ATTENTION: [&str; 1] = ["all-attention"];
+
+/// The layers of recipes whose papers adapt feed-forwards: every linear layer outside attention.
+const FEED_FORWARD: [&str; 1] = ["all-feed-forward"];
 
 /// A method and how it is trained, as data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -208,7 +221,8 @@ impl Recipe {
     pub fn for_tasks(&self, tasks: &[String]) -> Result<AdapterSpec, TrainError> {
         self.refuse(limits::problems(self))?;
         let (spec, problems) = self.spec_for(tasks);
-        self.refuse([problems, self.problems()].concat())?;
+        let of_terms = self.tasks_of_terms(tasks);
+        self.refuse([problems, self.problems(), of_terms].concat())?;
         Ok(spec)
     }
 
@@ -358,10 +372,8 @@ mod tests {
     #[test]
     fn an_unknown_recipe_lists_what_there_is() {
         let error = find("samroa").expect_err("misspelt").to_string();
-        assert_eq!(
-            error,
-            "no recipe `samroa`; there are: at-moe, glider, hydralora, lora, moa, mosld, phatgoose, \
-             samora; did you mean `samora`?"
-        );
+        let known = names().collect::<Vec<_>>().join(", ");
+        let expected = format!("no recipe `samroa`; there are: {known}; did you mean `samora`?");
+        assert_eq!(error, expected);
     }
 }

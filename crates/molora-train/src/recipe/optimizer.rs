@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::lr_scheduler::LrSchedulerConfig;
 use burn::optim::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrSchedulerConfig};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
@@ -33,6 +33,14 @@ pub struct OptimizerConfig {
     pub clip_norm: f64,
     /// Peak learning rates by kind of parameter.
     pub learning_rates: BTreeMap<ParameterKind, f64>,
+    /// The learning rate of up-projections `B` is that of the adapters times this. Hayou et al., LoRA+,
+    /// arXiv:2402.12354, section 4, where 16 is a good start and the rate of `A` is lowered.
+    #[serde(skip_serializing_if = "is_one")]
+    pub up_rate_ratio: f64,
+}
+
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
 }
 
 impl Default for OptimizerConfig {
@@ -45,6 +53,7 @@ impl Default for OptimizerConfig {
             weight_decay: 0.0,
             clip_norm: 1.0,
             learning_rates: BTreeMap::from([(ParameterKind::Heads, 1e-2)]),
+            up_rate_ratio: 1.0,
         }
     }
 }
@@ -70,6 +79,13 @@ impl OptimizerConfig {
             let field = format!("learning_rates.{kind:?}").to_lowercase();
             check(&field, rate, positive(rate), "a finite number above 0");
         }
+        let ratio = self.up_rate_ratio;
+        check(
+            "up_rate_ratio",
+            ratio,
+            positive(ratio),
+            "a finite number above 0",
+        );
         for (field, beta) in [("beta_1", self.beta_1), ("beta_2", self.beta_2)] {
             let is_ok = (0.0..1.0).contains(&beta);
             check(field, beta.into(), is_ok, "at least 0 and less than 1");
@@ -115,8 +131,23 @@ impl OptimizerConfig {
         let ids = ids_by_kind(model);
         let base = LrSchedulerConfig::Constant(self.learning_rate * factor);
         let mut config = ModuleLrSchedulerConfig::new(base);
-        for (kind, rate) in &self.learning_rates {
-            let group = ParamGroup::from_ids(ids.get(kind).cloned().unwrap_or_default());
+        let up = match self.up_rate_ratio == 1.0 {
+            true => Default::default(),
+            false => model.up_projections(),
+        };
+        let of_kind = |(kind, rate): (&ParameterKind, &f64)| {
+            let ids = ids.get(kind).into_iter().flatten().copied();
+            let ids: Vec<ParamId> = ids.filter(|id| !up.contains(id)).collect();
+            (ids, *rate)
+        };
+        let mut groups: Vec<_> = self.learning_rates.iter().map(of_kind).collect();
+        if !up.is_empty() {
+            let rate = self.learning_rates.get(&ParameterKind::Adapters);
+            let rate = rate.unwrap_or(&self.learning_rate) * self.up_rate_ratio;
+            groups.push((up.iter().copied().collect(), rate));
+        }
+        for (ids, rate) in groups {
+            let group = ParamGroup::from_ids(ids);
             config = config.with_group(group, LrSchedulerConfig::Constant(rate * factor));
         }
         config.init().expect("constant rates need no check").step()

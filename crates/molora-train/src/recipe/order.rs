@@ -73,6 +73,11 @@ impl Order<'_> {
         if alone && self.spec.bank.core.reads_tasks() {
             return Some("experts that train alone know one task: their core cannot depend on it");
         }
+        if alone && self.spec.dora {
+            return Some(
+                "experts that train alone are mixed later, which adapter.dora = true rules out",
+            );
+        }
         if alone && self.assembled {
             return Some("experts train alone before they are assembled, not afterwards");
         }

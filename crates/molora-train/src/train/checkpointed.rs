@@ -44,12 +44,13 @@ pub(crate) fn backward(
         hidden = next;
         routes.extend(decided);
     }
-    let labels = context.guidance.labels.as_ref();
-    let found = auxiliary.evaluate(&inner, &routes, labels);
+    let found = auxiliary.evaluate(&inner, &routes, context);
     let routed = auxiliary.objective.map(|objective| objective.part(true));
-    let counts = routed
-        .as_ref()
-        .map(|routed| auxiliary.with_views(&inner, &routes, labels, |views| routed.counts(&views)));
+    let counts = routed.as_ref().map(|routed| {
+        auxiliary.with_views(&inner, &routes, Some(context), |views| {
+            routed.counts(&views)
+        })
+    });
 
     let top = leaf(hidden);
     let tasks = task_losses(model, input, model.end(top.clone()), batch);
@@ -66,7 +67,7 @@ pub(crate) fn backward(
             .as_ref()
             .zip(counts.as_ref())
             .and_then(|(routed, counts)| {
-                share_of(routed, counts, auxiliary, model, &routes, labels)
+                share_of(routed, counts, auxiliary, model, &routes, context)
             });
         if let Some(own) = own {
             total = total + own.mul_scalar(part.tokens);
@@ -82,9 +83,9 @@ fn share_of(
     auxiliary: &Auxiliary<'_>,
     model: &TaskModel,
     routes: &[RouteTrace],
-    labels: Option<&Tensor<2>>,
+    context: &ForwardContext,
 ) -> Option<Tensor<1>> {
-    auxiliary.with_views(model, routes, labels, |views| {
+    auxiliary.with_views(model, routes, Some(context), |views| {
         let own: Vec<_> = views
             .into_iter()
             .filter(|view| view.routed.is_some())

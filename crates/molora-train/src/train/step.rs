@@ -130,8 +130,7 @@ impl Step<'_> {
             let routes = output.routes.clone();
             let tasks = task_losses(model, &input, output, micro);
             let mut total = sum_of(&tasks, part.examples, self.device);
-            let labels = context.guidance.labels.as_ref();
-            let found = auxiliary.evaluate(model, &routes, labels);
+            let found = auxiliary.evaluate(model, &routes, &context);
             if let Some(extra) = found.as_ref().and_then(|found| found.total.clone()) {
                 total = total + extra.mul_scalar(part.tokens);
             }

@@ -339,9 +339,14 @@ impl State {
         let dropout = leg_seed(setup, leg, "dropout").index(self.progress.leg_step as u64);
         let guide = self.guide.as_ref().filter(|_| self.is_mixture);
         let guidance = |batch: &Batch| guidance(setup, stage, guide, batch);
+        let names: Vec<String> = setup.tasks.iter().map(|task| task.name.clone()).collect();
+        let objective = stage.objective(&setup.recipe.objective).map(|objective| {
+            let resolved = objective.for_tasks(&names);
+            resolved.expect("the recipe was checked against the tasks")
+        });
         let step = Step {
             spec: setup.spec,
-            objective: stage.objective(&setup.recipe.objective),
+            objective: objective.as_ref(),
             stage,
             rate_factor: factor,
             dropout,

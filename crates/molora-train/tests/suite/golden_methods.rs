@@ -53,6 +53,7 @@ impl Variant<'_> {
             keys,
             routed: None,
             labels: None,
+            tasks: None,
             code: None,
         };
         self.objective.evaluate(&[site]).total

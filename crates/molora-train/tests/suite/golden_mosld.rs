@@ -119,6 +119,7 @@ fn evaluate(
         keys: None,
         routed: Some(routed),
         labels: None,
+        tasks: None,
         code: None,
     }])
 }

@@ -98,6 +98,7 @@ impl Site {
             keys,
             routed: None,
             labels: None,
+            tasks: None,
             code: None,
         };
         self.recipe

@@ -3,8 +3,10 @@
 mod cases;
 mod common;
 mod golden_cases;
+mod golden_layer;
 mod golden_losses;
 mod golden_methods;
+mod golden_mixtures;
 mod golden_mosld;
 mod golden_routing;
 mod golden_samora;

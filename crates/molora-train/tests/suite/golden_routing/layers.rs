@@ -170,6 +170,7 @@ impl Stack {
             keys: None,
             routed: Some(routed),
             labels: Some(labels.clone()),
+            tasks: None,
             code: None,
         };
         let sites: Vec<_> = self.layers.iter().zip(&pass.routed).map(site).collect();

@@ -12,4 +12,4 @@ mod files;
 mod grouped;
 mod layers;
 mod prototype;
-mod site;
+pub(crate) mod site;

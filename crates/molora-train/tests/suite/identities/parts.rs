@@ -256,7 +256,7 @@ fn one_expert_alone_is_what_the_mixture_has_of_it() {
         let mut rows = Rows::new(SHAPE);
         let expected = rows.real(&rows.forward(&alone).0);
         let labels = vec![Some(1); SHAPE.batch];
-        let labels = expert_labels(&labels, SHAPE.experts, &device()).expect("in range");
+        let labels = expert_labels(&labels, spec.bank.num_experts, &device()).expect("in range");
         rows.guidance.labels = Some(labels);
         let found = rows.real(&rows.forward(&model).0);
         assert_close(found, expected, GRADIENT, &name);

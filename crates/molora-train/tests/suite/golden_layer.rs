@@ -1,0 +1,223 @@
+//! One adapted layer of a case, filled and compared tensor by tensor, whatever its parts are.
+
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use molora_adapters::{Scaling, task_selector};
+use molora_models::{AdapterSpec, ForwardContext, MoLoraLinear, RouteTrace};
+use molora_regularize::{ObjectiveConfig, SiteView, TermConfig};
+use molora_testkit::golden::Tensors;
+use molora_testkit::{FORWARD, GRADIENT, assert_close};
+use molora_train::recipe;
+
+use crate::common;
+pub(crate) use crate::golden_routing::site::Variant;
+
+/// Every matrix of independent or shared experts and a linear router, by its name in cases.
+pub(crate) const LINEAR: [(&str, &str); 3] = [
+    ("A", "experts.lora_A"),
+    ("B", "experts.lora_B"),
+    ("router", "router.weight"),
+];
+
+/// The recipe's specification with the variant's scaling and the case's number of experts and rank.
+pub(crate) fn spec(
+    variant: &Variant,
+    recipe: &str,
+    num_experts: usize,
+    rank: usize,
+) -> AdapterSpec {
+    let mut spec = recipe::find(recipe).expect("listed").adapter;
+    (spec.bank.num_experts, spec.bank.rank) = (num_experts, rank);
+    spec.bank.scaling = Scaling::AlphaOverRank(variant.number("scaling") * rank as f64);
+    spec
+}
+
+/// An adapted layer that has the parameters of a case.
+pub(crate) struct Layer<'a> {
+    pub(crate) linear: MoLoraLinear,
+    pub(crate) context: ForwardContext,
+    expected: &'a Tensors,
+    names: Vec<(&'a str, &'a str)>,
+    device: Device,
+}
+
+impl<'a> Layer<'a> {
+    /// A layer of `spec`, on which each tensor of `names` has the values of the case's parameter:
+    /// pairs of the name in the case, behind `param.`, and in files.
+    pub(crate) fn new(
+        expected: &'a Tensors,
+        spec: &AdapterSpec,
+        names: &[(&'a str, &'a str)],
+        num_tasks: usize,
+        device: &Device,
+    ) -> Self {
+        Self::below(expected, "param", spec, names, num_tasks, device)
+    }
+
+    /// The same for a layer whose frozen weight and bias have another prefix, as `param.layers.0`.
+    pub(crate) fn below(
+        expected: &'a Tensors,
+        prefix: &str,
+        spec: &AdapterSpec,
+        names: &[(&'a str, &'a str)],
+        num_tasks: usize,
+        device: &Device,
+    ) -> Self {
+        let weight = expected.tensor(&format!("{prefix}.W0"), device);
+        let bias = Some(expected.tensor(&format!("{prefix}.bias"), device));
+        let mut layer = Self {
+            linear: common::adapted(weight, bias, spec, num_tasks, device),
+            context: ForwardContext::new(expected.tensor("input.mask", device)),
+            expected,
+            names: names.to_vec(),
+            device: device.clone(),
+        };
+        for (of_case, name) in names {
+            layer.set(name, &expected.floats(&format!("param.{of_case}")));
+        }
+        layer
+    }
+
+    /// Replaces the values of a tensor, in the order of files.
+    pub(crate) fn set(&mut self, name: &str, values: &[f32]) {
+        let adapter = self.linear.adapter.as_mut().expect("attached");
+        let mut tensors = adapter.tensors();
+        let known: Vec<_> = tensors.iter().map(|tensor| tensor.name()).collect();
+        let tensor = tensors.iter_mut().find(|tensor| tensor.name() == name);
+        let tensor = tensor.unwrap_or_else(|| panic!("no tensor {name} among {known:?}"));
+        tensor.set(values);
+    }
+
+    /// Gives the rows the tasks of `input.task`; a negative number is an unknown task.
+    pub(crate) fn with_tasks(mut self, num_tasks: usize) -> Self {
+        let rows = self.expected.ints("input.task").into_iter();
+        let rows: Vec<_> = rows.map(|task| usize::try_from(task).ok()).collect();
+        let tasks = task_selector(&rows, num_tasks, &self.device).expect("in range");
+        self.context.tasks = Some(tasks);
+        self
+    }
+
+    /// The output and the decisions.
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<3>,
+        keeps_codes: bool,
+    ) -> (Tensor<3>, Option<RouteTrace>) {
+        let context = ForwardContext {
+            keeps_codes,
+            ..self.context.clone()
+        };
+        self.linear.forward(x, &context, None)
+    }
+
+    /// Compares output, weights, terms and every gradient that the variant has. `terms` are the
+    /// objective's, each with the name behind `aux.` in the case.
+    pub(crate) fn check(&self, variant: &Variant, terms: &[(&str, TermConfig)]) {
+        let objective = ObjectiveConfig {
+            terms: terms.iter().map(|(_, term)| term.clone()).collect(),
+        };
+        let x = || {
+            let x = self.expected.tensor::<3>("input.x", &self.device);
+            x.require_grad()
+        };
+        // A backward pass uses up every graph that shares its parameters: one pass for the terms alone.
+        if !terms.is_empty() && variant.has_gradients("grad") {
+            let x = x();
+            let (_, route) = self.forward(x.clone(), objective.reads_codes());
+            if let Some(total) = self.total(&objective, route.as_ref(), &[]) {
+                self.check_gradients(variant, "aux_grad", &x, &total.backward());
+            }
+        }
+        let x = x();
+        let (y, route) = self.forward(x.clone(), objective.reads_codes());
+        variant.check_tokens("output.y", y.clone());
+        if let Some(route) = &route {
+            self.check_weights(variant, route);
+        }
+        let names: Vec<_> = terms
+            .iter()
+            .map(|(name, _)| variant.key(&format!("aux.{name}")))
+            .collect();
+        let total = self.total(&objective, route.as_ref(), &names);
+        if let Some(total) = &total {
+            variant.check("aux.total", total.clone());
+        }
+        if variant.has_gradients("grad") {
+            let cotangent = self.expected.tensor::<3>("input.cotangent", &self.device);
+            let main = (y * cotangent).sum();
+            let objective = total.into_iter().fold(main, |sum, total| sum + total);
+            variant.check("objective", objective.clone());
+            self.check_gradients(variant, "grad", &x, &objective.backward());
+        }
+    }
+
+    /// The weighted terms of the objective; their unweighted values are compared with `names`.
+    pub(crate) fn total(
+        &self,
+        objective: &ObjectiveConfig,
+        route: Option<&RouteTrace>,
+        names: &[String],
+    ) -> Option<Tensor<1>> {
+        let adapter = self.linear.adapter.as_ref().expect("attached");
+        let site = SiteView {
+            keys: adapter.router.as_ref().and_then(|router| router.keys()),
+            routed: route.map(|route| &route.routed),
+            tasks: self.context.tasks.clone(),
+            code: route.and_then(|route| route.code.clone()),
+            ..SiteView::of_weights(&adapter.bank)
+        };
+        let found = objective.evaluate(&[site]);
+        assert_eq!(found.terms.len(), objective.terms.len(), "every term");
+        for (name, (_, value)) in names.iter().zip(&found.terms) {
+            self.expected.assert_close(name, value, FORWARD);
+        }
+        found.total
+    }
+
+    fn check_weights(&self, variant: &Variant, route: &RouteTrace) {
+        let weights = route.routed.weights.clone();
+        let name = variant.key("output.weights");
+        match self.expected.has(&name).then(|| self.expected.shape(&name)) {
+            // Of a whole sequence: `[B, E]`.
+            Some(shape) if shape.len() == 2 => {
+                let weights = weights.reshape([shape[0], shape[1]]);
+                self.expected.assert_close(&name, weights, FORWARD);
+            }
+            Some(_) => variant.check_tokens("output.weights", weights),
+            None => {}
+        }
+    }
+
+    /// Compares every gradient of a kind, `grad` or `aux_grad`, that the variant has.
+    pub(crate) fn check_gradients(
+        &self,
+        variant: &Variant,
+        kind: &str,
+        x: &Tensor<3>,
+        found: &Gradients,
+    ) {
+        let mut adapter = self.linear.adapter.clone().expect("attached");
+        for tensor in adapter.tensors() {
+            let of_case = self.names.iter().find(|(_, name)| *name == tensor.name());
+            let Some((of_case, _)) = of_case else {
+                continue;
+            };
+            let name = variant.key(&format!("{kind}.{of_case}"));
+            if self.expected.has(&name) {
+                let gradient = tensor.gradient(found);
+                let gradient = gradient.unwrap_or_else(|| panic!("{name}: not reached"));
+                let shape = self.expected.shape(&name);
+                let gradient = TensorData::new(gradient, shape);
+                self.expected.assert_close(&name, gradient, GRADIENT);
+            }
+        }
+        let name = variant.key(&format!("{kind}.x"));
+        if self.expected.has(&name) {
+            let mask = self
+                .expected
+                .tensor::<2>("input.mask", &self.device.clone().inner());
+            let to_x = x.grad(found).expect("reached") * mask.unsqueeze_dim(2);
+            let expected = self.expected.data(&name);
+            assert_close(to_x, expected, GRADIENT, &name);
+        }
+    }
+}
