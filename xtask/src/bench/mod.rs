@@ -67,6 +67,8 @@ enum DeviceName {
 enum Suite {
     /// Whole training steps in MiniLM's shape.
     Step,
+    /// A training step of every recipe, at equal parameters.
+    Methods,
     /// The gated low-rank mix, from 3 to 64 experts.
     Mix,
     /// Every operation of molora-kernels, fast against portable.
@@ -152,6 +154,9 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         }
     }
     println!("\n{}", table::measurements(&records));
+    if let Some(methods) = table::methods(&records) {
+        println!("\n{methods}");
+    }
     if python.is_some() {
         println!("\n{}", table::ratios(&records));
     }

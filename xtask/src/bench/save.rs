@@ -79,6 +79,11 @@ impl Results {
             commits.join(", "),
             table::measurements(&self.records),
         );
+        if let Some(methods) = table::methods(&self.records) {
+            text +=
+                "\n## A training step of every recipe, at the parameters of a LoRA of rank 32\n\n";
+            text += &format!("{methods}\n");
+        }
         if self.records.iter().any(|record| record.python.is_some()) {
             text += "\n## Against PyTorch, transformers and PEFT, in turn in one run\n\n";
             text += &format!("{}\n", table::ratios(&self.records));
@@ -123,7 +128,11 @@ mod tests {
             rustc: "rustc 1.95".into(),
             date: "2026-11-22".into(),
         };
-        let records = vec![record("step", "lora", 2.0, Some(4.0))];
+        let records = vec![
+            record("step", "lora", 2.0, Some(4.0)),
+            record("methods", "lora", 2.0, None),
+            record("methods", "mola", 3.0, None),
+        ];
         let results = Results { setting, records };
         let text = serde_json::to_string(&results).expect("plain data");
         assert_eq!(
@@ -139,5 +148,7 @@ mod tests {
             page.contains("## Bars") && page.contains("Against PyTorch"),
             "{page}"
         );
+        let row = page.lines().find(|line| line.starts_with("| mola"));
+        assert!(row.is_some_and(|row| row.contains("1.50")), "{page}");
     }
 }

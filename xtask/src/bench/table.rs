@@ -46,6 +46,33 @@ pub(crate) fn measurements(records: &[Record]) -> String {
     table.to_string()
 }
 
+/// Steps of all recipes at the same number of parameters, beside that of a LoRA on the same device;
+/// none without it.
+pub(crate) fn methods(records: &[Record]) -> Option<String> {
+    let of_suite = |record: &&Record| record.suite == "methods";
+    let lora = |device: &str| {
+        let is_lora = |record: &&Record| record.case == "lora" && record.device == device;
+        records.iter().filter(of_suite).find(is_lora)
+    };
+    let header = ["recipe", "device", "median ms", "times lora", "MiB"];
+    let mut table = table(&header, 2);
+    let mut is_empty = true;
+    for record in records.iter().filter(of_suite) {
+        let Some(lora) = lora(&record.device) else {
+            continue;
+        };
+        is_empty = false;
+        table.add_row([
+            record.case.clone(),
+            record.device.clone(),
+            number(Some(record.ours.median_ms)),
+            times(Some(record.ours.median_ms / lora.ours.median_ms)),
+            number(record.ours.peak_memory_mib),
+        ]);
+    }
+    (!is_empty).then(|| table.to_string())
+}
+
 /// Cases with a reference.
 pub(crate) fn ratios(records: &[Record]) -> String {
     let header = [

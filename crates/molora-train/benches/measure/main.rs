@@ -10,6 +10,7 @@ mod clock;
 mod decode;
 mod kernels;
 mod matmul;
+mod methods;
 mod mix;
 mod model;
 mod step;
@@ -78,6 +79,8 @@ enum Suite {
     Step,
     /// Training steps with more experts, and with longer sequences.
     Scale,
+    /// A training step of every recipe, at equal parameters.
+    Methods,
     /// The gated low-rank mix alone.
     Mix,
     /// Every operation of molora-kernels, fast against portable.
@@ -113,6 +116,7 @@ impl Suite {
             Self::Matmul => matmul::cases(),
             Self::Step => step::names(&step::STEP),
             Self::Scale => step::names(&step::SCALE),
+            Self::Methods => methods::cases(),
             Self::Mix => mix::cases(),
             Self::Kernels => kernels::cases(),
             Self::Decode => decode::cases(),
@@ -125,6 +129,7 @@ impl Suite {
             Self::Matmul => matmul::run(case, world),
             Self::Step => step::run(&step::STEP, case, world),
             Self::Scale => step::run(&step::SCALE, case, world),
+            Self::Methods => methods::run(case, world),
             Self::Mix => mix::run(case, world),
             Self::Kernels => kernels::run(case, world),
             Self::Decode => decode::run(case, world),

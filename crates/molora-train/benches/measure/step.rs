@@ -15,8 +15,12 @@ use crate::clock::{Measured, time};
 use crate::model::{MINILM, MiniLm};
 
 /// Tasks of the run, all rows of a batch being of one as in training.
-const TASKS: usize = 8;
-const CLASSES: usize = 4;
+pub(crate) const TASKS: usize = 8;
+pub(crate) const CLASSES: usize = 4;
+
+/// Rows and tokens of a batch, where a case does not say otherwise.
+pub(crate) const ROWS: usize = 16;
+pub(crate) const TOKENS: usize = 64;
 
 /// A recipe at a size.
 #[derive(Debug, Clone, Copy)]
@@ -36,8 +40,8 @@ const fn samora(name: &'static str, experts: usize, top_k: Option<usize>) -> Cas
         recipe: "samora",
         experts,
         top_k,
-        rows: 16,
-        tokens: 64,
+        rows: ROWS,
+        tokens: TOKENS,
         dtype: BaseDtype::F32,
     }
 }
@@ -114,7 +118,7 @@ impl Case {
         let heads = (0..TASKS).map(head).collect();
         let mut model = with_stable_ids(stage.apply(TaskModel { backbone, heads }));
         let mut optimizer = stage.optimizer.init();
-        let (batch, mut number) = (self.batch(), 0);
+        let (batch, mut number) = (batch(self.rows, self.tokens), 0);
         let measured = time(world.effort, &world.device, || {
             let step = Step {
                 spec: &recipe.adapter,
@@ -138,20 +142,6 @@ impl Case {
         })
     }
 
-    /// Random tokens without padding.
-    fn batch(&self) -> Batch {
-        let mut generator = Seed::new(3).generator();
-        let mut draw = |below: f64| (unit(&mut generator) * below) as usize;
-        let mut example = || Example {
-            ids: (0..self.tokens).map(|_| draw(30_000.0) as u32).collect(),
-            type_ids: vec![0; self.tokens],
-            task: 0,
-            target: Target::Class(draw(CLASSES as f64)),
-        };
-        let examples: Vec<Example> = (0..self.rows).map(|_| example()).collect();
-        Batch::from_examples(&examples.iter().collect::<Vec<_>>())
-    }
-
     /// What the matrix products of a step need. The frozen base has no weight gradient, and nothing
     /// flows back beyond the first layer's sites, whose inputs depend on no parameter.
     fn flops(&self, spec: &AdapterSpec) -> f64 {
@@ -167,4 +157,18 @@ impl Case {
         let up = 2 * n * d * code * 3 * sites;
         (base + attention + down + up) as f64
     }
+}
+
+/// Random tokens without padding.
+pub(crate) fn batch(rows: usize, tokens: usize) -> Batch {
+    let mut generator = Seed::new(3).generator();
+    let mut draw = |below: f64| (unit(&mut generator) * below) as usize;
+    let mut example = || Example {
+        ids: (0..tokens).map(|_| draw(30_000.0) as u32).collect(),
+        type_ids: vec![0; tokens],
+        task: 0,
+        target: Target::Class(draw(CLASSES as f64)),
+    };
+    let examples: Vec<Example> = (0..rows).map(|_| example()).collect();
+    Batch::from_examples(&examples.iter().collect::<Vec<_>>())
 }
