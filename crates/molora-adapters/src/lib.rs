@@ -44,6 +44,7 @@ mod gate;
 mod general;
 mod given;
 mod merge;
+mod precondition;
 mod qr;
 mod scaling;
 
@@ -53,5 +54,6 @@ pub use error::AdapterError;
 pub use gate::{GateConfig, TaskGate, task_selector};
 pub use general::GeneralExpert;
 pub use merge::{LowRank, MergeMethod, merge, truncated};
+pub use precondition::{precondition_down, precondition_up};
 pub use qr::qr;
 pub use scaling::Scaling;

@@ -17,7 +17,7 @@ pub(crate) enum Reading {
 use Reading::{Off, On};
 
 /// Every known case. To switch one on, write its test with [`cases`] and put `On` here.
-pub(crate) const CASES: [(&str, Reading); 36] = [
+pub(crate) const CASES: [(&str, Reading); 37] = [
     ("at_moe_static", On),
     ("at_moe_token", On),
     ("glider", On),
@@ -58,6 +58,7 @@ pub(crate) const CASES: [(&str, Reading); 36] = [
     ("mor1e_grid", Off("a grid of experts of rank 1")),
     ("mtl_lora", On),
     ("omoe", Off("orthogonalised outputs")),
+    ("riemannian_precondition", On),
     ("top_p", Off("top-p weights that are not renormalised")),
     ("wemoe", Off("merging of layers by a gate")),
 ];

@@ -138,6 +138,13 @@ impl<'a> Variant<'a> {
         number.unwrap_or_else(|| panic!("{}: no number {key}", self.name))
     }
 
+    /// The numbers `key` of the variant or, if it has none, of the case.
+    pub(crate) fn list(&self, key: &str) -> Vec<f64> {
+        let value = self.hyper(key).unwrap_or(&self.case["hyper"][key]);
+        let numbers = value.as_array().into_iter().flatten();
+        numbers.filter_map(Value::as_f64).collect()
+    }
+
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.hyper(key).and_then(Value::as_str)
     }
