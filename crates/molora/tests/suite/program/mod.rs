@@ -24,6 +24,7 @@ mod report;
 mod resume;
 #[cfg(unix)]
 mod signals;
+mod switches;
 #[cfg(unix)]
 mod together;
 mod unseen;
