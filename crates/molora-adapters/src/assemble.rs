@@ -58,12 +58,15 @@ impl ExpertBank {
     /// A bank for other experts, of the same rank, scaling and dropout; all values are zero.
     fn resized(&self, slices: Slices, num_experts: usize) -> Self {
         let device = self.a.device();
-        let ([d_input, _], [_, d_output]) = (self.a.dims(), self.b.dims());
+        let ([d_input, _], [rows, d_output]) = (self.a.dims(), self.b.dims());
         let count = slices.count(num_experts);
+        let width = self.down.shared_width();
+        let width = width.unwrap_or(count.size * self.rank);
         let zeros = |shape| Param::from_tensor(Tensor::zeros(shape, &device));
         Self {
-            a: zeros([d_input, count.size * self.rank]),
-            b: zeros([num_experts * self.rank, d_output]),
+            a: zeros([d_input, width]),
+            b: zeros([num_experts * rows / self.num_experts, d_output]),
+            down: self.down.resized(count),
             core: self.core.resized(count),
             slices,
             num_experts,
@@ -83,6 +86,17 @@ impl ExpertBank {
                 format!("{} A for {} experts", other.num_a(), other.num_experts),
                 "as many".into(),
             );
+        }
+        if other.down.shared_width().is_some() {
+            return differ(
+                "its A is",
+                "shared in parts".into(),
+                "an expert's own".into(),
+            );
+        }
+        if other.residual.is_some() {
+            let found = "a part of the frozen weight".into();
+            return differ("its start is", found, "one of its own".into());
         }
         if dims(self) != dims(other) {
             let text = |(input, output)| format!("{input} to {output}");

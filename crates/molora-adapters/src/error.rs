@@ -34,6 +34,24 @@ pub enum AdapterError {
         /// The smaller of the site's input and output width.
         limit: usize,
     },
+    /// A number of groups that does not divide what it groups.
+    #[error("groups of {groups} do not divide the {what} {size}")]
+    Groups {
+        /// How many, or how large.
+        groups: usize,
+        /// What is grouped.
+        what: &'static str,
+        /// Its size.
+        size: usize,
+    },
+    /// Choices of a bank that do not go together.
+    #[error("{name} needs {needs}")]
+    Combine {
+        /// The choice.
+        name: &'static str,
+        /// What it needs.
+        needs: &'static str,
+    },
     /// A share outside of 0 to 1.
     #[error("{field} is {value}, expected a number from 0 to 1")]
     Share {

@@ -4,7 +4,8 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 
 use crate::core::{Core, NoCore};
-use crate::{ExpertBank, LowRank, Slices, truncated};
+use crate::down::{DenseDown, Down};
+use crate::{Combine, ExpertBank, LowRank, Slices, truncated};
 
 impl ExpertBank {
     /// A bank of given matrices without dropout, each expert with an `A` of its own.
@@ -24,7 +25,10 @@ impl ExpertBank {
         Self {
             a: Param::from_tensor(a),
             b: Param::from_tensor(b),
+            down: Down::Dense(DenseDown {}),
             core: Core::None(NoCore {}),
+            residual: None,
+            combine: Combine::default(),
             slices: Slices::Independent,
             num_experts,
             rank: width / num_experts,

@@ -38,7 +38,9 @@
 
 mod assemble;
 mod bank;
+pub mod combine;
 pub mod core;
+pub mod down;
 mod error;
 mod gate;
 mod general;
@@ -47,9 +49,13 @@ mod merge;
 mod precondition;
 mod qr;
 mod scaling;
+mod start;
+mod svd;
 
-pub use bank::{BankConfig, ExpertBank, Mixing, SiteDims, Slices, Start};
+pub use bank::{BankConfig, ExpertBank, Mixing, Site, SiteDims, Slices};
+pub use combine::Combine;
 pub use core::{Core, CoreConfig};
+pub use down::{Down, DownConfig};
 pub use error::AdapterError;
 pub use gate::{GateConfig, TaskGate, task_selector};
 pub use general::GeneralExpert;
@@ -57,3 +63,4 @@ pub use merge::{LowRank, MergeMethod, merge, truncated};
 pub use precondition::{precondition_down, precondition_up};
 pub use qr::qr;
 pub use scaling::Scaling;
+pub use start::{Residual, SegmentStart, Start};

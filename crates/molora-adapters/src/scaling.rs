@@ -14,15 +14,30 @@ pub enum Scaling {
     AlphaOverRank(f64),
     /// `s = alpha / sqrt(rank)`. Kalajdzievski, rsLoRA, arXiv:2312.03732, theorem 3.2.
     RankStabilized(f64),
+    /// `s = sqrt(3 eta D / rank)` for inputs of width D, under which the first steps are as large as those
+    /// of full fine-tuning; eta is the ratio of its learning rate to the adapter's. Fan et al., GOAT,
+    /// arXiv:2502.16894, theorem 3.5.
+    Aligned(f64),
 }
 
 impl Scaling {
-    /// The factor for a given rank.
-    pub fn factor(self, rank: usize) -> f64 {
+    /// The factor for a given rank at a site of this input width.
+    pub fn factor(self, rank: usize, d_input: usize) -> f64 {
         match self {
             Self::Unit => 1.0,
             Self::AlphaOverRank(alpha) => alpha / rank as f64,
             Self::RankStabilized(alpha) => alpha / (rank as f64).sqrt(),
+            Self::Aligned(eta) => (3.0 * eta * d_input as f64 / rank as f64).sqrt(),
+        }
+    }
+
+    /// The alpha that `alpha / rank`, or `alpha / sqrt(rank)` of the stabilised one, is written with for a
+    /// given rank; `None` where it differs from site to site.
+    pub fn alpha(self, rank: usize) -> Option<f64> {
+        match self {
+            Self::Unit => Some(rank as f64),
+            Self::AlphaOverRank(alpha) | Self::RankStabilized(alpha) => Some(alpha),
+            Self::Aligned(_) => None,
         }
     }
 
@@ -32,7 +47,7 @@ impl Scaling {
     /// [`AdapterError::NotPositive`] otherwise.
     pub fn validate(self) -> Result<(), AdapterError> {
         match self {
-            Self::AlphaOverRank(alpha) | Self::RankStabilized(alpha)
+            Self::AlphaOverRank(alpha) | Self::RankStabilized(alpha) | Self::Aligned(alpha)
                 if !(alpha.is_finite() && alpha > 0.0) =>
             {
                 Err(AdapterError::NotPositive {
@@ -51,9 +66,10 @@ mod tests {
 
     #[test]
     fn factors_follow_the_papers() {
-        assert_eq!(Scaling::Unit.factor(8), 1.0);
-        assert_eq!(Scaling::AlphaOverRank(16.0).factor(8), 2.0);
-        assert_eq!(Scaling::RankStabilized(16.0).factor(16), 4.0);
+        assert_eq!(Scaling::Unit.factor(8, 4), 1.0);
+        assert_eq!(Scaling::AlphaOverRank(16.0).factor(8, 4), 2.0);
+        assert_eq!(Scaling::RankStabilized(16.0).factor(16, 4), 4.0);
+        assert_eq!(Scaling::Aligned(0.5).factor(6, 16), 2.0);
     }
 
     #[test]

@@ -74,6 +74,7 @@ impl Adapter {
         shared: Option<&RouterOutput>,
     ) -> (Tensor<3>, Option<RouterOutput>, Option<Tensor<3>>) {
         let dropout = context.dropout.map(|seed| seed.index(self.site as u64));
+        let base = self.bank.less_start(Some(base), &x);
         let low = self.bank.down(x.clone(), dropout);
         let tasks = context.tasks.as_ref();
         let code = context
@@ -87,7 +88,7 @@ impl Adapter {
             is_selection,
             tasks: context.tasks.as_ref(),
         };
-        (self.bank.mix(Some(base), low, mixing), own, code)
+        (self.bank.mix(base, low, mixing), own, code)
     }
 
     /// As [`add_delta`](Self::add_delta) under decisions `[B, 1, E]` that were taken before.
@@ -100,6 +101,7 @@ impl Adapter {
     ) -> Tensor<3> {
         let dropout = context.dropout.map(|seed| seed.index(self.site as u64));
         let weights = self.with_general(Some(decided.weights.clone()));
+        let base = self.bank.less_start(Some(base), &x);
         let low = self.bank.down(x, dropout);
         let weights = self.gated(weights, context);
         let mixing = Mixing {
@@ -107,7 +109,7 @@ impl Adapter {
             is_selection: decided.selected.is_some(),
             tasks: context.tasks.as_ref(),
         };
-        self.bank.mix(Some(base), low, mixing)
+        self.bank.mix(base, low, mixing)
     }
 
     /// The gated weights `[B, T', E]` of the experts under decisions that were taken; none where
@@ -134,13 +136,14 @@ impl Adapter {
         context: &ForwardContext,
         shared: Option<&RouterOutput>,
     ) -> (Tensor<3>, Option<RouterOutput>) {
+        let base = self.bank.less_start(None, &x);
         let (weights, own) = self.weigh(&low, x, context, shared);
         let mixing = Mixing {
             weights,
             is_selection: false,
             tasks: context.tasks.as_ref(),
         };
-        (self.bank.mix(None, low, mixing), own)
+        (self.bank.mix(base, low, mixing), own)
     }
 
     /// The gated weights of the experts, and the decisions of the site's own router.

@@ -2,6 +2,7 @@
 
 use burn::module::Param;
 use burn::tensor::Device;
+use molora_adapters::Site;
 use molora_kernels::random::Seed;
 
 use crate::peft::column_norms;
@@ -51,7 +52,9 @@ pub(crate) fn attach_sites(
     let paths: Vec<String> = places.iter().map(|place| place.path.clone()).collect();
     let chosen = select_sites(&spec.targets, &paths)?;
     for &index in &chosen {
-        let fits = spec.bank.validate_for(places[index].linear.dims());
+        let place = &places[index];
+        let bank = spec.at_layer(place.layer, to.num_layers).bank;
+        let fits = bank.validate_for(place.linear.dims());
         fits.map_err(|source| ModelError::Adapter {
             field: "adapter.bank",
             source,
@@ -66,7 +69,14 @@ pub(crate) fn attach_sites(
         let place = &mut places[index];
         let seed = to.seed.child(&place.path);
         let spec = spec.at_layer(place.layer, to.num_layers);
-        let mut adapter = spec.init(place.linear.dims(), site, to.num_tasks, seed, to.device);
+        let weight = spec.bank.start.reads_weight();
+        let weight = weight.then(|| place.linear.weight.wide());
+        let at = Site {
+            dims: place.linear.dims(),
+            tasks: to.num_tasks,
+            weight: weight.as_ref(),
+        };
+        let mut adapter = spec.init(at, site, seed, to.device);
         adapter.magnitude = spec.dora.then(|| {
             let norms = column_norms(place.linear.weight.wide());
             Param::from_data(norms.into_data(), to.device)

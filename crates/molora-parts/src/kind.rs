@@ -16,4 +16,7 @@ pub enum ParameterKind {
     Gates,
     /// Heads of tasks.
     Heads,
+    /// What a part has and no gradient trains: drawn once, taken from the base model, or moved by a
+    /// rule of its own. It is stored with the adapter.
+    Frozen,
 }

@@ -166,6 +166,37 @@ impl<'a> PartTensor<'a> {
         self.is_up
     }
 
+    /// The same tensor where what was listed as one count of `axis` is a product: `outer`, and so many
+    /// of `axis` in each. It stays one dimension in files.
+    ///
+    /// A scorer that gives every group of ranks a logit for each expert has rows for groups times
+    /// experts, groups outermost, and lists them as experts.
+    ///
+    /// # Panics
+    /// If `outer` does not divide the count.
+    pub fn split(mut self, axis: Axis, outer: Count) -> Self {
+        if outer.size == 1 {
+            return self;
+        }
+        let (mut counts, mut numbers) = (Vec::new(), Vec::new());
+        for count in &self.counts {
+            let start = counts.len();
+            match count.axis == axis {
+                true => {
+                    assert!(count.size.is_multiple_of(outer.size), "{}", self.name);
+                    counts.extend([outer, axis.of(count.size / outer.size)]);
+                }
+                false => counts.push(*count),
+            }
+            numbers.push(start..counts.len());
+        }
+        for dim in &mut self.stored {
+            *dim = dim.iter().flat_map(|&old| numbers[old].clone()).collect();
+        }
+        self.counts = counts;
+        self
+    }
+
     /// The name in files, behind the path of the site.
     pub fn name(&self) -> &'static str {
         self.name
@@ -325,6 +356,18 @@ mod tests {
         listed(&mut new).set(&listed(&mut old).values());
         assert_eq!(new.val().into_data(), old.val().into_data());
         assert_eq!((new.id, new.is_require_grad()), (id, false));
+    }
+
+    #[test]
+    fn a_count_is_split_and_stays_one_dimension_in_files() {
+        let mut value = down();
+        let columns = [Axis::Expert.of(6)];
+        let tensor = PartTensor::matrix("rows", KIND, &mut value, &[Axis::Input.of(2)], &columns);
+        let tensor = tensor.split(Axis::Expert, Axis::Group.of(3));
+        let expected = [Axis::Input.of(2), Axis::Group.of(3), Axis::Expert.of(2)];
+        assert_eq!(tensor.counts(), expected);
+        assert_eq!(tensor.shape(), [2, 6]);
+        assert_eq!(tensor.values()[..3], [0.0, 1.0, 10.0]);
     }
 
     #[test]

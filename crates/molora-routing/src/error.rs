@@ -93,6 +93,9 @@ pub enum RoutingError {
         /// The task.
         task: String,
     },
+    /// A rate that would move a bias to no number, or the wrong way.
+    #[error("rate is {0}, expected a finite number of at least 0")]
+    Rate(f64),
     /// A number that has to be at least one is zero.
     #[error("{field} is 0, expected at least 1")]
     Zero {

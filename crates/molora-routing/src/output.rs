@@ -5,7 +5,8 @@ use burn::tensor::{Bool, Tensor};
 /// Everything that later steps need of a routing decision.
 ///
 /// The token axis `T'` is T for decisions per token and 1 for decisions per sequence or task, which
-/// broadcast over tokens.
+/// broadcast over tokens. A router that decides for G groups has `T'*G` decisions there, those of a
+/// token one after another.
 #[derive(Debug, Clone)]
 pub struct RouterOutput {
     /// Scores divided by the temperature, plus the bias if there is one, `[B, T', E]`.

@@ -2,13 +2,16 @@
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
-use molora_kernels::random::{Seed, normal, uniform};
-use molora_parts::{Axis, Count};
+use molora_kernels::random::Seed;
+use molora_parts::{Axis, Count, ParameterKind};
 use serde::{Deserialize, Serialize};
 
 use super::ExpertBank;
+use crate::combine::Combine;
 use crate::core::{CoreConfig, CoreDims};
-use crate::{AdapterError, Scaling};
+use crate::down::{DownConfig, DownDims};
+use crate::start::StartDims;
+use crate::{AdapterError, Scaling, Start};
 
 /// Which down-projection an expert reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,18 +34,6 @@ impl Slices {
     }
 }
 
-/// Where training starts. `B` is zero, so that a fresh bank changes nothing.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Start {
-    /// `A` from U(-1/sqrt(D), 1/sqrt(D)): PyTorch's `kaiming_uniform(a = sqrt 5)`, which PEFT and the
-    /// reference codes of HydraLoRA and SAMoRA use.
-    #[default]
-    Kaiming,
-    /// `A` from N(0, 1/R^2): PEFT's `init_lora_weights="gaussian"`.
-    Gaussian,
-}
-
 /// Input and output width of an adapted layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SiteDims {
@@ -52,6 +43,17 @@ pub struct SiteDims {
     pub d_output: usize,
 }
 
+/// What a bank has to know of the site that it is for.
+#[derive(Debug, Clone, Copy)]
+pub struct Site<'a> {
+    /// Its widths.
+    pub dims: SiteDims,
+    /// Number of tasks, read by a core that depends on tasks.
+    pub tasks: usize,
+    /// The frozen weight `[D, O]` in f32, read by a [`Start`] from it.
+    pub weight: Option<&'a Tensor<2>>,
+}
+
 /// Numbers of an [`ExpertBank`]; widths come with [`init`](Self::init).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -59,6 +61,12 @@ pub struct BankConfig {
     /// Which down-projection an expert reads.
     #[serde(alias = "sharing")]
     pub slices: Slices,
+    /// How the matrix `A` is made of parameters.
+    #[serde(skip_serializing_if = "DownConfig::is_dense")]
+    pub down: DownConfig,
+    /// How weighed experts become the delta.
+    #[serde(skip_serializing_if = "Combine::is_sum")]
+    pub combine: Combine,
     /// Number of experts E.
     pub num_experts: usize,
     /// Rank R of each expert.
@@ -82,6 +90,8 @@ impl Default for BankConfig {
     fn default() -> Self {
         Self {
             slices: Slices::Independent,
+            down: DownConfig::default(),
+            combine: Combine::default(),
             num_experts: 1,
             rank: 8,
             scaling: Scaling::AlphaOverRank(16.0),
@@ -113,61 +123,138 @@ impl BankConfig {
                 return Err(AdapterError::Probability { field, value });
             }
         }
+        self.down.validate()?;
+        self.combine.validate(self)?;
+        if self.combine.needs_shared_slice() && self.slices != Slices::Shared {
+            return Err(AdapterError::Combine {
+                name: self.combine.name(),
+                needs: "slices = \"shared\"",
+            });
+        }
+        self.start.validate(self.num_experts)?;
+        let is_plain = self.slices == Slices::Independent
+            && self.down.is_dense()
+            && self.combine.is_sum()
+            && self.core.is_none();
+        if self.start.reads_weight() && !is_plain {
+            return Err(AdapterError::Combine {
+                name: "a start from the frozen weight",
+                needs: "independent slices, a dense down, a plain sum and no core",
+            });
+        }
         self.scaling.validate()
     }
 
-    /// Checks that the rank fits into a site.
+    /// Checks what depends on the widths of a site.
     ///
     /// # Errors
-    /// [`AdapterError::RankTooLarge`] if it exceeds the smaller width.
+    /// [`AdapterError::RankTooLarge`] if a rank exceeds the smaller width, or if all experts together do
+    /// where each starts as a part of the frozen weight; [`AdapterError::Groups`] if a width does not
+    /// divide.
     pub fn validate_for(&self, dims: SiteDims) -> Result<(), AdapterError> {
         let limit = dims.d_input.min(dims.d_output);
-        if self.rank > limit {
-            return Err(AdapterError::RankTooLarge {
-                rank: self.rank,
-                limit,
-            });
+        let rank = match self.start.reads_weight() {
+            true => self.num_experts * self.rank,
+            false => self.rank,
+        };
+        if rank > limit {
+            return Err(AdapterError::RankTooLarge { rank, limit });
         }
-        Ok(())
+        self.down.validate_for(dims.d_input)?;
+        self.combine.validate_for(dims)
     }
 
-    /// A bank for one site of a model without tasks; see [`init_for`](Self::init_for).
+    /// Whether the experts' down-projections have parameters in common.
+    pub fn shares_a(&self) -> bool {
+        self.slices == Slices::Shared || self.down.is_shared()
+    }
+
+    /// Whether one expert of weight 1 is a LoRA as PEFT writes it: nothing between its matrices, the same
+    /// alpha everywhere, and a frozen weight that nothing was taken out of.
+    pub fn is_plain(&self) -> bool {
+        self.core.is_none()
+            && self.scaling.alpha(self.rank).is_some()
+            && self.down.is_dense()
+            && self.combine.is_sum()
+            && !self.start.reads_weight()
+    }
+
+    /// Number of decisions that weigh the experts of one token.
+    pub fn groups(&self) -> usize {
+        self.combine.groups(self.rank)
+    }
+
+    /// A bank for one site of a model without tasks; see [`init_at`](Self::init_at).
+    ///
+    /// # Panics
+    /// If the start reads the frozen weight.
     pub fn init(&self, dims: SiteDims, seed: Seed, device: &Device) -> ExpertBank {
         self.init_for(0, dims, seed, device)
     }
 
-    /// A bank for one site: `A` by its start, `B` zero, a core that changes nothing. The number of
-    /// tasks is read by a core that depends on tasks.
+    /// A bank for one site of a model with tasks; see [`init_at`](Self::init_at).
+    ///
+    /// # Panics
+    /// If the start reads the frozen weight.
     pub fn init_for(
         &self,
-        num_tasks: usize,
+        tasks: usize,
         dims: SiteDims,
         seed: Seed,
         device: &Device,
     ) -> ExpertBank {
-        let slices = self.slices.count(self.num_experts);
-        let shape = [dims.d_input, slices.size * self.rank];
-        let a = match self.start {
-            Start::Kaiming => {
-                let bound = 1.0 / (dims.d_input as f64).sqrt();
-                uniform(shape, bound, seed.child("a"), device)
-            }
-            Start::Gaussian => normal(shape, 1.0 / self.rank as f64, seed.child("a"), device),
+        let site = Site {
+            dims,
+            tasks,
+            weight: None,
         };
-        let b = Tensor::zeros([self.num_experts * self.rank, dims.d_output], device);
+        self.init_at(site, seed, device)
+    }
+
+    /// A bank for one site: `A` and `B` by its start, a core that changes nothing.
+    ///
+    /// # Panics
+    /// If the start reads the frozen weight and the site has none.
+    pub fn init_at(&self, site: Site<'_>, seed: Seed, device: &Device) -> ExpertBank {
+        let SiteDims { d_input, d_output } = site.dims;
+        let slices = self.slices.count(self.num_experts);
+        let factor = self.scaling.factor(self.rank, d_input);
+        let start = StartDims {
+            site: site.dims,
+            slices: slices.size,
+            experts: self.num_experts,
+            rank: self.rank,
+            factor,
+        };
+        let started = self.start.draw(&start, site.weight, seed, device);
+        let down = DownDims {
+            d_input,
+            slices,
+            rank: self.rank,
+        };
+        let (a, down) = self.down.init(down, started.a, seed.child("down"), device);
+        let rows = self.num_experts * self.combine.rows(self.rank);
+        let (b, residual) = match started.b {
+            Some((b, residual)) => (b, Some(residual)),
+            None => (Tensor::zeros([rows, d_output], device), None),
+        };
         let core = CoreDims {
             slices,
             rank: self.rank,
-            tasks: num_tasks,
+            tasks: site.tasks,
         };
+        let trains = down.kind() != ParameterKind::Frozen;
         ExpertBank {
-            a: Param::from_tensor(a),
+            a: Param::from_tensor(a).set_require_grad(trains),
             b: Param::from_tensor(b),
+            down,
             core: self.core.init(core, seed.child("core"), device),
+            residual,
             slices: self.slices,
+            combine: self.combine.clone(),
             num_experts: self.num_experts,
             rank: self.rank,
-            factor: self.scaling.factor(self.rank),
+            factor,
             dropout: self.dropout,
             weight_dropout: self.weight_dropout,
         }

@@ -4,13 +4,14 @@
 //! (independent). Mixing gates the low-rank code and multiplies once by the concatenated `B`:
 //!
 //! ```text
-//! low  = dropout(x) A                      [N, S*R]      slices, start, dropout
+//! low  = dropout(x) A                      [N, S*R]      slices, down, start, dropout
 //! code = w_e * s * core(low)[slice of e]   [N, E*R]      core, scaling
-//! y    = code B                            [N, O]
+//! y    = code B                            [N, O]        combine
 //! ```
 //!
 //! so that nothing of shape `[N, E, O]` exists and no loop runs over experts; the last two lines are
-//! one operation, [`low_rank_mix`]. In training, weight
+//! one operation, [`low_rank_mix`](molora_kernels::low_rank_mix). Other ways than the sum to combine
+//! experts are in [`combine`](crate::combine). In training, weight
 //! dropout replaces `A` by `F o A` with random factors `F` (see [`ExpertBank::weight_factors`]).
 
 mod config;
@@ -20,24 +21,35 @@ mod tests;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use molora_kernels::linear;
 use molora_kernels::random::{Seed, dropout_mask};
-use molora_kernels::{LowRankMix, linear, low_rank_mix};
 use molora_parts::{Axis, ParameterKind, PartTensor};
 
+use crate::Residual;
+use crate::combine::{Combine, Weighed};
 use crate::core::Core;
-pub use config::{BankConfig, SiteDims, Slices, Start};
+use crate::down::Down;
+pub use config::{BankConfig, Site, SiteDims, Slices};
 
 /// `E` low-rank experts of one site.
 #[derive(Module, Debug)]
 pub struct ExpertBank {
-    /// Down-projections side by side, `[D, S*R]` with S = 1 (shared) or `E`.
+    /// Down-projections side by side, `[D, S*R]` with S = 1 (shared) or `E`; of a factored one the
+    /// shared factor.
     pub a: Param<Tensor<2>>,
-    /// Up-projections one below the other, `[E*R, O]`.
+    /// Up-projections one below the other, `[E*R, O]`; a row for each expert where
+    /// [`combine`](Self::combine) says so.
     pub b: Param<Tensor<2>>,
+    /// What follows the first matrix of the down-projection.
+    pub down: Down,
     /// What happens to the low-rank code in between.
     pub core: Core,
+    /// What experts started as and the layer loses, where they start as parts of its weight.
+    pub residual: Option<Residual>,
     #[module(skip)]
     pub(crate) slices: Slices,
+    #[module(skip)]
+    pub(crate) combine: Combine,
     pub(crate) num_experts: usize,
     pub(crate) rank: usize,
     pub(crate) factor: f64,
@@ -49,7 +61,7 @@ impl ExpertBank {
     /// Every tensor.
     pub fn tensors(&mut self) -> Vec<PartTensor<'_>> {
         let kind = ParameterKind::Adapters;
-        let ([d_input, _], [_, d_output]) = (self.a.dims(), self.b.dims());
+        let ([d_input, _], [rows, d_output]) = (self.a.dims(), self.b.dims());
         let (slices, rank) = (
             self.slices.count(self.num_experts),
             Axis::Rank.of(self.rank),
@@ -57,15 +69,23 @@ impl ExpertBank {
         let experts = Axis::Expert.of(self.num_experts);
         let (input, output) = ([Axis::Input.of(d_input)], [Axis::Output.of(d_output)]);
         // In mathematical layout: A [S, R, D] and B [E, O, R].
-        let a = PartTensor::matrix("experts.lora_A", kind, &mut self.a, &input, &[slices, rank]);
-        let b = PartTensor::matrix(
-            "experts.lora_B",
-            kind,
-            &mut self.b,
-            &[experts, rank],
-            &output,
-        );
-        let mut tensors = vec![a.stored(&[1, 2, 0]), b.stored(&[0, 2, 1]).up_projection()];
+        let a = match self.down.shared_width() {
+            Some(width) => {
+                let columns = [Axis::Unit.of(width)];
+                let name = "experts.shared_A";
+                PartTensor::matrix(name, kind, &mut self.a, &input, &columns).stored(&[1, 0])
+            }
+            None => {
+                let (kind, columns) = (self.down.kind(), [slices, rank]);
+                let name = "experts.lora_A";
+                PartTensor::matrix(name, kind, &mut self.a, &input, &columns).stored(&[1, 2, 0])
+            }
+        };
+        let rows = [experts, Axis::Rank.of(rows / self.num_experts)];
+        let b = PartTensor::matrix("experts.lora_B", kind, &mut self.b, &rows, &output);
+        let mut tensors = vec![a, b.stored(&[0, 2, 1]).up_projection()];
+        tensors.extend(self.down.tensors(slices.axis));
+        tensors.extend(self.residual.iter_mut().flat_map(Residual::tensors));
         tensors.extend(self.core.tensors(slices.axis));
         tensors
     }
@@ -90,6 +110,21 @@ impl ExpertBank {
         self.slices
     }
 
+    /// How weighed experts become the delta.
+    pub fn combine(&self) -> &Combine {
+        &self.combine
+    }
+
+    /// Number of decisions that weigh the experts of one token.
+    pub fn groups(&self) -> usize {
+        self.combine.groups(self.rank)
+    }
+
+    /// Whether the experts' down-projections have parameters in common.
+    pub fn shares_a(&self) -> bool {
+        self.slices == Slices::Shared || self.down.shared_width().is_some()
+    }
+
     /// Number of the down-projection that an expert reads.
     pub fn slice_of(&self, expert: usize) -> usize {
         match self.slices {
@@ -103,7 +138,8 @@ impl ExpertBank {
         self.weight_dropout
     }
 
-    /// The low-rank code before any scale: `dropout(x) A`.
+    /// What [`mix`](Self::mix) reads: the low-rank code before any core, `dropout(x) A`, or
+    /// `dropout(x)` itself where [`combine`](Self::combine) mixes matrices and not codes.
     ///
     /// With a `dropout` seed (training) and positive probabilities, input activations are dropped by
     /// a mask drawn from that seed, and entries of `A` by [`weight_factors`](Self::weight_factors) of
@@ -113,17 +149,27 @@ impl ExpertBank {
     /// - `x`: `[B, T, D]`
     /// - returns `[B, T, A*R]`
     pub fn down(&self, x: Tensor<3>, dropout: Option<Seed>) -> Tensor<3> {
+        let x = match self.down.is_detached() {
+            true => x.detach(),
+            false => x,
+        };
+        if self.combine.reads_inputs() {
+            return match dropout.filter(|_| self.dropout > 0.0) {
+                Some(seed) => molora_kernels::dropout(x, self.dropout, seed),
+                None => x,
+            };
+        }
         let Some(seed) = dropout else {
-            return linear(x, self.a.val(), None);
+            return self.down.apply(linear(x, self.a.val(), None));
         };
         let a = match self.weight_dropout > 0.0 {
             true => self.a.val() * self.weight_factors(seed.child("weight")),
             false => self.a.val(),
         };
-        match self.dropout > 0.0 {
+        self.down.apply(match self.dropout > 0.0 {
             true => molora_kernels::dropout_linear(x, a, self.dropout, seed),
             false => linear(x, a, None),
-        }
+        })
     }
 
     /// The low-rank code with every entry of `A` multiplied by a factor: `x (F o A)`.
@@ -138,7 +184,7 @@ impl ExpertBank {
     /// # Source
     /// Wan et al., DropConnect, ICML 2013, with inverted scaling; MoSLD, arXiv:2412.08946.
     pub fn down_masked(&self, x: Tensor<3>, factors: Tensor<2>) -> Tensor<3> {
-        linear(x, self.a.val() * factors, None)
+        self.down.apply(linear(x, self.a.val() * factors, None))
     }
 
     /// Factors of weight dropout drawn from `seed`: 0 with the bank's probability p, else
@@ -169,15 +215,40 @@ impl ExpertBank {
     /// The mixture of the experts' deltas, as [`up`](Self::up), added to the frozen layer's output
     /// `base` `[B, T, O]` if that is given.
     pub fn mix(&self, base: Option<Tensor<3>>, low: Tensor<3>, mixing: Mixing<'_>) -> Tensor<3> {
-        let operands = LowRankMix {
-            low: self.core.apply(low, mixing.tasks),
+        let code = match self.combine.reads_inputs() {
+            true => low,
+            false => self.core.apply(low, mixing.tasks),
+        };
+        // The sum multiplies by the core's scale in its own products.
+        let scale = self.core.scale();
+        let code = match scale.filter(|_| self.scales_codes()) {
+            Some(scale) => code * scale.unsqueeze(),
+            None => code,
+        };
+        let weighed = Weighed {
+            code,
             weights: mixing.weights,
             is_selection: mixing.is_selection,
-            rank_scale: self.core.scale(),
-            factor: self.factor,
-            b: self.b.val(),
         };
-        low_rank_mix(base, operands)
+        self.combine.mix(self, base, weighed)
+    }
+
+    /// Whether the code is multiplied by the core's scale before experts are combined.
+    fn scales_codes(&self) -> bool {
+        !self.combine.is_sum() && self.combine.is_linear()
+    }
+
+    /// What the layer loses for `[B, T, D]` because experts started as parts of its weight, added to
+    /// `base` if that is given; without such a start `base` as it is.
+    pub fn less_start(&self, base: Option<Tensor<3>>, x: &Tensor<3>) -> Option<Tensor<3>> {
+        let Some(residual) = &self.residual else {
+            return base;
+        };
+        let delta = residual.delta(x.clone());
+        Some(match base {
+            Some(base) => base + delta,
+            None => delta,
+        })
     }
 
     /// The output of every expert apart, `s B_e code_e`: `[N, E, O]`. A mixture never needs it; terms
@@ -203,10 +274,9 @@ impl ExpertBank {
     /// `B` reads. `task` `[1, tasks]` picks the task of a core that depends on it, see
     /// [`task_selector`](crate::task_selector); without it the task is unknown.
     pub fn a_with_core(&self, task: Option<&Tensor<2>>) -> Tensor<2> {
-        let [d_input, width] = self.a.dims();
-        let a = self
-            .core
-            .apply(self.a.val().reshape([1, d_input, width]), task);
+        let a = self.a_matrix();
+        let [d_input, width] = a.dims();
+        let a = self.core.apply(a.unsqueeze(), task);
         let a = a.reshape([d_input, width]);
         match self.core.scale() {
             Some(scale) => a * scale.unsqueeze(),
@@ -214,41 +284,87 @@ impl ExpertBank {
         }
     }
 
+    /// `A` of all slices side by side, `[D, S*R]`, put together where it has factors.
+    pub fn a_matrix(&self) -> Tensor<2> {
+        self.down.apply(self.a.val().unsqueeze()).squeeze_dim(0)
+    }
+
     /// `A` of every expert apart, `[A, D, R]`.
     pub fn a_by_expert(&self) -> Tensor<3> {
-        let [d_input, width] = self.a.dims();
-        self.a
-            .val()
-            .reshape([d_input, width / self.rank, self.rank])
+        let a = self.a_matrix();
+        let [d_input, width] = a.dims();
+        a.reshape([d_input, width / self.rank, self.rank])
             .swap_dims(0, 1)
     }
 
     /// `B` of every expert apart, `[E, R, O]`.
     pub fn b_by_expert(&self) -> Tensor<3> {
-        self.b
-            .val()
-            .reshape([self.num_experts, self.rank, self.b.dims()[1]])
+        let ([rows, d_output], experts) = (self.b.dims(), self.num_experts);
+        let b = self.b.val().reshape([experts, rows / experts, d_output]);
+        b.expand([experts, self.rank, d_output])
     }
 
-    /// The weight delta of a static mixture, `s * sum_e w_e A_e core B_e`, to be added to a base weight
-    /// `[D, O]`; a core that depends on tasks is that of an unknown one.
+    /// The weight delta of a static mixture, `s * sum_e w_e A_e core B_e` less what the layer loses at
+    /// the start, to be added to a base weight `[D, O]`; a core that depends on tasks is that of an
+    /// unknown one. Where experts are combined otherwise than by a sum, what that gives.
     ///
     /// # Shapes
     /// - `weights`: `[E]`
     /// - returns `[D, O]`
     pub fn weight_delta(&self, weights: Tensor<1>) -> Tensor<2> {
-        let [d_input, width] = self.a.dims();
-        let low = self.a.val().reshape([1, d_input, width]);
+        let low = match self.combine.reads_inputs() {
+            true => Tensor::eye(self.a.dims()[0], &self.a.device()),
+            false => self.a_matrix(),
+        };
         let weights = weights.reshape([1, 1, self.num_experts]);
-        self.up(low, Some(weights)).squeeze_dim(0)
+        let delta = self.up(low.unsqueeze(), Some(weights)).squeeze_dim(0);
+        match &self.residual {
+            Some(residual) => {
+                let start = residual.a.val().matmul(residual.b.val());
+                delta - start.mul_scalar(residual.factor)
+            }
+            None => delta,
+        }
+    }
+
+    /// `A` `[D, K]` and `B` `[K, O]` of the mixture under fixed weights `[1, G, E]` or `[1, 1, E]`, without
+    /// the bank's factor, where experts are combined otherwise than by a sum; `task` as in
+    /// [`a_with_core`](Self::a_with_core).
+    ///
+    /// # Panics
+    /// If no LoRA holds the mixture: [`Combine::is_linear`] says so.
+    pub fn factors(&self, weights: Tensor<3>, task: Option<&Tensor<2>>) -> (Tensor<2>, Tensor<2>) {
+        assert!(self.combine.is_linear(), "no LoRA holds the mixture");
+        if let Combine::Factors(numbers) = &self.combine {
+            let (a, b) = numbers.mixed(self, Some(weights));
+            return (a.squeeze_dim(0), b.squeeze_dim(0));
+        }
+        let a = self.a_with_core(task);
+        let width = a.dims()[1];
+        // Codes with a single one each read the rows of B under these weights.
+        let code = Tensor::<2>::eye(width, &a.device()).unsqueeze::<3>();
+        let weighed = Weighed {
+            code: code.div_scalar(self.factor),
+            weights: Some(weights),
+            is_selection: false,
+        };
+        (a, self.combine.mix(self, None, weighed).squeeze_dim(0))
+    }
+
+    /// `A` `[D, K]` and `B` `[K, O]` of what the layer loses because experts started as parts of its
+    /// weight, without the bank's factor; none without such a start.
+    pub fn lost(&self) -> Option<(Tensor<2>, Tensor<2>)> {
+        let residual = self.residual.as_ref()?;
+        let b = residual.b.val().mul_scalar(-residual.factor / self.factor);
+        Some((residual.a.val(), b))
     }
 }
 
 /// How experts are mixed.
 #[derive(Debug, Clone, Default)]
 pub struct Mixing<'a> {
-    /// Weights of the experts, `[B, T, E]`, or with size 1 in the first two axes to be broadcast;
-    /// `None` weighs every expert by 1.
+    /// Weights of the experts, `[B, T*G, E]` for G [groups](ExpertBank::groups), or with size 1 in the
+    /// first two axes to be broadcast; `None` weighs every expert by 1.
     pub weights: Option<Tensor<3>>,
     /// Whether a weight of 0 stands for an expert that was not selected: it gets no gradient, and
     /// its work may be left out.

@@ -13,7 +13,8 @@ impl ExpertBank {
         let a = self.a_with_core(None);
         let width = a.dims()[1];
         let of_a: Vec<f64> = host(a.clone().transpose().matmul(a));
-        let b = self.b.val();
+        let b = self.b_by_expert();
+        let b = b.reshape([experts * rank, self.b.dims()[1]]);
         let of_b: Vec<f64> = host(b.clone().matmul(b.transpose()));
         let product = |i: usize, j: usize| -> f64 {
             let slices = [self.slice_of(i), self.slice_of(j)];

@@ -199,7 +199,7 @@ fn names_of_earlier_files_read_as_what_they_are_called_now() {
 fn a_gaussian_start_is_as_wide_as_one_over_the_rank() {
     let device = molora_testkit::device();
     let config = BankConfig {
-        start: Start::Gaussian,
+        start: crate::Start::Gaussian,
         rank: 10,
         ..BankConfig::default()
     };

@@ -166,7 +166,9 @@ fn adapter_config<M: Adaptable>(
         true => spec.targets.clone(),
         false => shortest_names(&paths, &all_paths(model)),
     };
-    if !spec.is_plain_lora() || paths.iter().any(|path| model.is_part(path)) {
+    let is_plain = spec.is_plain_lora() && !paths.iter().any(|path| model.is_part(path));
+    let alpha = spec.bank.scaling.alpha(spec.bank.rank);
+    let Some(alpha) = alpha.filter(|_| is_plain) else {
         return serde_json::json!({
             "peft_type": "MOLORA",
             "molora_version": env!("CARGO_PKG_VERSION"),
@@ -175,12 +177,11 @@ fn adapter_config<M: Adaptable>(
             "sites": paths,
             "adapter": spec,
         });
-    }
-    let (alpha, use_rslora) = match spec.bank.scaling {
-        molora_adapters::Scaling::AlphaOverRank(alpha) => (alpha, false),
-        molora_adapters::Scaling::RankStabilized(alpha) => (alpha, true),
-        molora_adapters::Scaling::Unit => (spec.bank.rank as f64, false),
     };
+    let use_rslora = matches!(
+        spec.bank.scaling,
+        molora_adapters::Scaling::RankStabilized(_)
+    );
     serde_json::json!({
         "peft_type": "LORA",
         "task_type": model.task_type(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
+use molora_adapters::ExpertBank;
 use molora_routing::{Granularity, RouteInput, Router};
 
 use super::resolve::{ModuleLora, ResolvedAdapter};
@@ -200,7 +201,7 @@ fn side(
     };
     let refuse = |text: String| Err(ModelError::Inconsistent(format!("{path}: {text}")));
     let (count, found) = (adapter.bank.num_experts(), weights.len());
-    if count != found {
+    if count != found && count * adapter.bank.groups() != found {
         return refuse(format!("{found} weights for {count} experts"));
     }
     if adapter.magnitude.is_some() && weights != [1.0] {
@@ -208,6 +209,10 @@ fn side(
     }
     if adapter.bank.core.reads_tasks() && task.is_none() {
         return refuse("what its experts do depends on the task, and none is fixed".into());
+    }
+    if !adapter.bank.combine().is_linear() {
+        let name = adapter.bank.combine().name();
+        return refuse(format!("no LoRA computes what {name} makes of its experts"));
     }
     let (a, b) = factors(adapter, &weights, task);
     let magnitude = adapter.magnitude.as_ref().map(|magnitude| magnitude.val());
@@ -224,9 +229,32 @@ fn side(
     })
 }
 
-/// `A` and `B` of the weighted experts, without the bank's factor.
+/// `A` and `B` of the weighted experts, without the bank's factor; behind them what the layer loses
+/// where experts started as parts of its weight.
 fn factors(adapter: &Adapter, weights: &[f64], task: Option<&Tensor<2>>) -> (Tensor<2>, Tensor<2>) {
     let bank = &adapter.bank;
+    let (a, b) = match bank.combine().is_sum() {
+        true => summed(bank, weights, task),
+        false => {
+            let experts = bank.num_experts();
+            let shape = [1, weights.len() / experts, experts];
+            let values: Vec<f32> = weights.iter().map(|weight| *weight as f32).collect();
+            let weights = Tensor::from_data(TensorData::new(values, shape), &bank.b.device());
+            let (a, b) = bank.factors(weights, task);
+            (a.detach(), b.detach())
+        }
+    };
+    match bank.lost() {
+        Some((lost_a, lost_b)) => (
+            Tensor::cat(vec![a, lost_a.detach()], 1),
+            Tensor::cat(vec![b, lost_b.detach()], 0),
+        ),
+        None => (a, b),
+    }
+}
+
+/// The factors of a weighted sum of experts.
+fn summed(bank: &ExpertBank, weights: &[f64], task: Option<&Tensor<2>>) -> (Tensor<2>, Tensor<2>) {
     let a = bank.a_with_core(task).detach();
     let (rank, is_shared) = (bank.rank(), bank.num_a() < weights.len());
     let b = |expert: usize| bank.b.val().detach().narrow(0, expert * rank, rank);

@@ -4,10 +4,10 @@ mod count;
 mod file;
 
 use burn::tensor::Device;
-use molora_adapters::{AdapterError, BankConfig, GateConfig, GeneralExpert, SiteDims, Slices};
+use molora_adapters::{AdapterError, BankConfig, GateConfig, GeneralExpert, Site, Slices};
 use molora_kernels::random::Seed;
 use molora_routing::normaliser::SigmoidConfig;
-use molora_routing::scorer::{LinearConfig, RowsFrom, TaskGroups};
+use molora_routing::scorer::{LinearConfig, Reads, RowsFrom, TaskGroups};
 use molora_routing::{Granularity, LayerRule, RouteFrom, Router, RouterConfig, RoutingError};
 use serde::{Deserialize, Serialize};
 
@@ -187,6 +187,7 @@ impl AdapterSpec {
             self.experts_exist(),
             of_part("adapter.bank", self.bank.validate()),
             self.general_exists(),
+            self.magnitudes_exist(),
             self.scope_exists(),
         ]
         .into_iter()
@@ -208,10 +209,25 @@ impl AdapterSpec {
                 "adapter.general needs adapter.bank.slices = \"independent\"",
             ));
         }
+        if !self.bank.is_plain() {
+            let text = "adapter.general needs experts of the plain form: no other down, combine, core \
+                        or start";
+            return Err(inconsistent(text));
+        }
         general.validate().map_err(|source| ModelError::Adapter {
             field: "adapter.general",
             source,
         })
+    }
+
+    fn magnitudes_exist(&self) -> Result<(), ModelError> {
+        match self.dora && !self.bank.combine.is_linear() {
+            true => Err(ModelError::Inconsistent(format!(
+                "adapter.dora rescales a weight with its delta, and adapter.bank.combine = \"{}\" has none",
+                self.bank.combine.name()
+            ))),
+            false => Ok(()),
+        }
     }
 
     fn scope_exists(&self) -> Result<(), ModelError> {
@@ -279,10 +295,36 @@ impl AdapterSpec {
 
     fn features_exist(&self, router: &RouterConfig) -> Result<(), ModelError> {
         let low_rank = router.route_from == RouteFrom::LowRank;
+        let combine = &self.bank.combine;
+        if router.scorer.reads() == Reads::Codes {
+            let has_codes = low_rank && self.bank.slices == Slices::Independent;
+            return match has_codes && !combine.reads_inputs() {
+                true => Ok(()),
+                false => Err(ModelError::Inconsistent(format!(
+                    "adapter.router.scorer is {}, which needs adapter.router.route_from = \"low_rank\" and \
+                     adapter.bank.slices = \"independent\"",
+                    router.scorer.name()
+                ))),
+            };
+        }
         if low_rank && self.bank.slices != Slices::Shared {
             let text = "adapter.router.route_from is low_rank, which needs adapter.bank.slices = \
                         \"shared\"";
             return Err(ModelError::Inconsistent(text.into()));
+        }
+        let by_token = router.granularity == Granularity::Token;
+        if combine.reads_inputs() && by_token {
+            return Err(ModelError::Inconsistent(format!(
+                "adapter.bank.combine is {}, which mixes matrices for whole rows: it needs \
+                 adapter.router.granularity = \"task\" or \"sequence\"",
+                combine.name()
+            )));
+        }
+        if self.bank.groups() > 1 && self.layer_rule != LayerRule::PerLayer {
+            return Err(ModelError::Inconsistent(format!(
+                "adapter.layer_rule other than per_layer makes one choice, and adapter.bank.combine is {}",
+                combine.name()
+            )));
         }
         Ok(())
     }
@@ -310,14 +352,15 @@ impl AdapterSpec {
             || self.router.as_ref().is_some_and(by_task)
     }
 
-    /// Whether PEFT can express the adapter: one expert, no router, no gate, no core.
+    /// Whether PEFT's files can express the adapter as it is: one expert of the plain form, no router and
+    /// no gate.
     pub fn is_plain_lora(&self) -> bool {
         let experts = match self.experts.by_layer() {
             [] => &[self.bank.num_experts],
             list => list,
         };
         experts.iter().all(|&n| n == 1)
-            && self.bank.core.is_none()
+            && self.bank.is_plain()
             && self.router.is_none()
             && self.gate.is_none()
     }
@@ -333,42 +376,41 @@ impl AdapterSpec {
     ) -> Option<Router> {
         let router = self.router.as_ref();
         let router = router.filter(|_| self.router_scope == RouterScope::Layer)?;
-        let experts = self.bank.num_experts;
-        Some(router.init(width, experts, num_tasks, seed.child("router"), device))
+        let (experts, groups) = (self.bank.num_experts, self.bank.groups());
+        let seed = seed.child("router");
+        Some(router.init_groups(groups, width, experts, num_tasks, seed, device))
     }
 
-    /// A fresh adapter for one site of a layer whose specification this is; `site` numbers it among
-    /// the model's sites.
+    /// A fresh adapter for one site of a layer whose specification this is; `number` is that of the
+    /// site among the model's sites.
     pub(crate) fn init(
         &self,
-        dims: SiteDims,
-        site: usize,
-        num_tasks: usize,
+        site: Site<'_>,
+        number: usize,
         seed: Seed,
         device: &Device,
     ) -> Adapter {
+        let (experts, groups) = (self.bank.num_experts, self.bank.groups());
         let features = |router: &RouterConfig| match router.route_from {
-            RouteFrom::Hidden => dims.d_input,
-            RouteFrom::LowRank => self.bank.rank,
+            RouteFrom::Hidden => site.dims.d_input,
+            RouteFrom::LowRank => self.bank.slices.count(experts).size * self.bank.rank,
         };
-        let router = self.router.as_ref();
+        let (router, tasks) = (self.router.as_ref(), site.tasks);
         let from_low_rank = router.is_some_and(|r| r.route_from == RouteFrom::LowRank);
         let router = router.filter(|_| self.router_scope == RouterScope::Site);
         let router = router.map(|router| {
-            let (width, experts) = (features(router), self.bank.num_experts);
-            router.init(width, experts, num_tasks, seed.child("router"), device)
+            let seed = seed.child("router");
+            router.init_groups(groups, features(router), experts, tasks, seed, device)
         });
         let gate = self.gate.as_ref();
         Adapter {
-            bank: self
-                .bank_config()
-                .init_for(num_tasks, dims, seed.child("bank"), device),
+            bank: self.bank_config().init_at(site, seed.child("bank"), device),
             router,
-            gate: gate.map(|gate| gate.init(num_tasks, seed.child("gate"), device)),
+            gate: gate.map(|gate| gate.init(tasks, seed.child("gate"), device)),
             magnitude: None,
             from_low_rank,
             general: self.general,
-            site,
+            site: number,
         }
     }
 }

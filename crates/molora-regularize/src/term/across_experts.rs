@@ -30,7 +30,7 @@ impl TermNumbers for AcrossExperts {
 /// O-LoRA, Wang et al., arXiv:2310.14152, eq. 5, between the experts of one bank.
 pub fn across_experts(bank: &ExpertBank, reduction: Reduction) -> Tensor<1> {
     let (experts, rank) = (bank.num_a(), bank.rank());
-    let a = bank.a.val();
+    let a = bank.a_matrix();
     let gram = a.clone().transpose().matmul(a).abs();
     let blocks = gram
         .reshape([experts, rank, experts, rank])

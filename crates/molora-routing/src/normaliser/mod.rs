@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `softmax` | `exp(l_e) / sum_j exp(l_j)` over the experts that take part | nearly all |
 //! | `sigmoid` | `1 / (1 + exp(-l_e))`, so that weights need not add up to 1 | PHATGOOSE's gates |
+//! | `none` | 1 | FlyLoRA |
 //! | `sparsegen` | `max(l_e - tau, 0) / (1 - lambda)`, with a learned lambda | LD-MoLE |
 
 use burn::module::Module;
@@ -121,5 +122,6 @@ macro_rules! normalisers {
 normalisers! {
     "softmax" => softmax::Softmax(SoftmaxConfig, Softmax),
     "sigmoid" => sigmoid::Sigmoid(SigmoidConfig, Sigmoid),
+    "none" => none::None(NoneConfig, NoNormaliser),
     "sparsegen" => sparsegen::Sparsegen(SparsegenConfig, Sparsegen),
 }

@@ -173,6 +173,23 @@ impl RouterConfig {
         seed: Seed,
         device: &Device,
     ) -> Router {
+        self.init_groups(1, d_features, num_experts, num_tasks, seed, device)
+    }
+
+    /// A router that takes a decision for each of `groups` from the same features, as
+    /// [`init`](Self::init) does for one.
+    ///
+    /// # Panics
+    /// As [`init`](Self::init), for `groups * num_experts` experts.
+    pub fn init_groups(
+        &self,
+        groups: usize,
+        d_features: usize,
+        num_experts: usize,
+        num_tasks: usize,
+        seed: Seed,
+        device: &Device,
+    ) -> Router {
         let by_task = self.granularity == Granularity::Task;
         let reads_tasks = self.scorer.reads() == Reads::Tasks;
         let embeds = by_task && !reads_tasks;
@@ -187,7 +204,7 @@ impl RouterConfig {
         };
         let dims = ScorerDims {
             features: d_features,
-            experts: num_experts,
+            experts: groups * num_experts,
             tasks: num_tasks,
         };
         let normaliser = seed.child("normaliser");
@@ -200,6 +217,7 @@ impl RouterConfig {
             selection: self.selection,
             temperature: self.temperature,
             is_uniform: self.is_uniform(),
+            groups,
         }
     }
 }

@@ -40,6 +40,7 @@ pub struct Router {
     selection: Selection,
     temperature: f64,
     is_uniform: bool,
+    groups: usize,
 }
 
 impl Router {
@@ -53,6 +54,11 @@ impl Router {
         self.is_uniform
     }
 
+    /// Number of decisions that are taken from the same features: for groups of ranks, or of outputs.
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
     /// Every tensor.
     pub fn tensors(&mut self) -> Vec<PartTensor<'_>> {
         let embedding = self.task_embedding.iter_mut().map(|embedding| {
@@ -61,7 +67,11 @@ impl Router {
             let name = "router.task_embedding";
             PartTensor::matrix(name, ParameterKind::Routers, embedding, &rows, &columns)
         });
-        let mut tensors = self.scorer.tensors();
+        // To the scorer, groups are more experts.
+        let groups = Axis::Group.of(self.groups);
+        let scorer = self.scorer.tensors().into_iter();
+        let scorer = scorer.map(|tensor| tensor.split(Axis::Expert, groups));
+        let mut tensors: Vec<_> = scorer.collect();
         tensors.extend(embedding);
         tensors.extend(self.normaliser.tensors());
         tensors
@@ -107,7 +117,8 @@ impl Router {
         let [batch, tokens, width] = features.dims();
         let rows = features.clone().reshape([batch * tokens, width]);
         let scores = self.scorer.score(rows);
-        let experts = scores.dims()[1];
+        let (features, counted) = self.for_groups(features, counted);
+        let (tokens, experts) = (tokens * self.groups, scores.dims()[1] / self.groups);
         let logits = scores
             .div_scalar(self.temperature)
             .reshape([batch, tokens, experts]);
@@ -128,6 +139,23 @@ impl Router {
             selected,
             counted,
         }
+    }
+
+    /// Features and what counts, once for each group: groups of a token lie one after another.
+    fn for_groups(&self, features: Tensor<3>, counted: Tensor<2>) -> (Tensor<3>, Tensor<2>) {
+        if self.groups == 1 {
+            return (features, counted);
+        }
+        let ([batch, tokens, width], groups) = (features.dims(), self.groups);
+        let features = features
+            .unsqueeze_dim::<4>(2)
+            .expand([batch, tokens, groups, width])
+            .reshape([batch, tokens * groups, width]);
+        let counted = counted
+            .unsqueeze_dim::<3>(2)
+            .expand([batch, tokens, groups])
+            .reshape([batch, tokens * groups]);
+        (features, counted)
     }
 
     /// One row of features per decision `[B, T', F]`, and which decisions count `[B, T']`.

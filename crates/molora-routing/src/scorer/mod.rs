@@ -8,6 +8,7 @@
 //! | `arrow` | size of `<v_e, u>` | Arrow |
 //! | `uniform` | 0 | |
 //! | `grouped` | log of (weight of its group times weight inside it) | AT-MoE |
+//! | `magnitude` | `sum_r |z_er + d_e|` of its own code z | FlyLoRA |
 //! | `table` | entry of the row's task, whatever u is | MTL-LoRA, Poly |
 
 use std::collections::BTreeMap;
@@ -40,6 +41,8 @@ pub enum Reads {
     Features,
     /// Rows that pick a task, `[N, tasks]`: one-hot, or uniform for an unknown one.
     Tasks,
+    /// The low-rank codes of all experts side by side, `[N, E*R]`.
+    Codes,
 }
 
 /// Where a scorer's row for an expert comes from.
@@ -123,6 +126,15 @@ pub trait Score: Module {
     fn keys(&self) -> Option<Tensor<2>> {
         None
     }
+
+    /// Whether a step [`balance`](Self::balance)s the scorer by how often experts were chosen.
+    fn is_balanced(&self) -> bool {
+        false
+    }
+
+    /// Moves what is no gradient's after a step, from the number of decisions that chose each expert,
+    /// `[E]`, and the number of all, `[1]`.
+    fn balance(&mut self, _counts: Tensor<1>, _decisions: Tensor<1>) {}
 }
 
 /// Makes both enums of the axis and hands every call on.
@@ -179,10 +191,12 @@ scorers! {
     "uniform" => uniform::Uniform(UniformConfig, UniformScorer),
     "grouped" => grouped::Grouped(GroupedConfig, GroupedScorer),
     "table" => table::Table(TableConfig, TableScorer),
+    "magnitude" => magnitude::Magnitude(MagnitudeConfig, MagnitudeScorer),
 }
 
 pub(crate) use cosine::cosines;
 pub use grouped::{WithinGroup, WithinScorer};
+pub use magnitude::CountTarget;
 
 impl ScorerConfig {
     /// Checks what depends on the number of experts.
@@ -246,6 +260,18 @@ impl Scorer {
     /// The keys `[E, F]`, where the score is the cosine with a key.
     pub fn keys(&self) -> Option<Tensor<2>> {
         each!(Scorer, self, scorer => scorer.keys())
+    }
+}
+
+impl Scorer {
+    /// See [`Score::is_balanced`].
+    pub fn is_balanced(&self) -> bool {
+        each!(Scorer, self, scorer => scorer.is_balanced())
+    }
+
+    /// See [`Score::balance`].
+    pub fn balance(&mut self, counts: Tensor<1>, decisions: Tensor<1>) {
+        each!(Scorer, self, scorer => scorer.balance(counts, decisions));
     }
 }
 

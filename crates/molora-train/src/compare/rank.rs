@@ -4,6 +4,7 @@ use molora_kernels::random::Seed;
 use molora_models::{Adaptable, AdapterSpec, Backbone, TaskModel};
 
 use burn::tensor::Device;
+use molora_adapters::Start;
 
 use crate::TrainError;
 use crate::model::count;
@@ -57,7 +58,12 @@ impl Counter<'_> {
 
     fn attached(&self, spec: &AdapterSpec) -> Result<TaskModel, TrainError> {
         let mut backbone = self.base.clone();
-        backbone.attach(spec, self.num_tasks, Seed::new(0), self.device)?;
+        let mut spec = spec.clone();
+        if spec.bank.start.reads_weight() {
+            // As many numbers train, and no weight has to be decomposed.
+            spec.bank.start = Start::default();
+        }
+        backbone.attach(&spec, self.num_tasks, Seed::new(0), self.device)?;
         Ok(TaskModel {
             backbone,
             heads: Vec::new(),

@@ -19,7 +19,7 @@ pub fn count(model: &TaskModel) -> ParameterCounts {
     let scalars = collected(model).scalars;
     let of = |kind| scalars.get(&kind).copied().unwrap_or(0);
     ParameterCounts {
-        base: of(ParameterKind::Base),
+        base: of(ParameterKind::Base) + of(ParameterKind::Frozen),
         adapters: of(ParameterKind::Adapters),
         routers: of(ParameterKind::Routers),
         gates: of(ParameterKind::Gates),

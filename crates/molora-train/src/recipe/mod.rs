@@ -3,23 +3,30 @@
 mod at_moe;
 mod check;
 mod earlier;
+mod flylora;
 mod glider;
+mod goat;
 mod hydralora;
 mod instructions;
 mod legs;
 mod limits;
 mod lora;
 mod loramoe;
+mod malora;
 mod moa;
+mod mode;
 mod moelora;
 mod mola;
 mod mole_topk;
 mod mosld;
 mod mtl_lora;
+mod olora;
+mod omoe;
 mod optimizer;
 mod order;
 pub mod overrides;
 mod phatgoose;
+mod pissa;
 mod profile;
 mod report;
 mod samora;
@@ -46,19 +53,26 @@ pub use validation::{CheckpointConfig, FinalState, ValidationConfig};
 type Maker = fn() -> Recipe;
 
 /// All recipes by name, sorted.
-const RECIPES: [(&str, Maker); 13] = [
+const RECIPES: [(&str, Maker); 20] = [
     ("at-moe", at_moe::recipe),
+    ("flylora", flylora::recipe),
     ("glider", glider::recipe),
+    ("goat", goat::recipe),
     ("hydralora", hydralora::recipe),
     ("lora", lora::recipe),
     ("loramoe", loramoe::recipe),
+    ("malora", malora::recipe),
     ("moa", moa::recipe),
+    ("mode", mode::recipe),
     ("moelora", moelora::recipe),
     ("mola", mola::recipe),
     ("mole-topk", mole_topk::recipe),
     ("mosld", mosld::recipe),
     ("mtl-lora", mtl_lora::recipe),
+    ("olora", olora::recipe),
+    ("omoe", omoe::recipe),
     ("phatgoose", phatgoose::recipe),
+    ("pissa", pissa::recipe),
     ("samora", samora::recipe),
 ];
 

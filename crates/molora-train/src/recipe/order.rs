@@ -70,6 +70,13 @@ impl Order<'_> {
         if alone && self.spec.bank.slices != Slices::Independent {
             return Some("experts that train alone need adapter.bank.slices = \"independent\"");
         }
+        let bank = &self.spec.bank;
+        if alone && (bank.down.is_shared() || !bank.combine.is_sum() || bank.start.reads_weight()) {
+            return Some(
+                "experts that train alone need a plain adapter.bank: down = \"dense\", combine = \"sum\" \
+                 and a start that does not read the frozen weight",
+            );
+        }
         if alone && self.spec.bank.core.reads_tasks() {
             return Some("experts that train alone know one task: their core cannot depend on it");
         }

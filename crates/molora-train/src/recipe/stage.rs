@@ -207,6 +207,9 @@ impl StageConfig {
         if self.trainable.contains(&ParameterKind::Base) {
             problems.push("trainable has base, which is always frozen".into());
         }
+        if self.trainable.contains(&ParameterKind::Frozen) {
+            problems.push("trainable has frozen, which no gradient trains".into());
+        }
         if self.scope == Scope::EachGate && self.trainable.contains(&ParameterKind::Adapters) {
             problems.push("trainable has adapters, but an expert behind its gate is frozen".into());
         }
@@ -231,7 +234,7 @@ impl StageConfig {
     pub fn num_trained(&self, model: &TaskModel) -> usize {
         let counts = count(model);
         let of = |kind: &ParameterKind| match kind {
-            ParameterKind::Base => 0,
+            ParameterKind::Base | ParameterKind::Frozen => 0,
             ParameterKind::Adapters => counts.adapters,
             ParameterKind::Routers => counts.routers,
             ParameterKind::Gates => counts.gates,

@@ -80,7 +80,14 @@ fn sentences(
     guide: Option<&Guide>,
 ) -> Result<Vec<SentenceRouting>, TrainError> {
     let tokenizer = TextTokenizer::from_folder(&loaded.folder)?;
-    let names = model.backbone.route_names();
+    let sites = model.backbone.sites();
+    let groups = sites.iter().map(|(_, site)| site.bank.groups());
+    let names: Vec<_> = model
+        .backbone
+        .route_names()
+        .into_iter()
+        .zip(groups)
+        .collect();
     let mut found = Vec::new();
     for (number, task) in loaded.tasks.iter().enumerate().take(SENTENCES) {
         let order = shuffled(&task.name, task.split(split).len());
@@ -109,30 +116,36 @@ fn sentence(
     row: usize,
     example: &Example,
     routes: &[RouteTrace],
-    names: &[String],
+    names: &[(String, usize)],
     tokenizer: &TextTokenizer,
 ) -> Result<SentenceRouting, TrainError> {
     let shown = example.ids.len().min(TOKENS);
     let tokens = example.ids[..shown].iter().map(|&id| tokenizer.token(id));
-    // An encoder-decoder's second half reads the tokens of another text.
-    let reads = |route: &&RouteTrace| {
-        let [_, tokens, _] = route.routed.weights.dims();
-        tokens == 1 || tokens == example.ids.len()
-    };
     let weights = |route: &RouteTrace| {
-        let site = names[route.site].clone();
-        TokenWeights {
+        let (site, groups) = names[route.site].clone();
+        let weights = over_groups(route.routed.weights.clone(), groups);
+        let [_, tokens, _] = weights.dims();
+        // An encoder-decoder's second half reads the tokens of another text.
+        let reads = tokens == 1 || tokens == example.ids.len();
+        reads.then(|| TokenWeights {
             layer: layer_of(&site),
             site,
-            weights: token_weights(route.routed.weights.clone(), shown),
-        }
+            weights: token_weights(weights, shown),
+        })
     };
     Ok(SentenceRouting {
         task: task.to_owned(),
         record: row + 1,
         tokens: tokens.collect::<Result<_, _>>()?,
-        sites: routes.iter().filter(reads).map(weights).collect(),
+        sites: routes.iter().filter_map(weights).collect(),
     })
+}
+
+/// Weights `[1, T'*G, E]` as means over the groups of a token, `[1, T', E]`.
+fn over_groups(weights: Tensor<3>, groups: usize) -> Tensor<3> {
+    let [batch, decisions, experts] = weights.dims();
+    let by_group = weights.reshape([batch, decisions / groups, groups, experts]);
+    by_group.mean_dim(2).squeeze_dim(2)
 }
 
 /// The first `shown` rows of weights `[1, T, E]`; one row for all tokens is that of each.

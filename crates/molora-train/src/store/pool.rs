@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
-use molora_adapters::{ExpertBank, Scaling};
+use molora_adapters::ExpertBank;
 use molora_models::{
     Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel, load_adapter, load_routers,
     save_adapter, save_heads, save_routers,
@@ -131,11 +131,13 @@ fn check_config(
         }
         _ => {}
     }
-    let alpha = match spec.bank.scaling {
-        Scaling::AlphaOverRank(alpha) | Scaling::RankStabilized(alpha) => alpha,
-        Scaling::Unit => spec.bank.rank as f64,
-    };
-    for (key, expected) in [("r", spec.bank.rank as f64), ("lora_alpha", alpha)] {
+    let rank = spec.bank.rank;
+    let alpha = spec
+        .bank
+        .scaling
+        .alpha(rank)
+        .map(|alpha| ("lora_alpha", alpha));
+    for (key, expected) in [("r", rank as f64)].into_iter().chain(alpha) {
         if let Some(found) = config[key].as_f64().filter(|&found| found != expected) {
             return refuse(RunProblem::OtherNumber {
                 key,

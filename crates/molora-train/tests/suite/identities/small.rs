@@ -6,14 +6,14 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use molora_adapters::{ExpertBank, Slices, task_selector};
+use molora_adapters::{DownConfig, ExpertBank, task_selector};
 use molora_kernels::random::{Seed, uniform};
 use molora_models::{
     Adaptable, AdapterSpec, Bert, EncoderInput, ExpertCount, ForwardContext, ParameterKind,
     RouteTrace,
 };
 use molora_parts::{Axis, Origins, fill};
-use molora_routing::{Guidance, Router, ScorerConfig};
+use molora_routing::{Guidance, Router, ScorerConfig, Selection};
 use molora_train::recipe;
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
@@ -57,6 +57,10 @@ pub(crate) fn shapes() -> impl Strategy<Value = Shape> {
 pub(crate) fn spec(name: &str, shape: Shape) -> AdapterSpec {
     let mut spec = recipe::find(name).expect("listed").adapter;
     spec.bank.rank = shape.rank;
+    if spec.router.is_some() && spec.experts == ExpertCount::Same {
+        set_experts(&mut spec, shape.experts);
+    }
+    fit(&mut spec);
     if let ExpertCount::ByLayer(list) = &mut spec.experts {
         list.truncate(LAYERS);
     }
@@ -75,6 +79,39 @@ pub(crate) fn spec(name: &str, shape: Shape) -> AdapterSpec {
     spec.for_tasks(&tasks).expect("valid for these tasks")
 }
 
+/// Gives every site so many experts, of which no more are selected.
+pub(crate) fn set_experts(spec: &mut AdapterSpec, experts: usize) {
+    spec.bank.num_experts = experts;
+    let router = spec.router.as_mut();
+    if let Some(Selection::TopK(k)) = router.map(|router| &mut router.selection) {
+        *k = (*k).min(experts);
+    }
+}
+
+/// Makes what does not fit layers of this width smaller.
+pub(crate) fn fit(spec: &mut AdapterSpec) {
+    let bank = &mut spec.bank;
+    if let DownConfig::Factored(factored) = &mut bank.down {
+        factored.subspace = factored.subspace.min(WIDTH / 2);
+    }
+    if bank.start.reads_weight() {
+        bank.rank = bank.rank.min(WIDTH / bank.num_experts);
+    }
+}
+
+/// Whether a method has more than one expert.
+pub(crate) fn is_mixture(name: &str) -> bool {
+    let spec = recipe::find(name).expect("listed").adapter;
+    spec.router.is_some() || spec.bank.num_experts > 1
+}
+
+/// Whether a method starts as parts of the frozen weight, so that a fresh one is not without effect and
+/// no expert joins later.
+pub(crate) fn starts_from_weight(name: &str) -> bool {
+    let spec = recipe::find(name).expect("listed").adapter;
+    spec.bank.start.reads_weight()
+}
+
 /// The base model, without adapters.
 pub(crate) fn base(seed: u64) -> Bert {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -88,7 +125,9 @@ pub(crate) fn device() -> Device {
 
 /// A model with fresh adapters, whose routers and gates are random: all B are zero.
 pub(crate) fn fresh(spec: &AdapterSpec, seed: u64) -> Bert {
-    with_random(spec, seed, |kind| kind != ParameterKind::Adapters)
+    with_random(spec, seed, |kind| {
+        matches!(kind, ParameterKind::Routers | ParameterKind::Gates)
+    })
 }
 
 /// A model with random adapters, routers and gates.
@@ -134,10 +173,9 @@ impl ModuleMapper for Draw {
             return param;
         };
         // Small enough for attention not to be all or nothing, where rounding would grow.
-        let bound = if kind == ParameterKind::Adapters {
-            0.3
-        } else {
-            1.0
+        let bound = match kind {
+            ParameterKind::Adapters | ParameterKind::Frozen => 0.3,
+            _ => 1.0,
         };
         let seed = self.seed.child(&path);
         Param::from_tensor(uniform(param.dims(), bound, seed, &device()))
@@ -170,8 +208,14 @@ pub(crate) fn copy_experts(from: &Bert, to: &mut Bert, order: impl Fn(usize) -> 
     let sites = from.sites();
     for ((_, to), (_, from)) in to.sites_mut().into_iter().zip(&sites) {
         let experts = from.bank.num_experts();
-        to.bank = match to.bank.slices() {
-            Slices::Shared => {
+        let numbers = order(experts);
+        to.bank = match (
+            numbers.as_slice(),
+            from.bank.shares_a() || from.bank.residual.is_some(),
+        ) {
+            // What an expert has in common with others it keeps alone.
+            ([one], _) => from.bank.expert(*one),
+            (_, true) => {
                 let mut bank = to.bank.clone();
                 fill(
                     bank.tensors(),
@@ -180,10 +224,8 @@ pub(crate) fn copy_experts(from: &Bert, to: &mut Bert, order: impl Fn(usize) -> 
                 );
                 bank
             }
-            Slices::Independent => {
-                let parts = order(experts)
-                    .into_iter()
-                    .map(|index| from.bank.expert(index));
+            (several, false) => {
+                let parts = several.iter().map(|&index| from.bank.expert(index));
                 let parts: Vec<_> = parts.collect();
                 ExpertBank::assemble(&parts.iter().collect::<Vec<_>>()).expect("alike")
             }

@@ -1,0 +1,44 @@
+//! Experts of rank 1 from every pair of a down-vector and an up-vector. MoR1E, arXiv:2404.08985.
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::{Combining, Weighed, added, by_group};
+use crate::ExpertBank;
+
+/// R down-vectors and E up-vectors make a grid of R x E experts of rank 1:
+/// `y = s sum_j b_j sum_i w_ij z_i`. Up-vector j counts as expert j, and each rank weighs them for
+/// itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GridConfig;
+
+impl Combining for GridConfig {
+    fn groups(&self, rank: usize) -> usize {
+        rank
+    }
+
+    fn rows(&self, _rank: usize) -> usize {
+        1
+    }
+
+    fn needs_shared_slice(&self) -> bool {
+        true
+    }
+
+    fn mix(&self, bank: &ExpertBank, base: Option<Tensor<3>>, weighed: Weighed) -> Tensor<3> {
+        let code = weighed.code.mul_scalar(bank.factor);
+        let [batch, tokens, rank] = code.dims();
+        let sums = match weighed.weights {
+            Some(weights) => {
+                let weights = by_group(weights, rank);
+                (weights * code.unsqueeze_dim::<4>(3)).sum_dim(2)
+            }
+            None => {
+                let sums = code.sum_dim(2).unsqueeze_dim::<4>(3);
+                sums.expand([batch, tokens, 1, bank.num_experts])
+            }
+        };
+        let sums = sums.reshape([batch, tokens, bank.num_experts]);
+        added(base, molora_kernels::linear(sums, bank.b.val(), None))
+    }
+}
