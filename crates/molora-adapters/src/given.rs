@@ -1,10 +1,11 @@
 //! Banks of experts that come from elsewhere.
 
 use burn::module::Param;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 use crate::core::{Core, NoCore};
 use crate::down::{DenseDown, Down};
+use crate::svd::Svd;
 use crate::{Combine, ExpertBank, LowRank, Slices, truncated};
 
 impl ExpertBank {
@@ -58,6 +59,29 @@ impl ExpertBank {
             truncated(&delta, 1).a.transpose()
         };
         Tensor::cat((0..self.num_experts).map(row).collect(), 0)
+    }
+
+    /// Singular values of every up-projection, largest first, `[E, R]`, and their vectors on the side of
+    /// the ranks as columns, `[E, R, R]`; without a gradient. Computed on the host.
+    ///
+    /// # Panics
+    /// If an expert has more ranks than outputs.
+    pub fn up_spectrum(&self) -> (Tensor<2>, Tensor<3>) {
+        let b = self.b_by_expert().detach();
+        let [experts, rank, _] = b.dims();
+        let (mut values, mut vectors) = (Vec::new(), Vec::new());
+        for expert in 0..experts {
+            let svd = Svd::of(&b.clone().narrow(0, expert, 1).squeeze_dim(0));
+            values.extend(svd.values.iter().map(|value| *value as f32));
+            vectors.extend((0..rank * rank).map(|at| svd.left[at % rank][at / rank] as f32));
+        }
+        let values = TensorData::new(values, [experts, rank]);
+        let vectors = TensorData::new(vectors, [experts, rank, rank]);
+        let device = b.device();
+        (
+            Tensor::from_data(values, &device),
+            Tensor::from_data(vectors, &device),
+        )
     }
 
     /// Constant factor s on the delta.

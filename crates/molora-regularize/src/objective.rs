@@ -96,6 +96,17 @@ impl ObjectiveConfig {
 }
 
 impl ObjectiveConfig {
+    /// The terms that are added on a step, which is counted from 0 in its stage.
+    pub fn due(&self, step: usize) -> Self {
+        let terms = self.terms.iter();
+        Self {
+            terms: terms
+                .filter(|config| step.is_multiple_of(config.term.every()))
+                .cloned()
+                .collect(),
+        }
+    }
+
     /// The terms that read routing decisions, or those that read weights alone.
     pub fn part(&self, reads_routes: bool) -> Self {
         let terms = self.terms.iter();

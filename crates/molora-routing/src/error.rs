@@ -93,6 +93,9 @@ pub enum RoutingError {
         /// The task.
         task: String,
     },
+    /// A bound of start values out of its range.
+    #[error("bound is {0}, expected a finite number of at least 0")]
+    Bound(f64),
     /// A rate that would move a bias to no number, or the wrong way.
     #[error("rate is {0}, expected a finite number of at least 0")]
     Rate(f64),

@@ -75,6 +75,11 @@ pub trait TermNumbers {
         None
     }
 
+    /// The term is added on every so many steps of a stage.
+    fn every(&self) -> usize {
+        1
+    }
+
     /// The same term for given tasks, where it names some.
     ///
     /// # Errors
@@ -117,6 +122,13 @@ macro_rules! terms {
                 }
             }
 
+            /// The term is added on every so many steps of a stage.
+            pub fn every(&self) -> usize {
+                match self {
+                    $(Self::$Term(term) => term.every(),)*
+                }
+            }
+
             /// What is out of its range, with the name of the field.
             pub fn problem(&self) -> Option<String> {
                 match self {
@@ -150,6 +162,7 @@ terms! {
     "router_entropy" => router_entropy::RouterEntropy + router_entropy,
     "domain_cross_entropy" => domain_cross_entropy::DomainCrossEntropy + domain_cross_entropy,
     "info_nce" => info_nce::InfoNce + info_nce + Contrast,
+    "spectral" => spectral::Spectral + spectral + SpectralForm,
     "typed_balance" => typed_balance::TypedBalance + typed_balance + Spread,
 }
 

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `softmax` | `exp(l_e) / sum_j exp(l_j)` over the experts that take part | nearly all |
 //! | `sigmoid` | `1 / (1 + exp(-l_e))`, so that weights need not add up to 1 | PHATGOOSE's gates |
+//! | `sigmoid_share` | `s_e / sum_j s_j`, s the sigmoids of those that take part | Polytropon |
 //! | `none` | 1 | FlyLoRA |
 //! | `sparsegen` | `max(l_e - tau, 0) / (1 - lambda)`, with a learned lambda | LD-MoLE |
 
@@ -122,6 +123,7 @@ macro_rules! normalisers {
 normalisers! {
     "softmax" => softmax::Softmax(SoftmaxConfig, Softmax),
     "sigmoid" => sigmoid::Sigmoid(SigmoidConfig, Sigmoid),
+    "sigmoid_share" => sigmoid_share::SigmoidShare(SigmoidShareConfig, SigmoidShare),
     "none" => none::None(NoneConfig, NoNormaliser),
     "sparsegen" => sparsegen::Sparsegen(SparsegenConfig, Sparsegen),
 }

@@ -197,6 +197,7 @@ scorers! {
 pub(crate) use cosine::cosines;
 pub use grouped::{WithinGroup, WithinScorer};
 pub use magnitude::CountTarget;
+pub use table::UnknownTask;
 
 impl ScorerConfig {
     /// Checks what depends on the number of experts.

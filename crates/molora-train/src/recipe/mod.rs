@@ -20,6 +20,7 @@ mod mola;
 mod mole_topk;
 mod mosld;
 mod mtl_lora;
+mod mtlora;
 mod olora;
 mod omoe;
 mod optimizer;
@@ -53,7 +54,7 @@ pub use validation::{CheckpointConfig, FinalState, ValidationConfig};
 type Maker = fn() -> Recipe;
 
 /// All recipes by name, sorted.
-const RECIPES: [(&str, Maker); 20] = [
+const RECIPES: [(&str, Maker); 21] = [
     ("at-moe", at_moe::recipe),
     ("flylora", flylora::recipe),
     ("glider", glider::recipe),
@@ -69,6 +70,7 @@ const RECIPES: [(&str, Maker); 20] = [
     ("mole-topk", mole_topk::recipe),
     ("mosld", mosld::recipe),
     ("mtl-lora", mtl_lora::recipe),
+    ("mtlora", mtlora::recipe),
     ("olora", olora::recipe),
     ("omoe", omoe::recipe),
     ("phatgoose", phatgoose::recipe),

@@ -22,7 +22,7 @@ pub(super) fn recipe() -> Recipe {
         ..BankConfig::default()
     };
     let router = RouterConfig {
-        scorer: TableConfig.into(),
+        scorer: TableConfig::default().into(),
         granularity: Granularity::Task,
         temperature: 0.1,
         selection: Selection::Dense,

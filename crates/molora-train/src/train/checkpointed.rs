@@ -14,8 +14,12 @@ use molora_regularize::{LossBreakdown, ObjectiveConfig};
 use crate::data::Batch;
 use crate::model::{Auxiliary, sum_of, task_losses};
 
-/// The loss of each task summed over its examples, and the auxiliary terms.
-pub(crate) type Measured = (Vec<(usize, Tensor<1>)>, Option<LossBreakdown>);
+/// The loss of each task summed over its examples, the auxiliary terms, and what was decided.
+pub(crate) type Measured = (
+    Vec<(usize, Tensor<1>)>,
+    Option<LossBreakdown>,
+    Vec<RouteTrace>,
+);
 
 /// The part of a micro-batch in its step.
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +78,7 @@ pub(crate) fn backward(
         }
         gradient = carry(total.backward(), &hidden, model, accumulator);
     }
-    (tasks, found)
+    (tasks, found, routes)
 }
 
 fn share_of(

@@ -1,5 +1,6 @@
 //! The training loop: legs, steps, transforms, and what is told on the way.
 
+mod balance;
 mod checkpointed;
 mod event;
 mod setup;

@@ -9,6 +9,7 @@ use molora_models::{AdapterSpec, TaskModel};
 use molora_regularize::ObjectiveConfig;
 use molora_routing::Guidance;
 
+use super::balance::Choices;
 use super::checkpointed::{self, Part};
 use crate::TrainError;
 use crate::data::Batch;
@@ -81,25 +82,27 @@ impl Step<'_> {
             0 => batch.rows,
             rows => rows,
         };
+        let mut choices = Choices::default();
         for (index, micro) in batch.split(micro_rows).into_iter().enumerate() {
-            self.backward(
+            choices.add(self.backward(
                 &model,
                 batch,
                 &micro,
                 index,
                 &mut accumulator,
                 &mut measured,
-            )?;
+            )?);
         }
         let mut gradients = accumulator.grads();
         let norm = clip_global_norm(&mut gradients, &model, self.stage.optimizer.clip_norm);
         measured.extend(norm.map(|norm| (Name::GradientNorm, 1.0, norm)));
         let rates = self.stage.optimizer.rates(&model, self.rate_factor);
-        let model = optimizer.step(rates, model, gradients);
+        let mut model = optimizer.step(rates, model, gradients);
+        choices.balance(&mut model);
         Ok((model, read(measured, self.objective, batch)))
     }
 
-    /// Adds the gradients of micro-batch number `index`.
+    /// Adds the gradients of micro-batch number `index`; which experts were chosen in it.
     fn backward(
         &self,
         model: &TaskModel,
@@ -108,7 +111,7 @@ impl Step<'_> {
         index: usize,
         accumulator: &mut GradientsAccumulator<TaskModel>,
         measured: &mut Vec<Measured>,
-    ) -> Result<(), TrainError> {
+    ) -> Result<Choices, TrainError> {
         let part = Part {
             examples: batch.num_examples() as f64,
             tokens: micro.num_tokens() as f64 / batch.num_tokens() as f64,
@@ -122,27 +125,28 @@ impl Step<'_> {
             objective: self.objective,
             spec: self.spec,
         };
-        let (tasks, found) = if self.stage.gradient_checkpointing && model.num_blocks().is_some() {
-            let pass = (&input, &context);
-            checkpointed::backward(model, micro, pass, &auxiliary, part, accumulator)
-        } else {
-            let output = model.forward(&input, &context);
-            let routes = output.routes.clone();
-            let tasks = task_losses(model, &input, output, micro);
-            let mut total = sum_of(&tasks, part.examples, self.device);
-            let found = auxiliary.evaluate(model, &routes, &context);
-            if let Some(extra) = found.as_ref().and_then(|found| found.total.clone()) {
-                total = total + extra.mul_scalar(part.tokens);
-            }
-            let gradients = GradientsParams::from_grads(total.backward(), model);
-            accumulator.accumulate(model, gradients);
-            (tasks, found)
-        };
+        let (tasks, found, routes) =
+            if self.stage.gradient_checkpointing && model.num_blocks().is_some() {
+                let pass = (&input, &context);
+                checkpointed::backward(model, micro, pass, &auxiliary, part, accumulator)
+            } else {
+                let output = model.forward(&input, &context);
+                let routes = output.routes.clone();
+                let tasks = task_losses(model, &input, output, micro);
+                let mut total = sum_of(&tasks, part.examples, self.device);
+                let found = auxiliary.evaluate(model, &routes, &context);
+                if let Some(extra) = found.as_ref().and_then(|found| found.total.clone()) {
+                    total = total + extra.mul_scalar(part.tokens);
+                }
+                let gradients = GradientsParams::from_grads(total.backward(), model);
+                accumulator.accumulate(model, gradients);
+                (tasks, found, routes)
+            };
         let tasks = tasks.into_iter();
         measured.extend(tasks.map(|(task, loss)| (Name::Task(task), 1.0, loss)));
         let terms = found.into_iter().flat_map(|found| found.terms);
         measured.extend(terms.map(|(name, value)| (Name::Term(name), part.tokens, value)));
-        Ok(())
+        Ok(Choices::of(model, &routes))
     }
 }
 

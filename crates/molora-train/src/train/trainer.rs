@@ -341,7 +341,8 @@ impl State {
         let guidance = |batch: &Batch| guidance(setup, stage, guide, batch);
         let names: Vec<String> = setup.tasks.iter().map(|task| task.name.clone()).collect();
         let objective = stage.objective(&setup.recipe.objective).map(|objective| {
-            let resolved = objective.for_tasks(&names);
+            let due = objective.due(self.progress.leg_step);
+            let resolved = due.for_tasks(&names);
             resolved.expect("the recipe was checked against the tasks")
         });
         let step = Step {

@@ -17,7 +17,7 @@ pub(crate) enum Reading {
 use Reading::{Off, On};
 
 /// Every known case. To switch one on, write its test with [`cases`] and put `On` here.
-pub(crate) const CASES: [(&str, Reading); 37] = [
+pub(crate) const CASES: [(&str, Reading); 41] = [
     ("at_moe_static", On),
     ("at_moe_token", On),
     ("glider", On),
@@ -29,14 +29,22 @@ pub(crate) const CASES: [(&str, Reading); 37] = [
     ("routing_losses", On),
     ("samora", On),
     ("weight_regularizers", On),
+    ("loramoe", On),
+    ("malora", On),
+    ("mode", On),
+    ("mode_rank2", On),
+    ("moe_lora_topk", On),
+    ("moelora_contrastive", On),
+    ("mola", On),
+    ("mtl_lora", On),
+    ("omoe", On),
+    ("riemannian_precondition", On),
+    ("goat_init", On),
+    ("flylora", On),
+    ("mtlora_grouped", On),
     ("adamole", Off("a learned threshold as a selection")),
     ("arrow", Off("prototypes from singular vectors")),
     ("e_wemoe", Off("merging of layers by a gate")),
-    ("loramoe", On),
-    (
-        "malora",
-        Off("a bank with private coefficients of a shared A"),
-    ),
     ("merge_adamerging", Off("merging")),
     ("merge_concrete", Off("merging")),
     ("merge_dare", Off("merging")),
@@ -50,16 +58,9 @@ pub(crate) const CASES: [(&str, Reading); 37] = [
     ),
     ("mocle", Off("routing by cluster and a universal expert")),
     ("mod_squad", Off("routers for each task")),
-    ("mode", Off("a router for each rank")),
-    ("mode_rank2", Off("a router for each group of ranks")),
-    ("moe_lora_topk", On),
-    ("moelora_contrastive", On),
-    ("mola", On),
     ("mor1e_grid", Off("a grid of experts of rank 1")),
-    ("mtl_lora", On),
-    ("omoe", Off("orthogonalised outputs")),
-    ("riemannian_precondition", On),
     ("top_p", Off("top-p weights that are not renormalised")),
+    ("poly", Off("a table of skills")),
     ("wemoe", Off("merging of layers by a gate")),
 ];
 

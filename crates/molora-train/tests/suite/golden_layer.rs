@@ -37,6 +37,7 @@ pub(crate) struct Layer<'a> {
     pub(crate) context: ForwardContext,
     expected: &'a Tensors,
     names: Vec<(&'a str, &'a str)>,
+    turned: Vec<(&'a str, Vec<usize>)>,
     device: Device,
 }
 
@@ -69,12 +70,25 @@ impl<'a> Layer<'a> {
             context: ForwardContext::new(expected.tensor("input.mask", device)),
             expected,
             names: names.to_vec(),
+            turned: Vec::new(),
             device: device.clone(),
         };
         for (of_case, name) in names {
             layer.set(name, &expected.floats(&format!("param.{of_case}")));
         }
         layer
+    }
+
+    /// The same with one more tensor, whose dimensions come in another order in files: `order` gives the
+    /// case's dimension at each place of the file's.
+    pub(crate) fn turned(mut self, of_case: &'a str, name: &'a str, order: &[usize]) -> Self {
+        let of_param = format!("param.{of_case}");
+        let values = self.expected.floats(&of_param);
+        let (values, _) = permuted(&values, &self.expected.shape(&of_param), order);
+        self.set(name, &values);
+        self.names.push((of_case, name));
+        self.turned.push((of_case, order.to_vec()));
+        self
     }
 
     /// Replaces the values of a tensor, in the order of files.
@@ -143,9 +157,19 @@ impl<'a> Layer<'a> {
         }
         if variant.has_gradients("grad") {
             let cotangent = self.expected.tensor::<3>("input.cotangent", &self.device);
-            let main = (y * cotangent).sum();
+            let products = y * cotangent;
+            let size = products.clone().abs().sum().into_scalar::<f32>();
+            let main = products.sum();
             let objective = total.into_iter().fold(main, |sum, total| sum + total);
-            variant.check("objective", objective.clone());
+            // Terms of both signs: rounding is that of their sizes, and not of what is left of them.
+            let name = variant.key("objective");
+            let expected = self.expected.floats(&name)[0];
+            let found = objective.clone().into_scalar::<f32>();
+            let allowed = FORWARD * size.max(expected.abs()) + 1e-7;
+            assert!(
+                (found - expected).abs() <= allowed,
+                "{name}: got {found}, expected {expected}"
+            );
             self.check_gradients(variant, "grad", &x, &objective.backward());
         }
     }
@@ -182,9 +206,20 @@ impl<'a> Layer<'a> {
                 let weights = weights.reshape([shape[0], shape[1]]);
                 self.expected.assert_close(&name, weights, FORWARD);
             }
+            // Of groups: `[B, T, G, E]`.
+            Some(shape) if shape.len() == 4 => self.check_grouped(&name, weights),
             Some(_) => variant.check_tokens("output.weights", weights),
             None => {}
         }
+    }
+
+    /// Compares weights `[B, T*G, E]` of real tokens with the case's `[B, T, G, E]`.
+    pub(crate) fn check_grouped(&self, name: &str, weights: Tensor<3>) {
+        let expected = self.expected.tensor::<4>(name, &self.device);
+        let mask = self.expected.tensor::<2>("input.mask", &self.device);
+        let mask = mask.unsqueeze_dim::<3>(2).unsqueeze_dim::<4>(3);
+        let weights = weights.reshape(expected.dims()) * mask.clone();
+        assert_close(weights, expected * mask, FORWARD, name);
     }
 
     /// Compares every gradient of a kind, `grad` or `aux_grad`, that the variant has.
@@ -206,6 +241,11 @@ impl<'a> Layer<'a> {
                 let gradient = tensor.gradient(found);
                 let gradient = gradient.unwrap_or_else(|| panic!("{name}: not reached"));
                 let shape = self.expected.shape(&name);
+                let turned = self.turned.iter().find(|(turned, _)| turned == of_case);
+                let gradient = match turned {
+                    Some((_, order)) => turned_back(&gradient, &shape, order),
+                    None => gradient,
+                };
                 let gradient = TensorData::new(gradient, shape);
                 self.expected.assert_close(&name, gradient, GRADIENT);
             }
@@ -220,4 +260,39 @@ impl<'a> Layer<'a> {
             assert_close(to_x, expected, GRADIENT, &name);
         }
     }
+}
+
+/// Values of a shape with its dimensions in another order, and their shape.
+fn permuted(values: &[f32], shape: &[usize], order: &[usize]) -> (Vec<f32>, Vec<usize>) {
+    let mut strides = vec![1; shape.len()];
+    for dim in (1..shape.len()).rev() {
+        strides[dim - 1] = strides[dim] * shape[dim];
+    }
+    let sizes: Vec<usize> = order.iter().map(|&dim| shape[dim]).collect();
+    let place = |mut rest: usize| {
+        let mut place = 0;
+        for (&dim, &size) in order.iter().zip(&sizes).rev() {
+            place += rest % size * strides[dim];
+            rest /= size;
+        }
+        place
+    };
+    (
+        (0..values.len()).map(|at| values[place(at)]).collect(),
+        sizes,
+    )
+}
+
+/// What [`permuted`] has turned, in the order of before.
+fn turned_back(values: &[f32], shape: &[usize], order: &[usize]) -> Vec<f32> {
+    let sizes: Vec<usize> = order.iter().map(|&dim| shape[dim]).collect();
+    let back: Vec<usize> = (0..order.len())
+        .map(|dim| {
+            order
+                .iter()
+                .position(|&other| other == dim)
+                .expect("an order")
+        })
+        .collect();
+    permuted(values, &sizes, &back).0
 }

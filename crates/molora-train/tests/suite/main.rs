@@ -2,7 +2,9 @@
 
 mod cases;
 mod common;
+mod golden_banks;
 mod golden_cases;
+mod golden_goat;
 mod golden_layer;
 mod golden_losses;
 mod golden_methods;

@@ -4,6 +4,7 @@
 //! Those that need no recipe stand with their crates: routers alone in `molora-routing`, a MoSLD site
 //! in `mosld_site.rs`.
 
+mod banks;
 mod experts;
 mod methods;
 mod parts;

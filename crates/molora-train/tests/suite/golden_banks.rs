@@ -1,0 +1,188 @@
+//! Banks that make their matrices or combine their experts in another way, against their equations in
+//! float64.
+
+use burn::tensor::Tensor;
+use molora_adapters::combine::{OrthogonalConfig, OutputGroupsConfig, RankGroupsConfig};
+use molora_adapters::down::{FactoredConfig, FrozenSparseConfig};
+use molora_adapters::{DownConfig, Scaling};
+use molora_regularize::{
+    LoadBalance, MassVariation, Reduction, Spectral, SpectralForm, TermConfig,
+};
+use molora_routing::scorer::{CountTarget, MagnitudeConfig};
+use molora_routing::{RouterOutput, Scorer, Selection};
+use molora_testkit::autodiff_device;
+
+use crate::cases::cases;
+use crate::golden_layer::{LINEAR, Layer, Variant, spec};
+use crate::golden_mixtures::{router, term};
+
+#[test]
+fn golden_methods_malora() {
+    let device = autodiff_device();
+    for case in cases("malora") {
+        let (document, expected) = (case.json("case.json").expect("read"), case.tensors());
+        let [experts, rank, subspace] = expected.shape("param.P")[..] else {
+            panic!("[E, R, d]");
+        };
+        for variant in Variant::all(&document, &expected) {
+            let mut spec = spec(&variant, "malora", experts, rank);
+            spec.bank.down = FactoredConfig { subspace }.into();
+            router(&mut spec).selection = Selection::TopK(variant.number("top_k") as usize);
+            let names = [
+                ("S", "experts.shared_A"),
+                ("P", "experts.coefficients"),
+                ("B", "experts.lora_B"),
+                ("router", "router.weight"),
+            ];
+            let balance = term(LoadBalance, variant.number("beta"), Reduction::Sum);
+            let layer = Layer::new(&expected, &spec, &names, 0, &device);
+            layer.check(&variant, &[("balance", balance)]);
+        }
+    }
+}
+
+/// Alternatives `[G, m, O, p]` are experts of rank G p.
+#[test]
+fn golden_methods_mode() {
+    let device = autodiff_device();
+    for name in ["mode", "mode_rank2"] {
+        for case in cases(name) {
+            let (document, expected) = (case.json("case.json").expect("read"), case.tensors());
+            let [groups, experts, _, ranks] = expected.shape("param.B")[..] else {
+                panic!("[G, m, O, p]");
+            };
+            for variant in Variant::all(&document, &expected) {
+                let mut spec = spec(&variant, "mode", experts, groups * ranks);
+                spec.bank.combine = RankGroupsConfig { ranks }.into();
+                let names = [("A", "experts.lora_A"), ("router", "router.weight")];
+                let layer = Layer::new(&expected, &spec, &names, 0, &device);
+                let layer = layer.turned("B", "experts.lora_B", &[1, 2, 0, 3]);
+                layer.check(&variant, &[]);
+            }
+        }
+    }
+}
+
+#[test]
+fn golden_methods_mtlora_grouped() {
+    let device = autodiff_device();
+    for case in cases("mtlora_grouped") {
+        let (document, expected) = (case.json("case.json").expect("read"), case.tensors());
+        let [experts, _, rank] = expected.shape("param.B")[..] else {
+            panic!("[E, O, R]");
+        };
+        for variant in Variant::all(&document, &expected) {
+            let mut spec = spec(&variant, "mtlora", experts, rank);
+            let groups = variant.number("groups") as usize;
+            spec.bank.combine = OutputGroupsConfig { groups }.into();
+            let names = [
+                ("A", "experts.lora_A"),
+                ("B", "experts.lora_B"),
+                (variant.text("router").unwrap_or("router"), "router.weight"),
+            ];
+            let weight = variant.number("balance_coefficient");
+            let mut terms = vec![("balance", term(MassVariation, weight, Reduction::Mean))];
+            terms.extend(spectral(&variant));
+            let layer = Layer::new(&expected, &spec, &names, 0, &device);
+            layer.check(&variant, &terms);
+            let x = expected.tensor::<3>("input.x", &device);
+            let weights = layer.forward(x, false).1.expect("routed").routed.weights;
+            layer.check_grouped(&variant.key("output.group_router"), weights);
+        }
+    }
+}
+
+/// The spectral term of a variant, if it has one.
+fn spectral(variant: &Variant<'_>) -> Option<(&'static str, TermConfig)> {
+    let forms = [
+        ("spectral", SpectralForm::Within),
+        ("spectral_pairs", SpectralForm::Pairs),
+    ];
+    forms.into_iter().find_map(|(name, form)| {
+        variant.hyper(&format!("{name}_coefficient"))?;
+        let weight = variant.number(&format!("{name}_coefficient"));
+        let numbers = Spectral { form, every: 1 };
+        Some((name, term(numbers, weight, Reduction::Mean)))
+    })
+}
+
+/// The chosen ranks, their counts and what the biases become, whatever the reading.
+#[test]
+fn golden_methods_flylora() {
+    let device = autodiff_device();
+    for case in cases("flylora") {
+        let (document, expected) = (case.json("case.json").expect("read"), case.tensors());
+        let ranks = expected.shape("param.A")[0];
+        for variant in Variant::all(&document, &expected) {
+            let mut spec = spec(&variant, "flylora", ranks, 1);
+            spec.bank.scaling = Scaling::AlphaOverRank(variant.number("scaling"));
+            let DownConfig::FrozenSparse(sparse) = &spec.bank.down else {
+                panic!("a frozen A");
+            };
+            spec.bank.down = FrozenSparseConfig {
+                detached: variant.hyper("no_gradient_through_A").is_some(),
+                ..*sparse
+            }
+            .into();
+            let share = variant
+                .text("update")
+                .is_some_and(|update| update.contains("k/r"));
+            let scorer = MagnitudeConfig {
+                rate: variant.number("bias_rate"),
+                signed: variant.text("score") == Some("A x + d"),
+                target: if share {
+                    CountTarget::Share
+                } else {
+                    CountTarget::Mean
+                },
+            };
+            router(&mut spec).scorer = scorer.into();
+            router(&mut spec).selection = Selection::TopK(variant.number("top_k") as usize);
+            let names = [("A", "experts.lora_A"), ("d", "router.bias")];
+            let layer = Layer::new(&expected, &spec, &names, 0, &device);
+            let layer = layer.turned("B", "experts.lora_B", &[1, 0]);
+            layer.check(&variant, &[]);
+
+            let x = expected.tensor::<3>("input.x", &device);
+            let routed = layer.forward(x, false).1.expect("routed").routed;
+            let selected = routed.selected.clone().expect("a selection").float();
+            variant.check_tokens("output.selected", selected);
+            variant.check("output.counts", routed.selection_counts());
+            let adapter = layer.linear.adapter.as_ref().expect("attached");
+            variant.check("output.bias_next", balanced(adapter, &routed));
+        }
+    }
+}
+
+/// The biases of a magnitude scorer after a step.
+fn balanced(adapter: &molora_models::Adapter, routed: &RouterOutput) -> Tensor<1> {
+    let mut scorer = adapter.router.as_ref().expect("a router").scorer.clone();
+    scorer.balance(routed.selection_counts(), routed.num_decisions());
+    match scorer {
+        Scorer::Magnitude(scorer) => scorer.bias.val(),
+        other => panic!("another scorer: {other:?}"),
+    }
+}
+
+#[test]
+fn golden_methods_omoe() {
+    let device = autodiff_device();
+    for case in cases("omoe") {
+        let (document, expected) = (case.json("case.json").expect("read"), case.tensors());
+        let [experts, rank, _] = expected.shape("param.A")[..] else {
+            panic!("[E, R, D]");
+        };
+        for variant in Variant::all(&document, &expected) {
+            let mut spec = spec(&variant, "omoe", experts, rank);
+            let selected = variant.number("top_k") as usize;
+            let norms = variant.hyper("norms").and_then(serde_json::Value::as_bool);
+            spec.bank.combine = OrthogonalConfig {
+                selected,
+                norms: norms.expect("with norms or without"),
+            }
+            .into();
+            router(&mut spec).selection = Selection::TopK(selected);
+            Layer::new(&expected, &spec, &LINEAR, 0, &device).check(&variant, &[]);
+        }
+    }
+}
