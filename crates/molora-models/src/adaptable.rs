@@ -4,9 +4,10 @@ use burn::tensor::Device;
 use molora_kernels::random::Seed;
 
 use molora_parts::PartTensor;
+use molora_routing::Router;
 
 use crate::scope::route_names;
-use crate::{Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError};
+use crate::{Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart, PooledSite};
 
 /// A model whose linear layers can be adapted.
 pub trait Adaptable: Clone {
@@ -22,6 +23,15 @@ pub trait Adaptable: Clone {
 
     /// The routers of layers with the layers' paths, to be changed.
     fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)>;
+
+    /// The sites whose experts are in a pool with their paths, to be changed.
+    fn pooled_mut(&mut self) -> Vec<(String, &mut PooledSite)>;
+
+    /// What the sites share, if the method has such a part.
+    fn part(&self) -> Option<&ModelPart>;
+
+    /// What the sites share, to be changed.
+    fn part_mut(&mut self) -> Option<&mut ModelPart>;
 
     /// Attaches fresh adapters where the specification says, and returns the paths of the sites.
     ///
@@ -56,8 +66,18 @@ pub trait Adaptable: Clone {
             .collect()
     }
 
-    /// Hands out every tensor of the sites and of the layers' routers with the path of its site or
-    /// layer.
+    /// The paths of all adapted layers, in the order of the forward pass: those with experts of their
+    /// own, and those whose experts are in a pool.
+    fn site_paths(&self) -> Vec<String> {
+        let is_site = |linear: &MoLoraLinear| linear.adapter.is_some() || linear.pooled.is_some();
+        let linears = self.linears().into_iter();
+        linears
+            .filter_map(|(path, linear)| is_site(linear).then_some(path))
+            .collect()
+    }
+
+    /// Hands out every tensor of the sites, of the layers' routers and of what the model's sites share,
+    /// with the path of its site or layer.
     ///
     /// # Errors
     /// The first one of `visit`.
@@ -75,12 +95,19 @@ pub trait Adaptable: Clone {
             let tensors = layer.router.tensors();
             tensors.into_iter().try_for_each(|t| visit(&path, t))?;
         }
+        for (path, pooled) in self.pooled_mut() {
+            let tensors = pooled.router.iter_mut().flat_map(Router::tensors);
+            tensors.into_iter().try_for_each(|t| visit(&path, t))?;
+        }
+        for (path, tensors) in self.part_mut().into_iter().flat_map(ModelPart::tensors) {
+            tensors.into_iter().try_for_each(|t| visit(&path, t))?;
+        }
         Ok(())
     }
 
     /// The path under which the decisions of a site's or layer's router are reported, by the number
     /// of the site.
     fn route_names(&self) -> Vec<String> {
-        route_names(self.sites(), self.layer_routers())
+        route_names(self.site_paths(), self.layer_routers())
     }
 }

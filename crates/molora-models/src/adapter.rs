@@ -8,6 +8,17 @@ use molora_routing::{RouteInput, Router, RouterOutput};
 
 use crate::ForwardContext;
 
+/// What the router of a site reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// The site's input.
+    Input,
+    /// The low-rank code.
+    LowRank,
+    /// What a first pass left, of this width.
+    FirstPass(usize),
+}
+
 /// The trainable part of one site.
 #[derive(Module, Debug)]
 pub struct Adapter {
@@ -19,7 +30,8 @@ pub struct Adapter {
     pub gate: Option<TaskGate>,
     /// Norm of the weight of each output, `[O]` (DoRA).
     pub magnitude: Option<Param<Tensor<1>>>,
-    pub(crate) from_low_rank: bool,
+    #[module(skip)]
+    pub(crate) reads: Reads,
     #[module(skip)]
     pub(crate) general: Option<GeneralExpert>,
     pub(crate) site: usize,
@@ -33,7 +45,7 @@ impl Adapter {
             router: None,
             gate: None,
             magnitude: None,
-            from_low_rank: false,
+            reads: Reads::Input,
             general: None,
             site,
         }
@@ -89,6 +101,18 @@ impl Adapter {
             tasks: context.tasks.as_ref(),
         };
         (self.bank.mix(base, low, mixing), own, code)
+    }
+
+    /// As [`add_delta`](Self::add_delta) with the same weight for every expert, whatever routers say.
+    pub(crate) fn add_fixed(&self, base: Tensor<3>, x: Tensor<3>, weight: f64) -> Tensor<3> {
+        let shape = [1, 1, self.bank.num_experts()];
+        let weights = Tensor::full(shape, weight, &base.device());
+        let low = self.bank.down(x, None);
+        let mixing = Mixing {
+            weights: Some(weights),
+            ..Mixing::default()
+        };
+        self.bank.mix(Some(base), low, mixing)
     }
 
     /// As [`add_delta`](Self::add_delta) under decisions `[B, 1, E]` that were taken before.
@@ -155,12 +179,26 @@ impl Adapter {
         shared: Option<&RouterOutput>,
     ) -> (Option<Tensor<3>>, Option<RouterOutput>) {
         let own = self.router.as_ref().map(|router| {
+            let (features, factor) = match self.reads {
+                Reads::Input => (x, None),
+                Reads::LowRank => (low.clone(), None),
+                Reads::FirstPass(_) => {
+                    let states = context.first_pass.as_ref();
+                    let states = states.expect("a model with such sites runs a first pass");
+                    let features = states.features.clone().expect("set where a layer begins");
+                    (features, Some(states.global_weight))
+                }
+            };
             let input = RouteInput {
-                features: if self.from_low_rank { low.clone() } else { x },
+                features,
                 mask: context.mask.clone(),
                 tasks: context.tasks.clone(),
             };
-            router.route_guided(&input, &context.guidance)
+            let mut routed = router.route_guided(&input, &context.guidance);
+            if let Some(factor) = factor {
+                routed.weights = routed.weights.mul_scalar(factor);
+            }
+            routed
         });
         let weights = own.as_ref().or(shared).map(|routed| routed.weights.clone());
         (self.gated(self.with_general(weights), context), own)

@@ -6,8 +6,13 @@ use molora_adapters::Site;
 use molora_kernels::random::Seed;
 
 use crate::peft::column_norms;
+use crate::pool::PoolPlan;
+use crate::scope::Decides;
 use crate::site::select_sites;
-use crate::{AdapterSpec, LayerRouter, MoLoraLinear, ModelError};
+use crate::spec::PoolPlace;
+use crate::{
+    AdapterSpec, Composition, LayerRouter, MoLoraLinear, ModelError, ModelPart, RouterScope,
+};
 
 /// A linear layer of a model, in the order of the forward pass.
 pub(crate) struct Place<'a> {
@@ -15,8 +20,20 @@ pub(crate) struct Place<'a> {
     pub(crate) path: String,
     /// Number of the layer (block) that it is in.
     pub(crate) layer: usize,
+    /// Whether it is in the layer's feed-forward part.
+    pub(crate) in_feed_forward: bool,
     /// The linear layer.
     pub(crate) linear: &'a mut MoLoraLinear,
+}
+
+/// A linear layer that was adapted.
+pub(crate) struct Attached {
+    /// Its Hugging Face path.
+    pub(crate) path: String,
+    /// Number of its layer.
+    pub(crate) layer: usize,
+    /// Whether it is in the layer's feed-forward part.
+    pub(crate) in_feed_forward: bool,
 }
 
 /// What an attached adapter depends on beside its specification and its site.
@@ -31,7 +48,8 @@ pub(crate) struct Attachment<'a> {
     pub(crate) device: &'a Device,
 }
 
-/// Attaches fresh adapters where the specification says; returns path and layer of every site.
+/// Attaches fresh adapters where the specification says; returns every site, and what is to be made for
+/// those whose experts are in a pool. `width` is that of the model's hidden states.
 ///
 /// # Errors
 /// The first problem of the specification, a target that matches nothing, a rank that does not fit a
@@ -39,8 +57,9 @@ pub(crate) struct Attachment<'a> {
 pub(crate) fn attach_sites(
     mut places: Vec<Place<'_>>,
     spec: &AdapterSpec,
+    width: usize,
     to: &Attachment<'_>,
-) -> Result<Vec<(String, usize)>, ModelError> {
+) -> Result<(Vec<Attached>, PoolPlan), ModelError> {
     if let Some(problem) = spec.problems().into_iter().next() {
         return Err(problem);
     }
@@ -61,30 +80,51 @@ pub(crate) fn attach_sites(
         })?;
     }
     check_size(&places, &chosen, spec, to.num_layers)?;
+    let mut mixed = chosen
+        .iter()
+        .filter(|&&index| places[index].in_feed_forward);
+    if spec.composition.is_feed_forward() && mixed.next().is_none() {
+        let text = "adapter.composition is in feed-forward parts, and adapter.targets names none of \
+                    their linear layers";
+        return Err(ModelError::Inconsistent(text.into()));
+    }
     for place in &mut places {
         place.linear.detach();
     }
     let mut sites = Vec::new();
+    let mut plan = PoolPlan::default();
     for (site, &index) in chosen.iter().enumerate() {
         let place = &mut places[index];
         let seed = to.seed.child(&place.path);
-        let spec = spec.at_layer(place.layer, to.num_layers);
+        let spec = spec.at_site(place.layer, to.num_layers, place.in_feed_forward);
+        let dims = place.linear.dims();
+        sites.push(Attached {
+            path: place.path.clone(),
+            layer: place.layer,
+            in_feed_forward: place.in_feed_forward,
+        });
+        if let Some(pool) = spec.composition.pool() {
+            let number = plan.place(&place.path, dims);
+            let at = PoolPlace { site, number, dims };
+            let pooled = spec.pooled(pool, at, to.num_tasks, seed, to.device);
+            place.linear.pooled = Some(pooled);
+            continue;
+        }
         let weight = spec.bank.start.reads_weight();
         let weight = weight.then(|| place.linear.weight.wide());
         let at = Site {
-            dims: place.linear.dims(),
+            dims,
             tasks: to.num_tasks,
             weight: weight.as_ref(),
         };
-        let mut adapter = spec.init(at, site, seed, to.device);
+        let mut adapter = spec.init(at, width, site, seed, to.device);
         adapter.magnitude = spec.dora.then(|| {
             let norms = column_norms(place.linear.weight.wide());
             Param::from_data(norms.into_data(), to.device)
         });
         place.linear.adapter = Some(adapter);
-        sites.push((place.path.clone(), place.layer));
     }
-    Ok(sites)
+    Ok((sites, plan))
 }
 
 /// The most numbers of all experts together, 16 GiB of them.
@@ -99,8 +139,9 @@ fn check_size(
 ) -> Result<(), ModelError> {
     let numbers = |&index: &usize| {
         let place = &places[index];
-        let (dims, layer) = (place.linear.dims(), spec.at_layer(place.layer, num_layers));
-        let experts = layer.bank.num_experts as u128 * spec.bank.rank as u128;
+        let dims = place.linear.dims();
+        let own = spec.at_site(place.layer, num_layers, place.in_feed_forward);
+        let experts = own.bank.num_experts as u128 * spec.bank.rank as u128;
         experts * (dims.d_input + dims.d_output) as u128
     };
     let numbers: u128 = chosen.iter().map(numbers).sum();
@@ -113,23 +154,75 @@ fn check_size(
     }
 }
 
-/// Fresh routers of the layers that have a site, where routers belong to layers.
+/// Fresh routers of the layers that have a site, where routers belong to layers or to their
+/// feed-forward parts.
 ///
 /// `sites` are those of [`attach_sites`], `width` is that of the layers' inputs, and `name` gives a
 /// layer's path, on which its router's initial values depend.
 pub(crate) fn layer_routers(
     spec: &AdapterSpec,
     to: &Attachment<'_>,
-    sites: &[(String, usize)],
+    sites: &[Attached],
     width: usize,
     name: impl Fn(usize) -> String,
 ) -> Vec<Option<LayerRouter>> {
+    let decides = decides(spec.composition);
+    let is_for = |site: &Attached| decides == Decides::Layer || site.in_feed_forward;
     let router = |index| {
-        let site = sites.iter().position(|(_, layer)| *layer == index)?;
+        let mut own = sites.iter().enumerate();
+        let (site, _) = own.find(|(_, site)| site.layer == index && is_for(site))?;
         let seed = to.seed.child(&name(index));
         let spec = spec.at_layer(index, to.num_layers);
         let router = spec.layer_router(width, to.num_tasks, seed, to.device)?;
-        Some(LayerRouter { router, site })
+        Some(LayerRouter {
+            router,
+            site,
+            decides,
+        })
     };
     (0..to.num_layers).map(router).collect()
+}
+
+fn decides(composition: Composition) -> Decides {
+    match composition {
+        Composition::Site | Composition::Pool(_) => Decides::Layer,
+        Composition::FeedForward => Decides::FeedForward,
+        Composition::FeedForwardSites => Decides::FeedForwardSites,
+    }
+}
+
+/// What the sites of a model with hidden states of a width share.
+pub(crate) fn model_part(
+    spec: &AdapterSpec,
+    to: &Attachment<'_>,
+    width: usize,
+    plan: PoolPlan,
+) -> Option<ModelPart> {
+    let seed = to.seed.child(ModelPart::PATH);
+    if let Some(pool) = spec.composition.pool() {
+        return Some(ModelPart::Pool(
+            plan.pool(pool, &spec.bank, seed, to.device),
+        ));
+    }
+    match spec.router_scope {
+        RouterScope::Model => {
+            let router = spec.router_for(width, to.num_tasks, seed, to.device)?;
+            Some(ModelPart::Router(LayerRouter {
+                router,
+                // Each feed-forward part reports under its own.
+                site: 0,
+                decides: decides(spec.composition),
+            }))
+        }
+        RouterScope::FirstPass(first) => {
+            spec.router.as_ref()?;
+            let features = first.features(width);
+            let router = (!first.layerwise)
+                .then(|| spec.router_for(features, to.num_tasks, seed, to.device))
+                .flatten();
+            let part = first.init(width, router, seed.child("classifier"), to.device);
+            Some(ModelPart::FirstPass(part))
+        }
+        RouterScope::Site | RouterScope::Layer => None,
+    }
 }

@@ -10,7 +10,7 @@ use crate::checkpoint::ConfigFile;
 use crate::modules::{BaseModel, ModuleMut};
 use crate::{
     Adaptable, Adapter, AdapterSpec, BaseDtype, Bert, Decoder, LayerRouter, MoLoraLinear,
-    ModelError, T5,
+    ModelError, ModelPart, PooledSite, T5,
 };
 
 /// A base model of any family, with its adapters.
@@ -144,6 +144,18 @@ impl Adaptable for Backbone {
 
     fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)> {
         each!(self, model => model.layer_routers_mut())
+    }
+
+    fn pooled_mut(&mut self) -> Vec<(String, &mut PooledSite)> {
+        each!(self, model => model.pooled_mut())
+    }
+
+    fn part(&self) -> Option<&ModelPart> {
+        each!(self, model => model.part())
+    }
+
+    fn part_mut(&mut self) -> Option<&mut ModelPart> {
+        each!(self, model => model.part_mut())
     }
 
     fn attach(

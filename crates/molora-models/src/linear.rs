@@ -8,7 +8,7 @@ use molora_routing::{Guidance, RouterOutput};
 
 use crate::layers::frozen;
 use crate::peft::column_norms;
-use crate::{Adapter, BaseWeight};
+use crate::{Adapter, BaseWeight, FirstPassStates, Pool, PooledSite};
 
 /// What every site of a forward pass reads beside its input.
 #[derive(Debug, Clone)]
@@ -25,6 +25,10 @@ pub struct ForwardContext {
     /// Whether the decisions of sites' routers come with the sites' low-rank codes, from which terms
     /// of an objective compute experts' outputs.
     pub keeps_codes: bool,
+    /// What sites know of a first pass that decides for all of them; made by the model.
+    pub first_pass: Option<FirstPassStates>,
+    /// The experts that sites share; put there by the model.
+    pub pool: Option<Pool>,
 }
 
 impl ForwardContext {
@@ -36,6 +40,8 @@ impl ForwardContext {
             dropout: None,
             guidance: Guidance::default(),
             keeps_codes: false,
+            first_pass: None,
+            pool: None,
         }
     }
 }
@@ -66,6 +72,8 @@ pub struct MoLoraLinear {
     pub bias: Option<Param<Tensor<1>>>,
     /// The trainable part.
     pub adapter: Option<Adapter>,
+    /// In place of an adapter, where the experts are in a pool.
+    pub pooled: Option<PooledSite>,
 }
 
 impl MoLoraLinear {
@@ -75,12 +83,14 @@ impl MoLoraLinear {
             weight,
             bias: bias.map(frozen),
             adapter: None,
+            pooled: None,
         }
     }
 
     /// Removes what was attached.
     pub(crate) fn detach(&mut self) {
         self.adapter = None;
+        self.pooled = None;
     }
 
     /// Input and output width.
@@ -95,8 +105,23 @@ impl MoLoraLinear {
         self.weight.times(x, bias)
     }
 
+    /// As [`forward`](Self::forward) with the same weight for every expert: 0 is the
+    /// [`base`](Self::base).
+    pub fn with_weight(&self, x: Tensor<3>, weight: f64) -> Tensor<3> {
+        match &self.adapter {
+            Some(adapter) if weight != 0.0 => {
+                let y = adapter.add_fixed(self.before(x.clone(), adapter), x, weight);
+                self.rescaled(y, adapter, true)
+            }
+            _ => self.base(x),
+        }
+    }
+
     /// `[B, T, D]` to `[B, T, O]`, and the routing decisions if the adapter has a router of its own;
     /// `shared` are those of the layer's router for an adapter that has none.
+    ///
+    /// # Panics
+    /// If the adapter reads tasks, a first pass or a pool, and the context has none.
     pub fn forward(
         &self,
         x: Tensor<3>,
@@ -104,7 +129,11 @@ impl MoLoraLinear {
         shared: Option<&RouterOutput>,
     ) -> (Tensor<3>, Option<RouteTrace>) {
         let Some(adapter) = &self.adapter else {
-            return (self.base(x), None);
+            let base = self.base(x.clone());
+            return match &self.pooled {
+                Some(pooled) => pooled.add_delta(base, x, context),
+                None => (base, None),
+            };
         };
         let y = self.before(x.clone(), adapter);
         let (y, routed, code) = adapter.add_delta(y, x, context, shared);

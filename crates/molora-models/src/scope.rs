@@ -4,23 +4,46 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use molora_routing::{LayerRule, RouteInput, Router, RouterOutput};
 
-use crate::{Adapter, ForwardContext, RouteTrace};
+use crate::{ForwardContext, RouteTrace};
 
-/// The router of one layer, which reads the layer's input.
+/// What a layer's router reads, and what its decision is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decides {
+    /// The layer's input; the experts of all its sites.
+    Layer,
+    /// The input of the feed-forward part; its sites' experts.
+    FeedForwardSites,
+    /// The same; experts that are whole feed-forward parts.
+    FeedForward,
+}
+
+/// The router of one layer, which reads the input of the layer or of its feed-forward part.
 #[derive(Module, Debug)]
 pub struct LayerRouter {
-    /// How the experts of the layer's sites are weighed.
+    /// How the experts are weighed.
     pub router: Router,
     pub(crate) site: usize,
+    #[module(skip)]
+    pub(crate) decides: Decides,
 }
 
 impl LayerRouter {
-    /// Number of the first site in the layer, under which the decisions are reported.
+    /// The router, if it decides for a feed-forward part.
+    pub(crate) fn of_feed_forward(&self) -> Option<&Self> {
+        (self.decides != Decides::Layer).then_some(self)
+    }
+
+    /// The router, if it decides for all sites of a layer.
+    pub(crate) fn of_layer(&self) -> Option<&Self> {
+        (self.decides == Decides::Layer).then_some(self)
+    }
+
+    /// Number of the first site that it decides for, under which the decisions are reported.
     pub fn site(&self) -> usize {
         self.site
     }
 
-    /// The decisions for a layer whose input is `hidden`, `[B, T, D]`.
+    /// The decisions for an input `[B, T, D]`.
     pub(crate) fn route(&self, hidden: Tensor<3>, context: &ForwardContext) -> RouterOutput {
         let input = RouteInput {
             features: hidden,
@@ -31,13 +54,26 @@ impl LayerRouter {
     }
 }
 
+/// The decision on the input `x` of a feed-forward part whose first site is `site`; `kept` is one that
+/// was taken before.
+pub(crate) fn decide_feed_forward(
+    router: &LayerRouter,
+    site: usize,
+    x: &Tensor<3>,
+    context: &ForwardContext,
+    kept: Option<RouterOutput>,
+) -> RouteTrace {
+    RouteTrace {
+        site,
+        routed: kept.unwrap_or_else(|| router.route(x.clone(), context)),
+        code: None,
+    }
+}
+
 /// The path under which the decisions of a site's or layer's router are reported, by the number of
 /// the site: that of the site, or of the layer for the first site of a layer with a router.
-pub(crate) fn route_names(
-    sites: Vec<(String, &Adapter)>,
-    routers: Vec<(String, &LayerRouter)>,
-) -> Vec<String> {
-    let mut names: Vec<String> = sites.into_iter().map(|(path, _)| path).collect();
+pub(crate) fn route_names(sites: Vec<String>, routers: Vec<(String, &LayerRouter)>) -> Vec<String> {
+    let mut names = sites;
     for (path, router) in routers {
         names[router.site] = path;
     }
@@ -55,7 +91,7 @@ pub(crate) fn decide(
     context: &mut ForwardContext,
     routes: &mut Vec<RouteTrace>,
 ) -> Option<RouterOutput> {
-    let router = router?;
+    let router = router.and_then(LayerRouter::of_layer)?;
     let routed = router.route(hidden.clone(), context);
     if rule == LayerRule::First {
         let [batch, _, experts] = routed.weights.dims();

@@ -58,6 +58,15 @@ impl Selection {
         self == Self::Argmax
     }
 
+    /// The most experts that take part in a decision, of so many.
+    pub fn most(self, num_experts: usize) -> usize {
+        match self {
+            Self::TopK(k) => k.min(num_experts),
+            Self::Argmax => 1,
+            Self::Dense | Self::TopP(_) => num_experts,
+        }
+    }
+
     /// Which experts take part, from logits and their softmax; without gradient.
     ///
     /// # Shapes

@@ -14,6 +14,7 @@
 //! experts are in [`combine`](crate::combine). In training, weight
 //! dropout replaces `A` by `F o A` with random factors `F` (see [`ExpertBank::weight_factors`]).
 
+mod codes;
 mod config;
 mod similarity;
 #[cfg(test)]

@@ -160,7 +160,7 @@ fn adapter_config<M: Adaptable>(
 ) -> serde_json::Value {
     let is_plain =
         |target: &String| SitePattern::new(target).is_ok_and(|pattern| pattern.is_plain_name());
-    let paths: Vec<String> = model.sites().into_iter().map(|(path, _)| path).collect();
+    let paths = model.site_paths();
     // PEFT reads plain names as we do.
     let targets = match spec.targets.iter().all(is_plain) {
         true => spec.targets.clone(),

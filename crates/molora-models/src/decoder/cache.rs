@@ -12,6 +12,8 @@ use super::pass::Decisions;
 #[derive(Debug, Clone)]
 pub struct KvCache {
     pub(crate) layers: Vec<LayerCache>,
+    /// Those of a first pass that decides for all sites; empty without one.
+    pub(crate) first_pass: Vec<LayerCache>,
     pub(crate) decisions: Decisions,
     /// `[B, S]`, after the first pass.
     mask: Option<Tensor<2, Bool>>,
@@ -26,6 +28,7 @@ impl KvCache {
     pub(crate) fn new(num_layers: usize) -> Self {
         Self {
             layers: vec![LayerCache::default(); num_layers],
+            first_pass: vec![LayerCache::default(); num_layers],
             decisions: Decisions::new(),
             mask: None,
         }

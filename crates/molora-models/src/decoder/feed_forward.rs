@@ -5,7 +5,9 @@ use burn::tensor::Tensor;
 
 use super::pass::Pass;
 use crate::MoLoraLinear;
+use crate::feed_forward::FeedForwardParts;
 use crate::layers::Activation;
+use crate::scope::Decides;
 
 /// `down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` with a gate (Shazeer,
 /// arXiv:2002.05202).
@@ -21,13 +23,26 @@ pub(crate) struct FeedForward {
 impl FeedForward {
     /// `[B, T, D]` to `[B, T, D]`.
     pub(crate) fn forward(&self, x: Tensor<3>, pass: &mut Pass) -> Tensor<3> {
-        let gate = self.gate.as_ref().map(|gate| pass.apply(gate, x.clone()));
-        let up = pass.apply(&self.up, x);
-        let inner = match (gate, self.activation) {
-            (Some(gate), Activation::Silu) => molora_kernels::silu_gate(gate, up),
-            (Some(gate), activation) => activation.apply(gate) * up,
-            (None, activation) => activation.apply(up),
+        let parts = self.parts();
+        let Some((router, routed)) = pass.decide_feed_forward(parts.first_site(), &x) else {
+            return parts.compute(x, |linear, x| pass.apply(linear, x));
         };
-        pass.apply(&self.down, inner)
+        if router.decides == Decides::FeedForward {
+            let slots = router.router.most_selected(routed.num_experts());
+            return parts.mixed(x, &routed, slots, &pass.context);
+        }
+        pass.shared = Some(routed);
+        let y = parts.compute(x, |linear, x| pass.apply(linear, x));
+        pass.shared = None;
+        y
+    }
+
+    fn parts(&self) -> FeedForwardParts<'_> {
+        FeedForwardParts {
+            gate: self.gate.as_ref(),
+            up: &self.up,
+            down: &self.down,
+            activation: self.activation,
+        }
     }
 }

@@ -104,6 +104,7 @@ impl Builder<'_> {
             rope: config.rope,
             names,
             layer_rule: LayerRule::default(),
+            part: None,
         })
     }
 

@@ -14,7 +14,7 @@ use super::rope::Rope;
 use crate::base_dtype::wide;
 use crate::layers::Norm;
 use crate::scope::vote;
-use crate::{ForwardContext, LayerRouter, Observation, RouteTrace};
+use crate::{ForwardContext, LayerRouter, ModelPart, Observation, RouteTrace};
 
 /// A padded batch of token sequences.
 #[derive(Debug, Clone)]
@@ -79,7 +79,8 @@ pub(super) struct Layer {
     pub(super) attention: Attention,
     pub(super) feed_forward_norm: Norm,
     pub(super) feed_forward: FeedForward,
-    /// Weighs the experts of all sites of the layer, where routers belong to layers.
+    /// Weighs the experts of all sites of the layer, or of its feed-forward part, where routers belong
+    /// to those.
     pub(super) router: Option<LayerRouter>,
 }
 
@@ -103,6 +104,8 @@ pub struct Decoder {
     pub(super) names: &'static Names,
     #[module(skip)]
     pub(super) layer_rule: LayerRule,
+    /// What the sites share.
+    pub(super) part: Option<ModelPart>,
 }
 
 impl Decoder {
@@ -117,8 +120,7 @@ impl Decoder {
     pub fn forward(&self, input: &DecoderInput, context: &ForwardContext) -> DecoderOutput {
         let positions = positions(&input.mask, input);
         let mut pass = self.pass(input, input.mask.clone(), &positions, context);
-        let caches = self.layers.iter().map(|_| None);
-        let hidden = self.run(self.embed(input, positions), caches, &mut pass);
+        let hidden = self.run(self.embed(input, positions), None, &mut pass);
         DecoderOutput {
             hidden,
             routes: pass.routes,
@@ -133,8 +135,7 @@ impl Decoder {
         let positions = positions(&input.mask, input);
         let mut pass = self.pass(input, input.mask.clone(), &positions, context);
         pass.observed = Some(Vec::new());
-        let caches = self.layers.iter().map(|_| None);
-        self.run(self.embed(input, positions), caches, &mut pass);
+        self.run(self.embed(input, positions), None, &mut pass);
         pass.observed.unwrap_or_default()
     }
 
@@ -155,7 +156,7 @@ impl Decoder {
         let positions = positions(&mask, input);
         let mut pass = self.pass(input, mask, &positions, context);
         pass.kept = Some(&mut cache.decisions);
-        let caches = cache.layers.iter_mut().map(Some);
+        let caches = Some((&mut cache.layers, &mut cache.first_pass));
         let hidden = self.run(self.embed(input, positions), caches, &mut pass);
         DecoderOutput {
             hidden,
@@ -206,17 +207,41 @@ impl Decoder {
         }
     }
 
-    fn run<'c>(
+    /// All layers, with the caches of this pass and of the first one, if there are caches.
+    fn run(
         &self,
         mut hidden: Tensor<3>,
-        caches: impl Iterator<Item = Option<&'c mut LayerCache>>,
+        caches: Option<(&mut Vec<LayerCache>, &mut Vec<LayerCache>)>,
         pass: &mut Pass,
     ) -> Tensor<3> {
+        let (mut caches, first) = caches.unzip();
+        self.first_pass(&hidden, first, pass);
         self.vote(&hidden, pass);
-        for (index, cache) in (0..self.layers.len()).zip(caches) {
+        for index in 0..self.layers.len() {
+            let cache = caches.as_mut().map(|caches| &mut caches[index]);
             hidden = self.layer(index, hidden, cache, pass);
         }
         self.end(hidden)
+    }
+
+    /// Runs the pass that decides for all sites, where there is one.
+    fn first_pass(
+        &self,
+        hidden: &Tensor<3>,
+        mut caches: Option<&mut Vec<LayerCache>>,
+        pass: &mut Pass,
+    ) {
+        let Some(part) = self.part.as_ref().and_then(ModelPart::first_pass) else {
+            return;
+        };
+        let mut first = pass.fork();
+        first.fixed = Some(part.scaling_pass_value());
+        let mut hidden = hidden.clone();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let cache = caches.as_mut().map(|caches| &mut caches[index]);
+            hidden = layer.forward(hidden, cache, &mut first);
+        }
+        pass.context.first_pass = Some(part.states(self.end(hidden)));
     }
 
     /// Lets the layers vote, where that is how they agree.
@@ -237,6 +262,7 @@ impl Decoder {
         let positions = positions(&input.mask, input);
         let mut pass = self.pass(input, input.mask.clone(), &positions, context);
         let hidden = self.embed(input, positions);
+        self.first_pass(&hidden, None, &mut pass);
         self.vote(&hidden, &mut pass);
         (hidden, pass)
     }
@@ -251,7 +277,37 @@ impl Decoder {
     ) -> Tensor<3> {
         let layer = &self.layers[index];
         pass.enter(layer.router.as_ref(), &hidden, self.layer_rule);
+        pass.feed_forward = self.feed_forward_router(index);
+        pass.context.pool = self.part.as_ref().and_then(ModelPart::pool).cloned();
+        if let Some(first) = self.part.as_ref().and_then(ModelPart::first_pass) {
+            pass.enter_after(first, index == 0);
+        }
         layer.forward(hidden, cache, pass)
+    }
+
+    /// The output of the feed-forward part of a layer for its input `x` `[B, T, D]`, which is normalised
+    /// in a whole pass, and the routing decisions behind it.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn feed_forward(
+        &self,
+        index: usize,
+        x: Tensor<3>,
+        context: &ForwardContext,
+    ) -> (Tensor<3>, Vec<RouteTrace>) {
+        let attention = AttentionOptions::new(self.num_heads);
+        let mut pass = Pass::new(context.clone(), attention);
+        pass.feed_forward = self.feed_forward_router(index);
+        let y = self.layers[index].feed_forward.forward(x, &mut pass);
+        (y, pass.routes)
+    }
+
+    /// The router of a layer's feed-forward part: its own, or that of all.
+    fn feed_forward_router(&self, index: usize) -> Option<LayerRouter> {
+        let shared = self.part.as_ref().and_then(ModelPart::router);
+        let router = self.layers[index].router.as_ref().or(shared);
+        router.and_then(LayerRouter::of_feed_forward).cloned()
     }
 
     /// What the head reads, from the output of the last layer.
@@ -267,13 +323,13 @@ impl Decoder {
     /// The logits of every layer's router `[B, 1, E]` in a pass of the base without adapters.
     fn votes(&self, embedded: Tensor<3>, pass: &mut Pass) -> Vec<Tensor<3>> {
         let (mut hidden, mut logits) = (embedded, Vec::new());
-        pass.has_adapters = false;
+        pass.fixed = Some(0.0);
         for layer in &self.layers {
             let router = layer.router.as_ref();
             logits.extend(router.map(|r| r.route(hidden.clone(), &pass.context).logits));
             hidden = layer.forward(hidden, None, pass);
         }
-        pass.has_adapters = true;
+        pass.fixed = None;
         logits
     }
 

@@ -30,10 +30,11 @@ impl BaseModel for Decoder {
     fn clear_routers(&mut self) {
         self.layers.iter_mut().for_each(|layer| layer.router = None);
         self.layer_rule = LayerRule::default();
+        self.part = None;
     }
 
     fn has_layer_routers(&self) -> bool {
-        self.layers.iter().any(|layer| layer.router.is_some())
+        self.part.is_some() || self.layers.iter().any(|layer| layer.router.is_some())
     }
 
     fn copies_table(&self, path: &str) -> bool {

@@ -8,8 +8,8 @@ use molora_routing::{Granularity, LayerRule, RouterOutput};
 
 use super::rope::Rotation;
 use crate::observe::{Observation, observation};
-use crate::scope::decide;
-use crate::{ForwardContext, LayerRouter, MoLoraLinear, RouteTrace};
+use crate::scope::{decide, decide_feed_forward};
+use crate::{FirstPass, ForwardContext, LayerRouter, MoLoraLinear, RouteTrace};
 
 /// Decisions per sequence, by the number of the site.
 pub(crate) type Decisions = BTreeMap<usize, RouterOutput>;
@@ -21,12 +21,14 @@ pub(crate) struct Pass<'a> {
     pub(super) rotation: Option<Rotation>,
     /// Which keys a query may attend to.
     pub(crate) attention: AttentionOptions,
-    /// False for a pass of the base alone.
-    pub(crate) has_adapters: bool,
+    /// The weight of every expert in a pass without routers; 0 for a pass of the base alone.
+    pub(crate) fixed: Option<f64>,
     /// Decisions of the first pass of a cache, which hold for the whole sequence.
     pub(crate) kept: Option<&'a mut Decisions>,
     /// Decisions of the router of the layer that is being computed.
     pub(crate) shared: Option<RouterOutput>,
+    /// The router of the next feed-forward part.
+    pub(crate) feed_forward: Option<LayerRouter>,
     pub(crate) routes: Vec<RouteTrace>,
     /// What the sites read and added, if somebody asked.
     pub(crate) observed: Option<Vec<Observation>>,
@@ -47,9 +49,10 @@ impl Pass<'_> {
             context,
             rotation: None,
             attention,
-            has_adapters: true,
+            fixed: None,
             kept: None,
             shared: None,
+            feed_forward: None,
             routes: Vec::new(),
             observed: None,
         }
@@ -57,8 +60,13 @@ impl Pass<'_> {
 
     /// `[B, T, D]` to `[B, T, O]`, with the routing decision noted.
     pub(crate) fn apply(&mut self, linear: &MoLoraLinear, x: Tensor<3>) -> Tensor<3> {
-        let Some(adapter) = linear.adapter.as_ref().filter(|_| self.has_adapters) else {
-            return linear.base(x);
+        if let Some(weight) = self.fixed {
+            return linear.with_weight(x, weight);
+        }
+        let Some(adapter) = &linear.adapter else {
+            let (y, route) = linear.forward(x, &self.context, None);
+            self.routes.extend(route);
+            return y;
         };
         if let Some(observed) = &mut self.observed {
             observed.extend(observation(linear, &x, &self.context, self.shared.as_ref()));
@@ -84,7 +92,7 @@ impl Pass<'_> {
     /// Takes the decision of a layer's router for all its sites.
     pub(crate) fn enter(&mut self, layer: Option<&LayerRouter>, x: &Tensor<3>, rule: LayerRule) {
         self.shared = None;
-        let Some(layer) = layer else {
+        let Some(layer) = layer.and_then(LayerRouter::of_layer) else {
             return;
         };
         if let Some(routed) = self.decided(layer.site()) {
@@ -101,6 +109,41 @@ impl Pass<'_> {
         self.shared = decide(Some(layer), x, rule, context, routes);
         let route = self.routes.last().cloned();
         self.keep(Some(layer.router.granularity()), route.as_ref());
+    }
+
+    /// Takes the decision of a first pass for all sites of a layer, where they share one.
+    pub(crate) fn enter_after(&mut self, first: &FirstPass, is_first_layer: bool) {
+        let found = first.decide(&mut self.context);
+        let (Some(router), Some(found)) = (&first.router, found) else {
+            return;
+        };
+        let routed = self.decided(0).unwrap_or(found);
+        let route = RouteTrace {
+            site: 0,
+            routed: routed.clone(),
+            code: None,
+        };
+        self.keep(Some(router.granularity()), Some(&route));
+        if is_first_layer {
+            self.routes.push(route);
+        }
+        self.shared = Some(routed);
+    }
+
+    /// The decision for the next feed-forward part, which reads `x` and whose first site is `site`, if it
+    /// has a router.
+    pub(crate) fn decide_feed_forward(
+        &mut self,
+        site: Option<usize>,
+        x: &Tensor<3>,
+    ) -> Option<(LayerRouter, RouterOutput)> {
+        let router = self.feed_forward.take().filter(|_| self.fixed.is_none())?;
+        let kept = self.decided(site?);
+        let route = decide_feed_forward(&router, site?, x, &self.context, kept);
+        self.keep(Some(router.router.granularity()), Some(&route));
+        let routed = route.routed.clone();
+        self.routes.push(route);
+        Some((router, routed))
     }
 
     /// Whether decisions of an earlier pass hold.

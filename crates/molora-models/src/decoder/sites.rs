@@ -5,8 +5,10 @@ use molora_kernels::random::Seed;
 
 use super::feed_forward::FeedForward;
 use super::model::{Decoder, Layer};
-use crate::attach::{Attachment, Place, attach_sites, layer_routers};
-use crate::{Adaptable, Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError};
+use crate::attach::{Attachment, Place, attach_sites, layer_routers, model_part};
+use crate::{
+    Adaptable, Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart, PooledSite,
+};
 
 /// GPT-2 files hold queries, keys and values as one layer `attn.c_attn`; here they are the three
 /// layers `attn.c_attn.q`, `attn.c_attn.k` and `attn.c_attn.v`.
@@ -44,6 +46,21 @@ impl Adaptable for Decoder {
             .collect()
     }
 
+    fn pooled_mut(&mut self) -> Vec<(String, &mut PooledSite)> {
+        let places = self.places().into_iter();
+        places
+            .filter_map(|place| Some((place.path, place.linear.pooled.as_mut()?)))
+            .collect()
+    }
+
+    fn part(&self) -> Option<&ModelPart> {
+        self.part.as_ref()
+    }
+
+    fn part_mut(&mut self) -> Option<&mut ModelPart> {
+        self.part.as_mut()
+    }
+
     fn task_type(&self) -> &'static str {
         "CAUSAL_LM"
     }
@@ -67,14 +84,15 @@ impl Adaptable for Decoder {
             device,
         };
         let (names, width) = (self.names, self.width());
-        let sites = attach_sites(self.places(), spec, &to)?;
+        let (sites, plan) = attach_sites(self.places(), spec, width, &to)?;
         let name = |index| names.layer_name(index);
         let routers = layer_routers(spec, &to, &sites, width, name);
         for (layer, router) in self.layers.iter_mut().zip(routers) {
             layer.router = router;
         }
         self.layer_rule = spec.layer_rule;
-        Ok(sites.into_iter().map(|(path, _)| path).collect())
+        self.part = model_part(spec, &to, width, plan);
+        Ok(sites.into_iter().map(|site| site.path).collect())
     }
 }
 
@@ -86,9 +104,11 @@ impl Decoder {
         for (layer, parts) in self.layers.iter_mut().enumerate() {
             for (linear, part) in linears_mut(parts).into_iter().zip(names.linears()) {
                 let path = names.layer(layer, part);
+                let in_feed_forward = [names.gate, names.up, names.down].contains(&part);
                 places.extend(linear.map(|linear| Place {
                     path,
                     layer,
+                    in_feed_forward,
                     linear,
                 }));
             }

@@ -5,14 +5,15 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 use molora_kernels::random::Seed;
 use molora_routing::{LayerRule, RouterOutput};
 
-use crate::attach::{Attachment, Place, attach_sites, layer_routers};
+use crate::attach::{Attachment, Place, attach_sites, layer_routers, model_part};
 use crate::base_dtype::wide;
+use crate::feed_forward::FeedForwardParts;
 use crate::layers::Activation;
 use crate::observe::{Observation, observation};
-use crate::scope::{decide, vote};
+use crate::scope::{Decides, decide, decide_feed_forward, vote};
 use crate::{
     Adaptable, AdapterSpec, ForwardContext, LayerNorm, LayerRouter, MoLoraLinear, ModelError,
-    RouteTrace,
+    ModelPart, PooledSite, RouteTrace,
 };
 
 /// A padded batch of token sequences.
@@ -28,6 +29,8 @@ pub struct EncoderInput {
 
 /// Linear layers of one encoder layer.
 const LINEARS: usize = 6;
+/// Those of its attention, which come first.
+const ATTENTION_LINEARS: usize = 4;
 
 /// What an encoder returns.
 #[derive(Debug, Clone)]
@@ -69,6 +72,8 @@ pub struct Bert {
     pub(super) layers: Vec<Layer>,
     #[module(skip)]
     pub(super) layer_rule: LayerRule,
+    /// What the sites share.
+    pub(super) part: Option<ModelPart>,
 }
 
 impl Bert {
@@ -107,6 +112,15 @@ impl Bert {
     ) -> (Tensor<3>, ForwardContext) {
         let hidden = self.embeddings.forward(input);
         let mut context = context.clone();
+        if let Some(first) = self.part.as_ref().and_then(ModelPart::first_pass) {
+            let weight = first.scaling_pass_value();
+            let apply = |linear: &MoLoraLinear, x| linear.with_weight(x, weight);
+            let layers = self.layers.iter();
+            let last = layers.fold(hidden.clone(), |x, layer| {
+                layer.compute(x, &input.mask, &apply)
+            });
+            context.first_pass = Some(first.states(last));
+        }
         if self.layer_rule == LayerRule::Vote {
             let logits = self.votes(hidden.clone(), &input.mask, &context);
             context.guidance.labels = Some(vote(logits, context.guidance.labels.take()));
@@ -139,11 +153,25 @@ impl Bert {
     ) -> Tensor<3> {
         let layer = &self.layers[index];
         let router = layer.router.as_ref();
-        let shared = decide(router, &hidden, self.layer_rule, context, routes);
+        context.pool = self.part.as_ref().and_then(ModelPart::pool).cloned();
+        let shared = match self.part.as_ref().and_then(ModelPart::first_pass) {
+            Some(first) => first.decide(context),
+            None => decide(router, &hidden, self.layer_rule, context, routes),
+        };
+        if let Some(routed) = shared.as_ref().filter(|_| router.is_none() && index == 0) {
+            routes.push(RouteTrace {
+                site: 0,
+                routed: routed.clone(),
+                code: None,
+            });
+        }
+        let of_model = self.part.as_ref().and_then(ModelPart::router);
+        let feed_forward = router.or(of_model);
         let pass = Pass {
             mask,
             context,
             shared: shared.as_ref(),
+            feed_forward: feed_forward.and_then(LayerRouter::of_feed_forward),
         };
         layer.forward(hidden, &pass, routes, see)
     }
@@ -165,7 +193,7 @@ impl Bert {
         for layer in &self.layers {
             let router = layer.router.as_ref();
             logits.extend(router.map(|router| router.route(hidden.clone(), context).logits));
-            hidden = layer.compute(hidden, mask, MoLoraLinear::base);
+            hidden = layer.compute(hidden, mask, &MoLoraLinear::base);
         }
         logits
     }
@@ -231,6 +259,21 @@ impl Adaptable for Bert {
             .collect()
     }
 
+    fn pooled_mut(&mut self) -> Vec<(String, &mut PooledSite)> {
+        self.linears_mut()
+            .into_iter()
+            .filter_map(|(path, linear)| Some((path, linear.pooled.as_mut()?)))
+            .collect()
+    }
+
+    fn part(&self) -> Option<&ModelPart> {
+        self.part.as_ref()
+    }
+
+    fn part_mut(&mut self) -> Option<&mut ModelPart> {
+        self.part.as_mut()
+    }
+
     fn attach(
         &mut self,
         spec: &AdapterSpec,
@@ -244,19 +287,22 @@ impl Adaptable for Bert {
             seed,
             device,
         };
+        let width = self.width();
         let places = self.linears_mut().into_iter().enumerate();
         let place = |(index, (path, linear))| Place {
             path,
             layer: index / LINEARS,
+            in_feed_forward: index % LINEARS >= ATTENTION_LINEARS,
             linear,
         };
-        let sites = attach_sites(places.map(place).collect(), spec, &to)?;
-        let routers = layer_routers(spec, &to, &sites, self.width(), layer_name);
+        let (sites, plan) = attach_sites(places.map(place).collect(), spec, width, &to)?;
+        let routers = layer_routers(spec, &to, &sites, width, layer_name);
         for (layer, router) in self.layers.iter_mut().zip(routers) {
             layer.router = router;
         }
         self.layer_rule = spec.layer_rule;
-        Ok(sites.into_iter().map(|(path, _)| path).collect())
+        self.part = model_part(spec, &to, width, plan);
+        Ok(sites.into_iter().map(|site| site.path).collect())
     }
 }
 
@@ -279,10 +325,13 @@ impl Embeddings {
 }
 
 /// What all sites of a layer read beside their input.
+#[derive(Clone, Copy)]
 struct Pass<'a> {
     mask: &'a Tensor<2, Bool>,
     context: &'a ForwardContext,
     shared: Option<&'a RouterOutput>,
+    /// The router of the feed-forward part.
+    feed_forward: Option<&'a LayerRouter>,
 }
 
 /// Looks at a linear layer, its input and what the layer's sites share.
@@ -296,16 +345,54 @@ impl Layer {
         routes: &mut Vec<RouteTrace>,
         see: &mut See<'_>,
     ) -> Tensor<3> {
-        self.compute(x, pass.mask, |linear, x| {
-            see(linear, &x, pass);
-            let (y, route) = linear.forward(x, pass.context, pass.shared);
+        let mut apply = |linear: &MoLoraLinear, x, shared: Option<&RouterOutput>| {
+            see(linear, &x, &Pass { shared, ..*pass });
+            linear.forward(x, pass.context, shared)
+        };
+        let x = self.attend(x, pass.mask, |linear, x| {
+            let (y, route) = apply(linear, x, pass.shared);
             routes.extend(route);
             y
-        })
+        });
+        let parts = self.feed_forward();
+        let decided = pass.feed_forward.zip(parts.first_site());
+        let decided = decided.map(|(router, site)| {
+            let route = decide_feed_forward(router, site, &x, pass.context, None);
+            routes.push(route.clone());
+            (router, route.routed)
+        });
+        let y = match decided {
+            Some((router, routed)) if router.decides == Decides::FeedForward => {
+                let slots = router.router.most_selected(routed.num_experts());
+                parts.mixed(x.clone(), &routed, slots, pass.context)
+            }
+            decided => {
+                let routed = decided.map(|(_, routed)| routed);
+                let shared = routed.as_ref().or(pass.shared);
+                parts.compute(x.clone(), |linear, x| {
+                    let (y, route) = apply(linear, x, shared);
+                    routes.extend(route);
+                    y
+                })
+            }
+        };
+        self.output_norm.forward(y + x)
     }
 
     /// The layer with its linear layers computed by `apply`.
     fn compute(
+        &self,
+        x: Tensor<3>,
+        mask: &Tensor<2, Bool>,
+        apply: &dyn Fn(&MoLoraLinear, Tensor<3>) -> Tensor<3>,
+    ) -> Tensor<3> {
+        let x = self.attend(x, mask, apply);
+        let y = self.feed_forward().compute(x.clone(), apply);
+        self.output_norm.forward(y + x)
+    }
+
+    /// Attention with what it is added to, normalised.
+    fn attend(
         &self,
         x: Tensor<3>,
         mask: &Tensor<2, Bool>,
@@ -316,11 +403,17 @@ impl Layer {
         let value = apply(&self.value, x.clone());
         let mixed =
             molora_kernels::attention(query, key, value, Some(mask.clone()), self.num_heads);
-        let x = self
-            .attention_norm
-            .forward(apply(&self.attention_output, mixed) + x);
-        let inner = self.activation.apply(apply(&self.intermediate, x.clone()));
-        self.output_norm.forward(apply(&self.output, inner) + x)
+        self.attention_norm
+            .forward(apply(&self.attention_output, mixed) + x)
+    }
+
+    fn feed_forward(&self) -> FeedForwardParts<'_> {
+        FeedForwardParts {
+            gate: None,
+            up: &self.intermediate,
+            down: &self.output,
+            activation: self.activation,
+        }
     }
 
     fn linears(&self, index: usize) -> [(String, &MoLoraLinear); LINEARS] {

@@ -87,6 +87,7 @@ impl Reader<'_> {
             embeddings,
             layers: layers.collect::<Result<_, _>>()?,
             layer_rule: LayerRule::PerLayer,
+            part: None,
         })
     }
 

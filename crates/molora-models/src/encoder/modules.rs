@@ -18,10 +18,11 @@ impl BaseModel for Bert {
     fn clear_routers(&mut self) {
         self.layers.iter_mut().for_each(|layer| layer.router = None);
         self.layer_rule = LayerRule::default();
+        self.part = None;
     }
 
     fn has_layer_routers(&self) -> bool {
-        self.layers.iter().any(|layer| layer.router.is_some())
+        self.part.is_some() || self.layers.iter().any(|layer| layer.router.is_some())
     }
 
     fn copies_table(&self, _path: &str) -> bool {

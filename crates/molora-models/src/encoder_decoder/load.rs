@@ -84,6 +84,7 @@ impl Builder<'_> {
             head_scale: config.head_scale,
             num_heads: config.num_heads,
             start_token: config.start_token,
+            part: None,
         })
     }
 
@@ -118,6 +119,7 @@ impl Builder<'_> {
             false => None,
         };
         Ok(Block {
+            router: None,
             attention_norm: self.norm(&format!("{path}.layer.0.layer_norm"))?,
             attention: self.attention(&format!("{path}.layer.0.SelfAttention"))?,
             cross,

@@ -11,7 +11,7 @@ use crate::decoder::{
 };
 use crate::layers::RmsNorm;
 use crate::observe::Observation;
-use crate::{DecoderInput, DecoderOutput, ForwardContext, RouteTrace};
+use crate::{DecoderInput, DecoderOutput, ForwardContext, LayerRouter, ModelPart, RouteTrace};
 
 /// A layer: each part reads its normalised input and is added to it.
 #[derive(Module, Debug)]
@@ -22,6 +22,8 @@ pub(super) struct Block {
     pub(super) cross: Option<(RmsNorm, Attention)>,
     pub(super) feed_forward_norm: RmsNorm,
     pub(super) feed_forward: FeedForward,
+    /// Weighs the experts of the feed-forward part, where that has a router of its own.
+    pub(super) router: Option<LayerRouter>,
 }
 
 /// Encoder or decoder.
@@ -45,6 +47,8 @@ pub struct T5 {
     pub(super) head_scale: f64,
     pub(super) num_heads: usize,
     pub(super) start_token: usize,
+    /// What the sites share.
+    pub(super) part: Option<ModelPart>,
 }
 
 /// A text that was read.
@@ -95,12 +99,13 @@ impl T5 {
         let attention = attention.with_mask(Some(source.mask.clone()));
         let mut context = with_mask(context, &source.mask);
         context.guidance.prompt = None;
+        context.pool = self.part.as_ref().and_then(ModelPart::pool).cloned();
         let mut pass = Pass::new(context, attention);
         pass.observed = observed;
         let mut hidden = rows(&self.tokens, &source.ids);
         for block in &self.encoder.blocks {
             hidden = block.read(hidden, &mut pass);
-            hidden = block.think(hidden, &mut pass);
+            hidden = block.think(hidden, self.part.as_ref(), &mut pass);
         }
         let hidden = self.encoder.final_norm.forward(hidden);
         let cross = self
@@ -169,6 +174,7 @@ impl T5 {
         let mut context = with_mask(context, &target.mask);
         // All that is there when the writing begins.
         context.guidance.prompt = Some(first_column(&target.mask));
+        context.pool = self.part.as_ref().and_then(ModelPart::pool).cloned();
         let mut pass = Pass::new(context, attention);
         pass.observed = observed;
         pass.kept = Some(&mut cache.decisions);
@@ -181,7 +187,7 @@ impl T5 {
                 let normed = norm.forward(hidden.clone());
                 hidden = hidden + attention.look(normed, memory.clone(), &to_source, &mut pass);
             }
-            hidden = block.think(hidden, &mut pass);
+            hidden = block.think(hidden, self.part.as_ref(), &mut pass);
         }
         let output = DecoderOutput {
             hidden: self.decoder.final_norm.forward(hidden),
@@ -276,7 +282,9 @@ impl Block {
         x + self.attention.forward(normed, None, pass)
     }
 
-    fn think(&self, x: Tensor<3>, pass: &mut Pass) -> Tensor<3> {
+    fn think(&self, x: Tensor<3>, part: Option<&ModelPart>, pass: &mut Pass) -> Tensor<3> {
+        let router = self.router.as_ref().or(part.and_then(ModelPart::router));
+        pass.feed_forward = router.cloned();
         let normed = self.feed_forward_norm.forward(x.clone());
         x + self.feed_forward.forward(normed, pass)
     }

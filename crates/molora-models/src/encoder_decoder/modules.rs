@@ -21,10 +21,16 @@ impl BaseModel for T5 {
         modules
     }
 
-    fn clear_routers(&mut self) {}
+    fn clear_routers(&mut self) {
+        let blocks = self.encoder.blocks.iter_mut();
+        let blocks = blocks.chain(&mut self.decoder.blocks);
+        blocks.for_each(|block| block.router = None);
+        self.part = None;
+    }
 
     fn has_layer_routers(&self) -> bool {
-        false
+        let mut blocks = self.encoder.blocks.iter().chain(&self.decoder.blocks);
+        self.part.is_some() || blocks.any(|block| block.router.is_some())
     }
 
     fn copies_table(&self, path: &str) -> bool {
@@ -64,6 +70,7 @@ fn block_modules<'a>(path: &str, block: &'a mut Block) -> Vec<ModuleMut<'a>> {
         feed_forward_norm,
         attention,
         feed_forward,
+        router: _,
     } = block;
     let (cross_norm, cross) = match cross {
         Some((norm, attention)) => (Some(norm), Some(attention)),

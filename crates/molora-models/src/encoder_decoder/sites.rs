@@ -4,18 +4,17 @@ use burn::tensor::Device;
 use molora_kernels::random::Seed;
 
 use super::model::{Block, T5};
-use crate::attach::{Attachment, Place, attach_sites};
+use crate::attach::{Attachment, Place, attach_sites, layer_routers, model_part};
 use crate::decoder::{Attention, FeedForward};
-use crate::{Adaptable, Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, RouterScope};
+use crate::{
+    Adaptable, Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart, PooledSite,
+    RouterScope,
+};
 
 /// The encoder's layers come first; layers of the decoder count after those of the encoder.
 impl Adaptable for T5 {
     fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
-        let stacks = [("encoder", &self.encoder), ("decoder", &self.decoder)];
-        let blocks = stacks.into_iter().flat_map(|(stack, layers)| {
-            let blocks = layers.blocks.iter().enumerate();
-            blocks.map(move |(index, block)| (format!("{stack}.block.{index}"), block))
-        });
+        let blocks = self.blocks().into_iter();
         blocks
             .flat_map(|(path, block)| {
                 linears(block)
@@ -37,11 +36,32 @@ impl Adaptable for T5 {
     }
 
     fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
-        Vec::new()
+        let blocks = self.blocks().into_iter();
+        blocks
+            .filter_map(|(path, block)| Some((path, block.router.as_ref()?)))
+            .collect()
     }
 
     fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)> {
-        Vec::new()
+        let blocks = self.blocks_mut().into_iter();
+        blocks
+            .filter_map(|(path, block)| Some((path, block.router.as_mut()?)))
+            .collect()
+    }
+
+    fn pooled_mut(&mut self) -> Vec<(String, &mut PooledSite)> {
+        let places = self.places().into_iter();
+        places
+            .filter_map(|place| Some((place.path, place.linear.pooled.as_mut()?)))
+            .collect()
+    }
+
+    fn part(&self) -> Option<&ModelPart> {
+        self.part.as_ref()
+    }
+
+    fn part_mut(&mut self) -> Option<&mut ModelPart> {
+        self.part.as_mut()
     }
 
     fn attach(
@@ -51,8 +71,12 @@ impl Adaptable for T5 {
         seed: Seed,
         device: &Device,
     ) -> Result<Vec<String>, ModelError> {
-        if spec.router.is_some() && spec.router_scope == RouterScope::Layer {
-            let text = "adapter.router_scope is layer, expected site: a layer of an \
+        let refused = matches!(
+            spec.router_scope,
+            RouterScope::Layer | RouterScope::FirstPass(_)
+        );
+        if spec.router.is_some() && refused {
+            let text = "adapter.router_scope is layer or first_pass, expected site: a layer of an \
                         encoder-decoder reads two texts";
             return Err(ModelError::Inconsistent(text.into()));
         }
@@ -62,8 +86,16 @@ impl Adaptable for T5 {
             seed,
             device,
         };
-        let sites = attach_sites(self.places(), spec, &to)?;
-        Ok(sites.into_iter().map(|(path, _)| path).collect())
+        let width = self.width();
+        let (sites, plan) = attach_sites(self.places(), spec, width, &to)?;
+        let mut blocks = self.blocks_mut();
+        let name = |index: usize| blocks[index].0.clone();
+        let routers = layer_routers(spec, &to, &sites, width, name);
+        for ((_, block), router) in blocks.iter_mut().zip(routers) {
+            block.router = router;
+        }
+        self.part = model_part(spec, &to, width, plan);
+        Ok(sites.into_iter().map(|site| site.path).collect())
     }
 }
 
@@ -71,29 +103,41 @@ impl T5 {
     /// Every linear layer but the head, in the order of [`linears`](Adaptable::linears).
     fn places(&mut self) -> Vec<Place<'_>> {
         let mut places = Vec::new();
-        let mut layer = 0;
-        let stacks = [
-            ("encoder", &mut self.encoder),
-            ("decoder", &mut self.decoder),
-        ];
-        for (stack, layers) in stacks {
-            for (index, block) in layers.blocks.iter_mut().enumerate() {
-                let cross = block.cross.as_mut().map(|(_, attention)| attention);
-                let linears = linears_mut(&mut block.attention, cross, &mut block.feed_forward);
-                for (part, linear) in linears {
-                    let path = format!("{stack}.block.{index}.{part}");
-                    places.push(Place {
-                        path,
-                        layer,
-                        linear,
-                    });
-                }
-                layer += 1;
+        for (layer, (path, block)) in self.blocks_mut().into_iter().enumerate() {
+            let cross = block.cross.as_mut().map(|(_, attention)| attention);
+            let linears = linears_mut(&mut block.attention, cross, &mut block.feed_forward);
+            for (part, linear) in linears {
+                places.push(Place {
+                    path: format!("{path}.{part}"),
+                    layer,
+                    in_feed_forward: part.contains(FEED_FORWARD),
+                    linear,
+                });
             }
         }
         places
     }
+
+    /// The layers of both halves with their paths, those of the encoder first.
+    fn blocks(&self) -> Vec<(String, &Block)> {
+        let path = |stack| move |(index, block)| (format!("{stack}.block.{index}"), block);
+        let encoder = self.encoder.blocks.iter().enumerate().map(path("encoder"));
+        let decoder = self.decoder.blocks.iter().enumerate();
+        encoder.chain(decoder.map(path("decoder"))).collect()
+    }
+
+    /// The same, to be changed.
+    fn blocks_mut(&mut self) -> Vec<(String, &mut Block)> {
+        let path = |stack| move |(index, block)| (format!("{stack}.block.{index}"), block);
+        let encoder = self.encoder.blocks.iter_mut().enumerate();
+        let decoder = self.decoder.blocks.iter_mut().enumerate();
+        let decoder = decoder.map(path("decoder"));
+        encoder.map(path("encoder")).chain(decoder).collect()
+    }
 }
+
+/// The feed-forward part of a block in the files.
+const FEED_FORWARD: &str = "DenseReluDense";
 
 /// Paths of the parts of a block.
 struct Parts {
@@ -107,7 +151,7 @@ impl Parts {
         let last = 1 + usize::from(has_cross);
         Self {
             cross: "layer.1.EncDecAttention".into(),
-            feed_forward: format!("layer.{last}.DenseReluDense"),
+            feed_forward: format!("layer.{last}.{FEED_FORWARD}"),
             up: match feed_forward.gate {
                 Some(_) => "wi_1",
                 None => "wi",

@@ -8,7 +8,7 @@ use molora_routing::{Granularity, RouteInput, Router};
 
 use super::resolve::{ModuleLora, ResolvedAdapter};
 use crate::modules::{BaseModel, PartMut};
-use crate::{Adaptable, Adapter, ForwardContext, MoLoraLinear, ModelError};
+use crate::{Adaptable, Adapter, ForwardContext, LayerRouter, MoLoraLinear, ModelError};
 
 /// The mixture of the attached experts under fixed weights, as one LoRA for each adapted module: the
 /// experts' factors side by side, rank `E R`, or rank R where the experts share `A`. Nothing is
@@ -99,6 +99,11 @@ pub fn mixture_for<M: BaseModel + Adaptable>(
     task: Option<Tensor<2>>,
 ) -> Result<ResolvedAdapter, ModelError> {
     let layers = model.layer_routers();
+    let of_feed_forward = |(_, layer): &(_, &LayerRouter)| layer.of_feed_forward().is_some();
+    if model.part().is_some() || layers.iter().any(of_feed_forward) {
+        let text = "the mixture is not static: its experts are mixed in whole feed-forward parts";
+        return Err(ModelError::Inconsistent(text.into()));
+    }
     let mut weights = BTreeMap::new();
     for (path, site) in model.sites() {
         // The first router behind which the site stands.

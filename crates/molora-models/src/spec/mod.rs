@@ -1,41 +1,21 @@
 //! The declarative choice of a method: which layers get which experts, router and gate.
 
+mod composition;
 mod count;
 mod file;
+mod init;
 
-use burn::tensor::Device;
-use molora_adapters::{AdapterError, BankConfig, GateConfig, GeneralExpert, Site, Slices};
-use molora_kernels::random::Seed;
+use molora_adapters::{AdapterError, BankConfig, GateConfig, GeneralExpert, Slices};
 use molora_routing::normaliser::SigmoidConfig;
 use molora_routing::scorer::{LinearConfig, Reads, RowsFrom, TaskGroups};
-use molora_routing::{Granularity, LayerRule, RouteFrom, Router, RouterConfig, RoutingError};
+use molora_routing::{Granularity, LayerRule, RouteFrom, RouterConfig, RoutingError};
 use serde::{Deserialize, Serialize};
 
-use crate::{Adapter, ModelError};
+use crate::ModelError;
+pub use composition::{Composition, RouterScope};
 pub use count::ExpertCount;
 use file::AdapterFile;
-
-/// Where in a model a mixture acts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Composition {
-    /// At linear layers, each of which adds the mixture's delta to its output.
-    #[default]
-    Site,
-}
-
-/// Which part of a model has a router of its own.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RouterScope {
-    /// Every site, which reads its own input.
-    #[default]
-    Site,
-    /// Every layer with a site: one decision on the layer's input serves all its sites (AT-MoE,
-    /// Mixture-of-LoRAs).
-    Layer,
-}
+pub(crate) use init::PoolPlace;
 
 /// The declarative choice of a method: which layers, which experts, which router and gate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,7 +25,7 @@ pub struct AdapterSpec {
     /// [`SitePattern`](crate::SitePattern).
     pub targets: Vec<String>,
     /// Where in the model the mixture acts.
-    #[serde(skip_serializing_if = "is_site")]
+    #[serde(skip_serializing_if = "Composition::is_site")]
     pub composition: Composition,
     /// How many experts there are, where that is not `bank.num_experts` everywhere.
     pub experts: ExpertCount,
@@ -67,10 +47,6 @@ pub struct AdapterSpec {
     /// Whether the norm of each output's weight is learned apart (DoRA, Liu et al., arXiv:2402.09353).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub dora: bool,
-}
-
-fn is_site(composition: &Composition) -> bool {
-    *composition == Composition::Site
 }
 
 impl Default for AdapterSpec {
@@ -189,6 +165,7 @@ impl AdapterSpec {
             self.general_exists(),
             self.magnitudes_exist(),
             self.scope_exists(),
+            self.composition_exists(),
         ]
         .into_iter()
         .chain(router)
@@ -338,12 +315,6 @@ impl AdapterSpec {
         })
     }
 
-    /// Whether every site has a router of its own that decides by token.
-    pub fn routes_tokens(&self) -> bool {
-        let by_token = |router: &RouterConfig| router.granularity == Granularity::Token;
-        self.router_scope == RouterScope::Site && self.router.as_ref().is_some_and(by_token)
-    }
-
     /// Whether a forward pass reads which task a row belongs to.
     pub fn reads_tasks(&self) -> bool {
         let by_task = |router: &RouterConfig| router.granularity == Granularity::Task;
@@ -363,55 +334,6 @@ impl AdapterSpec {
             && self.bank.is_plain()
             && self.router.is_none()
             && self.gate.is_none()
-    }
-
-    /// The router of a layer with sites whose hidden states have the given width, if routers belong
-    /// to layers.
-    pub(crate) fn layer_router(
-        &self,
-        width: usize,
-        num_tasks: usize,
-        seed: Seed,
-        device: &Device,
-    ) -> Option<Router> {
-        let router = self.router.as_ref();
-        let router = router.filter(|_| self.router_scope == RouterScope::Layer)?;
-        let (experts, groups) = (self.bank.num_experts, self.bank.groups());
-        let seed = seed.child("router");
-        Some(router.init_groups(groups, width, experts, num_tasks, seed, device))
-    }
-
-    /// A fresh adapter for one site of a layer whose specification this is; `number` is that of the
-    /// site among the model's sites.
-    pub(crate) fn init(
-        &self,
-        site: Site<'_>,
-        number: usize,
-        seed: Seed,
-        device: &Device,
-    ) -> Adapter {
-        let (experts, groups) = (self.bank.num_experts, self.bank.groups());
-        let features = |router: &RouterConfig| match router.route_from {
-            RouteFrom::Hidden => site.dims.d_input,
-            RouteFrom::LowRank => self.bank.slices.count(experts).size * self.bank.rank,
-        };
-        let (router, tasks) = (self.router.as_ref(), site.tasks);
-        let from_low_rank = router.is_some_and(|r| r.route_from == RouteFrom::LowRank);
-        let router = router.filter(|_| self.router_scope == RouterScope::Site);
-        let router = router.map(|router| {
-            let seed = seed.child("router");
-            router.init_groups(groups, features(router), experts, tasks, seed, device)
-        });
-        let gate = self.gate.as_ref();
-        Adapter {
-            bank: self.bank_config().init_at(site, seed.child("bank"), device),
-            router,
-            gate: gate.map(|gate| gate.init(tasks, seed.child("gate"), device)),
-            magnitude: None,
-            from_low_rank,
-            general: self.general,
-            site: number,
-        }
     }
 }
 

@@ -36,13 +36,7 @@ fn batch(expected: &Tensors, device: &Device) -> EncoderInput {
 
 /// Hidden states `[B, T, D]` and the normalised masked mean `[B, D]`.
 fn encode(model: &Bert, input: &EncoderInput) -> (Tensor<3>, Tensor<2>) {
-    let context = ForwardContext {
-        keeps_codes: false,
-        mask: input.mask.clone().float(),
-        tasks: None,
-        dropout: None,
-        guidance: Default::default(),
-    };
+    let context = ForwardContext::new(input.mask.clone().float());
     let hidden = model.forward(input, &context).hidden;
     let mean = masked_mean(hidden.clone(), &input.mask);
     let norm = mean.clone().square().sum_dim(1).sqrt();

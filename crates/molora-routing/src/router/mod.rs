@@ -59,6 +59,11 @@ impl Router {
         self.groups
     }
 
+    /// The most experts that take part in a decision, of so many.
+    pub fn most_selected(&self, num_experts: usize) -> usize {
+        self.selection.most(num_experts)
+    }
+
     /// Every tensor.
     pub fn tensors(&mut self) -> Vec<PartTensor<'_>> {
         let embedding = self.task_embedding.iter_mut().map(|embedding| {

@@ -1,7 +1,7 @@
 //! The rank that brings a recipe nearest to a budget of trainable parameters.
 
 use molora_kernels::random::Seed;
-use molora_models::{Adaptable, AdapterSpec, Backbone, TaskModel};
+use molora_models::{Adaptable, AdapterSpec, Backbone, ModelPart, TaskModel};
 
 use burn::tensor::Device;
 use molora_adapters::Start;
@@ -73,11 +73,12 @@ impl Counter<'_> {
     /// The smallest width of any site, which no rank may exceed.
     fn narrowest(&self, spec: &AdapterSpec) -> Result<usize, TrainError> {
         let model = self.attached(spec)?;
-        let sites = model.backbone.sites();
-        let width = |(_, adapter): &(String, &molora_models::Adapter)| {
-            adapter.bank.a.dims()[0].min(adapter.bank.b.dims()[1])
-        };
-        Ok(sites.iter().map(width).min().unwrap_or(1))
+        let width = |bank: &molora_adapters::ExpertBank| bank.a.dims()[0].min(bank.b.dims()[1]);
+        let own = model.backbone.sites().into_iter();
+        let own = own.map(|(_, adapter)| &adapter.bank);
+        let shared = model.backbone.part().map(ModelPart::banks);
+        let banks = own.chain(shared.into_iter().flatten());
+        Ok(banks.map(width).min().unwrap_or(1))
     }
 }
 

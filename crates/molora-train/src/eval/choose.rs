@@ -116,11 +116,9 @@ impl Pass<'_> {
         let guidance = self.guide.map(|guide| guide.of(&tasks, rows, self.device));
         let tasks = vec![self.known; rows.len()];
         Ok(ForwardContext {
-            keeps_codes: false,
-            mask: prompts.mask.clone().float(),
             tasks: Some(task_selector(&tasks, self.num_tasks, self.device)?),
-            dropout: None,
             guidance: guidance.unwrap_or_default(),
+            ..ForwardContext::new(prompts.mask.clone().float())
         })
     }
 }

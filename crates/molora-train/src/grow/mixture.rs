@@ -71,6 +71,12 @@ pub(super) fn fill(
     for (number, (_, layer)) in mixture.layer_routers_mut().into_iter().enumerate() {
         fill_router(&mut layer.router, &layers[number].1.router, &places);
     }
+    if let (Some(part), Some(from)) = (mixture.part_mut(), old.part()) {
+        let mut from = from.clone();
+        for ((_, to), (_, from)) in part.tensors().into_iter().zip(from.tensors()) {
+            molora_parts::fill(to, &from, &places);
+        }
+    }
     Ok(())
 }
 

@@ -41,11 +41,10 @@ pub fn inputs_for(
     let tasks = task_selector(tasks, num_tasks, device)?;
     let mask = batch.mask(device);
     let context = ForwardContext {
-        mask: mask.clone().float(),
         tasks: Some(tasks),
         dropout,
         guidance,
-        keeps_codes: false,
+        ..ForwardContext::new(mask.clone().float())
     };
     let input = TextInput {
         ids: batch.input_ids(device),

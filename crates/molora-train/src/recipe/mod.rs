@@ -9,10 +9,12 @@ mod goat;
 mod hydralora;
 mod instructions;
 mod legs;
+mod lily;
 mod limits;
 mod lora;
 mod loramoe;
 mod malora;
+mod mixlora;
 mod moa;
 mod mode;
 mod moelora;
@@ -33,6 +35,7 @@ mod report;
 mod samora;
 mod stage;
 mod validation;
+mod x_lora;
 
 use molora_models::{AdapterSpec, Backbone};
 use molora_regularize::ObjectiveConfig;
@@ -54,15 +57,17 @@ pub use validation::{CheckpointConfig, FinalState, ValidationConfig};
 type Maker = fn() -> Recipe;
 
 /// All recipes by name, sorted.
-const RECIPES: [(&str, Maker); 21] = [
+const RECIPES: &[(&str, Maker)] = &[
     ("at-moe", at_moe::recipe),
     ("flylora", flylora::recipe),
     ("glider", glider::recipe),
     ("goat", goat::recipe),
     ("hydralora", hydralora::recipe),
+    ("lily", lily::recipe),
     ("lora", lora::recipe),
     ("loramoe", loramoe::recipe),
     ("malora", malora::recipe),
+    ("mixlora", mixlora::recipe),
     ("moa", moa::recipe),
     ("mode", mode::recipe),
     ("moelora", moelora::recipe),
@@ -76,6 +81,7 @@ const RECIPES: [(&str, Maker); 21] = [
     ("phatgoose", phatgoose::recipe),
     ("pissa", pissa::recipe),
     ("samora", samora::recipe),
+    ("x-lora", x_lora::recipe),
 ];
 
 /// The layers that the bundled recipes adapt: query, key, value and output of every attention.

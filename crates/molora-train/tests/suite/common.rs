@@ -27,21 +27,33 @@ pub(crate) fn adapted(
         targets: vec![TARGET.into()],
         ..spec.clone()
     };
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    write_model(folder.path(), weight, bias);
-    let mut model = Bert::from_folder(folder.path(), device).expect("a whole model");
-    model
-        .attach(&spec, num_tasks, Seed::new(0), device)
-        .expect("a valid specification");
+    let model = adapted_layers(&[(weight, bias)], &spec, num_tasks, device);
     let linears = model.linears();
     let found = linears.into_iter().find(|(path, _)| path.ends_with(TARGET));
     found.expect("every layer has one").1.clone()
 }
 
-fn write_model(folder: &Path, weight: Tensor<2>, bias: Option<Tensor<1>>) {
-    let [d_output, d_input] = weight.dims();
+/// A BERT of as many layers as there are frozen weights `[O, D]` with biases `[O]`, with adapters by
+/// `spec`.
+pub(crate) fn adapted_layers(
+    layers: &[(Tensor<2>, Option<Tensor<1>>)],
+    spec: &AdapterSpec,
+    num_tasks: usize,
+    device: &Device,
+) -> Bert {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    write_model(folder.path(), layers);
+    let mut model = Bert::from_folder(folder.path(), device).expect("a whole model");
+    model
+        .attach(spec, num_tasks, Seed::new(0), device)
+        .expect("a valid specification");
+    model
+}
+
+fn write_model(folder: &Path, layers: &[(Tensor<2>, Option<Tensor<1>>)]) {
+    let [d_output, d_input] = layers[0].0.dims();
     let config = serde_json::json!({
-        "model_type": "bert", "vocab_size": 1, "hidden_size": d_input, "num_hidden_layers": 1,
+        "model_type": "bert", "vocab_size": 1, "hidden_size": d_input, "num_hidden_layers": layers.len(),
         "num_attention_heads": 1, "intermediate_size": d_output, "hidden_act": "gelu",
         "layer_norm_eps": 1e-12, "max_position_embeddings": 1, "type_vocab_size": 1,
     });
@@ -55,7 +67,25 @@ fn write_model(folder: &Path, weight: Tensor<2>, bias: Option<Tensor<1>>) {
             zeros(&[1, d_input]),
         );
     }
-    let layer = |part: &str| format!("encoder.layer.0.{part}");
+    let norm = "embeddings.LayerNorm";
+    tensors.insert(format!("{norm}.weight"), zeros(&[d_input]));
+    tensors.insert(format!("{norm}.bias"), zeros(&[d_input]));
+    for (number, (weight, bias)) in layers.iter().enumerate() {
+        write_layer(number, weight, bias.as_ref(), &mut tensors);
+    }
+    write_tensors(&folder.join("model.safetensors"), &tensors);
+}
+
+/// The tensors of one layer.
+fn write_layer(
+    number: usize,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    tensors: &mut BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+) {
+    let [d_output, d_input] = weight.dims();
+    let zeros = |shape: &[usize]| (shape.to_vec(), vec![0.0; shape.iter().product()]);
+    let layer = |part: &str| format!("encoder.layer.{number}.{part}");
     let attention = ["self.query", "self.key", "self.value", "output.dense"];
     let mut linears: Vec<_> = attention
         .map(|part| (layer(&format!("attention.{part}")), d_input, d_input))
@@ -66,11 +96,7 @@ fn write_model(folder: &Path, weight: Tensor<2>, bias: Option<Tensor<1>>) {
         tensors.insert(format!("{path}.weight"), zeros(&[rows, columns]));
         tensors.insert(format!("{path}.bias"), zeros(&[rows]));
     }
-    let norms = [
-        layer("attention.output"),
-        layer("output"),
-        "embeddings".into(),
-    ];
+    let norms = [layer("attention.output"), layer("output")];
     for path in norms {
         tensors.insert(format!("{path}.LayerNorm.weight"), zeros(&[d_input]));
         tensors.insert(format!("{path}.LayerNorm.bias"), zeros(&[d_input]));
@@ -84,10 +110,10 @@ fn write_model(folder: &Path, weight: Tensor<2>, bias: Option<Tensor<1>>) {
             (vec![d_output], host(bias.to_data())),
         );
     }
-    write_tensors(&folder.join("model.safetensors"), &tensors);
 }
 
-fn write_tensors(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) {
+/// Writes a file of named tensors with their shapes.
+pub(crate) fn write_tensors(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) {
     let bytes: Vec<Vec<u8>> = tensors
         .values()
         .map(|(_, values)| {

@@ -26,7 +26,7 @@ fn golden_methods_that_are_not_read_yet() {
         // Past the capture of the test harness; a lost note is no reason to fail.
         let _ = writeln!(std::io::stderr(), "golden: not read yet: {line}");
     }
-    for (name, reading) in CASES {
+    for &(name, reading) in CASES {
         let here = names.iter().any(|found| found == name);
         if reading == Reading::On {
             assert_eq!(!crate::cases::cases(name).is_empty(), here, "{name}");

@@ -88,11 +88,8 @@ impl Variant<'_> {
     fn forward(&self, x: Tensor<3>, device: &Device) -> Tensor<3> {
         let mask = self.expected.tensor::<2>("input.mask", device);
         let context = ForwardContext {
-            keeps_codes: false,
-            mask: mask.clone(),
             tasks: self.tasks.clone(),
-            dropout: None,
-            guidance: Default::default(),
+            ..ForwardContext::new(mask.clone())
         };
         let (y, route) = self.linear.forward(x, &context, None);
         let real = |t: Tensor<3>| t * mask.clone().unsqueeze_dim::<3>(2);

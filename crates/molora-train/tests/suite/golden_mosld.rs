@@ -50,13 +50,7 @@ fn site(expected: &Tensors, prefix: &str, spec: &AdapterSpec, device: &Device) -
 }
 
 fn context(mask: Tensor<2>) -> ForwardContext {
-    ForwardContext {
-        keeps_codes: false,
-        mask,
-        tasks: None,
-        dropout: None,
-        guidance: Default::default(),
-    }
+    ForwardContext::new(mask)
 }
 
 /// Zeros at padding, as the cases have.

@@ -81,11 +81,8 @@ impl Site {
         let tasks = task_selector(tasks, self.num_tasks, &self.device).expect("tasks in range");
         let mask = Tensor::ones([batch, tokens], &self.device);
         let context = ForwardContext {
-            keeps_codes: false,
-            mask,
             tasks: Some(tasks),
-            dropout: None,
-            guidance: Default::default(),
+            ..ForwardContext::new(mask)
         };
         self.linear.forward(x, &context, None).0
     }

@@ -65,11 +65,8 @@ fn site(experts: [usize; 4], device: &Device) -> MoLoraLinear {
 
 fn context(tokens: usize, dropout: Option<Seed>) -> ForwardContext {
     ForwardContext {
-        keeps_codes: false,
-        mask: Tensor::ones([1, tokens], &device()),
-        tasks: None,
         dropout,
-        guidance: Default::default(),
+        ..ForwardContext::new(Tensor::ones([1, tokens], &device()))
     }
 }
 

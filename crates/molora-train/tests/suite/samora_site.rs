@@ -54,11 +54,8 @@ fn forward(linear: &MoLoraLinear, x: [f32; 4], tasks: &[Option<usize>]) -> (Tens
         .reshape([1, 1, 4])
         .expand([rows, 1, 4]);
     let context = ForwardContext {
-        keeps_codes: false,
-        mask: Tensor::ones([rows, 1], &device),
         tasks: Some(task_selector(tasks, 2, &device).expect("in range")),
-        dropout: None,
-        guidance: Default::default(),
+        ..ForwardContext::new(Tensor::ones([rows, 1], &device))
     };
     let (y, route) = linear.forward(x, &context, None);
     (y, route.expect("routed"))
@@ -111,13 +108,7 @@ fn without_up_projections_the_base_is_unchanged() {
     linear.weight = BaseWeight::of(Tensor::from_data(other, &device()));
     let (found, _) = forward(&linear, X, &[Some(0)]);
     linear.adapter = None;
-    let context = ForwardContext {
-        keeps_codes: false,
-        mask: Tensor::ones([1, 1], &device()),
-        tasks: None,
-        dropout: None,
-        guidance: Default::default(),
-    };
+    let context = ForwardContext::new(Tensor::ones([1, 1], &device()));
     let x = Tensor::<1>::from_data(X, &device()).reshape([1, 1, 4]);
     assert_close(found, linear.forward(x, &context, None).0, 0.0, "y");
 }

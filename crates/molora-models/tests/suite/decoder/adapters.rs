@@ -1,10 +1,14 @@
 //! Adapters on a decoder: sites, and decisions with a cache.
 
-use burn::module::Param;
+use std::convert::Infallible;
+
 use burn::tensor::Tensor;
-use molora_adapters::BankConfig;
+use molora_adapters::{BankConfig, Slices};
 use molora_kernels::random::{Seed, uniform};
-use molora_models::{Adaptable, AdapterSpec, Decoder, DecoderInput, ForwardContext, RouterScope};
+use molora_models::{
+    Adaptable, AdapterSpec, Composition, Decoder, DecoderInput, FirstPassConfig, ForwardContext,
+    PoolConfig, RouterScope,
+};
 use molora_routing::{Granularity, LayerRule, RouterConfig, Selection};
 use molora_testkit::{assert_close, device};
 use serde_json::Value;
@@ -36,11 +40,15 @@ fn adapted(config: &Value, spec: &AdapterSpec) -> Decoder {
     model
         .attach(spec, 1, seed, &device())
         .expect("targets match");
-    for (path, adapter) in model.sites_mut() {
-        let shape = adapter.bank.b.dims();
-        let value = uniform(shape, 0.5, seed.child(&path), &device());
-        adapter.bank.b = Param::from_tensor(value);
-    }
+    let visited = model.visit_tensors(|path, mut tensor| {
+        if tensor.name() == "experts.lora_B" {
+            let count = tensor.shape().iter().product();
+            let value: Tensor<1> = uniform([count], 0.5, seed.child(path), &device());
+            tensor.set(&value.into_data().try_to_vec::<f32>().expect("f32"));
+        }
+        Ok::<_, Infallible>(())
+    });
+    let Ok(()) = visited;
     model
 }
 
@@ -67,6 +75,49 @@ fn routers() -> Vec<AdapterSpec> {
         });
     }
     specs.push(spec(&llama(), None));
+    specs.extend(of_the_model());
+    specs
+}
+
+/// Mixtures that act in feed-forward parts, and those that the whole model decides or shares.
+fn of_the_model() -> Vec<AdapterSpec> {
+    let top_2 = RouterConfig {
+        selection: Selection::TopK(2),
+        ..Default::default()
+    };
+    let by_sequence = RouterConfig {
+        granularity: Granularity::Sequence,
+        ..top_2.clone()
+    };
+    let with = |router: &RouterConfig, composition, router_scope| AdapterSpec {
+        composition,
+        router_scope,
+        ..spec(&llama(), Some(router.clone()))
+    };
+    let mut specs = Vec::new();
+    for composition in [Composition::FeedForward, Composition::FeedForwardSites] {
+        specs.push(with(&top_2, composition, RouterScope::Site));
+        specs.push(with(&by_sequence, composition, RouterScope::Model));
+    }
+    for (layerwise, value, router) in [
+        (false, 0.0, &top_2),
+        (true, 0.3, &top_2),
+        (false, 0.3, &by_sequence),
+    ] {
+        let first = FirstPassConfig {
+            layerwise,
+            depth: if layerwise { 3 } else { 1 },
+            width: 5,
+            scaling_pass_value: value,
+            ..Default::default()
+        };
+        let scope = RouterScope::FirstPass(first);
+        specs.push(with(router, Composition::Site, scope));
+    }
+    let pool = Composition::Pool(PoolConfig::default());
+    let mut pooled = with(&top_2, pool, RouterScope::Site);
+    pooled.bank.slices = Slices::Shared;
+    specs.push(pooled);
     specs
 }
 

@@ -141,6 +141,9 @@ fn numbers(model: &mut Bert) -> (BTreeSet<ParamId>, BTreeSet<ParamId>) {
         .for_each(|(_, site)| site.visit(&mut found));
     let layers = model.layer_routers();
     layers.iter().for_each(|(_, layer)| layer.visit(&mut found));
+    model.part().iter().for_each(|part| part.visit(&mut found));
+    let pooled = model.pooled_mut();
+    pooled.iter().for_each(|(_, site)| site.visit(&mut found));
     let mut names = BTreeSet::new();
     let visited = model.visit_tensors(|path, tensor| {
         assert!(
@@ -214,11 +217,27 @@ fn values(model: &Bert) -> Vec<(String, Vec<f32>)> {
 fn fill_all(to: &mut Bert, from: &Bert, origins: &Origins) {
     let sites = from.sites();
     for ((_, to), (_, from)) in to.sites_mut().into_iter().zip(sites) {
+        // Beside mixed feed-forward parts there are sites of one expert, which no other joins.
+        let is_same = to.bank.num_experts() == from.bank.num_experts();
+        let none = Origins::default();
+        let origins = if is_same { &none } else { origins };
         fill(to.tensors(), &from.clone().tensors(), origins);
     }
     let layers = from.layer_routers();
     for ((_, to), (_, from)) in to.layer_routers_mut().into_iter().zip(layers) {
         fill(to.router.tensors(), &from.router.clone().tensors(), origins);
+    }
+    if let (Some(to), Some(from)) = (to.part_mut(), from.part()) {
+        let mut from = from.clone();
+        for ((_, to), (_, from)) in to.tensors().into_iter().zip(from.tensors()) {
+            fill(to, &from, origins);
+        }
+    }
+    let mut from = from.clone();
+    for ((_, to), (_, from)) in to.pooled_mut().into_iter().zip(from.pooled_mut()) {
+        if let (Some(to), Some(from)) = (&mut to.router, &mut from.router) {
+            fill(to.tensors(), &from.tensors(), origins);
+        }
     }
 }
 

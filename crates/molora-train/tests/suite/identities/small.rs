@@ -12,7 +12,7 @@ use molora_models::{
     Adaptable, AdapterSpec, Bert, EncoderInput, ExpertCount, ForwardContext, ParameterKind,
     RouteTrace,
 };
-use molora_parts::{Axis, Origins, fill};
+use molora_parts::{Axis, Origins, PartTensor, fill};
 use molora_routing::{Guidance, Router, ScorerConfig, Selection};
 use molora_train::recipe;
 use proptest::prelude::*;
@@ -198,9 +198,13 @@ pub(crate) fn take<const D: usize>(tensor: Tensor<D>, dim: usize, order: &[usize
 }
 
 /// Makes expert i of every site and router of `to` that with the number `order(experts)[i]` in
-/// `from`, where `experts` counts those of the site in `from`. Gates are copied as they are; a router
-/// that `to` does not have is left out.
+/// `from`, where `experts` counts those of the site in `from`; the only one of a site stays. Gates are
+/// copied as they are; a router that `to` does not have is left out.
 pub(crate) fn copy_experts(from: &Bert, to: &mut Bert, order: impl Fn(usize) -> Vec<usize>) {
+    let order = |experts| match experts {
+        1 => vec![0],
+        several => order(several),
+    };
     let origins = |experts: usize| {
         let places = order(experts).into_iter().map(Some).collect();
         Origins::default().with(Axis::Expert, places)
@@ -239,16 +243,31 @@ pub(crate) fn copy_experts(from: &Bert, to: &mut Bert, order: impl Fn(usize) -> 
     for ((_, to), (_, from)) in to.layer_routers_mut().into_iter().zip(&routers) {
         copy_router(&from.router, &mut to.router, &origins);
     }
+    if let (Some(to), Some(from)) = (to.part_mut(), from.part()) {
+        let mut from = from.clone();
+        for ((_, to), (_, from)) in to.tensors().into_iter().zip(from.tensors()) {
+            fill(to, &from, &origins_of(&from, &origins));
+        }
+    }
+    let mut from = from.clone();
+    for ((_, to), (_, from)) in to.pooled_mut().into_iter().zip(from.pooled_mut()) {
+        if let (Some(to), Some(from)) = (&mut to.router, &from.router) {
+            copy_router(from, to, &origins);
+        }
+    }
 }
 
 fn copy_router(from: &Router, to: &mut Router, origins: &impl Fn(usize) -> Origins) {
     let mut from = from.clone();
     let from = from.tensors();
-    let counts = from.iter().flat_map(|tensor| tensor.counts().to_vec());
+    fill(to.tensors(), &from, &origins_of(&from, origins));
+}
+
+/// Where the experts of tensors come from; without anything for each expert there is no order to keep.
+fn origins_of(tensors: &[PartTensor<'_>], origins: &impl Fn(usize) -> Origins) -> Origins {
+    let counts = tensors.iter().flat_map(|tensor| tensor.counts().to_vec());
     let experts = counts.into_iter().find(|count| count.axis == Axis::Expert);
-    // Without anything for each expert there is no order to keep.
-    let origins = experts.map_or_else(Origins::default, |experts| origins(experts.size));
-    fill(to.tensors(), &from, &origins);
+    experts.map_or_else(Origins::default, |experts| origins(experts.size))
 }
 
 /// The specification after its experts were put into another order.
