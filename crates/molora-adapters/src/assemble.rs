@@ -94,6 +94,13 @@ impl ExpertBank {
                 "an expert's own".into(),
             );
         }
+        if other.core.is_common() {
+            return differ(
+                "its core is",
+                "one for all experts".into(),
+                "an expert's own".into(),
+            );
+        }
         if other.residual.is_some() {
             let found = "a part of the frozen weight".into();
             return differ("its start is", found, "one of its own".into());

@@ -194,7 +194,8 @@ impl Adapter {
                 mask: context.mask.clone(),
                 tasks: context.tasks.clone(),
             };
-            let mut routed = router.route_guided(&input, &context.guidance);
+            let key = context.dropout.map(|seed| seed.index(self.site as u64));
+            let mut routed = router.route_in_training(&input, &context.guidance, key);
             if let Some(factor) = factor {
                 routed.weights = routed.weights.mul_scalar(factor);
             }

@@ -50,7 +50,10 @@ impl LayerRouter {
             mask: context.mask.clone(),
             tasks: context.tasks.clone(),
         };
-        self.router.route_guided(&input, &context.guidance)
+        let key = context.dropout.map(|seed| seed.index(self.site as u64));
+        let key = key.map(|key| key.child("layer"));
+        self.router
+            .route_in_training(&input, &context.guidance, key)
     }
 }
 

@@ -93,6 +93,11 @@ pub enum RoutingError {
         /// The task.
         task: String,
     },
+    /// A normaliser of all groups' scores under a selection of some.
+    #[error(
+        "the normaliser {0} weighs the experts of all groups together, expected selection = \"dense\""
+    )]
+    JointSelection(&'static str),
     /// A bound of start values out of its range.
     #[error("bound is {0}, expected a finite number of at least 0")]
     Bound(f64),

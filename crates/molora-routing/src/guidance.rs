@@ -12,11 +12,15 @@ const TEXT_EPSILON: f64 = 1e-8;
 /// What is known of each sequence from outside: preferences, bans and decisions.
 #[derive(Debug, Clone, Default)]
 pub struct Guidance {
-    /// Added to the logits of all of a sequence's decisions after the temperature, `[B, E]`.
+    /// Added to the logits of all of a sequence's decisions after the temperature, `[B, E]`, or
+    /// `[B, G*E]` with one for each of G groups.
     ///
     /// It comes with its weight: GLIDER (arXiv:2410.07172) gives `alpha_g` times the
     /// [`text_cosines`]. Minus infinity bars an expert; each row needs one that is not barred.
     pub bias: Option<Tensor<2>>,
+    /// How similar each sequence is to what every expert of every group stands for, `[B, G*E]` for G groups,
+    /// read by a normaliser that blends it in (MoR1E, arXiv:2404.08985).
+    pub similarities: Option<Tensor<2>>,
     /// Rows from [`expert_labels`] that replace the selection, `[B, E]`: one-hot for a decided
     /// sequence, zeros for one that the router decides.
     ///
@@ -30,12 +34,16 @@ pub struct Guidance {
 }
 
 impl Guidance {
-    /// Logits `[B, T', E]` with the bias.
-    pub(crate) fn biased(&self, logits: Tensor<3>) -> Tensor<3> {
-        match &self.bias {
-            Some(bias) => logits + bias.clone().unsqueeze_dim(1),
-            None => logits,
-        }
+    /// Logits `[B, T', G*E]` of so many groups with the bias.
+    pub(crate) fn biased(&self, logits: Tensor<3>, groups: usize) -> Tensor<3> {
+        let Some(bias) = &self.bias else {
+            return logits;
+        };
+        let bias = match bias.dims()[1] == logits.dims()[2] {
+            true => bias.clone(),
+            false => bias.clone().repeat_dim(1, groups),
+        };
+        logits + bias.unsqueeze_dim(1)
     }
 
     /// Weights and selection with those of labelled sequences replaced.

@@ -164,11 +164,6 @@ impl BankConfig {
         self.combine.validate_for(dims)
     }
 
-    /// Whether the experts' down-projections have parameters in common.
-    pub fn shares_a(&self) -> bool {
-        self.slices == Slices::Shared || self.down.is_shared()
-    }
-
     /// Whether one expert of weight 1 is a LoRA as PEFT writes it: nothing between its matrices, the same
     /// alpha everywhere, and a frozen weight that nothing was taken out of.
     pub fn is_plain(&self) -> bool {

@@ -121,9 +121,9 @@ impl ExpertBank {
         self.combine.groups(self.rank)
     }
 
-    /// Whether the experts' down-projections have parameters in common.
-    pub fn shares_a(&self) -> bool {
-        self.slices == Slices::Shared || self.down.shared_width().is_some()
+    /// Whether experts have parameters in common.
+    pub fn shares(&self) -> bool {
+        self.slices == Slices::Shared || self.down.shared_width().is_some() || self.core.is_common()
     }
 
     /// Number of the down-projection that an expert reads.

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `none` | `x A` | most |
 //! | `scale` | `sigma o x A`, sigma `[R]` | SAMoRA |
+//! | `output_gate` | `sigmoid(100 beta) x A`, one beta for a site | MoR1E |
 //! | `task` | `Lambda_t (x A)`, Lambda `[R, R]` or a diagonal for each task | MTL-LoRA |
 
 use burn::module::Module;
@@ -52,6 +53,12 @@ pub trait Transforming: Module {
 
     /// Whether the core depends on which task a row belongs to.
     fn reads_tasks(&self) -> bool {
+        false
+    }
+
+    /// Whether it has numbers that all slices share, so that experts of several banks, each with its own,
+    /// cannot stand side by side.
+    fn is_common(&self) -> bool {
         false
     }
 
@@ -135,6 +142,13 @@ macro_rules! cores {
                 }
             }
 
+            /// See [`Transforming::is_common`].
+            pub fn is_common(&self) -> bool {
+                match self {
+                    $(Self::$Variant(core) => core.is_common(),)*
+                }
+            }
+
             /// See [`Transforming::scale`].
             pub fn scale(&self) -> Option<Tensor<1>> {
                 match self {
@@ -156,6 +170,7 @@ cores! {
     "none" => none::None(NoCoreConfig, NoCore),
     "scale" => scale::Scale(ScaleConfig, ScaleCore),
     "task" => task::Task(TaskConfig, TaskCore),
+    "output_gate" => output_gate::OutputGate(OutputGateConfig, OutputGateCore),
 }
 
 impl Default for CoreConfig {

@@ -44,6 +44,6 @@ pub use config::PeftConfig;
 pub use merged::{MergedDtype, save_merged};
 pub use mixture::{detach, expert, mixture, mixture_for, static_mixture};
 pub use pattern::{Pattern, Targets};
-pub use poly::open_poly;
+pub use poly::{is_poly, open_poly, write_poly};
 pub use resolve::{FullTensor, FullValue, ModuleLora, ResolvedAdapter};
 pub use write::{PeftAbout, write_adapter};

@@ -9,15 +9,19 @@
 //!
 //! with weights of its own for each split, a block of inputs and of outputs. So every task is a LoRA.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, activation::sigmoid};
+use molora_adapters::Combine;
+use molora_routing::{Normaliser, Scorer};
 
 use super::key::PREFIX;
 use super::resolve::{ModuleLora, ResolvedAdapter, linears_of};
-use crate::checkpoint::{ConfigFile, ModelWeights};
+use super::write::PeftAbout;
+use crate::checkpoint::{ConfigFile, ModelWeights, write_tensors};
 use crate::modules::BaseModel;
-use crate::{AdapterFiles, ModelError};
+use crate::{Adaptable, Adapter, AdapterFiles, ModelError, shortest_names};
 
 /// Fields that say nothing about what a loaded adapter computes, or repeat what its tensors say.
 const NEUTRAL: [&str; 11] = [
@@ -80,6 +84,128 @@ pub fn open_poly<M: BaseModel>(
         dropout: 0.0,
     };
     Ok(tasks.into_iter().map(adapter).collect())
+}
+
+/// Whether a model's adapters are what PEFT's PolyTropon computes, so that [`write_poly`] writes them.
+pub fn is_poly<M: Adaptable>(model: &M) -> bool {
+    let sites = model.sites();
+    !sites.is_empty() && sites.iter().all(|(_, site)| Skills::of(site).is_some())
+}
+
+/// Writes the skills and logits of a model as PEFT's PolyTropon, whose factor 1 / R takes the place of the
+/// bank's: what is left of that goes into `B`.
+///
+/// PEFT has a row of logits for each task in the order of the run, and none for an unknown one.
+///
+/// # Errors
+/// [`ModelError::Inconsistent`] for an adapter that is no such, see [`is_poly`], or one whose sites differ
+/// or are parts of a fused layer; [`ModelError::Io`] if a file cannot be written.
+pub fn write_poly<M: Adaptable>(
+    folder: &Path,
+    model: &M,
+    about: &PeftAbout,
+) -> Result<(), ModelError> {
+    let inconsistent = |text: String| Err(ModelError::Inconsistent(text));
+    let (mut tensors, mut sizes, mut paths) = (BTreeMap::new(), None, Vec::new());
+    for (path, site) in model.sites() {
+        let Some(skills) = Skills::of(site) else {
+            return inconsistent(format!(
+                "{path}: its experts are not mixed as PolyTropon's skills"
+            ));
+        };
+        let own = [skills.rank, skills.tasks, skills.skills, skills.splits];
+        if model.is_part(&path) || *sizes.get_or_insert(own) != own {
+            let text = "PEFT has one number of tasks, skills and splits, and whole layers alone";
+            return inconsistent(format!("{path}: {text}"));
+        }
+        for (part, (shape, tensor)) in PARTS.iter().zip(skills.tensors(site)) {
+            let values = tensor.into_data().iter::<f32>().collect::<Vec<f32>>();
+            tensors.insert(format!("{PREFIX}{path}.{part}"), (shape, values));
+        }
+        paths.push(path);
+    }
+    let Some([rank, tasks, skills, splits]) = sizes else {
+        return inconsistent("no adapter is attached, expected at least one".into());
+    };
+    let all: Vec<String> = model.linears().into_iter().map(|(path, _)| path).collect();
+    let config = serde_json::json!({
+        "peft_type": "POLY",
+        "poly_type": "poly",
+        "task_type": about.task_type,
+        "base_model_name_or_path": about.base_model,
+        "r": rank,
+        "n_tasks": tasks,
+        "n_skills": skills,
+        "n_splits": splits,
+        "target_modules": shortest_names(&paths, &all),
+        "inference_mode": true,
+    });
+    let files = AdapterFiles::in_folder(folder);
+    write_tensors(&files.tensors, &tensors)?;
+    std::fs::write(&files.config, format!("{config:#}\n")).map_err(|source| ModelError::Io {
+        path: files.config,
+        source,
+    })
+}
+
+/// The sizes of a site whose experts are skills.
+struct Skills {
+    rank: usize,
+    tasks: usize,
+    skills: usize,
+    splits: usize,
+}
+
+impl Skills {
+    /// None if the site computes something else.
+    fn of(site: &Adapter) -> Option<Self> {
+        let Combine::Factors(factors) = site.bank.combine() else {
+            return None;
+        };
+        let router = site.router.as_ref()?;
+        let Scorer::Table(scorer) = &router.scorer else {
+            return None;
+        };
+        let is_share = matches!(router.normaliser, Normaliser::SigmoidShare(_));
+        let is_plain = site.gate.is_none() && site.magnitude.is_none() && router.is_plain();
+        (is_share && is_plain).then(|| Self {
+            rank: site.bank.rank(),
+            tasks: scorer.table.dims()[0],
+            skills: site.bank.num_experts(),
+            splits: factors.splits,
+        })
+    }
+
+    /// Shapes and values in PEFT's layout, in the order of [`PARTS`].
+    fn tensors(&self, site: &Adapter) -> [(Vec<usize>, Tensor<1>); 3] {
+        let Self {
+            rank,
+            tasks,
+            skills,
+            splits,
+        } = *self;
+        let bank = &site.bank;
+        let (a, b) = (bank.a.val().detach(), bank.b.val().detach());
+        let (inputs, outputs) = (a.dims()[0] / splits, b.dims()[1] / splits);
+        let a = a
+            .reshape([splits, inputs, skills, rank])
+            .swap_dims(1, 2)
+            .flatten(0, 3);
+        let b = b.mul_scalar(bank.factor() * rank as f64);
+        let b = b
+            .reshape([skills, rank, splits, outputs])
+            .permute([2, 0, 1, 3])
+            .flatten(0, 3);
+        let table = match site.router.as_ref().map(|router| &router.scorer) {
+            Some(Scorer::Table(scorer)) => scorer.table.val().detach().flatten(0, 1),
+            _ => unreachable!("its scorer is a table"),
+        };
+        [
+            (vec![splits, skills, inputs, rank], a),
+            (vec![splits, skills, rank, outputs], b),
+            (vec![tasks, splits * skills], table),
+        ]
+    }
 }
 
 /// Tensors of a module.

@@ -6,6 +6,7 @@
 //! | `softmax` | `exp(l_e) / sum_j exp(l_j)` over the experts that take part | nearly all |
 //! | `sigmoid` | `1 / (1 + exp(-l_e))`, so that weights need not add up to 1 | PHATGOOSE's gates |
 //! | `sigmoid_share` | `s_e / sum_j s_j`, s the sigmoids of those that take part | Polytropon |
+//! | `cells` | a softmax over all groups, blended with given similarities by a learned share | MoR1E |
 //! | `none` | 1 | FlyLoRA |
 //! | `sparsegen` | `max(l_e - tau, 0) / (1 - lambda)`, with a learned lambda | LD-MoLE |
 
@@ -40,6 +41,11 @@ pub trait NormaliserNumbers {
     /// A fresh normaliser for features of a width.
     fn init(&self, d_features: usize, seed: Seed, device: &Device) -> Self::Normaliser;
 
+    /// Whether the scores of all groups become weights together.
+    fn is_joint(&self) -> bool {
+        false
+    }
+
     /// Checks every number.
     ///
     /// # Errors
@@ -53,6 +59,17 @@ pub trait NormaliserNumbers {
 pub trait Normalise: Module {
     /// Weights of 0 for experts that do not take part, and which do: no more than before.
     fn weigh(&self, scores: Scores) -> Weighed;
+
+    /// Whether the scores of all groups become weights together, by [`blend`](Self::blend).
+    fn is_joint(&self) -> bool {
+        false
+    }
+
+    /// Weights `[B, T', G*E]` from scores of that shape and, if they are known, similarities
+    /// `[B, 1, G*E]` of the sequences.
+    fn blend(&self, scores: Scores, _prior: Option<Tensor<3>>) -> Tensor<3> {
+        scores.probs
+    }
 
     /// Every tensor.
     fn tensors(&mut self) -> Vec<PartTensor<'_>> {
@@ -91,6 +108,13 @@ macro_rules! normalisers {
                 }
             }
 
+            /// See [`NormaliserNumbers::is_joint`].
+            pub fn is_joint(&self) -> bool {
+                match self {
+                    $(Self::$Variant(numbers) => numbers.is_joint(),)*
+                }
+            }
+
             /// Checks every number.
             ///
             /// # Errors
@@ -110,6 +134,20 @@ macro_rules! normalisers {
                 }
             }
 
+            /// See [`Normalise::is_joint`].
+            pub fn is_joint(&self) -> bool {
+                match self {
+                    $(Self::$Variant(normaliser) => normaliser.is_joint(),)*
+                }
+            }
+
+            /// See [`Normalise::blend`].
+            pub fn blend(&self, scores: Scores, prior: Option<Tensor<3>>) -> Tensor<3> {
+                match self {
+                    $(Self::$Variant(normaliser) => normaliser.blend(scores, prior),)*
+                }
+            }
+
             /// Every tensor.
             pub fn tensors(&mut self) -> Vec<PartTensor<'_>> {
                 match self {
@@ -123,6 +161,7 @@ macro_rules! normalisers {
 normalisers! {
     "softmax" => softmax::Softmax(SoftmaxConfig, Softmax),
     "sigmoid" => sigmoid::Sigmoid(SigmoidConfig, Sigmoid),
+    "cells" => cells::Cells(CellsConfig, Cells),
     "sigmoid_share" => sigmoid_share::SigmoidShare(SigmoidShareConfig, SigmoidShare),
     "none" => none::None(NoneConfig, NoNormaliser),
     "sparsegen" => sparsegen::Sparsegen(SparsegenConfig, Sparsegen),

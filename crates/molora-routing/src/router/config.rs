@@ -47,6 +47,9 @@ pub struct RouterConfig {
     /// Scores are divided by this before the softmax; 1 with a grouped scorer, whose weights it
     /// would distort.
     pub temperature: f64,
+    /// Whether scores get logistic noise in training, which makes their sigmoids relaxed draws (Polytropon).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub relaxed: bool,
     /// Which experts take part.
     pub selection: Selection,
     /// How the logits of those become weights.
@@ -64,6 +67,7 @@ impl Default for RouterConfig {
             granularity: Granularity::Token,
             pooling: Pooling::Mean,
             temperature: 1.0,
+            relaxed: false,
             selection: Selection::Dense,
             normaliser: SoftmaxConfig.into(),
             task_width: 8,
@@ -80,6 +84,7 @@ struct RouterFile {
     granularity: Granularity,
     pooling: Pooling,
     temperature: f64,
+    relaxed: bool,
     selection: SelectionInFile,
     normaliser: NormaliserConfig,
     task_width: usize,
@@ -105,6 +110,7 @@ impl Default for RouterFile {
             granularity: config.granularity,
             pooling: config.pooling,
             temperature: config.temperature,
+            relaxed: config.relaxed,
             selection: SelectionInFile::Dense,
             normaliser: config.normaliser,
             task_width: config.task_width,
@@ -127,6 +133,7 @@ impl From<RouterFile> for RouterConfig {
             granularity: file.granularity,
             pooling: file.pooling,
             temperature: file.temperature,
+            relaxed: file.relaxed,
             selection,
             normaliser,
             task_width: file.task_width,
@@ -151,6 +158,9 @@ impl RouterConfig {
         }
         self.scorer.validate(num_experts)?;
         self.normaliser.validate()?;
+        if self.normaliser.is_joint() && self.selection != Selection::Dense {
+            return Err(RoutingError::JointSelection(self.normaliser.name()));
+        }
         self.selection.validate(num_experts)
     }
 
@@ -218,6 +228,7 @@ impl RouterConfig {
             temperature: self.temperature,
             is_uniform: self.is_uniform(),
             groups,
+            relaxed: self.relaxed,
         }
     }
 }

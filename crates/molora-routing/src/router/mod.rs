@@ -3,7 +3,8 @@
 mod config;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation::softmax};
+use burn::tensor::{Device, Tensor, activation::softmax};
+use molora_kernels::random::{Seed, uniform};
 use molora_parts::{Axis, ParameterKind, PartTensor};
 
 use crate::normaliser::{Normaliser, Scores, Weighed};
@@ -41,6 +42,7 @@ pub struct Router {
     temperature: f64,
     is_uniform: bool,
     groups: usize,
+    relaxed: bool,
 }
 
 impl Router {
@@ -52,6 +54,11 @@ impl Router {
     /// Whether every decision gives all experts the same weight, one in all.
     pub fn is_uniform(&self) -> bool {
         self.is_uniform
+    }
+
+    /// Whether weights are what the normaliser makes of all scores: no selection, and a temperature of 1.
+    pub fn is_plain(&self) -> bool {
+        self.selection == Selection::Dense && self.temperature == 1.0
     }
 
     /// Number of decisions that are taken from the same features: for groups of ranks, or of outputs.
@@ -118,24 +125,66 @@ impl Router {
     /// # Panics
     /// As [`route`](Self::route), and if a tensor of the guidance is not `[B, E]`.
     pub fn route_guided(&self, input: &RouteInput, guidance: &Guidance) -> RouterOutput {
+        self.route_in_training(input, guidance, None)
+    }
+
+    /// As [`route_guided`](Self::route_guided), in training: noise, where there is any, is drawn from
+    /// the key.
+    ///
+    /// # Panics
+    /// As [`route_guided`](Self::route_guided).
+    pub fn route_in_training(
+        &self,
+        input: &RouteInput,
+        guidance: &Guidance,
+        key: Option<Seed>,
+    ) -> RouterOutput {
         let (features, counted) = self.features(input, guidance);
         let [batch, tokens, width] = features.dims();
         let rows = features.clone().reshape([batch * tokens, width]);
         let scores = self.scorer.score(rows);
-        let (features, counted) = self.for_groups(features, counted);
-        let (tokens, experts) = (tokens * self.groups, scores.dims()[1] / self.groups);
-        let logits = scores
-            .div_scalar(self.temperature)
-            .reshape([batch, tokens, experts]);
-        let logits = guidance.biased(logits);
-        let probs = softmax(logits.clone(), 2);
-        let scores = Scores {
-            features,
-            logits: logits.clone(),
-            probs: probs.clone(),
-            selected: None,
+        let all = scores.dims()[1];
+        let scores = scores.reshape([batch, tokens, all]);
+        let scores = match key.filter(|_| self.relaxed) {
+            None => scores,
+            Some(key) => {
+                let (shape, device) = (scores.dims(), scores.device());
+                scores + logistic(shape, key.child("relaxed"), &device)
+            }
         };
-        let weighed = weigh(self.selection, &self.normaliser, scores);
+        let logits = guidance.biased(scores.div_scalar(self.temperature), self.groups);
+        let (groups, experts) = (self.groups, all / self.groups);
+        let by_group = |of: Tensor<3>| of.reshape([batch, tokens * groups, experts]);
+        let (for_groups, counted) = self.for_groups(features.clone(), counted);
+        let (logits, probs, weighed) = match self.normaliser.is_joint() {
+            // All groups' scores become weights together.
+            true => {
+                let probs = softmax(logits.clone(), 2);
+                let scores = Scores {
+                    features,
+                    logits: logits.clone(),
+                    probs: probs.clone(),
+                    selected: None,
+                };
+                let prior = guidance.similarities.clone();
+                let weights = self
+                    .normaliser
+                    .blend(scores, prior.map(|p| p.unsqueeze_dim(1)));
+                (by_group(logits), by_group(probs), (by_group(weights), None))
+            }
+            false => {
+                let logits = by_group(logits);
+                let probs = softmax(logits.clone(), 2);
+                let scores = Scores {
+                    features: for_groups,
+                    logits: logits.clone(),
+                    probs: probs.clone(),
+                    selected: None,
+                };
+                let weighed = weigh(self.selection, &self.normaliser, scores);
+                (logits, probs, weighed)
+            }
+        };
         let (weights, selected) = guidance.decided(weighed);
         RouterOutput {
             logits,
@@ -186,6 +235,14 @@ impl Router {
     }
 }
 
+/// Draws of a logistic variable, the log odds of a uniform one: added to a logit before a sigmoid they
+/// make it a relaxed Bernoulli variable (Maddison et al., arXiv:1611.00712, appendix B).
+fn logistic(shape: [usize; 3], seed: Seed, device: &Device) -> Tensor<3> {
+    // Of numbers from -1 to 1, the ends of which have no finite odds.
+    let uniform = uniform(shape, 1.0 - 1e-6, seed, device);
+    (uniform.clone() + 1.0).log() - (uniform.neg() + 1.0).log()
+}
+
 /// Weights of the experts that a selection takes, and which those are.
 pub(crate) fn weigh(selection: Selection, normaliser: &Normaliser, scores: Scores) -> Weighed {
     match selection.select(&scores.logits, &scores.probs) {
@@ -203,9 +260,6 @@ mod tests {
     use super::*;
     use crate::scorer::CosineConfig;
     use crate::scorer::{LinearConfig, ScorerConfig};
-    use burn::tensor::Device;
-    use molora_kernels::random::Seed;
-    use molora_kernels::random::uniform;
     use molora_testkit::{FORWARD, assert_close};
 
     fn input(device: &Device) -> RouteInput {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use molora_models::Adaptable;
-use molora_models::peft::{PeftAbout, ResolvedAdapter, write_adapter};
+use molora_models::peft::{PeftAbout, ResolvedAdapter, is_poly, write_adapter, write_poly};
 
 use super::lora::{Choice, as_lora};
 use super::{carry_ends, check_new, copy_heads};
@@ -50,8 +50,40 @@ pub struct Exported {
 pub fn export(request: &ExportRequest) -> Result<Exported, TrainError> {
     check_new(&request.out)?;
     let opened = open_without_data(&request.run, request.device)?;
+    let is_whole = request.choice.expert.is_none() && request.choice.task.is_none();
+    if is_whole && is_poly(&opened.model.backbone) {
+        return write_skills(request, &opened);
+    }
     let adapter = as_lora(&request.run, &opened, &request.choice)?;
     write(&request.run, &opened, &adapter, &request.out, &request.name)
+}
+
+/// Writes the skills of a run and its tasks' logits as PEFT's PolyTropon.
+fn write_skills(request: &ExportRequest, opened: &Opened) -> Result<Exported, TrainError> {
+    let backbone = &opened.model.backbone;
+    let about = PeftAbout {
+        name: request.name.clone(),
+        base_model: opened.config.base_name().into(),
+        task_type: Some(backbone.task_type().into()),
+    };
+    let new = NewFolder::for_place(&request.out)?;
+    write_poly(new.path(), backbone, &about)?;
+    carry_ends(opened, new.path())?;
+    let has_heads = opened.model.heads.iter().any(Option::is_some);
+    copy_heads(&request.run, new.path(), has_heads)?;
+    new.put_new()?;
+    let sites = backbone.sites();
+    let rank = opened.loaded.spec.bank.rank;
+    Ok(Exported {
+        folder: request.out.clone(),
+        modules: sites.len(),
+        ranks: (rank, rank),
+        parameters: {
+            let counts = crate::model::count(&opened.model);
+            counts.adapters + counts.routers
+        },
+        has_heads,
+    })
 }
 
 /// Writes a LoRA for the base model of a run, and the heads of the run.

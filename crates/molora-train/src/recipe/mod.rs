@@ -14,12 +14,14 @@ mod limits;
 mod lora;
 mod loramoe;
 mod malora;
+mod mhr;
 mod mixlora;
 mod moa;
 mod mode;
 mod moelora;
 mod mola;
 mod mole_topk;
+mod mor1e;
 mod mosld;
 mod mtl_lora;
 mod mtlora;
@@ -30,6 +32,7 @@ mod order;
 pub mod overrides;
 mod phatgoose;
 mod pissa;
+mod poly;
 mod profile;
 mod report;
 mod samora;
@@ -67,12 +70,14 @@ const RECIPES: &[(&str, Maker)] = &[
     ("lora", lora::recipe),
     ("loramoe", loramoe::recipe),
     ("malora", malora::recipe),
+    ("mhr", mhr::recipe),
     ("mixlora", mixlora::recipe),
     ("moa", moa::recipe),
     ("mode", mode::recipe),
     ("moelora", moelora::recipe),
     ("mola", mola::recipe),
     ("mole-topk", mole_topk::recipe),
+    ("mor1e", mor1e::recipe),
     ("mosld", mosld::recipe),
     ("mtl-lora", mtl_lora::recipe),
     ("mtlora", mtlora::recipe),
@@ -80,6 +85,7 @@ const RECIPES: &[(&str, Maker)] = &[
     ("omoe", omoe::recipe),
     ("phatgoose", phatgoose::recipe),
     ("pissa", pissa::recipe),
+    ("poly", poly::recipe),
     ("samora", samora::recipe),
     ("x-lora", x_lora::recipe),
 ];

@@ -43,6 +43,8 @@ pub(crate) const CASES: &[(&str, Reading)] = &[
     ("goat_init", On),
     ("flylora", On),
     ("mtlora_grouped", On),
+    ("mor1e_grid", On),
+    ("poly", On),
     ("adamole", Off("a learned threshold as a selection")),
     ("arrow", Off("prototypes from singular vectors")),
     ("e_wemoe", Off("merging of layers by a gate")),
@@ -56,9 +58,7 @@ pub(crate) const CASES: &[(&str, Reading)] = &[
     ("merge_ties", Off("merging")),
     ("mocle", Off("routing by cluster and a universal expert")),
     ("mod_squad", Off("routers for each task")),
-    ("mor1e_grid", Off("a grid of experts of rank 1")),
     ("top_p", Off("top-p weights that are not renormalised")),
-    ("poly", Off("a table of skills")),
     ("wemoe", Off("merging of layers by a gate")),
 ];
 

@@ -2,15 +2,20 @@
 //! float64.
 
 use burn::tensor::Tensor;
-use molora_adapters::combine::{OrthogonalConfig, OutputGroupsConfig, RankGroupsConfig};
+use molora_adapters::combine::{
+    FactorsConfig, OrthogonalConfig, OutputGroupsConfig, RankGroupsConfig,
+};
+use molora_adapters::core::OutputGateConfig;
 use molora_adapters::down::{FactoredConfig, FrozenSparseConfig};
-use molora_adapters::{DownConfig, Scaling};
+use molora_adapters::{DownConfig, Scaling, task_selector};
 use molora_regularize::{
     LoadBalance, MassVariation, Reduction, Spectral, SpectralForm, TermConfig,
 };
+use molora_routing::normaliser::CellsConfig;
 use molora_routing::scorer::{CountTarget, MagnitudeConfig};
 use molora_routing::{RouterOutput, Scorer, Selection};
 use molora_testkit::autodiff_device;
+use molora_train::recipe;
 
 use crate::cases::cases;
 use crate::golden_layer::{LINEAR, Layer, Variant, spec};
@@ -106,6 +111,45 @@ fn spectral(variant: &Variant<'_>) -> Option<(&'static str, TermConfig)> {
     })
 }
 
+/// Cell (i, j) of the grid is the row `i r2 + j` of the router.
+#[test]
+fn golden_methods_mor1e_grid() {
+    let device = autodiff_device();
+    for case in cases("mor1e_grid") {
+        let (document, expected) = (case.json("case.json").expect("read"), case.tensors());
+        let (rank, ups) = (expected.shape("param.A")[0], expected.shape("param.B")[1]);
+        for variant in Variant::all(&document, &expected) {
+            let mut spec = recipe::find("mor1e").expect("listed").adapter;
+            (spec.bank.num_experts, spec.bank.rank) = (ups, rank);
+            let sharpness = variant.number("sharpness");
+            spec.bank.core = OutputGateConfig { sharpness }.into();
+            router(&mut spec).normaliser = CellsConfig {
+                token_scale: variant.number("token_scale"),
+                prior_scale: variant.number("prior_scale"),
+                sharpness,
+            }
+            .into();
+            let names = [
+                ("A", "experts.lora_A"),
+                ("router", "router.weight"),
+                ("omega_raw", "router.blend"),
+                ("beta", "experts.output_gate"),
+            ];
+            let layer = Layer::new(&expected, &spec, &names, 0, &device);
+            let mut layer = layer.turned("B", "experts.lora_B", &[1, 0]);
+            let centroids = expected.tensor::<2>("param.centroids", &device);
+            let texts = expected.tensor::<2>("input.embedding", &device);
+            layer.context.guidance.similarities = Some(texts.matmul(centroids.transpose()));
+            layer.check(&variant, &[]);
+            let x = expected.tensor::<3>("input.x", &device);
+            let weights = layer.forward(x, false).1.expect("routed").routed.weights;
+            let [batch, decisions, _] = weights.dims();
+            let gate = weights.reshape([batch, decisions / rank, rank * ups]);
+            variant.check_tokens("output.gate", gate);
+        }
+    }
+}
+
 /// The chosen ranks, their counts and what the biases become, whatever the reading.
 #[test]
 fn golden_methods_flylora() {
@@ -183,6 +227,55 @@ fn golden_methods_omoe() {
             .into();
             router(&mut spec).selection = Selection::TopK(selected);
             Layer::new(&expected, &spec, &LINEAR, 0, &device).check(&variant, &[]);
+        }
+    }
+}
+
+/// Skills mixed as matrices; the draws of a training pass come as a bias on the logits.
+#[test]
+fn golden_methods_poly() {
+    let device = autodiff_device();
+    for case in cases("poly") {
+        let (document, expected) = (case.json("case.json").expect("read"), case.tensors());
+        for variant in Variant::all(&document, &expected) {
+            let splits = variant.number("splits") as usize;
+            let names = match splits {
+                1 => ["A", "B", "logits", "input.noise"],
+                _ => ["A2", "B2", "logits2", "input.noise2"],
+            };
+            let [_, skills, rank, _] = expected.shape(&format!("param.{}", names[0]))[..] else {
+                panic!("[splits, skills, R, D / splits]");
+            };
+            let mut spec = spec(&variant, "poly", skills, rank);
+            spec.bank.combine = FactorsConfig { splits }.into();
+            let tasks = expected.shape(&format!("param.{}", names[2]))[0];
+            let of_router = [(names[2], "router.table")];
+            let layer = Layer::new(&expected, &spec, &of_router, tasks, &device);
+            let layer = layer.turned(names[0], "experts.lora_A", &[1, 2, 0, 3]);
+            let mut layer = layer.turned(names[1], "experts.lora_B", &[1, 0, 2, 3]);
+            let unknown = variant
+                .hyper("unknown_rows")
+                .and_then(|rows| rows.as_array());
+            let is_known = |row: usize| {
+                let mut rows = unknown.into_iter().flatten();
+                !rows.any(|unknown| unknown.as_u64() == Some(row as u64))
+            };
+            let rows = expected.ints("input.task").into_iter().enumerate();
+            let rows: Vec<_> = rows
+                .map(|(row, task)| is_known(row).then_some(task as usize))
+                .collect();
+            let rows = task_selector(&rows, tasks, &device).expect("in range");
+            layer.context.tasks = Some(rows);
+            if variant.key("").contains("train") {
+                let noise = expected.tensor::<3>(names[3], &device);
+                let [batch, _, _] = noise.dims();
+                let odds = noise.clone().log() - (noise.neg() + 1.0).log();
+                layer.context.guidance.bias = Some(odds.reshape([batch, splits * skills]));
+            }
+            layer.check(&variant, &[]);
+            let x = expected.tensor::<3>("input.x", &device);
+            let weights = layer.forward(x, false).1.expect("routed").routed.weights;
+            variant.check("output.mixing", weights);
         }
     }
 }

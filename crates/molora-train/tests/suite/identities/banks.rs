@@ -4,7 +4,7 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use molora_adapters::combine::{OutputGroupsConfig, RankGroupsConfig};
 use molora_adapters::down::{DenseConfig, Down, FactoredConfig};
-use molora_adapters::{Combine, Slices};
+use molora_adapters::{Combine, CoreConfig, Slices};
 use molora_models::{Adaptable, AdapterSpec, Bert};
 use molora_routing::scorer::UniformConfig;
 use molora_routing::{RouterConfig, Selection};
@@ -105,6 +105,31 @@ proptest! {
         });
         let lora = with(&flylora, |spec| spec.router = None);
         assert_same_values(&flylora, &lora, shape, "hidden");
+    }
+
+    /// Whatever its logits, the only skill has the weight 1.
+    #[test]
+    fn poly_and_mhr_with_one_skill_are_lora(
+        name in prop::sample::select(vec!["poly", "mhr"]), shape in shapes(),
+    ) {
+        let poly = with(&spec(name, shape), |spec| set_experts(spec, 1));
+        let lora = with(&poly, |spec| {
+            spec.bank.combine = Combine::default();
+            spec.router = None;
+        });
+        assert_same_values(&poly, &lora, shape, name);
+    }
+
+    #[test]
+    fn a_grid_of_one_column_is_a_lora_of_rank_one(shape in shapes()) {
+        let shape = Shape { rank: 1, ..shape };
+        let grid = with(&spec("mor1e", shape), |spec| {
+            set_experts(spec, 1);
+            spec.bank.core = CoreConfig::default();
+            spec.router = None;
+        });
+        let lora = with(&grid, |spec| spec.bank.combine = Combine::default());
+        assert_same_values(&grid, &lora, shape, "hidden");
     }
 
     #[test]

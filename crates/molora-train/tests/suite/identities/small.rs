@@ -215,7 +215,7 @@ pub(crate) fn copy_experts(from: &Bert, to: &mut Bert, order: impl Fn(usize) -> 
         let numbers = order(experts);
         to.bank = match (
             numbers.as_slice(),
-            from.bank.shares_a() || from.bank.residual.is_some(),
+            from.bank.shares() || from.bank.residual.is_some(),
         ) {
             // What an expert has in common with others it keeps alone.
             ([one], _) => from.bank.expert(*one),

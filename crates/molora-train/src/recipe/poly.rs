@@ -1,0 +1,45 @@
+//! Polytropon: a task mixes skills, A with A and B with B, before they are multiplied. Ponti et al.,
+//! arXiv:2202.13914. Notes: docs/methods/poly.md
+use molora_adapters::combine::FactorsConfig;
+use molora_adapters::{BankConfig, Scaling, Slices};
+use molora_models::AdapterSpec;
+use molora_routing::normaliser::SigmoidShareConfig;
+use molora_routing::scorer::{TableConfig, UnknownTask};
+use molora_routing::{Granularity, RouterConfig, Selection};
+
+use super::{ATTENTION, Recipe};
+
+const CITATION: &str = "Ponti et al., Combining Modular Skills in Multitask Learning (Polytropon), EACL 2023, \
+                        arXiv:2202.13914";
+
+pub(super) fn recipe() -> Recipe {
+    let bank = BankConfig {
+        slices: Slices::Independent,
+        combine: FactorsConfig { splits: 1 }.into(),
+        // Skills.
+        num_experts: 4,
+        rank: 8,
+        scaling: Scaling::AlphaOverRank(16.0),
+        ..BankConfig::default()
+    };
+    let router = RouterConfig {
+        scorer: TableConfig {
+            unknown: UnknownTask::Zero,
+            bound: Some(1e-3),
+        }
+        .into(),
+        granularity: Granularity::Task,
+        // A relaxed Bernoulli of each skill while training.
+        relaxed: true,
+        selection: Selection::Dense,
+        normaliser: SigmoidShareConfig.into(),
+        ..RouterConfig::default()
+    };
+    let adapter = AdapterSpec {
+        targets: ATTENTION.map(String::from).to_vec(),
+        bank,
+        router: Some(router),
+        ..AdapterSpec::default()
+    };
+    Recipe::new("poly", CITATION, adapter)
+}
