@@ -6,7 +6,7 @@ use burn::tensor::{Tensor, TensorData};
 use crate::core::{Core, NoCore};
 use crate::down::{DenseDown, Down};
 use crate::svd::Svd;
-use crate::{Combine, ExpertBank, LowRank, Slices, truncated};
+use crate::{Combine, ExpertBank, GateGradient, LowRank, Slices, truncated};
 
 impl ExpertBank {
     /// A bank of given matrices without dropout, each expert with an `A` of its own.
@@ -36,6 +36,7 @@ impl ExpertBank {
             factor,
             dropout: 0.0,
             weight_dropout: 0.0,
+            gate_gradient: GateGradient::Plain,
         }
     }
 

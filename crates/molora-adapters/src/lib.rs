@@ -52,7 +52,7 @@ mod scaling;
 mod start;
 mod svd;
 
-pub use bank::{BankConfig, ExpertBank, Mixing, Site, SiteDims, Slices};
+pub use bank::{BankConfig, ExpertBank, GateGradient, Mixing, Site, SiteDims, Slices};
 pub use combine::Combine;
 pub use core::{Core, CoreConfig};
 pub use down::{Down, DownConfig};

@@ -94,7 +94,7 @@ impl Adapter {
             .then(|| self.bank.core.apply(low.clone(), tasks));
         let (weights, own) = self.weigh(&low, x, context, shared);
         let routed = own.as_ref().or(shared);
-        let is_selection = routed.is_some_and(|routed| routed.selected.is_some());
+        let is_selection = routed.is_some_and(RouterOutput::is_selection);
         let mixing = Mixing {
             weights,
             is_selection,
@@ -130,7 +130,7 @@ impl Adapter {
         let weights = self.gated(weights, context);
         let mixing = Mixing {
             weights,
-            is_selection: decided.selected.is_some(),
+            is_selection: decided.is_selection(),
             tasks: context.tasks.as_ref(),
         };
         self.bank.mix(base, low, mixing)

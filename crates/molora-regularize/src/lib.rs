@@ -3,8 +3,8 @@
 //! Three kinds of term, so that nothing has to be collected through side effects:
 //!
 //! - **routing losses** ([`load_balance`], [`balance_mass`], [`balance_literal`],
-//!   [`mass_variation`], [`router_z_loss`], [`router_entropy`], [`domain_cross_entropy`],
-//!   [`task_information`]) read a [`RouterOutput`](molora_routing::RouterOutput), over real tokens
+//!   [`mass_variation`], [`router_z_loss`], [`router_entropy`], [`token_gini`], [`sequence_gini`],
+//!   [`divergence`], [`threshold_balance`], [`domain_cross_entropy`], [`task_information`]) read a [`RouterOutput`](molora_routing::RouterOutput), over real tokens
 //!   only;
 //! - **weight penalties** ([`orthogonality`], [`across_experts`], [`output_cosine`], [`l2`],
 //!   [`key_matching`]) read an [`ExpertBank`](molora_adapters::ExpertBank) and a router's keys;
@@ -33,14 +33,12 @@
 
 mod objective;
 mod output_cosine;
-mod task_information;
 mod term;
 
 use serde::{Deserialize, Serialize};
 
 pub use objective::{LossBreakdown, ObjectiveConfig, TermConfig};
 pub use output_cosine::output_cosine;
-pub use task_information::task_information;
 pub use term::*;
 
 /// How the entries of a term are put together; papers and their released code often differ here.

@@ -21,6 +21,12 @@ pub enum RoutingError {
     /// A probability mass out of its range.
     #[error("top_p is {0}, expected a number from 0 to 1")]
     TopP(f64),
+    /// A floor under probabilities that none would reach.
+    #[error("floor is {0}, expected at least 0 and less than 1")]
+    Floor(f64),
+    /// A largest threshold out of its range.
+    #[error("theta_max is {0}, expected a number above 0 and at most 1")]
+    Threshold(f64),
     /// A temperature of one level of a grouped scorer that would divide by zero or flip the order.
     #[error("{field} is {value}, expected a finite number above 0")]
     GroupTemperature {
@@ -123,6 +129,22 @@ pub enum RoutingError {
     /// A scorer that reads tasks, under decisions that are not per task.
     #[error("the scorer {0} reads which task a row belongs to, expected granularity = \"task\"")]
     ScorerOfTasks(&'static str),
+    /// A scorer that reads clusters, under decisions that are not per sequence.
+    #[error(
+        "the scorer {0} reads which cluster a sequence belongs to, expected granularity = \"sequence\""
+    )]
+    ScorerOfClusters(&'static str),
+    /// A deviation of the noise that no draw has.
+    #[error("noise is {0}, expected a finite number of at least 0")]
+    Noise(f64),
+    /// A number that has to be finite is not.
+    #[error("{field} is {value}, expected a finite number")]
+    NotFinite {
+        /// Name of the field.
+        field: &'static str,
+        /// What was configured.
+        value: f64,
+    },
     /// A width of zero.
     #[error("task_width is 0, expected at least 1")]
     TaskWidth,

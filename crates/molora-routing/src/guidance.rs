@@ -31,6 +31,10 @@ pub struct Guidance {
     /// answer is learned, so that the same decision is taken when there is no answer yet. All real
     /// tokens where absent.
     pub prompt: Option<Tensor<2>>,
+    /// Rows that pick each sequence's cluster, `[B, clusters]`, one-hot, for routers that decide by
+    /// cluster (MoCLE, arXiv:2312.12379). Sequences without one take the mean over clusters, and so do
+    /// all where it is absent.
+    pub clusters: Option<Tensor<2>>,
 }
 
 impl Guidance {
@@ -47,17 +51,26 @@ impl Guidance {
     }
 
     /// Weights and selection with those of labelled sequences replaced.
-    pub(crate) fn decided(&self, (weights, selected): Weighed) -> Weighed {
+    pub(crate) fn decided(&self, weighed: Weighed) -> Weighed {
         let Some(labels) = &self.labels else {
-            return (weights, selected);
+            return weighed;
         };
+        let Weighed {
+            weights,
+            selected,
+            learned,
+        } = weighed;
         let shape = weights.dims();
         let labels = labels.clone().unsqueeze_dim::<3>(1);
         let labelled = labels.clone().sum_dim(2).greater_elem(0.5).expand(shape);
         let labels = labels.expand(shape);
         let own = selected.unwrap_or_else(|| labels.clone().greater_equal_elem(0.0));
         let selected = own.mask_where(labelled.clone(), labels.clone().greater_elem(0.5));
-        (weights.mask_where(labelled, labels), Some(selected))
+        Weighed {
+            weights: weights.mask_where(labelled, labels),
+            selected: Some(selected),
+            learned,
+        }
     }
 }
 

@@ -5,8 +5,9 @@
 //! 1. a [**scorer**](scorer) turns features into logits: linear, cosine, prototypes (PHATGOOSE), Arrow's
 //!    directions, groups (AT-MoE's two levels), uniform;
 //! 2. a **selection** keeps some experts: [`Selection::Dense`], [`Selection::TopK`],
-//!    [`Selection::TopP`], [`Selection::Argmax`];
-//! 3. a [**normaliser**](normaliser) turns the logits of those into weights: softmax or sigmoid, in f32.
+//!    [`Selection::TopP`], [`Selection::Argmax`], [`Selection::StraightThrough`];
+//! 3. a [**normaliser**](normaliser) turns the logits of those into weights in f32: softmax, sigmoid, the
+//!    probability as it is, what exceeds a learned threshold.
 //!
 //! Scorers and normalisers are axes: each choice is a file that describes itself, and a line in the
 //! list of its axis.
@@ -54,8 +55,8 @@ mod vote;
 
 pub use error::RoutingError;
 pub use guidance::{Guidance, expert_labels, text_cosines};
-pub use normaliser::{Normaliser, NormaliserConfig};
-pub use output::RouterOutput;
+pub use normaliser::{Normaliser, NormaliserConfig, Weighed};
+pub use output::{RoutedPart, RouterOutput};
 pub use pool::Pooling;
 pub use router::{Granularity, RouteFrom, RouteInput, Router, RouterConfig};
 pub use scorer::{Scorer, ScorerConfig};

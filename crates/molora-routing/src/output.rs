@@ -1,6 +1,9 @@
 //! What a router decided.
 
+use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Tensor};
+
+use crate::normaliser::Weighed;
 
 /// Everything that later steps need of a routing decision.
 ///
@@ -20,9 +23,45 @@ pub struct RouterOutput {
     pub selected: Option<Tensor<3, Bool>>,
     /// 1 for decisions that count, 0 for those of padding, `[B, T']`.
     pub counted: Tensor<2>,
+    /// The number that the normaliser learned of each decision, if any, `[B, T', 1]`: see
+    /// [`Weighed::learned`].
+    pub learned: Option<Tensor<3>>,
+    /// The decisions that this one was blended from; none if it was not.
+    pub parts: Vec<RoutedPart>,
+    /// Whether experts that were not selected reach the router's gradient all the same: see
+    /// [`Selection::reaches_all`](crate::Selection::reaches_all).
+    pub reaches_all: bool,
+}
+
+/// One of several decisions that were blended, see [`Blend`](crate::scorer::BlendScorer).
+#[derive(Debug, Clone)]
+pub struct RoutedPart {
+    /// Probabilities, `[B, T', E]`, where T' is the part's own: 1 for one by sequence or task.
+    pub probs: Tensor<3>,
+    /// 1 for decisions that count, `[B, T']`.
+    pub counted: Tensor<2>,
 }
 
 impl RouterOutput {
+    /// Decisions by logits that are not blended.
+    pub fn new(logits: Tensor<3>, weighed: Weighed, counted: Tensor<2>) -> Self {
+        Self {
+            probs: softmax(logits.clone(), 2),
+            logits,
+            weights: weighed.weights,
+            selected: weighed.selected,
+            learned: weighed.learned,
+            counted,
+            parts: Vec::new(),
+            reaches_all: false,
+        }
+    }
+
+    /// Whether a weight of 0 stands for an expert that was not selected and gets no gradient.
+    pub fn is_selection(&self) -> bool {
+        self.selected.is_some() && !self.reaches_all
+    }
+
     /// Number of experts E.
     pub fn num_experts(&self) -> usize {
         self.probs.dims()[2]

@@ -18,10 +18,20 @@ pub enum Selection {
     /// The fewest that hold more than this probability mass together, from the largest down: the
     /// one that crosses it takes part. Huang et al., arXiv:2403.07652, section 3.2; a variant of
     /// GLIDER, arXiv:2410.07172.
+    ///
+    /// Whether what is kept is renormalised is up to the normaliser, as for [`TopK`](Self::TopK):
+    /// `softmax` does, `probability` does not.
     TopP(f64),
     /// The one with the largest logit, with weight 1 and so without gradient; of equal ones the
     /// lower index wins. Mixture-of-LoRAs, arXiv:2403.03432.
     Argmax,
+    /// The one with the largest logit, with weight 1 in the forward pass and the gradient of its
+    /// probability in the backward pass: the router learns from the chosen expert's output.
+    /// Hard-Routed MoR-LoRA, arXiv:2606.31413.
+    StraightThrough,
+    /// The same, where the router learns from the outputs of all experts; theirs get the gradients
+    /// that they have under [`StraightThrough`](Self::StraightThrough).
+    StraightThroughDense,
 }
 
 /// Which experts were selected, `[B, T', E]`.
@@ -33,6 +43,8 @@ pub enum Selected {
     These(Tensor<3, Bool>),
     /// One each, with weight 1.
     One(Tensor<3, Bool>),
+    /// One each, with weight 1 that has the gradient of the probability.
+    StraightThrough(Tensor<3, Bool>),
 }
 
 impl Selection {
@@ -42,7 +54,9 @@ impl Selection {
     /// [`RoutingError::TopKZero`], [`RoutingError::TopKTooLarge`] or [`RoutingError::TopP`].
     pub fn validate(self, num_experts: usize) -> Result<(), RoutingError> {
         match self {
-            Self::Dense | Self::Argmax => Ok(()),
+            Self::Dense | Self::Argmax | Self::StraightThrough | Self::StraightThroughDense => {
+                Ok(())
+            }
             Self::TopK(0) => Err(RoutingError::TopKZero),
             Self::TopK(top_k) if top_k > num_experts => {
                 Err(RoutingError::TopKTooLarge { top_k, num_experts })
@@ -55,7 +69,15 @@ impl Selection {
 
     /// Whether a decision is for one expert, with weight 1.
     pub fn is_one(self) -> bool {
-        self == Self::Argmax
+        matches!(
+            self,
+            Self::Argmax | Self::StraightThrough | Self::StraightThroughDense
+        )
+    }
+
+    /// Whether experts that were not selected reach the router's gradient all the same.
+    pub fn reaches_all(self) -> bool {
+        self == Self::StraightThroughDense
     }
 
     /// The most experts that take part in a decision, of so many.
@@ -77,6 +99,9 @@ impl Selection {
             Self::TopK(k) if k < logits.dims()[2] => top_k_mask(fixed.clone(), k),
             Self::TopP(p) if p < 1.0 => nucleus(fixed.clone(), probs.clone().detach(), p),
             Self::Argmax => return Selected::One(top_k_mask(fixed, 1)),
+            Self::StraightThrough | Self::StraightThroughDense => {
+                return Selected::StraightThrough(top_k_mask(fixed, 1));
+            }
             _ => return Selected::All,
         };
         // A barred expert is never selected, be it one of the k largest.
@@ -129,7 +154,7 @@ fn before(logits: Tensor<3>) -> Tensor<4, Bool> {
 mod tests {
     use super::*;
     use burn::tensor::activation::softmax;
-    use molora_testkit::{FORWARD, assert_close};
+    use molora_testkit::{FORWARD, GRADIENT, assert_close};
 
     fn weighed(selection: Selection, logits: Tensor<3>) -> Weighed {
         selection.weigh(&logits, &softmax(logits.clone(), 2))
@@ -140,7 +165,7 @@ mod tests {
             selection,
             Tensor::from_data(logits, &molora_testkit::device()),
         )
-        .0
+        .weights
     }
 
     /// Tokens of the MoSLD notes' worked example, top-2 of 4.
@@ -214,7 +239,23 @@ mod tests {
             [1.0, 0.0, 0.0, 0.0],
             [0.0, 0.0, 0.0, 1.0],
         ]];
-        assert_close(weigh(Selection::Argmax, logits), expected, 0.0, "weights");
+        for selection in [Selection::Argmax, Selection::StraightThrough] {
+            assert_close(weigh(selection, logits), expected, 0.0, "weights");
+        }
+    }
+
+    /// Forward 1, backward the softmax: `dw_0/dl_j = p_0 (1[j = 0] - p_j)`.
+    #[test]
+    fn straight_through_has_the_gradient_of_the_probability() {
+        let device = molora_testkit::autodiff_device();
+        let logits = [8.0_f32, 4.0, 2.0, 2.0].map(f32::ln);
+        let logits = Tensor::<3>::from_data([[logits]], &device).require_grad();
+        let weights = weighed(Selection::StraightThrough, logits.clone()).weights;
+        assert_close(weights.clone(), [[[1.0, 0.0, 0.0, 0.0]]], 0.0, "weights");
+        let gradients = weights.narrow(2, 0, 1).sum().backward();
+        let expected = [[[0.25, -0.125, -0.0625, -0.0625]]];
+        let found = logits.grad(&gradients).expect("tracked");
+        assert_close(found, expected, GRADIENT, "d w / d logits");
     }
 
     #[test]
@@ -222,8 +263,15 @@ mod tests {
         let logits = [[[f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY, f32::NEG_INFINITY]; 3]];
         let expected = [[[0.0, 1.0, 0.0, 0.0]; 3]];
         let tensor = Tensor::<3>::from_data(logits, &molora_testkit::device());
-        for selection in [Selection::TopK(3), Selection::TopP(0.9), Selection::Argmax] {
-            let (weights, selected) = weighed(selection, tensor.clone());
+        for selection in [
+            Selection::TopK(3),
+            Selection::TopP(0.9),
+            Selection::Argmax,
+            Selection::StraightThrough,
+        ] {
+            let Weighed {
+                weights, selected, ..
+            } = weighed(selection, tensor.clone());
             assert_close(weights, expected, 0.0, "weights");
             let selected = selected.expect("a selection").float();
             assert_close(selected, expected, 0.0, "selected");
@@ -234,7 +282,7 @@ mod tests {
     fn experts_that_were_not_selected_get_no_gradient() {
         let device = molora_testkit::autodiff_device();
         let logits = Tensor::<3>::from_data(LOGITS, &device).require_grad();
-        let (weights, _) = weighed(Selection::TopK(2), logits.clone());
+        let weights = weighed(Selection::TopK(2), logits.clone()).weights;
         let gradients = weights.powi_scalar(2).sum().backward();
         let gradient = logits.grad(&gradients).expect("tracked").into_data();
         let gradient = gradient.try_to_vec::<f32>().expect("f32");

@@ -34,6 +34,18 @@ impl Slices {
     }
 }
 
+/// What a weight means for the gradient of its expert; the output is the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateGradient {
+    /// The weight itself multiplies it.
+    #[default]
+    Plain,
+    /// The root of the weight does, so that experts with small weights learn faster. Riemannian
+    /// MoE-LoRA, Sun et al., arXiv:2502.15828, section 3.
+    SquareRoot,
+}
+
 /// Input and output width of an adapted layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SiteDims {
@@ -83,6 +95,9 @@ pub struct BankConfig {
     pub dropout: f64,
     /// Probability of dropping an entry of `A` in training, in `[0, 1)` (MoSLD's DropConnect).
     pub weight_dropout: f64,
+    /// What a weight means for the gradient of its expert.
+    #[serde(skip_serializing_if = "is_plain")]
+    pub gate_gradient: GateGradient,
 }
 
 impl Default for BankConfig {
@@ -99,6 +114,7 @@ impl Default for BankConfig {
             start: Start::default(),
             dropout: 0.0,
             weight_dropout: 0.0,
+            gate_gradient: GateGradient::default(),
         }
     }
 }
@@ -252,8 +268,13 @@ impl BankConfig {
             factor,
             dropout: self.dropout,
             weight_dropout: self.weight_dropout,
+            gate_gradient: self.gate_gradient,
         }
     }
+}
+
+fn is_plain(gradient: &GateGradient) -> bool {
+    *gradient == GateGradient::Plain
 }
 
 fn is_kaiming(start: &Start) -> bool {

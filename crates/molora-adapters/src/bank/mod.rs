@@ -30,7 +30,7 @@ use crate::Residual;
 use crate::combine::{Combine, Weighed};
 use crate::core::Core;
 use crate::down::Down;
-pub use config::{BankConfig, Site, SiteDims, Slices};
+pub use config::{BankConfig, GateGradient, Site, SiteDims, Slices};
 
 /// `E` low-rank experts of one site.
 #[derive(Module, Debug)]
@@ -56,6 +56,8 @@ pub struct ExpertBank {
     pub(crate) factor: f64,
     pub(crate) dropout: f64,
     pub(crate) weight_dropout: f64,
+    #[module(skip)]
+    pub(crate) gate_gradient: GateGradient,
 }
 
 impl ExpertBank {
@@ -231,7 +233,40 @@ impl ExpertBank {
             weights: mixing.weights,
             is_selection: mixing.is_selection,
         };
-        self.combine.mix(self, base, weighed)
+        match (self.gate_gradient, &weighed.weights) {
+            (GateGradient::SquareRoot, Some(weights)) => {
+                let roots = weights.clone().detach().clamp_min(0.0).sqrt();
+                self.square_root_mix(base, weighed, roots)
+            }
+            _ => self.combine.mix(self, base, weighed),
+        }
+    }
+
+    /// The mix whose experts' outputs `o_e` get the gradient `sqrt(w_e) dy` in place of `w_e dy`, and whose
+    /// weights get `<dy, o_e>` as ever; the value is that of the plain mix:
+    ///
+    /// ```text
+    /// sum_e w_e stop(o_e)  +  d - stop(d),   d = sum_e stop(sqrt(w_e)) o_e
+    /// ```
+    ///
+    /// Two mixes, so that a mixture costs three matrix products. arXiv:2502.15828, section 3.
+    fn square_root_mix(
+        &self,
+        base: Option<Tensor<3>>,
+        weighed: Weighed,
+        roots: Tensor<3>,
+    ) -> Tensor<3> {
+        let fixed = Weighed {
+            code: weighed.code.clone().detach(),
+            ..weighed.clone()
+        };
+        let learned = Weighed {
+            weights: Some(roots),
+            ..weighed
+        };
+        let learned = self.combine.mix(self, None, learned);
+        let frozen = self.clone().no_grad();
+        self.combine.mix(&frozen, base, fixed) + (learned.clone() - learned.detach())
     }
 
     /// Whether the code is multiplied by the core's scale before experts are combined.

@@ -267,6 +267,9 @@ impl AdapterSpec {
             spec.bank.num_experts = own;
             spec.experts = ExpertCount::Same;
         }
+        if let Some(router) = &mut spec.router {
+            router.scorer.at_layer(layer, num_layers);
+        }
         spec
     }
 
@@ -317,10 +320,14 @@ impl AdapterSpec {
 
     /// Whether a forward pass reads which task a row belongs to.
     pub fn reads_tasks(&self) -> bool {
-        let by_task = |router: &RouterConfig| router.granularity == Granularity::Task;
         self.gate.is_some()
             || self.bank.core.reads_tasks()
-            || self.router.as_ref().is_some_and(by_task)
+            || self.router.as_ref().is_some_and(RouterConfig::reads_tasks)
+    }
+
+    /// The number of clusters, where routers read which one a sequence belongs to.
+    pub fn num_clusters(&self) -> Option<usize> {
+        self.router.as_ref()?.scorer.num_clusters()
     }
 
     /// Whether PEFT's files can express the adapter as it is: one expert of the plain form, no router and

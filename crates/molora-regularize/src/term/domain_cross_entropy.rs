@@ -59,6 +59,7 @@ pub fn domain_cross_entropy(
 mod tests {
     use super::*;
     use burn::tensor::activation::softmax;
+    use molora_routing::Weighed;
     use molora_testkit::{FORWARD, assert_close};
 
     #[test]
@@ -68,13 +69,8 @@ mod tests {
         let logits = [[[0.15, 0.55, 0.55]], [[7.0, -3.0, 1.0]]];
         let logits = Tensor::<3>::from_data(logits, &device);
         let probs = softmax(logits.clone(), 2);
-        let routed = RouterOutput {
-            weights: probs.clone(),
-            counted: Tensor::ones([2, 1], &device),
-            selected: None,
-            logits,
-            probs,
-        };
+        let counted = Tensor::ones([2, 1], &device);
+        let routed = RouterOutput::new(logits, Weighed::new(probs, None), counted);
         let labels = Tensor::from_data([[0.0, 1.0, 0.0], [0.0; 3]], &device);
         for reduction in [Reduction::Mean, Reduction::Sum] {
             let loss = domain_cross_entropy(&routed, labels.clone(), reduction);

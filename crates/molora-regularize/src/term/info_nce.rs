@@ -209,6 +209,7 @@ mod tests {
     use burn::tensor::Device;
     use molora_adapters::{BankConfig, SiteDims, Slices};
     use molora_kernels::random::Seed;
+    use molora_routing::Weighed;
     use molora_testkit::{FORWARD, assert_close};
 
     /// Two experts with outputs (x0, 0) and (0, x1) for codes (x0, x1); the second token is turned.
@@ -230,14 +231,11 @@ mod tests {
 
     fn routed(selected: [[[f32; 2]; 3]; 1], device: &Device) -> RouterOutput {
         let weights = Tensor::<3>::from_data(selected, device);
-        RouterOutput {
-            logits: weights.clone(),
-            probs: weights.clone(),
-            selected: Some(weights.clone().greater_elem(0.5)),
-            weights,
-            // The third token is padding.
-            counted: Tensor::from_data([[1.0, 1.0, 0.0]], device),
-        }
+        let selected = weights.clone().greater_elem(0.5);
+        // The third token is padding.
+        let counted = Tensor::from_data([[1.0, 1.0, 0.0]], device);
+        let weighed = Weighed::new(weights.clone(), Some(selected));
+        RouterOutput::new(weights, weighed, counted)
     }
 
     fn loss(contrast: Contrast, selected: [[[f32; 2]; 3]; 1]) -> Tensor<1> {

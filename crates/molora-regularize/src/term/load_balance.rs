@@ -28,7 +28,8 @@ impl TermNumbers for LoadBalance {
 /// probability of `e`. With [`Reduction::Mean`] `f` is divided by all selections and the loss of a
 /// uniform router is 1; with [`Reduction::Sum`] `f` is summed over the K slots of a decision
 /// (Mixtral's form) and the loss of a uniform router is K. Dense routing selects every expert
-/// equally, so its loss is constant.
+/// equally, so its loss is constant. `P` of a blend of two routers is that of the one that reads
+/// features, as in HMoRA's code.
 ///
 /// # Shapes
 /// - returns `[1]`
@@ -41,7 +42,8 @@ pub fn load_balance(routed: &RouterOutput, reduction: Reduction) -> Tensor<1> {
         Reduction::Mean => counts.clone().sum().clamp_min(1.0),
         Reduction::Sum => routed.num_decisions(),
     };
-    let mass = routed.sum_counted(routed.probs.clone()) / routed.num_decisions();
+    let probs = routed.parts.first().map_or(&routed.probs, |part| &part.probs);
+    let mass = routed.sum_counted(probs.clone()) / routed.num_decisions();
     ((counts / selections).detach() * mass)
         .sum()
         .mul_scalar(routed.num_experts() as f64)

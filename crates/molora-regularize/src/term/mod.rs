@@ -18,6 +18,10 @@ pub enum Need {
     RankKeys,
     /// For each sequence, the label of its expert.
     Labels,
+    /// For each sequence, its task.
+    Tasks,
+    /// A router with a learned threshold.
+    Threshold,
     /// The low-rank code of every token, from which experts' outputs are computed: sites that have a
     /// router each, which decides by token.
     Codes,
@@ -164,6 +168,11 @@ terms! {
     "info_nce" => info_nce::InfoNce + info_nce + Contrast,
     "spectral" => spectral::Spectral + spectral + SpectralForm,
     "typed_balance" => typed_balance::TypedBalance + typed_balance + Spread,
+    "task_information" => task_information::TaskInformation + task_information,
+    "threshold_balance" => threshold_balance::ThresholdBalance + threshold_balance,
+    "token_gini" => token_gini::TokenGini + token_gini,
+    "sequence_gini" => sequence_gini::SequenceGini + sequence_gini,
+    "divergence" => divergence::Divergence + divergence,
 }
 
 impl Term {
@@ -184,13 +193,15 @@ impl Term {
             Need::Router => !mixture.has_router,
             Need::RankKeys => !mixture.has_rank_keys,
             Need::Codes => !mixture.routes_tokens,
-            Need::Labels => false,
+            Need::Threshold => mixture.normaliser != Some("threshold"),
+            Need::Labels | Need::Tasks => false,
         };
         self.needs().iter().find(lacks).map(|need| match need {
             Need::Router => "a router",
             Need::RankKeys => "a router with cosine keys on the low-rank code of a shared A",
             Need::Codes => "a router of its own at every site that decides by token",
-            Need::Labels => unreachable!("no mixture lacks what its data have"),
+            Need::Threshold => "a router with normaliser = \"threshold\"",
+            Need::Labels | Need::Tasks => unreachable!("no mixture lacks what its data have"),
         })
     }
 }
@@ -204,4 +215,6 @@ pub struct Mixture {
     pub has_rank_keys: bool,
     /// A router of its own at every site, which decides by token.
     pub routes_tokens: bool,
+    /// Name of the routers' normaliser.
+    pub normaliser: Option<&'static str>,
 }

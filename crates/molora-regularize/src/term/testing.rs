@@ -49,14 +49,7 @@ pub(super) const LOGITS: [[[f32; 4]; 4]; 1] = [[
 ]];
 
 pub(super) fn routed(logits: Tensor<3>, selection: Selection) -> RouterOutput {
-    let probs = softmax(logits.clone(), 2);
-    let (weights, selected) = selection.weigh(&logits, &probs);
+    let weighed = selection.weigh(&logits, &softmax(logits.clone(), 2));
     let counted = Tensor::from_data([[1.0, 1.0, 1.0, 0.0]], &logits.device());
-    RouterOutput {
-        logits,
-        probs,
-        weights,
-        selected,
-        counted,
-    }
+    RouterOutput::new(logits, weighed, counted)
 }

@@ -131,6 +131,7 @@ pub fn typed_balance(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use molora_routing::Weighed;
     use molora_testkit::{FORWARD, assert_close};
 
     /// Two sequences of one token, whose weights are even: all of the spread comes from the kinds.
@@ -138,13 +139,8 @@ mod tests {
     fn even_weights_are_balanced_without_kinds_alone() {
         let device = molora_testkit::device();
         let weights = Tensor::<3>::full([2, 1, 4], 0.25, &device);
-        let even = RouterOutput {
-            logits: weights.zeros_like(),
-            probs: weights.clone(),
-            weights,
-            selected: None,
-            counted: Tensor::ones([2, 1], &device),
-        };
+        let (logits, counted) = (weights.zeros_like(), Tensor::ones([2, 1], &device));
+        let even = RouterOutput::new(logits, Weighed::new(weights, None), counted);
         let knowledge = || Tensor::from_data([1.0, 0.0], &device);
         let found = typed_balance(&even, knowledge(), 0.0, Spread::SquaredVariation);
         assert_close(found, [0.0], FORWARD, "delta 0");

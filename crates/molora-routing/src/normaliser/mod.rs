@@ -9,6 +9,9 @@
 //! | `cells` | a softmax over all groups, blended with given similarities by a learned share | MoR1E |
 //! | `none` | 1 | FlyLoRA |
 //! | `sparsegen` | `max(l_e - tau, 0) / (1 - lambda)`, with a learned lambda | LD-MoLE |
+//! | `probability` | `exp(l_e) / sum_j exp(l_j)` over **all** experts: what is left out is not given to the others | top-p routing, Mod-Squad, MoCLE |
+//! | `threshold` | `max(p_e - theta, 0)`, renormalised, with a learned theta; p is the softmax over all experts | AdaMoLE |
+//! | `softmax_twice` | softmax of the probabilities p over the experts that take part | HMoRA |
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
@@ -17,8 +20,36 @@ use molora_parts::PartTensor;
 
 use crate::RoutingError;
 
-/// Weights `[B, T', E]` and the selected experts, `None` for all.
-pub type Weighed = (Tensor<3>, Option<Tensor<3, Bool>>);
+/// What a decision makes of the scores.
+#[derive(Debug, Clone)]
+pub struct Weighed {
+    /// Weights, 0 for experts that do not take part, `[B, T', E]`.
+    pub weights: Tensor<3>,
+    /// Which experts take part, `[B, T', E]`; `None` if all do.
+    pub selected: Option<Tensor<3, Bool>>,
+    /// The number that a normaliser with parameters computed for each decision, `[B, T', 1]`: the
+    /// threshold of `threshold`, the lambda of `sparsegen`.
+    pub learned: Option<Tensor<3>>,
+}
+
+impl Weighed {
+    /// Weights of experts of which these take part.
+    pub fn new(weights: Tensor<3>, selected: Option<Tensor<3, Bool>>) -> Self {
+        Self {
+            weights,
+            selected,
+            learned: None,
+        }
+    }
+
+    /// The same, with what was learned of each decision.
+    pub fn with_learned(self, learned: Tensor<3>) -> Self {
+        Self {
+            learned: Some(learned),
+            ..self
+        }
+    }
+}
 
 /// What a normaliser reads.
 #[derive(Debug, Clone)]
@@ -165,4 +196,7 @@ normalisers! {
     "sigmoid_share" => sigmoid_share::SigmoidShare(SigmoidShareConfig, SigmoidShare),
     "none" => none::None(NoneConfig, NoNormaliser),
     "sparsegen" => sparsegen::Sparsegen(SparsegenConfig, Sparsegen),
+    "probability" => probability::Probability(ProbabilityConfig, Probability),
+    "threshold" => threshold::Threshold(ThresholdConfig, Threshold),
+    "softmax_twice" => softmax_twice::SoftmaxTwice(SoftmaxTwiceConfig, SoftmaxTwice),
 }

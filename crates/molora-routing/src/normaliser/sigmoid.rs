@@ -28,10 +28,10 @@ impl Normalise for Sigmoid {
     fn weigh(&self, scores: Scores) -> Weighed {
         let weights = sigmoid(scores.logits);
         match scores.selected {
-            None => (weights, None),
+            None => Weighed::new(weights, None),
             Some(selected) => {
                 let weights = weights.mask_fill(selected.clone().bool_not(), 0.0);
-                (weights, Some(selected))
+                Weighed::new(weights, Some(selected))
             }
         }
     }
@@ -54,11 +54,11 @@ mod tests {
             selected: None,
         };
         let expected = [[[0.5; 4], [0.817574; 4], [0.182426; 4]]];
-        let all = Sigmoid {}.weigh(scores.clone()).0;
+        let all = Sigmoid {}.weigh(scores.clone()).weights;
         assert_close(all, expected, FORWARD, "weights");
         let first = Tensor::<3>::from_data([[[1.0, 0.0, 0.0, 0.0]; 3]], &device).bool();
         let selected = Some(first);
-        let kept = Sigmoid {}.weigh(Scores { selected, ..scores }).0;
+        let kept = Sigmoid {}.weigh(Scores { selected, ..scores }).weights;
         let expected = [[0.5, 0.817574, 0.182426].map(|weight| [weight, 0.0, 0.0, 0.0])];
         assert_close(kept, expected, FORWARD, "weights of the selected one");
     }

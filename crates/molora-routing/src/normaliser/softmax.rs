@@ -31,15 +31,14 @@ impl Normalise for Softmax {
     /// selected expert underflows, as it does with a large [`bias`](crate::Guidance::bias).
     fn weigh(&self, scores: Scores) -> Weighed {
         let Some(selected) = scores.selected else {
-            return (scores.probs, None);
+            return Weighed::new(scores.probs, None);
         };
-        (
-            masked_softmax(scores.logits, selected.clone()),
-            Some(selected),
-        )
+        let weights = masked_softmax(scores.logits, selected.clone());
+        Weighed::new(weights, Some(selected))
     }
 }
 
-fn masked_softmax(logits: Tensor<3>, selected: Tensor<3, burn::tensor::Bool>) -> Tensor<3> {
+/// Softmax over the selected of the last axis; 0 for the others.
+pub(super) fn masked_softmax(logits: Tensor<3>, selected: Tensor<3, burn::tensor::Bool>) -> Tensor<3> {
     softmax(logits.mask_fill(selected.bool_not(), f32::NEG_INFINITY), 2)
 }

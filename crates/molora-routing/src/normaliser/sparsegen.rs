@@ -122,13 +122,14 @@ impl Normalise for Sparsegen {
             Some(selected) => barred.bool_or(selected.bool_not()),
         };
         let logits = scores.logits.mask_fill(barred, BARRED);
-        let room = self.lambda(scores.features).neg().add_scalar(1.0);
+        let lambda = self.lambda(scores.features);
+        let room = lambda.clone().neg().add_scalar(1.0);
         let kept = kept(&logits, &room);
         let mask = kept.clone().float();
         let count = mask.clone().sum_dim(2);
         let zeroed = logits.mask_fill(kept.clone().bool_not(), 0.0);
         let tau = (zeroed.clone().sum_dim(2) - room.clone()) / count;
-        ((zeroed - tau) * mask / room, Some(kept))
+        Weighed::new((zeroed - tau) * mask / room, Some(kept)).with_learned(lambda)
     }
 
     fn tensors(&mut self) -> Vec<PartTensor<'_>> {
@@ -206,9 +207,9 @@ mod tests {
             (-4.0, [0.493333, 0.413333, 0.093333]),
         ] {
             let sparsegen = constant(lambda, &device);
-            let (weights, kept) = sparsegen.weigh(scores(logits.clone()));
+            let Weighed { weights, selected, .. } = sparsegen.weigh(scores(logits.clone()));
             assert_close(weights.clone(), [[expected]], 1e-4, "weights");
-            let kept = kept.expect("some").float();
+            let kept = selected.expect("some").float();
             assert_close(kept, weights.greater_elem(0.0).float(), 0.0, "kept");
         }
     }
@@ -220,7 +221,7 @@ mod tests {
         let device = molora_testkit::autodiff_device();
         let logits = Tensor::<3>::from_data([[[1.0, 0.6, -1.0]]], &device).require_grad();
         let sparsegen = constant(0.5, &device);
-        let (weights, _) = sparsegen.weigh(scores(logits.clone()));
+        let weights = sparsegen.weigh(scores(logits.clone())).weights;
         let gradients = weights.narrow(2, 0, 1).sum().backward();
         let to_logits = logits.grad(&gradients).expect("tracked");
         assert_close(to_logits, [[[1.0, -1.0, 0.0]]], GRADIENT, "d p / d u");
@@ -243,7 +244,7 @@ mod tests {
             selected: Some(selected),
             ..scores(logits)
         };
-        let (weights, _) = constant(0.0, &device).weigh(scores);
+        let weights = constant(0.0, &device).weigh(scores).weights;
         assert_close(weights, [[[0.0, 0.5, 0.5, 0.0]]], FORWARD, "weights");
     }
 

@@ -50,12 +50,19 @@ pub struct RouterConfig {
     /// Whether scores get logistic noise in training, which makes their sigmoids relaxed draws (Polytropon).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub relaxed: bool,
+    /// Standard deviation of what is added to scores before the temperature, in training alone.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub noise: f64,
     /// Which experts take part.
     pub selection: Selection,
     /// How the logits of those become weights.
     pub normaliser: NormaliserConfig,
     /// Width of the task embedding; read by decisions per task alone.
     pub task_width: usize,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 impl Default for RouterConfig {
@@ -68,6 +75,7 @@ impl Default for RouterConfig {
             pooling: Pooling::Mean,
             temperature: 1.0,
             relaxed: false,
+            noise: 0.0,
             selection: Selection::Dense,
             normaliser: SoftmaxConfig.into(),
             task_width: 8,
@@ -85,6 +93,7 @@ struct RouterFile {
     pooling: Pooling,
     temperature: f64,
     relaxed: bool,
+    noise: f64,
     selection: SelectionInFile,
     normaliser: NormaliserConfig,
     task_width: usize,
@@ -98,6 +107,8 @@ enum SelectionInFile {
     TopK(usize),
     TopP(f64),
     Argmax,
+    StraightThrough,
+    StraightThroughDense,
     Sigmoid,
 }
 
@@ -111,6 +122,7 @@ impl Default for RouterFile {
             pooling: config.pooling,
             temperature: config.temperature,
             relaxed: config.relaxed,
+            noise: config.noise,
             selection: SelectionInFile::Dense,
             normaliser: config.normaliser,
             task_width: config.task_width,
@@ -125,6 +137,10 @@ impl From<RouterFile> for RouterConfig {
             SelectionInFile::TopK(k) => (Selection::TopK(k), file.normaliser),
             SelectionInFile::TopP(p) => (Selection::TopP(p), file.normaliser),
             SelectionInFile::Argmax => (Selection::Argmax, file.normaliser),
+            SelectionInFile::StraightThrough => (Selection::StraightThrough, file.normaliser),
+            SelectionInFile::StraightThroughDense => {
+                (Selection::StraightThroughDense, file.normaliser)
+            }
             SelectionInFile::Sigmoid => (Selection::Dense, SigmoidConfig.into()),
         };
         Self {
@@ -134,6 +150,7 @@ impl From<RouterFile> for RouterConfig {
             pooling: file.pooling,
             temperature: file.temperature,
             relaxed: file.relaxed,
+            noise: file.noise,
             selection,
             normaliser,
             task_width: file.task_width,
@@ -150,11 +167,20 @@ impl RouterConfig {
         if !(self.temperature.is_finite() && self.temperature > 0.0) {
             return Err(RoutingError::Temperature(self.temperature));
         }
+        if !(self.noise.is_finite() && self.noise >= 0.0) {
+            return Err(RoutingError::Noise(self.noise));
+        }
         if self.task_width == 0 {
             return Err(RoutingError::TaskWidth);
         }
-        if self.scorer.reads() == Reads::Tasks && self.granularity != Granularity::Task {
-            return Err(RoutingError::ScorerOfTasks(self.scorer.name()));
+        match (self.scorer.reads(), self.granularity) {
+            (Reads::Tasks, Granularity::Token | Granularity::Sequence) => {
+                return Err(RoutingError::ScorerOfTasks(self.scorer.name()));
+            }
+            (Reads::Clusters, Granularity::Token | Granularity::Task) => {
+                return Err(RoutingError::ScorerOfClusters(self.scorer.name()));
+            }
+            _ => {}
         }
         self.scorer.validate(num_experts)?;
         self.normaliser.validate()?;
@@ -168,6 +194,11 @@ impl RouterConfig {
     pub fn is_uniform(&self) -> bool {
         let softmax = NormaliserConfig::from(SoftmaxConfig);
         self.scorer.is_uniform() && self.selection == Selection::Dense && self.normaliser == softmax
+    }
+
+    /// Whether decisions depend on the task of a row.
+    pub fn reads_tasks(&self) -> bool {
+        self.granularity == Granularity::Task || self.scorer.reads() == Reads::FeaturesAndTasks
     }
 
     /// A router over `num_experts` for features of width `d_features`; `num_tasks` is read by
@@ -226,6 +257,7 @@ impl RouterConfig {
             pooling: self.pooling,
             selection: self.selection,
             temperature: self.temperature,
+            noise: self.noise,
             is_uniform: self.is_uniform(),
             groups,
             relaxed: self.relaxed,

@@ -4,12 +4,12 @@ mod config;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, activation::softmax};
-use molora_kernels::random::{Seed, uniform};
+use molora_kernels::random::{Seed, normal, uniform};
 use molora_parts::{Axis, ParameterKind, PartTensor};
 
 use crate::normaliser::{Normaliser, Scores, Weighed};
-use crate::scorer::Scorer;
-use crate::{Guidance, Pooling, RouterOutput, Selected, Selection};
+use crate::scorer::{ScoreInput, Scorer};
+use crate::{Guidance, Pooling, RoutedPart, RouterOutput, Selected, Selection};
 pub use config::{Granularity, RouteFrom, RouterConfig};
 
 /// What a router reads.
@@ -40,6 +40,7 @@ pub struct Router {
     #[module(skip)]
     selection: Selection,
     temperature: f64,
+    noise: f64,
     is_uniform: bool,
     groups: usize,
     relaxed: bool,
@@ -140,22 +141,25 @@ impl Router {
         key: Option<Seed>,
     ) -> RouterOutput {
         let (features, counted) = self.features(input, guidance);
-        let [batch, tokens, width] = features.dims();
-        let rows = features.clone().reshape([batch * tokens, width]);
-        let scores = self.scorer.score(rows);
-        let all = scores.dims()[1];
-        let scores = scores.reshape([batch, tokens, all]);
-        let scores = match key.filter(|_| self.relaxed) {
-            None => scores,
-            Some(key) => {
-                let (shape, device) = (scores.dims(), scores.device());
-                scores + logistic(shape, key.child("relaxed"), &device)
-            }
+        let scored = self.scorer.score_rows(&ScoreInput {
+            features: features.clone(),
+            tasks: input.tasks.clone(),
+            clusters: guidance.clusters.clone(),
+        });
+        let [batch, decisions, all] = scored.logits.dims();
+        let part = |probs: Tensor<3>| RoutedPart {
+            counted: match probs.dims()[1] == decisions {
+                true => counted.clone(),
+                false => counted.clone().max_dim(1),
+            },
+            probs,
         };
+        let parts = scored.parts.into_iter().map(part).collect();
+        let scores = self.disturbed(scored.logits, key);
         let logits = guidance.biased(scores.div_scalar(self.temperature), self.groups);
         let (groups, experts) = (self.groups, all / self.groups);
-        let by_group = |of: Tensor<3>| of.reshape([batch, tokens * groups, experts]);
-        let (for_groups, counted) = self.for_groups(features.clone(), counted);
+        let by_group = |of: Tensor<3>| of.reshape([batch, decisions * groups, experts]);
+        let (for_groups, counted) = self.for_groups(features.clone(), counted.clone());
         let (logits, probs, weighed) = match self.normaliser.is_joint() {
             // All groups' scores become weights together.
             true => {
@@ -170,7 +174,8 @@ impl Router {
                 let weights = self
                     .normaliser
                     .blend(scores, prior.map(|p| p.unsqueeze_dim(1)));
-                (by_group(logits), by_group(probs), (by_group(weights), None))
+                let weighed = Weighed::new(by_group(weights), None);
+                (by_group(logits), by_group(probs), weighed)
             }
             false => {
                 let logits = by_group(logits);
@@ -185,14 +190,32 @@ impl Router {
                 (logits, probs, weighed)
             }
         };
-        let (weights, selected) = guidance.decided(weighed);
+        let weighed = guidance.decided(weighed);
         RouterOutput {
             logits,
             probs,
-            weights,
-            selected,
+            weights: weighed.weights,
+            selected: weighed.selected,
+            learned: weighed.learned,
+            parts,
             counted,
+            reaches_all: self.selection.reaches_all(),
         }
+    }
+
+    /// Scores with the noise of a training step.
+    fn disturbed(&self, mut scores: Tensor<3>, key: Option<Seed>) -> Tensor<3> {
+        let Some(key) = key else {
+            return scores;
+        };
+        let (shape, device) = (scores.dims(), scores.device());
+        if self.relaxed {
+            scores = scores + logistic(shape, key.child("relaxed"), &device);
+        }
+        if self.noise > 0.0 {
+            scores = scores + normal(shape, self.noise, key.child("noise"), &device);
+        }
+        scores
     }
 
     /// Features and what counts, once for each group: groups of a token lie one after another.
@@ -246,7 +269,12 @@ fn logistic(shape: [usize; 3], seed: Seed, device: &Device) -> Tensor<3> {
 /// Weights of the experts that a selection takes, and which those are.
 pub(crate) fn weigh(selection: Selection, normaliser: &Normaliser, scores: Scores) -> Weighed {
     match selection.select(&scores.logits, &scores.probs) {
-        Selected::One(best) => (best.clone().float(), Some(best)),
+        Selected::One(best) => Weighed::new(best.clone().float(), Some(best)),
+        Selected::StraightThrough(best) => {
+            // The difference is exactly 0, so the weight is exactly 1.
+            let gradient = scores.probs.clone() - scores.probs.detach();
+            Weighed::new(best.clone().float() + gradient, Some(best))
+        }
         Selected::All => normaliser.weigh(scores),
         Selected::These(selected) => normaliser.weigh(Scores {
             selected: Some(selected),

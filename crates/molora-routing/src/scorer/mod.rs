@@ -10,6 +10,9 @@
 //! | `grouped` | log of (weight of its group times weight inside it) | AT-MoE |
 //! | `magnitude` | `sum_r |z_er + d_e|` of its own code z | FlyLoRA |
 //! | `table` | entry of the row's task, whatever u is | MTL-LoRA, Poly |
+//! | `per_task` | `<w_te, u>` for a row of task t | Mod-Squad |
+//! | `cluster` | `<w_e, c> + b_e`, c the embedding of the sequence's cluster | MoCLE |
+//! | `blend` | log of the blend of a softmax by u and one by the row's task | HMoRA |
 
 use std::collections::BTreeMap;
 
@@ -43,6 +46,52 @@ pub enum Reads {
     Tasks,
     /// The low-rank codes of all experts side by side, `[N, E*R]`.
     Codes,
+    /// Features, and which task each row of the batch belongs to.
+    FeaturesAndTasks,
+    /// Which cluster each sequence belongs to.
+    Clusters,
+}
+
+/// What a scorer may read of a batch.
+#[derive(Debug, Clone)]
+pub struct ScoreInput {
+    /// Features of every decision, or what else the scorer [reads](Reads), `[B, T', F]`.
+    pub features: Tensor<3>,
+    /// Rows that pick each sequence's task, `[B, tasks]`, if that is known.
+    pub tasks: Option<Tensor<2>>,
+    /// Rows that pick each sequence's cluster, `[B, clusters]`, if that is known.
+    pub clusters: Option<Tensor<2>>,
+}
+
+impl ScoreInput {
+    /// Features alone, `[B, T', F]`.
+    pub fn new(features: Tensor<3>) -> Self {
+        Self {
+            features,
+            tasks: None,
+            clusters: None,
+        }
+    }
+}
+
+/// The scores of a batch.
+#[derive(Debug, Clone)]
+pub struct Scored {
+    /// A score for every decision and expert, `[B, T', E]`.
+    pub logits: Tensor<3>,
+    /// The probabilities that the scores were blended from, `[B, T', E]` or, of decisions for whole
+    /// sequences, `[B, 1, E]`; none if they were not.
+    pub parts: Vec<Tensor<3>>,
+}
+
+impl Scored {
+    /// Scores that are not blended.
+    pub fn new(logits: Tensor<3>) -> Self {
+        Self {
+            logits,
+            parts: Vec::new(),
+        }
+    }
 }
 
 /// Where a scorer's row for an expert comes from.
@@ -107,12 +156,29 @@ pub trait ScorerNumbers {
     fn for_tasks(&mut self, _tasks: &[String]) -> Result<(), RoutingError> {
         Ok(())
     }
+
+    /// Settles what depends on the layer, where start values do.
+    fn at_layer(&mut self, _layer: usize, _num_layers: usize) {}
+
+    /// The number of clusters, where the scorer reads which one a sequence belongs to.
+    fn num_clusters(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// A scorer with its parameters.
 pub trait Score: Module {
     /// `[N, F]`, or what else the scorer [reads](Reads), to logits `[N, E]`.
     fn score(&self, features: Tensor<2>) -> Tensor<2>;
+
+    /// The scores of a batch; by [`score`](Self::score) alone, unless more than features is read.
+    fn score_rows(&self, input: &ScoreInput) -> Scored {
+        let [batch, decisions, width] = input.features.dims();
+        let rows = input.features.clone().reshape([batch * decisions, width]);
+        let scores = self.score(rows);
+        let experts = scores.dims()[1];
+        Scored::new(scores.reshape([batch, decisions, experts]))
+    }
 
     /// Every tensor.
     fn tensors(&mut self) -> Vec<PartTensor<'_>>;
@@ -192,6 +258,9 @@ scorers! {
     "grouped" => grouped::Grouped(GroupedConfig, GroupedScorer),
     "table" => table::Table(TableConfig, TableScorer),
     "magnitude" => magnitude::Magnitude(MagnitudeConfig, MagnitudeScorer),
+    "per_task" => per_task::PerTask(PerTaskConfig, PerTaskScorer),
+    "cluster" => cluster::Cluster(ClusterConfig, ClusterScorer),
+    "blend" => blend::Blend(BlendConfig, BlendScorer),
 }
 
 pub(crate) use cosine::cosines;
@@ -240,12 +309,27 @@ impl ScorerConfig {
     pub fn for_tasks(&mut self, tasks: &[String]) -> Result<(), RoutingError> {
         each!(ScorerConfig, self, numbers => numbers.for_tasks(tasks))
     }
+
+    /// Settles what depends on the layer, where start values do.
+    pub fn at_layer(&mut self, layer: usize, num_layers: usize) {
+        each!(ScorerConfig, self, numbers => numbers.at_layer(layer, num_layers));
+    }
+
+    /// The number of clusters, where the scorer reads which one a sequence belongs to.
+    pub fn num_clusters(&self) -> Option<usize> {
+        each!(ScorerConfig, self, numbers => numbers.num_clusters())
+    }
 }
 
 impl Scorer {
     /// `[N, F]`, or what else the scorer [reads](Reads), to logits `[N, E]`.
     pub fn score(&self, features: Tensor<2>) -> Tensor<2> {
         each!(Scorer, self, scorer => scorer.score(features))
+    }
+
+    /// The scores of a batch.
+    pub fn score_rows(&self, input: &ScoreInput) -> Scored {
+        each!(Scorer, self, scorer => scorer.score_rows(input))
     }
 
     /// Every tensor.
@@ -274,6 +358,10 @@ impl Scorer {
     pub fn balance(&mut self, counts: Tensor<1>, decisions: Tensor<1>) {
         each!(Scorer, self, scorer => scorer.balance(counts, decisions));
     }
+/// Scores `[N, E]` of features `[N, F]` whose task or cluster is unknown.
+fn unknown_rows(scorer: &impl Score, features: Tensor<2>) -> Tensor<2> {
+    let scored = scorer.score_rows(&ScoreInput::new(features.unsqueeze_dim(1)));
+    scored.logits.squeeze_dim(1)
 }
 
 /// A tensor with a row for each expert, `[E, F]`.

@@ -41,6 +41,7 @@ fn selection() -> impl Strategy<Value = Selection> {
         (1_usize..4).prop_map(Selection::TopK),
         (0.0..1.0).prop_map(Selection::TopP),
         Just(Selection::Argmax),
+        Just(Selection::StraightThrough),
     ]
 }
 

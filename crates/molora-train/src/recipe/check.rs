@@ -152,6 +152,7 @@ impl Recipe {
             has_router: self.adapter.router.is_some(),
             has_rank_keys: self.adapter.has_rank_keys(),
             routes_tokens: self.adapter.routes_tokens(),
+            normaliser: self.adapter.router.as_ref().map(|r| r.normaliser.name()),
         };
         let mut problems = Vec::new();
         for (index, config) in objective.terms.iter().enumerate() {

@@ -8,8 +8,9 @@ use burn::tensor::{Device, Tensor};
 use molora_adapters::{BankConfig, ExpertBank, SiteDims, task_selector};
 use molora_kernels::random::Seed;
 use molora_regularize::{
-    Reduction, across_experts, balance_literal, balance_mass, key_matching, l2, load_balance,
-    mass_variation, orthogonality, output_cosine, router_entropy, router_z_loss, task_information,
+    Reduction, TaskInformation, across_experts, balance_literal, balance_mass, key_matching, l2,
+    load_balance, mass_variation, orthogonality, output_cosine, router_entropy, router_z_loss,
+    task_information,
 };
 use molora_routing::{RouterOutput, Selection};
 use molora_testkit::golden::{Case, Tensors};
@@ -148,7 +149,7 @@ fn routing_loss(
         "z_loss" => router_z_loss(&routed(top_k), mean),
         "entropy" => router_entropy(&routed(top_k), mean),
         "cv2_mass" => mass_variation(&routed(top_k)),
-        "mutual_info" => task_information(&routed(top_k), tasks),
+        "mutual_info" => task_information(&routed(top_k), tasks, TaskInformation::default()),
         other => panic!("no loss is known as {other}"),
     }
 }
@@ -169,14 +170,9 @@ fn golden_methods_routing_losses() {
             let logits = expected.tensor::<3>("input.x", &device).require_grad();
             let routed = |top_k| {
                 let probs = softmax(logits.clone(), 2);
-                let (weights, selected) = Selection::TopK(top_k).weigh(&logits, &probs);
-                RouterOutput {
-                    logits: logits.clone(),
-                    probs,
-                    weights,
-                    selected,
-                    counted: expected.tensor("input.mask", &device),
-                }
+                let weighed = Selection::TopK(top_k).weigh(&logits, &probs);
+                let counted = expected.tensor("input.mask", &device);
+                RouterOutput::new(logits.clone(), weighed, counted)
             };
             let value = routing_loss(&variant, &routed, hyper("top_k"), tasks.clone());
             expected.assert_close(&format!("{variant}.aux.value"), value.clone(), FORWARD);

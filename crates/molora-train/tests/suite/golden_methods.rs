@@ -49,12 +49,8 @@ impl Variant<'_> {
         let adapter = self.adapter();
         let keys = adapter.router.as_ref().and_then(|router| router.keys());
         let site = SiteView {
-            bank: &adapter.bank,
             keys,
-            routed: None,
-            labels: None,
-            tasks: None,
-            code: None,
+            ..SiteView::of_weights(&adapter.bank)
         };
         self.objective.evaluate(&[site]).total
     }

@@ -109,12 +109,8 @@ fn evaluate(
     routed: &RouterOutput,
 ) -> LossBreakdown {
     objective.evaluate(&[SiteView {
-        bank: &adapter.bank,
-        keys: None,
         routed: Some(routed),
-        labels: None,
-        tasks: None,
-        code: None,
+        ..SiteView::of_weights(&adapter.bank)
     }])
 }
 

@@ -91,12 +91,8 @@ impl Site {
         let adapter = self.linear.adapter.as_ref().expect("attached");
         let keys = adapter.router.as_ref().expect("a router").keys();
         let view = SiteView {
-            bank: &adapter.bank,
             keys,
-            routed: None,
-            labels: None,
-            tasks: None,
-            code: None,
+            ..SiteView::of_weights(&adapter.bank)
         };
         self.recipe
             .objective

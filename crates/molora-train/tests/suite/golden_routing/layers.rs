@@ -166,12 +166,9 @@ impl Stack {
         labels: &Tensor<2>,
     ) -> LossBreakdown {
         let site = |(layer, routed)| SiteView {
-            bank: Layer::bank(layer),
-            keys: None,
             routed: Some(routed),
             labels: Some(labels.clone()),
-            tasks: None,
-            code: None,
+            ..SiteView::of_weights(Layer::bank(layer))
         };
         let sites: Vec<_> = self.layers.iter().zip(&pass.routed).map(site).collect();
         objective.evaluate(&sites)
