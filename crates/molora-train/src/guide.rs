@@ -4,6 +4,9 @@
 //! the vector of its task's instruction and `q` that of the query. Vectors come from a sentence
 //! encoder in the same process; the paper uses nomic-embed-text.
 
+mod clusters;
+mod k_means;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::path::Path;
@@ -20,6 +23,8 @@ use crate::data::{Batch, Example, Split, Target, TextTokenizer, TokenizedTask};
 use crate::error::{RunProblem, TrainError};
 use crate::recipe::{InstructionConfig, QuerySource};
 use crate::report::SCHEMA_VERSION;
+pub(crate) use clusters::clusters_of;
+pub use clusters::{CLUSTERS, ClusterIds, Clusters};
 
 /// File of the experts' instructions in a run folder.
 pub const INSTRUCTIONS: &str = "instructions.json";
@@ -263,20 +268,31 @@ pub enum Guide {
     ByTask(Vec<Vec<f32>>),
     /// One row for every record, by task.
     ByRecord(Vec<Vec<Vec<f32>>>),
+    /// The cluster of every record, for routers that decide by it.
+    ByCluster(ClusterIds),
 }
 
 impl Guide {
-    /// The guidance of a batch whose rows are records of one task or, where the guide goes by task,
-    /// of any.
+    /// The guidance of a batch whose rows are records of a split, each of a task; a guide that goes by
+    /// task reads no records.
     ///
     /// # Panics
     /// If a task or record has no row.
-    pub fn of(&self, tasks: &[usize], records: &[usize], device: &Device) -> Guidance {
-        let row = |(index, &task): (usize, &usize)| match self {
-            Self::ByTask(rows) => &rows[task],
-            Self::ByRecord(rows) => &rows[task][records[index]],
+    pub fn of(
+        &self,
+        tasks: &[usize],
+        records: &[usize],
+        split: Split,
+        device: &Device,
+    ) -> Guidance {
+        let numbered = tasks.iter().enumerate();
+        let rows: Vec<&Vec<f32>> = match self {
+            Self::ByTask(rows) => tasks.iter().map(|&task| &rows[task]).collect(),
+            Self::ByRecord(rows) => numbered
+                .map(|(index, &task)| &rows[task][records[index]])
+                .collect(),
+            Self::ByCluster(ids) => return ids.of(tasks, records, split, device),
         };
-        let rows: Vec<&Vec<f32>> = tasks.iter().enumerate().map(row).collect();
         Guidance {
             bias: Some(matrix(&rows, device)),
             ..Guidance::default()

@@ -39,6 +39,8 @@ pub struct Batch {
     /// The share of every answer token in the loss, where all tokens count alike instead of all
     /// examples.
     pub token_weight: Option<f32>,
+    /// The place of each row's record in its split, where that is known.
+    pub records: Vec<usize>,
 }
 
 /// A token that has to be said.
@@ -297,6 +299,7 @@ impl Batch {
             examples: Vec::with_capacity(rows),
             segments: None,
             token_weight: None,
+            records: Vec::new(),
         }
     }
 
@@ -338,6 +341,9 @@ impl Batch {
         }
         batch.examples = rows.iter().map(|&row| self.examples[row]).collect();
         batch.token_weight = self.token_weight;
+        if !self.records.is_empty() {
+            batch.records = rows.iter().map(|&row| self.records[row]).collect();
+        }
         batch.segments = self.segments.as_ref().map(|segments| {
             let row = |&row: &usize| &segments[row * self.width..][..width];
             rows.iter().flat_map(row).copied().collect()

@@ -63,13 +63,15 @@ impl std::str::FromStr for Split {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let known = [Self::Train, Self::Validation, Self::Test];
-        let found = known.into_iter().find(|split| split.name() == name);
+        let found = Self::ALL.into_iter().find(|split| split.name() == name);
         found.ok_or_else(|| "expected test, validation or train".to_owned())
     }
 }
 
 impl Split {
+    /// All splits.
+    pub const ALL: [Self; 3] = [Self::Train, Self::Validation, Self::Test];
+
     /// The split's name, which is its file's name without the ending.
     pub fn name(self) -> &'static str {
         match self {

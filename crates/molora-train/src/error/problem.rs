@@ -216,6 +216,12 @@ pub enum RunProblem {
     /// Instructions of other experts.
     #[error("experts are {found}, expected {expected}")]
     OtherExperts { found: String, expected: String },
+    /// Clusters that the routers do not know.
+    #[error("has {found} centroids, expected from 1 to {expected}, the clusters of the routers")]
+    OtherClusters { found: usize, expected: usize },
+    /// Centroids of different lengths.
+    #[error("a centroid has {found} numbers, expected {expected}")]
+    CentroidLength { found: usize, expected: usize },
     /// Vectors of different lengths.
     #[error("the vector of {expert} has {found} numbers, expected {expected}")]
     VectorLength {

@@ -113,7 +113,9 @@ impl Pass<'_> {
         rows: &[usize],
     ) -> Result<ForwardContext, TrainError> {
         let tasks = vec![self.number; rows.len()];
-        let guidance = self.guide.map(|guide| guide.of(&tasks, rows, self.device));
+        let guidance = self
+            .guide
+            .map(|guide| guide.of(&tasks, rows, self.split, self.device));
         let tasks = vec![self.known; rows.len()];
         Ok(ForwardContext {
             tasks: Some(task_selector(&tasks, self.num_tasks, self.device)?),

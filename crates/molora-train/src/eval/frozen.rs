@@ -42,7 +42,8 @@ impl Frozen<'_> {
             let records: Vec<usize> = places.iter().map(|&place| rows[place]).collect();
             let examples: Vec<_> = records.iter().map(|&row| &examples[row]).collect();
             let batch = Batch::from_examples(&examples);
-            let guidance = guide.map(|guide| guide.of(&vec![0; batch.rows], &records, device));
+            let guidance =
+                guide.map(|guide| guide.of(&vec![0; batch.rows], &records, split, device));
             let guidance = guidance.unwrap_or_default();
             let unknown = vec![None; batch.rows];
             let (input, context) =

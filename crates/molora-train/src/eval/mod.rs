@@ -198,7 +198,7 @@ impl Pass<'_> {
         let examples: Vec<_> = rows.iter().map(|&row| &examples[row]).collect();
         let batch = Batch::from_examples(&examples);
         let guide = self.guide;
-        let guidance = guide.map(|guide| guide.of(&batch.task_ids, rows, self.device));
+        let guidance = guide.map(|guide| guide.of(&batch.task_ids, rows, self.split, self.device));
         let guidance = guidance.unwrap_or_default();
         let tasks = vec![self.known; batch.rows];
         let (count, device) = (self.num_tasks, self.device);

@@ -12,9 +12,9 @@ use molora_models::{
 use molora_routing::Guidance;
 
 use crate::base::{DeviceSpec, base_model, chat_stop_tokens, stop_tokens};
-use crate::data::{ChatTemplate, Message, PromptStyle, TextTokenizer};
+use crate::data::{ChatTemplate, Message, PromptStyle, Split, TextTokenizer};
 use crate::error::{RunProblem, TrainError};
-use crate::guide::{Guide, Instructions, TextEncoder};
+use crate::guide::{Clusters, Guide, Instructions, TextEncoder, clusters_of};
 use crate::run::{open_without_data, task_number};
 
 /// A language model with its tokenizer and chat template.
@@ -38,6 +38,7 @@ struct Mixture {
     num_tasks: usize,
     task: Option<usize>,
     instructions: Option<(Instructions, Option<TextEncoder>)>,
+    clusters: Option<(Clusters, TextEncoder)>,
 }
 
 /// How texts are continued.
@@ -97,6 +98,7 @@ impl Writer {
             num_tasks: opened.config.tasks.len(),
             task: task.transpose()?,
             instructions: None,
+            clusters: None,
         };
         if let Some(instructions) = opened.instructions {
             // The query is the task's instruction, or else the prompt.
@@ -105,6 +107,10 @@ impl Writer {
                 None => Some(instructions.text_encoder(&device)?),
             };
             mixture.instructions = Some((instructions, encoder));
+        }
+        if let Some(clusters) = opened.clusters {
+            let encoder = clusters.text_encoder(&device)?;
+            mixture.clusters = Some((clusters, encoder));
         }
         let mut writer = Self::of(opened.model.backbone, mixture, opened.loaded.folder, device)?;
         writer.is_chat &= style == PromptStyle::Chat;
@@ -278,6 +284,7 @@ impl Writer {
             num_tasks,
             task,
             instructions,
+            clusters,
         } = &self.mixture;
         if *num_tasks > 0 {
             let tasks = vec![*task; prompts.len()];
@@ -286,6 +293,11 @@ impl Writer {
         if let Some((instructions, encoder)) = instructions {
             let encoder = encoder.as_ref();
             context.guidance = self.guidance(prompts, *task, instructions, encoder)?;
+        }
+        if let Some((clusters, encoder)) = clusters {
+            let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+            let ids = clusters.of_texts(&prompts, encoder)?;
+            context.guidance = clusters_of(&ids, clusters.clusters, &self.device);
         }
         Ok(context)
     }
@@ -308,7 +320,7 @@ impl Writer {
             (None, None) => return Ok(Guidance::default()),
         };
         let scores = instructions.scores(&queries, &self.device);
-        Ok(Guide::ByTask(scores).of(&rows, &rows, &self.device))
+        Ok(Guide::ByTask(scores).of(&rows, &[], Split::Test, &self.device))
     }
 }
 

@@ -23,6 +23,7 @@ pub(super) fn order_problems(
         assembled: false,
         embedded: false,
         directed: false,
+        clustered: false,
     };
     let mut problems = Vec::new();
     for (index, stage) in stages.iter().enumerate() {
@@ -51,6 +52,7 @@ struct Order<'a> {
     assembled: bool,
     embedded: bool,
     directed: bool,
+    clustered: bool,
 }
 
 impl Order<'_> {
@@ -106,6 +108,13 @@ impl Order<'_> {
             }
             Scope::Mixture => {}
         }
+        let by_cluster = self.spec.num_clusters().is_some();
+        if stage.scope == Scope::Mixture && by_cluster && !self.clustered {
+            return Some(
+                "adapter.router.scorer = \"cluster\" needs an earlier stage with transform = \
+                 \"cluster\"",
+            );
+        }
         let labelled = stage.routing == Routing::Label;
         if labelled && !(self.spec.has_expert_per_task() && self.spec.router.is_some()) {
             return Some("routing = \"label\" needs a router and adapter.experts = \"per_task\"");
@@ -149,6 +158,10 @@ impl Order<'_> {
                 );
             }
             Transform::CollectDirections => self.directed = true,
+            Transform::Cluster(_) if self.spec.num_clusters().is_none() => {
+                return Some("clusters need adapter.router.scorer = \"cluster\"");
+            }
+            Transform::Cluster(_) => self.clustered = true,
             Transform::EmbedInstructions(_) if !self.spec.has_expert_per_task() => {
                 return Some("instructions need adapter.experts = \"per_task\"");
             }

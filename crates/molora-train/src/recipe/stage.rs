@@ -6,7 +6,7 @@ use molora_regularize::ObjectiveConfig;
 use serde::{Deserialize, Serialize};
 
 use super::earlier::StageFile;
-use super::{InstructionConfig, OptimizerConfig, ScheduleConfig};
+use super::{ClusterTexts, InstructionConfig, OptimizerConfig, ScheduleConfig};
 use crate::model::{count, set_trainable};
 
 /// Which part of the method a stage trains.
@@ -58,6 +58,8 @@ pub enum Transform {
     CollectPrototypes,
     /// The direction that each expert stretches most becomes its routers' row: Arrow.
     CollectDirections,
+    /// The training texts are divided into clusters, by which routers decide: MoCLE.
+    Cluster(ClusterTexts),
     /// The tasks' instructions become vectors that the experts are compared by.
     EmbedInstructions(InstructionConfig),
     /// Takes the global weight from `candidates` that gives the best mean score on the validation
@@ -174,6 +176,10 @@ impl StageConfig {
         let mut problems = Vec::new();
         if self.steps > 0 || !self.trainable.is_empty() {
             problems.push("transform computes no gradient: expected no steps and trainable".into());
+        }
+        if let Transform::Cluster(config) = transform {
+            let at = |problem| format!("transform.cluster.{problem}");
+            problems.extend(config.problems().into_iter().map(at));
         }
         if let Transform::EmbedInstructions(config) = transform {
             let at = |problem| format!("transform.embed_instructions.{problem}");

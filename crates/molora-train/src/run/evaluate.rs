@@ -15,7 +15,7 @@ use crate::data::metrics::Metric;
 use crate::data::{Split, Task, TaskKind, TaskMeta, TokenizedTask, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::eval::{EvalScope, Evaluation, evaluate};
-use crate::guide::{Guide, Instructions, Query};
+use crate::guide::{Clusters, Guide, Instructions, Query};
 use crate::recipe::DataConfig;
 use crate::report::{EvalReport, RoutingReport};
 use crate::store::{RUN, RunConfig, SUMMARY, SWAP, TaskLabels, checkpoint, read_config};
@@ -27,13 +27,21 @@ pub(crate) struct Opened {
     pub(crate) loaded: Loaded,
     pub(crate) model: TaskModel,
     pub(crate) instructions: Option<Instructions>,
+    pub(crate) clusters: Option<Clusters>,
 }
 
 impl Opened {
     /// What tells the routers about the run's own tasks, if the method has that.
-    pub(crate) fn guide(&self) -> Option<Guide> {
-        let instructions = self.instructions.as_ref();
-        instructions.map(|instructions| instructions.guide(&self.loaded.device))
+    ///
+    /// # Errors
+    /// Whatever reading the encoder gives that puts texts into clusters.
+    pub(crate) fn guide(&self) -> Result<Option<Guide>, TrainError> {
+        let device = &self.loaded.device;
+        match (&self.instructions, &self.clusters) {
+            (Some(instructions), _) => Ok(Some(instructions.guide(device))),
+            (None, Some(clusters)) => clusters.guide(&self.loaded.tasks, device).map(Some),
+            (None, None) => Ok(None),
+        }
     }
 
     /// The query that is asked for, or the recipe's.
@@ -121,7 +129,7 @@ pub fn evaluate_run_by(
         open_with(folder, config, &tasks, Some(data), device, false)
     })?;
     let guide = match opened.query(query, folder)? {
-        Query::Task => opened.guide(),
+        Query::Task => opened.guide()?,
         query => guide_by(&opened, &query, scored.split)?,
     };
     let rows = opened.config.recipe.data.eval_batch_size;
@@ -161,9 +169,10 @@ pub fn evaluate_other(
         own.iter().position(|own| own.name == task.name)
     };
     let numbers: Vec<Option<usize>> = tasks.iter().map(number).collect();
-    let guide = match &opened.instructions {
-        None => None,
-        Some(instructions) => {
+    let guide = match (&opened.instructions, &opened.clusters) {
+        (None, None) => None,
+        (None, Some(clusters)) => Some(clusters.guide(&tasks, &loaded.device)?),
+        (Some(instructions), _) => {
             let encoder = instructions.text_encoder(&loaded.device)?;
             Some(instructions.guide_of(&query, &tasks, scored.split, &encoder)?)
         }
@@ -372,6 +381,7 @@ fn open_with(
     let instructions = has_instructions.then(|| Instructions::load(folder, &names));
     Ok(Opened {
         instructions: instructions.transpose()?,
+        clusters: Clusters::load_for(folder, &loaded.spec)?,
         config,
         loaded,
         model,

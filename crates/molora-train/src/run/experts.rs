@@ -99,7 +99,7 @@ fn sentences(
         let example = &task.split(split)[row];
         let batch = Batch::from_examples(&[example]);
         let device = &loaded.device;
-        let guidance = guide.map(|guide| guide.of(&batch.task_ids, &[row], device));
+        let guidance = guide.map(|guide| guide.of(&batch.task_ids, &[row], split, device));
         let guidance = guidance.unwrap_or_default();
         let count = loaded.tasks.len();
         let (input, context) = inputs_for(&batch, &[Some(number)], count, None, guidance, device)?;

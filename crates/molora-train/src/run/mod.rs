@@ -186,7 +186,7 @@ struct Checked {
 
 fn checked(request: &Request) -> Result<Checked, TrainError> {
     let data = bundled::folder(&request.data)?;
-    let encoder = request.recipe.instructions().map(|config| &config.encoder);
+    let encoder = request.recipe.text_encoder();
     let mut inputs = vec![Path::new(&request.model), data.as_path()];
     inputs.extend(encoder.map(Path::new));
     let claim = Claim::new(&request.out, request.force, &inputs)?;

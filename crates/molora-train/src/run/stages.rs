@@ -88,10 +88,12 @@ pub(crate) fn check_tasks(recipe: &Recipe, tasks: &[Task]) -> Result<(), TrainEr
     }
     recipe.for_tasks(&names)?;
     legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
-    let Some(instructions) = recipe.instructions() else {
+    if let Some(encoder) = recipe.text_encoder() {
+        base_model::check(encoder)?;
+    }
+    if recipe.instructions().is_none() {
         return Ok(());
-    };
-    base_model::check(&instructions.encoder)?;
+    }
     let tasks = tasks.iter().map(|task| &task.meta);
     check_instructions(tasks.map(|meta| (&meta.name, &meta.instruction)))
 }

@@ -8,6 +8,7 @@
 //! | `stages/<stage>/` | the state in which a stage began, for `--from-stage` | each stage after the first |
 //! | `experts/<task>/` | `adapter_config.json`, `adapter_model.safetensors` (a LoRA), `head.safetensors`, `gate.safetensors` | the expert's leg |
 //! | `general/` | the general expert, as a LoRA | its stage |
+//! | `clusters.json` | centroids of the training texts, with the name of their encoder | `cluster` |
 //! | `instructions.json` | instructions with vectors, and the global weight | `embed_instructions` |
 //! | `adapter_config.json`, `adapter_model.safetensors`, `heads.safetensors` | the last model | the end |
 //! | `eval.json`, `predictions.json`, `routing.json`, `report.html` | scores, answers, shares of experts, the report | the end |

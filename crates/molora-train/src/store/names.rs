@@ -13,10 +13,10 @@ use super::{RUN, checkpoint};
 use crate::base::files::{entries, is_there};
 use crate::base::place::is_temporary;
 use crate::error::{RunProblem, TrainError};
-use crate::guide::INSTRUCTIONS;
+use crate::guide::{CLUSTERS, INSTRUCTIONS};
 
 /// Files of a run folder.
-const FILES: [&str; 16] = [
+const FILES: [&str; 17] = [
     RUN,
     STEPS,
     SUMMARY,
@@ -29,6 +29,7 @@ const FILES: [&str; 16] = [
     EXAMPLES,
     EXPERT_REPORT,
     INSTRUCTIONS,
+    CLUSTERS,
     checkpoint::HEADS,
     "adapter_config.json",
     "adapter_model.safetensors",

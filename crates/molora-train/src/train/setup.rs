@@ -49,7 +49,8 @@ pub(crate) fn guidance(
     guide: Option<&Guide>,
     batch: &Batch,
 ) -> Result<Guidance, TrainError> {
-    let guidance = guide.map(|guide| guide.of(&batch.task_ids, &[], setup.device));
+    let guidance =
+        guide.map(|guide| guide.of(&batch.task_ids, &batch.records, Split::Train, setup.device));
     let mut guidance = guidance.unwrap_or_default();
     if stage.routing == Routing::Label {
         let labels: Vec<_> = batch.task_ids.iter().copied().map(Some).collect();

@@ -15,7 +15,7 @@ use super::transform;
 use super::validate;
 use crate::data::{Average, Batch, Sampler, task_names};
 use crate::error::{RunProblem, TrainError};
-use crate::guide::{Guide, Instructions};
+use crate::guide::{Clusters, Guide, Instructions};
 use crate::model::{find_not_finite, with_stable_ids};
 use crate::recipe::{FinalState, Leg, OptimizerConfig, Scope, StageConfig, Transform};
 use crate::report::{SCHEMA_VERSION, StepRecord, StepWriter, truncate_after};
@@ -159,13 +159,19 @@ impl State {
         self.is_mixture = !stage.is_some_and(StageConfig::trains_alone);
         let names = task_names(setup.tasks);
         checkpoint::load_weights(path, &mut self.model, &spec, &names)?;
-        let embedded = |leg: &Leg| {
-            let transform = &setup.stages[leg.stage].transform;
-            matches!(transform, Some(Transform::EmbedInstructions(_)))
-        };
-        if setup.legs[..self.progress.leg].iter().any(embedded) {
-            let instructions = Instructions::load(setup.folder, &names)?;
-            self.guide = Some(instructions.guide(setup.device));
+        for leg in &setup.legs[..self.progress.leg] {
+            match &setup.stages[leg.stage].transform {
+                Some(Transform::EmbedInstructions(_)) => {
+                    let instructions = Instructions::load(setup.folder, &names)?;
+                    self.guide = Some(instructions.guide(setup.device));
+                }
+                Some(Transform::Cluster(_)) => {
+                    let clusters = Clusters::load_for(setup.folder, setup.spec)?;
+                    let guide = clusters.map(|found| found.guide(setup.tasks, setup.device));
+                    self.guide = guide.transpose()?;
+                }
+                _ => {}
+            }
         }
         let Some((leg, stage)) = leg.zip(stage) else {
             return Ok(());
@@ -305,6 +311,7 @@ impl State {
             Transform::CollectPrototypes => {
                 transform::collect_prototypes(setup, &mut self.model)?;
             }
+            Transform::Cluster(_) => self.guide = Some(transform::cluster(setup)?),
             Transform::EmbedInstructions(_) => {
                 self.guide = Some(transform::embed_instructions(setup)?);
             }
@@ -332,6 +339,9 @@ impl State {
             }
             _ => Batch::from_examples(&examples),
         };
+        if batch.segments.is_none() {
+            batch.records = picks.iter().map(|&(_, index)| index).collect();
+        }
         if writing.average == Average::Tokens {
             batch.average_over_tokens();
         }

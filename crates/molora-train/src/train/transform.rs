@@ -7,7 +7,7 @@ use super::Setup;
 use crate::TrainError;
 use crate::data::{Split, task_names};
 use crate::eval::{EvalScope, evaluate};
-use crate::guide::{Guide, Instructions, Query};
+use crate::guide::{Clusters, Guide, Instructions, Query, TextEncoder};
 use crate::model::with_stable_ids;
 use crate::store::pool;
 
@@ -65,6 +65,22 @@ pub(crate) fn collect_directions(mixture: &mut TaskModel) {
         }
     }
     *mixture = with_stable_ids(mixture.clone());
+}
+
+/// Divides the training texts into clusters and writes their centroids into the run folder.
+///
+/// # Errors
+/// See [`Clusters::fit`].
+pub(crate) fn cluster(setup: &Setup<'_>) -> Result<Guide, TrainError> {
+    let (config, clusters) = (setup.recipe.cluster_texts(), setup.spec.num_clusters());
+    let (config, clusters) = config
+        .zip(clusters)
+        .expect("checked when the recipe was resolved");
+    let encoder = TextEncoder::open(&config.encoder, setup.device)?;
+    let seed = setup.seed.child("clusters");
+    let found = Clusters::fit(config, clusters, setup.tasks, seed, &encoder)?;
+    found.save(setup.folder)?;
+    found.guide_of(setup.tasks, &Split::ALL, &encoder)
 }
 
 /// Embeds the tasks' instructions and writes them into the run folder.

@@ -73,11 +73,13 @@ pub fn evaluate_unseen(
     let query = opened.query(request.query, run)?;
     let base = &opened.loaded.base;
     let tasks = tokenized(&opened.loaded.folder, base, &tasks, &config.recipe.data)?;
-    let text_encoder = match &opened.instructions {
-        Some(instructions) => Some(instructions.text_encoder(&opened.loaded.device)?),
-        None => None,
+    let device = &opened.loaded.device;
+    let text_encoder = match (&opened.instructions, &opened.clusters) {
+        (Some(instructions), _) => Some(instructions.text_encoder(device)?),
+        (None, Some(clusters)) => Some(clusters.text_encoder(device)?),
+        (None, None) => None,
     };
-    if text_encoder.is_some() && query == Query::Task {
+    if opened.instructions.is_some() && query == Query::Task {
         check_instructions(tasks.iter().map(|task| (&task.name, &task.instruction)))?;
     }
     let measuring = Measuring {
@@ -86,6 +88,7 @@ pub fn evaluate_unseen(
         text_encoder,
         query,
     };
+    let has_query = opened.instructions.is_some();
     let mut results = BTreeMap::new();
     for (number, task) in tasks.iter().enumerate() {
         results.insert(
@@ -99,7 +102,7 @@ pub fn evaluate_unseen(
         model: config.model.clone(),
         seed: config.seed,
         shots: request.shots.map(NonZeroUsize::get),
-        query: measuring.text_encoder.map(|_| measuring.query.to_string()),
+        query: has_query.then(|| measuring.query.to_string()),
         tasks: results,
     })
 }
@@ -247,12 +250,15 @@ impl Measuring<'_> {
 
     /// What tells the routers about one split of one of the tasks, as task number 0.
     fn guide(&self, task: &TokenizedTask, split: Split) -> Result<Option<Guide>, TrainError> {
-        let instructions = self.opened.instructions.as_ref();
-        let Some((instructions, encoder)) = instructions.zip(self.text_encoder.as_ref()) else {
+        let Some(encoder) = &self.text_encoder else {
             return Ok(None);
         };
         let task = std::slice::from_ref(task);
-        let guide = instructions.guide_of(&self.query, task, split, encoder)?;
+        let guide = match (&self.opened.instructions, &self.opened.clusters) {
+            (Some(instructions), _) => instructions.guide_of(&self.query, task, split, encoder)?,
+            (None, Some(clusters)) => clusters.guide_of(task, &[split], encoder)?,
+            (None, None) => return Ok(None),
+        };
         Ok(Some(guide))
     }
 }

@@ -132,10 +132,10 @@ fn guide(opened: &Opened, split: Split) -> Result<Option<Guide>, TrainError> {
     let (Some(instructions), Some(config)) =
         (&opened.instructions, opened.config.recipe.instructions())
     else {
-        return Ok(None);
+        return opened.guide();
     };
     match Query::from(config.query) {
-        Query::Task => Ok(opened.guide()),
+        Query::Task => opened.guide(),
         query => {
             let encoder = instructions.text_encoder(&opened.loaded.device)?;
             let guide = instructions.guide_of(&query, &opened.loaded.tasks, split, &encoder)?;

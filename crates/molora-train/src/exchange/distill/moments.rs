@@ -68,7 +68,7 @@ pub(super) fn moments(
         for rows in spread(examples.len(), share).chunks(ROWS) {
             let chosen: Vec<&Example> = rows.iter().map(|&row| &examples[row]).collect();
             let batch = Batch::from_examples(&chosen);
-            let guidance = guide.map(|guide| guide.of(&batch.task_ids, rows, device));
+            let guidance = guide.map(|guide| guide.of(&batch.task_ids, rows, split, device));
             let guidance = guidance.unwrap_or_default();
             let (input, context) = inputs(&batch, tasks.len(), None, guidance, device)?;
             for observation in opened.model.observe(&input, &context) {

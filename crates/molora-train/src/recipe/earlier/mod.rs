@@ -17,8 +17,8 @@ use serde::{Deserialize, Deserializer};
 use crate::recipe::limits;
 use crate::recipe::stage::{Routing, Scope, StageConfig, Transform};
 use crate::recipe::{
-    CheckpointConfig, DataConfig, InstructionConfig, OptimizerConfig, Recipe, ReportConfig,
-    ScheduleConfig, ValidationConfig,
+    CheckpointConfig, ClusterTexts, DataConfig, InstructionConfig, OptimizerConfig, Recipe,
+    ReportConfig, ScheduleConfig, ValidationConfig,
 };
 
 pub(in crate::recipe) use paths::renamed;
@@ -143,6 +143,7 @@ impl<'de> Deserialize<'de> for Transform {
             "assemble" => Some(Self::Assemble),
             "collect_prototypes" => Some(Self::CollectPrototypes),
             "collect_directions" => Some(Self::CollectDirections),
+            "cluster" => Some(Self::Cluster(ClusterTexts::default())),
             "embed_instructions" => Some(Self::EmbedInstructions(InstructionConfig::default())),
             _ => None,
         })
@@ -154,6 +155,7 @@ const TRANSFORMS: &[&str] = &[
     "assemble",
     "collect_prototypes",
     "collect_directions",
+    "cluster",
     "embed_instructions",
     "tune_global_weight",
 ];
@@ -162,6 +164,7 @@ const TRANSFORMS: &[&str] = &[
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum TransformTable {
+    Cluster(ClusterTexts),
     EmbedInstructions(InstructionConfig),
     TuneGlobalWeight { candidates: Vec<f64> },
 }
@@ -169,6 +172,7 @@ enum TransformTable {
 impl From<TransformTable> for Transform {
     fn from(table: TransformTable) -> Self {
         match table {
+            TransformTable::Cluster(config) => Self::Cluster(config),
             TransformTable::EmbedInstructions(config) => Self::EmbedInstructions(config),
             TransformTable::TuneGlobalWeight { candidates } => {
                 Self::TuneGlobalWeight { candidates }
