@@ -60,7 +60,7 @@ impl Clusters {
             version: SCHEMA_VERSION,
             encoder: encoder.name.clone(),
             clusters,
-            centroids: k_means(&vectors, clusters, config.iterations, seed),
+            centroids: k_means(&vectors, clusters, (config.starts, config.iterations), seed),
         })
     }
 

@@ -3,11 +3,28 @@
 
 use molora_kernels::random::{Seed, unit};
 
-/// At most `clusters` centroids of some vectors, fewer only if there are fewer vectors.
+/// At most `clusters` centroids of some vectors, fewer only if there are fewer vectors: the best of some
+/// starts, whose vectors are nearest to their centroids.
 ///
 /// # Panics
-/// If there is no vector, or none is wanted.
+/// If there is no vector, none is wanted, or there is no start.
 pub(super) fn k_means(
+    vectors: &[Vec<f32>],
+    clusters: usize,
+    (starts, iterations): (usize, usize),
+    seed: Seed,
+) -> Vec<Vec<f32>> {
+    let of_start = |start| {
+        let centroids = from_start(vectors, clusters, iterations, seed.index(start as u64));
+        let apart = |v: &Vec<f32>| distance(&centroids[nearest(&centroids, v)], v);
+        (vectors.iter().map(apart).sum::<f64>(), centroids)
+    };
+    let found = (0..starts).map(of_start);
+    let best = found.reduce(|best, other| if other.0 < best.0 { other } else { best });
+    best.expect("there is a start").1
+}
+
+fn from_start(
     vectors: &[Vec<f32>],
     clusters: usize,
     iterations: usize,
@@ -104,7 +121,7 @@ mod tests {
     fn heaps_are_found_whatever_the_seed() {
         let vectors = heaps();
         for seed in 0..20 {
-            let centroids = k_means(&vectors, 3, 50, Seed::new(seed));
+            let centroids = k_means(&vectors, 3, (8, 50), Seed::new(seed));
             let ids: Vec<usize> = vectors.iter().map(|v| nearest(&centroids, v)).collect();
             let mut first = ids[..3].to_vec();
             assert!(
@@ -119,7 +136,7 @@ mod tests {
     #[test]
     fn the_same_seed_gives_the_same_centroids() {
         let vectors = heaps();
-        let of = |seed| k_means(&vectors, 5, 3, Seed::new(seed));
+        let of = |seed| k_means(&vectors, 5, (1, 3), Seed::new(seed));
         assert_eq!(of(1), of(1));
         assert_ne!(of(1), of(2));
     }
@@ -127,7 +144,7 @@ mod tests {
     #[test]
     fn there_are_no_more_clusters_than_vectors() {
         let equal = vec![vec![1.0, 2.0]; 2];
-        let centroids = k_means(&equal, 4, 10, Seed::new(0));
+        let centroids = k_means(&equal, 4, (2, 10), Seed::new(0));
         assert_eq!(centroids, equal);
         assert_eq!(nearest(&centroids, &[1.0, 2.0]), 0);
     }

@@ -14,7 +14,9 @@ pub struct ClusterTexts {
     pub encoder: String,
     /// Centroids are found on at most so many texts, drawn at random.
     pub texts: usize,
-    /// At most so many steps of k-means.
+    /// k-means starts so many times, and the best result counts.
+    pub starts: usize,
+    /// At most so many steps of k-means from each start.
     pub iterations: usize,
 }
 
@@ -24,6 +26,7 @@ impl Default for ClusterTexts {
         Self {
             encoder: bundled::MODEL.into(),
             texts: 20_000,
+            starts: 4,
             iterations: 100,
         }
     }
@@ -32,7 +35,11 @@ impl Default for ClusterTexts {
 impl ClusterTexts {
     /// What is out of range, each with the name of its field.
     pub fn problems(&self) -> Vec<String> {
-        let numbers = [("texts", self.texts), ("iterations", self.iterations)];
+        let numbers = [
+            ("texts", self.texts),
+            ("starts", self.starts),
+            ("iterations", self.iterations),
+        ];
         let zero = numbers.into_iter().filter(|(_, value)| *value == 0);
         zero.map(|(field, _)| format!("{field} is 0, expected at least 1"))
             .collect()

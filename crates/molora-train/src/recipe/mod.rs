@@ -1,11 +1,15 @@
 //! Methods as values: one file per paper, each of which reads like the paper's table.
 
+mod adamole;
+mod arrow;
 mod at_moe;
 mod check;
+mod cluster_texts;
 mod earlier;
 mod flylora;
 mod glider;
 mod goat;
+mod hmora;
 mod hydralora;
 mod instructions;
 mod legs;
@@ -17,6 +21,8 @@ mod malora;
 mod mhr;
 mod mixlora;
 mod moa;
+mod mocle;
+mod mod_squad;
 mod mode;
 mod moelora;
 mod mola;
@@ -37,6 +43,7 @@ mod profile;
 mod report;
 mod samora;
 mod stage;
+mod top_p;
 mod validation;
 mod x_lora;
 
@@ -46,6 +53,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::data::{SamplerConfig, WritingConfig};
+pub use cluster_texts::ClusterTexts;
 use earlier::RecipeFile;
 pub use instructions::{InstructionConfig, QuerySource};
 pub use legs::{Leg, legs};
@@ -61,10 +69,13 @@ type Maker = fn() -> Recipe;
 
 /// All recipes by name, sorted.
 const RECIPES: &[(&str, Maker)] = &[
+    ("adamole", adamole::recipe),
+    ("arrow", arrow::recipe),
     ("at-moe", at_moe::recipe),
     ("flylora", flylora::recipe),
     ("glider", glider::recipe),
     ("goat", goat::recipe),
+    ("hmora", hmora::recipe),
     ("hydralora", hydralora::recipe),
     ("lily", lily::recipe),
     ("lora", lora::recipe),
@@ -73,6 +84,8 @@ const RECIPES: &[(&str, Maker)] = &[
     ("mhr", mhr::recipe),
     ("mixlora", mixlora::recipe),
     ("moa", moa::recipe),
+    ("mocle", mocle::recipe),
+    ("mod-squad", mod_squad::recipe),
     ("mode", mode::recipe),
     ("moelora", moelora::recipe),
     ("mola", mola::recipe),
@@ -87,6 +100,7 @@ const RECIPES: &[(&str, Maker)] = &[
     ("pissa", pissa::recipe),
     ("poly", poly::recipe),
     ("samora", samora::recipe),
+    ("top-p", top_p::recipe),
     ("x-lora", x_lora::recipe),
 ];
 
@@ -177,7 +191,21 @@ impl Recipe {
         })
     }
 
-    /// The same, to be changed.
+    /// How training texts are divided into clusters, if they are.
+    pub fn cluster_texts(&self) -> Option<&ClusterTexts> {
+        self.stages.iter().find_map(|stage| match &stage.transform {
+            Some(Transform::Cluster(config)) => Some(config),
+            _ => None,
+        })
+    }
+
+    /// The sentence encoder of the recipe, if it reads texts beside the base model.
+    pub fn text_encoder(&self) -> Option<&String> {
+        let of_instructions = self.instructions().map(|config| &config.encoder);
+        of_instructions.or(self.cluster_texts().map(|config| &config.encoder))
+    }
+
+    /// As [`instructions`](Self::instructions), to be changed.
     pub fn instructions_mut(&mut self) -> Option<&mut InstructionConfig> {
         let mut stages = self.stages.iter_mut();
         stages.find_map(|stage| match &mut stage.transform {
@@ -338,7 +366,8 @@ mod tests {
         for name in names() {
             let recipe = find(name).expect("it is listed");
             assert_eq!(recipe.name, name);
-            assert!(recipe.citation.contains("arXiv:"), "{name} has a citation");
+            let has_source = ["arXiv:", "openreview:"].map(|at| recipe.citation.contains(at));
+            assert!(has_source.contains(&true), "{name} has a citation");
             assert_eq!(
                 Recipe::from_toml(&recipe.to_toml(), name).expect("its own text"),
                 recipe

@@ -192,7 +192,10 @@ impl<'a> Layer<'a> {
         let found = objective.evaluate(&[site]);
         assert_eq!(found.terms.len(), objective.terms.len(), "every term");
         for (name, (_, value)) in names.iter().zip(&found.terms) {
-            self.expected.assert_close(name, value, FORWARD);
+            // A term without a name is compared by its parts, elsewhere.
+            if !name.ends_with('.') {
+                self.expected.assert_close(name, value, FORWARD);
+            }
         }
         found.total
     }

@@ -13,6 +13,7 @@ mod golden_methods;
 mod golden_mixtures;
 mod golden_mosld;
 mod golden_precondition;
+mod golden_routers;
 mod golden_routing;
 mod golden_samora;
 mod golden_train;

@@ -145,6 +145,11 @@ impl<'a> Variant<'a> {
         numbers.filter_map(Value::as_f64).collect()
     }
 
+    /// Whether the variant has this name.
+    pub(crate) fn is(&self, name: &str) -> bool {
+        self.name == name
+    }
+
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.hyper(key).and_then(Value::as_str)
     }

@@ -9,13 +9,13 @@ use std::convert::Infallible;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 use molora_adapters::core::CoreConfig;
-use molora_adapters::{Combine, DownConfig, GateConfig, GeneralExpert, Slices};
+use molora_adapters::{Combine, DownConfig, GateConfig, GateGradient, GeneralExpert, Slices};
 use molora_kernels::random::Seed;
 use molora_models::{Adaptable, AdapterSpec, Bert, load_adapter, save_adapter};
 use molora_parts::{Axis, Origins, fill};
 use molora_routing::normaliser::NormaliserConfig;
 use molora_routing::scorer::{Reads, ScorerConfig};
-use molora_routing::{Granularity, RouteFrom, RouterConfig, expert_labels};
+use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection, expert_labels};
 use molora_testkit::{GRADIENT, assert_close};
 use molora_train::recipe;
 
@@ -47,7 +47,8 @@ fn specs() -> Vec<(String, AdapterSpec)> {
             match scorer.reads() {
                 Reads::Tasks => router.granularity = Granularity::Task,
                 Reads::Codes => router.route_from = RouteFrom::LowRank,
-                Reads::Features => {}
+                Reads::Clusters => router.granularity = Granularity::Sequence,
+                Reads::Features | Reads::FeaturesAndTasks => {}
             }
         });
         specs.push((format!("scorer {}", scorer.name()), spec));
@@ -89,8 +90,21 @@ fn specs() -> Vec<(String, AdapterSpec)> {
     };
     let gated = with(&|spec, _| spec.gate = Some(gate.clone()));
     specs.push(("gate".into(), gated));
-    let general = with(&|spec, _| spec.general = Some(GeneralExpert::RoutedShare(0.7)));
-    specs.push(("general expert".into(), general));
+    let generals = [
+        GeneralExpert::RoutedShare(0.7),
+        GeneralExpert::Rest,
+        GeneralExpert::RestOfSquared,
+    ];
+    for general in generals {
+        let spec = with(&|spec, _| spec.general = Some(general));
+        specs.push((format!("general expert {general:?}"), spec));
+    }
+    for selection in [Selection::StraightThrough, Selection::StraightThroughDense] {
+        let spec = with(&|_, router| router.selection = selection);
+        specs.push((format!("selection {selection:?}"), spec));
+    }
+    let rooted = with(&|spec, _| spec.bank.gate_gradient = GateGradient::SquareRoot);
+    specs.push(("gate gradient".into(), rooted));
     specs.iter_mut().for_each(|(_, spec)| fit(spec));
     specs.extend(recipe::names().map(|name| (format!("recipe {name}"), spec(name, SHAPE))));
     specs
