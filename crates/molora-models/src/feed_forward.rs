@@ -186,6 +186,7 @@ mod tests {
 
     use super::*;
     use crate::{AdapterSpec, BaseWeight};
+    use molora_routing::Weighed;
 
     const EXPERTS: usize = 3;
 
@@ -240,13 +241,8 @@ mod tests {
         let selected = molora_kernels::top_k_mask(logits.clone(), k);
         let weights = softmax(logits.clone(), 2) * selected.clone().float();
         let weights = weights.clone() / weights.sum_dim(2) * sum;
-        RouterOutput {
-            probs: softmax(logits.clone(), 2),
-            logits,
-            weights,
-            selected: (k < EXPERTS).then_some(selected),
-            counted: Tensor::ones([2, 4], device),
-        }
+        let weighed = Weighed::new(weights, (k < EXPERTS).then_some(selected));
+        RouterOutput::new(logits, weighed, Tensor::ones([2, 4], device))
     }
 
     #[test]

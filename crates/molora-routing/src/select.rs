@@ -80,12 +80,12 @@ impl Selection {
         self == Self::StraightThroughDense
     }
 
-    /// The most experts that take part in a decision, of so many.
+    /// The most experts whose outputs a decision needs, of so many.
     pub fn most(self, num_experts: usize) -> usize {
         match self {
             Self::TopK(k) => k.min(num_experts),
-            Self::Argmax => 1,
-            Self::Dense | Self::TopP(_) => num_experts,
+            Self::Argmax | Self::StraightThrough => 1,
+            Self::Dense | Self::TopP(_) | Self::StraightThroughDense => num_experts,
         }
     }
 

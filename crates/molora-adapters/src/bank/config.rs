@@ -147,6 +147,12 @@ impl BankConfig {
                 needs: "slices = \"shared\"",
             });
         }
+        if self.gate_gradient == GateGradient::SquareRoot && self.combine.reads_inputs() {
+            return Err(AdapterError::Combine {
+                name: "gate_gradient = \"square_root\"",
+                needs: "experts whose outputs are added",
+            });
+        }
         self.start.validate(self.num_experts)?;
         let is_plain = self.slices == Slices::Independent
             && self.down.is_dense()

@@ -285,3 +285,48 @@ fn a_fresh_bank_has_no_changes_to_compare() {
     bank.b = Param::from_tensor(bank.b.val().zeros_like());
     assert_eq!(bank.cosines(), [[0.0, 0.0], [0.0, 0.0]]);
 }
+
+/// With weights of a quarter each, experts' gradients double; the output and the weights' gradients stay.
+#[test]
+fn the_root_of_a_weight_multiplies_the_gradient_of_its_expert() {
+    let device = molora_testkit::autodiff_device();
+    let of = |gate_gradient| {
+        let mut bank = bank(Slices::Shared, 3, &device);
+        bank.gate_gradient = gate_gradient;
+        let weights = Tensor::<3>::full([2, 3, 3], 0.25, &device).require_grad();
+        let y = bank.up(bank.down(input(&device), None), Some(weights.clone()));
+        let gradients = y.clone().square().sum().backward();
+        let of_weights = weights.grad(&gradients).expect("reached");
+        let [a, b] = [&bank.a, &bank.b].map(|matrix| matrix.val().grad(&gradients));
+        let matrices = [a, b].map(|gradient| gradient.expect("reached"));
+        (y, of_weights, matrices)
+    };
+    let (plain, to_weights, matrices) = of(GateGradient::Plain);
+    let (found, found_to_weights, found_matrices) = of(GateGradient::SquareRoot);
+    assert_close(found, plain, 0.0, "output");
+    assert_close(found_to_weights, to_weights, FORWARD, "gradient of weights");
+    for (found, plain) in found_matrices.into_iter().zip(matrices) {
+        assert_close(
+            found,
+            plain.mul_scalar(2.0),
+            FORWARD,
+            "gradient of a matrix",
+        );
+    }
+}
+
+#[test]
+fn a_root_needs_outputs_that_are_added() {
+    let config = BankConfig {
+        combine: crate::combine::FactorsConfig::default().into(),
+        slices: Slices::Independent,
+        gate_gradient: GateGradient::SquareRoot,
+        num_experts: 2,
+        ..BankConfig::default()
+    };
+    let error = config.validate().expect_err("no outputs").to_string();
+    assert!(
+        error.starts_with("gate_gradient = \"square_root\" needs"),
+        "{error}"
+    );
+}

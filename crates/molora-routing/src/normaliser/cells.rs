@@ -71,7 +71,7 @@ pub struct Cells {
 impl Normalise for Cells {
     fn weigh(&self, scores: Scores) -> Weighed {
         let selected = scores.selected.clone();
-        (self.blend(scores, None), selected)
+        Weighed::new(self.blend(scores, None), selected)
     }
 
     fn is_joint(&self) -> bool {

@@ -26,8 +26,8 @@ pub struct NoNormaliser {}
 impl Normalise for NoNormaliser {
     fn weigh(&self, scores: Scores) -> Weighed {
         match scores.selected {
-            Some(selected) => (selected.clone().float(), Some(selected)),
-            None => (scores.logits.detach().ones_like(), None),
+            Some(selected) => Weighed::new(selected.clone().float(), Some(selected)),
+            None => Weighed::new(scores.logits.detach().ones_like(), None),
         }
     }
 }
@@ -47,10 +47,10 @@ mod tests {
             logits: logits.clone(),
             selected: None,
         };
-        let all = NoNormaliser {}.weigh(scores.clone()).0;
+        let all = NoNormaliser {}.weigh(scores.clone()).weights;
         assert_close(all, [[[1.0, 1.0]]], 0.0, "all");
         let selected = Some(logits.lower_elem(0.0));
-        let (one, _) = NoNormaliser {}.weigh(Scores { selected, ..scores });
+        let one = NoNormaliser {}.weigh(Scores { selected, ..scores }).weights;
         assert_close(one, [[[0.0, 1.0]]], 0.0, "one");
     }
 }

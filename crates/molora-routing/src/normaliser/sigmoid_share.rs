@@ -35,7 +35,7 @@ impl Normalise for SigmoidShare {
             None => gates,
         };
         let sum = gates.clone().sum_dim(2).add_scalar(EPSILON);
-        (gates / sum, scores.selected)
+        Weighed::new(gates / sum, scores.selected)
     }
 }
 
@@ -55,11 +55,11 @@ mod tests {
             selected: None,
         };
         // 1/2, 1/2, 1/4.
-        let (found, _) = SigmoidShare {}.weigh(scores.clone());
+        let found = SigmoidShare {}.weigh(scores.clone()).weights;
         assert_close(found, [[[0.4, 0.4, 0.2]]], FORWARD, "weights");
         let first = Tensor::<3>::from_data([[[1.0, 0.0, 1.0]]], &molora_testkit::device()).bool();
         let selected = Some(first);
-        let (found, _) = SigmoidShare {}.weigh(Scores { selected, ..scores });
+        let found = SigmoidShare {}.weigh(Scores { selected, ..scores }).weights;
         assert_close(found, [[[2.0 / 3.0, 0.0, 1.0 / 3.0]]], FORWARD, "of two");
     }
 }

@@ -358,6 +358,8 @@ impl Scorer {
     pub fn balance(&mut self, counts: Tensor<1>, decisions: Tensor<1>) {
         each!(Scorer, self, scorer => scorer.balance(counts, decisions));
     }
+}
+
 /// Scores `[N, E]` of features `[N, F]` whose task or cluster is unknown.
 fn unknown_rows(scorer: &impl Score, features: Tensor<2>) -> Tensor<2> {
     let scored = scorer.score_rows(&ScoreInput::new(features.unsqueeze_dim(1)));

@@ -28,7 +28,7 @@ fn golden_methods_that_are_not_read_yet() {
     }
     for &(name, reading) in CASES {
         let here = names.iter().any(|found| found == name);
-        if *reading == Reading::On {
+        if reading == Reading::On {
             assert_eq!(!crate::cases::cases(name).is_empty(), here, "{name}");
         }
     }
