@@ -15,6 +15,8 @@ pub(crate) enum Reads {
     Input,
     /// The low-rank code.
     LowRank,
+    /// The input as `A` reads it, behind dropout.
+    Dropped,
     /// What a first pass left, of this width.
     FirstPass(usize),
 }
@@ -179,9 +181,11 @@ impl Adapter {
         shared: Option<&RouterOutput>,
     ) -> (Option<Tensor<3>>, Option<RouterOutput>) {
         let own = self.router.as_ref().map(|router| {
+            let key = context.dropout.map(|seed| seed.index(self.site as u64));
             let (features, factor) = match self.reads {
                 Reads::Input => (x, None),
                 Reads::LowRank => (low.clone(), None),
+                Reads::Dropped => (self.bank.dropped(x, key), None),
                 Reads::FirstPass(_) => {
                     let states = context.first_pass.as_ref();
                     let states = states.expect("a model with such sites runs a first pass");
@@ -194,7 +198,6 @@ impl Adapter {
                 mask: context.mask.clone(),
                 tasks: context.tasks.clone(),
             };
-            let key = context.dropout.map(|seed| seed.index(self.site as u64));
             let mut routed = router.route_in_training(&input, &context.guidance, key);
             if let Some(factor) = factor {
                 routed.weights = routed.weights.mul_scalar(factor);

@@ -157,10 +157,7 @@ impl ExpertBank {
             false => x,
         };
         if self.combine.reads_inputs() {
-            return match dropout.filter(|_| self.dropout > 0.0) {
-                Some(seed) => molora_kernels::dropout(x, self.dropout, seed),
-                None => x,
-            };
+            return self.dropped(x, dropout);
         }
         let Some(seed) = dropout else {
             return self.down.apply(linear(x, self.a.val(), None));
@@ -173,6 +170,15 @@ impl ExpertBank {
             true => molora_kernels::dropout_linear(x, a, self.dropout, seed),
             false => linear(x, a, None),
         })
+    }
+
+    /// The inputs `[B, T, D]` as [`down`](Self::down) reads them under the same seed: with those that
+    /// are dropped set to zero.
+    pub fn dropped(&self, x: Tensor<3>, dropout: Option<Seed>) -> Tensor<3> {
+        match dropout.filter(|_| self.dropout > 0.0) {
+            Some(seed) => molora_kernels::dropout(x, self.dropout, seed),
+            None => x,
+        }
     }
 
     /// The low-rank code with every entry of `A` multiplied by a factor: `x (F o A)`.

@@ -136,10 +136,10 @@ impl AdapterSpec {
                 "adapter.router_scope is model, which needs adapter.experts = \"same\"",
             ));
         }
-        let low_rank = |router: &RouterConfig| router.route_from == RouteFrom::LowRank;
-        if self.router.as_ref().is_some_and(low_rank) {
+        let not_hidden = |router: &RouterConfig| router.route_from != RouteFrom::Hidden;
+        if self.router.as_ref().is_some_and(not_hidden) {
             return Err(inconsistent(
-                "adapter.router.route_from is low_rank, which needs adapter.composition = \"site\"",
+                "adapter.router.route_from other than hidden needs adapter.composition = \"site\"",
             ));
         }
         let is_sum = self.bank.combine.is_sum();
@@ -167,10 +167,13 @@ impl AdapterSpec {
     /// What is wrong with experts that layers share.
     fn pool_exists(&self, pool: PoolConfig) -> Result<(), ModelError> {
         let by_other = |router: &RouterConfig| router.granularity != Granularity::Token;
+        let dropped = |router: &RouterConfig| router.route_from == RouteFrom::Dropped;
         let problem = if pool.stride == 0 {
             "adapter.composition.pool.stride is 0, expected at least 1"
         } else if self.router.as_ref().is_some_and(by_other) {
             "adapter.composition is pool, which needs adapter.router.granularity = \"token\""
+        } else if self.router.as_ref().is_some_and(dropped) {
+            "adapter.composition is pool, which goes without adapter.router.route_from = \"dropped\""
         } else if self.router_scope != RouterScope::Site {
             "adapter.composition is pool, which needs adapter.router_scope = \"site\""
         } else if self.bank.slices != Slices::Shared {
@@ -196,10 +199,10 @@ impl AdapterSpec {
 
     /// What is wrong with decisions by a first pass.
     fn first_pass_exists(&self) -> Result<(), ModelError> {
-        let low_rank = |router: &RouterConfig| router.route_from == RouteFrom::LowRank;
+        let not_hidden = |router: &RouterConfig| router.route_from != RouteFrom::Hidden;
         match &self.router {
-            Some(router) if low_rank(router) => Err(inconsistent(
-                "adapter.router.route_from is low_rank, which needs adapter.router_scope = \"site\"",
+            Some(router) if not_hidden(router) => Err(inconsistent(
+                "adapter.router.route_from other than hidden needs adapter.router_scope = \"site\"",
             )),
             Some(_) if !self.experts.by_layer().is_empty() => Err(inconsistent(
                 "adapter.router_scope is first_pass, which needs the same experts in every layer",

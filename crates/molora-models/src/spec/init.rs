@@ -85,11 +85,15 @@ impl AdapterSpec {
         let router = self.router.as_ref().filter(|_| is_own);
         let reads = match (self.router_scope.first_pass(), router) {
             (Some(first), _) => Reads::FirstPass(first.features(width)),
-            (None, Some(router)) if router.route_from == RouteFrom::LowRank => Reads::LowRank,
-            _ => Reads::Input,
+            (None, Some(router)) => match router.route_from {
+                RouteFrom::Hidden => Reads::Input,
+                RouteFrom::LowRank => Reads::LowRank,
+                RouteFrom::Dropped => Reads::Dropped,
+            },
+            (None, None) => Reads::Input,
         };
         let features = match reads {
-            Reads::Input => site.dims.d_input,
+            Reads::Input | Reads::Dropped => site.dims.d_input,
             Reads::LowRank => self.bank.slices.count(self.bank.num_experts).size * self.bank.rank,
             Reads::FirstPass(width) => width,
         };

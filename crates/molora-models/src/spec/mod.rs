@@ -212,9 +212,9 @@ impl AdapterSpec {
             return Ok(());
         };
         let by_layer = self.router_scope == RouterScope::Layer;
-        if by_layer && router.route_from == RouteFrom::LowRank {
+        if by_layer && router.route_from != RouteFrom::Hidden {
             return Err(inconsistent(
-                "adapter.router.route_from is low_rank, which needs adapter.router_scope = \"site\"",
+                "adapter.router.route_from other than hidden needs adapter.router_scope = \"site\"",
             ));
         }
         if by_layer && !self.experts.by_layer().is_empty() && self.layer_rule != LayerRule::PerLayer

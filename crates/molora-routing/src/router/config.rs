@@ -30,6 +30,8 @@ pub enum RouteFrom {
     Hidden,
     /// The shared low-rank code `x A` of the site, width R (SAMoRA).
     LowRank,
+    /// The input of the site as `A` reads it: in training behind the same dropout (LD-MoLE).
+    Dropped,
 }
 
 /// Numbers of a [`Router`]; widths and the number of experts come with [`init`](Self::init).

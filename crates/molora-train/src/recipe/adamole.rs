@@ -7,10 +7,16 @@ use molora_routing::normaliser::ThresholdConfig;
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Liu and Luo, AdaMoLE: Fine-Tuning Large Language Models with Adaptive Mixture of \
                         Low-Rank Adaptation Experts, COLM 2024, arXiv:2405.00361";
+
+pub(super) const ABOUT: About = About {
+    special: "as many experts as exceed a learned threshold",
+    parameters: "E R (D + O) + E D + D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -5,11 +5,17 @@ use molora_models::{AdapterSpec, ExpertCount, ParameterKind};
 use molora_routing::scorer::ArrowConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 use super::{Scope, StageConfig, Transform};
 
 const CITATION: &str = "Ostapenko et al., Towards Modular LLMs by Building and Reusing a Library of \
                         LoRAs, ICML 2024, arXiv:2405.11157";
+
+pub(super) const ABOUT: About = About {
+    special: "experts trained apart, routed by their singular directions",
+    parameters: "E R (D + O)",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     use ParameterKind::{Adapters, Heads};

@@ -5,11 +5,17 @@ use molora_models::{AdapterSpec, ExpertCount, ParameterKind, RouterScope};
 use molora_routing::scorer::GroupedConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, ScorerConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 use super::{Scope, StageConfig, Transform};
 
 const CITATION: &str = "Li and Yao, AT-MoE: Adaptive Task-planning Mixture of Experts via LoRA \
                         Approach, arXiv:2410.10896";
+
+pub(super) const ABOUT: About = About {
+    special: "an expert per task, routers over groups, a general expert",
+    parameters: "(E + 1) R (D + O), routers by layer",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     use ParameterKind::{Adapters, Heads, Routers};

@@ -7,10 +7,16 @@ use molora_routing::normaliser::NoneConfig;
 use molora_routing::scorer::MagnitudeConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Zou et al., FlyLoRA: Boosting Task Decoupling and Parameter Efficiency via \
                         Implicit Rank-Wise Mixture-of-Experts, NeurIPS 2025, arXiv:2510.08396";
+
+pub(super) const ABOUT: About = About {
+    special: "frozen sparse A, the largest codes choose the ranks",
+    parameters: "R O",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     // Every rank is an expert: 32 of them, of which a token gets 8.

@@ -1,11 +1,17 @@
 //! GLIDER: PHATGOOSE's experts and gates, and a global score by the instructions of the tasks.
 //! arXiv:2410.07172. Notes and differences from the released code: docs/methods/glider.md
-use super::{InstructionConfig, QuerySource, StageConfig, Transform};
+use super::{About, InstructionConfig, QuerySource, StageConfig, Transform};
 use super::{Recipe, phatgoose};
 use crate::base::bundled;
 
 const CITATION: &str = "Li et al., Glider: Global and Local Instruction-Driven Expert Router, \
                         EMNLP 2025, arXiv:2410.07172";
+
+pub(super) const ABOUT: About = About {
+    special: "PHATGOOSE and a global score by the tasks' instructions",
+    parameters: "E R (D + O) + E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let instructions = InstructionConfig {

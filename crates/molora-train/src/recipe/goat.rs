@@ -6,10 +6,16 @@ use molora_regularize::{LoadBalance, ObjectiveConfig, Reduction, TermConfig};
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Fan et al., Make LoRA Great Again: Boosting LoRA with Adaptive Singular Values \
                         and Mixture-of-Experts Optimization Alignment, ICML 2025, arXiv:2502.16894";
+
+pub(super) const ABOUT: About = About {
+    special: "experts start as segments of the weight's SVD, top-2",
+    parameters: "E R (D + O) + E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -7,10 +7,16 @@ use molora_routing::normaliser::SoftmaxTwiceConfig;
 use molora_routing::scorer::BlendConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Liao et al., HMoRA: Making LLMs More Effective with Hierarchical Mixture of LoRA \
                         Experts, ICLR 2025, openreview:lTkHiXeuDl";
+
+pub(super) const ABOUT: About = About {
+    special: "token and task routers blended by a learned share",
+    parameters: "R D + E R O + E (D + W)",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -5,10 +5,16 @@ use molora_models::AdapterSpec;
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Tian et al., HydraLoRA: An Asymmetric LoRA Architecture for Efficient \
                         Fine-Tuning, NeurIPS 2024, arXiv:2404.19245";
+
+pub(super) const ABOUT: About = About {
+    special: "one A, several B, a dense token router",
+    parameters: "R D + E R O + E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -5,10 +5,16 @@ use molora_models::{AdapterSpec, Composition, PoolConfig, PoolWeights};
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Zhong et al., Low-Rank Interconnected Adaptation across Layers, ACL 2025 Findings, \
                         arXiv:2407.09946 (yibozhong/lily@db6ed3c)";
+
+pub(super) const ABOUT: About = About {
+    special: "B's of all layers in one pool that layers share",
+    parameters: "R D + E R O / L + E R",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

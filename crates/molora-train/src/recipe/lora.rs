@@ -2,10 +2,16 @@
 use molora_adapters::{BankConfig, Scaling, Slices};
 use molora_models::AdapterSpec;
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, \
                         arXiv:2106.09685";
+
+pub(super) const ABOUT: About = About {
+    special: "one low-rank delta",
+    parameters: "R (D + O)",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

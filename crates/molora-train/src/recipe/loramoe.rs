@@ -6,10 +6,16 @@ use molora_regularize::{ObjectiveConfig, Reduction, TermConfig, TypedBalance};
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{FEED_FORWARD, Recipe};
+use super::{About, FEED_FORWARD, Recipe};
 
 const CITATION: &str = "Dou et al., LoRAMoE: Alleviate World Knowledge Forgetting in Large Language \
                         Models via MoE-Style Plugin, ACL 2024, arXiv:2312.09979";
+
+pub(super) const ABOUT: About = About {
+    special: "dense experts of two kinds in the feed-forwards",
+    parameters: "E R (D + O) + E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -7,10 +7,16 @@ use molora_regularize::{LoadBalance, ObjectiveConfig, Reduction, TermConfig};
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Wang et al., MALoRA: Mixture of Asymmetric Low-Rank Adaptation for Enhanced \
                         Multi-Task Learning, Findings of NAACL 2025, arXiv:2410.22782";
+
+pub(super) const ABOUT: About = About {
+    special: "A in a shared subspace, larger B, top-2",
+    parameters: "d D + E R (d + O) + E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -7,10 +7,16 @@ use molora_routing::normaliser::SigmoidShareConfig;
 use molora_routing::scorer::{TableConfig, UnknownTask};
 use molora_routing::{Granularity, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Caccia et al., Multi-Head Adapter Routing for Cross-Task Generalization, NeurIPS 2023, \
                         arXiv:2211.03831";
+
+pub(super) const ABOUT: About = About {
+    special: "Poly with several heads of skills",
+    parameters: "S R (D + O) + T S H",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -6,10 +6,16 @@ use molora_regularize::{LoadBalance, ObjectiveConfig, Reduction, TermConfig};
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::Recipe;
+use super::{About, Recipe};
 
 const CITATION: &str = "Li et al., MixLoRA: Enhancing Large Language Models Fine-Tuning with LoRA-based \
                         Mixture of Experts, arXiv:2404.15159 (TUDB-Labs/MoE-PEFT)";
+
+pub(super) const ABOUT: About = About {
+    special: "experts are whole feed-forwards, top-2",
+    parameters: "E R (D + O), routers by layer",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

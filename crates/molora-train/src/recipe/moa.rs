@@ -6,11 +6,17 @@ use molora_regularize::{DomainCrossEntropy, ObjectiveConfig, Reduction, TermConf
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, LayerRule, Pooling, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 use super::{OptimizerConfig, Routing, Scope, StageConfig, Transform};
 
 const CITATION: &str = "Feng et al., Mixture-of-LoRAs: An Efficient Multitask Tuning for Large \
                         Language Models, LREC-COLING 2024, arXiv:2403.03432";
+
+pub(super) const ABOUT: About = About {
+    special: "an expert per task, one per sequence, routers learn the domain",
+    parameters: "E R (D + O), routers by layer",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     use ParameterKind::{Adapters, Heads, Routers};

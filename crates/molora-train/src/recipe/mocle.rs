@@ -6,10 +6,16 @@ use molora_routing::normaliser::ProbabilityConfig;
 use molora_routing::scorer::ClusterConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, ClusterTexts, Recipe, StageConfig, Transform};
+use super::{ATTENTION, About, ClusterTexts, Recipe, StageConfig, Transform};
 
 const CITATION: &str = "Gou et al., Mixture of Cluster-conditional LoRA Experts for Vision-language \
                         Instruction Tuning, arXiv:2312.12379";
+
+pub(super) const ABOUT: About = About {
+    special: "clusters of texts choose an expert beside a universal one",
+    parameters: "(E + 1) R (D + O) + table",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -1,5 +1,6 @@
 //! Methods as values: one file per paper, each of which reads like the paper's table.
 
+mod about;
 mod adamole;
 mod arrow;
 mod at_moe;
@@ -12,6 +13,7 @@ mod goat;
 mod hmora;
 mod hydralora;
 mod instructions;
+mod ld_mole;
 mod legs;
 mod lily;
 mod limits;
@@ -53,6 +55,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::data::{SamplerConfig, WritingConfig};
+pub use about::{About, Group, about};
 pub use cluster_texts::ClusterTexts;
 use earlier::RecipeFile;
 pub use instructions::{InstructionConfig, QuerySource};
@@ -68,40 +71,41 @@ pub use validation::{CheckpointConfig, FinalState, ValidationConfig};
 type Maker = fn() -> Recipe;
 
 /// All recipes by name, sorted.
-const RECIPES: &[(&str, Maker)] = &[
-    ("adamole", adamole::recipe),
-    ("arrow", arrow::recipe),
-    ("at-moe", at_moe::recipe),
-    ("flylora", flylora::recipe),
-    ("glider", glider::recipe),
-    ("goat", goat::recipe),
-    ("hmora", hmora::recipe),
-    ("hydralora", hydralora::recipe),
-    ("lily", lily::recipe),
-    ("lora", lora::recipe),
-    ("loramoe", loramoe::recipe),
-    ("malora", malora::recipe),
-    ("mhr", mhr::recipe),
-    ("mixlora", mixlora::recipe),
-    ("moa", moa::recipe),
-    ("mocle", mocle::recipe),
-    ("mod-squad", mod_squad::recipe),
-    ("mode", mode::recipe),
-    ("moelora", moelora::recipe),
-    ("mola", mola::recipe),
-    ("mole-topk", mole_topk::recipe),
-    ("mor1e", mor1e::recipe),
-    ("mosld", mosld::recipe),
-    ("mtl-lora", mtl_lora::recipe),
-    ("mtlora", mtlora::recipe),
-    ("olora", olora::recipe),
-    ("omoe", omoe::recipe),
-    ("phatgoose", phatgoose::recipe),
-    ("pissa", pissa::recipe),
-    ("poly", poly::recipe),
-    ("samora", samora::recipe),
-    ("top-p", top_p::recipe),
-    ("x-lora", x_lora::recipe),
+const RECIPES: &[(&str, Maker, About)] = &[
+    ("adamole", adamole::recipe, adamole::ABOUT),
+    ("arrow", arrow::recipe, arrow::ABOUT),
+    ("at-moe", at_moe::recipe, at_moe::ABOUT),
+    ("flylora", flylora::recipe, flylora::ABOUT),
+    ("glider", glider::recipe, glider::ABOUT),
+    ("goat", goat::recipe, goat::ABOUT),
+    ("hmora", hmora::recipe, hmora::ABOUT),
+    ("hydralora", hydralora::recipe, hydralora::ABOUT),
+    ("lily", lily::recipe, lily::ABOUT),
+    ("ld-mole", ld_mole::recipe, ld_mole::ABOUT),
+    ("lora", lora::recipe, lora::ABOUT),
+    ("loramoe", loramoe::recipe, loramoe::ABOUT),
+    ("malora", malora::recipe, malora::ABOUT),
+    ("mhr", mhr::recipe, mhr::ABOUT),
+    ("mixlora", mixlora::recipe, mixlora::ABOUT),
+    ("moa", moa::recipe, moa::ABOUT),
+    ("mocle", mocle::recipe, mocle::ABOUT),
+    ("mod-squad", mod_squad::recipe, mod_squad::ABOUT),
+    ("mode", mode::recipe, mode::ABOUT),
+    ("moelora", moelora::recipe, moelora::ABOUT),
+    ("mola", mola::recipe, mola::ABOUT),
+    ("mole-topk", mole_topk::recipe, mole_topk::ABOUT),
+    ("mor1e", mor1e::recipe, mor1e::ABOUT),
+    ("mosld", mosld::recipe, mosld::ABOUT),
+    ("mtl-lora", mtl_lora::recipe, mtl_lora::ABOUT),
+    ("mtlora", mtlora::recipe, mtlora::ABOUT),
+    ("olora", olora::recipe, olora::ABOUT),
+    ("omoe", omoe::recipe, omoe::ABOUT),
+    ("phatgoose", phatgoose::recipe, phatgoose::ABOUT),
+    ("pissa", pissa::recipe, pissa::ABOUT),
+    ("poly", poly::recipe, poly::ABOUT),
+    ("samora", samora::recipe, samora::ABOUT),
+    ("top-p", top_p::recipe, top_p::ABOUT),
+    ("x-lora", x_lora::recipe, x_lora::ABOUT),
 ];
 
 /// The layers that the bundled recipes adapt: query, key, value and output of every attention.
@@ -324,7 +328,7 @@ pub(crate) fn text_error(text: &str, file: &str, error: &toml::de::Error) -> Tra
 
 /// Names of all recipes, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    RECIPES.iter().map(|(name, _)| *name)
+    RECIPES.iter().map(|(name, ..)| *name)
 }
 
 /// The recipe of that name, with the numbers that fit an encoder.
@@ -341,7 +345,7 @@ pub fn find(name: &str) -> Result<Recipe, TrainError> {
 /// # Errors
 /// [`TrainError::NoSuchRecipe`] with the names that exist and one that is near.
 pub fn find_for(name: &str, kind: BaseKind) -> Result<Recipe, TrainError> {
-    if let Some((_, recipe)) = RECIPES.iter().find(|(known, _)| *known == name) {
+    if let Some((_, recipe, _)) = RECIPES.iter().find(|(known, ..)| *known == name) {
         return Ok(recipe().for_base(kind));
     }
     let near = names()

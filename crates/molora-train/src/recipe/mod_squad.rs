@@ -7,13 +7,19 @@ use molora_routing::normaliser::ProbabilityConfig;
 use molora_routing::scorer::PerTaskConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Chen et al., Mod-Squad: Designing Mixtures of Experts As Modular Multi-Task \
                         Learners, CVPR 2023, arXiv:2212.08066";
 
 /// Added to the probability of every expert, in gates and in the loss.
 const FLOOR: f64 = 1e-4;
+
+pub(super) const ABOUT: About = About {
+    special: "a router per task, information between tasks and experts",
+    parameters: "E R (D + O) + T E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -6,10 +6,16 @@ use molora_models::AdapterSpec;
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Ning et al., MoDE: Effective Multi-task Parameter Efficient Fine-Tuning with a \
                         Mixture of Dyadic Experts, Findings of NAACL 2025, arXiv:2408.01505";
+
+pub(super) const ABOUT: About = About {
+    special: "shared A, a router for each group of ranks",
+    parameters: "R D + E R O + G E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     // The paper's best: 6 x 4 with a router for each rank.

@@ -6,10 +6,16 @@ use molora_regularize::{InfoNce, LoadBalance, ObjectiveConfig, Reduction, TermCo
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Luo et al., MoELoRA: Contrastive Learning Guided Mixture of Experts on \
                         Parameter-Efficient Fine-Tuning for Large Language Models, arXiv:2402.12851";
+
+pub(super) const ABOUT: About = About {
+    special: "top-2, outputs told apart by a contrastive loss",
+    parameters: "E R (D + O) + E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

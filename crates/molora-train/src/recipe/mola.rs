@@ -6,9 +6,15 @@ use molora_regularize::{LoadBalance, ObjectiveConfig, Reduction, TermConfig};
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Gao et al., Higher Layers Need More LoRA Experts, arXiv:2402.08562";
+
+pub(super) const ABOUT: About = About {
+    special: "top-2 of 2-4-6-8 experts, more above",
+    parameters: "E R (D + O) + E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -7,10 +7,16 @@ use molora_regularize::{LoadBalance, ObjectiveConfig, Reduction, TermConfig};
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Zadouri et al., Pushing Mixture of Experts to the Limit: Extremely Parameter \
                         Efficient MoE for Instruction Tuning, ICLR 2024, arXiv:2309.05444";
+
+pub(super) const ABOUT: About = About {
+    special: "independent experts, top-2 token router",
+    parameters: "E R (D + O) + E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

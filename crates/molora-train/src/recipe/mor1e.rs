@@ -8,10 +8,16 @@ use molora_routing::normaliser::CellsConfig;
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Liu et al., Intuition-aware Mixture-of-Rank-1-Experts for Parameter Efficient \
                         Finetuning, arXiv:2404.08985";
+
+pub(super) const ABOUT: About = About {
+    special: "a grid of rank-1 experts, token and cluster gates",
+    parameters: "R (D + O) + E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -6,10 +6,16 @@ use molora_regularize::{LoadBalance, ObjectiveConfig, Reduction, TermConfig};
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::Recipe;
+use super::{About, Recipe};
 
 const CITATION: &str = "Zhao et al., MoSLD: An Extremely Parameter-Efficient Mixture-of-Shared LoRAs \
                         for Multi-Task Learning, COLING 2025, arXiv:2412.08946";
+
+pub(super) const ABOUT: About = About {
+    special: "shared A with dropped weights, top-2, more experts above",
+    parameters: "R D + E R O + E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

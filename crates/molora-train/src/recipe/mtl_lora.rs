@@ -6,10 +6,16 @@ use molora_models::AdapterSpec;
 use molora_routing::scorer::TableConfig;
 use molora_routing::{Granularity, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Yang et al., MTL-LoRA: Low-Rank Adaptation for Multi-Task Learning, AAAI 2025, \
                         arXiv:2410.09437";
+
+pub(super) const ABOUT: About = About {
+    special: "shared A, a matrix per task on the code, B's weighed by task",
+    parameters: "R D + E R O + T (R R + E)",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -7,10 +7,16 @@ use molora_regularize::{MassVariation, ObjectiveConfig, Reduction, Spectral, Ter
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "mtLoRA: multi-task low-rank adaptation with fine-grained routing, ICLR 2026, \
                         arXiv:2603.01526";
+
+pub(super) const ABOUT: About = About {
+    special: "shared A, every block of outputs has its own router",
+    parameters: "R D + E R O + G E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

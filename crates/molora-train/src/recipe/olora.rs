@@ -3,10 +3,16 @@
 use molora_adapters::{BankConfig, Scaling, Slices, Start};
 use molora_models::AdapterSpec;
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Buyukakyuz, OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models, \
                         arXiv:2406.01775";
+
+pub(super) const ABOUT: About = About {
+    special: "LoRA that starts orthonormal",
+    parameters: "R (D + O)",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -6,13 +6,19 @@ use molora_models::AdapterSpec;
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Feng et al., OMoE: Diversifying Mixture of Low-Rank Adaptation by Orthogonal \
                         Finetuning, arXiv:2501.10062";
 
 /// Experts that a token gets.
 const SELECTED: usize = 2;
+
+pub(super) const ABOUT: About = About {
+    special: "outputs of the selected experts made orthogonal",
+    parameters: "E R (D + O) + E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

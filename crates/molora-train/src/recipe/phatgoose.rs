@@ -5,11 +5,17 @@ use molora_models::{AdapterSpec, ExpertCount, ParameterKind};
 use molora_routing::scorer::PrototypeConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 use super::{OptimizerConfig, Scope, StageConfig, Transform};
 
 const CITATION: &str = "Muqeeth et al., Learning to Route Among Specialized Experts for Zero-Shot \
                         Generalization, ICML 2024, arXiv:2402.05859";
+
+pub(super) const ABOUT: About = About {
+    special: "experts trained apart, routed by a gate each",
+    parameters: "E R (D + O) + E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     Recipe {

@@ -2,10 +2,16 @@
 use molora_adapters::{BankConfig, Scaling, Slices, Start};
 use molora_models::AdapterSpec;
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Meng et al., PiSSA: Principal Singular Values and Singular Vectors Adaptation of \
                         Large Language Models, NeurIPS 2024, arXiv:2404.02948";
+
+pub(super) const ABOUT: About = About {
+    special: "LoRA that starts as the weight's largest singular values",
+    parameters: "R (D + O)",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

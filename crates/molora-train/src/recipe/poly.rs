@@ -7,10 +7,16 @@ use molora_routing::normaliser::SigmoidShareConfig;
 use molora_routing::scorer::{TableConfig, UnknownTask};
 use molora_routing::{Granularity, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Ponti et al., Combining Modular Skills in Multitask Learning (Polytropon), EACL 2023, \
                         arXiv:2202.13914";
+
+pub(super) const ABOUT: About = About {
+    special: "skills mixed as matrices by a table of tasks",
+    parameters: "S R (D + O) + T S",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

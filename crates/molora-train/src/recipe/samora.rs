@@ -7,10 +7,16 @@ use molora_regularize::{KeyMatching, ObjectiveConfig, Orthogonality, Reduction, 
 use molora_routing::scorer::CosineConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Shi et al., SAMoRA: Semantic-Aware Mixture of LoRA Experts for Task-Adaptive \
                         Learning, Findings of ACL 2026, arXiv:2604.19048";
+
+pub(super) const ABOUT: About = About {
+    special: "shared A, cosine router in rank space, task gate",
+    parameters: "R (D + E O + E + 1) + gate",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

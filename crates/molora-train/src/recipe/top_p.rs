@@ -7,10 +7,16 @@ use molora_routing::normaliser::ProbabilityConfig;
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 
 const CITATION: &str = "Huang et al., Harder Tasks Need More Experts: Dynamic Routing in MoE Models, \
                         ACL 2024, arXiv:2403.07652";
+
+pub(super) const ABOUT: About = About {
+    special: "as many experts as hold a share of the probability",
+    parameters: "E R (D + O) + E D",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     let bank = BankConfig {

@@ -5,12 +5,18 @@ use molora_models::{AdapterSpec, ExpertCount, FirstPassConfig, ParameterKind, Ro
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, Recipe};
+use super::{ATTENTION, About, Recipe};
 use super::{OptimizerConfig, Scope, StageConfig, Transform};
 
 const CITATION: &str = "Buehler and Buehler, X-LoRA: Mixture of Low-Rank Adapter Experts, a Flexible \
                         Framework for Large Language Models, APL Machine Learning 2024, \
                         arXiv:2402.07148 (EricLBuehler/xlora@8217992)";
+
+pub(super) const ABOUT: About = About {
+    special: "experts trained apart, a first pass weighs them in all layers",
+    parameters: "E R (D + O), one classifier",
+    step_time: 1.0,
+};
 
 pub(super) fn recipe() -> Recipe {
     use ParameterKind::{Adapters, Heads, Routers};

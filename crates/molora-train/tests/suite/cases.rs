@@ -30,6 +30,7 @@ pub(crate) const CASES: &[(&str, Reading)] = &[
     ("routing_losses", On),
     ("samora", On),
     ("weight_regularizers", On),
+    ("ld_mole", On),
     ("loramoe", On),
     ("malora", On),
     ("mode", On),

@@ -38,6 +38,8 @@ pub(crate) struct Layer<'a> {
     expected: &'a Tensors,
     names: Vec<(&'a str, &'a str)>,
     turned: Vec<(&'a str, Vec<usize>)>,
+    /// Factors of the inputs that the adapter reads: a dropout mask of a case.
+    pub(crate) kept: Option<Tensor<3>>,
     device: Device,
 }
 
@@ -71,6 +73,7 @@ impl<'a> Layer<'a> {
             expected,
             names: names.to_vec(),
             turned: Vec::new(),
+            kept: None,
             device: device.clone(),
         };
         for (of_case, name) in names {
@@ -120,7 +123,19 @@ impl<'a> Layer<'a> {
             keeps_codes,
             ..self.context.clone()
         };
-        self.linear.forward(x, &context, None)
+        let Some(kept) = &self.kept else {
+            return self.linear.forward(x, &context, None);
+        };
+        let adapter = self.linear.adapter.as_ref().expect("attached");
+        let read = x.clone() * kept.clone();
+        let low = adapter.bank.down(read.clone(), None);
+        let (delta, routed) = adapter.mix(low, read, &context, None);
+        let route = routed.map(|routed| RouteTrace {
+            site: adapter.site(),
+            routed,
+            code: None,
+        });
+        (self.linear.base(x) + delta, route)
     }
 
     /// Compares output, weights, terms and every gradient that the variant has. `terms` are the

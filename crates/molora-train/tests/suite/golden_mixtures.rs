@@ -6,8 +6,10 @@ use molora_adapters::task_selector;
 use molora_models::AdapterSpec;
 use molora_regularize::ObjectiveConfig;
 use molora_regularize::{
-    Contrast, InfoNce, LoadBalance, Reduction, RouterZLoss, Spread, Term, TermConfig, TypedBalance,
+    BalanceWeights, Contrast, Density, InfoNce, LoadBalance, Reduction, RouterZLoss, Sparsity,
+    Spread, Term, TermConfig, TypedBalance,
 };
+use molora_routing::normaliser::SparsegenConfig;
 use molora_routing::{RouterConfig, Selection};
 use molora_testkit::{FORWARD, assert_close, autodiff_device};
 
@@ -226,4 +228,51 @@ fn golden_methods_mola() {
 /// What a case calls the parameters of a layer, in the order of [`LINEAR`].
 fn names_of_layer(index: usize) -> [String; 3] {
     LINEAR.map(|(name, _)| format!("layers.{index}.{name}"))
+}
+
+/// The router's parameters in LD-MoLE's case.
+const LD_MOLE: [(&str, &str); 7] = [
+    LINEAR[0],
+    LINEAR[1],
+    LINEAR[2],
+    ("lambda_w1", "router.lambda.hidden.weight"),
+    ("lambda_b1", "router.lambda.hidden.bias"),
+    ("lambda_w2", "router.lambda.output.weight"),
+    ("lambda_b2", "router.lambda.output.bias"),
+];
+
+#[test]
+fn golden_methods_ld_mole() {
+    let device = autodiff_device();
+    for case in cases("ld_mole") {
+        let (document, expected) = (case.json("case.json").expect("read"), case.tensors());
+        let [experts, rank, _] = expected.shape("param.A")[..] else {
+            panic!("[E, R, D]");
+        };
+        for variant in Variant::all(&document, &expected) {
+            let mut spec = spec(&variant, "ld-mole", experts, rank);
+            let hidden = variant.number("hidden") as usize;
+            router(&mut spec).normaliser = SparsegenConfig { hidden }.into();
+            let mut layer = Layer::new(&expected, &spec, &LD_MOLE, 0, &device);
+            let shift = variant.number("lambda_bias_shift") as f32;
+            let bias = expected.floats("param.lambda_b2")[0] + shift;
+            layer.set("router.lambda.output.bias", &[bias]);
+            if variant.text("mode") == Some("train") {
+                let keep = expected.tensor::<3>("input.keep", &device);
+                layer.kept = Some(keep.div_scalar(1.0 - variant.number("p_drop")));
+            }
+            let experts = variant.number("sparsity_k") as usize;
+            let known: [(&str, &str, Term); 4] = [
+                ("balance", "balance", BalanceWeights.into()),
+                ("sparsity", "sparsity", Sparsity { experts }.into()),
+                ("lambda_mean", "lambda_mean", Density.into()),
+                ("z_loss", "z_loss", RouterZLoss.into()),
+            ];
+            let weighted = known.into_iter().filter_map(|(weight, name, of)| {
+                let weight = variant.hyper(weight)?.as_f64()?;
+                Some((name, term(of, weight, Reduction::Mean)))
+            });
+            layer.check(&variant, &weighted.collect::<Vec<_>>());
+        }
+    }
 }

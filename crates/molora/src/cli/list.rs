@@ -8,7 +8,14 @@ use super::download::Downloads;
 use super::print;
 use molora_train::base::{base_model, bundled};
 use molora_train::data::{list_tasks, load_task};
-use molora_train::recipe::{self, BaseKind, Recipe};
+use molora_train::recipe::{self, BaseKind, Group, Recipe};
+
+/// What the columns mean.
+const LEGEND: &str = "
+Columns: what is special; trained parameters of a site (D, O: input and output width, R: rank, E:
+experts, T: tasks; for other letters see docs/methods); time of a training step as a multiple of that
+of lora with as many parameters (docs/benchmarks).
+";
 
 /// Options of `molora list`.
 #[derive(Debug, Args)]
@@ -42,10 +49,23 @@ fn shown(name: &str, model: Option<&str>) -> anyhow::Result<Recipe> {
 }
 
 fn everything() -> anyhow::Result<String> {
-    let mut text = String::from("recipes\n");
-    for name in recipe::names() {
-        writeln!(text, "  {name:<12} {}", recipe::find(name)?.citation)?;
+    let mut text = String::from("recipes (--show NAME for their numbers and papers)\n");
+    for group in Group::ALL {
+        writeln!(text, "\n{}", group.title())?;
+        for name in recipe::names() {
+            let about = recipe::about(name)
+                .filter(|_| recipe::find(name).is_ok_and(|found| Group::of(&found) == group));
+            if let Some(about) = about {
+                let (special, parameters, time) =
+                    (about.special, about.parameters, about.step_time);
+                writeln!(
+                    text,
+                    "  {name:<12} {special:<66} {parameters:<36} {time:>4.1}x"
+                )?;
+            }
+        }
     }
+    text.push_str(LEGEND);
     let folder = bundled::folder(bundled::TASKS)?;
     writeln!(text, "\nbundled tasks in {}", folder.display())?;
     for name in list_tasks(&folder)? {
