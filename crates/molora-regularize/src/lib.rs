@@ -10,6 +10,8 @@
 //!   [`key_matching`]) read an [`ExpertBank`](molora_adapters::ExpertBank) and a router's keys;
 //! - **contrasts of outputs** ([`info_nce`]) read what selected experts make of some tokens.
 //!
+//! Beside them stands [`prediction_entropy`], the objective of learned merges, which reads predictions.
+//!
 //! An [`ObjectiveConfig`] is a weighted list of them; [`ObjectiveConfig::evaluate`] takes what each
 //! adapted layer ("site") has to show and returns a [`LossBreakdown`]. This crate knows no model.
 //!
@@ -33,12 +35,14 @@
 
 mod objective;
 mod output_cosine;
+mod prediction_entropy;
 mod term;
 
 use serde::{Deserialize, Serialize};
 
 pub use objective::{LossBreakdown, ObjectiveConfig, TermConfig};
 pub use output_cosine::output_cosine;
+pub use prediction_entropy::prediction_entropy;
 pub use term::*;
 
 /// How the entries of a term are put together; papers and their released code often differ here.

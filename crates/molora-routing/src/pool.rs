@@ -13,13 +13,15 @@ pub enum Pooling {
     Mean,
     /// The last kept token, wherever the padding is (Mixture-of-LoRAs, arXiv:2403.03432).
     Last,
+    /// Every kept token is scored, and the scores are averaged (WEMoE, arXiv:2402.00433).
+    Scores,
 }
 
 impl Pooling {
     /// `[B, T, F]` to `[B, 1, F]` by the mask `[B, T]`; zero for a row without any kept token.
     pub fn pool(self, features: Tensor<3>, mask: Tensor<2>) -> Tensor<3> {
         match self {
-            Self::Mean => masked_mean(features, mask),
+            Self::Mean | Self::Scores => masked_mean(features, mask),
             Self::Last => masked_mean(features, last_only(mask)),
         }
     }
@@ -28,12 +30,17 @@ impl Pooling {
 /// Mean over real tokens, `[B, T, F]` to `[B, 1, F]`; zero for a row without any.
 fn masked_mean(features: Tensor<3>, mask: Tensor<2>) -> Tensor<3> {
     let count_b11 = mask.clone().sum_dim(1).clamp_min(1.0).unsqueeze_dim::<3>(2);
-    // Padding may hold anything, infinities included: replaced, not multiplied by zero.
+    without_padding(features, mask).sum_dim(1) / count_b11
+}
+
+/// Features with zeros for padding, which may hold anything, infinities included: replaced, not
+/// multiplied by zero.
+pub(crate) fn without_padding(features: Tensor<3>, mask: Tensor<2>) -> Tensor<3> {
     let padding = mask
         .equal_elem(0.0)
         .unsqueeze_dim::<3>(2)
         .expand(features.dims());
-    features.mask_fill(padding, 0.0).sum_dim(1) / count_b11
+    features.mask_fill(padding, 0.0)
 }
 
 /// The mask `[B, T]` of the last kept token of each row.

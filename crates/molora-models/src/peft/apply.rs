@@ -147,7 +147,7 @@ fn replace(part: &mut PartMut<'_>, value: FullValue) {
 }
 
 /// Visits the layers of a module with where their outputs start and how many they are.
-fn each_output(
+pub(super) fn each_output(
     parts: &mut [&mut MoLoraLinear],
     mut visit: impl FnMut(&mut MoLoraLinear, usize, usize),
 ) {

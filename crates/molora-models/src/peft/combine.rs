@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use molora_adapters::{LowRank, MergeMethod, merge};
+use molora_adapters::merge::{LowRank, MergeMethod, merge};
 
 use super::resolve::{ModuleLora, ResolvedAdapter};
 use crate::ModelError;
@@ -19,16 +19,7 @@ pub fn combine(
     adapters: &[(&ResolvedAdapter, f64)],
     method: MergeMethod,
 ) -> Result<ResolvedAdapter, ModelError> {
-    for (index, (adapter, _)) in adapters.iter().enumerate() {
-        let odd = adapter.loras.iter().find(|lora| lora.magnitude.is_some());
-        let odd = odd.map(|lora| &lora.path);
-        if let Some(path) = odd.or(adapter.full.first().map(|full| &full.path)) {
-            return Err(ModelError::Inconsistent(format!(
-                "adapter {index} changes {path} in a way that has no weighted sum: only plain \
-                 low-rank deltas have"
-            )));
-        }
-    }
+    refuse_unweighable(adapters)?;
     let mut seen = BTreeSet::new();
     let all = adapters.iter().flat_map(|(adapter, _)| &adapter.loras);
     let mut loras = Vec::new();
@@ -38,8 +29,8 @@ pub fn combine(
             .filter_map(|(adapter, weight)| Some((adapter.lora(&lora.path)?.low_rank(), *weight)))
             .collect();
         let field = "merge";
-        let merged =
-            merge(&parts, method).map_err(|source| ModelError::Adapter { field, source })?;
+        let merged = merge(&lora.path, &parts, method)
+            .map_err(|source| ModelError::Adapter { field, source })?;
         loras.push(ModuleLora {
             path: lora.path.clone(),
             a: merged.a,
@@ -54,6 +45,21 @@ pub fn combine(
         unties: adapters.iter().any(|(adapter, _)| adapter.unties),
         dropout: 0.0,
     })
+}
+
+/// Refuses adapters that have no weighted sum.
+pub(super) fn refuse_unweighable(adapters: &[(&ResolvedAdapter, f64)]) -> Result<(), ModelError> {
+    for (index, (adapter, _)) in adapters.iter().enumerate() {
+        let odd = adapter.loras.iter().find(|lora| lora.magnitude.is_some());
+        let odd = odd.map(|lora| &lora.path);
+        if let Some(path) = odd.or(adapter.full.first().map(|full| &full.path)) {
+            return Err(ModelError::Inconsistent(format!(
+                "adapter {index} changes {path} in a way that has no weighted sum: only plain \
+                 low-rank deltas have"
+            )));
+        }
+    }
+    Ok(())
 }
 
 impl ModuleLora {

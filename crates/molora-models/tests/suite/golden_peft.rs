@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, activation};
-use molora_adapters::MergeMethod;
+use molora_adapters::merge::{Join, MergeMethod, Rule, Sign, Sparsify};
 use molora_models::peft::{
     PeftAdapter, ResolvedAdapter, attach, attach_experts, combine, merge_into, open_poly,
 };
@@ -231,13 +231,16 @@ fn golden_peft_mixed_batch() {
 
 /// The method that PEFT ran for a tensor of the merging case, with its rank and density.
 fn method(mode: &str) -> MergeMethod {
-    let density = 0.5;
+    let pruned = |join| {
+        let sparsify = Sparsify::Largest { density: 0.5 };
+        MergeMethod::Factors(Rule { sparsify, join })
+    };
     match mode {
-        "linear" => MergeMethod::Linear,
+        "linear" => MergeMethod::LINEAR,
         "cat" => MergeMethod::Cat,
         "svd" => MergeMethod::Svd { rank: 4 },
-        "ties" => MergeMethod::Ties { density },
-        "magnitude_prune" => MergeMethod::MagnitudePrune { density },
+        "ties" => pruned(Join::Mean(Sign::Total)),
+        "magnitude_prune" => pruned(Join::Sum),
         other => panic!("no method {other}"),
     }
 }

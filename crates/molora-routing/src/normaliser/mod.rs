@@ -8,6 +8,7 @@
 //! | `sigmoid_share` | `s_e / sum_j s_j`, s the sigmoids of those that take part | Polytropon |
 //! | `cells` | a softmax over all groups, blended with given similarities by a learned share | MoR1E |
 //! | `none` | 1 | FlyLoRA |
+//! | `identity` | `l_e`, which may be negative | WEMoE |
 //! | `sparsegen` | `max(l_e - tau, 0) / (1 - lambda)`, with a learned lambda | LD-MoLE |
 //! | `probability` | `exp(l_e) / sum_j exp(l_j)` over **all** experts: what is left out is not given to the others | top-p routing, Mod-Squad, MoCLE |
 //! | `threshold` | `max(p_e - theta, 0)`, renormalised, with a learned theta; p is the softmax over all experts | AdaMoLE |
@@ -195,6 +196,7 @@ normalisers! {
     "cells" => cells::Cells(CellsConfig, Cells),
     "sigmoid_share" => sigmoid_share::SigmoidShare(SigmoidShareConfig, SigmoidShare),
     "none" => none::None(NoneConfig, NoNormaliser),
+    "identity" => identity::Identity(IdentityConfig, Identity),
     "sparsegen" => sparsegen::Sparsegen(SparsegenConfig, Sparsegen),
     "probability" => probability::Probability(ProbabilityConfig, Probability),
     "threshold" => threshold::Threshold(ThresholdConfig, Threshold),

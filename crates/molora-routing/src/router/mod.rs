@@ -8,7 +8,8 @@ use molora_kernels::random::{Seed, normal, uniform};
 use molora_parts::{Axis, ParameterKind, PartTensor};
 
 use crate::normaliser::{Normaliser, Scores, Weighed};
-use crate::scorer::{ScoreInput, Scorer};
+use crate::pool::without_padding;
+use crate::scorer::{ScoreInput, Scored, Scorer};
 use crate::{Guidance, Pooling, RoutedPart, RouterOutput, Selected, Selection};
 pub use config::{Granularity, RouteFrom, RouterConfig};
 
@@ -141,11 +142,7 @@ impl Router {
         key: Option<Seed>,
     ) -> RouterOutput {
         let (features, counted) = self.features(input, guidance);
-        let scored = self.scorer.score_rows(&ScoreInput {
-            features: features.clone(),
-            tasks: input.tasks.clone(),
-            clusters: guidance.clusters.clone(),
-        });
+        let scored = self.scored(&features, input, guidance);
         let [batch, decisions, all] = scored.logits.dims();
         let part = |probs: Tensor<3>| RoutedPart {
             counted: match probs.dims()[1] == decisions {
@@ -233,6 +230,31 @@ impl Router {
             .expand([batch, tokens, groups])
             .reshape([batch, tokens * groups]);
         (features, counted)
+    }
+
+    /// One row of scores per decision, of all groups side by side.
+    fn scored(&self, features: &Tensor<3>, input: &RouteInput, guidance: &Guidance) -> Scored {
+        let score = |features: Tensor<3>| {
+            self.scorer.score_rows(&ScoreInput {
+                features,
+                tasks: input.tasks.clone(),
+                clusters: guidance.clusters.clone(),
+            })
+        };
+        if self.granularity != Granularity::Sequence || self.pooling != Pooling::Scores {
+            return score(features.clone());
+        }
+        let mask = guidance.prompt.as_ref().unwrap_or(&input.mask);
+        let Scored { logits, parts } = score(without_padding(input.features.clone(), mask.clone()));
+        let pool = |tokens: Tensor<3>| match tokens.dims()[1] == mask.dims()[1] {
+            true => self.pooling.pool(tokens, mask.clone()),
+            // What is one for the sequence already.
+            false => tokens,
+        };
+        Scored {
+            logits: pool(logits),
+            parts: parts.into_iter().map(pool).collect(),
+        }
     }
 
     /// One row of features per decision `[B, T', F]`, and which decisions count `[B, T']`.
@@ -339,6 +361,23 @@ mod tests {
             0.0,
             "weights",
         );
+    }
+
+    /// A score that is linear in the features does not depend on which of the two is averaged.
+    #[test]
+    fn averaged_scores_are_those_of_real_tokens() {
+        let device = molora_testkit::device();
+        let config = |pooling| RouterConfig {
+            granularity: Granularity::Sequence,
+            pooling,
+            ..Default::default()
+        };
+        let mut padded = input(&device);
+        let junk = Tensor::full([1, 1, 4], f32::INFINITY, &device);
+        padded.features = padded.features.slice_assign([1..2, 2..3, 0..4], junk);
+        let by = |pooling| router(config(pooling), &device).route(&padded);
+        let (found, expected) = (by(Pooling::Scores), by(Pooling::Mean));
+        assert_close(found.logits, expected.logits, FORWARD, "logits");
     }
 
     #[test]

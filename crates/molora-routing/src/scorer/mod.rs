@@ -9,6 +9,7 @@
 //! | `uniform` | 0 | |
 //! | `grouped` | log of (weight of its group times weight inside it) | AT-MoE |
 //! | `magnitude` | `sum_r |z_er + d_e|` of its own code z | FlyLoRA |
+//! | `perceptron` | `W2 relu(W1 u + b1) + b2` | WEMoE |
 //! | `table` | entry of the row's task, whatever u is | MTL-LoRA, Poly |
 //! | `per_task` | `<w_te, u>` for a row of task t | Mod-Squad |
 //! | `cluster` | `<w_e, c> + b_e`, c the embedding of the sequence's cluster | MoCLE |
@@ -256,6 +257,7 @@ scorers! {
     "arrow" => arrow::Arrow(ArrowConfig, ArrowScorer),
     "uniform" => uniform::Uniform(UniformConfig, UniformScorer),
     "grouped" => grouped::Grouped(GroupedConfig, GroupedScorer),
+    "perceptron" => perceptron::Perceptron(PerceptronConfig, PerceptronScorer),
     "table" => table::Table(TableConfig, TableScorer),
     "magnitude" => magnitude::Magnitude(MagnitudeConfig, MagnitudeScorer),
     "per_task" => per_task::PerTask(PerTaskConfig, PerTaskScorer),

@@ -36,11 +36,13 @@ fn golden_methods_that_are_not_read_yet() {
 
 #[test]
 fn a_case_that_no_test_reads_is_named() {
-    let names = ["moa", "wemoe", "novel"].map(String::from);
-    let expected = [
-        "wemoe: merging of layers by a gate",
-        "novel: nobody knows this case",
-    ];
+    let unread_one = CASES.iter().find_map(|(name, reading)| match reading {
+        Reading::Off(missing) => Some((name.to_string(), format!("{name}: {missing}"))),
+        Reading::On => None,
+    });
+    let (off, reason): (Vec<String>, Vec<String>) = unread_one.into_iter().unzip();
+    let names = [vec!["moa".into()], off, vec!["novel".into()]].concat();
+    let expected = [reason, vec!["novel: nobody knows this case".into()]].concat();
     assert_eq!(unread(&names), expected);
 }
 
