@@ -69,6 +69,7 @@ fn is_interruption(error: &anyhow::Error) -> bool {
             error,
             TrainError::Interrupted { .. }
                 | TrainError::GrowthInterrupted { .. }
+                | TrainError::Stopped
                 | TrainError::Hub(HubError::Stopped { .. })
         )
     };

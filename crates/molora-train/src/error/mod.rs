@@ -43,6 +43,14 @@ pub enum TrainError {
         /// All problems, each with the path of its field.
         problems: Vec<String>,
     },
+    /// Options of a merge that are out of range or do not go together.
+    #[error("combine --how {how}: {problem}")]
+    Combine {
+        /// Name of the method.
+        how: &'static str,
+        /// What was found and expected.
+        problem: String,
+    },
     /// A problem with a model or an adapter.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -132,6 +140,9 @@ pub enum TrainError {
         /// What it is.
         value: f64,
     },
+    /// The user asked to stop what cannot go on.
+    #[error("stopped; nothing was written")]
+    Stopped,
     /// The user asked to stop.
     #[error("stopped after step {step}; continue with: molora train --resume {}", run.display())]
     Interrupted {

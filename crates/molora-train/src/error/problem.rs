@@ -313,6 +313,28 @@ pub enum RunProblem {
     /// A given expert that changes the model in a way that cannot be mixed.
     #[error("{0}")]
     NotMixable(String),
+    /// A given expert that holds parameters whole, which have no weighted sum.
+    #[error("holds {path} whole, which has no weighted sum: expected a LoRA alone")]
+    HoldsWhole { path: String },
+    /// A given expert whose base model nobody tells.
+    #[error("does not say of which base model it is: give that with --base")]
+    NoBaseNamed,
+    /// A given expert that is neither a run nor an adapter.
+    #[error(
+        "is no run and has no adapter_config.json: expected a run of one LoRA, RUN/experts/NAME, or a \
+         folder that PEFT wrote"
+    )]
+    NoExpertHere,
+    /// A head of another number of classes than the task has labels.
+    #[error("task {task} has {found} labels, but its head was trained for {expected}")]
+    OtherHead {
+        task: String,
+        found: usize,
+        expected: usize,
+    },
+    /// Tasks without a head.
+    #[error("no expert brings a head for task {task}; there are heads for: {known}")]
+    NoHeadFor { task: String, known: String },
     /// Given experts of different base models.
     #[error(
         "belongs to the base model {found}, but expert {first} to {expected}: expected one base for \

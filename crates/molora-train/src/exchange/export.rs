@@ -113,7 +113,7 @@ pub(super) fn write(
     Ok(exported(folder, adapter, has_heads))
 }
 
-fn exported(folder: PathBuf, adapter: &ResolvedAdapter, has_heads: bool) -> Exported {
+pub(super) fn exported(folder: PathBuf, adapter: &ResolvedAdapter, has_heads: bool) -> Exported {
     let ranks = || adapter.loras.iter().map(|lora| lora.a.dims()[1]);
     let size = |dims: [usize; 2]| dims[0] * dims[1];
     let parameters = adapter.loras.iter();

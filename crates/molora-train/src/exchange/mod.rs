@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `molora export` ([`export`]) | an adapter that PEFT loads, where one computes the same |
 //! | `molora merge` ([`merge`]) | a whole model that transformers loads, where one computes the same |
+//! | `molora combine` ([`combine()`]) | one adapter, a whole model, or a run with gates, from several experts |
 //! | `molora distill` ([`distill`]) | the nearest adapter that PEFT loads, with its error |
 //! | `molora assemble` ([`assemble`]) | a run whose experts are adapters that PEFT wrote |
 
 mod assemble;
+mod combine;
 mod distill;
 mod export;
 mod lora;
@@ -15,7 +17,10 @@ mod merge;
 
 use std::path::Path;
 
+pub use molora_adapters::merge::Sign;
+
 pub use assemble::{AssembleRequest, Assembled, Given, RouterChoice, assemble};
+pub use combine::{CombineRequest, Combined, How, Written, combine};
 pub use distill::{DistillRequest, Distilled, SiteFit, distill};
 pub use export::{ExportRequest, Exported, export};
 pub use lora::Choice;

@@ -44,3 +44,75 @@ impl From<RouterChoice> for exchange::RouterChoice {
         }
     }
 }
+
+/// How experts become one.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum How {
+    /// Weighted sums of the factors, as PEFT's linear; products of different experts come in
+    Linear,
+    /// The factors side by side: exactly the weighted sum, with the sum of the ranks
+    Cat,
+    /// The weighted sum, cut to --rank [default: the largest of the experts]
+    Svd,
+    /// The mean of the largest entries that have the elected sign
+    Ties,
+    /// The sum of random entries, divided by the share that stays
+    Dare,
+    /// As dare, of the entries that have the elected sign
+    DareTies,
+    /// The sum of the largest entries
+    Magnitude,
+    /// The sum of what the experts change, by 0.3 each unless --weights say otherwise
+    TaskArithmetic,
+    /// The sum by coefficients of every module and expert, learned from records without labels in --data;
+    /// with --density of the largest entries that have the elected sign
+    Adamerging,
+    /// As adamerging, under a mask on the weights that is learned in the first half of the steps
+    Concrete,
+    /// A run whose layers have gates, learned from records without labels, that weigh the experts anew
+    /// for each text
+    Wemoe,
+    /// As wemoe, with one gate for all layers and of each expert the largest tenth of its changes
+    EWemoe,
+    /// The sum of what the experts change but for embeddings, by 0.3 each unless --weights say otherwise,
+    /// trained on --shots labelled records of each task
+    RMtllmf,
+}
+
+impl From<How> for exchange::How {
+    fn from(how: How) -> Self {
+        match how {
+            How::Linear => Self::Linear,
+            How::Cat => Self::Cat,
+            How::Svd => Self::Svd,
+            How::Ties => Self::Ties,
+            How::Dare => Self::Dare,
+            How::DareTies => Self::DareTies,
+            How::Magnitude => Self::Magnitude,
+            How::TaskArithmetic => Self::TaskArithmetic,
+            How::Adamerging => Self::Adamerging,
+            How::Concrete => Self::Concrete,
+            How::Wemoe => Self::Wemoe,
+            How::EWemoe => Self::EWemoe,
+            How::RMtllmf => Self::RMtllmf,
+        }
+    }
+}
+
+/// How the sign of an entry is elected.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Sign {
+    /// That of the sum of the experts' entries
+    Total,
+    /// That of most experts
+    Frequency,
+}
+
+impl From<Sign> for exchange::Sign {
+    fn from(sign: Sign) -> Self {
+        match sign {
+            Sign::Total => Self::Total,
+            Sign::Frequency => Self::Frequency,
+        }
+    }
+}

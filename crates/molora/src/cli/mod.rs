@@ -2,6 +2,7 @@
 
 mod assemble;
 mod choice;
+mod combine;
 mod compare;
 mod describe;
 mod distill;
@@ -53,6 +54,8 @@ enum Command {
     Export(export::ExportArgs),
     /// Write a run as a whole model that transformers loads
     Merge(export::MergeArgs),
+    /// Merge several experts into one adapter, or into a whole model
+    Combine(combine::CombineArgs),
     /// Fit a single LoRA to a run that no LoRA equals, and measure both
     Distill(distill::DistillArgs),
     /// Write on from prompts, with a run or with a model as it is
@@ -80,6 +83,7 @@ impl Cli {
             Command::Assemble(args) => args.run(),
             Command::Export(args) => args.run(),
             Command::Merge(args) => args.run(),
+            Command::Combine(args) => args.run(),
             Command::Distill(args) => args.run(),
             Command::Generate(args) => args.run(),
             Command::Recover(args) => args.run(),

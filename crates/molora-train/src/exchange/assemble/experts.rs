@@ -5,8 +5,9 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use molora_adapters::ExpertBank;
+use molora_adapters::merge::{LowRank, above_quantile, truncated_matrix};
 use molora_kernels::random::Seed;
-use molora_models::peft::{PeftAdapter, ResolvedAdapter, attach_experts};
+use molora_models::peft::{ModuleLora, PeftAdapter, ResolvedAdapter, attach_experts};
 use molora_models::{Adaptable, Backbone, TaskModel, load_heads};
 use molora_routing::scorer::RowsFrom;
 
@@ -82,7 +83,10 @@ impl Experts {
             bases.extend(found.map(|base| (given, base)));
             let resolved = adapter.resolve(base)?;
             check_mixable(given, base, &resolved)?;
-            adapters.push(resolved);
+            adapters.push(match request.router {
+                RouterChoice::EWemoe => without_small(&resolved),
+                _ => resolved,
+            });
         }
         check_bases(&bases)?;
         let mut experts = request.experts.iter();
@@ -177,7 +181,7 @@ impl Experts {
                     Err(TrainError::run(&given.folder, problem))
                 }
             },
-            RouterChoice::Arrow | RouterChoice::Uniform => Ok(false),
+            _ => Ok(false),
         }
     }
 
@@ -237,6 +241,26 @@ fn check_bases(bases: &[(&Given, String)]) -> Result<(), TrainError> {
             };
             Err(TrainError::run(&given.folder, problem))
         }
+    }
+}
+
+/// Of each change its largest tenth, as a LoRA of the same rank that comes nearest to that
+/// (arXiv:2410.21804, section 4.2).
+fn without_small(adapter: &ResolvedAdapter) -> ResolvedAdapter {
+    const QUANTILE: f64 = 0.9;
+    let cut = |lora: &ModuleLora| {
+        let large = above_quantile(&lora.delta(), QUANTILE);
+        let LowRank { a, b, scale } = truncated_matrix(&large, lora.a.dims()[1]);
+        ModuleLora {
+            a,
+            b,
+            scale,
+            ..lora.clone()
+        }
+    };
+    ResolvedAdapter {
+        loras: adapter.loras.iter().map(cut).collect(),
+        ..adapter.clone()
     }
 }
 

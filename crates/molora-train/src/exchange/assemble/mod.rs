@@ -9,6 +9,9 @@
 //! | `arrow` | softmax of the `K` largest `abs(v_e . x)`, `v_e` the direction that expert `e` stretches most | arXiv:2405.11157 |
 //! | `phatgoose` | softmax of the `K` largest standardised `g_e . x`, `g_e` the expert's trained gate | arXiv:2402.05859 |
 //! | `glider` | as `phatgoose`, with cosines of instructions added | arXiv:2410.07172 |
+//!
+//! `molora combine` assembles too, where its result is routed: gates of layers are then learned from
+//! unlabelled records before the run is written.
 
 mod experts;
 mod recipe;
@@ -96,6 +99,16 @@ pub fn assemble(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Assembled, TrainError> {
+    assemble_by(request, |_, mixture| Ok(mixture), stop, on_event)
+}
+
+/// As [`assemble`], with a step that changes the mixture before it is evaluated and written.
+pub(super) fn assemble_by(
+    request: &AssembleRequest,
+    adapt: impl FnOnce(&Loaded, TaskModel) -> Result<TaskModel, TrainError>,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Assembled, TrainError> {
     let claim = claim(request)?;
     request.device.check()?;
     let data = request.data.as_deref();
@@ -105,9 +118,9 @@ pub fn assemble(
     claim.protect(&[&model.folder])?;
     on_event(Event::Phase("loading model and experts"));
     let device = request.device.open()?;
-    let device = match request.steps {
-        0 => device,
-        _ => device.autodiff(),
+    let device = match request.steps > 0 || request.router.adapts() {
+        false => device,
+        true => device.autodiff(),
     };
     let base = Backbone::from_folder(&model.folder, &device)?;
     if !base.writes() && data.is_none() {
@@ -138,6 +151,10 @@ pub fn assemble(
     };
     let loaded = loaded(&config, &model.folder, base, &tasks, &device)?;
     let mixture = experts.fill(loaded.mixture(Seed::new(config.seed))?, &loaded)?;
+    if request.router.adapts() {
+        on_event(Event::Phase("learning gates from unlabelled records"));
+    }
+    let mixture = adapt(&loaded, mixture)?;
     let _lock = claim.begin(&config)?;
     let run = Assembly {
         request,

@@ -1,9 +1,12 @@
 //! The method of an assembled run.
 
 use molora_adapters::{BankConfig, Scaling, Slices};
-use molora_models::{Adaptable, AdapterSpec, Backbone, ExpertCount, ParameterKind, shortest_names};
-use molora_routing::scorer::{ArrowConfig, PrototypeConfig, UniformConfig};
-use molora_routing::{RouterConfig, ScorerConfig, Selection};
+use molora_models::{
+    Adaptable, AdapterSpec, Backbone, ExpertCount, ParameterKind, RouterScope, shortest_names,
+};
+use molora_routing::normaliser::IdentityConfig;
+use molora_routing::scorer::{ArrowConfig, PerceptronConfig, PrototypeConfig, UniformConfig};
+use molora_routing::{Granularity, Pooling, RouterConfig, ScorerConfig, Selection};
 
 use super::AssembleRequest;
 use super::experts::Experts;
@@ -22,6 +25,10 @@ pub enum RouterChoice {
     Glider,
     /// All alike.
     Uniform,
+    /// By a gate of each layer that adds up what experts change (arXiv:2402.00433).
+    Wemoe,
+    /// By one gate for all layers, of experts without their small entries (arXiv:2410.21804).
+    EWemoe,
 }
 
 impl RouterChoice {
@@ -32,7 +39,14 @@ impl RouterChoice {
             Self::Phatgoose => "phatgoose",
             Self::Glider => "glider",
             Self::Uniform => "uniform",
+            Self::Wemoe => "wemoe",
+            Self::EWemoe => "e-wemoe",
         }
+    }
+
+    /// Whether the routers are gates that are learned from unlabelled records.
+    pub(crate) fn adapts(self) -> bool {
+        matches!(self, Self::Wemoe | Self::EWemoe)
     }
 
     fn scorer(self) -> ScorerConfig {
@@ -40,6 +54,7 @@ impl RouterChoice {
             Self::Arrow => ArrowConfig.into(),
             Self::Phatgoose | Self::Glider => PrototypeConfig.into(),
             Self::Uniform => UniformConfig.into(),
+            Self::Wemoe | Self::EWemoe => PerceptronConfig::default().into(),
         }
     }
 
@@ -48,7 +63,7 @@ impl RouterChoice {
         match self {
             Self::Arrow => Some(3),
             Self::Phatgoose | Self::Glider => Some(2),
-            Self::Uniform => None,
+            Self::Uniform | Self::Wemoe | Self::EWemoe => None,
         }
     }
 
@@ -58,6 +73,14 @@ impl RouterChoice {
                             Library of LoRAs, ICML 2024, arXiv:2405.11157"
                 .into(),
             Self::Uniform => "The mean of the experts".into(),
+            Self::Wemoe => {
+                "Tang et al., Merging Multi-Task Models via Weight-Ensembling Mixture of \
+                            Experts, ICML 2024, arXiv:2402.00433"
+                    .into()
+            }
+            Self::EWemoe => "Shen et al., Efficient and Effective Weight-Ensembling Mixture of \
+                             Experts for Multi-Task Model Merging, arXiv:2410.21804"
+                .into(),
             Self::Phatgoose | Self::Glider => recipe::find(self.name())?.citation,
         })
     }
@@ -80,12 +103,20 @@ pub(super) fn recipe(
         Some(k) => Selection::TopK(k),
         None => Selection::Dense,
     };
-    let router = RouterConfig {
+    let mut router = RouterConfig {
         scorer: choice.scorer(),
         selection,
         ..RouterConfig::default()
     };
-    let adapter = adapter(router, experts, base);
+    if choice.adapts() {
+        router.normaliser = IdentityConfig.into();
+        router.granularity = Granularity::Sequence;
+        router.pooling = Pooling::Scores;
+    }
+    let mut adapter = adapter(router, experts, base);
+    if choice.adapts() {
+        adapter.router_scope = RouterScope::Layer;
+    }
     let mut recipe = Recipe::new(choice.name(), &choice.citation()?, adapter);
     let limit = base.max_tokens().unwrap_or(usize::MAX);
     let data = &mut recipe.data;
