@@ -26,7 +26,13 @@ const INNER: usize = 64;
 pub(crate) const LAYERS: usize = 4;
 
 /// What a run of several stages has beside that.
-pub(crate) const STAGE_FILES: [&str; 4] = ["experts", "general", "instructions.json", "stages"];
+pub(crate) const STAGE_FILES: [&str; 5] = [
+    "clusters.json",
+    "experts",
+    "general",
+    "instructions.json",
+    "stages",
+];
 
 /// Files of a finished run, sorted.
 pub(crate) const RUN_FILES: [&str; 13] = [
