@@ -103,8 +103,8 @@ mod tests {
                 let steps: usize = recipe.stages.iter().map(|stage| stage.steps).sum();
                 assert_eq!(steps, profile.steps, "{name}");
                 assert_eq!(recipe.data.sampling.batch_size, profile.batch_size);
-                let expected = match name {
-                    "samora" => profile.plain_rate,
+                let expected = match recipe.adapter.bank.scaling {
+                    Scaling::Unit => profile.plain_rate,
                     _ => profile.scaled_rate,
                 };
                 assert_eq!(first_rate(&recipe), expected, "{name}");
