@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use molora_models::BaseDtype;
 use molora_train::base::DeviceSpec;
 use molora_train::data::Split;
-use molora_train::recipe::Recipe;
+use molora_train::recipe::{Recipe, Transform};
 use molora_train::report::{Record, StepRecord, ValidationRecord, read_records, read_steps};
 use molora_train::run::{Finished, Part, Request, resume, train};
 use molora_train::train::Event;
@@ -135,8 +135,14 @@ impl World {
     }
 
     /// A request for a run in the folder `out`.
-    pub(crate) fn request(&self, recipe: Recipe, out: &str) -> Request {
+    pub(crate) fn request(&self, mut recipe: Recipe, out: &str) -> Request {
         let text = |name| self.path(name).to_str().expect("UTF-8").to_owned();
+        for stage in &mut recipe.stages {
+            // The tiny model reads every text in no time.
+            if let Some(Transform::Cluster(config)) = &mut stage.transform {
+                config.encoder = text("model");
+            }
+        }
         Request {
             recipe,
             model: text("model"),
