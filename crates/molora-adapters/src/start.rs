@@ -96,6 +96,8 @@ pub(crate) struct StartDims {
     pub(crate) rank: usize,
     /// Factor s.
     pub(crate) factor: f64,
+    /// Whether all values are read from a file afterwards.
+    pub(crate) is_blank: bool,
 }
 
 /// `A` `[D, S*R]`, and where it is not zero `B` `[E*R, O]` with what the layer loses.
@@ -108,6 +110,14 @@ impl Start {
     /// Whether experts start as parts of the frozen weight, which has to be known then.
     pub fn reads_weight(self) -> bool {
         matches!(self, Self::Pissa | Self::Olora | Self::Segments(_))
+    }
+
+    /// Which share of what experts start as is taken out: c.
+    fn residual_share(self, experts: usize) -> f64 {
+        match self {
+            Self::Segments(segments) if !segments.full_residual => 1.0 / experts as f64,
+            _ => 1.0,
+        }
     }
 
     /// Checks the numbers, and that there are as many experts as the start is for.
@@ -147,6 +157,11 @@ impl Start {
         device: &Device,
     ) -> Started {
         let shape = [dims.site.d_input, dims.slices * dims.rank];
+        if dims.is_blank && self.reads_weight() {
+            let b = Tensor::zeros([dims.experts * dims.rank, dims.site.d_output], device);
+            let factor = self.residual_share(dims.experts) * dims.factor;
+            return started(Tensor::zeros(shape, device), b, factor);
+        }
         let weight = || weight.expect("a start that reads the weight is given it");
         let drawn = |a| Started { a, b: None };
         let one = SegmentStart {
@@ -179,29 +194,26 @@ fn segments(
 ) -> Started {
     let SiteDims { d_input, d_output } = dims.site;
     let (experts, rank) = (dims.experts, dims.rank);
-    let svd = Svd::of(weight);
-    let segment = svd.values.len() / experts;
+    let segment = d_input.min(d_output) / experts;
     let (width, skipped) = (
         experts * rank,
         if numbers.last { segment - rank } else { 0 },
     );
+    let place = |column: usize| column / rank * segment + skipped + column % rank;
+    let svd = Svd::at(weight, &(0..width).map(place).collect::<Vec<_>>());
     let (mut a, mut b) = (vec![0.0; d_input * width], vec![0.0; width * d_output]);
     for column in 0..width {
-        let at = column / rank * segment + skipped + column % rank;
-        let size = (svd.values[at] / (dims.factor * numbers.shrink)).sqrt();
-        for (row, x) in svd.left[at].iter().enumerate() {
+        let size = (svd.values[column] / (dims.factor * numbers.shrink)).sqrt();
+        for (row, x) in svd.left[column].iter().enumerate() {
             a[row * width + column] = (x * size) as f32;
         }
-        for (output, x) in svd.right[at].iter().enumerate() {
+        for (output, x) in svd.right[column].iter().enumerate() {
             b[column * d_output + output] = (x * size) as f32;
         }
     }
     let a = Tensor::from_data(TensorData::new(a, [d_input, width]), device);
     let b = Tensor::from_data(TensorData::new(b, [width, d_output]), device);
-    let share = match numbers.full_residual {
-        true => 1.0,
-        false => 1.0 / experts as f64,
-    };
+    let share = Start::Segments(numbers).residual_share(experts);
     started(a, b, share * dims.factor)
 }
 

@@ -110,7 +110,7 @@ pub(crate) fn attach_sites(
             place.linear.pooled = Some(pooled);
             continue;
         }
-        let weight = spec.bank.start.reads_weight();
+        let weight = spec.bank.start.reads_weight() && !spec.bank.is_blank;
         let weight = weight.then(|| place.linear.weight.wide());
         let at = Site {
             dims,

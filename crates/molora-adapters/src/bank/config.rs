@@ -98,6 +98,10 @@ pub struct BankConfig {
     /// What a weight means for the gradient of its expert.
     #[serde(skip_serializing_if = "is_plain")]
     pub gate_gradient: GateGradient,
+    /// Whether all values are read from a file afterwards, so that a start from the frozen weight is not
+    /// computed; not in files.
+    #[serde(skip)]
+    pub is_blank: bool,
 }
 
 impl Default for BankConfig {
@@ -115,6 +119,7 @@ impl Default for BankConfig {
             dropout: 0.0,
             weight_dropout: 0.0,
             gate_gradient: GateGradient::default(),
+            is_blank: false,
         }
     }
 }
@@ -242,6 +247,7 @@ impl BankConfig {
             experts: self.num_experts,
             rank: self.rank,
             factor,
+            is_blank: self.is_blank,
         };
         let started = self.start.draw(&start, site.weight, seed, device);
         let down = DownDims {

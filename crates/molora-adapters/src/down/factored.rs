@@ -40,12 +40,13 @@ impl DownNumbers for FactoredConfig {
         device: &Device,
     ) -> (Tensor<2>, FactoredDown) {
         let (inputs, width, code) = (dims.d_input, self.subspace, dims.code());
-        let svd = Svd::of(&drawn);
-        let mass = |values: &[f64]| -> f64 { values.iter().map(|s| s * s).sum() };
-        let kept = width.min(svd.values.len());
-        let lost = mass(&svd.values) / mass(&svd.values[..kept]).max(f64::MIN_POSITIVE);
+        let kept: Vec<usize> = (0..width.min(inputs.min(code))).collect();
+        let svd = Svd::at(&drawn, &kept);
+        let mass: f64 = svd.values.iter().map(|s| s * s).sum();
+        let whole = drawn.powi_scalar(2).sum().into_scalar::<f32>();
+        let lost = f64::from(whole) / mass.max(f64::MIN_POSITIVE);
         let (mut s, mut p) = (vec![0.0; inputs * width], vec![0.0; width * code]);
-        for (at, value) in svd.values[..kept].iter().enumerate() {
+        for (at, value) in svd.values.iter().enumerate() {
             for (row, x) in svd.left[at].iter().enumerate() {
                 s[row * width + at] = *x as f32;
             }

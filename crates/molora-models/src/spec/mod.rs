@@ -94,6 +94,14 @@ impl AdapterSpec {
         }
     }
 
+    /// The same specification for adapters whose values are read from a file once they are attached:
+    /// nothing is computed from the frozen weights.
+    pub fn to_be_filled(&self) -> Self {
+        let mut spec = self.clone();
+        spec.bank.is_blank = true;
+        spec
+    }
+
     /// Whether each task has an expert of its own.
     pub fn has_expert_per_task(&self) -> bool {
         self.experts == ExpertCount::PerTask

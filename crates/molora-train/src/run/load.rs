@@ -29,14 +29,15 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// A mixture with fresh adapters and the given heads.
+    /// A mixture with fresh adapters, whose experts are read afterwards, and the given heads.
     ///
     /// # Errors
     /// If the specification does not fit the model.
     pub(crate) fn mixture(&self, seed: Seed) -> Result<TaskModel, TrainError> {
         let mut backbone = self.base.clone();
         let seed = seed.child("adapters");
-        backbone.attach(&self.spec, self.tasks.len(), seed, &self.device)?;
+        let spec = self.spec.to_be_filled();
+        backbone.attach(&spec, self.tasks.len(), seed, &self.device)?;
         let heads = self.heads.clone();
         Ok(with_stable_ids(TaskModel { backbone, heads }))
     }
@@ -151,7 +152,7 @@ fn check_trainable(
             continue;
         }
         let mut backbone = loaded.base.clone();
-        let spec = stage.spec(&loaded.spec);
+        let spec = stage.spec(&loaded.spec).to_be_filled();
         backbone.attach(&spec, loaded.tasks.len(), Seed::new(0), &loaded.device)?;
         let heads = loaded.heads.clone();
         if stage.num_trained(&TaskModel { backbone, heads }) == 0 {

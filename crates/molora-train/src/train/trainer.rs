@@ -155,7 +155,7 @@ impl State {
         let last = setup.legs.last();
         let stage = leg.or(last).map(|leg| &setup.stages[leg.stage]);
         let spec = stage.map_or(setup.spec.clone(), |stage| stage.spec(setup.spec));
-        self.model = attach(setup, leg, &spec, self.model.heads.clone())?;
+        self.model = attach(setup, leg, &spec.to_be_filled(), self.model.heads.clone())?;
         self.is_mixture = !stage.is_some_and(StageConfig::trains_alone);
         let names = task_names(setup.tasks);
         checkpoint::load_weights(path, &mut self.model, &spec, &names)?;

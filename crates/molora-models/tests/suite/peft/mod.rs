@@ -1,5 +1,6 @@
 //! PEFT files: what is refused, and what is written is read again.
 
+mod banks;
 mod poly;
 mod read;
 pub(crate) mod world;

@@ -21,7 +21,7 @@ use super::world::{File, batch, bundled, logits, randomize, read_file, write_fil
 /// Relative to the largest value.
 const TOLERANCE: f32 = 1e-5;
 
-fn decoder(folder: &str) -> Decoder {
+pub(crate) fn decoder(folder: &str) -> Decoder {
     Decoder::from_folder(&bundled("golden").join(folder), &device()).expect("a bundled model")
 }
 
@@ -34,7 +34,7 @@ fn about(name: &str) -> PeftAbout {
 }
 
 /// A model with random experts at the given layers.
-fn with_experts(model: &Decoder, targets: &[&str], bank: BankConfig) -> Decoder {
+pub(crate) fn with_experts(model: &Decoder, targets: &[&str], bank: BankConfig) -> Decoder {
     let mut model = model.clone();
     let spec = AdapterSpec {
         targets: targets.iter().map(|&target| target.into()).collect(),
@@ -50,7 +50,7 @@ fn with_experts(model: &Decoder, targets: &[&str], bank: BankConfig) -> Decoder 
 }
 
 /// Writes an adapter, reads it again and attaches it to a model.
-fn written(model: &Decoder, adapter: &ResolvedAdapter, name: &str) -> Decoder {
+pub(crate) fn written(model: &Decoder, adapter: &ResolvedAdapter, name: &str) -> Decoder {
     let folder = tempfile::tempdir().expect("a folder");
     write_adapter(folder.path(), model, adapter, &about(name)).expect("writable");
     let read = PeftAdapter::open(folder.path()).expect("readable");
@@ -61,7 +61,7 @@ fn written(model: &Decoder, adapter: &ResolvedAdapter, name: &str) -> Decoder {
     model
 }
 
-fn assert_same_logits(one: &Decoder, other: &Decoder, what: &str) {
+pub(crate) fn assert_same_logits(one: &Decoder, other: &Decoder, what: &str) {
     let input = batch(&device());
     assert_close(logits(one, &input), logits(other, &input), TOLERANCE, what);
 }
