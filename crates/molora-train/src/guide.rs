@@ -24,7 +24,7 @@ use crate::error::{RunProblem, TrainError};
 use crate::recipe::{InstructionConfig, QuerySource};
 use crate::report::SCHEMA_VERSION;
 pub(crate) use clusters::clusters_of;
-pub use clusters::{CLUSTERS, ClusterIds, Clusters};
+pub use clusters::{CLUSTERS, ClusterIds, Clusters, Place};
 
 /// File of the experts' instructions in a run folder.
 pub const INSTRUCTIONS: &str = "instructions.json";

@@ -335,7 +335,11 @@ impl AdapterSpec {
 
     /// The number of clusters, where routers read which one a sequence belongs to.
     pub fn num_clusters(&self) -> Option<usize> {
-        self.router.as_ref()?.scorer.num_clusters()
+        let router = self.router.as_ref()?;
+        // One for each cell of a grid.
+        let cells = self.bank.groups() * self.bank.num_experts;
+        let by_cell = router.normaliser.is_joint().then_some(cells);
+        router.scorer.num_clusters().or(by_cell)
     }
 
     /// Whether PEFT's files can express the adapter as it is: one expert of the plain form, no router and

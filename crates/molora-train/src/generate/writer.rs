@@ -296,8 +296,9 @@ impl Writer {
         }
         if let Some((clusters, encoder)) = clusters {
             let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
-            let ids = clusters.of_texts(&prompts, encoder)?;
-            context.guidance = clusters_of(&ids, clusters.clusters, &self.device);
+            let places = clusters.of_texts(&prompts, encoder)?;
+            let places: Vec<_> = places.iter().collect();
+            context.guidance = clusters_of(&places, clusters.clusters, &self.device);
         }
         Ok(context)
     }

@@ -126,7 +126,7 @@ impl Clusters {
         TextEncoder::open(&self.encoder, device)
     }
 
-    /// The cluster of each text.
+    /// The place of each text among the clusters.
     ///
     /// # Errors
     /// A text that cannot be tokenized.
@@ -134,12 +134,27 @@ impl Clusters {
         &self,
         texts: &[&str],
         encoder: &TextEncoder,
-    ) -> Result<Vec<usize>, TrainError> {
+    ) -> Result<Vec<Place>, TrainError> {
         let vectors = encoder.embed(texts)?;
-        let ids = vectors
-            .iter()
-            .map(|vector| nearest(&self.centroids, vector));
-        Ok(ids.collect())
+        let place = |vector: &Vec<f32>| Place {
+            cluster: nearest(&self.centroids, vector),
+            similarities: self.similarities(vector),
+        };
+        Ok(vectors.iter().map(place).collect())
+    }
+
+    /// Products of each centroid with a text's vector, brought to length 1; 0 for clusters without a
+    /// centroid.
+    fn similarities(&self, vector: &[f32]) -> Vec<f32> {
+        let square: f32 = vector.iter().map(|x| x * x).sum();
+        let length = square.sqrt().max(f32::MIN_POSITIVE);
+        let product = |centroid: &Vec<f32>| -> f32 {
+            let terms = centroid.iter().zip(vector);
+            terms.map(|(c, x)| c * x / length).sum()
+        };
+        let mut all: Vec<f32> = self.centroids.iter().map(product).collect();
+        all.resize(self.clusters, 0.0);
+        all
     }
 
     /// What tells routers about some splits of tasks, which need not be those of the run.
@@ -166,11 +181,20 @@ impl Clusters {
     }
 }
 
-/// The cluster of every record, by task and split.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where a text is among the clusters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Place {
+    /// The nearest one.
+    pub cluster: usize,
+    /// How similar it is to each (MoR1E).
+    pub similarities: Vec<f32>,
+}
+
+/// The place of every record among the clusters, by task and split.
+#[derive(Debug, Clone, PartialEq)]
 pub struct ClusterIds {
     clusters: usize,
-    tasks: Vec<[Vec<usize>; 3]>,
+    tasks: Vec<[Vec<Place>; 3]>,
 }
 
 impl ClusterIds {
@@ -185,21 +209,24 @@ impl ClusterIds {
         split: Split,
         device: &Device,
     ) -> Guidance {
-        let id = |(&task, &record): (&usize, &usize)| self.tasks[task][place(split)][record];
-        let ids: Vec<usize> = tasks.iter().zip(records).map(id).collect();
-        clusters_of(&ids, self.clusters, device)
+        let of = |(&task, &record): (&usize, &usize)| &self.tasks[task][place(split)][record];
+        let places: Vec<&Place> = tasks.iter().zip(records).map(of).collect();
+        clusters_of(&places, self.clusters, device)
     }
 }
 
-/// What tells routers about sequences of these clusters.
-pub(crate) fn clusters_of(ids: &[usize], clusters: usize, device: &Device) -> Guidance {
-    let mut rows = vec![0.0_f32; ids.len() * clusters];
-    for (row, &id) in ids.iter().enumerate() {
-        rows[row * clusters + id] = 1.0;
+/// What tells routers about sequences at these places among the clusters.
+pub(crate) fn clusters_of(places: &[&Place], clusters: usize, device: &Device) -> Guidance {
+    let mut rows = vec![0.0_f32; places.len() * clusters];
+    for (row, place) in places.iter().enumerate() {
+        rows[row * clusters + place.cluster] = 1.0;
     }
-    let rows = TensorData::new(rows, [ids.len(), clusters]);
+    let shape = [places.len(), clusters];
+    let similarities = places.iter().flat_map(|place| place.similarities.clone());
+    let similarities = TensorData::new(similarities.collect::<Vec<f32>>(), shape);
     Guidance {
-        clusters: Some(Tensor::from_data(rows, device)),
+        clusters: Some(Tensor::from_data(TensorData::new(rows, shape), device)),
+        similarities: Some(Tensor::from_data(similarities, device)),
         ..Guidance::default()
     }
 }
@@ -250,10 +277,26 @@ mod tests {
     }
 
     #[test]
+    fn similarities_are_products_with_a_vector_of_length_one() {
+        let clusters = clusters(vec![vec![0.6, 0.8], vec![0.0, 2.0]]);
+        assert_eq!(clusters.similarities(&[0.0, 4.0]), [0.8, 2.0, 0.0]);
+    }
+
+    #[test]
     fn records_have_the_clusters_of_their_split() {
+        let at = |clusters: &[usize]| -> Vec<Place> {
+            let place = |&cluster: &usize| Place {
+                cluster,
+                similarities: vec![0.5, 0.0, cluster as f32],
+            };
+            clusters.iter().map(place).collect()
+        };
         let ids = ClusterIds {
             clusters: 3,
-            tasks: vec![[vec![0, 1], vec![2], vec![]], [vec![2, 0], vec![1], vec![]]],
+            tasks: vec![
+                [at(&[0, 1]), at(&[2]), at(&[])],
+                [at(&[2, 0]), at(&[1]), at(&[])],
+            ],
         };
         let device = Device::default();
         let rows = |guidance: Guidance| {
@@ -263,6 +306,9 @@ mod tests {
         let train = ids.of(&[0, 1], &[1, 0], Split::Train, &device);
         assert_eq!(rows(train), [0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
         let validation = ids.of(&[1], &[0], Split::Validation, &device);
+        let similar = validation.similarities.clone().expect("similarities");
+        let similar: Vec<f32> = similar.into_data().iter::<f32>().collect();
+        assert_eq!(similar, [0.5, 0.0, 1.0]);
         assert_eq!(rows(validation), [0.0, 1.0, 0.0]);
     }
 }

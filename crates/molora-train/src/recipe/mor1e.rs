@@ -8,7 +8,7 @@ use molora_routing::normaliser::CellsConfig;
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, About, Recipe};
+use super::{ATTENTION, About, ClusterTexts, Recipe, StageConfig, Transform};
 
 const CITATION: &str = "Liu et al., Intuition-aware Mixture-of-Rank-1-Experts for Parameter Efficient \
                         Finetuning, arXiv:2404.08985";
@@ -44,5 +44,13 @@ pub(super) fn recipe() -> Recipe {
         router: Some(router),
         ..AdapterSpec::default()
     };
-    Recipe::new("mor1e", CITATION, adapter)
+    // A cluster of training texts for each cell.
+    let cluster = Transform::Cluster(ClusterTexts::default());
+    Recipe {
+        stages: vec![
+            StageConfig::transform("clusters", cluster),
+            StageConfig::joint(600),
+        ],
+        ..Recipe::new("mor1e", CITATION, adapter)
+    }
 }

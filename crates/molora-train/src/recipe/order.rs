@@ -111,8 +111,8 @@ impl Order<'_> {
         let by_cluster = self.spec.num_clusters().is_some();
         if stage.scope == Scope::Mixture && by_cluster && !self.clustered {
             return Some(
-                "adapter.router.scorer = \"cluster\" needs an earlier stage with transform = \
-                 \"cluster\"",
+                "routers that read clusters (adapter.router.scorer = \"cluster\", normaliser = \"cells\") need \
+                 an earlier stage with transform = \"cluster\"",
             );
         }
         let labelled = stage.routing == Routing::Label;
