@@ -70,7 +70,7 @@ impl FeedForwardParts<'_> {
             .gate
             .map(|gate| gate.in_slots(x.clone(), &slots, context));
         let up = self.up.in_slots(x, &slots, context);
-        self.down.from_slots(self.inner(gate, up), &slots, context)
+        self.down.mix_slots(self.inner(gate, up), &slots, context)
     }
 }
 
@@ -148,7 +148,7 @@ impl MoLoraLinear {
 
     /// The weighed sum of the outputs of the slots' experts, each of which has an input of its own,
     /// `[K * B, T, D]` to `[B, T, O]`.
-    fn from_slots(&self, x: Tensor<3>, slots: &Slots, context: &ForwardContext) -> Tensor<3> {
+    fn mix_slots(&self, x: Tensor<3>, slots: &Slots, context: &ForwardContext) -> Tensor<3> {
         let weights = slots.weights.clone().sum_dim(2);
         // The frozen layer is linear: what is mixed in front of it is mixed behind it.
         let mixed = self

@@ -142,10 +142,8 @@ impl AdapterSpec {
                 "adapter.router.route_from other than hidden needs adapter.composition = \"site\"",
             ));
         }
-        let is_sum = self.bank.combine.is_sum();
-        if self.composition == Composition::FeedForward
-            && !(is_sum && !self.bank.start.reads_weight())
-        {
+        let is_plain = self.bank.combine.is_sum() && !self.bank.start.reads_weight();
+        if self.composition == Composition::FeedForward && !is_plain {
             return Err(inconsistent(
                 "adapter.bank.combine other than sum, and an adapter.bank.start from the frozen weight, \
                  need adapter.composition = \"site\" or \"feed_forward_sites\"",
