@@ -91,14 +91,14 @@ impl Slots {
         let shape = [count, batch, decisions, experts];
         let held = match &routed.selected {
             // The number of a selected expert among those that are selected, from 1.
-            Some(selected) => {
+            Some(selected) if !routed.reaches_all => {
                 let selected = selected.clone().int();
                 let number = selected.clone().cumsum(2) * selected;
                 let slot = Tensor::<1, Int>::arange(1..count as i64 + 1, &device);
                 let slot = slot.reshape([count, 1, 1, 1]).expand(shape);
                 number.unsqueeze::<4>().expand(shape).equal(slot).float()
             }
-            None => Tensor::<2>::eye(experts, &device)
+            _ => Tensor::<2>::eye(experts, &device)
                 .reshape([experts, 1, 1, experts])
                 .expand(shape),
         };

@@ -175,7 +175,7 @@ impl FirstPass {
             tasks: context.tasks.clone(),
         };
         let router = self.router.as_ref()?;
-        let mut routed = router.route_guided(&input, &context.guidance);
+        let mut routed = router.route_in_training(&input, &context.guidance, seed);
         routed.weights = routed.weights.mul_scalar(self.config.global_weight);
         Some(routed)
     }

@@ -222,10 +222,10 @@ impl PooledSite {
             mask: context.mask.clone(),
             tasks: context.tasks.clone(),
         };
-        let mut routed = router.route_guided(&input, &context.guidance);
-        let weights = self.weights.of(&routed);
+        let mut routed = router.route_in_training(&input, &context.guidance, dropout);
+        let weights = self.weights.of(&routed, context.guidance.labels.as_ref());
         let mixing = Mixing {
-            is_selection: self.weights == PoolWeights::PerToken && routed.selected.is_some(),
+            is_selection: self.weights == PoolWeights::PerToken && routed.is_selection(),
             weights: Some(weights.clone()),
             tasks: context.tasks.as_ref(),
         };
@@ -241,8 +241,9 @@ impl PooledSite {
 }
 
 impl PoolWeights {
-    /// `[B, T, E]`, or with size 1 in the axes that share a mixture.
-    fn of(self, routed: &RouterOutput) -> Tensor<3> {
+    /// `[B, T, E]`, or with size 1 in the axes that share a mixture. `labels` `[B, E]` are those that
+    /// replace decisions, see [`Guidance`](molora_routing::Guidance).
+    fn of(self, routed: &RouterOutput, labels: Option<&Tensor<2>>) -> Tensor<3> {
         let experts = routed.num_experts();
         match self {
             Self::PerToken => routed.weights.clone(),
@@ -254,7 +255,14 @@ impl PoolWeights {
                 let shape = routed.logits.dims();
                 let padding = routed.counted.clone().equal_elem(0.0);
                 let padding = padding.unsqueeze_dim::<3>(2).expand(shape);
-                softmax(routed.logits.clone().mask_fill(padding, 0.0).sum_dim(1), 2)
+                let logits = routed.logits.clone().mask_fill(padding, 0.0);
+                let weights = softmax(logits.sum_dim(1), 2);
+                let Some(labels) = labels else {
+                    return weights;
+                };
+                let labels = labels.clone().unsqueeze_dim::<3>(1);
+                let is_decided = labels.clone().sum_dim(2).greater_elem(0.5);
+                weights.mask_where(is_decided.expand(labels.dims()), labels)
             }
         }
     }

@@ -1,11 +1,11 @@
 //! Where in a model a mixture acts, and which part of it has a router.
 
-use molora_adapters::Slices;
-use molora_routing::{Granularity, RouteFrom, RouterConfig};
+use molora_adapters::{GateGradient, Slices};
+use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 use serde::{Deserialize, Serialize};
 
 use super::{AdapterSpec, inconsistent};
-use crate::{FirstPassConfig, ModelError, PoolConfig};
+use crate::{FirstPassConfig, ModelError, PoolConfig, PoolWeights};
 
 /// Where in a model a mixture acts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +149,13 @@ impl AdapterSpec {
                  need adapter.composition = \"site\" or \"feed_forward_sites\"",
             ));
         }
+        let is_plain = self.bank.gate_gradient == GateGradient::Plain;
+        if self.composition == Composition::FeedForward && !is_plain {
+            return Err(inconsistent(
+                "adapter.bank.gate_gradient is square_root, which needs adapter.composition = \"site\" \
+                 or \"feed_forward_sites\"",
+            ));
+        }
         if self.composition == Composition::FeedForward && self.dora {
             return Err(inconsistent(
                 "adapter.dora needs adapter.composition = \"site\" or \"feed_forward_sites\"",
@@ -166,7 +173,13 @@ impl AdapterSpec {
     fn pool_exists(&self, pool: PoolConfig) -> Result<(), ModelError> {
         let by_other = |router: &RouterConfig| router.granularity != Granularity::Token;
         let dropped = |router: &RouterConfig| router.route_from == RouteFrom::Dropped;
-        let problem = if pool.stride == 0 {
+        let selects = |router: &RouterConfig| router.selection != Selection::Dense;
+        let problem = if pool.weights == PoolWeights::SummedLogits
+            && self.router.as_ref().is_some_and(selects)
+        {
+            "adapter.composition.pool.weights is summed_logits, which needs adapter.router.selection = \
+             \"dense\""
+        } else if pool.stride == 0 {
             "adapter.composition.pool.stride is 0, expected at least 1"
         } else if self.router.as_ref().is_some_and(by_other) {
             "adapter.composition is pool, which needs adapter.router.granularity = \"token\""

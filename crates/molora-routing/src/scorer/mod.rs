@@ -12,6 +12,7 @@
 //! | `perceptron` | `W2 relu(W1 u + b1) + b2` | WEMoE |
 //! | `table` | entry of the row's task, whatever u is | MTL-LoRA, Poly |
 //! | `per_task` | `<w_te, u>` for a row of task t | Mod-Squad |
+//! | `task_prompt` | `<w_e, u + t>` for a row of the task with prompt t | JiuZhang |
 //! | `cluster` | `<w_e, c> + b_e`, c the embedding of the sequence's cluster | MoCLE |
 //! | `blend` | log of the blend of a softmax by u and one by the row's task | HMoRA |
 
@@ -261,6 +262,7 @@ scorers! {
     "table" => table::Table(TableConfig, TableScorer),
     "magnitude" => magnitude::Magnitude(MagnitudeConfig, MagnitudeScorer),
     "per_task" => per_task::PerTask(PerTaskConfig, PerTaskScorer),
+    "task_prompt" => task_prompt::TaskPrompt(TaskPromptConfig, TaskPromptScorer),
     "cluster" => cluster::Cluster(ClusterConfig, ClusterScorer),
     "blend" => blend::Blend(BlendConfig, BlendScorer),
 }

@@ -13,6 +13,7 @@ mod goat;
 mod hmora;
 mod hydralora;
 mod instructions;
+mod jiuzhang;
 mod ld_mole;
 mod legs;
 mod lily;
@@ -80,6 +81,7 @@ const RECIPES: &[(&str, Maker, About)] = &[
     ("goat", goat::recipe, goat::ABOUT),
     ("hmora", hmora::recipe, hmora::ABOUT),
     ("hydralora", hydralora::recipe, hydralora::ABOUT),
+    ("jiuzhang", jiuzhang::recipe, jiuzhang::ABOUT),
     ("ld-mole", ld_mole::recipe, ld_mole::ABOUT),
     ("lily", lily::recipe, lily::ABOUT),
     ("lora", lora::recipe, lora::ABOUT),

@@ -7,9 +7,13 @@ use std::path::Path;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use molora_adapters::Scaling;
 use molora_kernels::random::Seed;
-use molora_models::{Adaptable, AdapterSpec, Decoder, ForwardContext, RouteTrace};
-use molora_regularize::{ObjectiveConfig, SiteView};
-use molora_routing::Selection;
+use molora_models::{
+    Adaptable, AdapterSpec, Composition, Decoder, ForwardContext, RouteTrace, RouterScope,
+};
+use molora_regularize::{
+    ObjectiveConfig, Reduction, SiteView, load_balance, sequence_gini, token_gini,
+};
+use molora_routing::{RouterOutput, Selection};
 use molora_testkit::golden::Tensors;
 use molora_testkit::{FORWARD, GRADIENT, assert_close, autodiff_device};
 use molora_train::recipe;
@@ -47,6 +51,79 @@ fn golden_methods_mixlora_ffn() {
                 |routes| stack.total(&recipe.objective, routes, &names),
             );
         }
+    }
+}
+
+/// Hard-routed MoR-LoRA: one router for all feed-forward parts, and one expert for gate, up and down.
+#[test]
+fn golden_methods_straight_through_ffn() {
+    let device = autodiff_device();
+    for case in cases("straight_through_ffn") {
+        let (document, expected) = (case.json("case.json").expect("found by it"), case.tensors());
+        for variant in Variant::all(&document, &expected) {
+            let mut spec = recipe::find("mixlora").expect("listed").adapter;
+            spec.composition = Composition::FeedForwardSites;
+            spec.router_scope = RouterScope::Model;
+            spec.router.as_mut().expect("a router").selection = Selection::StraightThrough;
+            let layers = variant.number("layers") as usize;
+            let prefixes: Vec<_> = (0..layers).map(|l| format!("layers.{l}.")).collect();
+            let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
+            let stack = Stack::new(&variant, &spec, &prefixes, &device);
+            stack.check(
+                &variant,
+                |x| stack.blocks(&variant, x),
+                |routes| losses(&variant, routes),
+            );
+        }
+    }
+}
+
+/// The weighted sum of the terms that the variant has. The released Gini terms read the mean of the
+/// probabilities over layers.
+fn losses(variant: &Variant, routes: &[RouteTrace]) -> Option<Tensor<1>> {
+    let weight = |name: &str| variant.hyper(name).and_then(|value| value.as_f64());
+    let layers = routes.len() as f64;
+    let each = routes
+        .iter()
+        .map(|route| load_balance(&route.routed, Reduction::Mean));
+    let balance = each
+        .reduce(|sum, of_layer| sum + of_layer)?
+        .div_scalar(layers);
+    let probs = routes.iter().map(|route| route.routed.probs.clone());
+    let mean = RouterOutput {
+        probs: probs
+            .reduce(|sum, of_layer| sum + of_layer)?
+            .div_scalar(layers),
+        ..routes[0].routed.clone()
+    };
+    let terms = [
+        ("balance", balance),
+        ("token_gini", token_gini(&mean, Reduction::Mean)),
+        ("sequence_gini", sequence_gini(&mean, Reduction::Mean)),
+    ];
+    let weighed = terms.into_iter().filter_map(|(name, value)| {
+        let weight = weight(name)?;
+        variant.check(&format!("aux.{name}"), value.clone());
+        Some(value.mul_scalar(weight))
+    });
+    weighed.reduce(|sum, term| sum + term)
+}
+
+impl Stack<'_> {
+    /// `h + feed_forward(h)`, block after block.
+    fn blocks(&self, variant: &Variant, x: Tensor<3>) -> (Tensor<3>, Vec<RouteTrace>) {
+        let (mut h, mut routes) = (x, Vec::new());
+        for layer in 0..self.prefixes.len() {
+            let (y, decided) = self.model.feed_forward(layer, h.clone(), &self.context);
+            let routed = &decided[0].routed;
+            let name = |what: &str| format!("output.layers.{layer}.{what}");
+            variant.check_tokens(&name("probs"), routed.probs.clone());
+            let selected = routed.selected.clone().expect("one of them").float();
+            variant.check_tokens(&name("selected"), selected);
+            h = h + y;
+            routes.extend(decided);
+        }
+        (h, routes)
     }
 }
 

@@ -19,6 +19,7 @@ mod golden_routing;
 mod golden_samora;
 mod golden_train;
 mod golden_wemoe;
+mod golden_xlora;
 mod identities;
 mod mosld_site;
 mod samora_site;

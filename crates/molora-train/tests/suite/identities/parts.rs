@@ -11,7 +11,10 @@ use burn::tensor::Tensor;
 use molora_adapters::core::CoreConfig;
 use molora_adapters::{Combine, DownConfig, GateConfig, GateGradient, GeneralExpert, Slices};
 use molora_kernels::random::Seed;
-use molora_models::{Adaptable, AdapterSpec, Bert, load_adapter, save_adapter};
+use molora_models::{
+    Adaptable, AdapterSpec, Bert, Composition, FirstPassConfig, PoolConfig, PoolWeights,
+    RouterScope, load_adapter, save_adapter,
+};
 use molora_parts::{Axis, Origins, fill};
 use molora_routing::normaliser::NormaliserConfig;
 use molora_routing::scorer::{Reads, ScorerConfig};
@@ -106,8 +109,50 @@ fn specs() -> Vec<(String, AdapterSpec)> {
     let rooted = with(&|spec, _| spec.bank.gate_gradient = GateGradient::SquareRoot);
     specs.push(("gate gradient".into(), rooted));
     specs.iter_mut().for_each(|(_, spec)| fit(spec));
+    specs.extend(compositions());
     specs.extend(recipe::names().map(|name| (format!("recipe {name}"), spec(name, SHAPE))));
     specs
+}
+
+/// Every place where a mixture may act, and every part of a model that may decide.
+fn compositions() -> Vec<(String, AdapterSpec)> {
+    let with = |composition: Composition, router_scope: RouterScope| {
+        let mut spec = AdapterSpec {
+            targets: vec!["all-linear".into()],
+            composition,
+            router_scope,
+            router: Some(RouterConfig::default()),
+            ..AdapterSpec::default()
+        };
+        (spec.bank.rank, spec.bank.num_experts) = (SHAPE.rank, SHAPE.experts);
+        if composition.pool().is_some() {
+            spec.bank.slices = Slices::Shared;
+        }
+        (format!("{composition:?} {router_scope:?}"), spec)
+    };
+    let first = |layerwise, depth| {
+        RouterScope::FirstPass(FirstPassConfig {
+            layerwise,
+            depth,
+            width: 3,
+            scaling_pass_value: 0.2,
+            ..FirstPassConfig::default()
+        })
+    };
+    let pool = |weights| Composition::Pool(PoolConfig { stride: 2, weights });
+    vec![
+        with(Composition::FeedForward, RouterScope::Site),
+        with(Composition::FeedForward, RouterScope::Model),
+        with(Composition::FeedForwardSites, RouterScope::Site),
+        with(Composition::FeedForwardSites, RouterScope::Model),
+        with(Composition::Site, RouterScope::Layer),
+        with(Composition::Site, first(false, 1)),
+        with(Composition::Site, first(false, 3)),
+        with(Composition::Site, first(true, 2)),
+        with(pool(PoolWeights::PerToken), RouterScope::Site),
+        with(pool(PoolWeights::Released), RouterScope::Site),
+        with(pool(PoolWeights::SummedLogits), RouterScope::Site),
+    ]
 }
 
 /// Groups of one and of two experts, for a scorer that knows groups.
