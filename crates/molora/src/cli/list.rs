@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
+use super::choice::How;
 use super::download::Downloads;
 use super::print;
 use molora_train::base::{base_model, bundled};
@@ -64,6 +65,15 @@ fn everything() -> anyhow::Result<String> {
                 )?;
             }
         }
+    }
+    writeln!(text, "\nmerged: one expert of many, by `molora combine`")?;
+    for how in How::value_variants() {
+        let value = how.to_possible_value().expect("none is hidden");
+        let help = value
+            .get_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        writeln!(text, "  {:<16} {help}", value.get_name())?;
     }
     text.push_str(LEGEND);
     let folder = bundled::folder(bundled::TASKS)?;
