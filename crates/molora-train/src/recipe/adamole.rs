@@ -15,7 +15,7 @@ const CITATION: &str = "Liu and Luo, AdaMoLE: Fine-Tuning Large Language Models 
 pub(super) const ABOUT: About = About {
     special: "as many experts as exceed a learned threshold",
     parameters: "E R (D + O) + E D + D",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -14,7 +14,7 @@ const CITATION: &str = "Ostapenko et al., Towards Modular LLMs by Building and R
 pub(super) const ABOUT: About = About {
     special: "experts trained apart, routed by their singular directions",
     parameters: "E R (D + O)",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -10,7 +10,7 @@ const CITATION: &str = "Li et al., Glider: Global and Local Instruction-Driven E
 pub(super) const ABOUT: About = About {
     special: "PHATGOOSE and a global score by the tasks' instructions",
     parameters: "E R (D + O) + E D",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -14,7 +14,7 @@ const CITATION: &str = "Fan et al., Make LoRA Great Again: Boosting LoRA with Ad
 pub(super) const ABOUT: About = About {
     special: "experts start as segments of the weight's SVD, top-2",
     parameters: "E R (D + O) + E D",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -15,7 +15,7 @@ const CITATION: &str = "Zhuang et al., LD-MoLE: Learnable Dynamic Routing for Mi
 pub(super) const ABOUT: About = About {
     special: "exact zeros, a learned number of experts per token",
     parameters: "E R (D + O) + E D + H D",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -13,7 +13,7 @@ const CITATION: &str = "Zhong et al., Low-Rank Interconnected Adaptation across 
 pub(super) const ABOUT: About = About {
     special: "B's of all layers in one pool that layers share",
     parameters: "R D + E R O / L + E R",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

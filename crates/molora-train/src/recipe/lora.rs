@@ -10,7 +10,7 @@ const CITATION: &str = "Hu et al., LoRA: Low-Rank Adaptation of Large Language M
 pub(super) const ABOUT: About = About {
     special: "one low-rank delta",
     parameters: "R (D + O)",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

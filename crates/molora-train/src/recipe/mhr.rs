@@ -15,7 +15,7 @@ const CITATION: &str = "Caccia et al., Multi-Head Adapter Routing for Cross-Task
 pub(super) const ABOUT: About = About {
     special: "Poly with several heads of skills",
     parameters: "S R (D + O) + T S H",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -14,7 +14,7 @@ const CITATION: &str = "Gou et al., Mixture of Cluster-conditional LoRA Experts 
 pub(super) const ABOUT: About = About {
     special: "clusters of texts choose an expert beside a universal one",
     parameters: "(E + 1) R (D + O) + table",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

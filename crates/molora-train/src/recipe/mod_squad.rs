@@ -18,7 +18,7 @@ const FLOOR: f64 = 1e-4;
 pub(super) const ABOUT: About = About {
     special: "a router per task, information between tasks and experts",
     parameters: "E R (D + O) + T E D",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

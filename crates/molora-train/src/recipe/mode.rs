@@ -14,7 +14,7 @@ const CITATION: &str = "Ning et al., MoDE: Effective Multi-task Parameter Effici
 pub(super) const ABOUT: About = About {
     special: "shared A, a router for each group of ranks",
     parameters: "R D + E R O + G E D",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -14,7 +14,7 @@ const CITATION: &str = "Luo et al., MoELoRA: Contrastive Learning Guided Mixture
 pub(super) const ABOUT: About = About {
     special: "top-2, outputs told apart by a contrastive loss",
     parameters: "E R (D + O) + E D",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -15,7 +15,7 @@ const CITATION: &str = "mtLoRA: multi-task low-rank adaptation with fine-grained
 pub(super) const ABOUT: About = About {
     special: "shared A, every block of outputs has its own router",
     parameters: "R D + E R O + G E D",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -17,7 +17,7 @@ const SELECTED: usize = 2;
 pub(super) const ABOUT: About = About {
     special: "outputs of the selected experts made orthogonal",
     parameters: "E R (D + O) + E D",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

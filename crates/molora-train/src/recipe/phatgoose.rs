@@ -14,7 +14,7 @@ const CITATION: &str = "Muqeeth et al., Learning to Route Among Specialized Expe
 pub(super) const ABOUT: About = About {
     special: "experts trained apart, routed by a gate each",
     parameters: "E R (D + O) + E D",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

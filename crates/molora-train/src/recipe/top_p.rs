@@ -15,7 +15,7 @@ const CITATION: &str = "Huang et al., Harder Tasks Need More Experts: Dynamic Ro
 pub(super) const ABOUT: About = About {
     special: "as many experts as hold a share of the probability",
     parameters: "E R (D + O) + E D",
-    step_time: 1.0,
+    step_time: None,
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -14,8 +14,8 @@ use molora_train::recipe::{self, BaseKind, Group, Recipe};
 /// What the columns mean.
 const LEGEND: &str = "
 Columns: what is special; trained parameters of a site (D, O: input and output width, R: rank, E:
-experts, T: tasks; for other letters see docs/methods); time of a training step as a multiple of that
-of lora with as many parameters (docs/benchmarks).
+experts, T: tasks; for other letters see docs/methods); where it was measured, the time of a training
+step as a multiple of that of lora with as many parameters (docs/benchmarks).
 ";
 
 /// Options of `molora list`.
@@ -57,12 +57,14 @@ fn everything() -> anyhow::Result<String> {
             let about = recipe::about(name)
                 .filter(|_| recipe::find(name).is_ok_and(|found| Group::of(&found) == group));
             if let Some(about) = about {
-                let (special, parameters, time) =
-                    (about.special, about.parameters, about.step_time);
-                writeln!(
-                    text,
-                    "  {name:<12} {special:<66} {parameters:<36} {time:>4.1}x"
-                )?;
+                let time = about.step_time.map(|time| format!("{time:.1}x"));
+                let line = format!(
+                    "  {name:<12} {:<66} {:<36} {}",
+                    about.special,
+                    about.parameters,
+                    time.unwrap_or_default()
+                );
+                writeln!(text, "{}", line.trim_end())?;
             }
         }
     }
