@@ -236,6 +236,9 @@ impl<'a> PartTensor<'a> {
     }
 
     /// The gradient in the order of files; `None` where the backward pass did not reach the tensor.
+    ///
+    /// # Panics
+    /// If gradients are not f32.
     pub fn gradient(&self, gradients: &Gradients) -> Option<Vec<f32>> {
         let own = match &self.value {
             Value::Vector(param) => param.val().grad(gradients)?.into_data(),
