@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
+use molora_regularize::ObjectiveConfig;
 use molora_routing::{Guidance, expert_labels};
 
 use crate::TrainError;
@@ -58,6 +59,18 @@ pub(crate) fn guidance(
         guidance.labels = Some(labels.map_err(molora_models::ModelError::from)?);
     }
     Ok(guidance)
+}
+
+/// The terms that are due at a step of a stage, for the tasks of the run.
+pub(crate) fn objective(
+    setup: &Setup<'_>,
+    stage: &StageConfig,
+    step: usize,
+) -> Option<ObjectiveConfig> {
+    let due = stage.objective(&setup.recipe.objective)?.due(step);
+    let names: Vec<String> = setup.tasks.iter().map(|task| task.name.clone()).collect();
+    let resolved = due.for_tasks(&names);
+    Some(resolved.expect("the recipe was checked against the tasks"))
 }
 
 /// The base model with fresh adapters for a leg, or for the mixture after the last one.

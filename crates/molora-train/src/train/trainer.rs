@@ -9,7 +9,7 @@ use burn::optim::ModuleOptimizer;
 use molora_models::{AdapterSpec, TaskHead, TaskModel};
 
 use super::event::{Event, Kept, StageEvent};
-use super::setup::{Setup, attach, guidance, leg_seed, lengths, not_finite};
+use super::setup::{Setup, attach, guidance, leg_seed, lengths, not_finite, objective};
 use super::step::Step;
 use super::transform;
 use super::validate;
@@ -349,12 +349,7 @@ impl State {
         let dropout = leg_seed(setup, leg, "dropout").index(self.progress.leg_step as u64);
         let guide = self.guide.as_ref().filter(|_| self.is_mixture);
         let guidance = |batch: &Batch| guidance(setup, stage, guide, batch);
-        let names: Vec<String> = setup.tasks.iter().map(|task| task.name.clone()).collect();
-        let objective = stage.objective(&setup.recipe.objective).map(|objective| {
-            let due = objective.due(self.progress.leg_step);
-            let resolved = due.for_tasks(&names);
-            resolved.expect("the recipe was checked against the tasks")
-        });
+        let objective = objective(setup, stage, self.progress.leg_step);
         let step = Step {
             spec: setup.spec,
             objective: objective.as_ref(),

@@ -259,6 +259,39 @@ fn one_task_per_row(rows: usize, device: &Device) -> Tensor<2> {
     Tensor::<2>::eye(rows, device)
 }
 
+/// Compares the decisions of a blend one by one, and the divergence of each.
+fn check_parts(
+    variant: &Variant,
+    routed: &RouterOutput,
+    source: &str,
+    divergence_of: Option<Divergence>,
+) {
+    let of_whole = [(routed.probs.clone(), routed.counted.clone())];
+    let parts: Vec<_> = match &routed.parts[..] {
+        [] => of_whole.to_vec(),
+        parts => parts
+            .iter()
+            .map(|part| (part.probs.clone(), part.counted.clone()))
+            .collect(),
+    };
+    let names = match source {
+        "token" => vec!["token"],
+        "task" => vec!["task"],
+        _ => vec!["token", "task"],
+    };
+    for (name, (probs, counted)) in names.into_iter().zip(parts) {
+        if let Some(config) = divergence_of {
+            let value = divergence(&probs, &counted, config);
+            variant.check(&format!("aux.{name}_divergence"), value);
+        }
+        let output = format!("output.{name}_router");
+        match name {
+            "task" => variant.check(&output, probs.squeeze_dim::<2>(1)),
+            _ => variant.check_tokens(&output, probs),
+        }
+    }
+}
+
 #[test]
 fn golden_methods_hmora() {
     each("hmora", |variant, device| {
@@ -341,31 +374,8 @@ fn golden_methods_hmora() {
         };
         layer.check(variant, &terms);
 
-        let routed = routed(&layer, variant, device);
-        let of_whole = [(routed.probs.clone(), routed.counted.clone())];
-        let parts: Vec<_> = match &routed.parts[..] {
-            [] => of_whole.to_vec(),
-            parts => parts
-                .iter()
-                .map(|part| (part.probs.clone(), part.counted.clone()))
-                .collect(),
-        };
-        let names = match source {
-            "token" => vec!["token"],
-            "task" => vec!["task"],
-            _ => vec!["token", "task"],
-        };
-        for (name, (probs, counted)) in names.into_iter().zip(parts) {
-            if !is_balance {
-                let value = divergence(&probs, &counted, config);
-                variant.check(&format!("aux.{name}_divergence"), value);
-            }
-            let output = format!("output.{name}_router");
-            match name {
-                "task" => variant.check(&output, probs.squeeze_dim::<2>(1)),
-                _ => variant.check_tokens(&output, probs),
-            }
-        }
+        let of = (!is_balance).then_some(config);
+        check_parts(variant, &routed(&layer, variant, device), source, of);
     });
 }
 

@@ -1,4 +1,5 @@
 //! A folder with a tiny BERT and tiny tasks that it can learn, and ways to run and compare.
+// tidy-allow: long-file one world serves all tests of the program
 
 use molora_models::ExpertCount;
 use std::collections::BTreeMap;

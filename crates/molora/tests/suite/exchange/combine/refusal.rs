@@ -5,20 +5,24 @@ use crate::world::World;
 use super::super::decoder::Llama;
 use super::world;
 
+/// `combine` of some experts, with `--how cat` unless it says otherwise, is refused with these words.
+fn refuse(world: &Llama, experts: &[&str], more: &[&str], words: &str) {
+    let mut arguments = vec!["combine"];
+    arguments.extend(experts);
+    arguments.extend(["--base", "base", "--out", "out"]);
+    if !more.contains(&"--how") {
+        arguments.extend(["--how", "cat"]);
+    }
+    arguments.extend(more);
+    world.refused(&arguments, &[words]);
+}
+
 #[test]
-fn what_cannot_be_combined() {
+fn options_and_folders_that_cannot_be_combined() {
     let world = world();
     std::fs::create_dir(world.path("empty")).expect("a new folder");
-    let refused = |experts: &[&str], more: &[&str], words: &str| {
-        let mut arguments = vec!["combine"];
-        arguments.extend(experts);
-        arguments.extend(["--base", "base", "--out", "out"]);
-        if !more.contains(&"--how") {
-            arguments.extend(["--how", "cat"]);
-        }
-        arguments.extend(more);
-        world.refused(&arguments, &[words]);
-    };
+    let refused =
+        |experts: &[&str], more: &[&str], words: &str| refuse(&world, experts, more, words);
     let both = ["law", "other"];
     refused(&["law", "nowhere"], &[], "nowhere");
     refused(
@@ -105,6 +109,13 @@ fn what_cannot_be_combined() {
     ] {
         refused(&both, &more, words);
     }
+}
+
+#[test]
+fn experts_that_do_not_fit_each_other() {
+    let world = world();
+    let refused =
+        |experts: &[&str], more: &[&str], words: &str| refuse(&world, experts, more, words);
     for (how, advice) in [
         ("linear", "--how cat or svd take any"),
         ("ties", "--rank R works on the deltas"),
