@@ -56,7 +56,10 @@ impl Combining for FactorsConfig {
             ("input width", dims.d_input),
             ("output width", dims.d_output),
         ];
-        match widths.iter().find(|(_, size)| !size.is_multiple_of(self.splits)) {
+        match widths
+            .iter()
+            .find(|(_, size)| !size.is_multiple_of(self.splits))
+        {
             Some(&(what, size)) => Err(AdapterError::Groups {
                 groups: self.splits,
                 what,
@@ -75,7 +78,11 @@ impl Combining for FactorsConfig {
 
 impl FactorsConfig {
     /// `A` and `B` of each row of weights `[B, Q, E]`: `[B, D, R]` and `[B, R, O]`.
-    pub(crate) fn mixed(&self, bank: &ExpertBank, weights: Option<Tensor<3>>) -> (Tensor<3>, Tensor<3>) {
+    pub(crate) fn mixed(
+        &self,
+        bank: &ExpertBank,
+        weights: Option<Tensor<3>>,
+    ) -> (Tensor<3>, Tensor<3>) {
         let (experts, rank, splits) = (bank.num_experts, bank.rank, self.splits);
         let ([d_input, _], [_, d_output]) = (bank.a.dims(), bank.b.dims());
         let ones = || Tensor::ones([1, 1, experts], &bank.b.device());

@@ -72,9 +72,7 @@ impl Combining for OutputGroupsConfig {
         } else {
             let weights = weights.unsqueeze_dim::<5>(4);
             let code = code.reshape([batch, tokens, 1, 1, rank]) * weights;
-            let code_gnx = code
-                .reshape([rows, groups, experts * rank])
-                .swap_dims(0, 1);
+            let code_gnx = code.reshape([rows, groups, experts * rank]).swap_dims(0, 1);
             let b_gxo = bank
                 .b
                 .val()

@@ -57,7 +57,12 @@ impl Transforming for OutputGateCore {
 
     fn tensors(&mut self, _slices: Axis) -> Vec<PartTensor<'_>> {
         let (name, kind) = ("experts.output_gate", ParameterKind::Adapters);
-        vec![PartTensor::vector(name, kind, &mut self.beta, &[Axis::Unit.of(1)])]
+        vec![PartTensor::vector(
+            name,
+            kind,
+            &mut self.beta,
+            &[Axis::Unit.of(1)],
+        )]
     }
 }
 

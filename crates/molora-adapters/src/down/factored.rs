@@ -146,9 +146,8 @@ mod tests {
             down: super::super::DenseConfig.into(),
             ..config
         };
-        let mass = |bank: crate::ExpertBank| -> f32 {
-            bank.a_matrix().powi_scalar(2).sum().into_scalar()
-        };
+        let mass =
+            |bank: crate::ExpertBank| -> f32 { bank.a_matrix().powi_scalar(2).sum().into_scalar() };
         let (found, expected) = (mass(bank), mass(plain.init(dims, Seed::new(3), &device)));
         assert!((found / expected - 1.0).abs() < 1e-4, "{found} {expected}");
     }

@@ -107,7 +107,11 @@ mod tests {
     fn of(probs: [[[f32; 2]; 2]; 1]) -> Tensor<1> {
         let device = molora_testkit::device();
         let probs = Tensor::from_data(probs, &device);
-        divergence(&probs, &Tensor::ones([1, 2], &device), Divergence::default())
+        divergence(
+            &probs,
+            &Tensor::ones([1, 2], &device),
+            Divergence::default(),
+        )
     }
 
     #[test]
@@ -117,7 +121,12 @@ mod tests {
         // Uniform: the mean has the entropy 0.98, cut, and so has each with 1: 0.48 - (0.98 - 1).
         assert_close(of([[[0.5, 0.5], [0.5, 0.5]]]), [0.5], FORWARD, "undecided");
         // All for one: entropy 0 of the mean, 0.5 of each: 0.48 + 0.5.
-        assert_close(of([[[1.0, 0.0], [1.0, 0.0]]]), [0.98], FORWARD, "all for one");
+        assert_close(
+            of([[[1.0, 0.0], [1.0, 0.0]]]),
+            [0.98],
+            FORWARD,
+            "all for one",
+        );
     }
 
     #[test]
@@ -125,7 +134,11 @@ mod tests {
         let device = molora_testkit::device();
         let probs = [[[1.0, 0.0], [0.0, 1.0], [f32::NAN, 7.0]]];
         let counted = Tensor::from_data([[1.0, 1.0, 0.0]], &device);
-        let found = divergence(&Tensor::from_data(probs, &device), &counted, Divergence::default());
+        let found = divergence(
+            &Tensor::from_data(probs, &device),
+            &counted,
+            Divergence::default(),
+        );
         assert_close(found, [0.0], FORWARD, "divergence");
     }
 

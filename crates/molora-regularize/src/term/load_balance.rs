@@ -42,7 +42,10 @@ pub fn load_balance(routed: &RouterOutput, reduction: Reduction) -> Tensor<1> {
         Reduction::Mean => counts.clone().sum().clamp_min(1.0),
         Reduction::Sum => routed.num_decisions(),
     };
-    let probs = routed.parts.first().map_or(&routed.probs, |part| &part.probs);
+    let probs = routed
+        .parts
+        .first()
+        .map_or(&routed.probs, |part| &part.probs);
     let mass = routed.sum_counted(probs.clone()) / routed.num_decisions();
     ((counts / selections).detach() * mass)
         .sum()

@@ -66,7 +66,17 @@ mod tests {
         let weighed = Weighed::new(softmax(logits.clone(), 2), None);
         let counted = Tensor::from_data([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]], &device);
         let routed = RouterOutput::new(logits, weighed, counted);
-        assert_close(sequence_gini(&routed, Reduction::Mean), [0.25], FORWARD, "mean");
-        assert_close(sequence_gini(&routed, Reduction::Sum), [0.5], FORWARD, "sum");
+        assert_close(
+            sequence_gini(&routed, Reduction::Mean),
+            [0.25],
+            FORWARD,
+            "mean",
+        );
+        assert_close(
+            sequence_gini(&routed, Reduction::Sum),
+            [0.5],
+            FORWARD,
+            "sum",
+        );
     }
 }

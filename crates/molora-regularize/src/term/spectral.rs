@@ -71,7 +71,10 @@ pub fn spectral(bank: &ExpertBank, form: SpectralForm) -> Tensor<1> {
     let b_ero = bank.b_by_expert();
     let [experts, rank, d_output] = b_ero.dims();
     let (sigma_er, vectors_err) = bank.up_spectrum();
-    let mean = sigma_er.clone().mean_dim(1).clamp_min(f64::from(f32::MIN_POSITIVE));
+    let mean = sigma_er
+        .clone()
+        .mean_dim(1)
+        .clamp_min(f64::from(f32::MIN_POSITIVE));
     let weights_er = (sigma_er / mean).neg().exp();
     match form {
         SpectralForm::Within => {

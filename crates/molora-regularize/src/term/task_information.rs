@@ -69,7 +69,9 @@ pub fn task_information(
     // Where a task is absent, or an expert's mass underflows, 0 ln 0 counts as 0.
     let is_absent = apart.clone().lower_equal_elem(0.0);
     let ratio = joint.clone().mask_fill(is_absent.clone(), 1.0) / apart.mask_fill(is_absent, 1.0);
-    let ratio = ratio.add_scalar(config.epsilon).clamp_min(PROBABILITY_FLOOR);
+    let ratio = ratio
+        .add_scalar(config.epsilon)
+        .clamp_min(PROBABILITY_FLOOR);
     (joint * ratio.log()).sum().neg()
 }
 

@@ -58,10 +58,20 @@ mod tests {
         let routed = routed(logits, Selection::TopK(2));
         let zero = Tensor::zeros([1, 4, 1], &routed.probs.device());
         let expected = load_balance(&routed, Reduction::Sum);
-        assert_close(threshold_balance(&routed, zero), expected.clone(), FORWARD, "theta 0");
+        assert_close(
+            threshold_balance(&routed, zero),
+            expected.clone(),
+            FORWARD,
+            "theta 0",
+        );
         // Every expert's mean falls by theta: E theta sum f, with two selections of four experts.
         let theta = Tensor::full([1, 4, 1], 0.1, &routed.probs.device());
         let expected = expected.sub_scalar(0.8);
-        assert_close(threshold_balance(&routed, theta), expected, FORWARD, "theta 0.1");
+        assert_close(
+            threshold_balance(&routed, theta),
+            expected,
+            FORWARD,
+            "theta 0.1",
+        );
     }
 }

@@ -70,7 +70,11 @@ impl TermNumbers for TypedBalance {
             found.ok_or_else(|| format!("knowledge names `{name}`, expected one of {known}"))
         };
         Ok(Self {
-            rows: self.knowledge.iter().map(number).collect::<Result<_, _>>()?,
+            rows: self
+                .knowledge
+                .iter()
+                .map(number)
+                .collect::<Result<_, _>>()?,
             ..self.clone()
         })
     }

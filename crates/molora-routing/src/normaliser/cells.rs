@@ -90,7 +90,12 @@ impl Normalise for Cells {
 
     fn tensors(&mut self) -> Vec<PartTensor<'_>> {
         let (name, kind) = ("router.blend", ParameterKind::Routers);
-        vec![PartTensor::vector(name, kind, &mut self.omega_raw, &[Axis::Unit.of(1)])]
+        vec![PartTensor::vector(
+            name,
+            kind,
+            &mut self.omega_raw,
+            &[Axis::Unit.of(1)],
+        )]
     }
 }
 

@@ -39,6 +39,9 @@ impl Normalise for Softmax {
 }
 
 /// Softmax over the selected of the last axis; 0 for the others.
-pub(super) fn masked_softmax(logits: Tensor<3>, selected: Tensor<3, burn::tensor::Bool>) -> Tensor<3> {
+pub(super) fn masked_softmax(
+    logits: Tensor<3>,
+    selected: Tensor<3, burn::tensor::Bool>,
+) -> Tensor<3> {
     softmax(logits.mask_fill(selected.bool_not(), f32::NEG_INFINITY), 2)
 }

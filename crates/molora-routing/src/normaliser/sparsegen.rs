@@ -207,7 +207,9 @@ mod tests {
             (-4.0, [0.493333, 0.413333, 0.093333]),
         ] {
             let sparsegen = constant(lambda, &device);
-            let Weighed { weights, selected, .. } = sparsegen.weigh(scores(logits.clone()));
+            let Weighed {
+                weights, selected, ..
+            } = sparsegen.weigh(scores(logits.clone()));
             assert_close(weights.clone(), [[expected]], 1e-4, "weights");
             let kept = selected.expect("some").float();
             assert_close(kept, weights.greater_elem(0.0).float(), 0.0, "kept");

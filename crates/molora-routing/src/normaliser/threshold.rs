@@ -93,7 +93,10 @@ impl Normalise for Threshold {
 
     fn tensors(&mut self) -> Vec<PartTensor<'_>> {
         let kind = ParameterKind::Routers;
-        let (one, features) = ([Axis::Unit.of(1)], [Axis::Feature.of(self.weight.dims()[1])]);
+        let (one, features) = (
+            [Axis::Unit.of(1)],
+            [Axis::Feature.of(self.weight.dims()[1])],
+        );
         let (weight, bias) = (&mut self.weight, &mut self.bias);
         vec![
             PartTensor::matrix("router.threshold.weight", kind, weight, &one, &features),
@@ -141,7 +144,12 @@ mod tests {
         ] {
             let weighed = half(theta_max, &device).weigh(scores(&device));
             let theta = theta_max.unwrap_or(0.25) as f32 / 2.0;
-            assert_close(weighed.learned.expect("theta"), [[[theta]]], FORWARD, "theta");
+            assert_close(
+                weighed.learned.expect("theta"),
+                [[[theta]]],
+                FORWARD,
+                "theta",
+            );
             assert_close(weighed.weights, [[expected]], FORWARD, "weights");
         }
         let weighed = half(Some(0.6), &device).weigh(scores(&device));
@@ -184,8 +192,14 @@ mod tests {
 
     #[test]
     fn a_threshold_is_a_probability() {
-        let error = ThresholdConfig { theta_max: Some(0.0) }.validate();
+        let error = ThresholdConfig {
+            theta_max: Some(0.0),
+        }
+        .validate();
         let error = error.expect_err("nothing to learn").to_string();
-        assert_eq!(error, "theta_max is 0, expected a number above 0 and at most 1");
+        assert_eq!(
+            error,
+            "theta_max is 0, expected a number above 0 and at most 1"
+        );
     }
 }

@@ -15,7 +15,8 @@ use molora_parts::{Axis, ParameterKind, PartTensor};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Reads, Score, ScoreInput, Scored, ScorerDims, ScorerNumbers, draw, rows_of_experts, unknown_rows,
+    Reads, Score, ScoreInput, Scored, ScorerDims, ScorerNumbers, draw, rows_of_experts,
+    unknown_rows,
 };
 use crate::RoutingError;
 
@@ -106,7 +107,13 @@ impl Score for ClusterScorer {
         let experts = [Axis::Expert.of(experts)];
         let (embedding, bias) = (&mut self.embedding, &mut self.bias);
         vec![
-            PartTensor::matrix("router.cluster_embedding", kind, embedding, &clusters, &columns),
+            PartTensor::matrix(
+                "router.cluster_embedding",
+                kind,
+                embedding,
+                &clusters,
+                &columns,
+            ),
             rows_of_experts("router.weight", &mut self.weight),
             PartTensor::vector("router.bias", kind, bias, &experts),
         ]
@@ -134,7 +141,10 @@ mod tests {
             bias: Param::from_data([0.0, 0.5, 0.0], &device),
         };
         let input = ScoreInput {
-            clusters: Some(Tensor::from_data([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], &device)),
+            clusters: Some(Tensor::from_data(
+                [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]],
+                &device,
+            )),
             ..ScoreInput::new(Tensor::zeros([3, 1, 4], &device))
         };
         let found = scorer.score_rows(&input).logits;

@@ -103,7 +103,12 @@ impl Score for MagnitudeScorer {
     fn tensors(&mut self) -> Vec<PartTensor<'_>> {
         let experts = [Axis::Expert.of(self.bias.dims()[0])];
         let kind = ParameterKind::Frozen;
-        vec![PartTensor::vector("router.bias", kind, &mut self.bias, &experts)]
+        vec![PartTensor::vector(
+            "router.bias",
+            kind,
+            &mut self.bias,
+            &experts,
+        )]
     }
 
     fn is_balanced(&self) -> bool {

@@ -80,7 +80,10 @@ mod tests {
     fn a_row_is_scored_by_its_task_and_an_unknown_one_by_the_mean() {
         let device = molora_testkit::device();
         let scorer = PerTaskScorer {
-            weight: Param::from_data([[[1.0, 0.0], [0.0, 1.0]], [[2.0, 2.0], [-1.0, 0.0]]], &device),
+            weight: Param::from_data(
+                [[[1.0, 0.0], [0.0, 1.0]], [[2.0, 2.0], [-1.0, 0.0]]],
+                &device,
+            ),
         };
         let token = [3.0, 5.0];
         let features = Tensor::from_data([[token; 2]; 3], &device);

@@ -33,7 +33,8 @@ impl ScorerNumbers for PerceptronConfig {
 
     fn init(&self, dims: ScorerDims, seed: Seed, device: &Device) -> PerceptronScorer {
         let (width, experts) = (dims.features, dims.experts);
-        let draw = |shape, name| Param::from_tensor(normal(shape, DEVIATION, seed.child(name), device));
+        let draw =
+            |shape, name| Param::from_tensor(normal(shape, DEVIATION, seed.child(name), device));
         PerceptronScorer {
             hidden: draw([width, width], "hidden"),
             hidden_bias: Param::from_tensor(Tensor::zeros([width], device)),

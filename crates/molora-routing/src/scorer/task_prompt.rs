@@ -94,7 +94,10 @@ mod tests {
         };
         let token = [3.0, 5.0];
         let input = ScoreInput {
-            tasks: Some(Tensor::from_data([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]], &device)),
+            tasks: Some(Tensor::from_data(
+                [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]],
+                &device,
+            )),
             ..ScoreInput::new(Tensor::from_data([[token; 2]; 3], &device))
         };
         let found = scorer.score_rows(&input).logits;
