@@ -52,10 +52,12 @@ pub(crate) const RUN_FILES: [&str; 13] = [
     "summary.json",
 ];
 
-/// Those of a run of a recipe: a single expert is compared with none.
+/// Those of a run of a recipe: a single expert is compared with none, nor are experts that no site has
+/// for itself.
 pub(crate) fn run_files(recipe: &str) -> Vec<&'static str> {
+    let alone = ["lora", "pissa", "olora", "lily"].contains(&recipe);
     let mut files = RUN_FILES.to_vec();
-    files.retain(|file| recipe != "lora" || *file != "experts.json");
+    files.retain(|file| !alone || *file != "experts.json");
     files
 }
 

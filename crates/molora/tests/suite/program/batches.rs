@@ -61,6 +61,10 @@ fn micro_batches_give_the_losses_of_the_whole_batch() {
             let mut recipe = small(name);
             recipe.adapter.bank.dropout = 0.0;
             recipe.adapter.bank.weight_dropout = 0.0;
+            if let Some(router) = &mut recipe.adapter.router {
+                // Drawn for every micro-batch anew.
+                (router.noise, router.relaxed) = (0.0, false);
+            }
             recipe.data.sampling.batch_size = 32;
             recipe.data.sampling.mixed = mixed;
             recipe.stages[0].steps = 10;

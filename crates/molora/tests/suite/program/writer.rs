@@ -137,6 +137,10 @@ pub(crate) fn recipe(name: &str, steps: usize) -> Recipe {
     recipe.data.writing.max_new_tokens = 3;
     recipe.data.sampling.batch_size = 12;
     recipe.adapter.targets = vec!["all-linear".into()];
+    if recipe.adapter.bank.start.reads_weight() {
+        // Segments of a matrix of width 16 for all experts.
+        recipe.adapter.bank.rank = 2;
+    }
     if let ExpertCount::ByLayer(list) = &mut recipe.adapter.experts {
         list.truncate(LAYERS);
     }
