@@ -81,6 +81,9 @@ struct Tridiagonal {
 /// Halvings of the interval that has an eigenvalue: as many as there are bits, and some more.
 const HALVINGS: usize = 70;
 
+/// What is divided by at least: the square of its inverse is finite.
+const SMALLEST: f64 = 1e-150;
+
 /// Steps of inverse iteration; two are enough for nearly all vectors.
 const STEPS: usize = 4;
 
@@ -153,7 +156,7 @@ impl Tridiagonal {
     /// Solves `(T - shift) x = b` by elimination with exchanged rows where that is safer.
     fn solved(&self, shift: f64, mut b: Vec<f64>) -> Vec<f64> {
         let size = b.len();
-        let tiny = (self.bound() * f64::EPSILON).max(f64::MIN_POSITIVE);
+        let tiny = (self.bound() * f64::EPSILON).max(SMALLEST);
         // Rows of the upper triangle: the diagonal and two beside it.
         let mut rows: Vec<[f64; 3]> = Vec::with_capacity(size);
         let beside = |at: usize| self.beside.get(at).copied().unwrap_or(0.0);
