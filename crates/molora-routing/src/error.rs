@@ -18,9 +18,6 @@ pub enum RoutingError {
     /// A temperature that would divide by zero or flip the order.
     #[error("temperature is {0}, expected a finite number above 0")]
     Temperature(f64),
-    /// A start of scores that is no number.
-    #[error("start is {0}, expected a finite number")]
-    Start(f64),
     /// A probability mass out of its range.
     #[error("top_p is {0}, expected a number from 0 to 1")]
     TopP(f64),

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use molora_routing::RouterOutput;
+use molora_routing::normaliser::Learned;
 use serde::{Deserialize, Serialize};
 
 use super::{Need, SiteView, TermNumbers};
@@ -13,7 +14,7 @@ pub struct Density;
 
 impl TermNumbers for Density {
     fn needs(&self) -> &'static [Need] {
-        &[Need::Router]
+        &[Need::Router, Need::Learned(Learned::Sparsity)]
     }
 
     fn at(&self, site: &SiteView<'_>, reduction: Reduction) -> Option<Tensor<1>> {

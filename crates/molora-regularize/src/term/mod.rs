@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use molora_adapters::ExpertBank;
 use molora_routing::RouterOutput;
+use molora_routing::normaliser::Learned;
 
 use crate::Reduction;
 
@@ -20,8 +21,8 @@ pub enum Need {
     Labels,
     /// For each sequence, its task.
     Tasks,
-    /// A router with a learned threshold.
-    Threshold,
+    /// A router whose normaliser learns this of each decision.
+    Learned(Learned),
     /// The low-rank code of every token, from which experts' outputs are computed: sites that have a
     /// router each, which decides by token.
     Codes,
@@ -196,14 +197,15 @@ impl Term {
             Need::Router => !mixture.has_router,
             Need::RankKeys => !mixture.has_rank_keys,
             Need::Codes => !mixture.routes_tokens,
-            Need::Threshold => mixture.normaliser != Some("threshold"),
+            Need::Learned(what) => mixture.learned != Some(*what),
             Need::Labels | Need::Tasks => false,
         };
         self.needs().iter().find(lacks).map(|need| match need {
             Need::Router => "a router",
             Need::RankKeys => "a router with cosine keys on the low-rank code of a shared A",
             Need::Codes => "a router of its own at every site that decides by token",
-            Need::Threshold => "a router with normaliser = \"threshold\"",
+            Need::Learned(Learned::Threshold) => "a router with normaliser = \"threshold\"",
+            Need::Learned(Learned::Sparsity) => "a router with normaliser = \"sparsegen\"",
             Need::Labels | Need::Tasks => unreachable!("no mixture lacks what its data have"),
         })
     }
@@ -218,6 +220,6 @@ pub struct Mixture {
     pub has_rank_keys: bool,
     /// A router of its own at every site, which decides by token.
     pub routes_tokens: bool,
-    /// Name of the routers' normaliser.
-    pub normaliser: Option<&'static str>,
+    /// What the routers' normaliser learns of each decision.
+    pub learned: Option<Learned>,
 }

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use molora_routing::RouterOutput;
+use molora_routing::normaliser::Learned;
 use serde::{Deserialize, Serialize};
 
 use super::{Need, SiteView, TermNumbers};
@@ -24,7 +25,7 @@ impl Default for Sparsity {
 
 impl TermNumbers for Sparsity {
     fn needs(&self) -> &'static [Need] {
-        &[Need::Router]
+        &[Need::Router, Need::Learned(Learned::Sparsity)]
     }
 
     fn problem(&self) -> Option<String> {

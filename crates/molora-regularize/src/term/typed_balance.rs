@@ -54,7 +54,7 @@ impl Default for TypedBalance {
 
 impl TermNumbers for TypedBalance {
     fn needs(&self) -> &'static [Need] {
-        &[Need::Router]
+        &[Need::Router, Need::Tasks]
     }
 
     fn problem(&self) -> Option<String> {

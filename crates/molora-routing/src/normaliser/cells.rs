@@ -50,9 +50,13 @@ impl NormaliserNumbers for CellsConfig {
     }
 
     fn validate(&self) -> Result<(), RoutingError> {
-        let numbers = [self.token_scale, self.prior_scale, self.sharpness];
-        match numbers.iter().find(|number| !number.is_finite()) {
-            Some(&number) => Err(RoutingError::Rate(number)),
+        let numbers = [
+            ("token_scale", self.token_scale),
+            ("prior_scale", self.prior_scale),
+            ("sharpness", self.sharpness),
+        ];
+        match numbers.into_iter().find(|(_, value)| !value.is_finite()) {
+            Some((field, value)) => Err(RoutingError::NotFinite { field, value }),
             None => Ok(()),
         }
     }

@@ -26,7 +26,11 @@ pub struct Identity {}
 impl Normalise for Identity {
     fn weigh(&self, scores: Scores) -> Weighed {
         match scores.selected {
-            None => Weighed::new(scores.logits, None),
+            None => {
+                let barred = scores.logits.clone().detach();
+                let barred = barred.lower_equal_elem(f32::NEG_INFINITY);
+                Weighed::new(scores.logits.mask_fill(barred, 0.0), None)
+            }
             Some(selected) => {
                 let weights = scores.logits.mask_fill(selected.clone().bool_not(), 0.0);
                 Weighed::new(weights, Some(selected))

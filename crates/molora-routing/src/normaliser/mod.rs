@@ -65,6 +65,15 @@ pub struct Scores {
     pub selected: Option<Tensor<3, Bool>>,
 }
 
+/// What a normaliser with parameters computes for each decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Learned {
+    /// A threshold of probabilities.
+    Threshold,
+    /// A sparsity below 1: the larger, the fewer experts.
+    Sparsity,
+}
+
 /// The numbers of a normaliser.
 pub trait NormaliserNumbers {
     /// The normaliser with its parameters, if it has any.
@@ -72,6 +81,11 @@ pub trait NormaliserNumbers {
 
     /// A fresh normaliser for features of a width.
     fn init(&self, d_features: usize, seed: Seed, device: &Device) -> Self::Normaliser;
+
+    /// What stands in [`Weighed::learned`], if anything does.
+    fn learns(&self) -> Option<Learned> {
+        None
+    }
 
     /// Whether the scores of all groups become weights together.
     fn is_joint(&self) -> bool {
@@ -137,6 +151,13 @@ macro_rules! normalisers {
             pub fn init(&self, d_features: usize, seed: Seed, device: &Device) -> Normaliser {
                 match self {
                     $(Self::$Variant(numbers) => Normaliser::$Variant(numbers.init(d_features, seed, device)),)*
+                }
+            }
+
+            /// See [`NormaliserNumbers::learns`].
+            pub fn learns(&self) -> Option<Learned> {
+                match self {
+                    $(Self::$Variant(numbers) => numbers.learns(),)*
                 }
             }
 

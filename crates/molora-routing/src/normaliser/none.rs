@@ -27,7 +27,11 @@ impl Normalise for NoNormaliser {
     fn weigh(&self, scores: Scores) -> Weighed {
         match scores.selected {
             Some(selected) => Weighed::new(selected.clone().float(), Some(selected)),
-            None => Weighed::new(scores.logits.detach().ones_like(), None),
+            // An expert that is barred takes no part.
+            None => {
+                let is_free = scores.logits.detach().greater_elem(f32::NEG_INFINITY);
+                Weighed::new(is_free.float(), None)
+            }
         }
     }
 }

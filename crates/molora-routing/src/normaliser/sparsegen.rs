@@ -18,7 +18,7 @@ use molora_kernels::random::{Seed, uniform};
 use molora_parts::{Axis, ParameterKind, PartTensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Normalise, NormaliserNumbers, Scores, Weighed};
+use super::{Learned, Normalise, NormaliserNumbers, Scores, Weighed};
 use crate::RoutingError;
 
 /// Start of both biases, which makes lambda about -1.6: many experts at first.
@@ -60,6 +60,10 @@ impl NormaliserNumbers for SparsegenConfig {
             output: draw([1, self.hidden], "output"),
             output_bias: bias(1),
         }
+    }
+
+    fn learns(&self) -> Option<Learned> {
+        Some(Learned::Sparsity)
     }
 
     fn validate(&self) -> Result<(), RoutingError> {

@@ -15,7 +15,7 @@ use molora_kernels::random::{Seed, uniform};
 use molora_parts::{Axis, ParameterKind, PartTensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Normalise, NormaliserNumbers, Scores, Weighed};
+use super::{Learned, Normalise, NormaliserNumbers, Scores, Weighed};
 use crate::RoutingError;
 
 /// What exceeds a learned threshold. AdaMoLE, arXiv:2405.00361.
@@ -40,6 +40,10 @@ impl NormaliserNumbers for ThresholdConfig {
             bias: Param::from_tensor(bias),
             theta_max: self.theta_max,
         }
+    }
+
+    fn learns(&self) -> Option<Learned> {
+        Some(Learned::Threshold)
     }
 
     fn validate(&self) -> Result<(), RoutingError> {

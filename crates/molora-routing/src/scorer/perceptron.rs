@@ -46,7 +46,10 @@ impl ScorerNumbers for PerceptronConfig {
     fn validate(&self, _num_experts: usize) -> Result<(), RoutingError> {
         match self.start.is_finite() {
             true => Ok(()),
-            false => Err(RoutingError::Start(self.start)),
+            false => Err(RoutingError::NotFinite {
+                field: "start",
+                value: self.start,
+            }),
         }
     }
 }

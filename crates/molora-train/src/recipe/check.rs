@@ -131,6 +131,11 @@ impl Recipe {
             let text = "data.writing.packing is true, but the routers decide for whole sequences";
             return Some(text.into());
         }
+        if self.adapter.num_clusters().is_some() {
+            let text =
+                "data.writing.packing is true, but the routers read the cluster of each text";
+            return Some(text.into());
+        }
         None
     }
 
@@ -152,7 +157,11 @@ impl Recipe {
             has_router: self.adapter.router.is_some(),
             has_rank_keys: self.adapter.has_rank_keys(),
             routes_tokens: self.adapter.routes_tokens(),
-            normaliser: self.adapter.router.as_ref().map(|r| r.normaliser.name()),
+            learned: self
+                .adapter
+                .router
+                .as_ref()
+                .and_then(|r| r.normaliser.learns()),
         };
         let mut problems = Vec::new();
         for (index, config) in objective.terms.iter().enumerate() {
