@@ -109,12 +109,13 @@ impl Adapter {
     pub(crate) fn add_fixed(&self, base: Tensor<3>, x: Tensor<3>, weight: f64) -> Tensor<3> {
         let shape = [1, 1, self.bank.num_experts()];
         let weights = Tensor::full(shape, weight, &base.device());
+        let base = self.bank.less_start(Some(base), &x);
         let low = self.bank.down(x, None);
         let mixing = Mixing {
             weights: Some(weights),
             ..Mixing::default()
         };
-        self.bank.mix(Some(base), low, mixing)
+        self.bank.mix(base, low, mixing)
     }
 
     /// As [`add_delta`](Self::add_delta) under decisions `[B, 1, E]` that were taken before.

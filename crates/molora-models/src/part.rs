@@ -36,6 +36,15 @@ impl ModelPart {
         }
     }
 
+    /// Why the mixture is no delta of each layer by itself, in words.
+    pub(crate) fn what(&self) -> &'static str {
+        match self {
+            Self::Router(_) => "its experts are mixed in whole feed-forward parts",
+            Self::FirstPass(_) => "a first pass decides how its experts are weighed",
+            Self::Pool(_) => "its layers share their experts",
+        }
+    }
+
     /// The banks that sites share.
     pub fn banks(&self) -> Vec<&ExpertBank> {
         match self {

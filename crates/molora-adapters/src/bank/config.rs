@@ -144,7 +144,14 @@ impl BankConfig {
                 return Err(AdapterError::Probability { field, value });
             }
         }
-        self.down.validate()?;
+        self.down
+            .validate(self.slices.count(self.num_experts).size * self.rank)?;
+        if self.down.is_shared() && self.weight_dropout > 0.0 {
+            return Err(AdapterError::Combine {
+                name: "weight_dropout",
+                needs: "a down-projection whose entries are those of A",
+            });
+        }
         self.combine.validate(self)?;
         if self.combine.needs_shared_slice() && self.slices != Slices::Shared {
             return Err(AdapterError::Combine {

@@ -240,7 +240,8 @@ impl ExpertBank {
             is_selection: mixing.is_selection,
         };
         match (self.gate_gradient, &weighed.weights) {
-            (GateGradient::SquareRoot, Some(weights)) => {
+            // Without gradients the plain mix has the same value.
+            (GateGradient::SquareRoot, Some(weights)) if weighed.code.is_autodiff() => {
                 let roots = weights.clone().detach().clamp_min(0.0).sqrt();
                 self.square_root_mix(base, weighed, roots)
             }

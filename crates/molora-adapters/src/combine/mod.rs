@@ -51,6 +51,11 @@ pub trait Combining {
         true
     }
 
+    /// The most experts of a token that take part, where that is not all of them.
+    fn most_selected(&self) -> Option<usize> {
+        None
+    }
+
     /// Whether one down-projection has to serve all experts.
     fn needs_shared_slice(&self) -> bool {
         false
@@ -126,6 +131,11 @@ impl Combine {
     /// See [`Combining::groups`].
     pub fn groups(&self, rank: usize) -> usize {
         each!(self, numbers => numbers.groups(rank))
+    }
+
+    /// See [`Combining::most_selected`].
+    pub fn most_selected(&self) -> Option<usize> {
+        each!(self, numbers => numbers.most_selected())
     }
 
     /// See [`Combining::rows`].

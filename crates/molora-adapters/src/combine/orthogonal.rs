@@ -16,7 +16,8 @@ use crate::{AdapterError, BankConfig, ExpertBank};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OrthogonalConfig {
-    /// Number of experts whose outputs take part: those that the router selects.
+    /// The most experts of a token whose outputs take part; a router that selects more is refused. Of a
+    /// dense decision those with the largest weights.
     pub selected: usize,
     /// Whether each orthogonal output gets the norm of the expert's own one; otherwise it has norm 1,
     /// as printed, and the delta cannot start at zero.
@@ -39,6 +40,10 @@ const TINY: f64 = 1e-24;
 impl Combining for OrthogonalConfig {
     fn is_linear(&self) -> bool {
         false
+    }
+
+    fn most_selected(&self) -> Option<usize> {
+        Some(self.selected)
     }
 
     fn validate(&self, _bank: &BankConfig) -> Result<(), AdapterError> {

@@ -67,9 +67,11 @@ impl DownNumbers for FactoredConfig {
         true
     }
 
-    fn validate(&self) -> Result<(), AdapterError> {
+    /// A subspace that the codes cannot fill would have coordinates that never learn.
+    fn validate(&self, code: usize) -> Result<(), AdapterError> {
         match self.subspace {
             0 => Err(AdapterError::Zero { field: "subspace" }),
+            subspace if subspace > code => Err(AdapterError::Subspace { subspace, code }),
             _ => Ok(()),
         }
     }

@@ -8,7 +8,7 @@ use molora_routing::{Granularity, RouteInput, Router};
 
 use super::resolve::{ModuleLora, ResolvedAdapter};
 use crate::modules::{BaseModel, PartMut};
-use crate::{Adaptable, Adapter, ForwardContext, LayerRouter, MoLoraLinear, ModelError};
+use crate::{Adaptable, Adapter, ForwardContext, LayerRouter, MoLoraLinear, ModelError, ModelPart};
 
 /// The mixture of the attached experts under fixed weights, as one LoRA for each adapted module: the
 /// experts' factors side by side, rank `E R`, or rank R where the experts share `A`. Nothing is
@@ -100,9 +100,12 @@ pub fn mixture_for<M: BaseModel + Adaptable>(
 ) -> Result<ResolvedAdapter, ModelError> {
     let layers = model.layer_routers();
     let of_feed_forward = |(_, layer): &(_, &LayerRouter)| layer.of_feed_forward().is_some();
-    if model.part().is_some() || layers.iter().any(of_feed_forward) {
-        let text = "the mixture is not static: its experts are mixed in whole feed-forward parts";
-        return Err(ModelError::Inconsistent(text.into()));
+    let by_part = model.part().map(ModelPart::what);
+    let by_layer = "its experts are mixed in whole feed-forward parts";
+    let by_layer = layers.iter().any(of_feed_forward).then_some(by_layer);
+    if let Some(what) = by_part.or(by_layer) {
+        let text = format!("the mixture is not static: {what}");
+        return Err(ModelError::Inconsistent(text));
     }
     let mut weights = BTreeMap::new();
     for (path, site) in model.sites() {

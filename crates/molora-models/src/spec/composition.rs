@@ -215,6 +215,10 @@ impl AdapterSpec {
             Some(router) if not_hidden(router) => Err(inconsistent(
                 "adapter.router.route_from other than hidden needs adapter.router_scope = \"site\"",
             )),
+            _ if self.bank.core.reads_tasks() => Err(inconsistent(
+                "adapter.router_scope is first_pass, which goes without an adapter.bank.core that reads \
+                 tasks",
+            )),
             Some(_) if !self.experts.by_layer().is_empty() => Err(inconsistent(
                 "adapter.router_scope is first_pass, which needs the same experts in every layer",
             )),

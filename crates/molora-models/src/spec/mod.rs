@@ -8,7 +8,7 @@ mod init;
 use molora_adapters::{AdapterError, BankConfig, GateConfig, GeneralExpert, Slices};
 use molora_routing::normaliser::SigmoidConfig;
 use molora_routing::scorer::{LinearConfig, Reads, RowsFrom, TaskGroups};
-use molora_routing::{Granularity, LayerRule, RouteFrom, RouterConfig, RoutingError};
+use molora_routing::{Granularity, LayerRule, RouteFrom, RouterConfig, RoutingError, Selection};
 use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
@@ -164,6 +164,7 @@ impl AdapterSpec {
                 router.validate(most).map_err(ModelError::from),
                 fits.map_err(|error: RoutingError| error.into()),
                 self.features_exist(router),
+                self.selects_what_takes_part(router),
             ]
         });
         let gate = self.gate.iter();
@@ -279,6 +280,20 @@ impl AdapterSpec {
             router.scorer.at_layer(layer, num_layers);
         }
         spec
+    }
+
+    /// Checks that no more experts are selected than take part in the bank.
+    fn selects_what_takes_part(&self, router: &RouterConfig) -> Result<(), ModelError> {
+        match (self.bank.combine.most_selected(), router.selection) {
+            (Some(most), Selection::TopK(top_k)) if top_k > most => {
+                Err(ModelError::Inconsistent(format!(
+                    "adapter.router.selection.top_k is {top_k}, but of a token's experts {most} take part \
+                     in adapter.bank.combine = \"{}\"",
+                    self.bank.combine.name()
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn features_exist(&self, router: &RouterConfig) -> Result<(), ModelError> {
