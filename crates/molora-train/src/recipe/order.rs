@@ -159,7 +159,16 @@ impl Order<'_> {
             }
             Transform::CollectDirections => self.directed = true,
             Transform::Cluster(_) if self.spec.num_clusters().is_none() => {
-                return Some("clusters need adapter.router.scorer = \"cluster\"");
+                return Some(
+                    "clusters need adapter.router.scorer = \"cluster\" or normaliser = \"cells\"",
+                );
+            }
+            // Routers are guided by one of the two.
+            Transform::Cluster(_) if self.embedded => {
+                return Some("clusters and instructions exclude each other");
+            }
+            Transform::EmbedInstructions(_) if self.clustered => {
+                return Some("instructions and clusters exclude each other");
             }
             Transform::Cluster(_) => self.clustered = true,
             Transform::EmbedInstructions(_) if !self.spec.has_expert_per_task() => {

@@ -19,9 +19,15 @@ pub(super) const ABOUT: About = About {
 };
 
 pub(super) fn recipe() -> Recipe {
+    Recipe::new("poly", CITATION, adapter(1))
+}
+
+/// The specification of the mixture with so many blocks of inputs and outputs, each of which mixes skills
+/// for itself.
+pub(super) fn adapter(splits: usize) -> AdapterSpec {
     let bank = BankConfig {
         slices: Slices::Independent,
-        combine: FactorsConfig { splits: 1 }.into(),
+        combine: FactorsConfig { splits }.into(),
         // Skills.
         num_experts: 4,
         rank: 8,
@@ -41,11 +47,10 @@ pub(super) fn recipe() -> Recipe {
         normaliser: SigmoidShareConfig.into(),
         ..RouterConfig::default()
     };
-    let adapter = AdapterSpec {
+    AdapterSpec {
         targets: ATTENTION.map(String::from).to_vec(),
         bank,
         router: Some(router),
         ..AdapterSpec::default()
-    };
-    Recipe::new("poly", CITATION, adapter)
+    }
 }

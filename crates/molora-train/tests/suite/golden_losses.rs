@@ -2,7 +2,7 @@
 //! in float64: every variant that a case has, with its gradients.
 
 use crate::cases::cases;
-use burn::module::Param;
+use crate::common::leaf;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor};
 use molora_adapters::{BankConfig, ExpertBank, SiteDims, task_selector};
@@ -21,10 +21,6 @@ fn variants(case: &Case) -> Vec<String> {
     let document = case.json("case.json").expect("found by it");
     let variants = document["variants"].as_object().expect("variants");
     variants.keys().cloned().collect()
-}
-
-fn leaf<const D: usize>(tensor: Tensor<D>) -> Param<Tensor<D>> {
-    Param::from_data(tensor.to_data(), &tensor.device())
 }
 
 /// What the penalties of a case read.

@@ -3,7 +3,6 @@
 
 use burn::tensor::{Device, Tensor};
 use molora_adapters::{precondition_down, precondition_up};
-use molora_testkit::golden::Tensors;
 use molora_testkit::{FORWARD, GRADIENT, device};
 
 use crate::cases::cases;
@@ -34,21 +33,17 @@ impl Moments {
     }
 }
 
-fn stack(expected: &Tensors, name: &str, device: &Device) -> Tensor<3> {
-    expected.tensor(name, device)
-}
-
 /// `A` and `B` after the variant's steps.
 fn stepped(variant: &Variant, device: &Device) -> [Tensor<3>; 2] {
     let expected = variant.expected;
     let (delta, rate) = (variant.number("delta"), variant.number("learning_rate"));
     let name = variant.key("");
     let (is_adamw, uses_old_a) = (name.starts_with("adamw"), name.starts_with("adamw_old_A"));
-    let mut a = stack(expected, "param.A", device);
-    let mut b = stack(expected, "param.B", device);
+    let mut a = expected.tensor::<3>("param.A", device);
+    let mut b = expected.tensor::<3>("param.B", device);
     let (mut of_a, mut of_b) = (Moments::new(&a), Moments::new(&b));
     for step in 1..=variant.number("steps") as usize {
-        let gradient = |factor| stack(expected, &format!("input.g{factor}{step}"), device);
+        let gradient = |factor| expected.tensor(&format!("input.g{factor}{step}"), device);
         let old_a = a.clone();
         let p_a = precondition_down(b.clone(), gradient("A"), delta);
         let update = match is_adamw {
@@ -84,15 +79,15 @@ fn golden_methods_riemannian_precondition() {
                 continue;
             }
             let (a, mut b) = (
-                stack(&expected, "param.A", &device),
-                stack(&expected, "param.B", &device),
+                expected.tensor("param.A", &device),
+                expected.tensor::<3>("param.B", &device),
             );
             if variant.hyper("B").is_some() {
                 b = b.zeros_like();
             }
             let delta = variant.number("delta");
-            let p_a = precondition_down(b, stack(&expected, "input.gA1", &device), delta);
-            let p_b = precondition_up(a, stack(&expected, "input.gB1", &device), delta);
+            let p_a = precondition_down(b, expected.tensor("input.gA1", &device), delta);
+            let p_b = precondition_up(a, expected.tensor("input.gB1", &device), delta);
             for (name, found) in [("preconditioned_A", p_a), ("preconditioned_B", p_b)] {
                 let name = variant.key(&format!("output.{name}"));
                 expected.assert_close(&name, found, GRADIENT);

@@ -76,7 +76,8 @@ impl Realign<'_> {
         let model = with_stable_ids(TaskModel { backbone, heads });
         let mut model = set_trainable(model, &[ParameterKind::Adapters]);
         let batches = self.batches()?;
-        let before = self.loss(&model, &batches)?;
+        let number = |loss: Tensor<1>| f64::from(loss.into_scalar::<f32>());
+        let before = number(self.loss(&model, &batches)?);
         let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
         for _ in 0..self.steps {
             if stop.load(Ordering::SeqCst) {
@@ -86,8 +87,7 @@ impl Realign<'_> {
             let gradients = GradientsParams::from_grads(loss.backward(), &model);
             model = optimizer.step(constant_rate(RATE), model, gradients);
         }
-        let after = self.loss(&model, &batches)?;
-        let number = |loss: Tensor<1>| f64::from(loss.into_scalar::<f32>());
+        let after = number(self.loss(&model, &batches)?);
         let mut adapter = static_mixture(&model.backbone)?;
         // Heads of models that write are no linear layers, which alone train.
         let trained = |path: &str| adapter.loras.iter().any(|lora| lora.path == path);
@@ -95,7 +95,7 @@ impl Realign<'_> {
         let others: Vec<_> = others.cloned().collect();
         adapter.loras.extend(others);
         adapter.unties = fused.unties;
-        Ok((adapter, (number(before), number(after))))
+        Ok((adapter, (before, after)))
     }
 
     /// The labelled records of each task, drawn by the seed.

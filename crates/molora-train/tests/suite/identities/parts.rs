@@ -9,7 +9,9 @@ use std::convert::Infallible;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 use molora_adapters::core::CoreConfig;
-use molora_adapters::{Combine, DownConfig, GateConfig, GateGradient, GeneralExpert, Slices};
+use molora_adapters::{
+    Combine, DownConfig, GateConfig, GateGradient, GeneralExpert, Scaling, Slices, Start,
+};
 use molora_kernels::random::Seed;
 use molora_models::{
     Adaptable, AdapterSpec, Bert, Composition, FirstPassConfig, PoolConfig, PoolWeights,
@@ -106,6 +108,14 @@ fn specs() -> Vec<(String, AdapterSpec)> {
         let spec = with(&|_, router| router.selection = selection);
         specs.push((format!("selection {selection:?}"), spec));
     }
+    for (name, start) in [("gaussian", Start::Gaussian), ("pissa", Start::Pissa)] {
+        specs.push((
+            format!("start {name}"),
+            with(&|spec, _| spec.bank.start = start),
+        ));
+    }
+    let aligned = with(&|spec, _| spec.bank.scaling = Scaling::Aligned(1.0));
+    specs.push(("scaling aligned".into(), aligned));
     let rooted = with(&|spec, _| spec.bank.gate_gradient = GateGradient::SquareRoot);
     specs.push(("gate gradient".into(), rooted));
     specs.iter_mut().for_each(|(_, spec)| fit(spec));
