@@ -75,7 +75,9 @@ fn everything() -> anyhow::Result<String> {
             .get_help()
             .map(ToString::to_string)
             .unwrap_or_default();
-        writeln!(text, "  {:<16} {help}", value.get_name())?;
+        // Options are said by `combine --help`.
+        let what = help.split([';', ',']).next().unwrap_or_default();
+        writeln!(text, "  {:<16} {what}", value.get_name())?;
     }
     text.push_str(LEGEND);
     let folder = bundled::folder(bundled::TASKS)?;

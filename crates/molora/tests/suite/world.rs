@@ -1,13 +1,13 @@
 //! A folder with a tiny BERT and tiny tasks that it can learn, and ways to run and compare.
-// tidy-allow: long-file one world serves all tests of the program
 
-use molora_models::ExpertCount;
+mod tiny;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use molora_models::BaseDtype;
+use molora_models::{BaseDtype, ExpertCount};
 use molora_train::base::DeviceSpec;
 use molora_train::data::Split;
 use molora_train::recipe::{Recipe, Transform};
@@ -21,8 +21,6 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub(crate) const VOCABULARY: usize = 32;
-const WIDTH: usize = 32;
-const INNER: usize = 64;
 /// As many as the longest list of experts by layer in a bundled recipe.
 pub(crate) const LAYERS: usize = 4;
 
@@ -76,9 +74,9 @@ impl World {
         };
         let model = world.path("model");
         std::fs::create_dir(&model).expect("a new folder");
-        write_json(&model.join("config.json"), &config());
-        write_json(&model.join("tokenizer.json"), &tokenizer());
-        write_tensors(&model.join("model.safetensors"), &weights());
+        write_json(&model.join("config.json"), &tiny::config());
+        write_json(&model.join("tokenizer.json"), &tiny::tokenizer());
+        write_tensors(&model.join("model.safetensors"), &tiny::weights());
         world.write_task("pets", &["cat", "dog"], &["purr", "bark"], false);
         let sky = ["sun", "rain", "snow"];
         world.write_task("weather", &sky, &sky, false);
@@ -442,68 +440,4 @@ impl Draw {
         words.insert(self.next() as usize % (count + 1), word.to_owned());
         words.join(" ")
     }
-}
-
-fn config() -> Value {
-    json!({"model_type": "bert", "vocab_size": VOCABULARY, "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": INNER,
-        "hidden_act": "gelu", "layer_norm_eps": 1e-12, "max_position_embeddings": 32,
-        "type_vocab_size": 2})
-}
-
-/// Whole words in lower case, with BERT's special tokens.
-fn tokenizer() -> Value {
-    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"].map(String::from);
-    let words = ["purr", "bark", "sun", "rain", "snow", "never", "surely"].map(String::from);
-    let fillers = (0..VOCABULARY - special.len() - words.len()).map(|n| format!("w{n}"));
-    let all = special.into_iter().chain(words).chain(fillers);
-    let vocab: BTreeMap<String, usize> = all.enumerate().map(|(id, word)| (word, id)).collect();
-    json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-        "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
-        "decoder": null,
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"}})
-}
-
-fn weights() -> Tensors {
-    let mut tensors = Tensors::new();
-    let mut draw = Draw(7);
-    let mut uniform = |name: String, shape: &[usize], bound: f32| {
-        let count = shape.iter().product();
-        let values = (0..count).map(|_| bound * draw.number()).collect();
-        tensors.insert(name, (shape.to_vec(), values));
-    };
-    for (table, rows, bound) in [
-        ("word", VOCABULARY, 1.0),
-        ("position", 32, 0.1),
-        ("token_type", 2, 0.1),
-    ] {
-        uniform(
-            format!("embeddings.{table}_embeddings.weight"),
-            &[rows, WIDTH],
-            bound,
-        );
-    }
-    let mut norms = vec!["embeddings.LayerNorm".to_owned()];
-    for layer in 0..LAYERS {
-        let at = |part: &str| format!("encoder.layer.{layer}.{part}");
-        for (part, input, output) in [
-            ("attention.self.query", WIDTH, WIDTH),
-            ("attention.self.key", WIDTH, WIDTH),
-            ("attention.self.value", WIDTH, WIDTH),
-            ("attention.output.dense", WIDTH, WIDTH),
-            ("intermediate.dense", WIDTH, INNER),
-            ("output.dense", INNER, WIDTH),
-        ] {
-            let bound = (3.0 / input as f32).sqrt();
-            uniform(format!("{}.weight", at(part)), &[output, input], bound);
-            uniform(format!("{}.bias", at(part)), &[output], 0.1);
-        }
-        norms.extend([at("attention.output.LayerNorm"), at("output.LayerNorm")]);
-    }
-    for norm in norms {
-        tensors.insert(format!("{norm}.weight"), (vec![WIDTH], vec![1.0; WIDTH]));
-        tensors.insert(format!("{norm}.bias"), (vec![WIDTH], vec![0.0; WIDTH]));
-    }
-    tensors
 }

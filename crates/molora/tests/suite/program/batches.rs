@@ -26,31 +26,34 @@ fn a_seed_decides_the_losses() {
     assert!(first.iter().zip(&other).all(|(a, b)| a.loss != b.loss));
 }
 
-fn assert_near(found: f64, expected: f64, what: &str) {
-    // Rounding grows from step to step, and a router near a tie may turn it into another choice.
-    let limit = 1e-4 * expected.abs().max(1.0);
+/// Rounding of losses and norms, relative to the larger of 1 and the value.
+const LIMIT: f64 = 1e-5;
+
+fn assert_near(found: f64, expected: f64, limit: f64, what: &str) {
+    let limit = limit * expected.abs().max(1.0);
     assert!(
         (found - expected).abs() <= limit,
         "{what}: {found}, expected {expected}"
     );
 }
 
-fn assert_near_step(found: &StepRecord, expected: &StepRecord, what: &str) {
+fn assert_near_step(found: &StepRecord, expected: &StepRecord, limit: f64, what: &str) {
     let at = format!("{what}, step {}", expected.step);
-    assert_near(found.loss, expected.loss, &format!("{at}: loss"));
+    assert_near(found.loss, expected.loss, limit, &format!("{at}: loss"));
     assert_near(
         found.task_loss,
         expected.task_loss,
+        limit,
         &format!("{at}: task loss"),
     );
     let norms = (found.gradient_norm, expected.gradient_norm);
-    assert_near(norms.0, norms.1, &format!("{at}: gradient norm"));
+    assert_near(norms.0, norms.1, limit, &format!("{at}: gradient norm"));
     assert_eq!(found.tokens, expected.tokens, "{at}");
     for (term, value) in &expected.terms {
-        assert_near(found.terms[term], *value, &format!("{at}: {term}"));
+        assert_near(found.terms[term], *value, limit, &format!("{at}: {term}"));
     }
     for (task, value) in &expected.tasks {
-        assert_near(found.tasks[task], *value, &format!("{at}: {task}"));
+        assert_near(found.tasks[task], *value, limit, &format!("{at}: {task}"));
     }
 }
 
@@ -70,7 +73,7 @@ fn micro_batches_give_the_losses_of_the_whole_batch() {
             recipe.data.sampling.mixed = mixed;
             let trains = |stage: &StageConfig| stage.transform.is_none();
             let first = recipe.stages.iter().position(trains).expect("one trains");
-            recipe.stages[first].steps = 6;
+            recipe.stages[first].steps = 10;
             // Balance is a product of two means over the batch: its parts do not add up.
             let adds_up =
                 |term: &Term| matches!(term, Term::Orthogonality(_) | Term::KeyMatching(_));
@@ -78,10 +81,15 @@ fn micro_batches_give_the_losses_of_the_whole_batch() {
                 .objective
                 .terms
                 .retain(|config| adds_up(&config.term));
+            // Weights that are not renormalised carry rounding of probabilities on from step to step.
+            let limit = match name {
+                "mod-squad" => 10.0 * LIMIT,
+                _ => LIMIT,
+            };
             let whole = run_steps(&recipe, 0);
             recipe.stages[first].micro_batch_size = rows;
             for (found, expected) in run_steps(&recipe, 0).iter().zip(&whole) {
-                assert_near_step(found, expected, &format!("{name}, {rows} rows"));
+                assert_near_step(found, expected, limit, &format!("{name}, {rows} rows"));
             }
         }
     }
@@ -103,8 +111,8 @@ fn micro_batches_give_the_mean_over_tokens_of_a_routing_loss() {
         let at = format!("step {}", expected.step);
         let terms = [found, expected].map(|step| step.terms["router_z_loss"]);
         assert!(terms[1] > 0.1, "{at}: {terms:?}");
-        assert_near(terms[0], terms[1], &at);
-        assert_near(found.gradient_norm, expected.gradient_norm, &at);
+        assert_near(terms[0], terms[1], LIMIT, &at);
+        assert_near(found.gradient_norm, expected.gradient_norm, LIMIT, &at);
     }
 }
 
@@ -147,7 +155,7 @@ fn a_batch_of_one_task_holds_no_other() {
 fn auxiliary_terms_are_part_of_the_loss() {
     for step in run_steps(&small("samora"), 0) {
         let terms = 1e-3 * step.terms["orthogonality"] + 1e-2 * step.terms["key_matching"];
-        assert_near(step.loss, step.task_loss + terms, "loss");
+        assert_near(step.loss, step.task_loss + terms, LIMIT, "loss");
         assert!(terms > 0.0);
     }
 }

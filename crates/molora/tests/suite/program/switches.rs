@@ -1,6 +1,6 @@
-//! Switches that a recipe takes whatever its method: DoRA and LoRA+.
+//! Switches that a recipe takes whatever its method (DoRA, LoRA+), and the list of all methods.
 
-use molora_train::recipe::Recipe;
+use molora_train::recipe::{self, Recipe};
 
 use crate::world::{
     World, assert_same_run, read_json, read_tensors, resume_to_end, small, steps, train_until,
@@ -90,4 +90,27 @@ fn lora_plus_gives_up_projections_a_rate_of_their_own() {
             assert!(gap <= 1e-5 * other.abs(), "{name}: {value} {other}");
         }
     }
+}
+
+#[test]
+fn the_list_has_every_recipe_and_every_merge_once() {
+    let world = World::new();
+    let output = world.run(&["list"]);
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let named = |name: &str| {
+        let begins = format!("  {name} ");
+        text.lines()
+            .filter(|line| line.starts_with(&begins))
+            .count()
+    };
+    for name in recipe::names() {
+        assert_eq!(named(name), 1, "{name}: {text}");
+    }
+    for how in ["linear", "svd", "adamerging", "r-mtllmf"] {
+        assert_eq!(named(how), 1, "{how}: {text}");
+    }
+    assert!(
+        text.lines().all(|line| line.chars().count() <= 130),
+        "{text}"
+    );
 }
