@@ -34,14 +34,6 @@ pub enum AdapterError {
         /// The smaller of the site's input and output width.
         limit: usize,
     },
-    /// A shared subspace that is wider than the codes that are made of it.
-    #[error("subspace {subspace} exceeds the {code} numbers of all slices' codes together")]
-    Subspace {
-        /// Width of the subspace.
-        subspace: usize,
-        /// Slices times rank.
-        code: usize,
-    },
     /// A number of groups that does not divide what it groups.
     #[error("groups of {groups} do not divide the {what} {size}")]
     Groups {

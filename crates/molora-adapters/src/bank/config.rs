@@ -144,8 +144,7 @@ impl BankConfig {
                 return Err(AdapterError::Probability { field, value });
             }
         }
-        self.down
-            .validate(self.slices.count(self.num_experts).size * self.rank)?;
+        self.down.validate()?;
         if self.down.is_shared() && self.weight_dropout > 0.0 {
             return Err(AdapterError::Combine {
                 name: "weight_dropout",

@@ -3,7 +3,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use molora_kernels::random::Seed;
+use molora_kernels::random::{Seed, uniform};
 use molora_parts::{Axis, Count, ParameterKind, PartTensor};
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,8 @@ use crate::svd::Svd;
 ///
 /// The start follows the paper's idea, a subspace by singular values under which the product has the
 /// variance of an ordinary `A`: `S` and `P` are the best factors of rank d of an `A` drawn as usual,
-/// `S` with orthonormal columns, and `P` makes up for the mass that was cut off.
+/// `S` with orthonormal columns, and `P` makes up for the mass that was cut off. Where d is larger than
+/// the rank of that `A`, the columns of `S` that are left start at zero and their rows of `P` are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FactoredConfig {
@@ -36,7 +37,7 @@ impl DownNumbers for FactoredConfig {
         &self,
         dims: DownDims,
         drawn: Tensor<2>,
-        _seed: Seed,
+        seed: Seed,
         device: &Device,
     ) -> (Tensor<2>, FactoredDown) {
         let (inputs, width, code) = (dims.d_input, self.subspace, dims.code());
@@ -55,7 +56,16 @@ impl DownNumbers for FactoredConfig {
             }
         }
         let s = Tensor::from_data(TensorData::new(s, [inputs, width]), device);
-        let p = Tensor::from_data(TensorData::new(p, [width, code]), device);
+        let p: Tensor<2> = Tensor::from_data(TensorData::new(p, [width, code]), device);
+        // Coordinates that the drawn A does not fill: with zeros on both sides they would never learn.
+        let idle = width - kept.len();
+        let p = match idle {
+            0 => p,
+            _ => {
+                let drawn = uniform([idle, code], 1.0 / (width as f64).sqrt(), seed, device);
+                p.slice_assign([kept.len()..width, 0..code], drawn)
+            }
+        };
         let down = FactoredDown {
             coefficients: Param::from_tensor(p),
             rank: dims.rank,
@@ -67,11 +77,9 @@ impl DownNumbers for FactoredConfig {
         true
     }
 
-    /// A subspace that the codes cannot fill would have coordinates that never learn.
-    fn validate(&self, code: usize) -> Result<(), AdapterError> {
+    fn validate(&self) -> Result<(), AdapterError> {
         match self.subspace {
             0 => Err(AdapterError::Zero { field: "subspace" }),
-            subspace if subspace > code => Err(AdapterError::Subspace { subspace, code }),
             _ => Ok(()),
         }
     }
@@ -152,5 +160,24 @@ mod tests {
             |bank: crate::ExpertBank| -> f32 { bank.a_matrix().powi_scalar(2).sum().into_scalar() };
         let (found, expected) = (mass(bank), mass(plain.init(dims, Seed::new(3), &device)));
         assert!((found / expected - 1.0).abs() < 1e-4, "{found} {expected}");
+    }
+
+    #[test]
+    fn a_subspace_wider_than_the_codes_has_no_dead_coordinates() {
+        let config = BankConfig {
+            rank: 2,
+            down: FactoredConfig { subspace: 5 }.into(),
+            ..BankConfig::default()
+        };
+        let dims = SiteDims {
+            d_input: 8,
+            d_output: 4,
+        };
+        let bank = config.init(dims, Seed::new(3), &molora_testkit::device());
+        let crate::down::Down::Factored(down) = bank.down else {
+            panic!("another down-projection");
+        };
+        let least: f32 = down.coefficients.val().abs().min().into_scalar();
+        assert!(least > 0.0);
     }
 }

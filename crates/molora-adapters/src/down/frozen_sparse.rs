@@ -61,7 +61,7 @@ impl DownNumbers for FrozenSparseConfig {
         (values * mask, down)
     }
 
-    fn validate(&self, _code: usize) -> Result<(), AdapterError> {
+    fn validate(&self) -> Result<(), AdapterError> {
         match self.density > 0.0 && self.density <= 1.0 {
             true => Ok(()),
             false => Err(AdapterError::Share {

@@ -52,11 +52,11 @@ pub trait DownNumbers {
         false
     }
 
-    /// Checks every number; `code` is the width of all slices' codes together, S*R.
+    /// Checks every number.
     ///
     /// # Errors
     /// The first one that is out of its range.
-    fn validate(&self, _code: usize) -> Result<(), AdapterError> {
+    fn validate(&self) -> Result<(), AdapterError> {
         Ok(())
     }
 
@@ -188,8 +188,8 @@ impl DownConfig {
     ///
     /// # Errors
     /// The first number that is out of its range.
-    pub fn validate(&self, code: usize) -> Result<(), AdapterError> {
-        each!(DownConfig, self, numbers => numbers.validate(code))
+    pub fn validate(&self) -> Result<(), AdapterError> {
+        each!(DownConfig, self, numbers => numbers.validate())
     }
 
     /// See [`DownNumbers::validate_for`].
