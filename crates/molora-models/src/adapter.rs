@@ -198,6 +198,7 @@ impl Adapter {
                 features,
                 mask: context.mask.clone(),
                 tasks: context.tasks.clone(),
+                columns: router.reads_columns().then(|| self.bank.a_matrix()),
             };
             let mut routed = router.route_in_training(&input, &context.guidance, key);
             if let Some(factor) = factor {

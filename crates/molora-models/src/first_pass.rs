@@ -173,6 +173,7 @@ impl FirstPass {
             features,
             mask: context.mask.clone(),
             tasks: context.tasks.clone(),
+            columns: None,
         };
         let router = self.router.as_ref()?;
         let mut routed = router.route_in_training(&input, &context.guidance, seed);

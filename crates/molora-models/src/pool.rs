@@ -221,6 +221,7 @@ impl PooledSite {
             features: if self.from_low_rank { low.clone() } else { x },
             mask: context.mask.clone(),
             tasks: context.tasks.clone(),
+            columns: None,
         };
         let mut routed = router.route_in_training(&input, &context.guidance, dropout);
         let weights = self.weights.of(&routed, context.guidance.labels.as_ref());

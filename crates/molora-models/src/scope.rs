@@ -49,6 +49,7 @@ impl LayerRouter {
             features: hidden,
             mask: context.mask.clone(),
             tasks: context.tasks.clone(),
+            columns: None,
         };
         let key = context.dropout.map(|seed| seed.index(self.site as u64));
         let key = key.map(|key| key.child("layer"));

@@ -27,6 +27,7 @@
 //!     features: Tensor::zeros([2, 5, 16], &device),
 //!     mask: Tensor::<2>::ones([2, 5], &device),
 //!     tasks: None,
+//!     columns: None,
 //! });
 //! // Zero features give uniform weights, for which the balance loss is 1.
 //! let loss = load_balance(&routed, Reduction::Mean).into_scalar::<f32>();

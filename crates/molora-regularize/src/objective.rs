@@ -251,6 +251,7 @@ mod tests {
                 features: Tensor::zeros([1, 3, 8], &device),
                 mask: Tensor::ones([1, 3], &device),
                 tasks: None,
+                columns: None,
             })
         });
         let sites = routed.each_ref().map(|routed| SiteView {

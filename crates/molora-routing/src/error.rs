@@ -104,6 +104,15 @@ pub enum RoutingError {
         "the normaliser {0} weighs the experts of all groups together, expected selection = \"dense\""
     )]
     JointSelection(&'static str),
+    /// A weight of conditional scores out of its range.
+    #[error("condition is {0}, expected a finite number of at least 0")]
+    Condition(f64),
+    /// A scorer that decides by itself, beside something else that would.
+    #[error(
+        "the scorer {0} selects and weighs by itself, expected selection = \"dense\", normaliser = \"softmax\", \
+         temperature = 1 and no noise"
+    )]
+    ScorerDecides(&'static str),
     /// A bound of start values out of its range.
     #[error("bound is {0}, expected a finite number of at least 0")]
     Bound(f64),

@@ -39,6 +39,7 @@
 //!     features: Tensor::ones([2, 5, 16], &device),
 //!     mask: Tensor::<2>::ones([2, 5], &device),
 //!     tasks: None,
+//!     columns: None,
 //! });
 //! assert_eq!(routed.weights.dims(), [2, 5, 4]);
 //! ```

@@ -25,10 +25,18 @@ impl Combining for GridConfig {
         true
     }
 
+    fn weighs_vectors(&self) -> bool {
+        true
+    }
+
     fn mix(&self, bank: &ExpertBank, base: Option<Tensor<3>>, weighed: Weighed) -> Tensor<3> {
         let code = weighed.code.mul_scalar(bank.factor);
         let [batch, tokens, rank] = code.dims();
         let sums = match weighed.weights {
+            // One decision for all tokens of a row.
+            Some(weights) if weights.dims()[1] == rank && rank > 1 => code
+                .matmul(weights)
+                .unsqueeze_dim::<4>(2),
             Some(weights) => {
                 let weights = by_group(weights, rank);
                 (weights * code.unsqueeze_dim::<4>(3)).sum_dim(2)

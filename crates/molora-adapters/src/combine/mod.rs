@@ -5,7 +5,7 @@
 //! | `sum` | `s sum_e w_e B_e z_e` | expert | nearly all |
 //! | `rank_groups` | `s sum_e B_e (w_e o z_e)`, a weight for every group of ranks | group of ranks and expert | MoDE |
 //! | `output_groups` | block g of `s sum_e w_eg B_e z_e` | block of outputs and expert | mtLoRA |
-//! | `grid` | `s sum_j b_j sum_i w_ij z_i` | rank i and up-vector j | MoR1E |
+//! | `grid` | `s sum_j b_j sum_i w_ij z_i` | rank i and up-vector j | MoR1E, conditional mixture of LoRA |
 //! | `factors` | `s (sum_e w_e B_e) (sum_e w_e A_e) x` | block of inputs and outputs, and expert | Poly, MHR |
 //! | `orthogonal` | `s sum_e w_e q_e`, q the experts' outputs made orthogonal | expert | OMoE |
 //!
@@ -58,6 +58,11 @@ pub trait Combining {
 
     /// Whether one down-projection has to serve all experts.
     fn needs_shared_slice(&self) -> bool {
+        false
+    }
+
+    /// Whether an expert is a vector of outputs that any coordinate of the code may have a weight for.
+    fn weighs_vectors(&self) -> bool {
         false
     }
 
@@ -151,6 +156,11 @@ impl Combine {
     /// See [`Combining::is_linear`].
     pub fn is_linear(&self) -> bool {
         each!(self, numbers => numbers.is_linear())
+    }
+
+    /// See [`Combining::weighs_vectors`].
+    pub fn weighs_vectors(&self) -> bool {
+        each!(self, numbers => numbers.weighs_vectors())
     }
 
     /// See [`Combining::needs_shared_slice`].

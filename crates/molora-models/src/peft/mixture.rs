@@ -158,6 +158,7 @@ fn fixed_weights(
             features: Tensor::zeros([1, 1, 1], &device),
             mask: context.mask.clone(),
             tasks: context.tasks.clone(),
+            columns: None,
         })
     });
     match site.decided_weights(routed.as_ref(), &context) {

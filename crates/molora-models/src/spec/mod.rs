@@ -315,6 +315,26 @@ impl AdapterSpec {
                         \"shared\"";
             return Err(ModelError::Inconsistent(text.into()));
         }
+        if router.scorer.reads() == Reads::FeaturesAndColumns {
+            let has_columns = combine.weighs_vectors()
+                && self.bank.down.is_dense()
+                && self.bank.core.is_none()
+                && self.composition == Composition::Site
+                && self.router_scope == RouterScope::Site
+                && self.experts == ExpertCount::Same
+                && router.route_from == RouteFrom::Hidden
+                && router.granularity != Granularity::Task;
+            if !has_columns {
+                return Err(ModelError::Inconsistent(format!(
+                    "adapter.router.scorer is {}, which needs adapter.bank.combine = \"grid\", a dense down, no \
+                     core, the same experts in every layer and a router at every site that reads hidden \
+                     states by token or by sequence",
+                    router.scorer.name()
+                )));
+            }
+            // Pairs are made of as many down-vectors as up-vectors.
+            router.scorer.validate(self.bank.rank)?;
+        }
         let by_token = router.granularity == Granularity::Token;
         if combine.reads_inputs() && by_token {
             return Err(ModelError::Inconsistent(format!(

@@ -185,6 +185,15 @@ impl RouterConfig {
             _ => {}
         }
         self.scorer.validate(num_experts)?;
+        let decides_alone = self.selection == Selection::Dense
+            && self.normaliser == SoftmaxConfig.into()
+            && self.temperature == 1.0
+            && self.noise == 0.0
+            && !self.relaxed
+            && self.pooling == Pooling::Mean;
+        if self.scorer.decides() && !decides_alone {
+            return Err(RoutingError::ScorerDecides(self.scorer.name()));
+        }
         self.normaliser.validate()?;
         if self.normaliser.is_joint() && self.selection != Selection::Dense {
             return Err(RoutingError::JointSelection(self.normaliser.name()));
@@ -249,6 +258,7 @@ impl RouterConfig {
             features: d_features,
             experts: groups * num_experts,
             tasks: num_tasks,
+            groups,
         };
         let normaliser = seed.child("normaliser");
         Router {
@@ -263,6 +273,7 @@ impl RouterConfig {
             is_uniform: self.is_uniform(),
             groups,
             relaxed: self.relaxed,
+            reads_columns: self.scorer.reads() == Reads::FeaturesAndColumns,
         }
     }
 }

@@ -23,6 +23,9 @@ pub struct RouteInput {
     /// Rows that pick each sequence's task, `[B, tasks]`: one-hot, or uniform for an unknown task.
     /// Decisions per task need it.
     pub tasks: Option<Tensor<2>>,
+    /// The columns of the site's shared down-projection, `[F, R]`; a scorer that
+    /// [reads them](Router::reads_columns) needs them.
+    pub columns: Option<Tensor<2>>,
 }
 
 /// Weights over experts from features.
@@ -45,6 +48,7 @@ pub struct Router {
     is_uniform: bool,
     groups: usize,
     relaxed: bool,
+    reads_columns: bool,
 }
 
 impl Router {
@@ -68,6 +72,11 @@ impl Router {
         self.groups
     }
 
+    /// Whether the scorer reads the columns of a down-projection.
+    pub fn reads_columns(&self) -> bool {
+        self.reads_columns
+    }
+
     /// The most experts that take part in a decision, of so many.
     pub fn most_selected(&self, num_experts: usize) -> usize {
         self.selection.most(num_experts)
@@ -81,10 +90,13 @@ impl Router {
             let name = "router.task_embedding";
             PartTensor::matrix(name, ParameterKind::Routers, embedding, &rows, &columns)
         });
-        // To the scorer, groups are more experts.
+        let is_split = self.scorer.groups_are_experts();
         let groups = Axis::Group.of(self.groups);
         let scorer = self.scorer.tensors().into_iter();
-        let scorer = scorer.map(|tensor| tensor.split(Axis::Expert, groups));
+        let scorer = scorer.map(|tensor| match is_split {
+            true => tensor.split(Axis::Expert, groups),
+            false => tensor,
+        });
         let mut tensors: Vec<_> = scorer.collect();
         tensors.extend(embedding);
         tensors.extend(self.normaliser.tensors());
@@ -142,7 +154,8 @@ impl Router {
         key: Option<Seed>,
     ) -> RouterOutput {
         let (features, counted) = self.features(input, guidance);
-        let scored = self.scored(&features, input, guidance);
+        let mut scored = self.scored(&features, input, guidance);
+        let decided = scored.decided.take();
         let [batch, decisions, all] = scored.logits.dims();
         let part = |probs: Tensor<3>| RoutedPart {
             counted: match probs.dims()[1] == decisions {
@@ -183,7 +196,13 @@ impl Router {
                     probs: probs.clone(),
                     selected: None,
                 };
-                let weighed = weigh(self.selection, &self.normaliser, scores);
+                let weighed = match decided {
+                    Some(decided) => {
+                        let selected = decided.selected.reshape(logits.dims());
+                        Weighed::new(decided.weights.reshape(logits.dims()), Some(selected))
+                    }
+                    None => weigh(self.selection, &self.normaliser, scores),
+                };
                 (logits, probs, weighed)
             }
         };
@@ -239,13 +258,19 @@ impl Router {
                 features,
                 tasks: input.tasks.clone(),
                 clusters: guidance.clusters.clone(),
+                columns: input.columns.clone(),
+                bias: guidance.bias.clone(),
             })
         };
         if self.granularity != Granularity::Sequence || self.pooling != Pooling::Scores {
             return score(features.clone());
         }
         let mask = guidance.prompt.as_ref().unwrap_or(&input.mask);
-        let Scored { logits, parts } = score(without_padding(input.features.clone(), mask.clone()));
+        let Scored {
+            logits,
+            parts,
+            decided: _,
+        } = score(without_padding(input.features.clone(), mask.clone()));
         let pool = |tokens: Tensor<3>| match tokens.dims()[1] == mask.dims()[1] {
             true => self.pooling.pool(tokens, mask.clone()),
             // What is one for the sequence already.
@@ -254,6 +279,7 @@ impl Router {
         Scored {
             logits: pool(logits),
             parts: parts.into_iter().map(pool).collect(),
+            decided: None,
         }
     }
 
@@ -317,6 +343,7 @@ mod tests {
             features: uniform([2, 3, 4], 1.0, Seed::new(1), device),
             mask: Tensor::from_data([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]], device),
             tasks: None,
+            columns: None,
         }
     }
 

@@ -120,6 +120,7 @@ impl Score for BlendScorer {
         Scored {
             logits,
             parts: vec![softmax(by_features, 2), softmax(by_task, 2)],
+            decided: None,
         }
     }
 
@@ -202,6 +203,7 @@ mod tests {
             features: 3,
             experts: 2,
             tasks: 1,
+            groups: 1,
         };
         for (layer, expected) in [(0, -2.0), (3, -0.285714), (7, 2.0)] {
             let mut config = BlendConfig::default();

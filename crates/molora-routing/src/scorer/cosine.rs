@@ -89,6 +89,7 @@ mod tests {
             features: 3,
             experts: 2,
             tasks: 0,
+            groups: 1,
         };
         let scorer = CosineConfig.init(dims, Seed::new(1), &device);
         let features = Tensor::<2>::zeros([2, 3], &device).require_grad();

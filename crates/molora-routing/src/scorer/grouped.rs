@@ -312,6 +312,7 @@ mod tests {
             features,
             experts,
             tasks: 0,
+            groups: 1,
         }
     }
 

@@ -73,6 +73,7 @@ mod tests {
             features: 4,
             experts: 3,
             tasks: 0,
+            groups: 1,
         };
         for bias in [false, true] {
             let scorer = LinearConfig { bias }.init(dims, Seed::new(1), &device);

@@ -137,6 +137,7 @@ mod tests {
             features: 3,
             experts: 3,
             tasks: 0,
+            groups: 1,
         };
         let config = MagnitudeConfig {
             rate: 0.5,

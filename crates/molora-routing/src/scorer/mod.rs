@@ -14,12 +14,13 @@
 //! | `per_task` | `<w_te, u>` for a row of task t | Mod-Squad |
 //! | `task_prompt` | `<w_e, u + t>` for a row of the task with prompt t | JiuZhang |
 //! | `cluster` | `<w_e, c> + b_e`, c the embedding of the sequence's cluster | MoCLE |
+//! | `conditional` | log of the probability of a pair (down-vector, up-vector) | conditional mixture of LoRA |
 //! | `blend` | log of the blend of a softmax by u and one by the row's task | HMoRA |
 
 use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Bool, Device, Tensor};
 use molora_kernels::random::{Seed, uniform};
 use molora_parts::{Axis, ParameterKind, PartTensor};
 
@@ -37,6 +38,8 @@ pub struct ScorerDims {
     pub experts: usize,
     /// Number of tasks.
     pub tasks: usize,
+    /// Number of decisions from the same features, whose experts are counted in `experts` together.
+    pub groups: usize,
 }
 
 /// What a scorer's input is.
@@ -52,6 +55,8 @@ pub enum Reads {
     FeaturesAndTasks,
     /// Which cluster each sequence belongs to.
     Clusters,
+    /// Features, and the columns of the site's shared down-projection.
+    FeaturesAndColumns,
 }
 
 /// What a scorer may read of a batch.
@@ -63,6 +68,11 @@ pub struct ScoreInput {
     pub tasks: Option<Tensor<2>>,
     /// Rows that pick each sequence's cluster, `[B, clusters]`, if that is known.
     pub clusters: Option<Tensor<2>>,
+    /// The columns of the site's shared down-projection, `[F, R]`, if the scorer reads them.
+    pub columns: Option<Tensor<2>>,
+    /// What is added to every sequence's scores from outside, `[B, E]`, for a scorer that
+    /// [decides](ScorerNumbers::decides); minus infinity bars an expert.
+    pub bias: Option<Tensor<2>>,
 }
 
 impl ScoreInput {
@@ -72,6 +82,8 @@ impl ScoreInput {
             features,
             tasks: None,
             clusters: None,
+            columns: None,
+            bias: None,
         }
     }
 }
@@ -84,6 +96,17 @@ pub struct Scored {
     /// The probabilities that the scores were blended from, `[B, T', E]` or, of decisions for whole
     /// sequences, `[B, 1, E]`; none if they were not.
     pub parts: Vec<Tensor<3>>,
+    /// What takes part, where the scorer [decides](ScorerNumbers::decides) that as well.
+    pub decided: Option<Decided>,
+}
+
+/// The decisions of a scorer that takes them itself.
+#[derive(Debug, Clone)]
+pub struct Decided {
+    /// Weights, `[B, T', E]`.
+    pub weights: Tensor<3>,
+    /// Which experts were selected, `[B, T', E]`.
+    pub selected: Tensor<3, Bool>,
 }
 
 impl Scored {
@@ -92,6 +115,7 @@ impl Scored {
         Self {
             logits,
             parts: Vec::new(),
+            decided: None,
         }
     }
 }
@@ -146,6 +170,12 @@ pub trait ScorerNumbers {
         false
     }
 
+    /// Whether the scorer selects and weighs experts as well, so that there is nothing left to a selection
+    /// and a normaliser.
+    fn decides(&self) -> bool {
+        false
+    }
+
     /// The groups of tasks whose experts belong together, where the scorer knows groups.
     fn task_groups(&mut self) -> Option<&mut TaskGroups> {
         None
@@ -180,6 +210,11 @@ pub trait Score: Module {
         let scores = self.score(rows);
         let experts = scores.dims()[1];
         Scored::new(scores.reshape([batch, decisions, experts]))
+    }
+
+    /// Whether the experts of every group are so many more experts to the scorer, with rows of their own.
+    fn groups_are_experts(&self) -> bool {
+        true
     }
 
     /// Every tensor.
@@ -263,6 +298,7 @@ scorers! {
     "magnitude" => magnitude::Magnitude(MagnitudeConfig, MagnitudeScorer),
     "per_task" => per_task::PerTask(PerTaskConfig, PerTaskScorer),
     "task_prompt" => task_prompt::TaskPrompt(TaskPromptConfig, TaskPromptScorer),
+    "conditional" => conditional::Conditional(ConditionalConfig, ConditionalScorer),
     "cluster" => cluster::Cluster(ClusterConfig, ClusterScorer),
     "blend" => blend::Blend(BlendConfig, BlendScorer),
 }
@@ -301,6 +337,11 @@ impl ScorerConfig {
         each!(ScorerConfig, self, numbers => numbers.is_uniform())
     }
 
+    /// Whether the scorer selects and weighs experts as well.
+    pub fn decides(&self) -> bool {
+        each!(ScorerConfig, self, numbers => numbers.decides())
+    }
+
     /// The groups of tasks whose experts belong together, where the scorer knows groups.
     pub fn task_groups(&mut self) -> Option<&mut TaskGroups> {
         each!(ScorerConfig, self, numbers => numbers.task_groups())
@@ -334,6 +375,11 @@ impl Scorer {
     /// The scores of a batch.
     pub fn score_rows(&self, input: &ScoreInput) -> Scored {
         each!(Scorer, self, scorer => scorer.score_rows(input))
+    }
+
+    /// See [`Score::groups_are_experts`].
+    pub fn groups_are_experts(&self) -> bool {
+        each!(Scorer, self, scorer => scorer.groups_are_experts())
     }
 
     /// Every tensor.
@@ -399,6 +445,7 @@ mod tests {
             features: 4,
             experts: 3,
             tasks: 2,
+            groups: 1,
         };
         let from_elsewhere = ScorerConfig::all()
             .into_iter()

@@ -100,6 +100,7 @@ mod tests {
             features: 4,
             experts: 3,
             tasks: 0,
+            groups: 1,
         };
         let scorer = PerceptronConfig::default().init(dims, Seed::new(1), &device);
         let zero = scorer.score(Tensor::zeros([2, 4], &device));

@@ -130,6 +130,7 @@ mod tests {
             features: Tensor::zeros([2, 3, 7], &device),
             mask: Tensor::ones([2, 3], &device),
             tasks: Some(Tensor::from_data([[1.0, 0.0], [0.5, 0.5]], &device)),
+            columns: None,
         });
         assert_close(
             routed.logits,

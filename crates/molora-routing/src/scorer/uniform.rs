@@ -64,6 +64,7 @@ mod tests {
             features: Tensor::ones([1, 2, 3], &device),
             mask: Tensor::ones([1, 2], &device),
             tasks: None,
+            columns: None,
         });
         assert_close(routed.weights, [[[0.25; 4]; 2]], FORWARD, "weights");
     }

@@ -119,6 +119,7 @@ fn input(seed: u64, device: &Device) -> RouteInput {
         ),
         mask: Tensor::ones([2, 4], device),
         tasks: None,
+        columns: None,
     }
 }
 
@@ -259,6 +260,7 @@ proptest! {
             features: padded(input.features.clone(), left, right, f32::NAN),
             mask: padded(input.mask.clone().unsqueeze_dim(2), left, right, 0.0).squeeze_dim(2),
             tasks: None,
+            columns: None,
         };
         let (found, expected) = (router.route(&padded), router.route(&input));
         assert_close(found.weights, expected.weights, FORWARD, "weights");

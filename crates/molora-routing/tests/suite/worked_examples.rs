@@ -34,6 +34,7 @@ fn phatgoose(device: &Device) -> (Router, RouteInput) {
         features: Tensor::from_data([[[1.0, -2.0, 0.5, 3.0]]], device),
         mask: Tensor::ones([1, 1], device),
         tasks: None,
+        columns: None,
     };
     (router, input)
 }
@@ -97,6 +98,7 @@ fn mixture_of_loras(pooling: Pooling, device: &Device) -> (Router, RouteInput) {
         features: Tensor::from_data(features, device),
         mask: Tensor::from_data([[1.0, 1.0, 0.0]], device),
         tasks: None,
+        columns: None,
     };
     (router, input)
 }
@@ -153,6 +155,7 @@ fn labels_replace_the_selection_row_by_row() {
         features: Tensor::ones([3, 2, 2], &device),
         mask: Tensor::ones([3, 2], &device),
         tasks: None,
+        columns: None,
     };
     let own = router.route(&input).weights;
     let labels = expert_labels(&[Some(2), None, Some(0)], 3, &device).expect("in range");
@@ -184,6 +187,7 @@ fn a_dense_router_without_labels_stays_dense() {
         features: Tensor::ones([2, 1, 2], &device),
         mask: Tensor::ones([2, 1], &device),
         tasks: None,
+        columns: None,
     };
     let labels = expert_labels(&[None, Some(1)], 3, &device).expect("in range");
     let guidance = Guidance {

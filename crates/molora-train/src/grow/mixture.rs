@@ -128,6 +128,7 @@ mod tests {
             features: uniform([2, 3, 5], 1.0, Seed::new(9), &device),
             mask: Tensor::ones([2, 3], &device),
             tasks: None,
+            columns: None,
         };
         router.route_guided(&input, &Guidance::default()).weights
     }

@@ -23,6 +23,7 @@ mod loramoe;
 mod malora;
 mod mhr;
 mod mixlora;
+mod mixlora_cfs;
 mod moa;
 mod mocle;
 mod mod_squad;
@@ -89,6 +90,7 @@ const RECIPES: &[(&str, Maker, About)] = &[
     ("malora", malora::recipe, malora::ABOUT),
     ("mhr", mhr::recipe, mhr::ABOUT),
     ("mixlora", mixlora::recipe, mixlora::ABOUT),
+    ("mixlora-cfs", mixlora_cfs::recipe, mixlora_cfs::ABOUT),
     ("moa", moa::recipe, moa::ABOUT),
     ("mocle", mocle::recipe, mocle::ABOUT),
     ("mod-squad", mod_squad::recipe, mod_squad::ABOUT),

@@ -122,6 +122,7 @@ impl Site {
             features: h,
             mask: self.mask.clone(),
             tasks: None,
+            columns: None,
         };
         self.router.route(&input).weights.squeeze_dim(1)
     }

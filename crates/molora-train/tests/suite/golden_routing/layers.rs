@@ -190,6 +190,7 @@ impl Stack {
             features,
             mask: self.prompt_mask.clone(),
             tasks: None,
+            columns: None,
         }
     }
 

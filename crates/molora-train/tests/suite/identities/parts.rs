@@ -8,9 +8,11 @@ use std::convert::Infallible;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
+use molora_adapters::combine::GridConfig;
 use molora_adapters::core::CoreConfig;
 use molora_adapters::{
-    Combine, DownConfig, GateConfig, GateGradient, GeneralExpert, Scaling, Slices, Start,
+    Combine, DownConfig, GateConfig, GateGradient, GeneralExpert, Scaling, SegmentStart, Slices,
+    Start,
 };
 use molora_kernels::random::Seed;
 use molora_models::{
@@ -47,12 +49,16 @@ fn specs() -> Vec<(String, AdapterSpec)> {
     };
     let mut specs = Vec::new();
     for scorer in ScorerConfig::all() {
-        let spec = with(&|_, router| {
+        let spec = with(&|spec, router| {
             router.scorer = with_groups(scorer.clone());
             match scorer.reads() {
                 Reads::Tasks => router.granularity = Granularity::Task,
                 Reads::Codes => router.route_from = RouteFrom::LowRank,
                 Reads::Clusters => router.granularity = Granularity::Sequence,
+                Reads::FeaturesAndColumns => {
+                    spec.bank.slices = Slices::Shared;
+                    spec.bank.combine = GridConfig.into();
+                }
                 Reads::Features | Reads::FeaturesAndTasks => {}
             }
         });
@@ -108,11 +114,13 @@ fn specs() -> Vec<(String, AdapterSpec)> {
         let spec = with(&|_, router| router.selection = selection);
         specs.push((format!("selection {selection:?}"), spec));
     }
-    for (name, start) in [("gaussian", Start::Gaussian), ("pissa", Start::Pissa)] {
-        specs.push((
-            format!("start {name}"),
-            with(&|spec, _| spec.bank.start = start),
-        ));
+    let segments = SegmentStart::default();
+    for (name, start) in [
+        ("gaussian", Start::Gaussian),
+        ("segments", Start::Segments(segments)),
+    ] {
+        let spec = with(&|spec, _| spec.bank.start = start);
+        specs.push((format!("start {name}"), spec));
     }
     let aligned = with(&|spec, _| spec.bank.scaling = Scaling::Aligned(1.0));
     specs.push(("scaling aligned".into(), aligned));

@@ -94,6 +94,12 @@ pub(crate) fn fit(spec: &mut AdapterSpec) {
     if let DownConfig::Factored(factored) = &mut bank.down {
         factored.subspace = factored.subspace.min(WIDTH / 2);
     }
+    let (rank, experts) = (bank.rank, bank.num_experts);
+    let scorer = spec.router.as_mut().map(|router| &mut router.scorer);
+    if let Some(ScorerConfig::Conditional(conditional)) = scorer {
+        conditional.selected = conditional.selected.min(rank).min(experts);
+    }
+    let bank = &mut spec.bank;
     if bank.start.reads_weight() {
         bank.rank = bank.rank.min(WIDTH / bank.num_experts);
     }
