@@ -107,7 +107,7 @@ impl Adapter {
 
     /// As [`add_delta`](Self::add_delta) with the same weight for every expert, whatever routers say.
     pub(crate) fn add_fixed(&self, base: Tensor<3>, x: Tensor<3>, weight: f64) -> Tensor<3> {
-        let shape = [1, 1, self.bank.num_experts()];
+        let shape = [1, 1, self.bank.choices()];
         let weights = Tensor::full(shape, weight, &base.device());
         let base = self.bank.less_start(Some(base), &x);
         let low = self.bank.down(x, None);
@@ -232,7 +232,7 @@ impl Adapter {
             Some(weights) => weights * gate_b11,
             None => {
                 let rows = gate_b11.dims()[0];
-                gate_b11.expand([rows, 1, self.bank.num_experts()])
+                gate_b11.expand([rows, 1, self.bank.choices()])
             }
         })
     }

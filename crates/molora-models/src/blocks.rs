@@ -23,6 +23,18 @@ impl std::fmt::Debug for BlockState {
     }
 }
 
+impl BlockState {
+    /// Makes the routers of the next layers give each sequence one expert alone, by one-hot rows
+    /// `[B, E]`; `None` lets them decide.
+    pub fn label(&mut self, experts: Option<Tensor<2>>) {
+        let context = match &mut self.0 {
+            State::Encoder(shared) => &mut shared.1,
+            State::Decoder(pass) => &mut pass.context,
+        };
+        context.guidance.labels = experts;
+    }
+}
+
 impl Clone for BlockState {
     fn clone(&self) -> Self {
         Self(match &self.0 {

@@ -41,7 +41,7 @@ mod term;
 
 use serde::{Deserialize, Serialize};
 
-pub use objective::{LossBreakdown, ObjectiveConfig, TermConfig};
+pub use objective::{LossBreakdown, ObjectiveConfig, Shown, TermConfig};
 pub use output_cosine::output_cosine;
 pub use prediction_entropy::prediction_entropy;
 pub use term::*;

@@ -38,6 +38,15 @@ pub struct LossBreakdown {
     pub terms: Vec<(&'static str, Tensor<1>)>,
 }
 
+/// What sites have to show for a term.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// How many have anything.
+    pub sites: usize,
+    /// Their values put together, `[1]`, detached; for a term about the model as a whole.
+    pub whole: Option<Tensor<1>>,
+}
+
 impl ObjectiveConfig {
     /// The same terms for given tasks.
     ///
@@ -82,6 +91,7 @@ impl ObjectiveConfig {
             let Some(value) = config.over(sites) else {
                 continue;
             };
+            let value = config.term.of_model(value);
             breakdown
                 .terms
                 .push((config.term.name(), value.clone().detach()));
@@ -118,20 +128,25 @@ impl ObjectiveConfig {
         }
     }
 
-    /// Number of sites that have something to show for each term.
-    pub fn counts(&self, sites: &[SiteView<'_>]) -> Vec<usize> {
-        let count = |config: &TermConfig| {
-            let shows = |site: &&SiteView<'_>| config.term.at(site, config.within_site).is_some();
-            sites.iter().filter(shows).count()
+    /// What all sites together have to show for each term.
+    pub fn shown(&self, sites: &[SiteView<'_>]) -> Vec<Shown> {
+        let shown = |config: &TermConfig| {
+            let whole = config.term.is_of_model().then(|| config.over(sites));
+            Shown {
+                sites: config.shown_by(sites),
+                whole: whole.flatten().map(Tensor::detach),
+            }
         };
-        self.terms.iter().map(count).collect()
+        self.terms.iter().map(shown).collect()
     }
 
     /// The share of some sites in the weighted sum that [`evaluate`](Self::evaluate) gives for all,
-    /// of which `counts` have something to show for each term; `None` if these have nothing.
-    pub fn share(&self, sites: &[SiteView<'_>], counts: &[usize]) -> Option<Tensor<1>> {
+    /// which have `shown` this for each term; `None` if these have nothing.
+    ///
+    /// Of a term about the model as a whole it has the gradient; its value counts for the sites' number.
+    pub fn share(&self, sites: &[SiteView<'_>], shown: &[Shown]) -> Option<Tensor<1>> {
         let mut total: Option<Tensor<1>> = None;
-        for (config, &count) in self.terms.iter().zip(counts) {
+        for (config, shown) in self.terms.iter().zip(shown) {
             let sum = TermConfig {
                 over_sites: Reduction::Sum,
                 ..config.clone()
@@ -139,11 +154,21 @@ impl ObjectiveConfig {
             let Some(value) = sum.over(sites) else {
                 continue;
             };
-            let weight = match config.over_sites {
-                Reduction::Mean => config.weight / count as f64,
-                Reduction::Sum => config.weight,
+            let value = match config.over_sites {
+                Reduction::Mean => value.div_scalar(shown.sites as f64),
+                Reduction::Sum => value,
             };
-            let value = value.mul_scalar(weight);
+            let value = match &shown.whole {
+                Some(whole) => {
+                    let moved = value.clone() - value.detach();
+                    let value = config.term.of_model(moved + Tensor::from_inner(whole.clone()));
+                    let own = config.shown_by(sites) as f64;
+                    let counted = value.clone().detach().mul_scalar(own / shown.sites as f64);
+                    value.clone() - value.detach() + counted
+                }
+                None => value,
+            };
+            let value = value.mul_scalar(config.weight);
             total = Some(match total {
                 Some(total) => total + value,
                 None => value,
@@ -154,6 +179,12 @@ impl ObjectiveConfig {
 }
 
 impl TermConfig {
+    /// Number of sites that have something to show.
+    fn shown_by(&self, sites: &[SiteView<'_>]) -> usize {
+        let shows = |site: &&SiteView<'_>| self.term.at(site, self.within_site).is_some();
+        sites.iter().filter(shows).count()
+    }
+
     fn over(&self, sites: &[SiteView<'_>]) -> Option<Tensor<1>> {
         let values: Vec<_> = sites
             .iter()

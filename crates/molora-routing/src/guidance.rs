@@ -2,6 +2,9 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
+use molora_kernels::random::{Seed, uniform};
+use molora_kernels::top_k_mask;
+
 use crate::RoutingError;
 use crate::normaliser::Weighed;
 use crate::scorer::cosines;
@@ -35,6 +38,10 @@ pub struct Guidance {
     /// cluster (MoCLE, arXiv:2312.12379). Sequences without one take the mean over clusters, and so do
     /// all where it is absent.
     pub clusters: Option<Tensor<2>>,
+    /// Whether each decision of a training pass is for one expert that is drawn at random, whatever the
+    /// router scores: so are experts trained that are to stand in for one another (Duo-LLM,
+    /// arXiv:2410.10846). Labels come first.
+    pub random: bool,
 }
 
 impl Guidance {
@@ -48,6 +55,21 @@ impl Guidance {
             false => bias.clone().repeat_dim(1, groups),
         };
         logits + bias.unsqueeze_dim(1)
+    }
+
+    /// One expert for each decision, drawn from the key, where decisions are random.
+    pub(crate) fn drawn(&self, weighed: Weighed, key: Option<Seed>) -> Weighed {
+        let Some(key) = key.filter(|_| self.random) else {
+            return weighed;
+        };
+        let (shape, device) = (weighed.weights.dims(), weighed.weights.device());
+        let scores = uniform(shape, 1.0, key.child("random"), &device);
+        let selected = top_k_mask(scores, 1);
+        Weighed {
+            weights: selected.clone().float(),
+            selected: Some(selected),
+            learned: weighed.learned,
+        }
     }
 
     /// Weights and selection with those of labelled sequences replaced.

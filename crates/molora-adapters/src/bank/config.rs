@@ -207,6 +207,16 @@ impl BankConfig {
             && !self.start.reads_weight()
     }
 
+    /// Number of experts that a router decides among.
+    pub fn choices(&self) -> usize {
+        self.combine.choices(self.num_experts)
+    }
+
+    /// What each expert costs relative to the largest, where they differ.
+    pub fn costs(&self) -> Option<Vec<f64>> {
+        self.combine.costs(self.rank)
+    }
+
     /// Number of decisions that weigh the experts of one token.
     pub fn groups(&self) -> usize {
         self.combine.groups(self.rank)

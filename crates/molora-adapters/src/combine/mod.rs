@@ -7,6 +7,7 @@
 //! | `output_groups` | block g of `s sum_e w_eg B_e z_e` | block of outputs and expert | mtLoRA |
 //! | `grid` | `s sum_j b_j sum_i w_ij z_i` | rank i and up-vector j | MoR1E, conditional mixture of LoRA |
 //! | `factors` | `s (sum_e w_e B_e) (sum_e w_e A_e) x` | block of inputs and outputs, and expert | Poly, MHR |
+//! | `sizes` | `s sum_c w_c B_c A_c x`, experts of different ranks | expert, or none | Duo-LLM |
 //! | `orthogonal` | `s sum_e w_e q_e`, q the experts' outputs made orthogonal | expert | OMoE |
 //!
 //! Where there are G groups, the router takes G decisions for each token. They lie one after another in
@@ -34,6 +35,16 @@ pub trait Combining {
     /// Number of decisions that weigh the experts of one token.
     fn groups(&self, _rank: usize) -> usize {
         1
+    }
+
+    /// Number of experts that a router decides among, in a bank of so many.
+    fn choices(&self, num_experts: usize) -> usize {
+        num_experts
+    }
+
+    /// What each of them costs relative to the largest, where they differ; in a bank of this rank.
+    fn costs(&self, _rank: usize) -> Option<Vec<f64>> {
+        None
     }
 
     /// Rows of `B` that an expert of this rank has.
@@ -118,6 +129,7 @@ combines! {
     "output_groups" => output_groups::OutputGroups(OutputGroupsConfig),
     "grid" => grid::Grid(GridConfig),
     "factors" => factors::Factors(FactorsConfig),
+    "sizes" => sizes::Sizes(SizesConfig),
     "orthogonal" => orthogonal::Orthogonal(OrthogonalConfig),
 }
 
@@ -141,6 +153,16 @@ impl Combine {
     /// See [`Combining::most_selected`].
     pub fn most_selected(&self) -> Option<usize> {
         each!(self, numbers => numbers.most_selected())
+    }
+
+    /// See [`Combining::choices`].
+    pub fn choices(&self, num_experts: usize) -> usize {
+        each!(self, numbers => numbers.choices(num_experts))
+    }
+
+    /// See [`Combining::costs`].
+    pub fn costs(&self, rank: usize) -> Option<Vec<f64>> {
+        each!(self, numbers => numbers.costs(rank))
     }
 
     /// See [`Combining::rows`].

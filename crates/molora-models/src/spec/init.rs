@@ -47,7 +47,7 @@ impl AdapterSpec {
         device: &Device,
     ) -> Option<Router> {
         let router = self.router.as_ref()?;
-        let (experts, groups) = (self.bank.num_experts, self.bank.groups());
+        let (experts, groups) = (self.bank.choices(), self.bank.groups());
         let seed = seed.child("router");
         Some(router.init_groups(groups, width, experts, num_tasks, seed, device))
     }

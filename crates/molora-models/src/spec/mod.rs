@@ -155,7 +155,8 @@ impl AdapterSpec {
         let of_part = |field, found: Result<(), AdapterError>| found.map_err(|e| part(field, e));
         let by_layer = self.experts.by_layer();
         // Top-k may exceed the experts of some sites, where it selects all, but not of every site.
-        let most = *by_layer.iter().max().unwrap_or(&self.bank.num_experts);
+        let choices = self.bank.choices();
+        let most = *by_layer.iter().max().unwrap_or(&choices);
         let router = self.router.iter().flat_map(|router| {
             // Groups, unlike a top-k, have to fit every site.
             let others = by_layer.iter().filter(|&&experts| experts != most);
@@ -175,6 +176,7 @@ impl AdapterSpec {
             self.magnitudes_exist(),
             self.scope_exists(),
             self.composition_exists(),
+            self.choices_exist(),
         ]
         .into_iter()
         .chain(router)
@@ -293,6 +295,24 @@ impl AdapterSpec {
                 )))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Checks that experts of different ranks are the same in every layer, and a mixture of sites.
+    fn choices_exist(&self) -> Result<(), ModelError> {
+        let is_everywhere = self.experts == ExpertCount::Same
+            && self.general.is_none()
+            && matches!(
+                self.composition,
+                Composition::Site | Composition::FeedForwardSites
+            );
+        match self.bank.costs().is_none() || is_everywhere {
+            true => Ok(()),
+            false => Err(ModelError::Inconsistent(format!(
+                "adapter.bank.combine is {}, which needs adapter.experts = \"same\", adapter.composition = \
+                 \"site\" or \"feed_forward_sites\", and no adapter.general",
+                self.bank.combine.name()
+            ))),
         }
     }
 

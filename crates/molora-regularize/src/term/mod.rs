@@ -21,6 +21,8 @@ pub enum Need {
     Labels,
     /// For each sequence, its task.
     Tasks,
+    /// Experts that differ in what they cost.
+    Costs,
     /// A router whose normaliser learns this of each decision.
     Learned(Learned),
     /// The low-rank code of every token, from which experts' outputs are computed: sites that have a
@@ -85,6 +87,13 @@ pub trait TermNumbers {
         1
     }
 
+    /// What the values of all sites, put together, become where the term is about the model as a whole;
+    /// `None` where it is their sum or mean.
+    #[allow(clippy::type_complexity, reason = "a function of the term and a value")]
+    fn of_model(&self) -> Option<fn(&Self, Tensor<1>) -> Tensor<1>> {
+        None
+    }
+
     /// The same term for given tasks, where it names some.
     ///
     /// # Errors
@@ -134,6 +143,23 @@ macro_rules! terms {
                 }
             }
 
+            /// Whether the term is about the model as a whole.
+            pub fn is_of_model(&self) -> bool {
+                match self {
+                    $(Self::$Term(term) => term.of_model().is_some(),)*
+                }
+            }
+
+            /// What the values of all sites, put together, add to the loss, `[1]`.
+            pub fn of_model(&self, value: Tensor<1>) -> Tensor<1> {
+                match self {
+                    $(Self::$Term(term) => match term.of_model() {
+                        Some(of_model) => of_model(term, value),
+                        None => value,
+                    },)*
+                }
+            }
+
             /// What is out of its range, with the name of the field.
             pub fn problem(&self) -> Option<String> {
                 match self {
@@ -176,6 +202,7 @@ terms! {
     "threshold_balance" => threshold_balance::ThresholdBalance + threshold_balance,
     "token_gini" => token_gini::TokenGini + token_gini,
     "sequence_gini" => sequence_gini::SequenceGini + sequence_gini,
+    "budget" => budget::Budget + mean_cost,
     "divergence" => divergence::Divergence + divergence,
 }
 
@@ -196,6 +223,7 @@ impl Term {
         let lacks = |need: &&Need| match need {
             Need::Router => !mixture.has_router,
             Need::RankKeys => !mixture.has_rank_keys,
+            Need::Costs => !mixture.has_costs,
             Need::Codes => !mixture.routes_tokens,
             Need::Learned(what) => mixture.learned != Some(*what),
             Need::Labels | Need::Tasks => false,
@@ -203,6 +231,7 @@ impl Term {
         self.needs().iter().find(lacks).map(|need| match need {
             Need::Router => "a router",
             Need::RankKeys => "a router with cosine keys on the low-rank code of a shared A",
+            Need::Costs => "experts of different ranks (adapter.bank.combine = \"sizes\")",
             Need::Codes => "a router of its own at every site that decides by token",
             Need::Learned(Learned::Threshold) => "a router with normaliser = \"threshold\"",
             Need::Learned(Learned::Sparsity) => "a router with normaliser = \"sparsegen\"",
@@ -220,6 +249,8 @@ pub struct Mixture {
     pub has_rank_keys: bool,
     /// A router of its own at every site, which decides by token.
     pub routes_tokens: bool,
+    /// Experts that differ in what they cost.
+    pub has_costs: bool,
     /// What the routers' normaliser learns of each decision.
     pub learned: Option<Learned>,
 }

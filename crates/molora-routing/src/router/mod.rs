@@ -206,7 +206,7 @@ impl Router {
                 (logits, probs, weighed)
             }
         };
-        let weighed = guidance.decided(weighed);
+        let weighed = guidance.decided(guidance.drawn(weighed, key));
         RouterOutput {
             logits,
             probs,

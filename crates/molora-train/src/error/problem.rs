@@ -209,6 +209,9 @@ pub enum RunProblem {
     /// Prompts that need a template.
     #[error("data.writing.prompt is chat, but the model has no chat template")]
     PromptNeedsTemplate,
+    /// A search for the best choice of experts where there is none.
+    #[error("the run {0}")]
+    NoOracle(&'static str),
 
     /// A query for a method that compares none.
     #[error("a query is compared with instructions, and the recipe has no [instructions]")]

@@ -6,6 +6,7 @@
 pub(crate) mod base;
 mod choose;
 pub(crate) mod frozen;
+pub(crate) mod oracle;
 pub(crate) mod probe;
 mod routing;
 mod told;

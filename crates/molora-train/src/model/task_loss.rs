@@ -38,7 +38,8 @@ pub(crate) fn task_losses(
             true => pooled.clone(),
             false => pooled.clone().select(0, places(&rows, &pooled.device())),
         };
-        losses.push((task, told_loss(model, task, of_task, batch, &rows)));
+        let of_task = told_losses(model, task, of_task, batch, &rows);
+        losses.push((task, of_task.sum()));
     }
     losses
 }
@@ -48,8 +49,8 @@ fn is_told(target: &Target) -> bool {
     matches!(target, Target::Class(_) | Target::Number(_))
 }
 
-/// The loss of a task's head on the pooled states of its rows.
-fn told_loss(
+/// The losses of a task's head on the pooled states of its rows, `[N]`.
+fn told_losses(
     model: &TaskModel,
     task: usize,
     pooled: Tensor<2>,
@@ -71,7 +72,7 @@ fn told_loss(
     if numbers.len() == rows.len() {
         let targets = TensorData::new(numbers, [rows.len(), 1]);
         let error = logits - Tensor::<2>::from_data(targets, &device);
-        return error.square().sum();
+        return error.square().reshape([rows.len()]);
     }
     let classes: Vec<usize> = rows
         .iter()
@@ -80,7 +81,33 @@ fn told_loss(
             _ => None,
         })
         .collect();
-    molora_kernels::softmax_cross_entropy(logits, places(&classes, &device)).sum()
+    molora_kernels::softmax_cross_entropy(logits, places(&classes, &device))
+}
+
+/// The loss of each row of a batch of one task `[B]`, as [`task_losses`] sums them up.
+pub(crate) fn row_losses(
+    model: &TaskModel,
+    input: &TextInput,
+    output: TextOutput,
+    batch: &Batch,
+) -> Tensor<1> {
+    let answers = batch.answers();
+    if answers.is_empty() {
+        let pooled = model.pool(output.hidden, &input.mask);
+        let rows: Vec<usize> = (0..batch.rows).collect();
+        return told_losses(model, batch.task_ids[0], pooled, batch, &rows);
+    }
+    let written = output.written.expect("a model that writes");
+    let device = written.device();
+    let losses = token_losses(model, written, &answers);
+    // A row for each text with the shares of its tokens.
+    let mut shares = vec![0.0; batch.rows * answers.len()];
+    for (place, answer) in answers.iter().enumerate() {
+        shares[answer.row * answers.len() + place] = answer.weight;
+    }
+    let shares = TensorData::new(shares, [batch.rows, answers.len()]);
+    let shares = Tensor::<2>::from_data(shares, &device);
+    shares.matmul(losses.unsqueeze_dim(1)).squeeze_dim(1)
 }
 
 /// The losses of tasks whose answers are written, from the states `[B, S, D]` that tell them.

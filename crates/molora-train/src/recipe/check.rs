@@ -156,6 +156,7 @@ impl Recipe {
         let mixture = Mixture {
             has_router: self.adapter.router.is_some(),
             has_rank_keys: self.adapter.has_rank_keys(),
+            has_costs: self.adapter.bank.costs().is_some(),
             routes_tokens: self.adapter.routes_tokens(),
             learned: self
                 .adapter

@@ -6,6 +6,7 @@ mod arrow;
 mod at_moe;
 mod check;
 mod cluster_texts;
+mod duo_lora;
 mod earlier;
 mod flylora;
 mod glider;
@@ -77,6 +78,7 @@ const RECIPES: &[(&str, Maker, About)] = &[
     ("adamole", adamole::recipe, adamole::ABOUT),
     ("arrow", arrow::recipe, arrow::ABOUT),
     ("at-moe", at_moe::recipe, at_moe::ABOUT),
+    ("duo-lora", duo_lora::recipe, duo_lora::ABOUT),
     ("flylora", flylora::recipe, flylora::ABOUT),
     ("glider", glider::recipe, glider::ABOUT),
     ("goat", goat::recipe, goat::ABOUT),

@@ -119,6 +119,9 @@ impl Order<'_> {
         if labelled && !(self.spec.has_expert_per_task() && self.spec.router.is_some()) {
             return Some("routing = \"label\" needs a router and adapter.experts = \"per_task\"");
         }
+        if stage.routing == Routing::Random && self.spec.router.is_none() {
+            return Some("routing = \"random\" needs a router");
+        }
         None
     }
 

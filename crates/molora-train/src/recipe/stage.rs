@@ -42,6 +42,9 @@ pub enum Routing {
     Router,
     /// The sequence's task: its own expert with weight 1 (Mixture-of-LoRAs' second stage).
     Label,
+    /// Chance: each decision is for one expert, drawn anew (Duo-LLM's first stage). Outside training the
+    /// routers decide.
+    Random,
 }
 
 /// A step between stages that computes without gradients.
@@ -219,8 +222,8 @@ impl StageConfig {
         if self.scope == Scope::EachGate && self.trainable.contains(&ParameterKind::Adapters) {
             problems.push("trainable has adapters, but an expert behind its gate is frozen".into());
         }
-        if self.routing == Routing::Label && self.scope != Scope::Mixture {
-            problems.push("routing = \"label\" needs scope = \"mixture\"".into());
+        if self.routing != Routing::Router && self.scope != Scope::Mixture {
+            problems.push("routing = \"label\" or \"random\" needs scope = \"mixture\"".into());
         }
         if !(0.0..1.0).contains(&self.schedule.warmup) {
             let warmup = self.schedule.warmup;

@@ -136,15 +136,16 @@ pub(crate) fn with_total(table: Table) -> String {
 
 /// A table for the terminal whose last row sums up those above it; its columns from `first_number` on
 /// are aligned to the right.
-pub fn total_table<const N: usize>(
-    header: [String; N],
-    rows: Vec<[String; N]>,
+pub fn total_table<R: IntoIterator<Item = String>>(
+    header: R,
+    rows: Vec<R>,
     first_number: usize,
 ) -> String {
+    let cells = |row: R| -> Vec<String> { row.into_iter().collect() };
     with_total(aligned(
         ASCII_BORDERS_ONLY_CONDENSED,
-        header,
-        rows,
+        cells(header),
+        rows.into_iter().map(cells).collect(),
         first_number,
     ))
 }

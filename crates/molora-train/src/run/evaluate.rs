@@ -123,11 +123,7 @@ pub fn evaluate_run_by(
     scored: ScoredRecords,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
-    let opened = unchanged(folder, || {
-        let config = read_finished(folder)?;
-        let tasks = scored.of(folder, &load_run_tasks(folder, &config, data)?)?;
-        open_with(folder, config, &tasks, Some(data), device, false)
-    })?;
+    let opened = open_scored(folder, data, scored, device)?;
     let guide = match opened.query(query, folder)? {
         Query::Task => opened.guide()?,
         query => guide_by(&opened, &query, scored.split)?,
@@ -139,6 +135,23 @@ pub fn evaluate_run_by(
     let mut routing = found.routing;
     routing.has_general = opened.loaded.spec.general.is_some();
     Ok((found.scores, routing))
+}
+
+/// A finished run with those records of its tasks that are scored.
+///
+/// # Errors
+/// As [`evaluate_run`].
+pub(super) fn open_scored(
+    folder: &Path,
+    data: Option<&str>,
+    scored: ScoredRecords,
+    device: Option<DeviceSpec>,
+) -> Result<Opened, TrainError> {
+    unchanged(folder, || {
+        let config = read_finished(folder)?;
+        let tasks = scored.of(folder, &load_run_tasks(folder, &config, data)?)?;
+        open_with(folder, config, &tasks, Some(data), device, false)
+    })
 }
 
 /// Scores a finished run whose model writes on the test split of any tasks in `data`; to routers and

@@ -8,6 +8,7 @@ mod examples;
 mod experts;
 mod inputs;
 mod load;
+mod oracle;
 mod stages;
 
 use std::collections::BTreeMap;
@@ -50,6 +51,7 @@ pub use evaluate::{ScoredRecords, evaluate_base, evaluate_other, evaluate_run, e
 use examples::examples;
 use experts::experts;
 pub use inputs::changed_inputs;
+pub use oracle::{MAX_PATHS, OracleReport, OracleRequest, OracleScore, search_oracle};
 use inputs::refuse_moving;
 pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
 pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};

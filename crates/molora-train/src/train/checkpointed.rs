@@ -9,7 +9,7 @@ use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Gradients, Tensor};
 use molora_models::{ForwardContext, RouteTrace, TaskModel, TextInput};
-use molora_regularize::{LossBreakdown, ObjectiveConfig};
+use molora_regularize::{LossBreakdown, ObjectiveConfig, Shown};
 
 use crate::data::Batch;
 use crate::model::{Auxiliary, sum_of, task_losses};
@@ -50,9 +50,9 @@ pub(crate) fn backward(
     }
     let found = auxiliary.evaluate(&inner, &routes, context);
     let routed = auxiliary.objective.map(|objective| objective.part(true));
-    let counts = routed.as_ref().map(|routed| {
+    let shown = routed.as_ref().map(|routed| {
         auxiliary.with_views(&inner, &routes, Some(context), |views| {
-            routed.counts(&views)
+            routed.shown(&views)
         })
     });
 
@@ -69,9 +69,9 @@ pub(crate) fn backward(
         let mut total = (output * Tensor::from_inner(gradient)).sum();
         let own = routed
             .as_ref()
-            .zip(counts.as_ref())
-            .and_then(|(routed, counts)| {
-                share_of(routed, counts, auxiliary, model, &routes, context)
+            .zip(shown.as_ref())
+            .and_then(|(routed, shown)| {
+                share_of(routed, shown, auxiliary, model, &routes, context)
             });
         if let Some(own) = own {
             total = total + own.mul_scalar(part.tokens);
@@ -83,7 +83,7 @@ pub(crate) fn backward(
 
 fn share_of(
     routed: &ObjectiveConfig,
-    counts: &[usize],
+    shown: &[Shown],
     auxiliary: &Auxiliary<'_>,
     model: &TaskModel,
     routes: &[RouteTrace],
@@ -94,7 +94,7 @@ fn share_of(
             .into_iter()
             .filter(|view| view.routed.is_some())
             .collect();
-        routed.share(&own, counts)
+        routed.share(&own, shown)
     })
 }
 

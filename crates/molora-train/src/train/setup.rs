@@ -53,6 +53,7 @@ pub(crate) fn guidance(
     let guidance =
         guide.map(|guide| guide.of(&batch.task_ids, &batch.records, Split::Train, setup.device));
     let mut guidance = guidance.unwrap_or_default();
+    guidance.random = stage.routing == Routing::Random;
     if stage.routing == Routing::Label {
         let labels: Vec<_> = batch.task_ids.iter().copied().map(Some).collect();
         let labels = expert_labels(&labels, setup.spec.bank.num_experts, setup.device);

@@ -12,6 +12,7 @@ mod export;
 mod generate;
 mod grow;
 mod list;
+mod oracle;
 mod progress;
 mod recover;
 mod report;
@@ -60,6 +61,8 @@ enum Command {
     Distill(distill::DistillArgs),
     /// Write on from prompts, with a run or with a model as it is
     Generate(generate::GenerateArgs),
+    /// Search for each record the best expert of every layer, beside what the routers decide
+    Oracle(oracle::OracleArgs),
     /// Finish a change of a run's experts that a kill or an error has cut short
     Recover(recover::RecoverArgs),
     /// List the recipes and bundled tasks, or show a recipe as TOML
@@ -86,6 +89,7 @@ impl Cli {
             Command::Combine(args) => args.run(),
             Command::Distill(args) => args.run(),
             Command::Generate(args) => args.run(),
+            Command::Oracle(args) => args.run(),
             Command::Recover(args) => args.run(),
             Command::List(args) => args.run(),
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use molora_adapters::{DownConfig, ExpertBank, task_selector};
+use molora_adapters::{Combine, DownConfig, ExpertBank, task_selector};
 use molora_kernels::random::{Seed, uniform};
 use molora_models::{
     Adaptable, AdapterSpec, Bert, EncoderInput, ExpertCount, ForwardContext, ParameterKind,
@@ -81,6 +81,9 @@ pub(crate) fn spec(name: &str, shape: Shape) -> AdapterSpec {
 
 /// Gives every site so many experts, of which no more are selected.
 pub(crate) fn set_experts(spec: &mut AdapterSpec, experts: usize) {
+    if spec.bank.costs().is_some() {
+        return; // experts of different ranks are parts of one
+    }
     spec.bank.num_experts = experts;
     let router = spec.router.as_mut();
     if let Some(Selection::TopK(k)) = router.map(|router| &mut router.selection) {
@@ -91,6 +94,10 @@ pub(crate) fn set_experts(spec: &mut AdapterSpec, experts: usize) {
 /// Makes what does not fit layers of this width smaller.
 pub(crate) fn fit(spec: &mut AdapterSpec) {
     let bank = &mut spec.bank;
+    if let Combine::Sizes(sizes) = &bank.combine {
+        bank.num_experts = 1;
+        bank.rank = bank.rank.max(sizes.shares.len());
+    }
     if let DownConfig::Factored(factored) = &mut bank.down {
         factored.subspace = factored.subspace.min(WIDTH / 2);
     }
@@ -105,10 +112,16 @@ pub(crate) fn fit(spec: &mut AdapterSpec) {
     }
 }
 
-/// Whether a method has more than one expert.
+/// Whether a method has more than one expert of equal size.
 pub(crate) fn is_mixture(name: &str) -> bool {
     let spec = recipe::find(name).expect("listed").adapter;
-    spec.router.is_some() || spec.bank.num_experts > 1
+    has_equal_experts(name) && (spec.router.is_some() || spec.bank.num_experts > 1)
+}
+
+/// Whether a method's experts can change places: those of different rank are parts of one.
+pub(crate) fn has_equal_experts(name: &str) -> bool {
+    let spec = recipe::find(name).expect("listed").adapter;
+    spec.bank.costs().is_none()
 }
 
 /// Whether a method starts as parts of the frozen weight, so that a fresh one is not without effect and

@@ -14,7 +14,7 @@ use crate::world::{
     World, assert_same_run, copy_folder, read_json, resume_to_end, small, train_until, write_json,
 };
 
-fn run(world: &World, recipe: Recipe, tasks: &[&str], out: &str) -> Finished {
+pub(crate) fn run(world: &World, recipe: Recipe, tasks: &[&str], out: &str) -> Finished {
     let request = request(world, recipe, tasks, out);
     train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run")
 }

@@ -18,6 +18,7 @@ mod grow;
 mod hostile;
 mod language;
 mod machine;
+mod oracle;
 mod recover;
 mod refusal;
 mod report;
