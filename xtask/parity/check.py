@@ -6,15 +6,19 @@ Called by `cargo xtask parity` with the folder of the cases.
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+warnings.filterwarnings("ignore")
 
 import peft
 import torch
 import transformers
 from safetensors.torch import load_file
+
+transformers.utils.logging.disable_progress_bar()
 
 TOLERANCE = 1e-4
 
@@ -25,14 +29,14 @@ CLASSES = {
 }
 
 
-def output(model, case):
+def output(model, case, **more):
     """Scores, or an encoder's hidden states."""
     inputs = {"input_ids": torch.tensor(case["input_ids"])}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if case["kind"] == "seq2seq":
         inputs["decoder_input_ids"] = torch.tensor(case["decoder_input_ids"])
     with torch.no_grad():
-        found = model.eval()(**inputs)
+        found = model.eval()(**inputs, **more)
     return found.last_hidden_state if case["kind"] == "encoder" else found.logits
 
 
@@ -45,16 +49,49 @@ def difference(found, expected):
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
+def lora(folder, case):
+    """A LoRA beside the weights, and the same merged by molora into a whole model."""
+    adapted = peft.PeftModel.from_pretrained(read(folder / "base", case), folder / "adapter")
+    yield "adapter", output(adapted, case)
+    yield "merged", output(read(folder / "merged", case), case)
+
+
+def poly(folder, case):
+    """Every task of a PolyTropon adapter."""
+    adapted = peft.PeftModel.from_pretrained(read(folder / "base", case), folder / "adapter")
+    rows = len(case["input_ids"])
+    for task in range(adapted.peft_config["default"].n_tasks):
+        yield f"task {task}", output(adapted, case, task_ids=torch.tensor([task] * rows))
+
+
+def merge(folder, case):
+    """What molora made of several LoRAs, and what PEFT makes of the same ones."""
+    adapted = peft.PeftModel.from_pretrained(read(folder / "base", case), folder / "adapter")
+    yield "adapter", output(adapted, case)
+    names, numbers = case["experts"], dict(case["merge"])
+    adapted = peft.PeftModel.from_pretrained(
+        read(folder / "base", case), folder / names[0], adapter_name=names[0]
+    )
+    for name in names[1:]:
+        adapted.load_adapter(folder / name, adapter_name=name)
+    adapted.add_weighted_adapter(names, numbers.pop("weights"), "both", **numbers)
+    adapted.set_adapter("both")
+    yield "merged", output(adapted, case)
+
+
+METHODS = {"lora": lora, "poly": poly, "merge": merge}
+
+
 def check(folder):
     case = json.loads((folder / "case.json").read_text())
     expected = load_file(folder / "expected.safetensors")
-    adapted = peft.PeftModel.from_pretrained(read(folder / "base", case), folder / "adapter")
-    found = {"adapter": output(adapted, case), "merged": output(read(folder / "merged", case), case)}
     bad = False
-    for name in ["adapter", "merged"]:
-        error = difference(found[name], expected[name])
+    for name, found in METHODS[case.get("method", "lora")](folder, case):
+        error = difference(found, expected.pop(name))
         bad |= not error <= TOLERANCE
         print(f"{folder.name:28} {name:8} {error:.1e}{'' if error <= TOLERANCE else '  DIFFERS'}")
+    if expected:
+        sys.exit(f"{folder.name}: nothing was compared with {', '.join(expected)}")
     return bad
 
 

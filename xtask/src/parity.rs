@@ -1,7 +1,9 @@
-//! `cargo xtask parity`: transformers and PEFT read the files that molora writes.
+//! `cargo xtask parity`: transformers and PEFT read the files that molora writes, and molora those of
+//! PEFT.
 //!
-//! A test of molora-train writes adapters and models with what molora computes; `parity/check.py`
-//! loads them in Python and compares at 1e-4 of the largest value.
+//! `parity/make.py` lets PEFT write adapters of its own methods with what it computes. Tests of
+//! molora-models read them, and tests of molora-models and molora write adapters and models with what
+//! molora computes; `parity/check.py` loads those in Python. Both compare at 1e-4 of the largest value.
 
 use std::path::{Path, PathBuf};
 
@@ -21,12 +23,16 @@ pub(crate) fn run() -> Result<()> {
     let work = shell.current_dir().join("target/parity");
     let python = python(&shell, &work.join("venv"))?;
     let cases = work.join("cases");
+    let made = work.join("peft");
     shell.remove_path(&cases)?;
+    shell.remove_path(&made)?;
+    cmd!(shell, "{python} xtask/parity/make.py {made}").run()?;
     cmd!(
         shell,
         "cargo test --release -p molora-models -p molora --test suite parity::"
     )
     .env("MOLORA_PARITY", &cases)
+    .env("MOLORA_PARITY_PEFT", &made)
     .run()?;
     cmd!(shell, "{python} xtask/parity/check.py {cases}").run()?;
     Ok(())

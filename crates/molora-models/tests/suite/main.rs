@@ -5,4 +5,5 @@ mod golden_bert;
 mod golden_decoder;
 mod golden_peft;
 mod golden_t5;
+mod parity;
 mod peft;

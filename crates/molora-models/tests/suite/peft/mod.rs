@@ -1,7 +1,7 @@
 //! PEFT files: what is refused, and what is written is read again.
 
 mod banks;
-mod poly;
+pub(crate) mod poly;
 mod read;
 pub(crate) mod world;
 mod write;

@@ -12,15 +12,13 @@ use molora_testkit::{FORWARD, assert_close, device};
 
 use super::world::{bundled, randomize};
 
-fn skilled(splits: usize) -> Decoder {
-    let device = device();
-    let folder = bundled("golden").join("llama");
-    let mut model = Decoder::from_folder(&folder, &device).expect("a bundled model");
+/// Three skills on two kinds of layers, for tasks with rows of their own.
+pub(crate) fn skilled_spec(splits: usize) -> AdapterSpec {
     let table = TableConfig {
         bound: Some(2.0),
         ..TableConfig::default()
     };
-    let spec = AdapterSpec {
+    AdapterSpec {
         targets: vec!["q_proj".into(), "down_proj".into()],
         bank: BankConfig {
             combine: FactorsConfig { splits }.into(),
@@ -35,9 +33,15 @@ fn skilled(splits: usize) -> Decoder {
             ..RouterConfig::default()
         }),
         ..AdapterSpec::default()
-    };
+    }
+}
+
+fn skilled(splits: usize) -> Decoder {
+    let device = device();
+    let folder = bundled("golden").join("llama");
+    let mut model = Decoder::from_folder(&folder, &device).expect("a bundled model");
     model
-        .attach(&spec, 2, Seed::new(3), &device)
+        .attach(&skilled_spec(splits), 2, Seed::new(3), &device)
         .expect("a valid specification");
     randomize(&mut model, &device);
     model

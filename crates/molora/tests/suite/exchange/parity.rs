@@ -10,7 +10,7 @@ use molora_kernels::random::{Seed, normal};
 use molora_models::peft::{PeftAbout, PeftAdapter, attach, static_mixture, write_adapter};
 use molora_models::{Adaptable, AdapterSpec, Backbone, DecoderInput, EncoderInput, ForwardContext};
 use molora_testkit::{assert_close, device};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::decoder::{Llama, golden};
 use crate::world::{Tensors, World, copy_folder, small, write_json, write_tensors};
@@ -85,9 +85,14 @@ fn keep(name: &str, base: &Path, adapter: &Path, merged: &Path) {
         copy_folder(from, &out.join(to));
     }
     let case = json!({"kind": kind(&adapted), "input_ids": IDS, "decoder_input_ids": TARGET});
-    write_json(&out.join("case.json"), &case);
+    close(&out, &case, [("adapter", found), ("merged", whole)]);
+}
+
+/// Writes what the check reads beside the folders.
+fn close(out: &Path, case: &Value, expected: [(&str, Tensor<3>); 2]) {
+    write_json(&out.join("case.json"), case);
     let mut tensors = Tensors::new();
-    for (name, tensor) in [("adapter", found), ("merged", whole)] {
+    for (name, tensor) in expected {
         let shape = tensor.dims().to_vec();
         let values = tensor.into_data().iter::<f32>().collect();
         tensors.insert(name.into(), (shape, values));
@@ -215,4 +220,92 @@ fn a_distilled_lora_of_an_encoder() {
         &path("peft"),
         &path("merged"),
     );
+}
+
+/// What `combine` makes of adapters is what PEFT's `add_weighted_adapter` makes of them.
+#[test]
+fn merges_of_llama_adapters() {
+    let world = super::combine::world();
+    let density = ["--density", "0.4"];
+    let ranked = ["--density", "0.4", "--rank", "3"];
+    let pruned = |mode: &str| json!({"combination_type": mode, "density": 0.4});
+    let both: &[&str] = &["law", "other"];
+    let other_ranks: &[&str] = &["law", "med"];
+    for (how, experts, weights, more, merge) in [
+        (
+            "linear",
+            both,
+            [0.7, -0.4],
+            &[][..],
+            json!({"combination_type": "linear"}),
+        ),
+        (
+            "cat",
+            other_ranks,
+            [0.7, -0.4],
+            &[],
+            json!({"combination_type": "cat"}),
+        ),
+        (
+            "svd",
+            other_ranks,
+            [0.5, 0.5],
+            &["--rank", "2"],
+            json!({"combination_type": "svd", "svd_rank": 2}),
+        ),
+        ("ties", both, [0.7, 0.4], &density, pruned("ties")),
+        (
+            "magnitude",
+            both,
+            [0.7, -0.4],
+            &density,
+            pruned("magnitude_prune"),
+        ),
+        (
+            "ties",
+            other_ranks,
+            [0.7, 0.4],
+            &ranked,
+            json!({"combination_type": "ties_svd", "density": 0.4, "svd_rank": 3}),
+        ),
+    ] {
+        let name = format!("merge-{}", merge["combination_type"].as_str().expect("set"));
+        let given = weights.map(|weight| weight.to_string()).join(",");
+        let common = [
+            "--base",
+            "base",
+            "--how",
+            how,
+            "--out",
+            &name,
+            "--weights",
+            &given,
+        ];
+        world.done(&[&["combine"][..], experts, &common, more].concat());
+        let mut merge = merge;
+        merge["weights"] = json!(weights);
+        let mut adapted = read(&world.path("base"));
+        let adapter = PeftAdapter::open(&world.path(&name)).expect("an adapter");
+        let adapter = adapter.resolve(&adapted).expect("of this model");
+        attach(&mut adapted, &adapter);
+        let found = output(&adapted);
+        let difference = (found.clone() - output(&read(&world.path("base"))))
+            .abs()
+            .max();
+        assert!(
+            difference.into_scalar::<f32>() > 1e-3,
+            "{name} does nothing"
+        );
+        let Some(root) = std::env::var_os("MOLORA_PARITY") else {
+            continue;
+        };
+        let out = Path::new(&root).join(&name);
+        let adapters = experts.iter().map(|expert| (*expert, *expert));
+        for (from, to) in adapters.chain([("base", "base"), (&name, "adapter")]) {
+            copy_folder(&world.path(from), &out.join(to));
+        }
+        let case = json!({"kind": "causal", "method": "merge", "input_ids": IDS,
+            "experts": experts, "merge": merge});
+        close(&out, &case, [("adapter", found.clone()), ("merged", found)]);
+    }
 }
