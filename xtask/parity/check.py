@@ -16,6 +16,7 @@ warnings.filterwarnings("ignore")
 import peft
 import torch
 import transformers
+from peft.tuners.lora.arrow import create_arrow_model
 from safetensors.torch import load_file
 
 transformers.utils.logging.disable_progress_bar()
@@ -64,6 +65,27 @@ def poly(folder, case):
         yield f"task {task}", output(adapted, case, task_ids=torch.tensor([task] * rows))
 
 
+def xlora(folder, case):
+    """LoRAs and a classifier; PEFT refuses a base model with a cache."""
+    base = read(folder / "base", case)
+    base.config.use_cache = False
+    yield "logits", output(peft.PeftModel.from_pretrained(base, folder / "adapter"), case)
+
+
+def lily(folder, case):
+    """Experts that layers share; PEFT mixes them for the whole batch."""
+    adapted = peft.PeftModel.from_pretrained(read(folder / "base", case), folder / "adapter")
+    yield "logits", output(adapted, case)
+
+
+def arrow(folder, case):
+    """LoRAs in folders, routed with the numbers of the case."""
+    experts = [str(folder / "adapter" / name) for name in case["experts"]]
+    config = peft.ArrowConfig(**case["arrow"], rng_seed=0)
+    adapted = create_arrow_model(read(folder / "base", case), experts, config)
+    yield "logits", output(adapted, case)
+
+
 def merge(folder, case):
     """What molora made of several LoRAs, and what PEFT makes of the same ones."""
     adapted = peft.PeftModel.from_pretrained(read(folder / "base", case), folder / "adapter")
@@ -79,7 +101,7 @@ def merge(folder, case):
     yield "merged", output(adapted, case)
 
 
-METHODS = {"lora": lora, "poly": poly, "merge": merge}
+METHODS = {"lora": lora, "poly": poly, "xlora": xlora, "lily": lily, "arrow": arrow, "merge": merge}
 
 
 def check(folder):

@@ -157,7 +157,8 @@ impl Pool {
 }
 
 impl PooledBank {
-    fn tensors(&mut self, kind: usize) -> Vec<(String, Vec<PartTensor<'_>>)> {
+    /// Every tensor, by where it is below the pool: the bank's own, then the other groups' `A`.
+    pub(crate) fn tensors(&mut self, kind: usize) -> Vec<(String, Vec<PartTensor<'_>>)> {
         let name = format!("{kind}.{}", self.name);
         let mut tensors = vec![(name.clone(), self.bank.tensors())];
         for (group, a) in self.a.iter_mut().enumerate() {
@@ -192,6 +193,11 @@ impl PooledSite {
             from_low_rank,
             weights: config.weights,
         }
+    }
+
+    /// Its kind, and its group of neighbours that share an `A`.
+    pub(crate) fn place(&self) -> (usize, usize) {
+        (self.kind, self.group)
     }
 
     /// Number of the site among the model's sites.

@@ -24,10 +24,13 @@
 
 mod adapter;
 mod apply;
+mod arrow;
 mod combine;
 mod config;
 mod deltas;
+mod experts;
 mod key;
+mod lily;
 mod merged;
 mod mixture;
 mod parameters;
@@ -36,16 +39,21 @@ mod poly;
 mod read;
 mod resolve;
 mod write;
+mod xlora;
 
 pub use adapter::PeftAdapter;
 pub(crate) use apply::column_norms;
 pub use apply::{attach, attach_experts, merge_into};
+pub use arrow::{ArrowFolder, why_no_arrow, write_arrow};
 pub use combine::combine;
 pub use config::PeftConfig;
 pub use deltas::{WeightDeltas, add_deltas, merged_deltas, tables};
+pub use experts::GivenExperts;
+pub use lily::{Lily, why_no_lily, write_lily};
 pub use merged::{MergedDtype, save_merged};
 pub use mixture::{detach, expert, mixture, mixture_for, static_mixture};
 pub use pattern::{Pattern, Targets};
 pub use poly::{is_poly, open_poly, write_poly};
 pub use resolve::{FullTensor, FullValue, ModuleLora, ResolvedAdapter};
-pub use write::{PeftAbout, write_adapter};
+pub use write::{PeftAbout, adapter_folder, write_adapter};
+pub use xlora::{XLora, why_no_xlora, write_xlora};

@@ -63,7 +63,11 @@ pub fn write_adapter<M: BaseModel>(
     Ok(folder)
 }
 
-fn adapter_folder(folder: &Path, name: &str) -> Result<PathBuf, ModelError> {
+/// The folder of an adapter of this name: PEFT keeps any but `default` in a folder below of that name.
+///
+/// # Errors
+/// [`ModelError::Inconsistent`] for a name that cannot be a folder.
+pub fn adapter_folder(folder: &Path, name: &str) -> Result<PathBuf, ModelError> {
     if name == "default" {
         return Ok(folder.into());
     }

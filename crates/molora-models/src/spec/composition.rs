@@ -29,7 +29,7 @@ pub enum Composition {
 
 impl Composition {
     /// Whether the mixture acts at linear layers that decide by themselves or with their layer.
-    pub(super) fn is_site(&self) -> bool {
+    pub(crate) fn is_site(&self) -> bool {
         *self == Self::Site
     }
 

@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use molora_adapters::ExpertBank;
 use molora_adapters::merge::{LowRank, above_quantile, truncated_matrix};
 use molora_kernels::random::Seed;
-use molora_models::peft::{ModuleLora, PeftAdapter, ResolvedAdapter, attach_experts};
+use molora_models::peft::{GivenExperts, ModuleLora, PeftAdapter, ResolvedAdapter, attach_experts};
 use molora_models::{Adaptable, Backbone, TaskModel, load_heads};
 use molora_routing::scorer::RowsFrom;
 
@@ -20,11 +20,9 @@ use crate::store::pool::{self, GATE, HEAD};
 
 /// Experts that have been read for a model.
 pub(super) struct Experts {
-    pub(super) names: Vec<String>,
     given: Vec<Given>,
     router: RouterChoice,
-    /// The base with the experts as banks, whose ranks may differ between layers.
-    attached: Backbone,
+    pub(super) banks: GivenExperts<Backbone>,
 }
 
 /// Refuses names that cannot be those of experts, and instructions that are missing.
@@ -96,35 +94,12 @@ impl Experts {
             let problem = RunProblem::NoGate { file: GATE };
             return Err(TrainError::run(&given.folder, problem));
         }
-        let mut attached = base.clone();
-        attach_experts(&mut attached, &adapters.iter().collect::<Vec<_>>())?;
+        let banks = GivenExperts::new(base, &adapters.iter().collect::<Vec<_>>())?;
         Ok(Self {
-            names: request.experts.iter().map(|e| e.name.clone()).collect(),
             given: request.experts.clone(),
             router: request.router,
-            attached,
+            banks,
         })
-    }
-
-    /// Paths of the adapted layers.
-    pub(super) fn paths(&self) -> Vec<String> {
-        let sites = self.attached.sites();
-        sites.into_iter().map(|(path, _)| path).collect()
-    }
-
-    /// The largest rank of an expert at any layer.
-    pub(super) fn rank(&self) -> usize {
-        let sites = self.attached.sites();
-        let ranks = sites.iter().map(|(_, site)| site.bank.rank());
-        ranks.max().unwrap_or(1)
-    }
-
-    /// The factor on the delta, where all layers have the same.
-    pub(super) fn common_factor(&self) -> Option<f64> {
-        let sites = self.attached.sites();
-        let mut factors = sites.iter().map(|(_, site)| site.bank.factor());
-        let first = factors.next().filter(|&factor| factor > 0.0)?;
-        factors.all(|factor| factor == first).then_some(first)
     }
 
     /// Whether tasks of an encoder would get heads that nobody trained.
@@ -142,11 +117,10 @@ impl Experts {
         mut mixture: TaskModel,
         loaded: &Loaded,
     ) -> Result<TaskModel, TrainError> {
-        let (rank, factor) = (self.rank(), self.common_factor());
-        let given = self.attached.sites();
+        self.banks.fill(&mut mixture.backbone);
         let has_directions = loaded.spec.rows_from() == Some(RowsFrom::Experts);
-        for ((_, site), (_, given)) in mixture.backbone.sites_mut().into_iter().zip(given) {
-            site.bank = padded(&given.bank, rank, factor);
+        let sites = mixture.backbone.sites_mut().into_iter();
+        for ((_, site), (_, given)) in sites.zip(self.banks.sites()) {
             if let Some(router) = site.router.as_mut().filter(|_| has_directions) {
                 router.set_rows(directions(&given.bank));
             }
@@ -262,32 +236,6 @@ fn without_small(adapter: &ResolvedAdapter) -> ResolvedAdapter {
         loras: adapter.loras.iter().map(cut).collect(),
         ..adapter.clone()
     }
-}
-
-/// The bank with experts of a larger rank, whose new columns and rows are zeros; the factor becomes
-/// that of the specification.
-fn padded(bank: &ExpertBank, rank: usize, factor: Option<f64>) -> ExpertBank {
-    let (a, b) = (bank.a_by_expert().detach(), bank.b_by_expert().detach());
-    let b = match factor {
-        Some(_) => b,
-        None => b.mul_scalar(bank.factor()),
-    };
-    let ([experts, d_input, own], [_, _, d_output]) = (a.dims(), b.dims());
-    let device = a.device();
-    let (a, b) = match rank - own {
-        0 => (a, b),
-        more => {
-            let zeros = |shape: [usize; 3]| Tensor::<3>::zeros(shape, &device);
-            (
-                Tensor::cat(vec![a, zeros([experts, d_input, more])], 2),
-                Tensor::cat(vec![b, zeros([experts, more, d_output])], 1),
-            )
-        }
-    };
-    let a = a.swap_dims(0, 1).reshape([d_input, experts * rank]);
-    let b = b.reshape([experts * rank, d_output]);
-    let leaf = |tensor: Tensor<2>| Tensor::from_data(tensor.into_data(), &device);
-    ExpertBank::of_matrices(leaf(a), leaf(b), experts, factor.unwrap_or(1.0))
 }
 
 /// Arrow's directions `[E, D]`; zero for an expert that does not change the layer.

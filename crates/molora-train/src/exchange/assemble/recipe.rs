@@ -1,6 +1,5 @@
 //! The method of an assembled run.
 
-use molora_adapters::{BankConfig, Scaling, Slices};
 use molora_models::{
     Adaptable, AdapterSpec, Backbone, ExpertCount, ParameterKind, RouterScope, shortest_names,
 };
@@ -165,20 +164,10 @@ fn check(request: &AssembleRequest) -> Result<(), TrainError> {
 
 fn adapter(router: RouterConfig, experts: &Experts, base: &Backbone) -> AdapterSpec {
     let all: Vec<String> = base.linears().into_iter().map(|(path, _)| path).collect();
-    let bank = BankConfig {
-        slices: Slices::Independent,
-        num_experts: experts.names.len(),
-        rank: experts.rank(),
-        scaling: match experts.common_factor() {
-            Some(factor) => Scaling::AlphaOverRank(factor * experts.rank() as f64),
-            None => Scaling::Unit,
-        },
-        ..BankConfig::default()
-    };
     AdapterSpec {
-        targets: shortest_names(&experts.paths(), &all),
+        targets: shortest_names(&experts.banks.paths(), &all),
         experts: ExpertCount::PerTask,
-        bank,
+        bank: experts.banks.bank(),
         router: Some(router),
         ..AdapterSpec::default()
     }
