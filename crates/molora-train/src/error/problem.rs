@@ -298,6 +298,9 @@ pub enum RunProblem {
     /// A mixture that no single LoRA equals.
     #[error("{why}; {advice}")]
     NoSingleLora { why: String, advice: String },
+    /// A run of a method of which PEFT computes something else.
+    #[error("no adapter of PEFT computes what this run does: {why}")]
+    NotOfPeft { why: String },
     /// A given expert without the gate that the routers go by.
     #[error(
         "has no {file}: phatgoose routes by gates that were trained with the experts, as molora's own \

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use molora_models::Adaptable;
-use molora_models::peft::{PeftAbout, ResolvedAdapter, is_poly, write_adapter, write_poly};
+use molora_models::peft::{PeftAbout, ResolvedAdapter, write_adapter};
 
 use super::lora::{Choice, as_lora};
+use super::method::Method;
 use super::{carry_ends, check_new, copy_heads};
 use crate::TrainError;
 use crate::base::DeviceSpec;
@@ -30,6 +31,8 @@ pub struct ExportRequest {
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exported {
+    /// What it is, in words.
+    pub kind: &'static str,
     /// Folder of the two files.
     pub folder: PathBuf,
     /// Number of adapted modules.
@@ -40,50 +43,25 @@ pub struct Exported {
     pub parameters: usize,
     /// Whether the heads of the run's tasks were written beside them.
     pub has_heads: bool,
+    /// What there is to know about what PEFT makes of it.
+    pub note: Option<&'static str>,
 }
 
-/// Writes the mixture of a run, or one of its experts, as an adapter that PEFT loads.
+/// Writes the mixture of a run, or one of its experts, as an adapter that PEFT loads: as PEFT's own method
+/// where it has the run's, else as one LoRA.
 ///
 /// # Errors
-/// [`TrainError::Run`] if no LoRA computes the same, an expert or task does not exist, or the folder
+/// [`TrainError::Run`] if neither computes the same, an expert or task does not exist, or the folder
 /// is not empty; whatever reading the run and writing give.
 pub fn export(request: &ExportRequest) -> Result<Exported, TrainError> {
     check_new(&request.out)?;
     let opened = open_without_data(&request.run, request.device)?;
     let is_whole = request.choice.expert.is_none() && request.choice.task.is_none();
-    if is_whole && is_poly(&opened.model.backbone) {
-        return write_skills(request, &opened);
+    if let Some(method) = Method::of(&opened).filter(|_| is_whole) {
+        return method.write(request, &opened);
     }
     let adapter = as_lora(&request.run, &opened, &request.choice)?;
     write(&request.run, &opened, &adapter, &request.out, &request.name)
-}
-
-/// Writes the skills of a run and its tasks' logits as PEFT's PolyTropon.
-fn write_skills(request: &ExportRequest, opened: &Opened) -> Result<Exported, TrainError> {
-    let backbone = &opened.model.backbone;
-    let about = PeftAbout {
-        name: request.name.clone(),
-        base_model: opened.config.base_name().into(),
-        task_type: Some(backbone.task_type().into()),
-    };
-    let new = NewFolder::for_place(&request.out)?;
-    write_poly(new.path(), backbone, &about)?;
-    carry_ends(opened, new.path())?;
-    let has_heads = opened.model.heads.iter().any(Option::is_some);
-    copy_heads(&request.run, new.path(), has_heads)?;
-    new.put_new()?;
-    let sites = backbone.sites();
-    let rank = opened.loaded.spec.bank.rank;
-    Ok(Exported {
-        folder: request.out.clone(),
-        modules: sites.len(),
-        ranks: (rank, rank),
-        parameters: {
-            let counts = crate::model::count(&opened.model);
-            counts.adapters + counts.routers
-        },
-        has_heads,
-    })
 }
 
 /// Writes a LoRA for the base model of a run, and the heads of the run.
@@ -118,6 +96,8 @@ pub(super) fn exported(folder: PathBuf, adapter: &ResolvedAdapter, has_heads: bo
     let size = |dims: [usize; 2]| dims[0] * dims[1];
     let parameters = adapter.loras.iter();
     Exported {
+        kind: "a LoRA",
+        note: None,
         folder,
         modules: adapter.loras.len(),
         ranks: (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0)),

@@ -141,7 +141,7 @@ fn why_not(opened: &Opened, has_task: bool) -> Option<String> {
 }
 
 /// What can be had instead of the mixture.
-fn advice(run: &Path, opened: &Opened) -> String {
+pub(super) fn advice(run: &Path, opened: &Opened) -> String {
     let (rank, run) = (opened.loaded.spec.bank.rank, run.display());
     let expert = match expert_names(opened).as_slice() {
         [] => format!("N (0 to {})", num_experts(opened).saturating_sub(1)),

@@ -2,7 +2,7 @@
 //!
 //! | command | what it makes |
 //! |---|---|
-//! | `molora export` ([`export`]) | an adapter that PEFT loads, where one computes the same |
+//! | `molora export` ([`export`]) | an adapter that PEFT loads, where one computes the same, as PEFT's own method where it has it |
 //! | `molora merge` ([`merge`]) | a whole model that transformers loads, where one computes the same |
 //! | `molora combine` ([`combine()`]) | one adapter, a whole model, or a run with gates, from several experts |
 //! | `molora distill` ([`distill`]) | the nearest adapter that PEFT loads, with its error |
@@ -14,6 +14,7 @@ mod distill;
 mod export;
 mod lora;
 mod merge;
+mod method;
 
 use std::path::Path;
 

@@ -83,10 +83,12 @@ pub(super) fn exported(found: &Exported) -> String {
         (least, most) => format!("ranks {least} to {most}"),
     };
     let (folder, modules) = (found.folder.display(), found.modules);
-    let parameters = thousands(found.parameters);
+    let (kind, parameters) = (found.kind, thousands(found.parameters));
+    let note = found.note.map(|note| format!("{note}\n"));
     format!(
-        "{folder}: a LoRA of {rank} on {modules} modules, {parameters} parameters{}\n",
-        heads(found.has_heads)
+        "{folder}: {kind} of {rank} on {modules} modules, {parameters} parameters{}\n{}",
+        heads(found.has_heads),
+        note.unwrap_or_default()
     )
 }
 

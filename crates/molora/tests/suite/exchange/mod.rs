@@ -6,5 +6,6 @@ mod decoder;
 mod distill;
 mod generate;
 mod lora;
+mod method;
 mod parity;
 mod refusal;

@@ -30,4 +30,4 @@ mod switches;
 mod together;
 mod unseen;
 mod validation;
-mod writer;
+pub(crate) mod writer;

@@ -1,0 +1,163 @@
+//! Runs of methods that PEFT has too, as its own adapters.
+
+use std::sync::atomic::AtomicBool;
+
+use molora_models::peft::{Lily, PeftAdapter, XLora, open_poly};
+use molora_models::{Backbone, Composition, PoolConfig, PoolWeights};
+use molora_testkit::{assert_close, device};
+use molora_train::recipe::Recipe;
+use molora_train::run::train;
+
+use super::decoder::{Llama, logits};
+use crate::program::writer;
+use crate::world::{World, entries, read_json, small};
+
+const LORA: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+
+fn done(world: &World, arguments: &[&str]) -> String {
+    let output = world.run(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn refused(world: &World, arguments: &[&str], words: &[&str]) {
+    let output = world.run(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
+    for word in words {
+        assert!(errors.contains(word), "{word}: {errors}");
+    }
+    assert!(!world.path("out").exists(), "{arguments:?}");
+}
+
+fn written(recipe: Recipe) -> World {
+    let world = writer::world();
+    let request = writer::request(&world, recipe, &["pets", "sky"], "run");
+    train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
+    world
+}
+
+fn base(world: &World, name: &str) -> Backbone {
+    Backbone::from_folder(&world.path(name), &device()).expect("a whole model")
+}
+
+#[test]
+fn polytropon_with_the_heads_of_an_encoder() {
+    let world = World::new();
+    world.train(&small("poly"), "run");
+    let text = done(&world, &["export", "run", "--out", "out"]);
+    assert!(
+        text.contains("out: PolyTropon's skills of rank 4 on 16 modules"),
+        "{text}"
+    );
+    assert!(text.contains("task_ids"), "{text}");
+    let files = [LORA[0], LORA[1], "heads.safetensors"];
+    assert_eq!(entries(&world.path("out")), files);
+    let tasks = open_poly(&world.path("out"), &base(&world, "model")).expect("its own files");
+    assert_eq!(tasks.len(), 3);
+    // A name is a folder, as for every adapter.
+    done(
+        &world,
+        &["export", "run", "--name", "mine", "--out", "named"],
+    );
+    assert_eq!(entries(&world.path("named")), ["mine"]);
+    assert_eq!(entries(&world.path("named/mine")), files);
+}
+
+#[test]
+fn x_lora_with_a_folder_for_each_expert() {
+    let world = written(writer::recipe("x-lora", 20));
+    let text = done(&world, &["export", "run", "--out", "out"]);
+    assert!(
+        text.contains("out: an X-LoRA of rank 4 on 14 modules"),
+        "{text}"
+    );
+    assert!(text.contains("README.md"), "{text}");
+    assert_eq!(
+        entries(&world.path("out")),
+        ["0", "1", "README.md", LORA[0], LORA[1]]
+    );
+    let config = read_json(&world.path("out").join(LORA[0]));
+    for number in ["0", "1"] {
+        let path = world.path("out").join(number);
+        assert_eq!(entries(&path), LORA);
+        assert_eq!(config["adapters"][number], path.to_str().expect("UTF-8"));
+    }
+    // After the folder has moved its own LoRAs are found.
+    std::fs::rename(world.path("out"), world.path("moved")).expect("renamed");
+    let xlora = XLora::open(&world.path("moved")).expect("its own files");
+    let folders = xlora.expert_folders().expect("in the folder itself");
+    assert_eq!(
+        folders,
+        ["0", "1"].map(|number| world.path("moved").join(number))
+    );
+    // One expert and a run's own name for it stay a LoRA.
+    done(
+        &world,
+        &["export", "run", "--expert", "sky", "--out", "expert"],
+    );
+    assert_eq!(entries(&world.path("expert")), LORA);
+}
+
+#[test]
+fn x_lora_that_peft_cannot_load_is_refused() {
+    let world = World::new();
+    world.train(&small("x-lora"), "run");
+    let words = [
+        "no adapter of PEFT computes what this run does",
+        "only for models whose layers are named model.layers",
+        "molora export run --expert",
+    ];
+    refused(&world, &["export", "run", "--out", "out"], &words);
+}
+
+#[test]
+fn lily_where_peft_mixes_alike() {
+    let world = World::new();
+    let mut recipe = small("lily");
+    world.train(&recipe, "run");
+    let words = [
+        "no adapter of PEFT computes what this run does",
+        "the mean over all tokens of the batch",
+        "adapter.composition.pool.weights is per_token, expected released",
+    ];
+    refused(&world, &["export", "run", "--out", "out"], &words);
+    recipe.adapter.composition = Composition::Pool(PoolConfig {
+        stride: 2,
+        weights: PoolWeights::Released,
+    });
+    world.train(&recipe, "released");
+    let text = done(&world, &["export", "released", "--out", "out"]);
+    assert!(
+        text.contains("out: a Lily of rank 4 on 16 modules"),
+        "{text}"
+    );
+    assert!(text.contains("without padding"), "{text}");
+    let lily = Lily::open(&world.path("out")).expect("its own files");
+    let spec = lily.spec(&base(&world, "model")).expect("of this model");
+    assert_eq!(spec.composition, recipe.adapter.composition);
+}
+
+#[test]
+fn arrow_as_folders_with_its_numbers() {
+    let world = Llama::new();
+    world.assemble("arrow", &["--top-k", "1"]);
+    let text = world.done(&["export", "run", "--out", "out"]);
+    assert!(
+        text.contains("out: LoRAs for PEFT's Arrow of rank 4 on 14 modules"),
+        "{text}"
+    );
+    assert_eq!(entries(&world.path("out")), ["README.md", "law", "med"]);
+    let readme = std::fs::read_to_string(world.path("out/README.md")).expect("written");
+    assert!(readme.contains("top_k=1, router_temperature=1"), "{readme}");
+    for name in ["law", "med"] {
+        let found = world.path("out").join(name);
+        let adapter = PeftAdapter::open(&found).expect("a LoRA");
+        // PEFT wants the same rank for all.
+        assert_eq!(adapter.config().rank, 4, "{name}");
+        let [found, expected] = [found, world.path(name)];
+        let [found, expected] = [found, expected].map(|path| logits(&world.model(Some(&path))));
+        assert_close(found, expected, 1e-5, name);
+    }
+}
