@@ -161,7 +161,9 @@ impl ObjectiveConfig {
             let value = match &shown.whole {
                 Some(whole) => {
                     let moved = value.clone() - value.detach();
-                    let value = config.term.of_model(moved + Tensor::from_inner(whole.clone()));
+                    let value = config
+                        .term
+                        .of_model(moved + Tensor::from_inner(whole.clone()));
                     let own = config.shown_by(sites) as f64;
                     let counted = value.clone().detach().mul_scalar(own / shown.sites as f64);
                     value.clone() - value.detach() + counted

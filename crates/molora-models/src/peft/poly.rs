@@ -12,16 +12,20 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use burn::module::Param;
 use burn::tensor::{Device, Tensor, activation::sigmoid};
-use molora_adapters::Combine;
-use molora_routing::{Normaliser, Scorer};
+use molora_adapters::combine::FactorsConfig;
+use molora_adapters::{BankConfig, Combine, Scaling};
+use molora_routing::normaliser::SigmoidShareConfig;
+use molora_routing::scorer::{TableConfig, UnknownTask};
+use molora_routing::{Granularity, Normaliser, RouterConfig, Scorer};
 
 use super::key::PREFIX;
 use super::resolve::{ModuleLora, ResolvedAdapter, linears_of};
 use super::write::PeftAbout;
 use crate::checkpoint::{ConfigFile, ModelWeights, write_tensors};
 use crate::modules::BaseModel;
-use crate::{Adaptable, Adapter, AdapterFiles, ModelError, shortest_names};
+use crate::{Adaptable, Adapter, AdapterFiles, AdapterSpec, ModelError, shortest_names};
 
 /// Fields that say nothing about what a loaded adapter computes, or repeat what its tensors say.
 const NEUTRAL: [&str; 11] = [
@@ -38,7 +42,108 @@ const NEUTRAL: [&str; 11] = [
     "poly_type",
 ];
 
+/// A PolyTropon in PEFT's files: skills, and logits of tasks.
+#[derive(Debug)]
+pub struct Poly {
+    sizes: Sizes,
+    weights: ModelWeights,
+}
+
+impl Poly {
+    /// Opens a folder that PEFT or [`write_poly`] wrote.
+    ///
+    /// # Errors
+    /// A missing or broken file, or a configuration of another kind; each names the field.
+    pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        Ok(Self {
+            sizes: sizes(&ConfigFile::open(&AdapterFiles::in_folder(folder).config)?)?,
+            weights: ModelWeights::open_stem(folder, "adapter_model")?,
+        })
+    }
+
+    /// Number of tasks that have logits.
+    pub fn num_tasks(&self) -> usize {
+        self.sizes.tasks
+    }
+
+    /// The specification under which a model computes what PEFT does; [`fill`](Self::fill) has the
+    /// values.
+    ///
+    /// # Errors
+    /// [`ModelError::File`] if no layer of the model has tensors in the file.
+    pub fn spec<M: Adaptable>(&self, model: &M) -> Result<AdapterSpec, ModelError> {
+        let all: Vec<String> = model.linears().into_iter().map(|(path, _)| path).collect();
+        let has_skills = |path: &&String| self.weights.has(&format!("{PREFIX}{path}.{}", PARTS[0]));
+        let paths: Vec<String> = all.iter().filter(has_skills).cloned().collect();
+        if paths.is_empty() {
+            let problem = "has no poly_lora_A of a layer of this model";
+            return Err(ModelError::file(self.weights.path(), problem));
+        }
+        let factors = FactorsConfig {
+            splits: self.sizes.splits,
+        };
+        let table = TableConfig {
+            unknown: UnknownTask::Zero,
+            bound: Some(1e-3),
+        };
+        Ok(AdapterSpec {
+            targets: shortest_names(&paths, &all),
+            bank: BankConfig {
+                combine: factors.into(),
+                num_experts: self.sizes.skills,
+                rank: self.sizes.rank,
+                scaling: Scaling::AlphaOverRank(1.0),
+                ..BankConfig::default()
+            },
+            router: Some(RouterConfig {
+                scorer: table.into(),
+                granularity: Granularity::Task,
+                relaxed: true,
+                normaliser: SigmoidShareConfig.into(),
+                ..RouterConfig::default()
+            }),
+            ..AdapterSpec::default()
+        })
+    }
+
+    /// Puts skills and logits into a model to which [`spec`](Self::spec) was attached for as many tasks.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape or without a layer.
+    pub fn fill<M: Adaptable>(&self, model: &mut M) -> Result<(), ModelError> {
+        let Sizes {
+            rank,
+            tasks,
+            skills,
+            splits,
+        } = self.sizes;
+        let mut read = Vec::new();
+        for (path, site) in model.sites_mut() {
+            let names = PARTS.map(|part| format!("{PREFIX}{path}.{part}"));
+            let ([inputs, _], [_, outputs]) = (site.bank.a.dims(), site.bank.b.dims());
+            let device = site.bank.a.device();
+            let shape = [splits, skills, inputs / splits, rank];
+            let a: Tensor<4> = self.weights.tensor(&names[0], shape, &device)?;
+            let shape = [splits, skills, rank, outputs / splits];
+            let b: Tensor<4> = self.weights.tensor(&names[1], shape, &device)?;
+            let logits = self
+                .weights
+                .tensor(&names[2], [tasks, splits * skills], &device)?;
+            let a = a.swap_dims(1, 2).reshape([inputs, skills * rank]);
+            let b = b.permute([1, 2, 0, 3]).reshape([skills * rank, outputs]);
+            let leaf = |values: Tensor<2>| Param::from_data(values.into_data(), &device);
+            (site.bank.a, site.bank.b) = (leaf(a), leaf(b));
+            if let Some(Scorer::Table(scorer)) = site.router.as_mut().map(|r| &mut r.scorer) {
+                scorer.table = leaf(logits);
+            }
+            read.extend(names);
+        }
+        refuse_unread(&self.weights, &read)
+    }
+}
+
 /// Sizes of a PolyTropon adapter.
+#[derive(Debug, Clone, Copy)]
 struct Sizes {
     rank: usize,
     tasks: usize,
@@ -55,8 +160,7 @@ pub fn open_poly<M: BaseModel>(
     folder: &Path,
     model: &M,
 ) -> Result<Vec<ResolvedAdapter>, ModelError> {
-    let sizes = sizes(&ConfigFile::open(&AdapterFiles::in_folder(folder).config)?)?;
-    let weights = ModelWeights::open_stem(folder, "adapter_model")?;
+    let Poly { sizes, weights } = Poly::open(folder)?;
     let mut model = model.clone();
     let (linears, device) = linears_of(&mut model);
     let mut tasks: Vec<Vec<ModuleLora>> = vec![Vec::new(); sizes.tasks];

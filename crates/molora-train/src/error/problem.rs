@@ -298,6 +298,22 @@ pub enum RunProblem {
     /// A mixture that no single LoRA equals.
     #[error("{why}; {advice}")]
     NoSingleLora { why: String, advice: String },
+    /// An adapter of one LoRA where a mixture is expected.
+    #[error(
+        "is a LoRA, which is no mixture: molora assemble --base MODEL --expert NAME=DIR --router uniform makes \
+         a run of LoRAs"
+    )]
+    ImportsLora,
+    /// Folders of LoRAs for an adapter that has none, or has its own.
+    #[error("has experts of its own: --expert names the LoRAs of an X-LoRA alone")]
+    HasOwnExperts,
+    /// Another number of something than an adapter has.
+    #[error("has {expected} {what}, and {found} are given")]
+    OtherCount {
+        what: &'static str,
+        found: usize,
+        expected: usize,
+    },
     /// A run of a method of which PEFT computes something else.
     #[error("no adapter of PEFT computes what this run does: {why}")]
     NotOfPeft { why: String },

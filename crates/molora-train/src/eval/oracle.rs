@@ -61,12 +61,19 @@ impl Search<'_> {
     /// # Errors
     /// Whatever an expert's label gives.
     pub(crate) fn run(&self, hidden: Tensor<3>, state: &BlockState) -> Result<Found, TrainError> {
-        let layers = self.model.num_blocks().expect("layers that can be computed one by one");
+        let layers = self
+            .model
+            .num_blocks()
+            .expect("layers that can be computed one by one");
         let (mut last, mut choices, mut routes) = (hidden.clone(), Vec::new(), Vec::new());
         for layer in 0..layers {
             let (next, decided) = self.model.block(layer, last, &mut state.clone());
             last = next;
-            choices.push(decided.first().map_or(0, |route| route.routed.num_experts()));
+            choices.push(
+                decided
+                    .first()
+                    .map_or(0, |route| route.routed.num_experts()),
+            );
             routes.extend(decided);
         }
         let routed = self.losses(last);
@@ -106,7 +113,9 @@ impl Search<'_> {
             let weights = route.routed.sum_counted(route.routed.weights.clone());
             let shares = (weights / route.routed.num_decisions()).into_data();
             let shares = shares.iter::<f32>().zip(costs);
-            shares.map(|(share, cost)| f64::from(share) * cost).sum::<f64>()
+            shares
+                .map(|(share, cost)| f64::from(share) * cost)
+                .sum::<f64>()
         };
         let sum: f64 = routes.iter().map(cost).sum();
         Some(sum / routes.len().max(1) as f64)
@@ -217,7 +226,9 @@ impl Search<'_> {
             for prefix in &beam {
                 for expert in 0..count {
                     let mut next = prefix.clone();
-                    next.experts.iter_mut().for_each(|experts| experts.push(expert));
+                    next.experts
+                        .iter_mut()
+                        .for_each(|experts| experts.push(expert));
                     let forced = Some((expert, count));
                     next.hidden = self.layer(layer, next.hidden, forced, state)?;
                     let mut rest = next.hidden.clone();
@@ -228,7 +239,10 @@ impl Search<'_> {
                 }
             }
             let places = self.best_places(&candidates, routed);
-            beam = places.iter().map(|places| self.gather(&candidates, places)).collect();
+            beam = places
+                .iter()
+                .map(|places| self.gather(&candidates, places))
+                .collect();
             if beam[0].experts[0].len() == routed {
                 for (record, best) in best.iter_mut().enumerate() {
                     let (losses, prefix) = &candidates[places[0][record]];
@@ -269,7 +283,9 @@ impl Search<'_> {
         let rows = self.batch.rows;
         let all = candidates.iter().map(|(_, prefix)| prefix.hidden.clone());
         let numbers = places.iter().enumerate();
-        let numbers: Vec<i32> = numbers.map(|(row, place)| (place * rows + row) as i32).collect();
+        let numbers: Vec<i32> = numbers
+            .map(|(row, place)| (place * rows + row) as i32)
+            .collect();
         let numbers = TensorData::new(numbers, [rows]);
         let numbers = Tensor::<1, Int>::from_data(numbers, self.device);
         let experts = places.iter().enumerate();

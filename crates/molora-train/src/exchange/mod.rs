@@ -6,12 +6,14 @@
 //! | `molora merge` ([`merge`]) | a whole model that transformers loads, where one computes the same |
 //! | `molora combine` ([`combine()`]) | one adapter, a whole model, or a run with gates, from several experts |
 //! | `molora distill` ([`distill`]) | the nearest adapter that PEFT loads, with its error |
+//! | `molora import` ([`import()`]) | a run of a PolyTropon, X-LoRA, Lily or Arrow model that PEFT wrote |
 //! | `molora assemble` ([`assemble`]) | a run whose experts are adapters that PEFT wrote |
 
 mod assemble;
 mod combine;
 mod distill;
 mod export;
+mod import;
 mod lora;
 mod merge;
 mod method;
@@ -24,6 +26,7 @@ pub use assemble::{AssembleRequest, Assembled, Given, RouterChoice, assemble};
 pub use combine::{CombineRequest, Combined, How, Written, combine};
 pub use distill::{DistillRequest, Distilled, SiteFit, distill};
 pub use export::{ExportRequest, Exported, export};
+pub use import::{ImportRequest, import};
 pub use lora::Choice;
 pub use merge::{MergeRequest, Merged, merge};
 

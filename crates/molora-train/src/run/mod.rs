@@ -51,10 +51,10 @@ pub use evaluate::{ScoredRecords, evaluate_base, evaluate_other, evaluate_run, e
 use examples::examples;
 use experts::experts;
 pub use inputs::changed_inputs;
-pub use oracle::{MAX_PATHS, OracleReport, OracleRequest, OracleScore, search_oracle};
 use inputs::refuse_moving;
 pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
 pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
+pub use oracle::{MAX_PATHS, OracleReport, OracleRequest, OracleScore, search_oracle};
 use stages::{begin_again, stage_number};
 pub(crate) use stages::{check_tasks, with_groups};
 

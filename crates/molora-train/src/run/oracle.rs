@@ -83,7 +83,12 @@ pub fn search_oracle(
         limit: request.limit,
     };
     let opened = open_scored(folder, None, scored, request.device)?;
-    let refuse = |why| Err(TrainError::run(&folder.join(RUN), RunProblem::NoOracle(why)));
+    let refuse = |why| {
+        Err(TrainError::run(
+            &folder.join(RUN),
+            RunProblem::NoOracle(why),
+        ))
+    };
     let spec = &opened.loaded.spec;
     let costs = spec.bank.costs();
     if spec.router.is_none() {
@@ -106,7 +111,10 @@ pub fn search_oracle(
     }
     let guide = opened.guide()?;
     let tasks = &opened.loaded.tasks;
-    let total = tasks.iter().map(|task| task.split(request.split).len()).sum();
+    let total = tasks
+        .iter()
+        .map(|task| task.split(request.split).len())
+        .sum();
     let mut done = 0;
     let mut report = OracleReport {
         split: request.split.name().into(),
@@ -199,14 +207,23 @@ impl Sums {
         self.n += records;
         self.routers += found.routed.iter().sum::<f64>();
         self.oracle += found.best.iter().map(|path| path.loss).sum::<f64>();
-        add(&mut self.mean_path, found.mean.as_ref().map(|mean| mean.iter().sum()));
+        add(
+            &mut self.mean_path,
+            found.mean.as_ref().map(|mean| mean.iter().sum()),
+        );
         let routed_cost = found.routed_cost.map(|cost| cost * records as f64);
         add(&mut self.routers_cost, routed_cost);
         let cost = |experts: &[usize], costs: &[f64]| {
             let sum: f64 = experts.iter().map(|&expert| costs[expert]).sum();
             sum / experts.len().max(1) as f64
         };
-        let best = |costs| found.best.iter().map(|path| cost(&path.experts, costs)).sum();
+        let best = |costs| {
+            found
+                .best
+                .iter()
+                .map(|path| cost(&path.experts, costs))
+                .sum()
+        };
         add(&mut self.oracle_cost, costs.map(best));
     }
 

@@ -51,9 +51,7 @@ pub(crate) fn backward(
     let found = auxiliary.evaluate(&inner, &routes, context);
     let routed = auxiliary.objective.map(|objective| objective.part(true));
     let shown = routed.as_ref().map(|routed| {
-        auxiliary.with_views(&inner, &routes, Some(context), |views| {
-            routed.shown(&views)
-        })
+        auxiliary.with_views(&inner, &routes, Some(context), |views| routed.shown(&views))
     });
 
     let top = leaf(hidden);

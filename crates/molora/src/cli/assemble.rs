@@ -106,7 +106,7 @@ impl AssembleArgs {
     }
 }
 
-fn written(folder: &Path, assembled: &Assembled) -> String {
+pub(super) fn written(folder: &Path, assembled: &Assembled) -> String {
     let Assembled {
         sites,
         rank,

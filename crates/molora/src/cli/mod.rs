@@ -11,6 +11,7 @@ mod eval;
 mod export;
 mod generate;
 mod grow;
+mod import;
 mod list;
 mod oracle;
 mod progress;
@@ -51,6 +52,8 @@ enum Command {
     RemoveExpert(grow::RemoveArgs),
     /// Make a run of adapters that PEFT wrote, each an expert, under a router that needs no training
     Assemble(assemble::AssembleArgs),
+    /// Make a run of a PolyTropon, X-LoRA, Lily or Arrow model that PEFT wrote
+    Import(import::ImportArgs),
     /// Write a run, or one of its experts, as an adapter that PEFT loads
     Export(export::ExportArgs),
     /// Write a run as a whole model that transformers loads
@@ -84,6 +87,7 @@ impl Cli {
             Command::AddExpert(args) => args.run(),
             Command::RemoveExpert(args) => args.run(),
             Command::Assemble(args) => args.run(),
+            Command::Import(args) => args.run(),
             Command::Export(args) => args.run(),
             Command::Merge(args) => args.run(),
             Command::Combine(args) => args.run(),

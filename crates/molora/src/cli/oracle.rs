@@ -111,9 +111,14 @@ type Column = fn(&OracleScore) -> Option<f64>;
 
 /// How often the best paths took each expert, by layer.
 fn taken(report: &OracleReport) -> String {
-    let mut text = String::from("Share of records whose best path takes each expert, from the first layer on\n");
+    let mut text = String::from(
+        "Share of records whose best path takes each expert, from the first layer on\n",
+    );
     for (number, layer) in report.layers.iter().enumerate() {
-        let shares: Vec<String> = layer.iter().map(|share| format!("{:5.1}", share * 100.0)).collect();
+        let shares: Vec<String> = layer
+            .iter()
+            .map(|share| format!("{:5.1}", share * 100.0))
+            .collect();
         text += &format!("  layer {number:2}  {} %\n", shares.join("  "));
     }
     text

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use molora_kernels::random::Seed;
 use molora_models::peft::{
-    ArrowFolder, GivenExperts, Lily, PeftAdapter, XLora, attach_experts, merge_into, open_poly,
+    ArrowFolder, GivenExperts, Lily, PeftAdapter, Poly, XLora, attach_experts, merge_into,
+    open_poly,
 };
 use molora_models::{Adaptable, AdapterSpec, Decoder, ModelError, shortest_names};
 use molora_routing::scorer::ArrowConfig;
@@ -21,13 +22,20 @@ fn golden_poly_of_peft() {
         let folder = peft_folder().join(&case).join("adapter");
         let tasks = open_poly(&folder, &base).expect("an adapter of the base");
         assert_eq!(tasks.len(), 3, "{case}");
+        let (poly, mut skilled) = (Poly::open(&folder).expect("as before"), base.clone());
+        let spec = poly.spec(&base).expect("of the base");
+        let attached = skilled.attach(&spec, poly.num_tasks(), Seed::new(0), &device());
+        attached.expect("a valid specification");
+        poly.fill(&mut skilled).expect("all values");
         for (task, adapter) in tasks.iter().enumerate() {
             let mut model = base.clone();
             merge_into(&mut model, adapter);
             let name = format!("task {task}");
             let wanted = expected(&case).tensor::<3>(&name, &device());
             let what = format!("{case} {name}");
-            assert_close(logits(&model, None), wanted, TOLERANCE, &what);
+            assert_close(logits(&model, None), wanted.clone(), TOLERANCE, &what);
+            let found = logits(&skilled, Some((task, 3)));
+            assert_close(found, wanted, TOLERANCE, &format!("{what} of skills"));
         }
     }
 }

@@ -11,16 +11,18 @@ use molora_models::peft::{GivenExperts, ModuleLora, PeftAdapter, ResolvedAdapter
 use molora_models::{Adaptable, Backbone, TaskModel, load_heads};
 use molora_routing::scorer::RowsFrom;
 
-use super::{AssembleRequest, Given, RouterChoice};
+use super::{AssembleRequest, Given, RouterChoice, Source, recipe};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::check_instructions;
 use crate::model::with_stable_ids;
+use crate::recipe::Recipe;
 use crate::run::Loaded;
 use crate::store::pool::{self, GATE, HEAD};
 
 /// Experts that have been read for a model.
-pub(super) struct Experts {
-    given: Vec<Given>,
+pub(super) struct Experts<'a> {
+    request: &'a AssembleRequest,
+    given: &'a [Given],
     router: RouterChoice,
     pub(super) banks: GivenExperts<Backbone>,
 }
@@ -31,21 +33,7 @@ pub(super) fn check_names(request: &AssembleRequest) -> Result<(), TrainError> {
         name: request.router.name().into(),
         problems: vec![problem],
     };
-    let mut folders: BTreeMap<&str, &Path> = BTreeMap::new();
-    for given in &request.experts {
-        let name = &given.name[..];
-        if name.is_empty() || name.contains(['/', '\\', '\0']) || name.starts_with('.') {
-            return Err(refuse(format!(
-                "`{name}` cannot be the name of an expert, expected one without slashes"
-            )));
-        }
-        if let Some(first) = folders.insert(name, &given.folder) {
-            let (first, second) = (first.display(), given.folder.display());
-            return Err(refuse(format!(
-                "two experts are called {name}: {first} and {second}"
-            )));
-        }
-    }
+    check_names_of(&request.experts, request.router.name())?;
     if request.experts.is_empty() {
         return Err(refuse("there is no --expert, expected at least one".into()));
     }
@@ -67,12 +55,39 @@ pub(super) fn check_names(request: &AssembleRequest) -> Result<(), TrainError> {
     Ok(())
 }
 
-impl Experts {
+/// Refuses names that cannot be those of experts, and those of two.
+pub(in crate::exchange) fn check_names_of(
+    experts: &[Given],
+    recipe: &str,
+) -> Result<(), TrainError> {
+    let refuse = |problem: String| TrainError::Recipe {
+        name: recipe.into(),
+        problems: vec![problem],
+    };
+    let mut folders: BTreeMap<&str, &Path> = BTreeMap::new();
+    for given in experts {
+        let name = &given.name[..];
+        if name.is_empty() || name.contains(['/', '\\', '\0']) || name.starts_with('.') {
+            return Err(refuse(format!(
+                "`{name}` cannot be the name of an expert, expected one without slashes"
+            )));
+        }
+        if let Some(first) = folders.insert(name, &given.folder) {
+            let (first, second) = (first.display(), given.folder.display());
+            return Err(refuse(format!(
+                "two experts are called {name}: {first} and {second}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl<'a> Experts<'a> {
     /// Reads the experts for the base model.
     ///
     /// # Errors
     /// See [`super::assemble`].
-    pub(super) fn read(request: &AssembleRequest, base: &Backbone) -> Result<Self, TrainError> {
+    pub(super) fn read(request: &'a AssembleRequest, base: &Backbone) -> Result<Self, TrainError> {
         let mut adapters = Vec::new();
         let mut bases: Vec<(&Given, String)> = Vec::new();
         for given in &request.experts {
@@ -96,7 +111,8 @@ impl Experts {
         }
         let banks = GivenExperts::new(base, &adapters.iter().collect::<Vec<_>>())?;
         Ok(Self {
-            given: request.experts.clone(),
+            request,
+            given: &request.experts,
             router: request.router,
             banks,
         })
@@ -105,40 +121,6 @@ impl Experts {
     /// Whether tasks of an encoder would get heads that nobody trained.
     pub(super) fn lacks_heads(&self, base: &Backbone) -> bool {
         !base.writes() && self.given.iter().any(|given| !has_head(given))
-    }
-
-    /// Puts the experts, what their routers go by, and the heads that they bring into a fresh
-    /// mixture.
-    ///
-    /// # Errors
-    /// A gate or head that is broken or of another shape.
-    pub(super) fn fill(
-        &self,
-        mut mixture: TaskModel,
-        loaded: &Loaded,
-    ) -> Result<TaskModel, TrainError> {
-        self.banks.fill(&mut mixture.backbone);
-        let has_directions = loaded.spec.rows_from() == Some(RowsFrom::Experts);
-        let sites = mixture.backbone.sites_mut().into_iter();
-        for ((_, site), (_, given)) in sites.zip(self.banks.sites()) {
-            if let Some(router) = site.router.as_mut().filter(|_| has_directions) {
-                router.set_rows(directions(&given.bank));
-            }
-        }
-        if self.has_gates()? {
-            let gated = self.gates(loaded)?;
-            pool::collect_prototypes(&mut mixture, &gated);
-        }
-        for (given, head) in self.given.iter().zip(&mut mixture.heads) {
-            if has_head(given) && head.is_some() {
-                let (name, head) = (
-                    std::slice::from_ref(&given.name),
-                    std::slice::from_mut(head),
-                );
-                load_heads(&given.folder.join(HEAD), name, head)?;
-            }
-        }
-        Ok(with_stable_ids(mixture))
     }
 
     /// Whether the routers go by gates.
@@ -168,6 +150,42 @@ impl Experts {
             Ok(backbone)
         };
         self.given.iter().map(gate).collect()
+    }
+}
+
+impl Source for Experts<'_> {
+    fn recipe(&self, base: &Backbone, has_template: bool) -> Result<Recipe, TrainError> {
+        recipe::recipe(self.request, self, base, has_template)
+    }
+
+    /// Puts the experts, what their routers go by, and the heads that they bring into a fresh
+    /// mixture.
+    ///
+    /// # Errors
+    /// A gate or head that is broken or of another shape.
+    fn fill(&self, mut mixture: TaskModel, loaded: &Loaded) -> Result<TaskModel, TrainError> {
+        self.banks.fill(&mut mixture.backbone);
+        let has_directions = loaded.spec.rows_from() == Some(RowsFrom::Experts);
+        let sites = mixture.backbone.sites_mut().into_iter();
+        for ((_, site), (_, given)) in sites.zip(self.banks.sites()) {
+            if let Some(router) = site.router.as_mut().filter(|_| has_directions) {
+                router.set_rows(directions(&given.bank));
+            }
+        }
+        if self.has_gates()? {
+            let gated = self.gates(loaded)?;
+            pool::collect_prototypes(&mut mixture, &gated);
+        }
+        for (given, head) in self.given.iter().zip(&mut mixture.heads) {
+            if has_head(given) && head.is_some() {
+                let (name, head) = (
+                    std::slice::from_ref(&given.name),
+                    std::slice::from_mut(head),
+                );
+                load_heads(&given.folder.join(HEAD), name, head)?;
+            }
+        }
+        Ok(with_stable_ids(mixture))
     }
 }
 
@@ -239,7 +257,7 @@ fn without_small(adapter: &ResolvedAdapter) -> ResolvedAdapter {
 }
 
 /// Arrow's directions `[E, D]`; zero for an expert that does not change the layer.
-fn directions(bank: &ExpertBank) -> Tensor<2> {
+pub(in crate::exchange) fn directions(bank: &ExpertBank) -> Tensor<2> {
     let sizes = bank.b_by_expert().detach().abs().sum_dim(2).sum_dim(1);
     let acts = sizes.greater_elem(0.0).float().reshape([-1, 1]);
     let rows = bank.directions() * acts;

@@ -23,13 +23,15 @@ use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::{Adaptable, AdapterSpec, Backbone, TaskModel};
 
+pub(super) use experts::{check_names_of, directions};
 pub use recipe::RouterChoice;
+pub(super) use recipe::of_given;
 
 use crate::base::base_model::absolute;
 use crate::base::{DeviceSpec, bundled};
 use crate::data::{ChatTemplate, Split, Task, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
-use crate::recipe::legs;
+use crate::recipe::{Recipe, legs};
 use crate::run::{
     Finished, Loaded, bare_task, close, find_model, finish, fresh_head, tokenized,
     with_base_digests, with_digests,
@@ -109,85 +111,147 @@ pub(super) fn assemble_by(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Assembled, TrainError> {
-    let claim = claim(request)?;
-    request.device.check()?;
-    let data = request.data.as_deref();
     experts::check_names(request)?;
-    let tasks = tasks(request, data)?;
-    let model = find_model(&request.base, stop, on_event)?;
-    claim.protect(&[&model.folder])?;
-    on_event(Event::Phase("loading model and experts"));
-    let device = request.device.open()?;
-    let device = match request.steps > 0 || request.router.adapts() {
-        false => device,
-        true => device.autodiff(),
-    };
-    let base = Backbone::from_folder(&model.folder, &device)?;
-    if !base.writes() && data.is_none() {
-        return Err(TrainError::run(&model.folder, RunProblem::NeedsData));
-    }
-    let experts = Experts::read(request, &base)?;
-    let has_template = base.writes() && ChatTemplate::from_folder(&model.folder)?.is_some();
-    let config = RunConfig {
-        format: FORMAT,
-        molora_version: env!("CARGO_PKG_VERSION").into(),
-        git_commit: git_commit(),
-        model: model.name,
-        base_dtype: Default::default(),
-        data: data.map_or_else(
-            || absolute(&request.out.join("data").to_string_lossy()),
-            absolute,
-        ),
+    let place = Place {
+        base: &request.base,
+        tasks: &request.experts,
+        data: request.data.as_deref(),
+        out: &request.out,
+        force: request.force,
         seed: request.seed,
-        device: request.device.to_string(),
-        scored: Split::Test,
-        tasks: tasks.iter().map(labels).collect(),
-        recipe: recipe::recipe(request, &experts, &base, has_template)?,
-        digests: None,
+        device: request.device,
+        trains: request.steps > 0 || request.router.adapts(),
     };
-    let config = match data {
-        Some(_) => with_digests(config, &model.folder)?,
-        None => with_base_digests(config, &model.folder)?,
-    };
-    let loaded = loaded(&config, &model.folder, base, &tasks, &device)?;
-    let mixture = experts.fill(loaded.mixture(Seed::new(config.seed))?, &loaded)?;
-    if request.router.adapts() {
-        on_event(Event::Phase("learning gates from unlabelled records"));
-    }
-    let mixture = adapt(&loaded, mixture)?;
-    let _lock = claim.begin(&config)?;
-    let run = Assembly {
-        request,
-        config,
-        loaded,
-    };
-    run.finish(mixture, stop, on_event)
+    place.put_together(
+        |base| Experts::read(request, base),
+        |loaded, mixture, on_event| {
+            if request.router.adapts() {
+                on_event(Event::Phase("learning gates from unlabelled records"));
+            }
+            adapt(loaded, mixture)
+        },
+        stop,
+        on_event,
+    )
 }
 
-/// Claims the folder; the experts that are given must not go with an older run.
-fn claim(request: &AssembleRequest) -> Result<Claim, TrainError> {
-    let data = request.data.as_deref().map(bundled::folder).transpose()?;
-    let mut inputs = vec![Path::new(&request.base)];
-    inputs.extend(data.as_deref());
-    inputs.extend(request.experts.iter().map(|given| given.folder.as_path()));
-    Claim::new(&request.out, request.force, &inputs)
+/// What a run is put together of.
+pub(super) trait Source {
+    /// The recipe of the run. A model with a chat template is asked by it.
+    fn recipe(&self, base: &Backbone, has_template: bool) -> Result<Recipe, TrainError>;
+
+    /// Puts all values into a fresh mixture.
+    fn fill(&self, mixture: TaskModel, loaded: &Loaded) -> Result<TaskModel, TrainError>;
 }
 
-/// A task of each expert's name, with its records if there are data.
-fn tasks(request: &AssembleRequest, data: Option<&str>) -> Result<Vec<Task>, TrainError> {
-    let names: Vec<String> = request.experts.iter().map(|e| e.name.clone()).collect();
-    let mut tasks = match data {
-        Some(data) => load_tasks(&bundled::folder(data)?, Some(&names))?,
-        None => names.iter().map(|name| bare_task(name)).collect(),
-    };
-    // In the order of the experts.
-    tasks.sort_by_key(|task| names.iter().position(|name| *name == task.meta.name));
-    for (task, given) in tasks.iter_mut().zip(&request.experts) {
-        if let Some(text) = &given.instruction {
-            task.meta.instruction.clone_from(text);
+/// Where a run is put together, and for which tasks.
+pub(super) struct Place<'a> {
+    /// The base model.
+    pub(super) base: &'a str,
+    /// Its tasks, with what is read for them.
+    pub(super) tasks: &'a [Given],
+    /// Folder of the tasks' records.
+    pub(super) data: Option<&'a str>,
+    /// The run folder.
+    pub(super) out: &'a Path,
+    /// Whether an older run may be removed from there.
+    pub(super) force: bool,
+    /// Seed of every random draw.
+    pub(super) seed: u64,
+    /// The device.
+    pub(super) device: DeviceSpec,
+    /// Whether anything will learn.
+    pub(super) trains: bool,
+}
+
+impl Place<'_> {
+    /// Makes the run; everything that can be checked is checked before the folder is made.
+    pub(super) fn put_together<S: Source>(
+        &self,
+        read: impl FnOnce(&Backbone) -> Result<S, TrainError>,
+        adapt: impl FnOnce(
+            &Loaded,
+            TaskModel,
+            &mut dyn FnMut(Event<'_>),
+        ) -> Result<TaskModel, TrainError>,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Assembled, TrainError> {
+        let claim = self.claim()?;
+        self.device.check()?;
+        let tasks = self.tasks()?;
+        let model = find_model(self.base, stop, on_event)?;
+        claim.protect(&[&model.folder])?;
+        on_event(Event::Phase("loading model and experts"));
+        let device = self.device.open()?;
+        let device = match self.trains {
+            false => device,
+            true => device.autodiff(),
+        };
+        let base = Backbone::from_folder(&model.folder, &device)?;
+        if !base.writes() && self.data.is_none() {
+            return Err(TrainError::run(&model.folder, RunProblem::NeedsData));
         }
+        let source = read(&base)?;
+        let has_template = base.writes() && ChatTemplate::from_folder(&model.folder)?.is_some();
+        let config = RunConfig {
+            format: FORMAT,
+            molora_version: env!("CARGO_PKG_VERSION").into(),
+            git_commit: git_commit(),
+            model: model.name,
+            base_dtype: Default::default(),
+            data: self.data.map_or_else(
+                || absolute(&self.out.join("data").to_string_lossy()),
+                absolute,
+            ),
+            seed: self.seed,
+            device: self.device.to_string(),
+            scored: Split::Test,
+            tasks: tasks.iter().map(labels).collect(),
+            recipe: source.recipe(&base, has_template)?,
+            digests: None,
+        };
+        let config = match self.data {
+            Some(_) => with_digests(config, &model.folder)?,
+            None => with_base_digests(config, &model.folder)?,
+        };
+        let loaded = loaded(&config, &model.folder, base, &tasks, &device)?;
+        let mixture = source.fill(loaded.mixture(Seed::new(config.seed))?, &loaded)?;
+        let mixture = adapt(&loaded, mixture, on_event)?;
+        let _lock = claim.begin(&config)?;
+        let run = Assembly {
+            place: self,
+            config,
+            loaded,
+        };
+        run.finish(mixture, stop, on_event)
     }
-    Ok(tasks)
+
+    /// Claims the folder; what is read must not go with an older run.
+    fn claim(&self) -> Result<Claim, TrainError> {
+        let data = self.data.map(bundled::folder).transpose()?;
+        let mut inputs = vec![Path::new(self.base)];
+        inputs.extend(data.as_deref());
+        inputs.extend(self.tasks.iter().map(|given| given.folder.as_path()));
+        Claim::new(self.out, self.force, &inputs)
+    }
+
+    /// The tasks, with their records if there are data.
+    fn tasks(&self) -> Result<Vec<Task>, TrainError> {
+        let names: Vec<String> = self.tasks.iter().map(|given| given.name.clone()).collect();
+        let mut tasks = match self.data {
+            Some(data) => load_tasks(&bundled::folder(data)?, Some(&names))?,
+            None => names.iter().map(|name| bare_task(name)).collect(),
+        };
+        // In the order of the experts.
+        tasks.sort_by_key(|task| names.iter().position(|name| *name == task.meta.name));
+        for (task, given) in tasks.iter_mut().zip(self.tasks) {
+            if let Some(text) = &given.instruction {
+                task.meta.instruction.clone_from(text);
+            }
+        }
+        Ok(tasks)
+    }
 }
 
 fn labels(task: &Task) -> TaskLabels {
@@ -223,7 +287,7 @@ fn loaded(
 
 /// A run that has its folder.
 struct Assembly<'a> {
-    request: &'a AssembleRequest,
+    place: &'a Place<'a>,
     config: RunConfig,
     loaded: Loaded,
 }
@@ -236,13 +300,13 @@ impl Assembly<'_> {
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Assembled, TrainError> {
-        let (folder, spec) = (&self.request.out, &self.loaded.spec);
+        let (folder, spec) = (self.place.out, &self.loaded.spec);
         let trained = self.train(mixture, stop, on_event)?;
         let tasks = &self.loaded.tasks;
         let config = &self.config;
         // What is left is short, and nothing could go on with it.
         let never = AtomicBool::new(false);
-        let finished = match self.request.data {
+        let finished = match self.place.data {
             Some(_) => Some(finish(
                 folder,
                 config,
@@ -284,7 +348,7 @@ impl Assembly<'_> {
             tasks: &loaded.tasks,
             seed: Seed::new(self.config.seed),
             device: &loaded.device,
-            folder: &self.request.out,
+            folder: self.place.out,
             stop,
             until: None,
         };

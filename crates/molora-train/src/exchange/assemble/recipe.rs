@@ -91,7 +91,7 @@ impl RouterChoice {
 /// [`TrainError::Recipe`] for numbers that the router has no use for.
 pub(super) fn recipe(
     request: &AssembleRequest,
-    experts: &Experts,
+    experts: &Experts<'_>,
     base: &Backbone,
     has_template: bool,
 ) -> Result<Recipe, TrainError> {
@@ -117,15 +117,7 @@ pub(super) fn recipe(
         adapter.router_scope = RouterScope::Layer;
     }
     let mut recipe = Recipe::new(choice.name(), &choice.citation()?, adapter);
-    let limit = base.max_tokens().unwrap_or(usize::MAX);
-    let data = &mut recipe.data;
-    data.max_length = data.max_length.min(limit);
-    data.writing.max_length = data.writing.max_length.min(limit);
-    data.writing.prompt = match has_template {
-        true => PromptStyle::Chat,
-        false => PromptStyle::Plain,
-    };
-    recipe.stages = vec![StageConfig::transform("experts", Transform::Given)];
+    of_given(&mut recipe, base, has_template);
     if choice == RouterChoice::Glider {
         let embed = Transform::EmbedInstructions(InstructionConfig::default());
         recipe
@@ -140,6 +132,19 @@ pub(super) fn recipe(
         recipe.stages.push(stage);
     }
     Ok(recipe)
+}
+
+/// Fits a recipe to a model, with one stage in which all adapters are given.
+pub(in crate::exchange) fn of_given(recipe: &mut Recipe, base: &Backbone, has_template: bool) {
+    let limit = base.max_tokens().unwrap_or(usize::MAX);
+    let data = &mut recipe.data;
+    data.max_length = data.max_length.min(limit);
+    data.writing.max_length = data.writing.max_length.min(limit);
+    data.writing.prompt = match has_template {
+        true => PromptStyle::Chat,
+        false => PromptStyle::Plain,
+    };
+    recipe.stages = vec![StageConfig::transform("experts", Transform::Given)];
 }
 
 /// Refuses numbers that the router has no use for.
@@ -162,7 +167,7 @@ fn check(request: &AssembleRequest) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn adapter(router: RouterConfig, experts: &Experts, base: &Backbone) -> AdapterSpec {
+fn adapter(router: RouterConfig, experts: &Experts<'_>, base: &Backbone) -> AdapterSpec {
     let all: Vec<String> = base.linears().into_iter().map(|(path, _)| path).collect();
     AdapterSpec {
         targets: shortest_names(&experts.banks.paths(), &all),

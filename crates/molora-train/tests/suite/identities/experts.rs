@@ -9,8 +9,8 @@ use molora_train::recipe;
 use proptest::prelude::*;
 
 use super::small::{
-    Rows, Shape, base, copy_experts, device, fresh, has_equal_experts, is_mixture, random, recipes, reordered,
-    set_experts, shapes, spec, starts_from_weight, take,
+    Rows, Shape, base, copy_experts, device, fresh, has_equal_experts, is_mixture, random, recipes,
+    reordered, set_experts, shapes, spec, starts_from_weight, take,
 };
 
 /// The specification with the same number of experts in every layer.

@@ -13,7 +13,7 @@ fn done(world: &World, arguments: &[&str]) {
 }
 
 /// Equal but for the last digits of numbers.
-fn assert_alike(found: &Value, expected: &Value, what: &str) {
+pub(super) fn assert_alike(found: &Value, expected: &Value, what: &str) {
     match (found, expected) {
         (Value::Object(found), Value::Object(expected)) => {
             let keys =

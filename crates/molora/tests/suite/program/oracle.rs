@@ -74,17 +74,30 @@ fn the_oracle_of_an_encoder_is_no_worse_than_any_path() {
         let [none, half] = [&nothing, &half].map(|report| &report.tasks[task]);
         assert_eq!(none.oracle_cost, Some(0.0), "{task}");
         assert!(half.oracle_cost.expect("a cost") <= 0.5 + 1e-9, "{task}");
-        assert!(score.oracle <= half.oracle && half.oracle <= none.oracle, "{task}");
+        assert!(
+            score.oracle <= half.oracle && half.oracle <= none.oracle,
+            "{task}"
+        );
         assert!(score.routers_cost.expect("a cost") <= 1.0, "{task}");
     }
     let error = within(-0.5).expect_err("no path costs less than nothing");
-    assert!(error.to_string().contains("no path that keeps to the budget"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("no path that keeps to the budget"),
+        "{error}"
+    );
 }
 
 #[test]
 fn the_oracle_of_a_model_that_writes_is_no_worse_than_any_path() {
     let world = writer::world();
-    run(&world, writer::recipe("duo-lora", 12), &["pets", "sky"], "duo");
+    run(
+        &world,
+        writer::recipe("duo-lora", 12),
+        &["pets", "sky"],
+        "duo",
+    );
     check(&world.path("duo"));
 }
 
@@ -94,10 +107,18 @@ fn the_oracle_is_for_runs_with_a_choice_in_each_layer() {
     let world = World::new();
     let folder = world.train(&small("hydralora"), "hydra");
     let found = search(&folder, &request());
-    assert!(found.tasks.values().all(|score| score.oracle_cost.is_none()));
+    assert!(
+        found
+            .tasks
+            .values()
+            .all(|score| score.oracle_cost.is_none())
+    );
     let refused = |name: &str, budget| {
         let folder = world.path(name);
-        let request = OracleRequest { budget, ..request() };
+        let request = OracleRequest {
+            budget,
+            ..request()
+        };
         let error = search_oracle(&folder, &request, &mut |_| {}).expect_err("refused");
         error.to_string()
     };
