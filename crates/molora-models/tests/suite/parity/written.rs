@@ -198,6 +198,22 @@ fn xlora() {
     }
 }
 
+/// Names of more than ten LoRAs are in another order by their letters than by their numbers.
+#[test]
+fn xlora_of_many_experts() {
+    let mut spec = xlora_spec(FirstPassConfig::default(), RouterConfig::default());
+    spec.bank.num_experts = 12;
+    let model = adapted(&spec, 0);
+    let mut case = Case::new("xlora-many");
+    let folder = case.adapter();
+    write_xlora(&folder, &folder, &model, &spec, &about()).expect("writable");
+    let found = logits(&model, None);
+    let again = with_xlora(&folder).expect("its own files");
+    assert_close(logits(&again, None), found.clone(), TOLERANCE, "many");
+    case.expect("logits", &found);
+    case.close("xlora", "");
+}
+
 /// PEFT looks for layers below `model`, and would look forever in another model.
 #[test]
 fn xlora_of_another_model_is_refused() {

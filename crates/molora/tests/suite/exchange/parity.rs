@@ -7,7 +7,9 @@ use std::path::Path;
 use burn::module::Param;
 use burn::tensor::{Int, Tensor};
 use molora_kernels::random::{Seed, normal};
-use molora_models::peft::{PeftAbout, PeftAdapter, attach, static_mixture, write_adapter};
+use molora_models::peft::{
+    PeftAbout, PeftAdapter, attach, merge_into, open_poly, static_mixture, write_adapter,
+};
 use molora_models::{Adaptable, AdapterSpec, Backbone, DecoderInput, EncoderInput, ForwardContext};
 use molora_testkit::{assert_close, device};
 use serde_json::{Value, json};
@@ -89,7 +91,7 @@ fn keep(name: &str, base: &Path, adapter: &Path, merged: &Path) {
 }
 
 /// Writes what the check reads beside the folders.
-fn close(out: &Path, case: &Value, expected: [(&str, Tensor<3>); 2]) {
+fn close<const N: usize>(out: &Path, case: &Value, expected: [(&str, Tensor<3>); N]) {
     write_json(&out.join("case.json"), case);
     let mut tensors = Tensors::new();
     for (name, tensor) in expected {
@@ -191,6 +193,42 @@ fn a_trained_lora_of_an_encoder() {
     }
     let path = |folder: &str| world.path(folder);
     keep("bert-lora", &path("model"), &path("peft"), &path("merged"));
+}
+
+/// Every task of skills that the program exported.
+#[test]
+fn skills_of_an_encoder() {
+    let world = World::new();
+    world.train(&small("mhr"), "run");
+    assert!(
+        world
+            .run(&["export", "run", "--out", "peft"])
+            .status
+            .success()
+    );
+    let base = read(&world.path("model"));
+    let tasks = open_poly(&world.path("peft"), &base).expect("an adapter of the base");
+    let found: Vec<_> = tasks
+        .iter()
+        .map(|task| {
+            let mut model = base.clone();
+            merge_into(&mut model, task);
+            output(&model)
+        })
+        .collect();
+    let [one, two, three] = <[_; 3]>::try_from(found).expect("three tasks");
+    let difference = (one.clone() - output(&base)).abs().max();
+    assert!(difference.into_scalar::<f32>() > 1e-3, "skills do nothing");
+    let Some(root) = std::env::var_os("MOLORA_PARITY") else {
+        return;
+    };
+    let out = Path::new(&root).join("bert-mhr");
+    for (from, to) in [("model", "base"), ("peft", "adapter")] {
+        copy_folder(&world.path(from), &out.join(to));
+    }
+    let case = json!({"kind": "encoder", "method": "poly", "input_ids": IDS});
+    let expected = [("task 0", one), ("task 1", two), ("task 2", three)];
+    close(&out, &case, expected);
 }
 
 /// A mixture that no LoRA equals, as the nearest one.
