@@ -67,7 +67,7 @@ impl ExpertBank {
             a: zeros([d_input, width]),
             b: zeros([num_experts * rows / self.num_experts, d_output]),
             down: self.down.resized(count),
-            core: self.core.resized(count),
+            core: self.core.resized(count, num_experts),
             slices,
             num_experts,
             ..self.clone()

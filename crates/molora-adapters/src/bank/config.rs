@@ -164,6 +164,12 @@ impl BankConfig {
                 needs: "experts whose outputs are added",
             });
         }
+        if !self.core.is_linear() && !(self.combine.is_linear() && self.combine.choices(2) == 2) {
+            return Err(AdapterError::Combine {
+                name: "a core that is not linear",
+                needs: "experts that are combined as they are",
+            });
+        }
         self.start.validate(self.num_experts)?;
         let is_plain = self.slices == Slices::Independent
             && self.down.is_dense()
@@ -205,6 +211,11 @@ impl BankConfig {
             && self.down.is_dense()
             && self.combine.is_sum()
             && !self.start.reads_weight()
+    }
+
+    /// Whether the delta under fixed weights is linear in the input, so that a LoRA holds it.
+    pub fn is_linear(&self) -> bool {
+        self.combine.is_linear() && self.core.is_linear()
     }
 
     /// Number of experts that a router decides among.
@@ -279,6 +290,7 @@ impl BankConfig {
         };
         let core = CoreDims {
             slices,
+            experts: self.num_experts,
             rank: self.rank,
             tasks: site.tasks,
         };

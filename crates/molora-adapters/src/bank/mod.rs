@@ -118,6 +118,11 @@ impl ExpertBank {
         &self.combine
     }
 
+    /// Whether the delta under fixed weights is linear in the input, so that a LoRA holds it.
+    pub fn is_linear(&self) -> bool {
+        self.combine.is_linear() && self.core.is_linear()
+    }
+
     /// Number of experts that a router decides among.
     pub fn choices(&self) -> usize {
         self.combine.choices(self.num_experts)
@@ -246,7 +251,7 @@ impl ExpertBank {
         };
         let weighed = Weighed {
             code,
-            weights: mixing.weights,
+            weights: self.scaled(mixing.weights),
             is_selection: mixing.is_selection,
         };
         match (self.gate_gradient, &weighed.weights) {
@@ -286,6 +291,18 @@ impl ExpertBank {
         self.combine.mix(&frozen, base, fixed) + (learned.clone() - learned.detach())
     }
 
+    /// Weights times the core's factor for each expert, where it has one.
+    fn scaled(&self, weights: Option<Tensor<3>>) -> Option<Tensor<3>> {
+        let Some(scale) = self.core.expert_scale() else {
+            return weights;
+        };
+        let scale = scale.reshape([1, 1, self.num_experts]);
+        Some(match weights {
+            Some(weights) => weights * scale,
+            None => scale,
+        })
+    }
+
     /// Whether the code is multiplied by the core's scale before experts are combined.
     fn scales_codes(&self) -> bool {
         !self.combine.is_sum() && self.combine.is_linear()
@@ -320,6 +337,10 @@ impl ExpertBank {
             .swap_dims(0, 1);
         let code_enr = code_snr.expand([experts, rows, self.rank]);
         let outputs_eno = code_enr.matmul(self.b_by_expert());
+        let outputs_eno = match self.core.expert_scale() {
+            Some(scale) => outputs_eno * scale.reshape([experts, 1, 1]),
+            None => outputs_eno,
+        };
         outputs_eno.swap_dims(0, 1).mul_scalar(self.factor)
     }
 
@@ -385,9 +406,9 @@ impl ExpertBank {
     /// [`a_with_core`](Self::a_with_core).
     ///
     /// # Panics
-    /// If no LoRA holds the mixture: [`Combine::is_linear`] says so.
+    /// If no LoRA holds the mixture: [`is_linear`](Self::is_linear) says so.
     pub fn factors(&self, weights: Tensor<3>, task: Option<&Tensor<2>>) -> (Tensor<2>, Tensor<2>) {
-        assert!(self.combine.is_linear(), "no LoRA holds the mixture");
+        assert!(self.is_linear(), "no LoRA holds the mixture");
         if let Combine::Factors(numbers) = &self.combine {
             let (a, b) = numbers.mixed(self, Some(weights));
             return (a.squeeze_dim(0), b.squeeze_dim(0));

@@ -84,6 +84,7 @@ fn a_static_mixture_merges_into_the_weight() {
         let mut bank = bank(slices, 2, &device);
         let dims = CoreDims {
             slices: slices.count(2),
+            experts: 2,
             rank: 2,
             tasks: 0,
         };

@@ -6,6 +6,7 @@
 //! | `none` | `x A` | most |
 //! | `scale` | `sigma o x A`, sigma `[R]` | SAMoRA |
 //! | `output_gate` | `sigmoid(100 beta) x A`, one beta for a site | MoR1E |
+//! | `relu` | `relu(x A)`, and a factor for each expert | mtLoRA beside a block, AdaptFormer |
 //! | `task` | `Lambda_t (x A)`, Lambda `[R, R]` or a diagonal for each task | MTL-LoRA |
 
 use burn::module::Module;
@@ -18,6 +19,8 @@ use molora_parts::{Axis, Count, PartTensor};
 pub struct CoreDims {
     /// Down-projections, whose codes lie side by side: experts, or slices that experts share.
     pub slices: Count,
+    /// Number of experts E.
+    pub experts: usize,
     /// Rank R of each.
     pub rank: usize,
     /// Number of tasks.
@@ -36,11 +39,16 @@ pub trait CoreNumbers {
     fn reads_tasks(&self) -> bool {
         false
     }
+
+    /// Whether the code is linear in `x A`, so that a LoRA may hold an expert.
+    fn is_linear(&self) -> bool {
+        true
+    }
 }
 
 /// A core with its parameters.
 pub trait Transforming: Module {
-    /// The low-rank code `[B, T, S*R]` that `B` reads, from `x A` of the same shape: linear in it.
+    /// The low-rank code `[B, T, S*R]` that `B` reads, from `x A` of the same shape.
     ///
     /// `tasks` are the rows `[B, tasks]` of [`task_selector`](crate::task_selector); without them every
     /// row is of an unknown task.
@@ -48,8 +56,18 @@ pub trait Transforming: Module {
         low
     }
 
-    /// The same core for other slices, whose values are zero.
-    fn resized(&self, slices: Count) -> Self;
+    /// The same core for other slices and so many experts, whose values are zero.
+    fn resized(&self, slices: Count, experts: usize) -> Self;
+
+    /// Whether the code is linear in `x A`.
+    fn is_linear(&self) -> bool {
+        true
+    }
+
+    /// A factor on the weight of each expert, `[E]`.
+    fn expert_scale(&self) -> Option<Tensor<1>> {
+        None
+    }
 
     /// Whether the core depends on which task a row belongs to.
     fn reads_tasks(&self) -> bool {
@@ -111,6 +129,13 @@ macro_rules! cores {
                     $(Self::$Variant(numbers) => numbers.reads_tasks(),)*
                 }
             }
+
+            /// See [`CoreNumbers::is_linear`].
+            pub fn is_linear(&self) -> bool {
+                match self {
+                    $(Self::$Variant(numbers) => numbers.is_linear(),)*
+                }
+            }
         }
 
         impl Core {
@@ -122,9 +147,23 @@ macro_rules! cores {
             }
 
             /// See [`Transforming::resized`].
-            pub fn resized(&self, slices: Count) -> Self {
+            pub fn resized(&self, slices: Count, experts: usize) -> Self {
                 match self {
-                    $(Self::$Variant(core) => Self::$Variant(core.resized(slices)),)*
+                    $(Self::$Variant(core) => Self::$Variant(core.resized(slices, experts)),)*
+                }
+            }
+
+            /// See [`Transforming::is_linear`].
+            pub fn is_linear(&self) -> bool {
+                match self {
+                    $(Self::$Variant(core) => core.is_linear(),)*
+                }
+            }
+
+            /// See [`Transforming::expert_scale`].
+            pub fn expert_scale(&self) -> Option<Tensor<1>> {
+                match self {
+                    $(Self::$Variant(core) => core.expert_scale(),)*
                 }
             }
 
@@ -169,6 +208,7 @@ macro_rules! cores {
 cores! {
     "none" => none::None(NoCoreConfig, NoCore),
     "scale" => scale::Scale(ScaleConfig, ScaleCore),
+    "relu" => relu::Relu(ReluConfig, ReluCore),
     "task" => task::Task(TaskConfig, TaskCore),
     "output_gate" => output_gate::OutputGate(OutputGateConfig, OutputGateCore),
 }

@@ -25,7 +25,7 @@ impl CoreNumbers for NoCoreConfig {
 pub struct NoCore {}
 
 impl Transforming for NoCore {
-    fn resized(&self, _slices: Count) -> Self {
+    fn resized(&self, _slices: Count, _experts: usize) -> Self {
         Self {}
     }
 }

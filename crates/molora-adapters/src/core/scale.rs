@@ -40,7 +40,7 @@ impl ScaleCore {
 }
 
 impl Transforming for ScaleCore {
-    fn resized(&self, slices: Count) -> Self {
+    fn resized(&self, slices: Count, _experts: usize) -> Self {
         let zeros = Tensor::zeros([slices.size * self.rank], &self.sigma.device());
         Self {
             sigma: Param::from_tensor(zeros),

@@ -79,7 +79,7 @@ impl Transforming for TaskCore {
         turned.swap_dims(1, 2).reshape([batch, tokens, width])
     }
 
-    fn resized(&self, slices: Count) -> Self {
+    fn resized(&self, slices: Count, _experts: usize) -> Self {
         let (width, count) = (slices.size * self.rank, self.num_tasks());
         let full = self.full.as_ref().map(|full| {
             let zeros = Tensor::zeros([count, width, self.rank], &full.device());

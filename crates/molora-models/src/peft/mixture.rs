@@ -219,8 +219,11 @@ fn side(
     if adapter.bank.core.reads_tasks() && task.is_none() {
         return refuse("what its experts do depends on the task, and none is fixed".into());
     }
-    if !adapter.bank.combine().is_linear() {
-        let name = adapter.bank.combine().name();
+    if !adapter.bank.is_linear() {
+        let name = match adapter.bank.core.is_linear() {
+            true => adapter.bank.combine().name(),
+            false => adapter.bank.core.name(),
+        };
         return refuse(format!("no LoRA computes what {name} makes of its experts"));
     }
     let (a, b) = factors(adapter, &weights, task);

@@ -142,11 +142,13 @@ impl AdapterSpec {
                 "adapter.router.route_from other than hidden needs adapter.composition = \"site\"",
             ));
         }
-        let is_plain = self.bank.combine.is_sum() && !self.bank.start.reads_weight();
+        let is_plain = self.bank.combine.is_sum()
+            && self.bank.core.is_linear()
+            && !self.bank.start.reads_weight();
         if self.composition == Composition::FeedForward && !is_plain {
             return Err(inconsistent(
-                "adapter.bank.combine other than sum, and an adapter.bank.start from the frozen weight, \
-                 need adapter.composition = \"site\" or \"feed_forward_sites\"",
+                "adapter.bank.combine other than sum, a core that is not linear, and an adapter.bank.start \
+                 from the frozen weight need adapter.composition = \"site\" or \"feed_forward_sites\"",
             ));
         }
         let is_plain = self.bank.gate_gradient == GateGradient::Plain;
@@ -196,10 +198,11 @@ impl AdapterSpec {
              adapter.dora"
         } else if !self.bank.combine.is_sum()
             || !self.bank.down.is_dense()
+            || !self.bank.core.is_linear()
             || self.bank.start.reads_weight()
         {
             "adapter.composition is pool, which needs adapter.bank.combine = \"sum\", down = \"dense\" \
-             and a start that does not read the frozen weight"
+             a core that is linear and a start that does not read the frozen weight"
         } else if self.bank.core.reads_tasks() {
             "adapter.composition is pool, which goes without an adapter.bank.core that reads tasks"
         } else {

@@ -209,10 +209,12 @@ impl AdapterSpec {
     }
 
     fn magnitudes_exist(&self) -> Result<(), ModelError> {
-        match self.dora && !self.bank.combine.is_linear() {
+        match self.dora && !self.bank.is_linear() {
             true => Err(ModelError::Inconsistent(format!(
-                "adapter.dora rescales a weight with its delta, and adapter.bank.combine = \"{}\" has none",
-                self.bank.combine.name()
+                "adapter.dora rescales a weight with its delta, and experts with adapter.bank.combine = \"{}\", \
+                 core = \"{}\" have none",
+                self.bank.combine.name(),
+                self.bank.core.name()
             ))),
             false => Ok(()),
         }

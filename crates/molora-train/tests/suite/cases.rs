@@ -1,90 +1,68 @@
 //! The golden cases of methods: one list of all that are known, and the way to read one.
 
-use std::io::Write;
 use std::path::Path;
 
 use molora_testkit::golden::{self, Case};
 
-/// Whether the tests read a case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reading {
-    /// They do.
-    On,
-    /// Not yet: what is missing, in words. A test that asks for the case finds none.
-    Off(&'static str),
-}
-
-use Reading::{Off, On};
-
-/// Every known case. To switch one on, write its test with [`cases`] and put `On` here.
-pub(crate) const CASES: &[(&str, Reading)] = &[
-    ("at_moe_static", On),
-    ("at_moe_token", On),
-    ("glider", On),
-    ("hydralora", On),
-    ("mixlora_ffn", On),
-    ("moa", On),
-    ("mtlora_block", Off("adapters beside a whole block")),
-    ("merge_adamerging", On),
-    ("merge_concrete", On),
-    ("merge_dare", On),
-    ("merge_lora_factors", On),
-    ("merge_magnitude", On),
-    ("merge_task_arithmetic", On),
-    ("merge_ties", On),
-    ("mosld", On),
-    ("mosld_layers", On),
-    ("phatgoose", On),
-    ("routing_losses", On),
-    ("samora", On),
-    ("e_wemoe", On),
-    ("weight_regularizers", On),
-    ("ld_mole", On),
-    ("loramoe", On),
-    ("malora", On),
-    ("mode", On),
-    ("mode_rank2", On),
-    ("moe_lora_topk", On),
-    ("moelora_contrastive", On),
-    ("mola", On),
-    ("mtl_lora", On),
-    ("omoe", On),
-    ("riemannian_precondition", On),
-    ("goat_init", On),
-    ("flylora", On),
-    ("mtlora_grouped", On),
-    ("mor1e_grid", On),
-    ("poly", On),
-    ("adamole", On),
-    ("arrow", On),
-    ("hmora", On),
-    ("sqrt_gate", On),
-    ("straight_through_ffn", On),
-    ("straight_through_top1", On),
-    ("xlora", On),
-    ("mocle", On),
-    ("mod_squad", On),
-    ("top_p", On),
-    ("lily", On),
-    ("wemoe", On),
+/// Every known case, each of which has a test that asks for it with [`cases`].
+pub(crate) const CASES: &[&str] = &[
+    "at_moe_static",
+    "at_moe_token",
+    "glider",
+    "hydralora",
+    "mixlora_ffn",
+    "moa",
+    "mtlora_block",
+    "merge_adamerging",
+    "merge_concrete",
+    "merge_dare",
+    "merge_lora_factors",
+    "merge_magnitude",
+    "merge_task_arithmetic",
+    "merge_ties",
+    "mosld",
+    "mosld_layers",
+    "phatgoose",
+    "routing_losses",
+    "samora",
+    "e_wemoe",
+    "weight_regularizers",
+    "ld_mole",
+    "loramoe",
+    "malora",
+    "mode",
+    "mode_rank2",
+    "moe_lora_topk",
+    "moelora_contrastive",
+    "mola",
+    "mtl_lora",
+    "omoe",
+    "riemannian_precondition",
+    "goat_init",
+    "flylora",
+    "mtlora_grouped",
+    "mor1e_grid",
+    "poly",
+    "adamole",
+    "arrow",
+    "hmora",
+    "sqrt_gate",
+    "straight_through_ffn",
+    "straight_through_top1",
+    "xlora",
+    "mocle",
+    "mod_squad",
+    "top_p",
+    "lily",
+    "wemoe",
 ];
 
-/// The cases of this name, which are bundled or below `MOLORA_GOLDEN_METHODS`; none while the list
-/// says that they are not read.
+/// The cases of this name, which are bundled or below `MOLORA_GOLDEN_METHODS`.
 ///
 /// # Panics
 /// If the list does not know the name.
 pub(crate) fn cases(name: &str) -> Vec<Case> {
-    let listed = CASES.iter().find(|(known, _)| *known == name);
-    let (_, reading) = listed.unwrap_or_else(|| panic!("{name} is missing in the list of cases"));
-    if let Off(missing) = reading {
-        // A lost note is no reason to fail the test.
-        let _ = writeln!(
-            std::io::stderr(),
-            "golden: {name} is not read yet: {missing}"
-        );
-        return Vec::new();
-    }
+    assert!(CASES.contains(&name), "{name} is missing in the list of cases");
     golden::of_kind(all(), name, |case| name_of(case).as_deref() == Some(name))
 }
 

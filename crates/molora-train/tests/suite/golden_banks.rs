@@ -1,11 +1,11 @@
 //! Banks that make their matrices or combine their experts in another way, against their equations in
 //! float64.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, activation::silu};
 use molora_adapters::combine::{
     FactorsConfig, OrthogonalConfig, OutputGroupsConfig, RankGroupsConfig,
 };
-use molora_adapters::core::OutputGateConfig;
+use molora_adapters::core::{OutputGateConfig, ReluConfig};
 use molora_adapters::down::{FactoredConfig, FrozenSparseConfig};
 use molora_adapters::{DownConfig, Scaling, task_selector};
 use molora_regularize::{
@@ -89,6 +89,59 @@ fn golden_methods_mtlora_grouped() {
             let mut terms = vec![("balance", term(MassVariation, weight, Reduction::Mean))];
             terms.extend(spectral(&variant));
             let layer = Layer::new(&expected, &spec, &names, 0, &device);
+            layer.check(&variant, &terms);
+            let x = expected.tensor::<3>("input.x", &device);
+            let weights = layer.forward(x, false).1.expect("routed").routed.weights;
+            layer.check_grouped(&variant.key("output.group_router"), weights);
+        }
+    }
+}
+
+/// The adapter beside a whole gated feed-forward part, in three styles.
+#[test]
+fn golden_methods_mtlora_block() {
+    let device = autodiff_device();
+    for case in cases("mtlora_block") {
+        let (document, expected) = (case.json("case.json").expect("read"), case.tensors());
+        let [experts, width, rank] = expected.shape("param.B")[..] else {
+            panic!("[E, O, R]");
+        };
+        for variant in Variant::all(&document, &expected) {
+            let mut spec = spec(&variant, "mtlora", experts, rank);
+            let groups = variant.number("groups") as usize;
+            spec.bank.combine = OutputGroupsConfig { groups }.into();
+            let mut names = vec![
+                ("A", "experts.lora_A"),
+                ("B", "experts.lora_B"),
+                (variant.text("router").unwrap_or("router"), "router.weight"),
+            ];
+            let expert_scale = match variant.text("style").expect("a style") {
+                "lowrank" => None,
+                "bottleneck" => Some(false),
+                "adaptformer" => {
+                    names.push(("expert_scale", "experts.scale"));
+                    // The learned factors are all the scaling that there is.
+                    spec.bank.scaling = Scaling::Unit;
+                    Some(true)
+                }
+                style => panic!("{style}: expected lowrank, bottleneck or adaptformer"),
+            };
+            if let Some(expert_scale) = expert_scale {
+                spec.bank.core = ReluConfig { expert_scale }.into();
+            }
+            let weight = variant.number("balance_coefficient");
+            let mut terms = vec![("balance", term(MassVariation, weight, Reduction::Mean))];
+            terms.extend(spectral(&variant));
+            let [gate, up, down] = ["gate", "up", "down"].map(|name| {
+                let weight: Tensor<2> = expected.tensor(&format!("param.{name}.W0"), &device);
+                weight.transpose().unsqueeze::<3>()
+            });
+            let part = move |x: Tensor<3>| {
+                let inner = silu(x.clone().matmul(gate.clone())) * x.matmul(up.clone());
+                inner.matmul(down.clone())
+            };
+            let part = Box::new(part);
+            let layer = Layer::beside(&expected, width, &spec, &names, &device, part);
             layer.check(&variant, &terms);
             let x = expected.tensor::<3>("input.x", &device);
             let weights = layer.forward(x, false).1.expect("routed").routed.weights;

@@ -31,6 +31,9 @@ pub(crate) fn spec(
     spec
 }
 
+/// A frozen part, `[B, T, D]` to `[B, T, D]`.
+pub(crate) type Beside = Box<dyn Fn(Tensor<3>) -> Tensor<3>>;
+
 /// An adapted layer that has the parameters of a case.
 pub(crate) struct Layer<'a> {
     pub(crate) linear: MoLoraLinear,
@@ -40,6 +43,8 @@ pub(crate) struct Layer<'a> {
     turned: Vec<(&'a str, Vec<usize>)>,
     /// Factors of the inputs that the adapter reads: a dropout mask of a case.
     pub(crate) kept: Option<Tensor<3>>,
+    /// What the frozen part that the layer stands beside makes of its input.
+    pub(crate) beside: Option<Beside>,
     device: Device,
 }
 
@@ -67,13 +72,41 @@ impl<'a> Layer<'a> {
     ) -> Self {
         let weight = expected.tensor(&format!("{prefix}.W0"), device);
         let bias = Some(expected.tensor(&format!("{prefix}.bias"), device));
+        let linear = common::adapted(weight, bias, spec, num_tasks, device);
+        Self::filled(expected, linear, names, device)
+    }
+
+    /// The same for a layer beside a frozen part: it has no frozen weight of its own.
+    pub(crate) fn beside(
+        expected: &'a Tensors,
+        width: usize,
+        spec: &AdapterSpec,
+        names: &[(&'a str, &'a str)],
+        device: &Device,
+        part: Beside,
+    ) -> Self {
+        let weight = Tensor::zeros([width, width], device);
+        let linear = common::adapted(weight, None, spec, 0, device);
+        Self {
+            beside: Some(part),
+            ..Self::filled(expected, linear, names, device)
+        }
+    }
+
+    fn filled(
+        expected: &'a Tensors,
+        linear: MoLoraLinear,
+        names: &[(&'a str, &'a str)],
+        device: &Device,
+    ) -> Self {
         let mut layer = Self {
-            linear: common::adapted(weight, bias, spec, num_tasks, device),
+            linear,
             context: ForwardContext::new(expected.tensor("input.mask", device)),
             expected,
             names: names.to_vec(),
             turned: Vec::new(),
             kept: None,
+            beside: None,
             device: device.clone(),
         };
         for (of_case, name) in names {
@@ -123,6 +156,10 @@ impl<'a> Layer<'a> {
             keeps_codes,
             ..self.context.clone()
         };
+        if let Some(beside) = &self.beside {
+            let (y, route) = self.linear.forward(x.clone(), &context, None);
+            return (y + beside(x), route);
+        }
         let Some(kept) = &self.kept else {
             return self.linear.forward(x, &context, None);
         };
