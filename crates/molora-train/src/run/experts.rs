@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use molora_models::{Adaptable, RouteTrace, TaskModel};
+use molora_models::{Adaptable, Adapter, RouteTrace, TaskModel};
 
 use super::Loaded;
 use super::examples::shuffled;
@@ -34,7 +34,9 @@ pub(super) fn experts(
 ) -> Result<Option<ExpertReport>, TrainError> {
     let model = model.valid();
     let similarity = similarity(&model);
-    if similarity.is_empty() {
+    let sites = model.backbone.sites();
+    let has_choice = |(_, adapter): &(String, &Adapter)| adapter.bank.choices() > 1;
+    if similarity.is_empty() && !sites.iter().any(has_choice) {
         return Ok(None);
     }
     let sentences = match shows_texts && !model.backbone.route_names().is_empty() {

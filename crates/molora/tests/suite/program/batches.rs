@@ -3,7 +3,7 @@
 use molora_regularize::RouterZLoss;
 use molora_regularize::{Reduction, Term, TermConfig};
 use molora_train::recipe;
-use molora_train::recipe::{Recipe, StageConfig};
+use molora_train::recipe::{Recipe, Routing, StageConfig};
 use molora_train::report::StepRecord;
 
 use crate::world::{World, small, steps};
@@ -74,6 +74,8 @@ fn micro_batches_give_the_losses_of_the_whole_batch() {
             let trains = |stage: &StageConfig| stage.transform.is_none();
             let first = recipe.stages.iter().position(trains).expect("one trains");
             recipe.stages[first].steps = 10;
+            // Experts at random are drawn for every micro-batch anew, too.
+            recipe.stages[first].routing = Routing::Router;
             // Balance is a product of two means over the batch: its parts do not add up.
             let adds_up =
                 |term: &Term| matches!(term, Term::Orthogonality(_) | Term::KeyMatching(_));
