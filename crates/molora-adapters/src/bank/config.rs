@@ -164,7 +164,7 @@ impl BankConfig {
                 needs: "experts whose outputs are added",
             });
         }
-        if !self.core.is_linear() && !(self.combine.is_linear() && self.combine.choices(2) == 2) {
+        if !self.core.is_linear() && !self.combine.is_linear() {
             return Err(AdapterError::Combine {
                 name: "a core that is not linear",
                 needs: "experts that are combined as they are",

@@ -34,9 +34,9 @@ impl Combining for GridConfig {
         let [batch, tokens, rank] = code.dims();
         let sums = match weighed.weights {
             // One decision for all tokens of a row.
-            Some(weights) if weights.dims()[1] == rank && rank > 1 => code
-                .matmul(weights)
-                .unsqueeze_dim::<4>(2),
+            Some(weights) if weights.dims()[1] == rank && rank > 1 => {
+                code.matmul(weights).unsqueeze_dim::<4>(2)
+            }
             Some(weights) => {
                 let weights = by_group(weights, rank);
                 (weights * code.unsqueeze_dim::<4>(3)).sum_dim(2)

@@ -65,7 +65,12 @@ impl Combining for SizesConfig {
     }
 
     fn validate(&self, bank: &BankConfig) -> Result<(), AdapterError> {
-        let lacks = |needs| Err(AdapterError::Combine { name: "sizes", needs });
+        let lacks = |needs| {
+            Err(AdapterError::Combine {
+                name: "sizes",
+                needs,
+            })
+        };
         if self.shares.is_empty() || self.shares.contains(&0) {
             return lacks("shares of at least 1, one for each expert");
         }

@@ -54,7 +54,14 @@ impl ScorerNumbers for ConditionalConfig {
     fn init(&self, dims: ScorerDims, seed: Seed, device: &Device) -> ConditionalScorer {
         let (downs, ups) = (dims.groups, dims.experts / dims.groups);
         let selected = self.selected.min(downs).min(ups);
-        let rows = |rows, name| draw([rows, dims.features], dims.features, seed.child(name), device);
+        let rows = |rows, name| {
+            draw(
+                [rows, dims.features],
+                dims.features,
+                seed.child(name),
+                device,
+            )
+        };
         let given = [selected, ups, dims.features];
         ConditionalScorer {
             down: rows(downs, "down"),
@@ -70,9 +77,7 @@ impl ScorerNumbers for ConditionalConfig {
         }
         match self.selected {
             0 => Err(RoutingError::Zero { field: "selected" }),
-            top_k if top_k > num_experts => {
-                Err(RoutingError::TopKTooLarge { top_k, num_experts })
-            }
+            top_k if top_k > num_experts => Err(RoutingError::TopKTooLarge { top_k, num_experts }),
             _ => Ok(()),
         }
     }
@@ -181,8 +186,7 @@ impl Score for ConditionalScorer {
         let ([downs, width], kind) = (self.down.dims(), ParameterKind::Routers);
         let [places, ups, _] = self.given.dims();
         let (rows, columns) = ([Axis::Rank.of(downs)], [Axis::Feature.of(width)]);
-        let down =
-            PartTensor::matrix("router.down.weight", kind, &mut self.down, &rows, &columns);
+        let down = PartTensor::matrix("router.down.weight", kind, &mut self.down, &rows, &columns);
         let up = rows_of_experts("router.up.weight", &mut self.up);
         let (places, ups) = ([Axis::Unit.of(places)], [Axis::Expert.of(ups)]);
         let counts: [&[Count]; 3] = [&places, &ups, &columns];
@@ -243,7 +247,12 @@ mod tests {
             let (_, scored) = scored(condition, &device);
             let decided = scored.decided.expect("it decides");
             let [a, b, c] = expected;
-            assert_close(decided.weights, [[[0.0, 0.0, 0.0, a, b, c]]], 0.0, "weights");
+            assert_close(
+                decided.weights,
+                [[[0.0, 0.0, 0.0, a, b, c]]],
+                0.0,
+                "weights",
+            );
         }
         // q = ((1/2, 1/4, 1/4) + (1/8, 6/8, 1/8)) / 2.
         let (_, scored) = scored(1.0, &device);

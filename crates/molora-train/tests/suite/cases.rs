@@ -62,7 +62,10 @@ pub(crate) const CASES: &[&str] = &[
 /// # Panics
 /// If the list does not know the name.
 pub(crate) fn cases(name: &str) -> Vec<Case> {
-    assert!(CASES.contains(&name), "{name} is missing in the list of cases");
+    assert!(
+        CASES.contains(&name),
+        "{name} is missing in the list of cases"
+    );
     golden::of_kind(all(), name, |case| name_of(case).as_deref() == Some(name))
 }
 
