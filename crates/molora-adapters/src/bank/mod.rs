@@ -409,9 +409,8 @@ impl ExpertBank {
     /// If no LoRA holds the mixture: [`is_linear`](Self::is_linear) says so.
     pub fn factors(&self, weights: Tensor<3>, task: Option<&Tensor<2>>) -> (Tensor<2>, Tensor<2>) {
         assert!(self.is_linear(), "no LoRA holds the mixture");
-        if let Combine::Factors(numbers) = &self.combine {
-            let (a, b) = numbers.mixed(self, Some(weights));
-            return (a.squeeze_dim(0), b.squeeze_dim(0));
+        if let Some(mixed) = self.combine.factors(self, weights.clone()) {
+            return mixed;
         }
         let a = self.a_with_core(task);
         let width = a.dims()[1];

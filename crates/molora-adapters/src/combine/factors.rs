@@ -69,6 +69,11 @@ impl Combining for FactorsConfig {
         }
     }
 
+    fn factors(&self, bank: &ExpertBank, weights: Tensor<3>) -> Option<(Tensor<2>, Tensor<2>)> {
+        let (a, b) = self.mixed(bank, Some(weights));
+        Some((a.squeeze_dim(0), b.squeeze_dim(0)))
+    }
+
     fn mix(&self, bank: &ExpertBank, base: Option<Tensor<3>>, weighed: Weighed) -> Tensor<3> {
         let (a, b) = self.mixed(bank, weighed.weights);
         let code = weighed.code.matmul(a).mul_scalar(bank.factor);
@@ -78,7 +83,7 @@ impl Combining for FactorsConfig {
 
 impl FactorsConfig {
     /// `A` and `B` of each row of weights `[B, Q, E]`: `[B, D, R]` and `[B, R, O]`.
-    pub(crate) fn mixed(
+    fn mixed(
         &self,
         bank: &ExpertBank,
         weights: Option<Tensor<3>>,

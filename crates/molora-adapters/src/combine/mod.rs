@@ -93,6 +93,12 @@ pub trait Combining {
         Ok(())
     }
 
+    /// `A` `[D, R]` and `B` `[R, O]` under fixed weights `[1, G, E]`, where they are mixed before they meet the
+    /// input; `None` where codes are.
+    fn factors(&self, _bank: &ExpertBank, _weights: Tensor<3>) -> Option<(Tensor<2>, Tensor<2>)> {
+        None
+    }
+
     /// The delta `[B, T, O]`, added to `base` if there is one.
     fn mix(&self, bank: &ExpertBank, base: Option<Tensor<3>>, weighed: Weighed) -> Tensor<3>;
 }
@@ -204,6 +210,15 @@ impl Combine {
     /// [`AdapterError::Groups`] for a width that does not divide.
     pub fn validate_for(&self, dims: SiteDims) -> Result<(), AdapterError> {
         each!(self, numbers => numbers.validate_for(dims))
+    }
+
+    /// See [`Combining::factors`].
+    pub(crate) fn factors(
+        &self,
+        bank: &ExpertBank,
+        weights: Tensor<3>,
+    ) -> Option<(Tensor<2>, Tensor<2>)> {
+        each!(self, numbers => numbers.factors(bank, weights))
     }
 
     /// See [`Combining::mix`].
