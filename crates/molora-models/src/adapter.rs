@@ -36,6 +36,8 @@ pub struct Adapter {
     pub(crate) reads: Reads,
     #[module(skip)]
     pub(crate) general: Option<GeneralExpert>,
+    /// Whether it stands beside the whole feed-forward part that its linear layer ends.
+    pub(crate) is_beside: bool,
     pub(crate) site: usize,
 }
 
@@ -49,6 +51,7 @@ impl Adapter {
             magnitude: None,
             reads: Reads::Input,
             general: None,
+            is_beside: false,
             site,
         }
     }
@@ -64,6 +67,12 @@ impl Adapter {
             PartTensor::vector(name, ParameterKind::Adapters, magnitude, &outputs)
         }));
         tensors
+    }
+
+    /// Whether the adapter stands beside the whole feed-forward part that its linear layer ends, and reads that
+    /// part's input.
+    pub fn is_beside(&self) -> bool {
+        self.is_beside
     }
 
     /// Number of the site among the model's sites.

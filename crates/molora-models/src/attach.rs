@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::tensor::Device;
-use molora_adapters::Site;
+use molora_adapters::{Site, SiteDims};
 use molora_kernels::random::Seed;
 
 use crate::peft::column_norms;
@@ -22,8 +22,25 @@ pub(crate) struct Place<'a> {
     pub(crate) layer: usize,
     /// Whether it is in the layer's feed-forward part.
     pub(crate) in_feed_forward: bool,
+    /// Whether it gives the output of that part.
+    pub(crate) ends_feed_forward: bool,
     /// The linear layer.
     pub(crate) linear: &'a mut MoLoraLinear,
+}
+
+impl Place<'_> {
+    /// Widths of what an adapter reads and adds to.
+    fn dims(&self, composition: Composition) -> SiteDims {
+        let dims = self.linear.dims();
+        match composition {
+            // The part reads what it adds to.
+            Composition::Block => SiteDims {
+                d_input: dims.d_output,
+                ..dims
+            },
+            _ => dims,
+        }
+    }
 }
 
 /// A linear layer that was adapted.
@@ -69,11 +86,19 @@ pub(crate) fn attach_sites(
     }
     spec.fits_layers(to.num_layers)?;
     let paths: Vec<String> = places.iter().map(|place| place.path.clone()).collect();
-    let chosen = select_sites(&spec.targets, &paths)?;
+    let mut chosen = select_sites(&spec.targets, &paths)?;
+    if spec.composition == Composition::Block {
+        chosen.retain(|&index| places[index].ends_feed_forward);
+        if chosen.is_empty() {
+            let text = "adapter.composition is block, and adapter.targets names none of the linear layers \
+                        that end a feed-forward part";
+            return Err(ModelError::Inconsistent(text.into()));
+        }
+    }
     for &index in &chosen {
         let place = &places[index];
         let bank = spec.at_layer(place.layer, to.num_layers).bank;
-        let fits = bank.validate_for(place.linear.dims());
+        let fits = bank.validate_for(place.dims(spec.composition));
         fits.map_err(|source| ModelError::Adapter {
             field: "adapter.bank",
             source,
@@ -97,7 +122,7 @@ pub(crate) fn attach_sites(
         let place = &mut places[index];
         let seed = to.seed.child(&place.path);
         let spec = spec.at_site(place.layer, to.num_layers, place.in_feed_forward);
-        let dims = place.linear.dims();
+        let dims = place.dims(spec.composition);
         sites.push(Attached {
             path: place.path.clone(),
             layer: place.layer,
@@ -185,7 +210,7 @@ pub(crate) fn layer_routers(
 
 fn decides(composition: Composition) -> Decides {
     match composition {
-        Composition::Site | Composition::Pool(_) => Decides::Layer,
+        Composition::Site | Composition::Block | Composition::Pool(_) => Decides::Layer,
         Composition::FeedForward => Decides::FeedForward,
         Composition::FeedForwardSites => Decides::FeedForwardSites,
     }

@@ -109,12 +109,30 @@ impl MoLoraLinear {
     /// [`base`](Self::base).
     pub fn with_weight(&self, x: Tensor<3>, weight: f64) -> Tensor<3> {
         match &self.adapter {
-            Some(adapter) if weight != 0.0 => {
+            Some(adapter) if weight != 0.0 && !adapter.is_beside => {
                 let y = adapter.add_fixed(self.before(x.clone(), adapter), x, weight);
                 self.rescaled(y, adapter, true)
             }
             _ => self.base(x),
         }
+    }
+
+    /// The output `y` of the feed-forward part that the layer ends with what its adapter adds for the part's
+    /// input `x`, both `[B, T, D]`, and the decisions of the adapter's router; `y` itself where no adapter
+    /// stands beside the part.
+    pub(crate) fn beside(
+        &self,
+        y: Tensor<3>,
+        x: Tensor<3>,
+        context: &ForwardContext,
+    ) -> (Tensor<3>, Option<RouteTrace>) {
+        let Some(adapter) = self.adapter.as_ref().filter(|adapter| adapter.is_beside) else {
+            return (y, None);
+        };
+        let (y, routed, code) = adapter.add_delta(y, x, context, None);
+        let site = adapter.site();
+        let trace = |routed| RouteTrace { site, routed, code };
+        (y, routed.map(trace))
     }
 
     /// `[B, T, D]` to `[B, T, O]`, and the routing decisions if the adapter has a router of its own;
@@ -128,7 +146,8 @@ impl MoLoraLinear {
         context: &ForwardContext,
         shared: Option<&RouterOutput>,
     ) -> (Tensor<3>, Option<RouteTrace>) {
-        let Some(adapter) = &self.adapter else {
+        let here = self.adapter.as_ref().filter(|adapter| !adapter.is_beside);
+        let Some(adapter) = here else {
             let base = self.base(x.clone());
             return match &self.pooled {
                 Some(pooled) => pooled.add_delta(base, x, context),

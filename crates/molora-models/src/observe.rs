@@ -18,14 +18,16 @@ pub struct Observation {
     pub mask: Tensor<2>,
 }
 
-/// The observation of an adapted layer; none of a layer without an adapter.
+/// The observation of an adapted layer; none of a layer without an adapter, or with one that reads what
+/// another layer does.
 pub(crate) fn observation(
     linear: &MoLoraLinear,
     x: &Tensor<3>,
     context: &ForwardContext,
     shared: Option<&RouterOutput>,
 ) -> Option<Observation> {
-    let adapter = linear.adapter.as_ref()?;
+    let adapter = linear.adapter.as_ref();
+    let adapter = adapter.filter(|adapter| !adapter.is_beside)?;
     let low = adapter.bank.down(x.clone(), None);
     let (delta, _) = adapter.mix(low, x.clone(), context, shared);
     Some(Observation {

@@ -25,7 +25,8 @@ impl FeedForward {
     pub(crate) fn forward(&self, x: Tensor<3>, pass: &mut Pass) -> Tensor<3> {
         let parts = self.parts();
         let Some((router, routed)) = pass.decide_feed_forward(parts.first_site(), &x) else {
-            return parts.compute(x, |linear, x| pass.apply(linear, x));
+            let y = parts.compute(x.clone(), |linear, x| pass.apply(linear, x));
+            return pass.beside(&self.down, y, x);
         };
         if router.decides == Decides::FeedForward {
             let slots = router.router.most_selected(routed.num_experts());

@@ -89,6 +89,30 @@ impl Pass<'_> {
         y
     }
 
+    /// The output `y` of a feed-forward part that read `x`, with what the adapter beside it adds, if its last
+    /// linear layer has one.
+    pub(crate) fn beside(&mut self, last: &MoLoraLinear, y: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
+        let adapter = last.adapter.as_ref().filter(|adapter| adapter.is_beside);
+        let Some(adapter) = adapter.filter(|_| self.fixed.is_none()) else {
+            return y;
+        };
+        let site = adapter.site();
+        let granularity = adapter.router.as_ref().map(|router| router.granularity());
+        if let Some(routed) = self.decided(site).filter(|_| granularity.is_some()) {
+            let y = adapter.add_decided(y, x, &self.context, &routed);
+            self.routes.push(RouteTrace {
+                site,
+                routed,
+                code: None,
+            });
+            return y;
+        }
+        let (y, route) = last.beside(y, x, &self.context);
+        self.keep(granularity, route.as_ref());
+        self.routes.extend(route);
+        y
+    }
+
     /// Takes the decision of a layer's router for all its sites.
     pub(crate) fn enter(&mut self, layer: Option<&LayerRouter>, x: &Tensor<3>, rule: LayerRule) {
         self.shared = None;

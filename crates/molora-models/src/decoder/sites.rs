@@ -109,6 +109,7 @@ impl Decoder {
                     path,
                     layer,
                     in_feed_forward,
+                    ends_feed_forward: part == names.down,
                     linear,
                 }));
             }

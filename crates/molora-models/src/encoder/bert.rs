@@ -293,6 +293,7 @@ impl Adaptable for Bert {
             path,
             layer: index / LINEARS,
             in_feed_forward: index % LINEARS >= ATTENTION_LINEARS,
+            ends_feed_forward: index % LINEARS == LINEARS - 1,
             linear,
         };
         let (sites, plan) = attach_sites(places.map(place).collect(), spec, width, &to)?;
@@ -369,11 +370,14 @@ impl Layer {
             decided => {
                 let routed = decided.map(|(_, routed)| routed);
                 let shared = routed.as_ref().or(pass.shared);
-                parts.compute(x.clone(), |linear, x| {
+                let y = parts.compute(x.clone(), |linear, x| {
                     let (y, route) = apply(linear, x, shared);
                     routes.extend(route);
                     y
-                })
+                });
+                let (y, route) = parts.down.beside(y, x.clone(), pass.context);
+                routes.extend(route);
+                y
             }
         };
         self.output_norm.forward(y + x)

@@ -111,6 +111,7 @@ impl T5 {
                     path: format!("{path}.{part}"),
                     layer,
                     in_feed_forward: part.contains(FEED_FORWARD),
+                    ends_feed_forward: part.ends_with(".wo"),
                     linear,
                 });
             }

@@ -213,6 +213,9 @@ fn side(
     if count != found && count * adapter.bank.groups() != found {
         return refuse(format!("{found} weights for {count} experts"));
     }
+    if adapter.is_beside() {
+        return refuse("its experts stand beside the whole feed-forward part".into());
+    }
     if adapter.magnitude.is_some() && weights != [1.0] {
         return refuse("magnitudes (DoRA) belong to one expert of weight 1".into());
     }

@@ -23,6 +23,9 @@ pub enum Composition {
     /// of all its linear layers. Sites elsewhere have a plain LoRA. Hard-routed MoR-LoRA,
     /// arXiv:2606.31413.
     FeedForwardSites,
+    /// Beside whole feed-forward parts: the mixture reads what the part reads, and adds to what it gives. The
+    /// site is the part's last linear layer, by which targets choose it. mtLoRA, arXiv:2603.01526.
+    Block,
     /// At linear layers whose experts are in a pool that all layers share. Lily, arXiv:2407.09946.
     Pool(PoolConfig),
 }
@@ -37,8 +40,13 @@ impl Composition {
     pub fn pool(self) -> Option<PoolConfig> {
         match self {
             Self::Pool(pool) => Some(pool),
-            Self::Site | Self::FeedForward | Self::FeedForwardSites => None,
+            Self::Site | Self::FeedForward | Self::FeedForwardSites | Self::Block => None,
         }
+    }
+
+    /// Whether each place where it acts has a mixture of its own, with a router of its own.
+    pub(super) fn is_by_site(self) -> bool {
+        matches!(self, Self::Site | Self::Block)
     }
 
     /// Whether it acts in feed-forward parts alone.
@@ -108,6 +116,9 @@ impl AdapterSpec {
         if let Some(pool) = self.composition.pool() {
             return self.pool_exists(pool);
         }
+        if self.composition == Composition::Block {
+            return self.block_exists();
+        }
         if self.composition.is_site() {
             return match self.router_scope {
                 RouterScope::Model => Err(inconsistent(
@@ -171,6 +182,21 @@ impl AdapterSpec {
         Ok(())
     }
 
+    /// What is wrong with a mixture beside feed-forward parts.
+    fn block_exists(&self) -> Result<(), ModelError> {
+        let problem = if self.router_scope != RouterScope::Site {
+            "adapter.composition is block, which needs adapter.router_scope = \"site\""
+        } else if self.has_expert_per_task() {
+            "adapter.experts is per_task, which needs adapter.composition = \"site\""
+        } else if self.bank.start.reads_weight() || self.dora {
+            "adapter.composition is block, which has no frozen weight of its own: it goes without \
+             adapter.dora and an adapter.bank.start that reads the weight"
+        } else {
+            return Ok(());
+        };
+        Err(inconsistent(problem))
+    }
+
     /// What is wrong with experts that layers share.
     fn pool_exists(&self, pool: PoolConfig) -> Result<(), ModelError> {
         let by_other = |router: &RouterConfig| router.granularity != Granularity::Token;
@@ -232,7 +258,7 @@ impl AdapterSpec {
     /// Whether every site has a router of its own that decides by token.
     pub fn routes_tokens(&self) -> bool {
         let by_token = |router: &RouterConfig| router.granularity == Granularity::Token;
-        self.composition.is_site()
+        self.composition.is_by_site()
             && self.router_scope == RouterScope::Site
             && self.router.as_ref().is_some_and(by_token)
     }

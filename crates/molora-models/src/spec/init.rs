@@ -7,7 +7,7 @@ use molora_routing::{RouteFrom, Router};
 
 use super::{AdapterSpec, RouterScope};
 use crate::adapter::Reads;
-use crate::{Adapter, PoolConfig, PooledSite};
+use crate::{Adapter, Composition, PoolConfig, PooledSite};
 
 /// Where a site whose experts are in a pool is.
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +81,7 @@ impl AdapterSpec {
         seed: Seed,
         device: &Device,
     ) -> Adapter {
-        let is_own = self.composition.is_site() && self.router_scope.is_by_site();
+        let is_own = self.composition.is_by_site() && self.router_scope.is_by_site();
         let router = self.router.as_ref().filter(|_| is_own);
         let reads = match (self.router_scope.first_pass(), router) {
             (Some(first), _) => Reads::FirstPass(first.features(width)),
@@ -106,6 +106,7 @@ impl AdapterSpec {
             magnitude: None,
             reads,
             general: self.general,
+            is_beside: self.composition == Composition::Block,
             site: number,
         }
     }

@@ -323,6 +323,7 @@ impl AdapterSpec {
             && self.bank.is_plain()
             && self.router.is_none()
             && self.gate.is_none()
+            && self.composition != Composition::Block
     }
 }
 

@@ -1,19 +1,19 @@
-//! mtLoRA: every block of outputs weighs the experts of a shared A for itself. arXiv:2603.01526. Notes:
-//! docs/methods/mtlora.md
+//! mtLoRA: beside every feed-forward part, each group of outputs weighs the experts of a shared A for itself.
+//! arXiv:2603.01526. Notes: docs/methods/mtlora.md
 use molora_adapters::combine::OutputGroupsConfig;
 use molora_adapters::{BankConfig, Scaling, Slices};
-use molora_models::AdapterSpec;
+use molora_models::{AdapterSpec, Composition};
 use molora_regularize::{MassVariation, ObjectiveConfig, Reduction, Spectral, TermConfig};
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, About, Recipe};
+use super::{About, FEED_FORWARD, Recipe};
 
 const CITATION: &str = "mtLoRA: multi-task low-rank adaptation with fine-grained routing, ICLR 2026, \
                         arXiv:2603.01526";
 
 pub(super) const ABOUT: About = About {
-    special: "shared A, every block of outputs has its own router",
+    special: "shared A beside feed-forwards, a router per group of outputs",
     parameters: "R D + E R O + G E D",
     step_time: None,
 };
@@ -37,7 +37,8 @@ pub(super) fn recipe() -> Recipe {
         ..RouterConfig::default()
     };
     let adapter = AdapterSpec {
-        targets: ATTENTION.map(String::from).to_vec(),
+        targets: FEED_FORWARD.map(String::from).to_vec(),
+        composition: Composition::Block,
         bank,
         router: Some(router),
         ..AdapterSpec::default()

@@ -8,6 +8,7 @@ use molora_adapters::combine::{
 use molora_adapters::core::{OutputGateConfig, ReluConfig};
 use molora_adapters::down::{FactoredConfig, FrozenSparseConfig};
 use molora_adapters::{DownConfig, Scaling, task_selector};
+use molora_models::Composition;
 use molora_regularize::{
     LoadBalance, MassVariation, Reduction, Spectral, SpectralForm, TermConfig,
 };
@@ -78,6 +79,7 @@ fn golden_methods_mtlora_grouped() {
         };
         for variant in Variant::all(&document, &expected) {
             let mut spec = spec(&variant, "mtlora", experts, rank);
+            spec.composition = Composition::Site;
             let groups = variant.number("groups") as usize;
             spec.bank.combine = OutputGroupsConfig { groups }.into();
             let names = [
@@ -108,6 +110,7 @@ fn golden_methods_mtlora_block() {
         };
         for variant in Variant::all(&document, &expected) {
             let mut spec = spec(&variant, "mtlora", experts, rank);
+            spec.composition = Composition::Site;
             let groups = variant.number("groups") as usize;
             spec.bank.combine = OutputGroupsConfig { groups }.into();
             let mut names = vec![

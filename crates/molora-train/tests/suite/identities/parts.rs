@@ -170,6 +170,7 @@ fn compositions() -> Vec<(String, AdapterSpec)> {
         with(Composition::FeedForward, RouterScope::Model),
         with(Composition::FeedForwardSites, RouterScope::Site),
         with(Composition::FeedForwardSites, RouterScope::Model),
+        with(Composition::Block, RouterScope::Site),
         with(Composition::Site, RouterScope::Layer),
         with(Composition::Site, first(false, 1)),
         with(Composition::Site, first(false, 3)),
