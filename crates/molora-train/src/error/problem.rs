@@ -295,6 +295,9 @@ pub enum RunProblem {
     /// A site of which nothing can be fitted.
     #[error("what {site} reads or adds is not finite: its weights are broken or far too large")]
     SiteNotFinite { site: String },
+    /// Experts that no LoRA of a layer can be fitted to.
+    #[error("{why}")]
+    NotByLayer { why: String },
     /// A mixture that no single LoRA equals.
     #[error("{why}; {advice}")]
     NoSingleLora { why: String, advice: String },

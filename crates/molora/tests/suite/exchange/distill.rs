@@ -73,3 +73,19 @@ fn a_lora_is_its_own_nearest() {
         assert_eq!(task["mixture"], task["lora"]);
     }
 }
+
+/// A LoRA is fitted to single layers: experts that none has to itself are refused, not left out.
+#[test]
+fn experts_that_no_layer_has_to_itself_are_refused() {
+    let world = World::new();
+    for (name, why) in [
+        ("mtlora", "stand beside whole feed-forward parts"),
+        ("lily", "are shared by all layers"),
+    ] {
+        world.train(&small(name), name);
+        let output = world.run(&["distill", name, "--rank", "2"]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{name}");
+        assert!(error.contains(why), "{name}: {error}");
+    }
+}
