@@ -4,6 +4,9 @@
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
+    /// Experts of different ranks that do not fit the bank, in words.
+    #[error("{0}")]
+    Sizes(String),
     /// A size that must be at least one is zero.
     #[error("{field} is 0, expected at least 1")]
     Zero {

@@ -195,7 +195,7 @@ impl MoLoraLinear {
             return y;
         };
         let weight = self.weight.wide();
-        let experts = adapter.bank.num_experts();
+        let experts = adapter.bank.choices();
         let share = match is_routed {
             true => 1.0 / experts as f64,
             false => 1.0,

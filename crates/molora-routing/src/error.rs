@@ -104,6 +104,16 @@ pub enum RoutingError {
         "the normaliser {0} weighs the experts of all groups together, expected selection = \"dense\""
     )]
     JointSelection(&'static str),
+    /// More pairs of vectors are to be selected than there are vectors.
+    #[error("selected is {selected}, expected at most {most}, the number of {what}")]
+    Selected {
+        /// Configured number of pairs.
+        selected: usize,
+        /// Number of vectors.
+        most: usize,
+        /// Which vectors.
+        what: &'static str,
+    },
     /// A weight of conditional scores out of its range.
     #[error("condition is {0}, expected a finite number of at least 0")]
     Condition(f64),

@@ -390,7 +390,7 @@ impl ExpertBank {
             true => Tensor::eye(self.a.dims()[0], &self.a.device()),
             false => self.a_matrix(),
         };
-        let weights = weights.reshape([1, 1, self.num_experts]);
+        let weights = weights.reshape([1, 1, self.choices()]);
         let delta = self.up(low.unsqueeze(), Some(weights)).squeeze_dim(0);
         match &self.residual {
             Some(residual) => {

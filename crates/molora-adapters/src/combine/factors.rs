@@ -83,11 +83,7 @@ impl Combining for FactorsConfig {
 
 impl FactorsConfig {
     /// `A` and `B` of each row of weights `[B, Q, E]`: `[B, D, R]` and `[B, R, O]`.
-    fn mixed(
-        &self,
-        bank: &ExpertBank,
-        weights: Option<Tensor<3>>,
-    ) -> (Tensor<3>, Tensor<3>) {
+    fn mixed(&self, bank: &ExpertBank, weights: Option<Tensor<3>>) -> (Tensor<3>, Tensor<3>) {
         let (experts, rank, splits) = (bank.num_experts, bank.rank, self.splits);
         let ([d_input, _], [_, d_output]) = (bank.a.dims(), bank.b.dims());
         let ones = || Tensor::ones([1, 1, experts], &bank.b.device());

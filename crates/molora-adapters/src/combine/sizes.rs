@@ -65,21 +65,30 @@ impl Combining for SizesConfig {
     }
 
     fn validate(&self, bank: &BankConfig) -> Result<(), AdapterError> {
-        let lacks = |needs| {
-            Err(AdapterError::Combine {
-                name: "sizes",
-                needs,
-            })
-        };
-        if self.shares.is_empty() || self.shares.contains(&0) {
-            return lacks("shares of at least 1, one for each expert");
+        let (shares, rank, experts) = (&self.shares, bank.rank, bank.num_experts);
+        let wrong = |text: String| Err(AdapterError::Sizes(text));
+        if shares.is_empty() || shares.contains(&0) {
+            return wrong(format!(
+                "combine.sizes.shares is {shares:?}, expected one or more numbers of at least 1"
+            ));
         }
-        if bank.num_experts != 1 || !bank.core.is_none() {
-            return lacks("num_experts = 1, whose rank the shares divide, and no core");
+        if experts != 1 {
+            return wrong(format!(
+                "num_experts is {experts}, expected 1: combine.sizes.shares divide the rank of one expert"
+            ));
         }
-        match bank.rank < self.shares.len() {
-            true => lacks("a rank of at least the number of shares"),
-            false => Ok(()),
+        if rank < shares.len() {
+            return wrong(format!(
+                "rank is {rank}, expected at least {}, one for each of combine.sizes.shares",
+                shares.len()
+            ));
+        }
+        match bank.core.is_none() {
+            true => Ok(()),
+            false => wrong(format!(
+                "core is {}, expected none beside combine = \"sizes\"",
+                bank.core.name()
+            )),
         }
     }
 

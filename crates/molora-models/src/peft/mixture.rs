@@ -65,7 +65,7 @@ fn mixture_of<M: BaseModel>(
 pub fn expert<M: BaseModel>(model: &M, expert: usize) -> Result<ResolvedAdapter, ModelError> {
     let mut copy = model.clone();
     for (path, site) in attached(&mut copy) {
-        let count = site.bank.num_experts();
+        let count = site.bank.choices();
         if expert >= count {
             return Err(ModelError::Inconsistent(format!(
                 "expert {expert} does not exist: {path} has {count} experts"
@@ -73,7 +73,7 @@ pub fn expert<M: BaseModel>(model: &M, expert: usize) -> Result<ResolvedAdapter,
         }
     }
     mixture(model, |_, site| {
-        let mut weights = vec![0.0; site.bank.num_experts()];
+        let mut weights = vec![0.0; site.bank.choices()];
         weights[expert] = 1.0;
         weights
     })
@@ -162,7 +162,7 @@ fn fixed_weights(
         })
     });
     match site.decided_weights(routed.as_ref(), &context) {
-        None => Ok(vec![1.0; site.bank.num_experts()]),
+        None => Ok(vec![1.0; site.bank.choices()]),
         Some(weights) => Ok(weights.into_data().iter::<f64>().collect()),
     }
 }
@@ -209,7 +209,7 @@ fn side(
         });
     };
     let refuse = |text: String| Err(ModelError::Inconsistent(format!("{path}: {text}")));
-    let (count, found) = (adapter.bank.num_experts(), weights.len());
+    let (count, found) = (adapter.bank.choices(), weights.len());
     if count != found && count * adapter.bank.groups() != found {
         return refuse(format!("{found} weights for {count} experts"));
     }
@@ -251,7 +251,7 @@ fn factors(adapter: &Adapter, weights: &[f64], task: Option<&Tensor<2>>) -> (Ten
     let (a, b) = match bank.combine().is_sum() {
         true => summed(bank, weights, task),
         false => {
-            let experts = bank.num_experts();
+            let experts = bank.choices();
             let shape = [1, weights.len() / experts, experts];
             let values: Vec<f32> = weights.iter().map(|weight| *weight as f32).collect();
             let weights = Tensor::from_data(TensorData::new(values, shape), &bank.b.device());

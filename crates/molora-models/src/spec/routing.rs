@@ -10,7 +10,8 @@ use crate::ModelError;
 impl AdapterSpec {
     /// Checks that experts of different ranks are the same in every layer, and a mixture of sites.
     pub(super) fn choices_exist(&self) -> Result<(), ModelError> {
-        let is_everywhere = self.experts == ExpertCount::Same
+        let is_everywhere = self.router.is_some()
+            && self.experts == ExpertCount::Same
             && self.general.is_none()
             && matches!(
                 self.composition,
@@ -19,7 +20,7 @@ impl AdapterSpec {
         match self.bank.costs().is_none() || is_everywhere {
             true => Ok(()),
             false => Err(ModelError::Inconsistent(format!(
-                "adapter.bank.combine is {}, which needs adapter.experts = \"same\", adapter.composition = \
+                "adapter.bank.combine is {}, which needs an adapter.router, adapter.experts = \"same\", adapter.composition = \
                  \"site\" or \"feed_forward_sites\", and no adapter.general",
                 self.bank.combine.name()
             ))),
@@ -62,8 +63,7 @@ impl AdapterSpec {
                     router.scorer.name()
                 )));
             }
-            // Pairs are made of as many down-vectors as up-vectors.
-            router.scorer.validate(self.bank.rank)?;
+            router.scorer.validate_columns(self.bank.rank)?;
         }
         let by_token = router.granularity == Granularity::Token;
         if combine.reads_inputs() && by_token {

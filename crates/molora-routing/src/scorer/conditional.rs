@@ -77,8 +77,23 @@ impl ScorerNumbers for ConditionalConfig {
         }
         match self.selected {
             0 => Err(RoutingError::Zero { field: "selected" }),
-            top_k if top_k > num_experts => Err(RoutingError::TopKTooLarge { top_k, num_experts }),
+            selected if selected > num_experts => Err(RoutingError::Selected {
+                selected,
+                most: num_experts,
+                what: "up-vectors",
+            }),
             _ => Ok(()),
+        }
+    }
+
+    fn validate_columns(&self, columns: usize) -> Result<(), RoutingError> {
+        match self.selected > columns {
+            true => Err(RoutingError::Selected {
+                selected: self.selected,
+                most: columns,
+                what: "down-vectors",
+            }),
+            false => Ok(()),
         }
     }
 

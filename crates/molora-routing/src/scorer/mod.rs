@@ -150,6 +150,14 @@ pub trait ScorerNumbers {
         Ok(())
     }
 
+    /// Checks what depends on the number of columns of the down-projection that the scorer reads.
+    ///
+    /// # Errors
+    /// The first number that is out of its range.
+    fn validate_columns(&self, _columns: usize) -> Result<(), RoutingError> {
+        Ok(())
+    }
+
     /// What the scorer reads.
     fn reads(&self) -> Reads {
         Reads::Features
@@ -315,6 +323,14 @@ impl ScorerConfig {
     /// The first number that is out of its range.
     pub fn validate(&self, num_experts: usize) -> Result<(), RoutingError> {
         each!(ScorerConfig, self, numbers => numbers.validate(num_experts))
+    }
+
+    /// See [`ScorerNumbers::validate_columns`].
+    ///
+    /// # Errors
+    /// The first number that is out of its range.
+    pub fn validate_columns(&self, columns: usize) -> Result<(), RoutingError> {
+        each!(ScorerConfig, self, numbers => numbers.validate_columns(columns))
     }
 
     /// What the scorer reads.

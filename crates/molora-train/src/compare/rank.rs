@@ -3,6 +3,8 @@
 use molora_kernels::random::Seed;
 use molora_models::{Adaptable, AdapterSpec, Backbone, ModelPart, TaskModel};
 
+use std::ops::RangeInclusive;
+
 use burn::tensor::Device;
 use molora_adapters::Start;
 
@@ -45,15 +47,18 @@ impl Counter<'_> {
     /// The rank in `1..=64` (less where a site is narrower) whose count is nearest to `budget`.
     ///
     /// # Errors
-    /// If the specification does not fit the model at rank 1.
+    /// If the specification does not fit the model at the least rank that it may have.
     pub fn nearest(&self, spec: &AdapterSpec, budget: usize) -> Result<Choice, TrainError> {
         let at = |rank: usize| {
             let mut spec = spec.clone();
             spec.bank.rank = rank;
             spec
         };
-        let limit = self.narrowest(&at(1))?.min(MAX_RANK);
-        nearest(budget, limit, |rank| self.parameters(&at(rank)))
+        // Some specifications need more than one rank.
+        let fits = |rank: &usize| at(*rank).problems().is_empty();
+        let least = (1..=MAX_RANK).find(fits).unwrap_or(1);
+        let limit = self.narrowest(&at(least))?.min(MAX_RANK).max(least);
+        nearest(budget, least..=limit, |rank| self.parameters(&at(rank)))
     }
 
     fn attached(&self, spec: &AdapterSpec) -> Result<TaskModel, TrainError> {
@@ -82,15 +87,16 @@ impl Counter<'_> {
     }
 }
 
-/// The rank in `1..=limit` whose count is nearest to `budget`, the smaller one of two that are
+/// The rank in `ranks` whose count is nearest to `budget`, the smaller one of two that are
 /// equally near. Counts must not fall with the rank: it is found by bisection.
 fn nearest<E>(
     budget: usize,
-    limit: usize,
+    ranks: RangeInclusive<usize>,
     mut count: impl FnMut(usize) -> Result<usize, E>,
 ) -> Result<Choice, E> {
     // The least rank that reaches the budget, or the limit.
-    let (mut low, mut high) = (1, limit);
+    let (least, mut high) = ranks.into_inner();
+    let mut low = least;
     while low < high {
         let middle = low + (high - low) / 2;
         match count(middle)? < budget {
@@ -102,7 +108,7 @@ fn nearest<E>(
         rank: low,
         parameters: count(low)?,
     };
-    if low == 1 {
+    if low == least {
         return Ok(above);
     }
     let below = Choice {
@@ -124,11 +130,20 @@ mod tests {
     }
 
     #[test]
+    fn ranks_begin_where_the_specification_allows() {
+        let count = |rank: usize| Ok::<_, ()>(10 * rank);
+        for (budget, expected) in [(0, 4), (41, 4), (46, 5), (900, 64)] {
+            let found = nearest(budget, 4..=64, count).expect("counting does not fail");
+            assert_eq!(found.rank, expected, "{budget}");
+        }
+    }
+
+    #[test]
     fn bisection_finds_what_trying_all_finds() {
         for count in [|rank| 7 * rank, |rank| 100 + 3 * rank * rank, |_| 50] {
             for limit in [1, 2, 3, 10, 64] {
                 for budget in [0, 1, 50, 103, 110, 111, 448, 1000, 100_000] {
-                    let found = nearest(budget, limit, |rank| Ok::<_, ()>(count(rank)));
+                    let found = nearest(budget, 1..=limit, |rank| Ok::<_, ()>(count(rank)));
                     let found = found.expect("counting does not fail");
                     let expected = by_trying_all(budget, limit, count);
                     let distances = [found.rank, expected].map(|rank| budget.abs_diff(count(rank)));
@@ -141,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_smaller_of_two_equally_near_ranks_is_taken() {
-        let found = nearest(15, 64, |rank| Ok::<_, ()>(10 * rank)).expect("counted");
+        let found = nearest(15, 1..=64, |rank| Ok::<_, ()>(10 * rank)).expect("counted");
         assert_eq!(
             found,
             Choice {
@@ -154,7 +169,7 @@ mod tests {
     #[test]
     fn few_ranks_are_counted() {
         let mut calls = 0;
-        let counted = nearest(333, 64, |rank| {
+        let counted = nearest(333, 1..=64, |rank| {
             calls += 1;
             Ok::<_, ()>(10 * rank)
         });
@@ -164,6 +179,6 @@ mod tests {
 
     #[test]
     fn a_failed_count_is_handed_on() {
-        assert_eq!(nearest(1, 64, |_| Err("no site")), Err("no site"));
+        assert_eq!(nearest(1, 1..=64, |_| Err("no site")), Err("no site"));
     }
 }

@@ -209,6 +209,9 @@ pub enum RunProblem {
     /// Prompts that need a template.
     #[error("data.writing.prompt is chat, but the model has no chat template")]
     PromptNeedsTemplate,
+    /// A budget that no path keeps to, or that is no cost.
+    #[error("--budget is {budget}, expected a number from {least} to 1")]
+    Budget { budget: f64, least: f64 },
     /// A search for the best choice of experts where there is none.
     #[error("the run {0}")]
     NoOracle(&'static str),

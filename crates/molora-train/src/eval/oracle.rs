@@ -29,6 +29,8 @@ pub(crate) struct Found {
     pub(crate) routed: Vec<f64>,
     /// What the routers' decisions cost in the mean, where experts differ in that.
     pub(crate) routed_cost: Option<f64>,
+    /// Number of experts of each layer that has routers.
+    pub(crate) choices: Vec<usize>,
 }
 
 /// The search through one batch of records of one task.
@@ -97,6 +99,7 @@ impl Search<'_> {
             mean,
             routed,
             routed_cost,
+            choices: choices.into_iter().filter(|&count| count > 0).collect(),
         })
     }
 

@@ -33,6 +33,10 @@ pub(super) fn as_lora(
     let backbone = &opened.model.backbone;
     if let Some(name) = &choice.expert {
         let number = expert_number(run, opened, name)?;
+        if let Some(why) = no_experts(opened) {
+            let problem = RunProblem::NotByLayer { why: why.into() };
+            return Err(TrainError::run(run, problem));
+        }
         return Ok(without_padding(expert(backbone, number)?));
     }
     let task = choice.task.as_deref();
@@ -93,7 +97,7 @@ pub(super) fn expert_names(opened: &Opened) -> Vec<String> {
 /// The smallest number of experts that a site has.
 fn num_experts(opened: &Opened) -> usize {
     let sites = opened.model.backbone.sites();
-    let counts = sites.iter().map(|(_, site)| site.bank.num_experts());
+    let counts = sites.iter().map(|(_, site)| site.bank.choices());
     counts.min().unwrap_or(0)
 }
 
@@ -140,15 +144,41 @@ fn why_not(opened: &Opened, has_task: bool) -> Option<String> {
     }
 }
 
+/// Why no expert of a run is a LoRA by itself.
+fn no_experts(opened: &Opened) -> Option<&'static str> {
+    let (spec, sites) = (&opened.loaded.spec, opened.model.backbone.sites());
+    let router = spec.router.as_ref();
+    if sites.is_empty() {
+        Some("its layers share their experts, so that no LoRA of a layer is one of them")
+    } else if sites.iter().any(|(_, adapter)| adapter.is_beside()) {
+        Some("its experts stand beside whole feed-forward parts, where no LoRA of a layer does")
+    } else if router.is_some_and(|router| router.scorer.decides()) {
+        Some("its routers choose pairs of vectors, none of which is an expert by itself")
+    } else if !spec.bank.is_linear() {
+        Some("no LoRA computes what its experts do")
+    } else {
+        None
+    }
+}
+
 /// What can be had instead of the mixture.
 pub(super) fn advice(run: &Path, opened: &Opened) -> String {
     let (rank, run) = (opened.loaded.spec.bank.rank, run.display());
+    let sites = opened.model.backbone.sites();
+    let by_layer = !sites.is_empty() && !sites.iter().any(|(_, adapter)| adapter.is_beside());
     let expert = match expert_names(opened).as_slice() {
         [] => format!("N (0 to {})", num_experts(opened).saturating_sub(1)),
         names => format!("NAME ({})", names.join(", ")),
     };
-    format!(
-        "molora distill {run} --rank {rank} fits the nearest LoRA and measures its error, and molora \
-         export {run} --expert {expert} takes one expert"
-    )
+    let fit = by_layer.then(|| {
+        format!("molora distill {run} --rank {rank} fits the nearest LoRA and measures its error")
+    });
+    let has_experts = no_experts(opened).is_none();
+    let alone =
+        has_experts.then(|| format!("molora export {run} --expert {expert} takes one expert"));
+    let advice: Vec<String> = fit.into_iter().chain(alone).collect();
+    match advice.is_empty() {
+        true => "molora generate and molora eval read the run itself".into(),
+        false => advice.join(", and "),
+    }
 }

@@ -180,6 +180,9 @@ impl StageConfig {
         if self.steps > 0 || !self.trainable.is_empty() {
             problems.push("transform computes no gradient: expected no steps and trainable".into());
         }
+        if self.routing != Routing::Router {
+            problems.push("transform computes no gradient: expected no routing".into());
+        }
         if let Transform::Cluster(config) = transform {
             let at = |problem| format!("transform.cluster.{problem}");
             problems.extend(config.problems().into_iter().map(at));
@@ -221,6 +224,12 @@ impl StageConfig {
         }
         if self.scope == Scope::EachGate && self.trainable.contains(&ParameterKind::Adapters) {
             problems.push("trainable has adapters, but an expert behind its gate is frozen".into());
+        }
+        if self.routing == Routing::Random && self.trainable.contains(&ParameterKind::Routers) {
+            problems.push(
+                "routing is random, and trainable has routers, which learn nothing while chance decides"
+                    .into(),
+            );
         }
         if self.routing != Routing::Router && self.scope != Scope::Mixture {
             problems.push("routing = \"label\" or \"random\" needs scope = \"mixture\"".into());

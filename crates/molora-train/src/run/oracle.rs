@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use burn::module::Module;
-use molora_routing::LayerRule;
+use molora_routing::{LayerRule, RouterConfig};
 use serde::Serialize;
 
 use super::evaluate::{Opened, open_scored};
@@ -94,8 +94,13 @@ pub fn search_oracle(
     if spec.router.is_none() {
         return refuse("has no routers, so that there is nothing to choose");
     }
-    if spec.layer_rule != LayerRule::PerLayer {
-        return refuse("takes one choice for all layers (adapter.layer_rule)");
+    let by_pass = spec.router_scope.first_pass();
+    if spec.layer_rule != LayerRule::PerLayer || by_pass.is_some_and(|first| !first.layerwise) {
+        return refuse("takes one choice for all layers");
+    }
+    let decides = |router: &RouterConfig| router.scorer.decides();
+    if spec.router.as_ref().is_some_and(decides) {
+        return refuse("has routers that choose pairs of vectors, and not experts");
     }
     if opened.model.num_blocks().is_none() {
         return refuse("is of an encoder-decoder, whose layers are not computed one by one");
@@ -105,8 +110,9 @@ pub fn search_oracle(
             return refuse("has experts of equal cost, to which a budget says nothing");
         };
         let least = costs.iter().copied().fold(f64::INFINITY, f64::min);
-        if !(budget.is_finite() && budget >= least) {
-            return refuse("has no path that keeps to the budget");
+        if !(least..=1.0).contains(&budget) {
+            let problem = RunProblem::Budget { budget, least };
+            return Err(TrainError::run(&folder.join(RUN), problem));
         }
     }
     let guide = opened.guide()?;
@@ -128,8 +134,14 @@ pub fn search_oracle(
         for rows in eval_batches(&task.lengths(request.split), BATCH) {
             let found = search(&opened, (number, task), &rows, request, guide.as_ref())?;
             report.exhaustive &= found.mean.is_some();
+            let none = |&experts: &usize| vec![0; experts];
+            if counts.is_empty() {
+                counts = found.choices.iter().map(none).collect();
+            }
             for path in &found.best {
-                count(&mut counts, &path.experts);
+                for (layer, &expert) in counts.iter_mut().zip(&path.experts) {
+                    layer[expert] += 1;
+                }
             }
             sums.add(&found, costs.as_deref());
             done += rows.len();
@@ -174,15 +186,6 @@ fn search(
         device,
     };
     search.run(hidden, &state)
-}
-
-/// Adds one record's path to how often each expert was taken in each layer.
-fn count(counts: &mut Vec<Vec<usize>>, experts: &[usize]) {
-    counts.resize(counts.len().max(experts.len()), Vec::new());
-    for (layer, &expert) in counts.iter_mut().zip(experts) {
-        layer.resize(layer.len().max(expert + 1), 0);
-        layer[expert] += 1;
-    }
 }
 
 /// Sums over the records of a task.

@@ -115,7 +115,7 @@ pub(super) fn written(folder: &Path, assembled: &Assembled) -> String {
     } = assembled;
     let scores = finished.as_ref().map(|finished| closing(folder, finished));
     format!(
-        "{}{}: {experts} experts of rank {rank} on {sites} layers\n",
+        "{}{}: {experts} experts of rank {rank} on {sites} modules\n",
         scores.unwrap_or_default(),
         folder.display()
     )

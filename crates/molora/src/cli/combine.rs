@@ -130,7 +130,7 @@ fn closing(request: &CombineRequest, combined: &Combined) -> String {
             sites,
         } => {
             let folder = request.out.display();
-            format!("{folder}: a run of {experts} experts of rank {rank} on {sites} layers\n")
+            format!("{folder}: a run of {experts} experts of rank {rank} on {sites} modules\n")
         }
         Written::Whole { modules } => {
             let folder = request.out.display();

@@ -109,17 +109,25 @@ fn table(report: &OracleReport) -> String {
 
 type Column = fn(&OracleScore) -> Option<f64>;
 
-/// How often the best paths took each expert, by layer.
+/// Experts whose shares are shown of a layer with more.
+const SHOWN: usize = 6;
+
+/// How often the best paths took each expert, by layer; of many experts those that were taken most.
 fn taken(report: &OracleReport) -> String {
     let mut text = String::from(
         "Share of records whose best path takes each expert, from the first layer on\n",
     );
     for (number, layer) in report.layers.iter().enumerate() {
-        let shares: Vec<String> = layer
-            .iter()
-            .map(|share| format!("{:5.1}", share * 100.0))
-            .collect();
-        text += &format!("  layer {number:2}  {} %\n", shares.join("  "));
+        let mut shares: Vec<(usize, f64)> = layer.iter().copied().enumerate().collect();
+        if shares.len() > SHOWN {
+            shares.sort_by(|a, b| b.1.total_cmp(&a.1));
+            shares.truncate(SHOWN);
+        }
+        let shares = shares
+            .into_iter()
+            .map(|(expert, share)| format!("e{expert} {:5.1} %", share * 100.0));
+        let shares: Vec<String> = shares.collect();
+        text += &format!("  layer {number:2}  {}\n", shares.join("  "));
     }
     text
 }

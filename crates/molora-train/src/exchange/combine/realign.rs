@@ -10,7 +10,7 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 use molora_models::peft::{ResolvedAdapter, attach, static_mixture, tables};
-use molora_models::{Backbone, ParameterKind, SitePattern, TaskModel};
+use molora_models::{Backbone, ParameterKind, SitePattern, TaskModel, select_sites};
 
 use super::learn::constant_rate;
 use super::scores::Asked;
@@ -28,12 +28,18 @@ const RATE: f64 = 1e-3;
 /// names.
 ///
 /// # Errors
-/// A pattern that cannot be read.
+/// A pattern that cannot be read, or that matches nothing.
 pub(super) fn kept<'a>(
     base: &Backbone,
     adapters: impl Iterator<Item = &'a ResolvedAdapter>,
     exclude: &[String],
 ) -> Result<Vec<ResolvedAdapter>, TrainError> {
+    let adapters: Vec<&ResolvedAdapter> = adapters.collect();
+    if !exclude.is_empty() {
+        let loras = adapters.iter().flat_map(|adapter| &adapter.loras);
+        let paths: Vec<String> = loras.map(|lora| lora.path.clone()).collect();
+        select_sites(exclude, &paths)?;
+    }
     let tables = tables(base);
     let patterns = exclude.iter().map(|text| SitePattern::new(text));
     let patterns: Vec<SitePattern> = patterns.collect::<Result<_, _>>()?;
@@ -46,7 +52,7 @@ pub(super) fn kept<'a>(
             ..adapter.clone()
         }
     };
-    Ok(adapters.map(keep).collect())
+    Ok(adapters.into_iter().map(keep).collect())
 }
 
 /// A few-shot training of a fused adapter.

@@ -9,3 +9,4 @@ mod lora;
 mod method;
 mod parity;
 mod refusal;
+mod unequal;
