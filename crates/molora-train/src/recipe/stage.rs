@@ -268,6 +268,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn routers_do_not_learn_while_chance_decides() {
+        let mut stage = StageConfig::joint(3);
+        stage.routing = Routing::Random;
+        assert!(stage.problems()[0].starts_with("routing is random"));
+        stage.trainable.retain(|kind| *kind != ParameterKind::Routers);
+        assert!(stage.problems().is_empty());
+        let mut transform = StageConfig::transform("assemble", Transform::Assemble);
+        transform.routing = Routing::Random;
+        assert!(transform.problems()[0].contains("expected no routing"));
+    }
+
+    #[test]
     fn a_transform_trains_nothing() {
         let mut stage = StageConfig::transform("assemble", Transform::Assemble);
         assert!(stage.problems().is_empty());
