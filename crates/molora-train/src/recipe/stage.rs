@@ -272,7 +272,9 @@ mod tests {
         let mut stage = StageConfig::joint(3);
         stage.routing = Routing::Random;
         assert!(stage.problems()[0].starts_with("routing is random"));
-        stage.trainable.retain(|kind| *kind != ParameterKind::Routers);
+        stage
+            .trainable
+            .retain(|kind| *kind != ParameterKind::Routers);
         assert!(stage.problems().is_empty());
         let mut transform = StageConfig::transform("assemble", Transform::Assemble);
         transform.routing = Routing::Random;

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use molora_adapters::combine::{OutputGroupsConfig, RankGroupsConfig};
 use molora_adapters::down::{DenseConfig, Down, FactoredConfig};
 use molora_adapters::{Combine, CoreConfig, Slices};
-use molora_models::{Adaptable, AdapterSpec, Bert};
+use molora_models::{Adaptable, AdapterSpec, Bert, Composition};
 use molora_routing::scorer::UniformConfig;
 use molora_routing::{RouterConfig, Selection};
 use molora_testkit::{GRADIENT, assert_close};
@@ -90,6 +90,7 @@ proptest! {
         let mtlora = with(&spec("mtlora", shape), |spec| {
             spec.bank.combine = OutputGroupsConfig { groups }.into();
             spec.targets = vec!["query".into()];
+            spec.composition = Composition::Site;
             let router = spec.router.as_mut().expect("a router");
             router.scorer = UniformConfig.into();
         });

@@ -74,6 +74,7 @@ fn micro_batches_give_the_losses_of_the_whole_batch() {
             let trains = |stage: &StageConfig| stage.transform.is_none();
             let first = recipe.stages.iter().position(trains).expect("one trains");
             recipe.stages[first].steps = 10;
+            recipe.stages[first].optimizer.learning_rate = 1e-3;
             // Experts at random are drawn for every micro-batch anew, too.
             recipe.stages[first].routing = Routing::Router;
             // Balance is a product of two means over the batch: its parts do not add up.
