@@ -131,9 +131,10 @@ impl ObjectiveConfig {
     /// What all sites together have to show for each term.
     pub fn shown(&self, sites: &[SiteView<'_>]) -> Vec<Shown> {
         let shown = |config: &TermConfig| {
+            let shows = |site: &&SiteView<'_>| config.term.at(site, config.within_site).is_some();
             let whole = config.term.is_of_model().then(|| config.over(sites));
             Shown {
-                sites: config.shown_by(sites),
+                sites: sites.iter().filter(shows).count(),
                 whole: whole.flatten().map(Tensor::detach),
             }
         };
@@ -143,7 +144,7 @@ impl ObjectiveConfig {
     /// The share of some sites in the weighted sum that [`evaluate`](Self::evaluate) gives for all,
     /// which have `shown` this for each term; `None` if these have nothing.
     ///
-    /// Of a term about the model as a whole it has the gradient; its value counts for the sites' number.
+    /// Of a term about the model as a whole it has the sites' share of the gradient, and the whole value.
     pub fn share(&self, sites: &[SiteView<'_>], shown: &[Shown]) -> Option<Tensor<1>> {
         let mut total: Option<Tensor<1>> = None;
         for (config, shown) in self.terms.iter().zip(shown) {
@@ -160,13 +161,11 @@ impl ObjectiveConfig {
             };
             let value = match &shown.whole {
                 Some(whole) => {
-                    let moved = value.clone() - value.detach();
-                    let value = config
+                    // The whole, with the gradient of these sites' part of it.
+                    let part = value.clone() - value.detach();
+                    config
                         .term
-                        .of_model(moved + Tensor::from_inner(whole.clone()));
-                    let own = config.shown_by(sites) as f64;
-                    let counted = value.clone().detach().mul_scalar(own / shown.sites as f64);
-                    value.clone() - value.detach() + counted
+                        .of_model(part + Tensor::from_inner(whole.clone()))
                 }
                 None => value,
             };
@@ -181,12 +180,6 @@ impl ObjectiveConfig {
 }
 
 impl TermConfig {
-    /// Number of sites that have something to show.
-    fn shown_by(&self, sites: &[SiteView<'_>]) -> usize {
-        let shows = |site: &&SiteView<'_>| self.term.at(site, self.within_site).is_some();
-        sites.iter().filter(shows).count()
-    }
-
     fn over(&self, sites: &[SiteView<'_>]) -> Option<Tensor<1>> {
         let values: Vec<_> = sites
             .iter()

@@ -32,26 +32,6 @@ impl Default for SizesConfig {
     }
 }
 
-impl SizesConfig {
-    /// The rank of each choice of the router, in a bank of this rank.
-    fn ranks(&self, rank: usize) -> Vec<usize> {
-        let sum: u128 = self.shares.iter().map(|&share| share as u128).sum();
-        let mut left = rank;
-        let mut ranks: Vec<usize> = self.skip.then_some(0).into_iter().collect();
-        for (number, &share) in self.shares.iter().enumerate() {
-            let after = self.shares.len() - 1 - number;
-            let part = share as u128 * rank as u128 / sum.max(1);
-            let part = match after {
-                0 => left,
-                _ => (part as usize).clamp(1, left.saturating_sub(after).max(1)),
-            };
-            ranks.push(part);
-            left = left.saturating_sub(part);
-        }
-        ranks
-    }
-}
-
 impl Combining for SizesConfig {
     fn choices(&self, _num_experts: usize) -> usize {
         self.shares.len() + usize::from(self.skip)
@@ -92,6 +72,16 @@ impl Combining for SizesConfig {
         }
     }
 
+    /// Without the ranks of choices that have no weight.
+    fn factors(&self, bank: &ExpertBank, weights: Tensor<3>) -> Option<(Tensor<2>, Tensor<2>)> {
+        let gates = self.gates(weights, bank.rank).reshape([1, bank.rank]);
+        let takes_part = gates.clone().not_equal_elem(0.0).float();
+        Some((
+            bank.a_matrix() * takes_part,
+            bank.b.val() * gates.transpose(),
+        ))
+    }
+
     fn mix(&self, bank: &ExpertBank, base: Option<Tensor<3>>, weighed: Weighed) -> Tensor<3> {
         let mut code = weighed.code.mul_scalar(bank.factor);
         if let Some(weights) = weighed.weights {
@@ -100,20 +90,45 @@ impl Combining for SizesConfig {
                 true => weights.clone() * weights.detach().not_equal_elem(0.0).float(),
                 false => weights,
             };
-            let (rank, ranks) = (bank.rank, self.ranks(bank.rank));
-            let choices = ranks.len();
-            let mut member = vec![0.0_f32; choices * rank];
-            let mut first = 0;
-            for (choice, size) in ranks.into_iter().enumerate() {
-                let row = choice * rank + first;
-                member[row..row + size].fill(1.0);
-                first += size;
-            }
-            let member = TensorData::new(member, [1, choices, rank]);
-            let member = Tensor::<3>::from_data(member, &weights.device());
-            code = code * weights.matmul(member);
+            code = code * self.gates(weights, bank.rank);
         }
         added(base, molora_kernels::linear(code, bank.b.val(), None))
+    }
+}
+
+impl SizesConfig {
+    /// The rank of each choice of the router, in a bank of this rank.
+    fn ranks(&self, rank: usize) -> Vec<usize> {
+        let sum: u128 = self.shares.iter().map(|&share| share as u128).sum();
+        let mut left = rank;
+        let mut ranks: Vec<usize> = self.skip.then_some(0).into_iter().collect();
+        for (number, &share) in self.shares.iter().enumerate() {
+            let after = self.shares.len() - 1 - number;
+            let part = share as u128 * rank as u128 / sum.max(1);
+            let part = match after {
+                0 => left,
+                _ => (part as usize).clamp(1, left.saturating_sub(after).max(1)),
+            };
+            ranks.push(part);
+            left = left.saturating_sub(part);
+        }
+        ranks
+    }
+
+    /// The weight of each of R ranks, `[B, T', R]`, from those of choices `[B, T', C]`.
+    fn gates(&self, weights: Tensor<3>, rank: usize) -> Tensor<3> {
+        let ranks = self.ranks(rank);
+        let choices = ranks.len();
+        let mut member = vec![0.0_f32; choices * rank];
+        let mut first = 0;
+        for (choice, size) in ranks.into_iter().enumerate() {
+            let row = choice * rank + first;
+            member[row..row + size].fill(1.0);
+            first += size;
+        }
+        let member = TensorData::new(member, [1, choices, rank]);
+        let member = Tensor::<3>::from_data(member, &weights.device());
+        weights.matmul(member)
     }
 }
 

@@ -23,7 +23,8 @@ use molora_routing::{
 
 use super::PeftAbout;
 use super::key::PREFIX;
-use crate::checkpoint::{ConfigFile, ModelWeights, write_tensors};
+use super::write::write_files;
+use crate::checkpoint::{ConfigFile, ModelWeights};
 use crate::{
     Adaptable, AdapterFiles, AdapterSpec, Composition, ModelError, ModelPart, PoolConfig,
     PoolWeights, shortest_names,
@@ -275,12 +276,7 @@ pub fn write_lily<M: Adaptable>(
         "target_modules": names,
         "inference_mode": true,
     });
-    let files = AdapterFiles::in_folder(folder);
-    write_tensors(&files.tensors, &tensors)?;
-    std::fs::write(&files.config, format!("{config:#}\n")).map_err(|source| ModelError::Io {
-        path: files.config,
-        source,
-    })
+    write_files(folder, &tensors, &config)
 }
 
 /// A name for each kind of layers, by which PEFT knows which layers share experts.

@@ -22,8 +22,8 @@ use molora_routing::{Granularity, Normaliser, RouterConfig, Scorer};
 
 use super::key::PREFIX;
 use super::resolve::{ModuleLora, ResolvedAdapter, linears_of};
-use super::write::PeftAbout;
-use crate::checkpoint::{ConfigFile, ModelWeights, write_tensors};
+use super::write::{PeftAbout, write_files};
+use crate::checkpoint::{ConfigFile, ModelWeights};
 use crate::modules::BaseModel;
 use crate::{Adaptable, Adapter, AdapterFiles, AdapterSpec, ModelError, shortest_names};
 
@@ -244,12 +244,7 @@ pub fn write_poly<M: Adaptable>(
         "target_modules": shortest_names(&paths, &all),
         "inference_mode": true,
     });
-    let files = AdapterFiles::in_folder(folder);
-    write_tensors(&files.tensors, &tensors)?;
-    std::fs::write(&files.config, format!("{config:#}\n")).map_err(|source| ModelError::Io {
-        path: files.config,
-        source,
-    })
+    write_files(folder, &tensors, &config)
 }
 
 /// The sizes of a site whose experts are skills.

@@ -56,11 +56,26 @@ pub fn write_adapter<M: BaseModel>(
         source,
     };
     std::fs::create_dir_all(&folder).map_err(|e| io(&folder, e))?;
-    let files = AdapterFiles::in_folder(&folder);
-    write_tensors(&files.tensors, &tensors(adapter, &kinds))?;
-    let text = format!("{config:#}\n");
-    std::fs::write(&files.config, text).map_err(|e| io(&files.config, e))?;
+    write_files(&folder, &tensors(adapter, &kinds), &config)?;
     Ok(folder)
+}
+
+/// Writes both files of an adapter.
+///
+/// # Errors
+/// [`ModelError::Io`] if one cannot be written.
+pub(super) fn write_files(
+    folder: &Path,
+    tensors: &Tensors,
+    config: &Value,
+) -> Result<(), ModelError> {
+    let files = AdapterFiles::in_folder(folder);
+    write_tensors(&files.tensors, tensors)?;
+    let text = format!("{config:#}\n");
+    std::fs::write(&files.config, text).map_err(|source| ModelError::Io {
+        path: files.config,
+        source,
+    })
 }
 
 /// The folder of an adapter of this name: PEFT keeps any but `default` in a folder below of that name.

@@ -20,8 +20,8 @@ impl AdapterSpec {
         match self.bank.costs().is_none() || is_everywhere {
             true => Ok(()),
             false => Err(ModelError::Inconsistent(format!(
-                "adapter.bank.combine is {}, which needs an adapter.router, adapter.experts = \"same\", adapter.composition = \
-                 \"site\" or \"feed_forward_sites\", and no adapter.general",
+                "adapter.bank.combine is {}, which needs an adapter.router, adapter.experts = \"same\", \
+                 adapter.composition = \"site\" or \"feed_forward_sites\", and no adapter.general",
                 self.bank.combine.name()
             ))),
         }

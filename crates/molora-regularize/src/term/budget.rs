@@ -8,8 +8,7 @@ use super::{Need, SiteView, TermNumbers};
 use crate::Reduction;
 
 /// See [`mean_cost`]: the squared distance of the mean cost over the whole model from a target, so that
-/// layers may share the budget unevenly. It has no reduction within a site, and needs `over_sites = "mean"`
-/// to be a mean.
+/// layers may share the budget unevenly. It has no reduction within a site, and needs `over_sites = "mean"`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Budget {
@@ -39,8 +38,12 @@ impl TermNumbers for Budget {
         Some(mean_cost(site.routed?, &site.bank.costs()?))
     }
 
-    fn of_model(&self) -> Option<fn(&Self, Tensor<1>) -> Tensor<1>> {
-        Some(|budget, cost| cost.sub_scalar(budget.target).square())
+    fn is_of_model(&self) -> bool {
+        true
+    }
+
+    fn of_model(&self, cost: Tensor<1>) -> Tensor<1> {
+        cost.sub_scalar(self.target).square()
     }
 }
 

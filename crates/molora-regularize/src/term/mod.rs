@@ -87,11 +87,14 @@ pub trait TermNumbers {
         1
     }
 
-    /// What the values of all sites, put together, become where the term is about the model as a whole;
-    /// `None` where it is their sum or mean.
-    #[allow(clippy::type_complexity, reason = "a function of the term and a value")]
-    fn of_model(&self) -> Option<fn(&Self, Tensor<1>) -> Tensor<1>> {
-        None
+    /// Whether the term is about the model as a whole, and not the sum or mean of what sites give.
+    fn is_of_model(&self) -> bool {
+        false
+    }
+
+    /// What the term makes of the mean over all sites, `[1]`, where it is about the model as a whole.
+    fn of_model(&self, value: Tensor<1>) -> Tensor<1> {
+        value
     }
 
     /// The same term for given tasks, where it names some.
@@ -143,20 +146,17 @@ macro_rules! terms {
                 }
             }
 
-            /// Whether the term is about the model as a whole.
+            /// See [`TermNumbers::is_of_model`].
             pub fn is_of_model(&self) -> bool {
                 match self {
-                    $(Self::$Term(term) => term.of_model().is_some(),)*
+                    $(Self::$Term(term) => term.is_of_model(),)*
                 }
             }
 
-            /// What the values of all sites, put together, add to the loss, `[1]`.
+            /// See [`TermNumbers::of_model`].
             pub fn of_model(&self, value: Tensor<1>) -> Tensor<1> {
                 match self {
-                    $(Self::$Term(term) => match term.of_model() {
-                        Some(of_model) => of_model(term, value),
-                        None => value,
-                    },)*
+                    $(Self::$Term(term) => term.of_model(value),)*
                 }
             }
 

@@ -144,14 +144,24 @@ fn why_not(opened: &Opened, has_task: bool) -> Option<String> {
     }
 }
 
-/// Why no expert of a run is a LoRA by itself.
-fn no_experts(opened: &Opened) -> Option<&'static str> {
-    let (spec, sites) = (&opened.loaded.spec, opened.model.backbone.sites());
-    let router = spec.router.as_ref();
+/// Why no LoRA of a layer does what a run's experts do, whatever weighs them.
+pub(super) fn not_by_layer(opened: &Opened) -> Option<&'static str> {
+    let sites = opened.model.backbone.sites();
     if sites.is_empty() {
         Some("its layers share their experts, so that no LoRA of a layer is one of them")
     } else if sites.iter().any(|(_, adapter)| adapter.is_beside()) {
         Some("its experts stand beside whole feed-forward parts, where no LoRA of a layer does")
+    } else {
+        None
+    }
+}
+
+/// Why no expert of a run is a LoRA by itself.
+fn no_experts(opened: &Opened) -> Option<&'static str> {
+    let spec = &opened.loaded.spec;
+    let router = spec.router.as_ref();
+    if let Some(why) = not_by_layer(opened) {
+        Some(why)
     } else if router.is_some_and(|router| router.scorer.decides()) {
         Some("its routers choose pairs of vectors, none of which is an expert by itself")
     } else if !spec.bank.is_linear() {
@@ -164,8 +174,7 @@ fn no_experts(opened: &Opened) -> Option<&'static str> {
 /// What can be had instead of the mixture.
 pub(super) fn advice(run: &Path, opened: &Opened) -> String {
     let (rank, run) = (opened.loaded.spec.bank.rank, run.display());
-    let sites = opened.model.backbone.sites();
-    let by_layer = !sites.is_empty() && !sites.iter().any(|(_, adapter)| adapter.is_beside());
+    let by_layer = not_by_layer(opened).is_none();
     let expert = match expert_names(opened).as_slice() {
         [] => format!("N (0 to {})", num_experts(opened).saturating_sub(1)),
         names => format!("NAME ({})", names.join(", ")),

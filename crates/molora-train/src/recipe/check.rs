@@ -1,7 +1,7 @@
 //! What is wrong with a recipe: each value against the others, the tasks and the model.
 
 use molora_models::{AdapterSpec, Backbone};
-use molora_regularize::{Mixture, Need, ObjectiveConfig};
+use molora_regularize::{Mixture, Need, ObjectiveConfig, Reduction};
 use molora_routing::{Granularity, RouterConfig};
 
 use super::order::order_problems;
@@ -177,6 +177,11 @@ impl Recipe {
             }
             if let Some(problem) = config.term.problem() {
                 problems.push(format!("{field}.{index}.term.{name}.{problem}"));
+            }
+            if config.term.is_of_model() && config.over_sites == Reduction::Sum {
+                problems.push(format!(
+                    "{field}.{index}.over_sites is sum, expected mean: {name} is about the mean of all layers"
+                ));
             }
             if !(config.weight.is_finite() && config.weight >= 0.0) {
                 let weight = config.weight;

@@ -67,3 +67,20 @@ pub(super) fn recipe() -> Recipe {
         ..Recipe::new("duo-lora", CITATION, adapter)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_is_about_the_mean_of_all_layers() {
+        let mut recipe = recipe();
+        recipe.check().expect("valid");
+        recipe.objective.terms[0].over_sites = Reduction::Sum;
+        let error = recipe.check().expect_err("a sum is no mean").to_string();
+        assert!(
+            error.contains("over_sites is sum, expected mean"),
+            "{error}"
+        );
+    }
+}

@@ -13,6 +13,7 @@ use super::{Event, ScoredRecords};
 use crate::base::DeviceSpec;
 use crate::data::{Batch, Split, TokenizedTask, eval_batches};
 use crate::error::{RunProblem, TrainError};
+use crate::eval::check_finite;
 use crate::eval::oracle::{Found, Search};
 use crate::guide::Guide;
 use crate::model::inputs_for;
@@ -133,6 +134,11 @@ pub fn search_oracle(
         let mut sums = Sums::default();
         for rows in eval_batches(&task.lengths(request.split), BATCH) {
             let found = search(&opened, (number, task), &rows, request, guide.as_ref())?;
+            let losses = found.routed.iter().zip(&found.best);
+            for ((routed, best), &row) in losses.zip(&rows) {
+                let numbers = [*routed, best.loss];
+                check_finite(&task.name, (request.split, row), "loss", numbers)?;
+            }
             report.exhaustive &= found.mean.is_some();
             let none = |&experts: &usize| vec![0; experts];
             if counts.is_empty() {

@@ -1,14 +1,14 @@
 //! Banks that make their matrices or combine their experts in another way, against their equations in
 //! float64.
 
-use burn::tensor::{Tensor, activation::silu};
+use burn::tensor::{Device, Tensor, activation::silu};
 use molora_adapters::combine::{
     FactorsConfig, OrthogonalConfig, OutputGroupsConfig, RankGroupsConfig,
 };
 use molora_adapters::core::{OutputGateConfig, ReluConfig};
 use molora_adapters::down::{FactoredConfig, FrozenSparseConfig};
 use molora_adapters::{DownConfig, Scaling, task_selector};
-use molora_models::Composition;
+use molora_models::{AdapterSpec, Composition};
 use molora_regularize::{
     LoadBalance, MassVariation, Reduction, Spectral, SpectralForm, TermConfig,
 };
@@ -16,6 +16,7 @@ use molora_routing::normaliser::CellsConfig;
 use molora_routing::scorer::{CountTarget, MagnitudeConfig};
 use molora_routing::{RouterOutput, Scorer, Selection};
 use molora_testkit::autodiff_device;
+use molora_testkit::golden::Tensors;
 use molora_train::recipe;
 
 use crate::cases::cases;
@@ -78,23 +79,9 @@ fn golden_methods_mtlora_grouped() {
             panic!("[E, O, R]");
         };
         for variant in Variant::all(&document, &expected) {
-            let mut spec = spec(&variant, "mtlora", experts, rank);
-            spec.composition = Composition::Site;
-            let groups = variant.number("groups") as usize;
-            spec.bank.combine = OutputGroupsConfig { groups }.into();
-            let names = [
-                ("A", "experts.lora_A"),
-                ("B", "experts.lora_B"),
-                (variant.text("router").unwrap_or("router"), "router.weight"),
-            ];
-            let weight = variant.number("balance_coefficient");
-            let mut terms = vec![("balance", term(MassVariation, weight, Reduction::Mean))];
-            terms.extend(spectral(&variant));
+            let (spec, names) = mtlora(&variant, experts, rank);
             let layer = Layer::new(&expected, &spec, &names, 0, &device);
-            layer.check(&variant, &terms);
-            let x = expected.tensor::<3>("input.x", &device);
-            let weights = layer.forward(x, false).1.expect("routed").routed.weights;
-            layer.check_grouped(&variant.key("output.group_router"), weights);
+            check_mtlora(&layer, &variant, &expected, &device);
         }
     }
 }
@@ -109,15 +96,7 @@ fn golden_methods_mtlora_block() {
             panic!("[E, O, R]");
         };
         for variant in Variant::all(&document, &expected) {
-            let mut spec = spec(&variant, "mtlora", experts, rank);
-            spec.composition = Composition::Site;
-            let groups = variant.number("groups") as usize;
-            spec.bank.combine = OutputGroupsConfig { groups }.into();
-            let mut names = vec![
-                ("A", "experts.lora_A"),
-                ("B", "experts.lora_B"),
-                (variant.text("router").unwrap_or("router"), "router.weight"),
-            ];
+            let (mut spec, mut names) = mtlora(&variant, experts, rank);
             let expert_scale = match variant.text("style").expect("a style") {
                 "lowrank" => None,
                 "bottleneck" => Some(false),
@@ -132,9 +111,6 @@ fn golden_methods_mtlora_block() {
             if let Some(expert_scale) = expert_scale {
                 spec.bank.core = ReluConfig { expert_scale }.into();
             }
-            let weight = variant.number("balance_coefficient");
-            let mut terms = vec![("balance", term(MassVariation, weight, Reduction::Mean))];
-            terms.extend(spectral(&variant));
             let [gate, up, down] = ["gate", "up", "down"].map(|name| {
                 let weight: Tensor<2> = expected.tensor(&format!("param.{name}.W0"), &device);
                 weight.transpose().unsqueeze::<3>()
@@ -145,12 +121,38 @@ fn golden_methods_mtlora_block() {
             };
             let part = Box::new(part);
             let layer = Layer::beside(&expected, width, &spec, &names, &device, part);
-            layer.check(&variant, &terms);
-            let x = expected.tensor::<3>("input.x", &device);
-            let weights = layer.forward(x, false).1.expect("routed").routed.weights;
-            layer.check_grouped(&variant.key("output.group_router"), weights);
+            check_mtlora(&layer, &variant, &expected, &device);
         }
     }
+}
+
+/// A variant's specification at a layer of its own, and which of its tensors are which.
+fn mtlora<'a>(
+    variant: &'a Variant<'_>,
+    experts: usize,
+    rank: usize,
+) -> (AdapterSpec, Vec<(&'a str, &'a str)>) {
+    let mut spec = spec(variant, "mtlora", experts, rank);
+    spec.composition = Composition::Site;
+    let groups = variant.number("groups") as usize;
+    spec.bank.combine = OutputGroupsConfig { groups }.into();
+    let names = vec![
+        ("A", "experts.lora_A"),
+        ("B", "experts.lora_B"),
+        (variant.text("router").unwrap_or("router"), "router.weight"),
+    ];
+    (spec, names)
+}
+
+/// Output, terms, gradients and the weights of every group.
+fn check_mtlora(layer: &Layer<'_>, variant: &Variant<'_>, expected: &Tensors, device: &Device) {
+    let weight = variant.number("balance_coefficient");
+    let mut terms = vec![("balance", term(MassVariation, weight, Reduction::Mean))];
+    terms.extend(spectral(variant));
+    layer.check(variant, &terms);
+    let x = expected.tensor::<3>("input.x", device);
+    let weights = layer.forward(x, false).1.expect("routed").routed.weights;
+    layer.check_grouped(&variant.key("output.group_router"), weights);
 }
 
 /// The spectral term of a variant, if it has one.

@@ -25,6 +25,7 @@ use rayon::prelude::*;
 
 use self::fit::Fit;
 use self::moments::{Moments, moments};
+use super::lora::not_by_layer;
 use super::{Exported, check_new, export};
 use crate::base::DeviceSpec;
 use crate::data::Split;
@@ -83,8 +84,8 @@ pub struct Distilled {
 /// split.
 ///
 /// # Errors
-/// A rank or number of samples of 0, experts that no layer has to itself, a folder that is not empty, tasks without training records;
-/// whatever reading the run and writing give.
+/// A rank or number of samples of 0, experts that no layer has to itself, a folder that is not empty, tasks
+/// without training records; whatever reading the run and writing give.
 pub fn distill(
     request: &DistillRequest,
     on_event: &mut dyn FnMut(Event<'_>),
@@ -97,17 +98,8 @@ pub fn distill(
     }
     on_event(Event::Phase("loading model and tasks"));
     let opened = open(&request.run, request.data.as_deref(), request.device, false)?;
-    let sites = opened.model.backbone.sites();
-    let beside = sites.iter().any(|(_, adapter)| adapter.is_beside());
-    let by_layer = "a LoRA is fitted to what single layers read and add";
-    let why = match (beside, sites.is_empty()) {
-        (true, _) => Some("stand beside whole feed-forward parts"),
-        (_, true) => Some("are shared by all layers"),
-        _ => None,
-    };
-    if let Some(why) = why {
-        let why = format!("{by_layer}, and the run's experts {why}");
-        let problem = RunProblem::NotByLayer { why };
+    if let Some(why) = not_by_layer(&opened) {
+        let problem = RunProblem::NotByLayer { why: why.into() };
         return Err(TrainError::run(&request.run, problem));
     }
     on_event(Event::Phase("calibrating"));

@@ -79,8 +79,11 @@ fn a_lora_is_its_own_nearest() {
 fn experts_that_no_layer_has_to_itself_are_refused() {
     let world = World::new();
     for (name, why) in [
-        ("mtlora", "stand beside whole feed-forward parts"),
-        ("lily", "are shared by all layers"),
+        (
+            "mtlora",
+            "its experts stand beside whole feed-forward parts",
+        ),
+        ("lily", "its layers share their experts"),
     ] {
         world.train(&small(name), name);
         let output = world.run(&["distill", name, "--rank", "2"]);

@@ -17,14 +17,17 @@ fn experts_of_different_rank_are_exported_by_their_choice() {
     world.train(&small("duo-lora"), "run");
     let (done, errors) = run(&world, &["export", "run"]);
     assert!(!done && errors.contains("--expert N (0 to 2)"), "{errors}");
-    for expert in ["0", "1", "2"] {
+    // The fifths of a rank of 4, rounded.
+    for (expert, rank) in [("1", 1), ("2", 3)] {
         let out = format!("expert-{expert}");
-        let (done, errors) = run(
-            &world,
-            &["export", "run", "--expert", expert, "--out", &out],
-        );
-        assert!(done, "{expert}: {errors}");
+        let arguments = ["export", "run", "--expert", expert, "--out", &out];
+        let output = world.run(&arguments);
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let expected = format!("a LoRA of rank {rank} on");
+        assert!(printed.contains(&expected), "{expert}: {printed}");
     }
+    let (done, errors) = run(&world, &["export", "run", "--expert", "3"]);
+    assert!(!done && errors.contains("number from 0 to 2"), "{errors}");
 }
 
 #[test]
