@@ -15,17 +15,17 @@ pub const TASKS: &str = "bundled:tasks";
 /// # Errors
 /// [`TrainError::Run`] if a bundled folder is wanted and there is no `datasets` folder.
 pub fn folder(name: &str) -> Result<PathBuf, TrainError> {
-    let Some(name) = name.strip_prefix("bundled:") else {
+    let Some(bundled) = name.strip_prefix("bundled:") else {
         return Ok(name.into());
     };
-    let inside = if name == "tasks" {
-        PathBuf::from("tasks")
-    } else {
-        Path::new("models").join(name)
+    let inside = match bundled {
+        "tasks" => PathBuf::from("tasks"),
+        model => Path::new("models").join(model),
     };
-    let root =
-        datasets().ok_or_else(|| TrainError::run(Path::new("datasets"), RunProblem::NoDatasets))?;
-    Ok(root.join(inside))
+    match datasets() {
+        Some(root) => Ok(root.join(inside)),
+        None => Err(TrainError::run(Path::new(name), RunProblem::NoDatasets)),
+    }
 }
 
 /// `MOLORA_DATASETS`, or `datasets` in this folder or one above it, or where this was built.

@@ -157,7 +157,7 @@ pub enum RunProblem {
     #[error("{problem}; a model is a folder, bundled:NAME, or org/name on the Hub")]
     NoModelFolder { problem: String },
     /// Bundled files that are not there.
-    #[error("not found here, above or in MOLORA_DATASETS; give --model and --data")]
+    #[error("no datasets folder here, above or in MOLORA_DATASETS; name a folder instead")]
     NoDatasets,
     /// End tokens that are no numbers.
     #[error("eos_token_id is {found}, expected a number or a list of them")]
