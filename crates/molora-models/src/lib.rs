@@ -58,7 +58,7 @@ pub use checkpoint::{
 };
 pub use decoder::{
     Decoder, DecoderConfig, DecoderInput, DecoderOutput, Finish, GenerateError, GenerateOptions,
-    Generated, KvCache, NormKind, Rope, RopeScaling, Sampling, last_real,
+    Generated, KvCache, NormKind, Rope, RopeScaling, Sampling, Watcher, last_real,
 };
 pub use encoder::{Bert, BertConfig, EncoderInput, EncoderOutput, masked_mean};
 pub use encoder_decoder::{Encoded, T5, T5Config};

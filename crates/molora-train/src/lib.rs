@@ -23,6 +23,7 @@ pub mod grow;
 pub mod guide;
 pub mod hub;
 pub mod model;
+pub mod predict;
 pub mod recipe;
 pub mod report;
 pub mod run;

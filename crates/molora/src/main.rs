@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     // On a thread of the pool, so that a parallel operation needs no other thread to be woken for it.
     match rayon::scope(|_| cli.run()) {
         Ok(()) => ExitCode::SUCCESS,
-        // The shell's code for a program that Ctrl-C ended.
+        // The shell's code for a program that Ctrl-C has ended; SIGTERM, which does the same, has it too.
         Err(error) if is_interruption(&error) => {
             say(&terminal::line(&error.to_string()));
             ExitCode::from(130)

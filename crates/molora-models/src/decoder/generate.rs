@@ -1,5 +1,7 @@
 //! Writing on from prompts.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use molora_kernels::random::Seed;
 
@@ -47,7 +49,13 @@ pub enum Finish {
     MaxNewTokens,
     /// Another token would have no position in the model.
     ContextEnd,
+    /// By the one who watches it.
+    Watcher,
 }
+
+/// Sees every token that is written: the row's number in the batch, and all of its tokens. A break ends
+/// the row.
+pub type Watcher<'a> = &'a mut dyn FnMut(usize, &[usize]) -> ControlFlow<()>;
 
 /// The continuation of one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,14 +136,33 @@ impl Decoder {
         options: &GenerateOptions,
         context: &ForwardContext,
     ) -> Result<Vec<Generated>, GenerateError> {
+        let watch = &mut |_: usize, _: &[usize]| ControlFlow::Continue(());
+        self.generate_watched(prompts, options, context, watch)
+    }
+
+    /// As [`generate`](Self::generate), with somebody who sees each token and can end a row.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    ///
+    /// # Panics
+    /// As [`generate`](Self::generate).
+    pub fn generate_watched(
+        &self,
+        prompts: &DecoderInput,
+        options: &GenerateOptions,
+        context: &ForwardContext,
+        watch: Watcher<'_>,
+    ) -> Result<Vec<Generated>, GenerateError> {
         let rows = check_prompts(prompts, self.vocab_size(), self.max_tokens())?;
         let mut cache = self.cache();
         let input = prompts.with_plain_padding();
-        write_on(rows, input, options, self.max_tokens(), |input| {
+        let step = |input: &DecoderInput| {
             let context = with_mask(context, &input.mask);
             let hidden = self.forward_cached(input, &mut cache, &context).hidden;
             self.logits(last_real(hidden, &input.mask))
-        })
+        };
+        write_on(rows, input, options, self.max_tokens(), step, watch)
     }
 }
 
@@ -146,6 +173,7 @@ pub(crate) fn write_on(
     options: &GenerateOptions,
     max_tokens: usize,
     mut step: impl FnMut(&DecoderInput) -> Tensor<3>,
+    watch: Watcher<'_>,
 ) -> Result<Vec<Generated>, GenerateError> {
     let problem = options.sampling.and_then(|sampling| sampling.problem());
     if let Some(problem) = problem {
@@ -153,7 +181,7 @@ pub(crate) fn write_on(
     }
     end_full(&mut rows, options, max_tokens);
     while rows.iter().any(|row| row.finish.is_none()) {
-        choose(&mut rows, step(&input), options)?;
+        choose(&mut rows, step(&input), options, watch)?;
         end_full(&mut rows, options, max_tokens);
         input = next_input(&rows, &input);
     }
@@ -254,6 +282,7 @@ fn choose(
     rows: &mut [Row],
     logits: Tensor<3>,
     options: &GenerateOptions,
+    watch: Watcher<'_>,
 ) -> Result<(), GenerateError> {
     let vocab_size = logits.dims()[2];
     let logits = logits.into_data().convert::<f32>().try_into_vec::<f32>();
@@ -285,7 +314,12 @@ fn choose(
         };
         match options.stop_tokens.contains(&token) {
             true => row.finish = Some(Finish::StopToken),
-            false => row.tokens.push(token),
+            false => {
+                row.tokens.push(token);
+                if watch(index, &row.tokens).is_break() {
+                    row.finish = Some(Finish::Watcher);
+                }
+            }
         }
     }
     Ok(())

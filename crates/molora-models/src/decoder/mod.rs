@@ -22,7 +22,7 @@ pub(crate) use attention::Attention;
 pub use cache::KvCache;
 pub use config::{DecoderConfig, NormKind};
 pub(crate) use feed_forward::FeedForward;
-pub use generate::{Finish, GenerateError, GenerateOptions, Generated, last_real};
+pub use generate::{Finish, GenerateError, GenerateOptions, Generated, Watcher, last_real};
 pub(crate) use generate::{check_prompts, one_token_rows, with_mask, write_on};
 pub use model::{Decoder, DecoderInput, DecoderOutput};
 pub(crate) use model::{rows, scores};

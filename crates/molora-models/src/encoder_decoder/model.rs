@@ -1,12 +1,14 @@
 //! T5: Raffel et al., arXiv:1910.10683, in the layout of Hugging Face's files.
 
+use std::ops::ControlFlow;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use molora_kernels::AttentionOptions;
 
 use super::bias::RelativeBias;
 use crate::decoder::{
-    Attention, FeedForward, GenerateError, GenerateOptions, Generated, KvCache, Pass,
+    Attention, FeedForward, GenerateError, GenerateOptions, Generated, KvCache, Pass, Watcher,
     check_prompts, one_token_rows, rows, scores, with_mask, write_on,
 };
 use crate::layers::RmsNorm;
@@ -218,6 +220,21 @@ impl T5 {
         options: &GenerateOptions,
         context: &ForwardContext,
     ) -> Result<Vec<Generated>, GenerateError> {
+        let watch = &mut |_: usize, _: &[usize]| ControlFlow::Continue(());
+        self.generate_watched(sources, options, context, watch)
+    }
+
+    /// As [`generate`](Self::generate), with somebody who sees each token and can end a row.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_watched(
+        &self,
+        sources: &DecoderInput,
+        options: &GenerateOptions,
+        context: &ForwardContext,
+        watch: Watcher<'_>,
+    ) -> Result<Vec<Generated>, GenerateError> {
         let rows = check_prompts(sources, self.vocab_size(), usize::MAX)?.len();
         let encoded = self.encode(&sources.with_plain_padding(), context);
         let start = TensorData::new(vec![self.start_token as i64; rows], [rows, 1]);
@@ -228,10 +245,12 @@ impl T5 {
             segments: None,
         };
         let mut cache = self.cache();
-        write_on(one_token_rows(rows), target, options, usize::MAX, |input| {
+        let step = |input: &DecoderInput| {
             let output = self.decode_cached(input, &encoded, &mut cache, context);
             self.logits(output.hidden)
-        })
+        };
+        let rows = one_token_rows(rows);
+        write_on(rows, target, options, usize::MAX, step, watch)
     }
 
     /// Width D of the hidden states.

@@ -82,6 +82,7 @@ impl Plan {
             data: request.data.clone(),
             tasks: Some(tasks.collect()),
             out: folder.to_owned(),
+            epochs: None,
             force: false,
             seed,
             device: request.device,

@@ -6,6 +6,7 @@
 //! tokenized records, [`batch`] pads them, [`sampler`]
 //! decides which examples the next step sees. The format is described in `docs/data.md`.
 
+mod ask;
 pub mod batch;
 mod chat;
 pub(crate) mod contain;
@@ -28,8 +29,10 @@ mod special;
 mod subset;
 pub mod task;
 pub mod tokenizer;
+mod unlabelled;
 pub mod written;
 
+pub use ask::{Prompt, parse_prompts};
 pub use batch::{AnswerToken, Batch};
 pub use chat::{ChatError, ChatTemplate, Message};
 pub use contain::is_contained;
@@ -46,4 +49,5 @@ pub use task::{
     task_path,
 };
 pub use tokenizer::{Encoded, TextTokenizer};
+pub use unlabelled::{load_unlabelled, parse_unlabelled};
 pub use written::{Average, Choice, PromptStyle, Question, Writing, WritingConfig};

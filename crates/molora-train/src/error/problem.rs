@@ -137,6 +137,12 @@ pub enum RunProblem {
     /// A task that the run does not have.
     #[error("has no task `{task}`; there are: {known}")]
     NoTask { task: String, known: String },
+    /// Several tasks, of which one has to be named.
+    #[error("it has several tasks, name one: {known}")]
+    WhichTask { known: String },
+    /// A file that would be written over.
+    #[error("it is there already; replace it with --force")]
+    FileThere,
     /// A task that is asked for as unseen.
     #[error("task {task} is one that the run was trained on: it is not unseen")]
     NotUnseen { task: String },
@@ -152,6 +158,10 @@ pub enum RunProblem {
     /// A number that has to be positive.
     #[error("{option} is 0, expected at least 1")]
     Zero { option: &'static str },
+
+    /// A number of epochs that is none.
+    #[error("epochs is {found}, expected a finite number above 0")]
+    Epochs { found: f64 },
 
     /// A name that is no base model.
     #[error("{problem}; a model is a folder, bundled:NAME, or org/name on the Hub")]

@@ -25,17 +25,7 @@ impl Pass<'_> {
         written: &Written,
     ) -> Result<(TaskScore, Predictions), TrainError> {
         let questions = written.questions(self.split);
-        let mut scores = vec![Vec::new(); questions.len()];
-        let lengths: Vec<usize> = questions.iter().map(|q| q.prompt.len()).collect();
-        for rows in eval_batches(&lengths, self.batch_size) {
-            let asked: Vec<&Question> = rows.iter().map(|&row| &questions[row]).collect();
-            for (&row, found) in rows.iter().zip(self.log_probabilities(&asked, &rows)?) {
-                let numbers = found.iter().copied();
-                self.check_finite(row, "log-probability of an answer", numbers)?;
-                scores[row] = found;
-            }
-            (self.progress)(rows.len());
-        }
+        let scores = self.scores(questions)?;
         let whole: Vec<usize> = scores.iter().map(|scores| best(scores)).collect();
         let per_character = questions.iter().zip(&scores).map(|(question, scores)| {
             let lengths = question.choices.iter().map(|c| c.characters as f64);
@@ -70,7 +60,23 @@ impl Pass<'_> {
         Ok((score, Predictions::Classes(whole)))
     }
 
-    /// `log p(candidate | prompt)` of every candidate of every question.
+    /// `log p(candidate | prompt)` of every candidate of all questions of the split.
+    pub(super) fn scores(&mut self, questions: &[Question]) -> Result<Vec<Vec<f64>>, TrainError> {
+        let mut scores = vec![Vec::new(); questions.len()];
+        let lengths: Vec<usize> = questions.iter().map(|q| q.prompt.len()).collect();
+        for rows in eval_batches(&lengths, self.batch_size) {
+            let asked: Vec<&Question> = rows.iter().map(|&row| &questions[row]).collect();
+            for (&row, found) in rows.iter().zip(self.log_probabilities(&asked, &rows)?) {
+                let numbers = found.iter().copied();
+                self.check_finite(row, "log-probability of an answer", numbers)?;
+                scores[row] = found;
+            }
+            (self.progress)(rows.len());
+        }
+        Ok(scores)
+    }
+
+    /// `log p(candidate | prompt)` of every candidate of the questions of one batch.
     fn log_probabilities(
         &mut self,
         questions: &[&Question],

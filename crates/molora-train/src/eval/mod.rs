@@ -3,6 +3,7 @@
 //! Answers that a head tells are in `told`; of those that are written, candidates are scored in
 //! `choose`, and free texts in `write`.
 
+mod answer;
 pub(crate) mod base;
 mod choose;
 pub(crate) mod frozen;
@@ -25,6 +26,8 @@ use crate::model::inputs_for;
 use crate::report::{
     EvalReport, PredictionReport, Predictions, RoutingReport, SCHEMA_VERSION, TaskScore,
 };
+pub use answer::Answer;
+pub(crate) use answer::answers;
 use routing::Routing;
 pub(crate) use routing::layer_of;
 pub(crate) use told::{score, score_numbers};

@@ -31,7 +31,7 @@ impl Pass<'_> {
     }
 
     /// What `answer` makes of the head's outputs for every record, and their mean loss.
-    fn told<T: Clone + Default>(
+    pub(super) fn told<T: Clone + Default>(
         &mut self,
         answer: impl Fn(&[f32]) -> T,
     ) -> Result<(Vec<T>, f64), TrainError> {

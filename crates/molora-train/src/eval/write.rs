@@ -70,7 +70,8 @@ impl Pass<'_> {
         Ok(sum / count.max(1) as f64)
     }
 
-    fn answers(
+    /// The likeliest text behind each prompt.
+    pub(super) fn answers(
         &mut self,
         written: &Written,
         questions: &[Question],

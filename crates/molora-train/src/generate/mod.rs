@@ -3,5 +3,6 @@
 mod describe;
 mod writer;
 
+pub use crate::data::{Prompt, parse_prompts};
 pub use describe::describe;
-pub use writer::{WriteOptions, Writer, Written};
+pub use writer::{TextWatcher, WriteOptions, Writer, Written};

@@ -1,21 +1,23 @@
 //! Language models that write: a model as it is, or a run.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 use molora_adapters::task_selector;
 use molora_kernels::random::Seed;
 use molora_models::{
-    Backbone, DecoderInput, Finish, ForwardContext, GenerateError, GenerateOptions, Generated,
-    Sampling,
+    Backbone, BaseDtype, DecoderInput, Finish, ForwardContext, GenerateError, GenerateOptions,
+    Generated, Sampling,
 };
 use molora_routing::Guidance;
 
+use super::Prompt;
 use crate::base::{DeviceSpec, base_model, chat_stop_tokens, stop_tokens};
 use crate::data::{ChatTemplate, Message, PromptStyle, Split, TextTokenizer};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Clusters, Guide, Instructions, TextEncoder, clusters_of};
-use crate::run::{open_without_data, task_number};
+use crate::run::{open_as, task_number};
 
 /// A language model with its tokenizer and chat template.
 #[derive(Debug)]
@@ -44,8 +46,13 @@ struct Mixture {
 /// How texts are continued.
 #[derive(Debug, Clone)]
 pub struct WriteOptions {
-    /// Whether a prompt is a user's message, which the model's chat template frames.
+    /// Whether a text is a user's message, which the model's chat template frames.
     pub is_chat: bool,
+    /// Says how the model is to behave, in front of all prompts that the chat template frames and that do
+    /// not begin with such a message themselves.
+    pub system: Option<String>,
+    /// Texts that end what is written; they are not part of it.
+    pub stop: Vec<String>,
     /// Most new tokens of a prompt.
     pub max_new_tokens: usize,
     /// How tokens are drawn; the likeliest is taken where absent.
@@ -56,31 +63,36 @@ pub struct WriteOptions {
     pub batch: usize,
 }
 
+/// Sees the text behind a prompt, by its number, whenever it has grown. A break ends the text.
+pub type TextWatcher<'a> = &'a mut dyn FnMut(usize, &str) -> ControlFlow<()>;
+
 /// What was written after a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     /// The text.
     pub text: String,
-    /// Its number of tokens.
+    /// Its number of tokens; those of a text that has ended it are counted.
     pub tokens: usize,
     /// Why it ended.
     pub finish: Finish,
 }
 
 impl Writer {
-    /// Loads a language model by the name of its folder, or by one that [`base_model::find`] knows.
+    /// Loads a language model by the name of its folder, or by one that [`base_model::find`] knows, its
+    /// matrices in the given type.
     ///
     /// # Errors
     /// A model that writes no text; whatever reading the model, its tokenizer or its chat template
     /// gives.
-    pub fn open(name: &str, device: &Device) -> Result<Self, TrainError> {
+    pub fn open(name: &str, base_dtype: BaseDtype, device: &Device) -> Result<Self, TrainError> {
         let folder = base_model::find(name, &mut base_model::silent)?.folder;
         let device = device.clone().inner();
-        let backbone = Backbone::from_folder(&folder, &device)?;
+        let backbone = Backbone::from_folder_as(&folder, base_dtype, &device)?;
         Self::of(backbone, Mixture::default(), folder, device)
     }
 
-    /// Loads a finished run. With a `task` gates and routers know that the texts are of this one.
+    /// Loads a finished run. With a `task` gates and routers know that the texts are of this one. The
+    /// base's matrices have the given type, or that of the training.
     ///
     /// # Errors
     /// A run that is not finished, a base model that writes no text, a task that the run has not;
@@ -88,9 +100,10 @@ impl Writer {
     pub fn of_run(
         run: &Path,
         task: Option<&str>,
+        base_dtype: Option<BaseDtype>,
         device: Option<DeviceSpec>,
     ) -> Result<Self, TrainError> {
-        let opened = open_without_data(run, device)?;
+        let opened = open_as(run, base_dtype, device)?;
         let task = task.map(|name| task_number(run, &opened, name));
         let device = opened.loaded.device.clone();
         let style = opened.config.recipe.data.writing.prompt;
@@ -168,12 +181,15 @@ impl Writer {
     pub fn answer(&self, request: &str, max_new_tokens: usize) -> Result<String, TrainError> {
         let options = WriteOptions {
             is_chat: self.chats(None)?,
+            system: None,
+            stop: Vec::new(),
             max_new_tokens,
             sampling: None,
             seed: 0,
             batch: 1,
         };
-        let mut written = self.write(&[request.to_owned()], &options)?;
+        let prompt = Prompt::Text(request.to_owned());
+        let mut written = self.write(&[prompt], &options)?;
         Ok(written.remove(0).text)
     }
 
@@ -185,11 +201,25 @@ impl Writer {
     /// numbers of the sampling out of range.
     pub fn write(
         &self,
-        prompts: &[String],
+        prompts: &[Prompt],
         options: &WriteOptions,
     ) -> Result<Vec<Written>, TrainError> {
+        self.write_watched(prompts, options, None)
+    }
+
+    /// As [`write`](Self::write); `watch` sees the text of each prompt, by its number, whenever it has
+    /// grown, and can end it.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_watched(
+        &self,
+        prompts: &[Prompt],
+        options: &WriteOptions,
+        mut watch: Option<TextWatcher<'_>>,
+    ) -> Result<Vec<Written>, TrainError> {
         let tokens = prompts.iter().enumerate();
-        let tokens = tokens.map(|(row, prompt)| self.tokens(row, prompt, options.is_chat));
+        let tokens = tokens.map(|(row, prompt)| self.tokens(row, prompt, options));
         let tokens: Vec<(Vec<usize>, usize)> = tokens.collect::<Result<_, _>>()?;
         let (tokens, left_out): (Vec<_>, Vec<_>) = tokens.into_iter().unzip();
         let mut written = Vec::with_capacity(prompts.len());
@@ -198,14 +228,16 @@ impl Writer {
             let found = self.pass(
                 &prompts[rows.clone()],
                 &tokens[rows.clone()],
-                first,
+                (first, &left_out[rows.clone()]),
                 options,
+                &mut watch,
             )?;
             for (row, left_out) in found.into_iter().zip(&left_out[rows]) {
-                let new: Vec<u32> = row.tokens.iter().map(|&token| token as u32).collect();
+                let text = self.text(&row.tokens, *left_out)?;
+                let end = stop_at(&text, &options.stop).unwrap_or(text.len());
                 written.push(Written {
-                    text: without_space(self.tokenizer.decode(&new)?, *left_out),
-                    tokens: new.len(),
+                    text: text[..end].to_owned(),
+                    tokens: row.tokens.len(),
                     finish: row.finish,
                 });
             }
@@ -218,17 +250,28 @@ impl Writer {
     fn tokens(
         &self,
         row: usize,
-        prompt: &str,
-        is_chat: bool,
+        prompt: &Prompt,
+        options: &WriteOptions,
     ) -> Result<(Vec<usize>, usize), TrainError> {
+        let (prompt, messages) = match prompt {
+            Prompt::Text(text) if !options.is_chat => (&text[..], None),
+            Prompt::Text(text) => (&text[..], Some(vec![Message::user(text)])),
+            Prompt::Chat(messages) => (prompt.text(), Some(messages.clone())),
+        };
         if prompt.trim().is_empty() {
             return Err(GenerateError::EmptyPrompt { row }.into());
         }
-        let template = self.template.as_ref().filter(|_| is_chat);
         let reads = matches!(self.backbone, Backbone::EncoderDecoder(_));
-        let (ids, left_out) = match template {
-            Some(template) => {
-                let text = template.render(&[Message::user(prompt)], true)?;
+        let (ids, left_out) = match messages {
+            Some(mut messages) => {
+                let has_system = messages.first().is_some_and(|first| first.role == "system");
+                if let (Some(system), false) = (&options.system, has_system) {
+                    messages.insert(0, Message::system(system));
+                }
+                let Some(template) = &self.template else {
+                    return Err(TrainError::run(&self.folder, RunProblem::NoChatTemplate));
+                };
+                let text = template.render(&messages, true)?;
                 match reads {
                     true => (self.tokenizer.encode_whole(&text, false)?, 0),
                     false => self.tokenizer.encode_prompt(&text, false)?,
@@ -253,16 +296,19 @@ impl Writer {
     /// Continues one batch, whose first prompt has the number `first`.
     fn pass(
         &self,
-        prompts: &[String],
+        prompts: &[Prompt],
         tokens: &[Vec<usize>],
-        first: usize,
+        (first, left_out): (usize, &[usize]),
         options: &WriteOptions,
+        watch: &mut Option<TextWatcher<'_>>,
     ) -> Result<Vec<Generated>, TrainError> {
         let input = DecoderInput::from_sequences(tokens, &self.device);
         let context = self.context(prompts, input.mask.clone().float())?;
+        let is_chat = options.is_chat || prompts.iter().any(|p| matches!(p, Prompt::Chat(_)));
+        let stop = &options.stop;
         let options = GenerateOptions {
             max_new_tokens: options.max_new_tokens,
-            stop_tokens: match options.is_chat {
+            stop_tokens: match is_chat {
                 true => self.chat_stop_tokens.clone(),
                 false => self.stop_tokens.clone(),
             },
@@ -271,14 +317,37 @@ impl Writer {
             first_row: first,
             ..GenerateOptions::default()
         };
+        // Texts that are no texts end nothing, and are said when the whole is decoded.
+        let see = &mut |row: usize, tokens: &[usize]| {
+            if stop.is_empty() && watch.is_none() {
+                return ControlFlow::Continue(());
+            }
+            let text = self.text(tokens, left_out[row]).unwrap_or_default();
+            let end = stop_at(&text, stop);
+            if let Some(watch) = watch {
+                watch(first + row, &text[..end.unwrap_or(text.len())])?;
+            }
+            match end {
+                Some(_) => ControlFlow::Break(()),
+                None => ControlFlow::Continue(()),
+            }
+        };
         Ok(match &self.backbone {
-            Backbone::Decoder(model) => model.generate(&input, &options, &context)?,
-            Backbone::EncoderDecoder(model) => model.generate(&input, &options, &context)?,
+            Backbone::Decoder(model) => model.generate_watched(&input, &options, &context, see)?,
+            Backbone::EncoderDecoder(model) => {
+                model.generate_watched(&input, &options, &context, see)?
+            }
             Backbone::Encoder(_) => unreachable!("refused when the writer was made"),
         })
     }
 
-    fn context(&self, prompts: &[String], mask: Tensor<2>) -> Result<ForwardContext, TrainError> {
+    /// The text of tokens behind a prompt that lacks so many bytes of white space at its end.
+    fn text(&self, tokens: &[usize], left_out: usize) -> Result<String, TrainError> {
+        let tokens: Vec<u32> = tokens.iter().map(|&token| token as u32).collect();
+        Ok(without_space(self.tokenizer.decode(&tokens)?, left_out))
+    }
+
+    fn context(&self, prompts: &[Prompt], mask: Tensor<2>) -> Result<ForwardContext, TrainError> {
         let mut context = ForwardContext::new(mask);
         let Mixture {
             num_tasks,
@@ -295,7 +364,7 @@ impl Writer {
             context.guidance = self.guidance(prompts, *task, instructions, encoder)?;
         }
         if let Some((clusters, encoder)) = clusters {
-            let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+            let prompts: Vec<&str> = prompts.iter().map(Prompt::text).collect();
             let places = clusters.of_texts(&prompts, encoder)?;
             let places: Vec<_> = places.iter().collect();
             context.guidance = clusters_of(&places, clusters.clusters, &self.device);
@@ -306,7 +375,7 @@ impl Writer {
     /// The experts' scores by what the prompts are about.
     fn guidance(
         &self,
-        prompts: &[String],
+        prompts: &[Prompt],
         task: Option<usize>,
         instructions: &Instructions,
         encoder: Option<&TextEncoder>,
@@ -315,7 +384,7 @@ impl Writer {
         let queries = match (task, encoder) {
             (Some(task), _) => vec![instructions.experts[task].vector.clone(); prompts.len()],
             (None, Some(encoder)) => {
-                let texts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+                let texts: Vec<&str> = prompts.iter().map(Prompt::text).collect();
                 encoder.embed(&texts)?
             }
             (None, None) => return Ok(Guidance::default()),
@@ -323,6 +392,11 @@ impl Writer {
         let scores = instructions.scores(&queries, &self.device);
         Ok(Guide::ByTask(scores).of(&rows, &[], Split::Test, &self.device))
     }
+}
+
+/// Where the first of some texts begins in a text.
+fn stop_at(text: &str, stop: &[String]) -> Option<usize> {
+    stop.iter().filter_map(|stop| text.find(&stop[..])).min()
 }
 
 /// A text without the white space at its beginning, of at most so many bytes, that stands in the prompt.

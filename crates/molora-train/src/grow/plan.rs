@@ -6,7 +6,7 @@ use crate::base::bundled;
 use crate::data::Task;
 use crate::error::{RunProblem, TrainError};
 use crate::recipe::StageConfig;
-use crate::store::{Digests, RUN, RunConfig, TaskLabels};
+use crate::store::{Digests, FORMAT, RUN, RunConfig, TaskLabels};
 
 /// Whether a stage trains the expert of each task alone.
 fn trains_experts(stage: &StageConfig) -> bool {
@@ -49,11 +49,12 @@ pub(super) fn grown(
 ) -> Result<RunConfig, TrainError> {
     let name = &task.meta.name;
     let mut grown = config.clone();
+    let labels = TaskLabels::of(task);
     grown.tasks.push(TaskLabels {
-        name: name.clone(),
-        kind: task.meta.kind,
-        labels: task.meta.labels.clone(),
+        // A file of an earlier format has no such key.
+        instruction: labels.instruction.filter(|_| config.format == FORMAT),
         data: (data != config.data).then(|| data.to_owned()),
+        ..labels
     });
     if let Some(digests) = &mut grown.digests {
         let files = Digests::of_task(&bundled::folder(data)?, name)?;

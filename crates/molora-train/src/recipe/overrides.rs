@@ -8,7 +8,9 @@ use crate::TrainError;
 
 /// Applies assignments such as `adapter.bank.rank=4` or `stages.0.steps=50` to a recipe.
 ///
-/// A value is read as TOML; a bare word is a string. Numbers in a path count list entries from 0.
+/// A value is read as TOML; a bare word is a string, and in the place of a list a list of itself. Numbers in
+/// a path count list entries from 0. Where one of several forms is chosen by its name, as in
+/// `adapter.bank.scaling.rank_stabilized=16`, the form that was there goes.
 ///
 /// # Errors
 /// [`TrainError::RecipeText`] for text without `=`, a path that leads nowhere, a misspelt key or a
@@ -30,10 +32,40 @@ fn apply_one(recipe: &Recipe, assignment: &str) -> Result<Recipe, String> {
         .ok_or("no `=`, expected key.path=value".to_owned())?;
     let mut root = Value::try_from(recipe).expect("recipes are plain data");
     let (path, value) = renamed(recipe, path.trim(), parse(text.trim()));
-    let slot = descend(&mut root, &path)?;
-    *slot = like(slot, value);
-    root.try_into()
-        .map_err(|error: toml::de::Error| error.message().replace('\n', " "))
+    let other_form = other_form(&root, &path, &value);
+    let set = descend(&mut root, &path).map(|slot| *slot = like(slot, value));
+    let read = |root: Value| {
+        let read: Result<Recipe, toml::de::Error> = root.try_into();
+        read.map_err(|error| error.message().replace('\n', " "))
+    };
+    match set.and_then(|()| read(root)) {
+        Ok(recipe) => Ok(recipe),
+        // The first error is about the value as it was meant at first.
+        Err(problem) => other_form.and_then(|root| read(root).ok()).ok_or(problem),
+    }
+}
+
+/// The whole with nothing but the last key of a path in its table, or in the place of a name that stands
+/// there: another form of the same value.
+fn other_form(root: &Value, path: &str, value: &Value) -> Option<Value> {
+    let (parent, key) = path.rsplit_once('.')?;
+    let mut root = root.clone();
+    let slot = descend(&mut root, parent).ok()?;
+    let number = |value: &Value| match value {
+        // Forms hold fractions.
+        Value::Integer(number) => Value::Float(*number as f64),
+        other => other.clone(),
+    };
+    let is_form = match slot {
+        Value::String(_) => true,
+        Value::Table(table) => table.len() == 1 && !table.contains_key(key),
+        _ => false,
+    };
+    if !is_form {
+        return None;
+    }
+    *slot = Value::Table([(key.to_owned(), number(value))].into_iter().collect());
+    Some(root)
 }
 
 /// The value at a path. The last key of a table may be new: whether it exists is decided when the
@@ -101,10 +133,11 @@ pub(crate) fn parse(text: &str) -> Value {
     parsed.unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
-/// `alpha=16` means 16.0 where a fraction stands now.
+/// `alpha=16` means 16.0 where a fraction stands now, and `targets=all-linear` a list of one.
 pub(super) fn like(old: &Value, new: Value) -> Value {
     match (old, new) {
         (Value::Float(_), Value::Integer(number)) => Value::Float(number as f64),
+        (Value::Array(_), Value::String(text)) => Value::Array(vec![Value::String(text)]),
         (_, new) => new,
     }
 }
@@ -143,6 +176,12 @@ mod tests {
         );
         let scaling = set("adapter.bank.scaling={ alpha_over_rank = 4 }").expect("valid");
         assert_eq!(scaling.adapter.bank.scaling, Scaling::AlphaOverRank(4.0));
+        let target = set("adapter.targets=all-linear").expect("valid");
+        assert_eq!(target.adapter.targets, ["all-linear"]);
+        let form = set("adapter.bank.scaling.rank_stabilized=16").expect("valid");
+        assert_eq!(form.adapter.bank.scaling, Scaling::RankStabilized(16.0));
+        let packing = set("data.writing.packing=true").expect("valid");
+        assert!(packing.data.writing.packing);
         let bare = set("stages.0.schedule.decay=cosine").expect("valid");
         assert_eq!(bare.stages[0].schedule.decay, crate::recipe::Decay::Cosine);
     }

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
-use molora_models::{Backbone, TaskModel};
+use molora_models::{Backbone, BaseDtype, TaskModel};
 
 use super::inputs::warn_of_changed;
 use super::load::{Loaded, load, load_run_tasks, tokenized};
 use crate::base::{DeviceSpec, base_model, bundled};
 use crate::data::metrics::Metric;
-use crate::data::{Split, Task, TaskKind, TaskMeta, TokenizedTask, load_tasks, task_names};
+use crate::data::{Split, Task, TaskMeta, TokenizedTask, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::eval::{EvalScope, Evaluation, evaluate};
 use crate::guide::{Clusters, Guide, Instructions, Query};
@@ -256,7 +256,15 @@ pub(super) fn evaluate_showing(
     })
 }
 
-fn guide_by(opened: &Opened, query: &Query, split: Split) -> Result<Option<Guide>, TrainError> {
+/// What tells the routers about the records of a split by a query.
+///
+/// # Errors
+/// Whatever reading the sentence encoder gives.
+pub(crate) fn guide_by(
+    opened: &Opened,
+    query: &Query,
+    split: Split,
+) -> Result<Option<Guide>, TrainError> {
     let Some(instructions) = &opened.instructions else {
         return Ok(None);
     };
@@ -273,15 +281,22 @@ pub(crate) fn open_without_data(
     folder: &Path,
     device: Option<DeviceSpec>,
 ) -> Result<Opened, TrainError> {
-    let task = |task: &TaskLabels| {
-        let mut bare = bare_task(&task.name);
-        bare.meta.kind = task.kind;
-        bare.meta.labels.clone_from(&task.labels);
-        bare
-    };
+    open_as(folder, None, device)
+}
+
+/// As [`open_without_data`], with the base's matrices in another type than in training.
+///
+/// # Errors
+/// As [`evaluate_run`].
+pub(crate) fn open_as(
+    folder: &Path,
+    base_dtype: Option<BaseDtype>,
+    device: Option<DeviceSpec>,
+) -> Result<Opened, TrainError> {
     unchanged(folder, || {
-        let config = read_config(folder)?;
-        let tasks: Vec<Task> = config.tasks.iter().map(task).collect();
+        let mut config = read_config(folder)?;
+        config.base_dtype = base_dtype.unwrap_or(config.base_dtype);
+        let tasks: Vec<Task> = config.tasks.iter().map(bare_task).collect();
         open_with(folder, config, &tasks, None, device, false)
     })
 }
@@ -308,14 +323,14 @@ fn unchanged<T>(folder: &Path, read: impl Fn() -> Result<T, TrainError>) -> Resu
     read()
 }
 
-/// A task without records, whose answers are texts.
-pub(crate) fn bare_task(name: &str) -> Task {
+/// A task without records.
+pub(crate) fn bare_task(labels: &TaskLabels) -> Task {
     Task {
         meta: TaskMeta {
-            name: name.into(),
-            kind: TaskKind::Generation,
-            instruction: String::new(),
-            labels: Vec::new(),
+            name: labels.name.clone(),
+            kind: labels.kind,
+            instruction: labels.instruction.clone().unwrap_or_default(),
+            labels: labels.labels.clone(),
             group: None,
             metric: Some(Metric::Accuracy),
             metric_text: String::new(),

@@ -44,8 +44,8 @@ pub use crate::train::{Event, StageEvent};
 use base::base_report;
 use evaluate::evaluate_showing;
 pub(crate) use evaluate::{
-    Opened, bare_task, check_finished, device_of, open, open_without_data, read_finished,
-    task_number,
+    Opened, bare_task, check_finished, device_of, guide_by, open, open_as, open_without_data,
+    read_finished, task_number,
 };
 pub use evaluate::{ScoredRecords, evaluate_base, evaluate_other, evaluate_run, evaluate_run_by};
 use examples::examples;
@@ -73,6 +73,10 @@ pub struct Request {
     pub tasks: Option<Vec<String>>,
     /// The run folder.
     pub out: PathBuf,
+    /// Times that all training records are shown, which then says the number of steps in the place of
+    /// the recipe: `epochs * records / batch size`, rounded up. Which records are drawn how often is up
+    /// to the recipe's sampling.
+    pub epochs: Option<f64>,
     /// Whether an older run in that folder may be removed.
     pub force: bool,
     /// Seed of every random draw.
@@ -131,12 +135,6 @@ pub fn train(
         tasks,
         files,
     } = checked(request)?;
-    let labels = |task: &Task| TaskLabels {
-        name: task.meta.name.clone(),
-        kind: task.meta.kind,
-        labels: task.meta.labels.clone(),
-        data: None,
-    };
     let model = find_model(&request.model, stop, on_event)?;
     claim.protect(&[&model.folder])?;
     let recipe = with_prompt(recipe, &model.folder)?;
@@ -150,7 +148,7 @@ pub fn train(
         seed: request.seed,
         device: request.device.to_string(),
         scored: request.scored,
-        tasks: tasks.iter().map(labels).collect(),
+        tasks: tasks.iter().map(TaskLabels::of).collect(),
         recipe,
         digests: None,
     };
@@ -194,6 +192,12 @@ fn checked(request: &Request) -> Result<Checked, TrainError> {
     let claim = Claim::new(&request.out, request.force, &inputs)?;
     request.device.check()?;
     request.recipe.check()?;
+    if let Some(epochs) = request.epochs
+        && !(epochs.is_finite() && epochs > 0.0)
+    {
+        let problem = RunProblem::Epochs { found: epochs };
+        return Err(TrainError::run(&request.out, problem));
+    }
     if let Some(stage) = &request.until {
         stage_number(&request.recipe, stage)?;
     }
@@ -207,7 +211,13 @@ fn checked(request: &Request) -> Result<Checked, TrainError> {
         .iter()
         .map(digest)
         .collect::<Result<_, TrainError>>()?;
-    let recipe = with_groups(&request.recipe, &tasks)?;
+    let mut recipe = with_groups(&request.recipe, &tasks)?;
+    if let Some(epochs) = request.epochs {
+        let records: usize = tasks.iter().map(|task| task.train.len()).sum();
+        let batches = epochs * records as f64 / recipe.data.sampling.batch_size as f64;
+        recipe.set_total_steps(batches.ceil() as usize);
+        recipe.check()?;
+    }
     check_tasks(&recipe, &tasks)?;
     Ok(Checked {
         claim,

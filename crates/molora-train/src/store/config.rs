@@ -13,7 +13,7 @@ use super::names::check_name;
 use super::swap::pending;
 use crate::base::base_model;
 use crate::base::place::write_atomically;
-use crate::data::{Split, TaskKind};
+use crate::data::{Split, Task, TaskKind};
 use crate::error::{RunProblem, TrainError};
 use crate::recipe::{Recipe, ValidationConfig, text_error};
 
@@ -21,7 +21,7 @@ use crate::recipe::{Recipe, ValidationConfig, text_error};
 pub const RUN: &str = "run.toml";
 
 /// The format of the file that this molora writes; files without a number are of the first one.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 /// The first format whose runs are scored on the validation split.
 const VALIDATED: u32 = 2;
@@ -75,9 +75,25 @@ pub struct TaskLabels {
     pub kind: TaskKind,
     /// Its labels in the order of the head's outputs.
     pub labels: Vec<String>,
+    /// The prompt of its records, for those that come without one; runs before format 4 did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instruction: Option<String>,
     /// Folder with its data, if that is another one than the run's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
+}
+
+impl TaskLabels {
+    /// Of a task whose data lie in the run's own folder.
+    pub fn of(task: &Task) -> Self {
+        Self {
+            name: task.meta.name.clone(),
+            kind: task.meta.kind,
+            labels: task.meta.labels.clone(),
+            instruction: Some(task.meta.instruction.clone()),
+            data: None,
+        }
+    }
 }
 
 fn is_test(split: &Split) -> bool {
@@ -256,7 +272,7 @@ pub(super) mod tests {
         first.recipe.validation = ValidationConfig::never();
         assert_eq!(read(&text).expect("the first format"), first);
         let text = toml::to_string(&config(FORMAT)).expect("plain data");
-        assert!(text.starts_with("format = 3\n"), "{text}");
+        assert!(text.starts_with(&format!("format = {FORMAT}\n")), "{text}");
         assert_eq!(read(&text).expect("its own text"), config(FORMAT));
     }
 
@@ -265,7 +281,7 @@ pub(super) mod tests {
         let error = read("format = 7\nnews = true\n")
             .expect_err("newer")
             .to_string();
-        let end = "run.toml: format is 7, but this molora knows up to 3: a newer molora wrote the run; \
+        let end = "run.toml: format is 7, but this molora knows up to 4: a newer molora wrote the run; \
                    use that one";
         assert!(error.ends_with(end), "{error}");
         let error = read("format = 1\nnews = true\n")
@@ -293,6 +309,7 @@ pub(super) mod tests {
             name: "../../elsewhere".into(),
             kind: TaskKind::default(),
             labels: Vec::new(),
+            instruction: None,
             data: None,
         });
         let mut staged = config(FORMAT);

@@ -8,7 +8,8 @@ use clap::Args;
 use super::choice::RouterChoice;
 use super::print;
 use super::progress::Progress;
-use super::train::{closing, stop_on_signal};
+use super::signals::stop_on_signal;
+use super::train::closing;
 use molora_train::base::DeviceSpec;
 use molora_train::exchange::{self, AssembleRequest, Assembled, Given, assemble};
 

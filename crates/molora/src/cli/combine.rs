@@ -8,7 +8,7 @@ use super::choice::{How, Sign};
 use super::export::exported;
 use super::print;
 use super::progress::Progress;
-use super::train::stop_on_signal;
+use super::signals::stop_on_signal;
 use molora_train::base::DeviceSpec;
 use molora_train::exchange::{self, CombineRequest, Combined, Written, combine};
 use molora_train::report::task_table;

@@ -6,8 +6,9 @@ use clap::Args;
 
 use super::choice::Budget;
 use super::progress::Progress;
+use super::signals::stop_on_signal;
 use super::source::{FoundBase, SourceArgs};
-use super::train::{read_recipe, stop_on_signal};
+use super::train::read_recipe;
 use super::validation::ValidationArgs;
 use super::{print, say};
 use molora_train::compare::{

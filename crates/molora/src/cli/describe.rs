@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use molora_models::BaseDtype;
 
 use super::print_written;
 use molora_train::base::{DeviceSpec, bundled, write_atomically};
@@ -43,7 +44,7 @@ impl DescribeArgs {
             bail!("{}: expected one task of that name", self.task);
         };
         let device = self.device.open()?;
-        let writer = Writer::open(&self.model, &device)?;
+        let writer = Writer::open(&self.model, BaseDtype::default(), &device)?;
         let text = describe(task, self.examples.into(), self.seed, &writer)?;
         if self.write {
             let path = task_path(&data, &self.task).join("task.json");

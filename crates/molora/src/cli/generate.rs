@@ -1,18 +1,20 @@
 //! `molora generate`.
 
 use std::fmt::Write as _;
+use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
-use molora_models::{Finish, Sampling};
+use molora_models::{BaseDtype, Finish, Sampling};
 use serde_json::json;
 
 use super::download::Downloads;
-use super::print_written;
+use super::{print_written, say};
 use molora_train::base::{DeviceSpec, base_model};
-use molora_train::generate::{WriteOptions, Writer, Written};
+use molora_train::data::Message;
+use molora_train::generate::{Prompt, WriteOptions, Writer, Written, parse_prompts};
 use molora_train::store::{is_run, read_config};
 
 /// Options of `molora generate`.
@@ -25,16 +27,24 @@ pub(super) struct GenerateArgs {
     /// A text to go on with; may be repeated
     #[arg(long, value_name = "TEXT", required_unless_present = "prompts")]
     prompt: Vec<String>,
-    /// File with a prompt on each line
-    #[arg(long, value_name = "FILE")]
+    /// File with a prompt on each line, or - for standard input: texts, or in a .jsonl file objects with
+    /// "prompt" or "messages"
+    #[arg(long, value_name = "FILE|-")]
     prompts: Option<PathBuf>,
+    /// How the model is to behave, in front of prompts that its chat template frames
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// A text that ends what is written, without being part of it; may be repeated
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    stop: Vec<String>,
     /// The task that the prompts are of, for a run whose gates or routers go by task
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
     /// Most new tokens of a prompt
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_new_tokens: usize,
-    /// Draw tokens; below 1 likely ones get likelier. 0 takes the likeliest
+    /// Draw tokens from probabilities that are sharpened below 1 and flattened above it. 0 takes the
+    /// likeliest
     #[arg(long, value_name = "T")]
     temperature: Option<f64>,
     /// Draw from the fewest tokens whose probabilities sum to this
@@ -56,53 +66,76 @@ pub(super) struct GenerateArgs {
     /// Take each prompt as it is
     #[arg(long)]
     raw: bool,
+    /// Type in which the matrices of the base model are kept: f32, bf16, q8 or q4 [default: as in
+    /// training, or f32]
+    #[arg(long, value_name = "TYPE")]
+    base_dtype: Option<BaseDtype>,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training, or cpu]
     #[arg(long)]
     device: Option<DeviceSpec>,
     /// Print one JSON object for each prompt
     #[arg(long)]
     json: bool,
+    /// Write the lines of --json into this file instead
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 impl GenerateArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let prompts = self.all_prompts()?;
         let writer = self.writer()?;
-        let wanted = match (self.chat, self.raw) {
-            (false, false) => None,
-            (chat, _) => Some(chat),
-        };
         let options = WriteOptions {
-            is_chat: writer.chats(wanted)?,
+            is_chat: self.chats(&writer)?,
+            system: self.system.clone(),
+            stop: self.stop.clone(),
             max_new_tokens: self.max_new_tokens,
             sampling: self.sampling(),
             seed: self.seed,
             batch: self.batch.get(),
         };
         let written = writer.write(&prompts, &options)?;
+        if let Some(path) = &self.output {
+            let name = path.display();
+            std::fs::write(path, lines(&prompts, &written)).with_context(|| name.to_string())?;
+            say(&format!("{} answers: {name}", written.len()));
+            return Ok(());
+        }
         match self.json {
             true => print_written(&lines(&prompts, &written)),
             false => print_written(&texts(&prompts, &written)),
         }
     }
 
-    fn all_prompts(&self) -> anyhow::Result<Vec<String>> {
-        let mut prompts = self.prompt.clone();
-        if let Some(path) = &self.prompts {
-            let name = path.display();
-            let text = std::fs::read_to_string(path).with_context(|| name.to_string())?;
-            for (number, line) in text.lines().enumerate() {
-                if line.trim().is_empty() {
-                    bail!(
-                        "{name}:{}: the line is empty, expected a prompt",
-                        number + 1
-                    );
-                }
-                prompts.push(line.to_owned());
-            }
-            if prompts.is_empty() {
-                bail!("{name}: there is no prompt");
-            }
+    /// Whether the chat template frames texts: if that is wanted, else if it is usual for the model.
+    fn chats(&self, writer: &Writer) -> anyhow::Result<bool> {
+        let wanted = match (self.chat, self.raw) {
+            (false, false) => None,
+            (chat, _) => Some(chat),
+        };
+        let chats = writer.chats(wanted)?;
+        ensure!(
+            chats || self.system.is_none(),
+            "{}: --system needs a chat template; put the text in front of the prompt",
+            self.source
+        );
+        Ok(chats)
+    }
+
+    fn all_prompts(&self) -> anyhow::Result<Vec<Prompt>> {
+        let mut prompts: Vec<Prompt> = self.prompt.iter().cloned().map(Prompt::Text).collect();
+        let Some(path) = &self.prompts else {
+            return Ok(prompts);
+        };
+        if path == Path::new("-") {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text)?;
+            let is_json = text.trim_start().starts_with('{');
+            prompts.extend(parse_prompts(&text, Path::new("standard input"), is_json)?);
+        } else {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            let is_json = path.extension().is_some_and(|ending| ending == "jsonl");
+            prompts.extend(parse_prompts(&text, path, is_json)?);
         }
         Ok(prompts)
     }
@@ -114,7 +147,8 @@ impl GenerateArgs {
         let mut show = |progress: molora_train::hub::Progress<'_>| downloads.show_all(progress);
         if is_run(folder)? {
             base_model::find(&read_config(folder)?.model, &mut show)?;
-            return Ok(Writer::of_run(folder, self.task.as_deref(), self.device)?);
+            let task = self.task.as_deref();
+            return Ok(Writer::of_run(folder, task, self.base_dtype, self.device)?);
         }
         if self.task.is_some() {
             bail!("{}: --task needs a run, and this is a model", self.source);
@@ -122,7 +156,11 @@ impl GenerateArgs {
         base_model::find(&self.source, &mut show)?;
         downloads.finish();
         let device = self.device.unwrap_or(DeviceSpec::Cpu).open()?;
-        Ok(Writer::open(&self.source, &device)?)
+        Ok(Writer::open(
+            &self.source,
+            self.base_dtype.unwrap_or_default(),
+            &device,
+        )?)
     }
 
     /// Any option of the drawing asks for it.
@@ -139,30 +177,40 @@ impl GenerateArgs {
 }
 
 /// The text alone after one prompt; after several each with its prompt.
-fn texts(prompts: &[String], written: &[Written]) -> String {
+fn texts(prompts: &[Prompt], written: &[Written]) -> String {
     if let [only] = written {
         return format!("{}\n", only.text);
     }
     let mut text = String::new();
     for (prompt, written) in prompts.iter().zip(written) {
-        let (prompt, answer) = (prompt.trim_end(), &written.text);
+        let (prompt, answer) = (prompt.text().trim_end(), &written.text);
         writeln!(text, "> {prompt}\n{answer}\n").expect("a String takes all");
     }
     text
 }
 
-/// `{"prompt", "text", "tokens", "finish": "stop_token" | "max_new_tokens" | "context_end"}`.
-fn lines(prompts: &[String], written: &[Written]) -> String {
-    let line = |(prompt, written): (&String, &Written)| {
+/// `{"prompt" or "messages", "text", "tokens", "finish": "stop_token" | "stop_text" | "max_new_tokens" |
+/// "context_end"}`.
+fn lines(prompts: &[Prompt], written: &[Written]) -> String {
+    let line = |(prompt, written): (&Prompt, &Written)| {
         let finish = match written.finish {
             Finish::StopToken => "stop_token",
+            Finish::Watcher => "stop_text",
             Finish::MaxNewTokens => "max_new_tokens",
             Finish::ContextEnd => "context_end",
         };
+        let (key, asked) = match prompt {
+            Prompt::Text(text) => ("prompt", json!(text)),
+            Prompt::Chat(messages) => ("messages", messages.iter().map(said).collect()),
+        };
         let value = json!({
-            "prompt": prompt, "text": written.text, "tokens": written.tokens, "finish": finish,
+            key: asked, "text": written.text, "tokens": written.tokens, "finish": finish,
         });
         format!("{value}\n")
     };
     prompts.iter().zip(written).map(line).collect()
+}
+
+fn said(message: &Message) -> serde_json::Value {
+    json!({"role": message.role, "content": message.content})
 }

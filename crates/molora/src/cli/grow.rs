@@ -6,7 +6,8 @@ use clap::Args;
 
 use super::print;
 use super::progress::Progress;
-use super::train::{closing, stop_on_signal};
+use super::signals::stop_on_signal;
+use super::train::closing;
 use molora_train::base::DeviceSpec;
 use molora_train::grow::{AddRequest, Removed, add_expert, remove_expert};
 

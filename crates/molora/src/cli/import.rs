@@ -7,7 +7,7 @@ use clap::Args;
 use super::assemble::written;
 use super::print;
 use super::progress::Progress;
-use super::train::stop_on_signal;
+use super::signals::stop_on_signal;
 use molora_train::base::DeviceSpec;
 use molora_train::exchange::{ImportRequest, import};
 

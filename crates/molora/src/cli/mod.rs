@@ -14,9 +14,12 @@ mod grow;
 mod import;
 mod list;
 mod oracle;
+mod predict;
 mod progress;
 mod recover;
 mod report;
+mod shell;
+mod signals;
 mod source;
 pub(crate) mod terminal;
 mod train;
@@ -64,12 +67,18 @@ enum Command {
     Distill(distill::DistillArgs),
     /// Write on from prompts, with a run or with a model as it is
     Generate(generate::GenerateArgs),
+    /// Answer records that have no answer, with a finished run
+    Predict(predict::PredictArgs),
     /// Search for each record the best expert of every layer, beside what the routers decide
     Oracle(oracle::OracleArgs),
     /// Finish a change of a run's experts that a kill or an error has cut short
     Recover(recover::RecoverArgs),
     /// List the recipes and bundled tasks, or show a recipe as TOML
     List(list::ListArgs),
+    /// Print a script that completes commands and options in a shell
+    Completions(shell::CompletionsArgs),
+    /// Write manual pages
+    Man(shell::ManArgs),
 }
 
 impl Cli {
@@ -93,9 +102,12 @@ impl Cli {
             Command::Combine(args) => args.run(),
             Command::Distill(args) => args.run(),
             Command::Generate(args) => args.run(),
+            Command::Predict(args) => args.run(),
             Command::Oracle(args) => args.run(),
             Command::Recover(args) => args.run(),
             Command::List(args) => args.run(),
+            Command::Completions(args) => args.run(),
+            Command::Man(args) => args.run(),
         }
     }
 }

@@ -154,10 +154,14 @@ fn bar(what: &str, total: usize) -> ProgressBar {
     ProgressBar::new(total as u64).with_style(style.progress_chars("=> "))
 }
 
-/// Minutes and seconds.
+/// Minutes and seconds, from an hour on with hours.
 fn clock(duration: Duration) -> String {
     let seconds = duration.as_secs();
-    format!("{}:{:02}", seconds / 60, seconds % 60)
+    let (minutes, seconds) = (seconds / 60, seconds % 60);
+    match minutes / 60 {
+        0 => format!("{minutes}:{seconds:02}"),
+        hours => format!("{hours}:{:02}:{seconds:02}", minutes % 60),
+    }
 }
 
 /// The score of a state by what states are compared by, and whether it is the best so far.

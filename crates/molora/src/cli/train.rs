@@ -1,14 +1,13 @@
 //! `molora train`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use clap::Args;
 
 use super::print;
 use super::progress::Progress;
+use super::signals::stop_on_signal;
 use super::source::{FoundBase, SourceArgs};
 use super::validation::ValidationArgs;
 use molora_train::data::Split;
@@ -24,7 +23,7 @@ pub(super) struct TrainArgs {
     recipe: Option<String>,
     /// Go on with an unfinished run
     #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "data", "tasks", "out", "seed",
-        "steps", "base_dtype", "device", "set", "force", "eval_every", "eval_limit"])]
+        "steps", "epochs", "base_dtype", "device", "set", "force", "eval_every", "eval_limit"])]
     resume: Option<PathBuf>,
     #[command(flatten)]
     source: SourceArgs,
@@ -37,6 +36,9 @@ pub(super) struct TrainArgs {
     /// Number of optimizer steps, which the stages of the recipe share as before
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
+    /// As many steps as show E times the number of all training records; 0.5 is half of them
+    #[arg(long, value_name = "E", conflicts_with = "steps")]
+    epochs: Option<f64>,
     #[command(flatten)]
     validation: ValidationArgs,
     /// Change a value of the recipe, for example adapter.bank.rank=4; may be repeated
@@ -97,6 +99,7 @@ impl TrainArgs {
             base_dtype: self.source.base_dtype,
             data: self.source.data(),
             tasks: self.source.tasks.clone(),
+            epochs: self.epochs,
             force: self.force,
             seed: self.seed,
             device: self.source.device,
@@ -120,18 +123,6 @@ pub(super) fn read_recipe(name: &str, base: &FoundBase) -> anyhow::Result<Recipe
     }
     let text = std::fs::read_to_string(name).with_context(|| name.to_owned())?;
     Ok(Recipe::from_toml(&text, name)?)
-}
-
-/// Ctrl-C ends the run after the current step with a checkpoint; a second one ends it at once.
-pub(super) fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        if seen.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-    })?;
-    Ok(stop)
 }
 
 /// What is printed at the end of a run.

@@ -8,7 +8,14 @@ use super::{Row, check_utf8, read_text};
 
 /// Reads all lines. Blank lines are allowed at the end only.
 pub(super) fn read(path: &Path) -> Result<Vec<Row>, DataError> {
-    let text = read_text(path)?;
+    parse_lines(&read_text(path)?, path)
+}
+
+/// Reads the lines of a text; `path` is named in errors.
+///
+/// # Errors
+/// The first line that is no object.
+pub(in super::super) fn parse_lines(text: &[u8], path: &Path) -> Result<Vec<Row>, DataError> {
     let text = text.trim_ascii_end();
     if text.is_empty() {
         return Ok(Vec::new());

@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 
 use super::error::{DataError, Place};
 pub use error::FormatError;
+pub(super) use jsonl::parse_lines;
 
 /// One record as it stands in a file.
 #[derive(Debug, Clone)]

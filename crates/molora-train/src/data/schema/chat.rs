@@ -12,12 +12,14 @@ use crate::data::Message;
 /// The most messages of a chat.
 const MAX_MESSAGES: usize = 1000;
 
-/// `messages` (role and content) or `conversations` (from and value).
-pub(super) fn record(
-    mut fields: Fields<'_>,
+/// The messages of a column, of which there is one at least.
+///
+/// # Errors
+/// A column that holds something else, with the first message that is none.
+pub(in super::super) fn messages(
+    fields: &mut Fields<'_>,
     column: &'static str,
-    id: String,
-) -> Result<Record, DataError> {
+) -> Result<Vec<Message>, DataError> {
     let value = fields.take(column)?;
     let Value::Array(items) = value else {
         return Err(fields.wrong_type(column, &value, "a list of messages"));
@@ -42,9 +44,26 @@ pub(super) fn record(
     for (index, item) in items.into_iter().enumerate() {
         messages.push(message(item).map_err(|text| problem(index + 1, text))?);
     }
-    let Some(last) = messages.last() else {
-        return Err(fields.wrong_type(column, &Value::Array(vec![]), "at least one message"));
+    match messages.is_empty() {
+        true => Err(fields.wrong_type(column, &Value::Array(vec![]), "at least one message")),
+        false => Ok(messages),
+    }
+}
+
+/// `messages` (role and content) or `conversations` (from and value).
+pub(super) fn record(
+    mut fields: Fields<'_>,
+    column: &'static str,
+    id: String,
+) -> Result<Record, DataError> {
+    let mut messages = messages(&mut fields, column)?;
+    let problem = |number: usize, problem: String| FormatError::Message {
+        place: fields.place.clone(),
+        column,
+        number,
+        problem,
     };
+    let last = messages.last().expect("there is one at least");
     if last.role != "assistant" {
         let text = format!("the last one is from {}, expected assistant", last.role);
         return Err(problem(messages.len(), text).into());

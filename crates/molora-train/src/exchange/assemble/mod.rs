@@ -29,7 +29,7 @@ pub(super) use recipe::of_given;
 
 use crate::base::base_model::absolute;
 use crate::base::{DeviceSpec, bundled};
-use crate::data::{ChatTemplate, Split, Task, load_tasks, task_names};
+use crate::data::{ChatTemplate, Split, Task, TaskKind, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::recipe::{Recipe, legs};
 use crate::run::{
@@ -207,7 +207,7 @@ impl Place<'_> {
             seed: self.seed,
             device: self.device.to_string(),
             scored: Split::Test,
-            tasks: tasks.iter().map(labels).collect(),
+            tasks: tasks.iter().map(TaskLabels::of).collect(),
             recipe: source.recipe(&base, has_template)?,
             digests: None,
         };
@@ -241,7 +241,7 @@ impl Place<'_> {
         let names: Vec<String> = self.tasks.iter().map(|given| given.name.clone()).collect();
         let mut tasks = match self.data {
             Some(data) => load_tasks(&bundled::folder(data)?, Some(&names))?,
-            None => names.iter().map(|name| bare_task(name)).collect(),
+            None => names.iter().map(|name| bare_task(&written(name))).collect(),
         };
         // In the order of the experts.
         tasks.sort_by_key(|task| names.iter().position(|name| *name == task.meta.name));
@@ -254,11 +254,13 @@ impl Place<'_> {
     }
 }
 
-fn labels(task: &Task) -> TaskLabels {
+/// A task of this name whose answers are texts.
+fn written(name: &str) -> TaskLabels {
     TaskLabels {
-        name: task.meta.name.clone(),
-        kind: task.meta.kind,
-        labels: task.meta.labels.clone(),
+        name: name.into(),
+        kind: TaskKind::Generation,
+        labels: Vec::new(),
+        instruction: None,
         data: None,
     }
 }

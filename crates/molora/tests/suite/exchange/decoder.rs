@@ -43,12 +43,19 @@ impl Llama {
         self.folder.path().join(name)
     }
 
-    /// Runs the program in this folder to its end.
-    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+    /// The program in this folder.
+    pub(crate) fn program(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_molora"));
         command.args(arguments).current_dir(self.folder.path());
         command.env_remove("RUST_LOG");
-        command.output().expect("the program starts")
+        command
+    }
+
+    /// Runs the program in this folder to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        self.program(arguments)
+            .output()
+            .expect("the program starts")
     }
 
     /// Runs the program, which has to succeed, and returns what it prints.

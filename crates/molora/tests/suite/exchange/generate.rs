@@ -71,6 +71,86 @@ fn a_chat_template_frames_prompts_unless_they_are_raw() {
 }
 
 #[test]
+fn prompts_are_lines_objects_and_chats() {
+    let world = Llama::new();
+    let template = "{% for m in messages %}{{ ('w9 ' if m['role'] == 'system' else 'w7 ') + m['content'] + ' ' }}{% endfor %}";
+    let path = world.path("base/tokenizer_config.json");
+    write_json(&path, &json!({"chat_template": template}));
+    let chat = json!({"messages": [{"role": "system", "content": "w2"}, {"role": "user", "content": "w3 w5"}]});
+    let text = format!("{}\n{chat}\n", json!({"prompt": "w4"}));
+    std::fs::write(world.path("asked.jsonl"), text).expect("writable");
+    let short = ["--max-new-tokens", "9", "--json"];
+    let write =
+        |more: &[&str]| lines(&world.done(&[&["generate", "base"], &short[..], more].concat()));
+    let found = write(&["--prompts", "asked.jsonl"]);
+    assert_eq!(found[0]["prompt"], "w4");
+    assert_eq!(found[1]["messages"], chat["messages"]);
+    let alone = write(&["--prompt", "w9 w2 w7 w3 w5 ", "--raw"]);
+    assert_eq!(found[1]["text"], alone[0]["text"], "the template framed it");
+    let system = write(&["--prompt", "w3 w5", "--system", "w2"]);
+    assert_eq!(system[0]["text"], alone[0]["text"]);
+    // A file for the lines, and standard input for the prompts.
+    let arguments = [
+        "generate",
+        "base",
+        "--prompts",
+        "-",
+        "--output",
+        "answers.jsonl",
+    ];
+    let mut program = world.program(&[&arguments[..], &short].concat());
+    let mut child = program
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    std::io::Write::write_all(&mut stdin, b"w4\n").expect("it reads");
+    drop(stdin);
+    assert!(child.wait().expect("it ends").success());
+    let written = std::fs::read_to_string(world.path("answers.jsonl")).expect("written");
+    assert_eq!(lines(&written), found[..1]);
+}
+
+#[test]
+fn a_stop_text_ends_what_is_written() {
+    let world = Llama::new();
+    let write = |more: &[&str]| {
+        let prompt = ["generate", "base", "--json", "--prompt", "w3 w17 w5 w80"];
+        lines(&world.done(&[&prompt[..], more].concat())).remove(0)
+    };
+    let whole = write(&["--max-new-tokens", "12"]);
+    let text = whole["text"].as_str().expect("a text");
+    let words: Vec<&str> = text.split(' ').collect();
+    let stop = words[4];
+    let end = text.find(stop).expect("it is a word of it");
+    let stopped = write(&["--max-new-tokens", "12", "--stop", stop, "--stop", "never"]);
+    assert_eq!(stopped["text"], text[..end]);
+    assert_eq!(stopped["finish"], "stop_text");
+    assert!(stopped["tokens"].as_u64() <= Some(6));
+}
+
+#[test]
+fn a_base_in_fewer_bits_writes_too() {
+    let world = Llama::new();
+    let write = |dtype: &str| {
+        let prompt = [
+            "generate",
+            "base",
+            "--prompt",
+            "w3 w17",
+            "--base-dtype",
+            dtype,
+        ];
+        world.done(&prompt)
+    };
+    assert_eq!(
+        write("f32"),
+        world.done(&["generate", "base", "--prompt", "w3 w17"])
+    );
+    assert!(!write("q8").trim().is_empty());
+}
+
+#[test]
 fn what_cannot_be_continued_is_named() {
     let world = Llama::new();
     let refused = |arguments: &[&str], words: &[&str]| {
@@ -97,7 +177,7 @@ fn what_cannot_be_continued_is_named() {
     std::fs::write(world.path("some.txt"), "w1\n\nw2\n").expect("writable");
     refused(
         &["base", "--prompts", "some.txt"],
-        &["some.txt:2: the line is empty"],
+        &["some.txt:2: blank line between records"],
     );
     let template = "a\n{{ raise_exception('no user role') }}";
     let path = world.path("base/tokenizer_config.json");

@@ -163,3 +163,33 @@ fn auxiliary_terms_are_part_of_the_loss() {
         assert!(terms > 0.0);
     }
 }
+
+#[test]
+fn epochs_say_how_many_steps_there_are() {
+    let world = World::new();
+    // 144 training records in batches of 32.
+    for (epochs, expected) in [("1", 5), ("0.5", 3), ("2", 9)] {
+        let fixed = [
+            "train",
+            "lora",
+            "--model",
+            "model",
+            "--data",
+            "data",
+            "--eval-every",
+            "0",
+        ];
+        let output = world.run(&[&fixed[..], &["--epochs", epochs, "--out", epochs]].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        assert_eq!(steps(&world.path(epochs)).len(), expected);
+    }
+    for wrong in ["0", "-1", "nan", "inf"] {
+        let epochs = format!("--epochs={wrong}");
+        let output = world.run(&[
+            "train", "lora", "--model", "model", "--data", "data", &epochs,
+        ]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("expected a finite number above 0"), "{text}");
+    }
+}

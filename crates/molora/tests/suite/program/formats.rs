@@ -404,7 +404,7 @@ fn a_run_says_its_format() {
         .lines()
         .filter(|line| line.starts_with("format = "))
         .collect();
-    assert_eq!(formats, ["format = 3"]);
+    assert_eq!(formats, ["format = 4"]);
     old.run("lora/finished");
     set_format(&old.path("run"), 1);
     assert_scores(&old, &old.path("run"));

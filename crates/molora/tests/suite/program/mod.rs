@@ -19,6 +19,7 @@ mod hostile;
 mod language;
 mod machine;
 mod oracle;
+mod predict;
 mod recover;
 mod refusal;
 mod report;

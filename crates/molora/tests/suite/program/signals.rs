@@ -1,4 +1,4 @@
-//! The program under Ctrl-C and under a kill, at moments that nobody chose.
+//! The program under Ctrl-C, SIGTERM and a kill, at moments that nobody chose.
 
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -68,10 +68,14 @@ fn an_interrupted_program_goes_on_to_the_same_end() {
     let whole = arguments("whole");
     let status = spawn(&world, &whole).wait().expect("it ends");
     assert!(status.success());
-    for (out, count) in [("early", 1), ("late", 21)] {
+    for (out, count, name) in [
+        ("early", 1, "-INT"),
+        ("late", 21, "-INT"),
+        ("term", 13, "-TERM"),
+    ] {
         let child = spawn(&world, &arguments(out));
         wait_for_steps(&world.path(out), count);
-        signal(&child, "-INT");
+        signal(&child, name);
         let output = child.wait_with_output().expect("it ends");
         assert_eq!(output.status.code(), Some(130), "{}", last_line(&output));
         let text = last_line(&output);

@@ -1,0 +1,108 @@
+//! Answers of a finished run to records that have none.
+
+mod file;
+
+use std::path::{Path, PathBuf};
+
+use crate::TrainError;
+use crate::base::DeviceSpec;
+use crate::data::{Record, Split, Task, TaskMeta};
+use crate::error::RunProblem;
+use crate::eval::{EvalScope, answers};
+use crate::guide::Query;
+use crate::run::{
+    Opened, bare_task, guide_by, load_run_tasks, open_without_data, task_number, tokenized,
+};
+
+pub use crate::eval::Answer;
+pub use file::{predict_file, prediction};
+
+/// A finished run that answers records of one of its tasks.
+pub struct Predictor {
+    opened: Opened,
+    run: PathBuf,
+    number: usize,
+    query: Query,
+    /// All tasks of the run, without records.
+    tasks: Vec<Task>,
+}
+
+impl std::fmt::Debug for Predictor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let task = &self.task().name;
+        let mut shown = f.debug_struct("Predictor");
+        shown
+            .field("run", &self.run)
+            .field("task", task)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Predictor {
+    /// Reads a finished run for one of its tasks, which has to be named where there are several.
+    ///
+    /// # Errors
+    /// A run that is not finished, a task that it has not or that is not named; whatever reading the run
+    /// gives. A run of an earlier version whose model writes does not say what the task's records are
+    /// asked: its data have to be where they were.
+    pub fn open(
+        run: &Path,
+        task: Option<&str>,
+        device: Option<DeviceSpec>,
+    ) -> Result<Self, TrainError> {
+        let opened = open_without_data(run, device)?;
+        let labels = &opened.config.tasks;
+        let number = match task {
+            Some(name) => task_number(run, &opened, name)?,
+            None if labels.len() == 1 => 0,
+            None => {
+                let names: Vec<&str> = labels.iter().map(|task| &task.name[..]).collect();
+                let known = names.join(", ");
+                return Err(TrainError::run(run, RunProblem::WhichTask { known }));
+            }
+        };
+        let mut tasks: Vec<Task> = labels.iter().map(bare_task).collect();
+        if labels[number].instruction.is_none() && opened.loaded.base.writes() {
+            let found = load_run_tasks(run, &opened.config, None)?;
+            let instruction = &found[number].meta.instruction;
+            tasks[number].meta.instruction.clone_from(instruction);
+        }
+        Ok(Self {
+            query: opened.query(None, run)?,
+            run: run.into(),
+            number,
+            tasks,
+            opened,
+        })
+    }
+
+    /// The task, as records are read by it.
+    pub fn task(&self) -> &TaskMeta {
+        &self.tasks[self.number].meta
+    }
+
+    /// The answers to records, in their order.
+    ///
+    /// # Errors
+    /// A record that yields no token or cannot be asked, or scores that no answer can be told from.
+    pub fn answers(&mut self, records: &[Record]) -> Result<Vec<Answer>, TrainError> {
+        let mut tasks = self.tasks.clone();
+        tasks[self.number].test = records.to_vec();
+        let Opened {
+            config,
+            loaded,
+            model,
+            ..
+        } = &mut self.opened;
+        loaded.tasks = tokenized(&loaded.folder, &loaded.base, &tasks, &config.recipe.data)?;
+        let scope = EvalScope::own(Split::Test, config.recipe.data.eval_batch_size, tasks.len());
+        let model = burn::module::Module::valid(model);
+        let guide = match &self.query {
+            Query::Task => self.opened.guide()?,
+            query => guide_by(&self.opened, query, Split::Test)?,
+        };
+        let loaded = &self.opened.loaded;
+        let task = (self.number, &loaded.tasks[self.number]);
+        answers(&model, task, scope, &loaded.device, guide.as_ref())
+    }
+}

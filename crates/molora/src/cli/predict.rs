@@ -1,0 +1,106 @@
+//! `molora predict`.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::download::Downloads;
+use super::progress::Progress;
+use super::{print_written, say};
+use molora_train::base::{DeviceSpec, base_model};
+use molora_train::data::{Record, TaskMeta, load_unlabelled, parse_unlabelled};
+use molora_train::predict::{Predictor, predict_file, prediction};
+use molora_train::store::read_config;
+
+/// Records that are answered, and printed, together.
+const CHUNK: usize = 256;
+
+/// Options of `molora predict`.
+#[derive(Debug, Args)]
+pub(super) struct PredictArgs {
+    /// Folder of a finished run
+    run: PathBuf,
+    /// File with records without answers (.jsonl, .json, .csv, .parquet, or .txt with a text on each
+    /// line), or - for standard input (JSON objects or texts, one a line)
+    #[arg(long, value_name = "FILE|-")]
+    input: PathBuf,
+    /// File for the answers, a JSON object a line; a stopped command goes on with what is there [default:
+    /// standard output]
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// The task that the records are of, for a run of several
+    #[arg(long, value_name = "NAME")]
+    task: Option<String>,
+    /// The input's columns by molora's, where they have other names: input=sentence,input_b=passage
+    #[arg(long, value_delimiter = ',', value_name = "OURS=THEIRS", value_parser = column)]
+    columns: Vec<(String, String)>,
+    /// Replace an output that is there
+    #[arg(long, requires = "output")]
+    force: bool,
+    /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]
+    #[arg(long)]
+    device: Option<DeviceSpec>,
+}
+
+/// Columns of records without answers.
+const COLUMNS: [&str; 7] = [
+    "input",
+    "input_b",
+    "choices",
+    "instruction",
+    "system",
+    "messages",
+    "id",
+];
+
+fn column(text: &str) -> Result<(String, String), String> {
+    let pair = text
+        .split_once('=')
+        .filter(|(ours, _)| COLUMNS.contains(ours));
+    let (ours, theirs) = pair.ok_or_else(|| {
+        let known = COLUMNS.join(", ");
+        format!("expected OURS=THEIRS, where OURS is one of {known}")
+    })?;
+    Ok((ours.into(), theirs.into()))
+}
+
+impl PredictArgs {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        // With a bar, should the cache have lost the model since the training.
+        let mut downloads = Downloads::new();
+        let model = read_config(&self.run)?.model;
+        base_model::find(&model, &mut |progress| downloads.show_all(progress))?;
+        downloads.finish();
+        let mut predictor = Predictor::open(&self.run, self.task.as_deref(), self.device)?;
+        let task = predictor.task().clone();
+        let records = self.records(&task)?;
+        let Some(out) = &self.output else {
+            for chunk in records.chunks(CHUNK) {
+                let answers = predictor.answers(chunk)?;
+                let lines = chunk.iter().zip(&answers);
+                let lines = lines.map(|(r, a)| format!("{}\n", prediction(r, a, &task)));
+                print_written(&lines.collect::<String>())?;
+            }
+            return Ok(());
+        };
+        let mut progress = Progress::new();
+        let show = &mut |event: molora_train::train::Event<'_>| progress.show(event);
+        predict_file(&mut predictor, &records, out, self.force, show)?;
+        progress.finish();
+        say(&format!("{} answers: {}", records.len(), out.display()));
+        Ok(())
+    }
+
+    fn records(&self, task: &TaskMeta) -> anyhow::Result<Vec<Record>> {
+        let columns: BTreeMap<String, String> = self.columns.iter().cloned().collect();
+        if self.input != Path::new("-") {
+            return Ok(load_unlabelled(&self.input, task, &columns)?);
+        }
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text)?;
+        let name = Path::new("standard input");
+        Ok(parse_unlabelled(&text, name, task, &columns)?)
+    }
+}

@@ -1,0 +1,19 @@
+//! Signals that ask the program to end.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag::{register, register_conditional_shutdown};
+
+/// Ctrl-C and SIGTERM, which Slurm, Docker and `timeout` send, set the flag: the work ends after the
+/// current step with a checkpoint. A second one ends the program at once.
+pub(super) fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first ends the program if the flag is set, the second sets it.
+        register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))?;
+        register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}

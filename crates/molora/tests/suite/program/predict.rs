@@ -1,0 +1,184 @@
+//! Answers to records that have none, through the program.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::world::{World, small};
+
+fn lines(text: &[u8]) -> Vec<Value> {
+    let text = String::from_utf8_lossy(text);
+    let parse = |line: &str| serde_json::from_str(line).expect("JSON");
+    text.lines().map(parse).collect()
+}
+
+/// A run, and its test records of a task without their answers.
+fn world() -> (World, String) {
+    let world = World::new();
+    world.train(&small("samora"), "run");
+    let text = std::fs::read(world.data("weather/test.jsonl")).expect("readable");
+    let asked = lines(&text).into_iter().map(|record| {
+        let line = json!({"id": record["id"], "input": record["input"]});
+        format!("{line}\n")
+    });
+    let asked = asked.collect();
+    (world, asked)
+}
+
+fn done(world: &World, arguments: &[&str]) -> Vec<u8> {
+    let output = world.run(arguments);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    output.stdout
+}
+
+#[test]
+fn predictions_are_those_of_the_evaluation() {
+    let (world, asked) = world();
+    std::fs::write(world.path("asked.jsonl"), &asked).expect("writable");
+    let arguments = [
+        "predict",
+        "run",
+        "--task",
+        "weather",
+        "--input",
+        "asked.jsonl",
+    ];
+    let found = lines(&done(&world, &arguments));
+    let report = std::fs::read(world.path("run/predictions.json")).expect("readable");
+    let report: Value = serde_json::from_slice(&report).expect("JSON");
+    let labels = ["sun", "rain", "snow"];
+    let classes = report["tasks"]["weather"].as_array().expect("a list");
+    assert_eq!(found.len(), classes.len());
+    for (line, class) in found.iter().zip(classes) {
+        let class = class.as_u64().expect("a class") as usize;
+        assert_eq!(line["label"], labels[class]);
+        let scores = line["scores"].as_object().expect("scores");
+        let sum: f64 = scores.values().filter_map(Value::as_f64).sum();
+        assert!((sum - 1.0).abs() < 1e-9, "{sum}");
+        let best = scores
+            .values()
+            .filter_map(Value::as_f64)
+            .fold(0.0, f64::max);
+        assert_eq!(scores[labels[class]].as_f64(), Some(best));
+    }
+    assert_eq!(found[0]["id"], "weather-test-0");
+
+    // The same from standard input, as objects and as plain lines, without the data and offline.
+    std::fs::rename(world.path("data"), world.path("elsewhere")).expect("renamed");
+    let texts = asked.lines().map(|line| {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        format!("{}\n", line["input"].as_str().expect("a text"))
+    });
+    for (text, has_ids) in [(asked.clone(), true), (texts.collect(), false)] {
+        let arguments = ["predict", "run", "--task", "weather", "--input", "-"];
+        let mut child = world
+            .program(&arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin.write_all(text.as_bytes()).expect("it reads");
+        drop(stdin);
+        let output = child.wait_with_output().expect("it ends");
+        assert!(output.status.success());
+        let again = lines(&output.stdout);
+        for (place, (again, found)) in again.iter().zip(&found).enumerate() {
+            assert_eq!(again["scores"], found["scores"]);
+            match has_ids {
+                true => assert_eq!(again["id"], found["id"]),
+                false => assert_eq!(again["id"], (place + 1).to_string()),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stopped_prediction_goes_on() {
+    let (world, asked) = world();
+    std::fs::write(world.path("asked.jsonl"), asked.repeat(20)).expect("writable");
+    let arguments = [
+        "predict",
+        "run",
+        "--task",
+        "weather",
+        "--input",
+        "asked.jsonl",
+        "--output",
+        "answers.jsonl",
+    ];
+    done(&world, &arguments);
+    let whole = std::fs::read(world.path("answers.jsonl")).expect("written");
+    assert_eq!(lines(&whole).len(), 480);
+    let output = world.run(&arguments);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.contains("answers.jsonl: it is there already"),
+        "{text}"
+    );
+
+    // A kill in the middle of a line, behind the first records that were written together.
+    std::fs::remove_file(world.path("answers.jsonl")).expect("removed");
+    let mut child = world
+        .program(&arguments)
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let part = || {
+        let names = std::fs::read_dir(world.path(".")).expect("a folder");
+        let mut names = names.map(|entry| entry.expect("an entry").path());
+        names.find(|path| path.extension().is_some_and(|ending| ending == "part"))
+    };
+    let length = |path: &std::path::Path| path.metadata().map_or(0, |found| found.len());
+    loop {
+        let is_begun = part().is_some_and(|path| length(&path) > 0);
+        if is_begun || child.try_wait().expect("a child").is_some() {
+            break;
+        }
+    }
+    drop(child.kill());
+    child.wait().expect("it ends");
+    if let Some(part) = part() {
+        let text = std::fs::read(&part).expect("readable");
+        std::fs::write(&part, &text[..text.len() - 7]).expect("writable");
+    }
+    done(&world, &[&arguments[..], &["--force"]].concat());
+    let again = std::fs::read(world.path("answers.jsonl")).expect("written");
+    assert!(again == whole, "the same lines to the last byte");
+    assert!(part().is_none());
+}
+
+#[test]
+fn what_cannot_be_answered_is_named() {
+    let (world, _) = world();
+    let refused = |arguments: &[&str], words: &str| {
+        let output = world.run(&[&["predict", "run"], arguments].concat());
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(words), "{text}");
+    };
+    std::fs::write(world.path("other.jsonl"), "{\"sentence\": \"w1\"}\n").expect("writable");
+    let several = "it has several tasks, name one: answer, pets, weather";
+    refused(&["--input", "other.jsonl"], several);
+    refused(
+        &["--input", "other.jsonl", "--task", "law"],
+        "has no task `law`",
+    );
+    let task = ["--task", "weather", "--input"];
+    let none = "other.jsonl:1: there is no column \"input\"";
+    refused(&[&task[..], &["other.jsonl"]].concat(), none);
+    refused(&[&task[..], &["none.jsonl"]].concat(), "none.jsonl");
+    let renamed = ["other.jsonl", "--columns", "input=sentence"];
+    done(&world, &[&["predict", "run"], &task[..], &renamed].concat());
+    let output = world.run(
+        &[
+            &["predict", "run"],
+            &task[..],
+            &["other.jsonl", "--columns", "a=b"],
+        ]
+        .concat(),
+    );
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("OURS is one of input, input_b"), "{text}");
+}
