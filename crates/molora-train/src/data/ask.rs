@@ -73,8 +73,8 @@ fn prompt(mut fields: Fields<'_>) -> Result<Prompt, DataError> {
             column: "prompt".into(),
             found: fields.map.keys().cloned().collect(),
             reason: match has_prompt {
-                true => " alone: a prompt and messages say two things",
-                false => " (or messages)",
+                true => ", expected one of prompt and messages",
+                false => ", expected prompt or messages",
             },
         }
         .into());
@@ -123,7 +123,7 @@ mod tests {
             (
                 "{\"text\": \"a\"}",
                 true,
-                "p:1: there is no column \"prompt\", found text (or messages)",
+                "p:1: there is no column \"prompt\", found text, expected prompt or messages",
             ),
             ("{\"messages\": []}", true, "p:1: "),
             (

@@ -158,7 +158,7 @@ fn schema(row: &Row, kind: TaskKind) -> Result<Schema, DataError> {
         None => Err(missing(
             row,
             "input",
-            " (or question, text, prompt or messages)",
+            ", expected input, question, text, prompt or messages",
         )),
     }
 }
@@ -251,7 +251,7 @@ mod tests {
     fn what_cannot_be_asked_is_named() {
         let error = read("{\"sentence\": \"a\"}", TaskKind::Classification).expect_err("no text");
         assert!(
-            error.starts_with("-:1: ") && error.contains("`input`"),
+            error.starts_with("-:1: ") && error.contains("no column \"input\""),
             "{error}"
         );
         let error = read("a\n\nb", TaskKind::Classification).expect_err("a blank line");

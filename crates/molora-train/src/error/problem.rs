@@ -160,7 +160,7 @@ pub enum RunProblem {
     Zero { option: &'static str },
 
     /// A number of epochs that is none.
-    #[error("epochs is {found}, expected a finite number above 0")]
+    #[error("found {found}, expected a finite number above 0")]
     Epochs { found: f64 },
 
     /// A name that is no base model.

@@ -196,7 +196,7 @@ fn checked(request: &Request) -> Result<Checked, TrainError> {
         && !(epochs.is_finite() && epochs > 0.0)
     {
         let problem = RunProblem::Epochs { found: epochs };
-        return Err(TrainError::run(&request.out, problem));
+        return Err(TrainError::run(Path::new("epochs"), problem));
     }
     if let Some(stage) = &request.until {
         stage_number(&request.recipe, stage)?;

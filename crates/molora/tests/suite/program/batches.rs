@@ -178,6 +178,8 @@ fn epochs_say_how_many_steps_there_are() {
             "data",
             "--eval-every",
             "0",
+            "--set",
+            "data.max_length=24",
         ];
         let output = world.run(&[&fixed[..], &["--epochs", epochs, "--out", epochs]].concat());
         let text = String::from_utf8_lossy(&output.stderr);
