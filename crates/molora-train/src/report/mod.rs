@@ -9,6 +9,7 @@ mod chart;
 mod comparable;
 pub(crate) mod comparison;
 mod details;
+mod dry_run;
 mod error;
 mod experts;
 pub(crate) mod format;
@@ -36,6 +37,7 @@ pub use details::{
     BaseReport, BaseWay, ExampleAnswer, ExampleKind, ExampleReport, ExpertReport, ExpertSimilarity,
     SentenceRouting, TokenWeights,
 };
+pub use dry_run::{DryRun, SiteSize, StageCost, TaskSize, dry_run_table};
 pub use error::ReportError;
 pub use format::thousands;
 pub use idle::{IDLE_SHARE, idle_summary};

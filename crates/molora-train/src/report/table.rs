@@ -4,7 +4,7 @@ use comfy_table::presets::ASCII_BORDERS_ONLY_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Row, Table, TableStyle};
 
 use super::format::{duration, mebibytes, percent, share, thousands};
-use super::schema::{EvalReport, RunSummary, TaskScore};
+use super::schema::{EvalReport, ParameterCounts, RunSummary, TaskScore};
 
 /// Scores task by task, with a last row of means; beside those of the base model where there are such.
 ///
@@ -80,7 +80,10 @@ fn base_mean(report: &EvalReport, base: Option<&EvalReport>) -> Option<f64> {
 
 /// Kind of parameter, count, and share of the base model.
 pub(super) fn parameter_rows(summary: &RunSummary) -> [[String; 3]; 6] {
-    let counts = &summary.parameters;
+    count_rows(&summary.parameters)
+}
+
+pub(super) fn count_rows(counts: &ParameterCounts) -> [[String; 3]; 6] {
     let kinds = [
         ("base (frozen)", counts.base),
         ("adapters", counts.adapters),

@@ -3,26 +3,27 @@
 //! What a run folder has stands in `store/folder.rs`.
 
 mod base;
+mod dry;
 mod evaluate;
 mod examples;
 mod experts;
 mod inputs;
 mod load;
 mod oracle;
+mod request;
 mod stages;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
-use molora_models::{AdapterSpec, BaseDtype};
+use molora_models::AdapterSpec;
 
-use crate::base::base_model::absolute;
 use crate::base::place::{write_atomically, write_json_atomically};
-use crate::base::{DeviceSpec, base_model, bundled};
+use crate::base::{base_model, bundled};
 use crate::data::{PromptStyle, Split, Task, TokenizedTask, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::eval::EvalScope;
@@ -35,13 +36,14 @@ use crate::report::{
     read_records, render,
 };
 use crate::store::{
-    BASE, Claim, Digests, EVAL, EXAMPLES, EXPERT_REPORT, FORMAT, PREDICTIONS, REPORT, ROUTING,
-    RunConfig, STEPS, SUMMARY, TaskLabels, Writing, checkpoint, git_commit, read_config,
+    BASE, Claim, Digests, EVAL, EXAMPLES, EXPERT_REPORT, PREDICTIONS, REPORT, ROUTING, RunConfig,
+    STEPS, SUMMARY, Writing, checkpoint, read_config,
 };
 use crate::train::{Setup, Start, Trained, train as train_loop};
 
 pub use crate::train::{Event, StageEvent};
 use base::base_report;
+pub use dry::dry_run;
 use evaluate::evaluate_showing;
 pub(crate) use evaluate::{
     Opened, bare_task, check_finished, device_of, guide_by, open, open_as, open_without_data,
@@ -55,48 +57,9 @@ use inputs::refuse_moving;
 pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
 pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
 pub use oracle::{MAX_PATHS, OracleReport, OracleRequest, OracleScore, search_oracle};
+pub use request::{Part, Request};
 use stages::{begin_again, stage_number};
 pub(crate) use stages::{check_tasks, with_groups};
-
-/// What a user asks for.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// The method.
-    pub recipe: Recipe,
-    /// Folder of the base model, `bundled:NAME`, or `org/name` on the Hub.
-    pub model: String,
-    /// The type in which the base's matrices are kept.
-    pub base_dtype: BaseDtype,
-    /// Folder of the tasks, or `bundled:tasks`.
-    pub data: String,
-    /// The tasks to train on; all in the folder if `None`.
-    pub tasks: Option<Vec<String>>,
-    /// The run folder.
-    pub out: PathBuf,
-    /// Times that all training records are shown, which then says the number of steps in the place of
-    /// the recipe: `epochs * records / batch size`, rounded up. Which records are drawn how often is up
-    /// to the recipe's sampling.
-    pub epochs: Option<f64>,
-    /// Whether an older run in that folder may be removed.
-    pub force: bool,
-    /// Seed of every random draw.
-    pub seed: u64,
-    /// The device.
-    pub device: DeviceSpec,
-    /// The split that the finished run is scored on: the test split, but for trials of settings.
-    pub scored: Split,
-    /// Name of the stage at whose end the run stops; it goes on with [`resume`].
-    pub until: Option<String>,
-}
-
-/// Which stages of a run are gone through when it goes on.
-#[derive(Debug, Clone, Default)]
-pub struct Part {
-    /// The stage that is begun again, by its name; `None` to go on where the run is.
-    pub from: Option<String>,
-    /// The stage at whose end the run stops.
-    pub until: Option<String>,
-}
 
 /// A finished run.
 #[derive(Debug)]
@@ -138,20 +101,7 @@ pub fn train(
     let model = find_model(&request.model, stop, on_event)?;
     claim.protect(&[&model.folder])?;
     let recipe = with_prompt(recipe, &model.folder)?;
-    let config = RunConfig {
-        format: FORMAT,
-        molora_version: env!("CARGO_PKG_VERSION").into(),
-        git_commit: git_commit(),
-        model: model.name,
-        base_dtype: request.base_dtype,
-        data: absolute(&request.data),
-        seed: request.seed,
-        device: request.device.to_string(),
-        scored: request.scored,
-        tasks: tasks.iter().map(TaskLabels::of).collect(),
-        recipe,
-        digests: None,
-    };
+    let config = request.config(model.name, recipe, &tasks);
     on_event(Event::Phase("loading model and tasks"));
     let config = with_digests(config, &model.folder)?;
     let loaded = load(&config, &model.folder, &tasks, request.device, true)?;

@@ -1,8 +1,10 @@
 //! The training loop: legs, steps, transforms, and what is told on the way.
 
 mod balance;
+mod begin;
 mod checkpointed;
 mod event;
+mod rehearsal;
 mod setup;
 mod step;
 mod trainer;
@@ -10,6 +12,7 @@ pub(crate) mod transform;
 mod validate;
 
 pub use event::{Event, Kept, StageEvent};
+pub use rehearsal::rehearse;
 pub use setup::Setup;
 pub use step::{Step, StepValues};
 pub use trainer::{Start, Trained, train};

@@ -8,15 +8,15 @@ use std::time::Instant;
 use burn::optim::ModuleOptimizer;
 use molora_models::{AdapterSpec, TaskHead, TaskModel};
 
-use super::event::{Event, Kept, StageEvent};
+use super::event::{Event, Kept};
 use super::setup::{Setup, attach, guidance, leg_seed, lengths, not_finite, objective};
 use super::step::Step;
-use super::transform;
 use super::validate;
-use crate::data::{Average, Batch, Sampler, task_names};
+use crate::data::sampler::Pick;
+use crate::data::{Average, Batch, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Clusters, Guide, Instructions};
-use crate::model::{find_not_finite, with_stable_ids};
+use crate::model::find_not_finite;
 use crate::recipe::{FinalState, Leg, OptimizerConfig, Scope, StageConfig, Transform};
 use crate::report::{SCHEMA_VERSION, StepRecord, StepWriter, truncate_after};
 use crate::store::checkpoint::{Progress, Snapshot};
@@ -103,16 +103,16 @@ pub fn train(
     })
 }
 
-struct State {
-    model: TaskModel,
-    is_mixture: bool,
-    guide: Option<Guide>,
-    optimizer: ModuleOptimizer,
-    progress: Progress,
+pub(super) struct State {
+    pub(super) model: TaskModel,
+    pub(super) is_mixture: bool,
+    pub(super) guide: Option<Guide>,
+    pub(super) optimizer: ModuleOptimizer,
+    pub(super) progress: Progress,
 }
 
 impl State {
-    fn start(
+    pub(super) fn start(
         setup: &Setup<'_>,
         start: Start,
         on_event: &mut dyn FnMut(Event<'_>),
@@ -213,9 +213,8 @@ impl State {
             return Ok(false);
         }
         self.check_weights(setup)?;
-        let guide = self.guide.as_ref().filter(|_| self.is_mixture);
-        let progress = &mut self.progress;
-        let record = validate::score(setup, leg, &self.model, guide, progress)?;
+        let (model, guide, progress) = self.scored();
+        let record = validate::score(setup, leg, model, guide, progress)?;
         writer.write_validation(&record)?;
         on_event(Event::Validated(&record));
         let patience = setup.recipe.validation.patience;
@@ -232,102 +231,23 @@ impl State {
         is_taken || config.keep_best > 0
     }
 
-    /// Begins a leg, after the steps without gradient in front of it.
-    fn enter(
-        &mut self,
-        setup: &Setup<'_>,
-        number: usize,
-        on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<(), TrainError> {
-        let progress = &mut self.progress;
-        if progress.is_early {
-            progress.skipped += setup.legs[progress.leg].steps - progress.leg_step;
-        }
-        (progress.leg, progress.leg_step, progress.is_early) = (number, 0, false);
-        (progress.sampler, progress.since_best) = (None, 0);
-        let Some(leg) = setup.legs.get(number) else {
-            return Ok(());
-        };
-        let stage = &setup.stages[leg.stage];
-        let expert = leg.expert.map(|task| &setup.tasks[task].name[..]);
-        on_event(Event::Stage(StageEvent {
-            name: &stage.name,
-            expert,
-            number: leg.stage + 1,
-            total: setup.stages.len(),
-        }));
-        if let Some(transform) = &stage.transform {
-            self.transform(setup, transform)?;
-            return self.enter(setup, number + 1, on_event);
-        }
-        if stage.trains_alone() || !self.is_mixture {
-            let spec = stage.spec(setup.spec);
-            let heads = self.model.heads.clone();
-            self.model = attach(setup, Some(leg), &spec, heads)?;
-            self.is_mixture = !stage.trains_alone();
-            self.take_from_pool(setup, leg, &spec)?;
-        }
-        self.model = with_stable_ids(stage.apply(self.model.clone()));
-        self.optimizer = stage.optimizer.init();
-        let config = setup.recipe.data.sampling.clone();
-        let seed = leg_seed(setup, leg, "sampler").value();
-        self.progress.sampler = Some(Sampler::new(config, &lengths(setup, leg), seed)?);
-        let is_first_of_stage = number == 0 || setup.legs[number - 1].stage != leg.stage;
-        if is_first_of_stage && self.progress.step > 0 {
-            let names = task_names(setup.tasks);
-            let spec = stage.spec(setup.spec);
-            let snapshot = self.snapshot(&spec, &names, false);
-            checkpoint::save_stage(setup.folder, &stage.name, &snapshot)?;
-        }
-        Ok(())
+    fn step(&mut self, setup: &Setup<'_>, leg: &Leg) -> Result<StepRecord, TrainError> {
+        let sampler = self.progress.sampler.as_mut();
+        let picks = sampler.expect("a leg that trains has one").next_batch();
+        let record = self.step_on(setup, leg, &picks)?;
+        self.count(&record);
+        Ok(record)
     }
 
-    /// A gate is trained on the expert that an earlier stage left in the run folder.
-    fn take_from_pool(
+    /// A step on given examples, which is not counted.
+    pub(super) fn step_on(
         &mut self,
         setup: &Setup<'_>,
         leg: &Leg,
-        spec: &AdapterSpec,
-    ) -> Result<(), TrainError> {
-        let is_gate = setup.stages[leg.stage].scope == Scope::EachGate;
-        let Some(task) = leg.expert.filter(|_| is_gate) else {
-            return Ok(());
-        };
-        let folder = pool::expert_folder(setup.folder, &setup.tasks[task].name);
-        pool::load(&folder, &mut self.model.backbone, spec, setup.base.1)
-    }
-
-    fn transform(&mut self, setup: &Setup<'_>, transform: &Transform) -> Result<(), TrainError> {
-        match transform {
-            Transform::Given if self.is_mixture => {}
-            Transform::Given => {
-                return Err(TrainError::run(setup.folder, RunProblem::GivenElsewhere));
-            }
-            Transform::Assemble => {
-                self.model = transform::assemble(setup, self.model.heads.clone())?;
-                self.is_mixture = true;
-            }
-            Transform::CollectDirections => transform::collect_directions(&mut self.model),
-            Transform::CollectPrototypes => {
-                transform::collect_prototypes(setup, &mut self.model)?;
-            }
-            Transform::Cluster(_) => self.guide = Some(transform::cluster(setup)?),
-            Transform::EmbedInstructions(_) => {
-                self.guide = Some(transform::embed_instructions(setup)?);
-            }
-            Transform::TuneGlobalWeight { candidates } => {
-                let guide = transform::tune_global_weight(setup, &self.model, candidates)?;
-                self.guide = Some(guide);
-            }
-        }
-        Ok(())
-    }
-
-    fn step(&mut self, setup: &Setup<'_>, leg: &Leg) -> Result<StepRecord, TrainError> {
+        picks: &[Pick],
+    ) -> Result<StepRecord, TrainError> {
         let start = Instant::now();
         let stage = &setup.stages[leg.stage];
-        let sampler = self.progress.sampler.as_mut();
-        let picks = sampler.expect("a leg that trains has one").next_batch();
         let examples: Vec<_> = picks
             .iter()
             .map(|&(place, index)| &setup.tasks[leg.tasks[place]].train[index])
@@ -372,7 +292,7 @@ impl State {
         }
         let name_of = |task: usize| setup.tasks[task].name.clone();
         let tasks = values.tasks.into_iter();
-        let record = StepRecord {
+        Ok(StepRecord {
             version: SCHEMA_VERSION,
             step,
             stage: stage.name.clone(),
@@ -388,9 +308,13 @@ impl State {
             tokens: batch.num_tokens(),
             padded_tokens: batch.num_padded(),
             seconds: start.elapsed().as_secs_f64(),
-        };
-        self.count(&record);
-        Ok(record)
+        })
+    }
+
+    /// What is scored, and where the scores are noted.
+    pub(super) fn scored(&mut self) -> (&TaskModel, Option<&Guide>, &mut Progress) {
+        let guide = self.guide.as_ref().filter(|_| self.is_mixture);
+        (&self.model, guide, &mut self.progress)
     }
 
     fn count(&mut self, record: &StepRecord) {
@@ -403,7 +327,7 @@ impl State {
     }
 
     /// Takes the state that a leg ends with, and keeps what it has made if it trained an expert alone.
-    fn leave(
+    pub(super) fn leave(
         &mut self,
         setup: &Setup<'_>,
         leg: &Leg,
@@ -480,7 +404,7 @@ impl State {
         checkpoint::save(setup.folder, &snapshot, setup.recipe.checkpoint.keep_last)
     }
 
-    fn snapshot<'a>(
+    pub(super) fn snapshot<'a>(
         &'a self,
         spec: &'a AdapterSpec,
         tasks: &'a [String],

@@ -23,7 +23,7 @@ pub(super) fn is_due(setup: &Setup<'_>, leg: &Leg, leg_step: usize) -> bool {
 }
 
 /// The tasks with the records that a leg's states are scored on.
-fn parts(setup: &Setup<'_>, leg: &Leg) -> Vec<TokenizedTask> {
+pub(super) fn parts(setup: &Setup<'_>, leg: &Leg) -> Vec<TokenizedTask> {
     let examples = leg
         .steps
         .saturating_mul(setup.recipe.data.sampling.batch_size);

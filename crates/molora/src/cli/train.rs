@@ -12,8 +12,8 @@ use super::source::{FoundBase, SourceArgs};
 use super::validation::ValidationArgs;
 use molora_train::data::Split;
 use molora_train::recipe::{self, Recipe, overrides};
-use molora_train::report::{idle_summary, summary_table, task_table};
-use molora_train::run::{Finished, Part, Request, check, resume, train};
+use molora_train::report::{dry_run_table, idle_summary, summary_table, task_table};
+use molora_train::run::{Finished, Part, Request, check, dry_run, resume, train};
 
 /// Options of `molora train`.
 #[derive(Debug, Args)]
@@ -47,6 +47,10 @@ pub(super) struct TrainArgs {
     /// Replace an older run in the same folder
     #[arg(long)]
     force: bool,
+    /// Say what the run would be, and what memory and time it would take, by a few steps of each stage;
+    /// nothing is written
+    #[arg(long, conflicts_with = "resume")]
+    dry_run: bool,
     /// With --resume: begin this stage again, with all before it as they are
     #[arg(long, value_name = "STAGE", requires = "resume")]
     from_stage: Option<String>,
@@ -71,6 +75,11 @@ impl TrainArgs {
             None => {
                 let before = |base: &FoundBase| Ok(check(&self.request(base)?)?);
                 let request = self.request(&self.source.found(&stop, before)?)?;
+                if self.dry_run {
+                    let dry = dry_run(&request, &stop, &mut |event| progress.show(event))?;
+                    progress.finish();
+                    return print(&format!("\n{}", dry_run_table(&dry)));
+                }
                 let finished = train(&request, &stop, &mut |event| progress.show(event))?;
                 (request.out, finished)
             }

@@ -195,3 +195,41 @@ fn epochs_say_how_many_steps_there_are() {
         assert!(text.contains("expected a finite number above 0"), "{text}");
     }
 }
+
+#[test]
+fn a_dry_run_tells_what_a_run_would_be_and_writes_nothing() {
+    let world = World::new();
+    let entries = || {
+        let names = std::fs::read_dir(world.path(".")).expect("a folder");
+        let mut names: Vec<_> = names
+            .map(|entry| entry.expect("an entry").file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    let before = entries();
+    for recipe in ["samora", "moa", "glider"] {
+        let recipe = small(recipe);
+        std::fs::write(world.path("mine.toml"), recipe.to_toml()).expect("writable");
+        let fixed = ["train", "mine.toml", "--model", "model", "--data", "data"];
+        let output = world.run(&[&fixed[..], &["--dry-run", "--out", "run"]].concat());
+        std::fs::remove_file(world.path("mine.toml")).expect("removed");
+        let (text, errors) = (&output.stdout, &output.stderr);
+        let [text, errors] = [text, errors].map(|text| String::from_utf8_lossy(text));
+        assert!(output.status.success(), "{errors}");
+        for words in [
+            "encoder.layer.*.attention.self.query",
+            "trainable",
+            "48 / 6 / 24",
+            "peak memory: ",
+            "in all: ",
+        ] {
+            assert!(text.contains(words), "{words} is not in: {text}");
+        }
+        let trains = |stage: &&molora_train::recipe::StageConfig| stage.transform.is_none();
+        for stage in recipe.stages.iter().filter(trains) {
+            assert!(text.contains(&format!("| {} ", stage.name)), "{text}");
+        }
+        assert_eq!(entries(), before);
+    }
+}

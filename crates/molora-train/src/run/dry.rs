@@ -1,0 +1,105 @@
+//! What a run would be and cost, without a run folder.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+
+use molora_kernels::random::Seed;
+use molora_models::Adaptable;
+
+use super::{
+    Checked, Request, checked, find_model, load, sizes, stage_number, with_digests, with_prompt,
+};
+use crate::TrainError;
+use crate::data::{Split, TaskKind, TokenizedTask, task_names};
+use crate::model::count;
+use crate::recipe::legs;
+use crate::report::{DryRun, SiteSize, TaskSize, peak_memory_bytes};
+use crate::train::{Event, Setup, Start, rehearse};
+
+/// Reads everything that a run would read, makes a few steps of each stage, and leaves nothing behind.
+///
+/// # Errors
+/// As [`train`](super::train).
+pub fn dry_run(
+    request: &Request,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<DryRun, TrainError> {
+    let Checked { recipe, tasks, .. } = checked(request)?;
+    let model = find_model(&request.model, stop, on_event)?;
+    let recipe = with_prompt(recipe, &model.folder)?;
+    let config = request.config(model.name, recipe, &tasks);
+    on_event(Event::Phase("loading model and tasks"));
+    let config = with_digests(config, &model.folder)?;
+    let loaded = load(&config, &model.folder, &tasks, request.device, true)?;
+    let (recipe, names) = (&config.recipe, task_names(&loaded.tasks));
+    let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
+    let until = request.until.as_deref();
+    let folder = tempfile::tempdir()?;
+    let setup = Setup {
+        recipe,
+        stages: &recipe.stages,
+        legs: &legs,
+        spec: &loaded.spec,
+        base: (&loaded.base, config.base_name()),
+        tasks: &loaded.tasks,
+        seed: Seed::new(config.seed),
+        device: &loaded.device,
+        folder: folder.path(),
+        stop,
+        until: until.map(|name| stage_number(recipe, name)).transpose()?,
+    };
+    on_event(Event::Phase("a few steps of each stage"));
+    let stages = rehearse(&setup, Start::Fresh(loaded.heads.clone()), on_event)?;
+    let peak_memory_bytes = peak_memory_bytes();
+    let mixture = loaded.mixture(Seed::new(config.seed))?;
+    let widths: BTreeMap<String, _> = mixture
+        .backbone
+        .linears()
+        .into_iter()
+        .map(|(path, linear)| (path, linear.dims()))
+        .collect();
+    let site = |path: String| {
+        let dims = widths[&path];
+        let (input, output) = (dims.d_input, dims.d_output);
+        SiteSize {
+            path,
+            input,
+            output,
+        }
+    };
+    let test: usize = loaded
+        .tasks
+        .iter()
+        .flat_map(|task| task.lengths(Split::Test))
+        .sum();
+    let token_seconds = stages.last().map_or(0.0, |stage| stage.token_seconds);
+    Ok(DryRun {
+        recipe: recipe.name.clone(),
+        sites: mixture
+            .backbone
+            .site_paths()
+            .into_iter()
+            .map(site)
+            .collect(),
+        parameters: count(&mixture),
+        tasks: loaded.tasks.iter().map(size).collect(),
+        stages,
+        test_seconds: token_seconds * test as f64,
+        peak_memory_bytes,
+    })
+}
+
+fn size(task: &TokenizedTask) -> TaskSize {
+    let lengths = task.lengths(Split::Train);
+    let sum: usize = lengths.iter().sum();
+    TaskSize {
+        name: task.name.clone(),
+        kind: task.kind,
+        records: sizes(task),
+        mean_tokens: sum as f64 / lengths.len().max(1) as f64,
+        most_tokens: lengths.into_iter().max().unwrap_or(0),
+        cut: task.cut,
+        is_written: task.written.is_some() && task.kind == TaskKind::Generation,
+    }
+}

@@ -1,0 +1,71 @@
+//! What a user asks for.
+
+use std::path::PathBuf;
+
+use molora_models::BaseDtype;
+
+use crate::base::DeviceSpec;
+use crate::base::base_model::absolute;
+use crate::data::{Split, Task};
+use crate::recipe::Recipe;
+use crate::store::{FORMAT, RunConfig, TaskLabels, git_commit};
+
+/// What a user asks for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The method.
+    pub recipe: Recipe,
+    /// Folder of the base model, `bundled:NAME`, or `org/name` on the Hub.
+    pub model: String,
+    /// The type in which the base's matrices are kept.
+    pub base_dtype: BaseDtype,
+    /// Folder of the tasks, or `bundled:tasks`.
+    pub data: String,
+    /// The tasks to train on; all in the folder if `None`.
+    pub tasks: Option<Vec<String>>,
+    /// The run folder.
+    pub out: PathBuf,
+    /// Times that all training records are shown, which then says the number of steps in the place of
+    /// the recipe: `epochs * records / batch size`, rounded up. Which records are drawn how often is up
+    /// to the recipe's sampling.
+    pub epochs: Option<f64>,
+    /// Whether an older run in that folder may be removed.
+    pub force: bool,
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// The device.
+    pub device: DeviceSpec,
+    /// The split that the finished run is scored on: the test split, but for trials of settings.
+    pub scored: Split,
+    /// Name of the stage at whose end the run stops; it goes on with [`resume`].
+    pub until: Option<String>,
+}
+
+impl Request {
+    /// The resolved configuration of the run, without digests.
+    pub(super) fn config(&self, model: String, recipe: Recipe, tasks: &[Task]) -> RunConfig {
+        RunConfig {
+            format: FORMAT,
+            molora_version: env!("CARGO_PKG_VERSION").into(),
+            git_commit: git_commit(),
+            model,
+            base_dtype: self.base_dtype,
+            data: absolute(&self.data),
+            seed: self.seed,
+            device: self.device.to_string(),
+            scored: self.scored,
+            tasks: tasks.iter().map(TaskLabels::of).collect(),
+            recipe,
+            digests: None,
+        }
+    }
+}
+
+/// Which stages of a run are gone through when it goes on.
+#[derive(Debug, Clone, Default)]
+pub struct Part {
+    /// The stage that is begun again, by its name; `None` to go on where the run is.
+    pub from: Option<String>,
+    /// The stage at whose end the run stops.
+    pub until: Option<String>,
+}
