@@ -84,6 +84,18 @@ pub enum RunProblem {
     /// A run that has come to its end.
     #[error("the run is finished; see its report.html")]
     Finished,
+    /// Steps for a run that has not come to its end.
+    #[error("the run is not finished, it has {found} steps before it: go on without --steps first")]
+    StepsOfUnfinished { found: usize },
+    /// A run that cannot go on behind its end.
+    #[error("{}", match is_joint {
+        true => "the state at its end is not there: an earlier molora trained it, or its experts were changed since",
+        false => "it ends with experts that train one by one; --from-stage begins a stage again",
+    })]
+    NoEnd { is_joint: bool },
+    /// No more steps than there are.
+    #[error("has {found} steps, and is to have {steps} in all: expected more")]
+    FewerSteps { steps: usize, found: usize },
     /// A run that has not come to its end.
     #[error("the run is not finished; continue it with molora train --resume")]
     NotFinished,

@@ -181,6 +181,7 @@ impl Growth<'_> {
             folder,
             stop: self.stop,
             until: None,
+            keeps_end: false,
         }
     }
 

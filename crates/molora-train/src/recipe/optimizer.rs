@@ -174,6 +174,14 @@ pub struct ScheduleConfig {
     pub warmup: f64,
     /// How it falls afterwards.
     pub decay: Decay,
+    /// From this step on it rises and falls anew, over the steps that are left; 0 for never. A run that goes on
+    /// behind its end can have it so.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub restart_at: usize,
+}
+
+fn is_zero(step: &usize) -> bool {
+    *step == 0
 }
 
 impl Default for ScheduleConfig {
@@ -181,6 +189,7 @@ impl Default for ScheduleConfig {
         Self {
             warmup: 0.03,
             decay: Decay::Linear,
+            restart_at: 0,
         }
     }
 }
@@ -188,6 +197,10 @@ impl Default for ScheduleConfig {
 impl ScheduleConfig {
     /// The factor at step `step` of `steps`, counted from 0, in (0, 1].
     pub fn factor(&self, step: usize, steps: usize) -> f64 {
+        let (step, steps) = match step.checked_sub(self.restart_at) {
+            Some(step) => (step, steps.saturating_sub(self.restart_at)),
+            None => (step, self.restart_at),
+        };
         let warmup = (self.warmup * steps as f64).ceil();
         let step = step as f64;
         if step < warmup {
@@ -281,6 +294,7 @@ mod tests {
         let schedule = ScheduleConfig {
             warmup: 0.1,
             decay: Decay::Linear,
+            restart_at: 0,
         };
         let factors: Vec<f64> = (0..20).map(|step| schedule.factor(step, 20)).collect();
         assert_eq!(&factors[..3], &[0.5, 1.0, 1.0]);
@@ -288,12 +302,14 @@ mod tests {
         let cosine = ScheduleConfig {
             warmup: 0.0,
             decay: Decay::Cosine,
+            restart_at: 0,
         };
         assert_eq!(cosine.factor(0, 10), 1.0);
         assert!((cosine.factor(5, 10) - 0.5).abs() < 1e-12);
         let constant = ScheduleConfig {
             warmup: 0.0,
             decay: Decay::Constant,
+            restart_at: 0,
         };
         assert_eq!(constant.factor(9, 10), 1.0);
     }

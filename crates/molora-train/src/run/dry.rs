@@ -48,6 +48,7 @@ pub fn dry_run(
         folder: folder.path(),
         stop,
         until: until.map(|name| stage_number(recipe, name)).transpose()?,
+        keeps_end: false,
     };
     on_event(Event::Phase("a few steps of each stage"));
     let stages = rehearse(&setup, Start::Fresh(loaded.heads.clone()), on_event)?;

@@ -7,6 +7,7 @@ mod dry;
 mod evaluate;
 mod examples;
 mod experts;
+mod extend;
 mod inputs;
 mod load;
 mod oracle;
@@ -52,12 +53,13 @@ pub(crate) use evaluate::{
 pub use evaluate::{ScoredRecords, evaluate_base, evaluate_other, evaluate_run, evaluate_run_by};
 use examples::examples;
 use experts::experts;
+use extend::extend;
 pub use inputs::changed_inputs;
 use inputs::refuse_moving;
 pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
 pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
 pub use oracle::{MAX_PATHS, OracleReport, OracleRequest, OracleScore, search_oracle};
-pub use request::{Part, Request};
+pub use request::{Part, Request, Schedule};
 use stages::{begin_again, stage_number};
 pub(crate) use stages::{check_tasks, with_groups};
 
@@ -189,13 +191,16 @@ pub fn resume(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
     let _writing = Writing::begin(folder)?;
-    let config = read_config(folder)?;
+    let mut config = read_config(folder)?;
     // Before anything of the run is changed.
     if let Some(stage) = &part.until {
         stage_number(&config.recipe, stage)?;
     }
     if let Some(stage) = &part.from {
         begin_again(folder, &config, stage)?;
+    }
+    if let Some(steps) = part.steps {
+        config = extend(folder, config, steps, part.schedule)?;
     }
     if folder.join(SUMMARY).exists() {
         return Err(TrainError::run(folder, RunProblem::Finished));
@@ -269,6 +274,7 @@ fn run(
         folder,
         stop,
         until,
+        keeps_end: true,
     };
     on_event(Event::Phase("training"));
     let heads = loaded.heads.clone();

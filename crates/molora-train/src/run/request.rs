@@ -68,4 +68,18 @@ pub struct Part {
     pub from: Option<String>,
     /// The stage at whose end the run stops.
     pub until: Option<String>,
+    /// Steps in all that a finished run goes on to.
+    pub steps: Option<usize>,
+    /// What the learning rate does over the steps that are added.
+    pub schedule: Schedule,
+}
+
+/// What the learning rate does over steps that are added to a finished run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Schedule {
+    /// What it would do there had the stage had as many steps from the beginning.
+    #[default]
+    Extend,
+    /// It rises and falls anew.
+    Restart,
 }

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::folder::{CHECKPOINTS, STAGES};
 use crate::TrainError;
-use crate::base::files::copy_into;
+use crate::base::files::{copy, copy_into};
 use crate::base::place::{NewFolder, discard};
 use crate::data::Sampler;
 use crate::data::contain::contain;
@@ -210,6 +210,57 @@ pub fn restart(run: &Path, stage: &str) -> Result<(), TrainError> {
     // The later ones last: until then the run goes on where it was.
     let others = all(run)?.into_iter().filter(|(other, _)| *other != step);
     others.rev().try_for_each(|(_, other)| discard(&other))
+}
+
+/// Name of the state that the last stage ended with, among those that stages began with.
+const END: &str = ".end";
+
+/// Writes the state that the last stage ends with, which [`go_on`] takes.
+///
+/// # Errors
+/// As [`save_stage`].
+pub fn save_end(run: &Path, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
+    save_stage(run, END, snapshot)
+}
+
+/// Where a finished run was at its end; `None` if that state was not kept.
+///
+/// # Errors
+/// As [`load_progress`].
+pub fn end_of(run: &Path) -> Result<Option<Progress>, TrainError> {
+    let folder = stage_folder(run, END);
+    let is_there = folder.is_dir();
+    is_there.then(|| load_progress(&folder)).transpose()
+}
+
+/// Makes the state at the end of a finished run its newest checkpoint, from which it goes on.
+///
+/// The best state so far stays the best one: its weights are the finished run's, unless `is_last`, where
+/// the run took its last ones.
+///
+/// # Errors
+/// [`TrainError::Io`] if a file cannot be copied.
+pub fn go_on(run: &Path, is_last: bool) -> Result<(), TrainError> {
+    let from = stage_folder(run, END);
+    let mut progress = load_progress(&from)?;
+    let best = progress.best.first().map(|best| best.step);
+    if let Some(step) = best.filter(|&step| step < progress.step && !is_last) {
+        let new = NewFolder::for_place(&after(run, step))?;
+        for file in ["adapter_config.json", "adapter_model.safetensors", HEADS] {
+            copy(&run.join(file), &new.path().join(file))?;
+        }
+        new.put()?;
+    }
+    let step = progress.step;
+    // Where the last state is taken, the best ones are only compared with.
+    let is_there = |best: &Best| best.step == step || after(run, best.step).is_dir();
+    progress.best.retain(|best| is_last || is_there(best));
+    (progress.is_early, progress.since_best) = (false, 0);
+    let new = NewFolder::for_place(&after(run, step))?;
+    copy_into(&from, new.path())?;
+    let state = serde_json::to_vec(&progress).map_err(TrainError::json(&from))?;
+    fs_err::write(new.path().join(STATE), state)?;
+    new.put()
 }
 
 /// Removes all checkpoints of a run, so that it starts from the beginning.

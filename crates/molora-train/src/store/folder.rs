@@ -6,6 +6,7 @@
 //! | `steps.jsonl` | one record per step: losses, terms, rate, tokens; stage and, of an expert alone, its task; scores of the validation split | every step |
 //! | `checkpoints/step-*/` | model, optimizer and place: the newest, the best of the stage, and those that are asked for | until the run is finished, or for good |
 //! | `stages/<stage>/` | the state in which a stage began, for `--from-stage` | each stage after the first |
+//! | `stages/.end/` | the state that the last stage ended with, for `--resume --steps` | the end, of mixtures that train |
 //! | `experts/<task>/` | `adapter_config.json`, `adapter_model.safetensors` (a LoRA), `head.safetensors`, `gate.safetensors` | the expert's leg |
 //! | `general/` | the general expert, as a LoRA | its stage |
 //! | `clusters.json` | centroids of the training texts, with the name of their encoder | `cluster` |

@@ -41,6 +41,8 @@ pub struct Setup<'a> {
     pub stop: &'a AtomicBool,
     /// Number of the stage at whose end the run stops as if it had been asked to.
     pub until: Option<usize>,
+    /// Whether the state at the end is kept, for a run that goes on behind it.
+    pub keeps_end: bool,
 }
 
 /// What tells the routers about the sequences of a batch, besides their features.

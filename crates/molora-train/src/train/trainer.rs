@@ -74,6 +74,9 @@ pub fn train(
         let next = setup.legs.get(state.progress.leg + usize::from(is_done));
         let is_over = next.is_some_and(|next| setup.until.is_some_and(|last| next.stage > last));
         if is_done {
+            if next.is_none() && setup.keeps_end {
+                state.save_end(setup, leg)?;
+            }
             state.leave(setup, leg, on_event)?;
         }
         // A run that stops here does what comes next when it goes on.
@@ -402,6 +405,17 @@ impl State {
         });
         let snapshot = self.snapshot(&spec, &names, true);
         checkpoint::save(setup.folder, &snapshot, setup.recipe.checkpoint.keep_last)
+    }
+
+    /// Keeps the state that a mixture ends with; of experts that trained alone there is no such state.
+    fn save_end(&self, setup: &Setup<'_>, leg: &Leg) -> Result<(), TrainError> {
+        let stage = &setup.stages[leg.stage];
+        if stage.trains_alone() || stage.scope.is_by_task() {
+            return Ok(());
+        }
+        self.check_weights(setup)?;
+        let (names, spec) = (task_names(setup.tasks), stage.spec(setup.spec));
+        checkpoint::save_end(setup.folder, &self.snapshot(&spec, &names, true))
     }
 
     pub(super) fn snapshot<'a>(

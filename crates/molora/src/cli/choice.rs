@@ -116,3 +116,13 @@ impl From<Sign> for exchange::Sign {
         }
     }
 }
+
+/// What the learning rate does over steps that are added to a finished run.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(super) enum ScheduleChoice {
+    /// What it would do had there been so many steps from the beginning
+    #[default]
+    Extend,
+    /// It rises and falls anew
+    Restart,
+}

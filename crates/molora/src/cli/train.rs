@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 
+use super::choice::ScheduleChoice;
 use super::print;
 use super::progress::Progress;
 use super::signals::stop_on_signal;
@@ -13,7 +14,7 @@ use super::validation::ValidationArgs;
 use molora_train::data::Split;
 use molora_train::recipe::{self, Recipe, overrides};
 use molora_train::report::{dry_run_table, idle_summary, summary_table, task_table};
-use molora_train::run::{Finished, Part, Request, check, dry_run, resume, train};
+use molora_train::run::{Finished, Part, Request, Schedule, check, dry_run, resume, train};
 
 /// Options of `molora train`.
 #[derive(Debug, Args)]
@@ -21,9 +22,9 @@ pub(super) struct TrainArgs {
     /// Name of a recipe (see `molora list`) or a TOML file derived from one
     #[arg(required_unless_present = "resume", conflicts_with = "resume")]
     recipe: Option<String>,
-    /// Go on with an unfinished run
+    /// Go on with an unfinished run, or with --steps with a finished one
     #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "data", "tasks", "out", "seed",
-        "steps", "epochs", "base_dtype", "device", "set", "force", "eval_every", "eval_limit"])]
+        "epochs", "base_dtype", "device", "set", "force", "eval_every", "eval_limit"])]
     resume: Option<PathBuf>,
     #[command(flatten)]
     source: SourceArgs,
@@ -33,9 +34,14 @@ pub(super) struct TrainArgs {
     /// Seed of every random draw
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Number of optimizer steps, which the stages of the recipe share as before
+    /// Number of optimizer steps, which the stages of the recipe share as before; with --resume the
+    /// number in all that a finished run goes on to
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
+    /// With --resume and --steps: the learning rate over the new steps, as if there had been so many from
+    /// the beginning (extend) or rising and falling anew (restart)
+    #[arg(long, value_enum, default_value_t, requires = "resume")]
+    schedule: ScheduleChoice,
     /// As many steps as show E times the number of all training records; 0.5 is half of them
     #[arg(long, value_name = "E", conflicts_with = "steps")]
     epochs: Option<f64>,
@@ -66,6 +72,11 @@ impl TrainArgs {
         let part = Part {
             from: self.from_stage.clone(),
             until: self.until_stage.clone(),
+            steps: self.steps,
+            schedule: match self.schedule {
+                ScheduleChoice::Extend => Schedule::Extend,
+                ScheduleChoice::Restart => Schedule::Restart,
+            },
         };
         let (folder, finished) = match &self.resume {
             Some(folder) => (

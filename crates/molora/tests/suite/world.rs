@@ -24,8 +24,8 @@ pub(crate) const VOCABULARY: usize = 32;
 /// As many as the longest list of experts by layer in a bundled recipe.
 pub(crate) const LAYERS: usize = 4;
 
-/// What a run of several stages has beside that.
-pub(crate) const STAGE_FILES: [&str; 5] = [
+/// What a run has beside that by its stages: the state that its last one ended with, what several leave.
+const STAGE_FILES: [&str; 5] = [
     "clusters.json",
     "experts",
     "general",
@@ -339,6 +339,13 @@ pub(crate) fn entries(folder: &Path) -> Vec<String> {
     let name = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
     let mut names: Vec<String> = read.map(|entry| name(entry.expect("an entry"))).collect();
     names.sort();
+    names
+}
+
+/// Names of what is in a run folder beside what its stages have left.
+pub(crate) fn own_files(run: &Path) -> Vec<String> {
+    let mut names = entries(run);
+    names.retain(|name| !STAGE_FILES.contains(&&name[..]));
     names
 }
 

@@ -353,6 +353,7 @@ impl Assembly<'_> {
             folder: self.place.out,
             stop,
             until: None,
+            keeps_end: false,
         };
         let start = Start::Mixture {
             model: Box::new(mixture),

@@ -352,6 +352,7 @@ fn an_unknown_last_stage_leaves_a_run_as_it_was() {
     let part = Part {
         from: Some("experts".into()),
         until: Some("gate".into()),
+        ..Part::default()
     };
     let never = AtomicBool::new(false);
     let error = resume(&request.out, &part, &never, &mut |_| {}).expect_err("no such stage");

@@ -6,9 +6,7 @@ use molora_train::recipe;
 use molora_train::recipe::StageConfig;
 use serde_json::Value;
 
-use crate::world::{
-    LAYERS, STAGE_FILES, World, entries, read_json, read_tensors, run_files, small, steps,
-};
+use crate::world::{LAYERS, World, own_files, read_json, read_tensors, run_files, small, steps};
 
 /// Runs the program's `eval --json` and returns what it printed.
 fn eval_json(world: &World, run: &Path, more: &[&str]) -> Value {
@@ -30,9 +28,7 @@ fn every_recipe_learns_and_a_fresh_process_gives_its_scores() {
             stage.optimizer.learning_rate = 5e-3;
         }
         let run = world.train(&recipe, "run");
-        let mut files = entries(&run);
-        files.retain(|file| !STAGE_FILES.contains(&&file[..]));
-        assert_eq!(files, run_files(name), "{name}");
+        assert_eq!(own_files(&run), run_files(name), "{name}");
 
         let steps = steps(&run);
         let mean = |part: &[molora_train::report::StepRecord]| {
@@ -142,7 +138,7 @@ fn the_program_prints_task_by_task_and_parameters() {
     ] {
         assert!(table.contains(text), "{text} is missing in {table}");
     }
-    assert_eq!(entries(&world.path("runs/samora")), run_files("samora"));
+    assert_eq!(own_files(&world.path("runs/samora")), run_files("samora"));
 }
 
 #[test]

@@ -167,6 +167,7 @@ fn base_stays(recipe: &Recipe) {
         folder: &world.path("run"),
         stop: &AtomicBool::new(false),
         until: None,
+        keeps_end: false,
     };
     let trained = train(&setup, Start::Fresh(fresh.heads), &mut |_| {}).expect("a run");
     let found = values_of_base(&trained.model);

@@ -10,6 +10,7 @@ mod base;
 mod batches;
 mod checkpointing;
 mod compare;
+mod extend;
 mod files;
 mod formats;
 mod frozen;

@@ -98,6 +98,7 @@ fn a_stage_can_be_begun_again_and_gives_the_same_run() {
             let part = Part {
                 from: Some(stage.into()),
                 until: None,
+                ..Part::default()
             };
             resume(&request.out, &part, &never, &mut |_| {}).expect("the rest of the run");
             assert_same_run(&request.out, &whole);
@@ -127,6 +128,7 @@ fn stages_that_cannot_be_begun_again_are_named() {
         let part = Part {
             from: Some(stage.into()),
             until: None,
+            ..Part::default()
         };
         let never = AtomicBool::new(false);
         let error = resume(&request.out, &part, &never, &mut |_| {}).expect_err(stage);
