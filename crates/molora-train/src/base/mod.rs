@@ -1,5 +1,6 @@
 //! What a run stands on: base models by name, devices, what was measured of the machine, and files.
 
+mod adapter;
 pub mod base_model;
 pub mod bundled;
 mod device;
@@ -9,6 +10,7 @@ pub mod machine;
 pub(crate) mod place;
 mod stop;
 
+pub use adapter::AdapterFolder;
 pub use device::{DeviceSpec, is_opening_device};
 pub use place::write_atomically;
 pub(crate) use stop::{chat_stop_tokens, stop_tokens, write_stop_tokens};

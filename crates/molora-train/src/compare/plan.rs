@@ -82,6 +82,7 @@ impl Plan {
             data: request.data.clone(),
             tasks: Some(tasks.collect()),
             out: folder.to_owned(),
+            init: None,
             epochs: None,
             force: false,
             seed,

@@ -84,6 +84,26 @@ pub enum RunProblem {
     /// A run that has come to its end.
     #[error("the run is finished; see its report.html")]
     Finished,
+    /// Weights to begin with for experts that train alone.
+    #[error("cannot be begun with: stage {stage} trains experts one by one, each anew")]
+    InitOfExperts { stage: String },
+    /// A LoRA to begin a mixture with.
+    #[error(
+        "is one LoRA, and recipe {recipe} has several experts or a router: begin recipe lora with it"
+    )]
+    InitOfMixture { recipe: String },
+    /// A folder without an adapter.
+    #[error("holds neither a run nor an adapter_config.json")]
+    NoAdapter,
+    /// A run of another method than the recipe.
+    #[error("its adapter is another one than the recipe's, in {keys}: set these as they are there")]
+    OtherAdapter { keys: String },
+    /// Tasks that parts of an adapter belong to.
+    #[error("parts of its adapter belong to its tasks, {found}; expected {expected}")]
+    OtherTasks { found: String, expected: String },
+    /// Labels that a head was not trained with.
+    #[error("the labels of task {task} are others there")]
+    OtherLabelsOf { task: String },
     /// Steps for a run that has not come to its end.
     #[error("the run is not finished, it has {found} steps before it: go on without --steps first")]
     StepsOfUnfinished { found: usize },
@@ -175,6 +195,14 @@ pub enum RunProblem {
     #[error("found {found}, expected a finite number above 0")]
     Epochs { found: f64 },
 
+    /// An adapter without the name of its base model.
+    #[error("its adapter_config.json names no base model: give it with --model")]
+    NamesNoBase,
+    /// An adapter whose base model is not there.
+    #[error(
+        "the base model that its adapter_config.json names: {problem}; give another with --model"
+    )]
+    BaseOfAdapter { problem: String },
     /// A name that is no base model.
     #[error("{problem}; a model is a folder, bundled:NAME, or org/name on the Hub")]
     NoModelFolder { problem: String },

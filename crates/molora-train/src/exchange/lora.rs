@@ -12,7 +12,7 @@ use crate::error::{RunProblem, TrainError};
 use crate::run::{Opened, task_number};
 
 /// Which LoRA of a run is meant; the mixture itself by default.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Choice {
     /// One expert alone, by its name or number.
     pub expert: Option<String>,

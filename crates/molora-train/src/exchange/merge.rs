@@ -1,15 +1,15 @@
 //! Writing a whole model that transformers loads.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use molora_models::peft::{MergedDtype, merge_into, save_merged};
+use molora_models::peft::{MergedDtype, PeftAdapter, merge_into, save_merged};
 use molora_models::{Backbone, BaseDtype};
 
 use super::lora::{Choice, as_lora};
 use super::{carry_ends, check_new, copy_heads};
 use crate::TrainError;
-use crate::base::DeviceSpec;
 use crate::base::place::NewFolder;
+use crate::base::{AdapterFolder, DeviceSpec};
 use crate::run::open_without_data;
 
 /// What is merged, and where to.
@@ -25,6 +25,30 @@ pub struct MergeRequest {
     pub dtype: MergedDtype,
     /// The device; that of the run if `None`.
     pub device: Option<DeviceSpec>,
+}
+
+/// Adds an adapter that PEFT wrote to the weights of its base model and writes the whole model, with
+/// configuration and tokenizer.
+///
+/// # Errors
+/// A folder that is not empty; an adapter that cannot be read or does not fit the model; whatever writing gives.
+pub fn merge_adapter(
+    adapter: &AdapterFolder,
+    out: &Path,
+    dtype: MergedDtype,
+    device: DeviceSpec,
+) -> Result<Merged, TrainError> {
+    check_new(out)?;
+    let mut model = Backbone::from_folder(&adapter.base.folder, &device.open()?)?;
+    let resolved = PeftAdapter::open(&adapter.folder)?.resolve(&model)?;
+    merge_into(&mut model, &resolved);
+    let new = NewFolder::for_place(out)?;
+    save_merged(&model, &adapter.base.folder, new.path(), dtype)?;
+    new.put_new()?;
+    Ok(Merged {
+        modules: resolved.loras.len(),
+        has_heads: false,
+    })
 }
 
 /// What was written.

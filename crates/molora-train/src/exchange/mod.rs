@@ -28,7 +28,7 @@ pub use distill::{DistillRequest, Distilled, SiteFit, distill};
 pub use export::{ExportRequest, Exported, export};
 pub use import::{ImportRequest, import};
 pub use lora::Choice;
-pub use merge::{MergeRequest, Merged, merge};
+pub use merge::{MergeRequest, Merged, merge, merge_adapter};
 
 use crate::base::write_stop_tokens;
 use crate::data::PromptStyle;

@@ -13,7 +13,7 @@ use molora_models::{
 use molora_routing::Guidance;
 
 use super::Prompt;
-use crate::base::{DeviceSpec, base_model, chat_stop_tokens, stop_tokens};
+use crate::base::{AdapterFolder, DeviceSpec, base_model, chat_stop_tokens, stop_tokens};
 use crate::data::{ChatTemplate, Message, PromptStyle, Split, TextTokenizer};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Clusters, Guide, Instructions, TextEncoder, clusters_of};
@@ -89,6 +89,25 @@ impl Writer {
         let device = device.clone().inner();
         let backbone = Backbone::from_folder_as(&folder, base_dtype, &device)?;
         Self::of(backbone, Mixture::default(), folder, device)
+    }
+
+    /// Loads a language model with an adapter that PEFT wrote, or `molora export`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); an adapter that cannot be read or does not fit the model.
+    pub fn of_adapter(
+        adapter: &AdapterFolder,
+        base_dtype: BaseDtype,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        let device = device.clone().inner();
+        let backbone = adapter.open(base_dtype, &device)?;
+        Self::of(
+            backbone,
+            Mixture::default(),
+            adapter.base.folder.clone(),
+            device,
+        )
     }
 
     /// Loads a finished run. With a `task` gates and routers know that the texts are of this one. The

@@ -182,6 +182,7 @@ impl Growth<'_> {
             stop: self.stop,
             until: None,
             keeps_end: false,
+            init: None,
         }
     }
 

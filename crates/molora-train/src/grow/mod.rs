@@ -22,9 +22,8 @@ use molora_models::{Adaptable, Backbone, TaskHead, TaskModel};
 
 use crate::TrainError;
 use crate::report::Record;
-use crate::run::fresh_head;
 use crate::store::checkpoint::Progress;
-use crate::store::{RunConfig, checkpoint};
+use crate::store::{RunConfig, checkpoint, fresh_head};
 
 pub use add::{AddRequest, add_expert};
 pub use remove::{Removed, remove_expert};

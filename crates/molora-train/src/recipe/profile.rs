@@ -1,9 +1,9 @@
 //! Numbers that depend on the base model and not on the method: rates, batches, lengths and steps.
 //!
-//! | base | rate of deltas that are scaled by `alpha / rank` | of others | batch | tokens | steps |
-//! |---|---|---|---|---|---|
-//! | encoder | 2e-3 | 4e-3 | 32 | 64 | 600 |
-//! | model that writes | 5e-4 | 2e-3 | 16 | 512 | 300 |
+//! | base | rate of deltas that are scaled by `alpha / rank` | of others | of experts that train apart | batch | tokens | steps |
+//! |---|---|---|---|---|---|---|
+//! | encoder | 2e-3 | 4e-3 | 4e-3 | 32 | 64 | 600 |
+//! | model that writes | 5e-4 | 2e-3 | 5e-4 | 16 | 512 | 300 |
 //!
 //! A recipe that is named gets those of its base model; one that is read from a file has its own. The rates
 //! for encoders were chosen on validation splits (`docs/benchmarks/2026-11-29-xeon-2-cores`), those for models
@@ -12,9 +12,9 @@
 use std::path::Path;
 
 use molora_adapters::Scaling;
-use molora_models::{Backbone, ModelError};
+use molora_models::{Backbone, ModelError, ParameterKind};
 
-use super::Recipe;
+use super::{Recipe, StageConfig};
 
 /// What kind of model a recipe is trained on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,6 +45,8 @@ struct Profile {
     scaled_rate: f64,
     /// Of deltas that are not, which are smaller by about that factor.
     plain_rate: f64,
+    /// Of experts that train one by one and not again: each has a share of the steps.
+    apart_rate: f64,
     batch_size: usize,
     steps: usize,
 }
@@ -52,6 +54,7 @@ struct Profile {
 const ENCODER: Profile = Profile {
     scaled_rate: 2e-3,
     plain_rate: 4e-3,
+    apart_rate: 4e-3,
     batch_size: 32,
     steps: 600,
 };
@@ -59,11 +62,33 @@ const ENCODER: Profile = Profile {
 const WRITER: Profile = Profile {
     scaled_rate: 5e-4,
     plain_rate: 2e-3,
+    apart_rate: 5e-4,
     batch_size: 16,
     steps: 300,
 };
 
+impl Profile {
+    fn rate(&self, recipe: &Recipe) -> f64 {
+        match recipe.adapter.bank.scaling {
+            Scaling::Unit => self.plain_rate,
+            _ if recipe.trains_apart() => self.apart_rate,
+            _ => self.scaled_rate,
+        }
+    }
+}
+
 impl Recipe {
+    /// Whether all stages that train experts train them one by one.
+    fn trains_apart(&self) -> bool {
+        let trains = |stage: &&StageConfig| {
+            stage.transform.is_none() && stage.trainable.contains(&ParameterKind::Adapters)
+        };
+        self.stages
+            .iter()
+            .filter(trains)
+            .all(StageConfig::trains_alone)
+    }
+
     /// The recipe with the numbers that fit a kind of base model: the rate of its first stage, with the
     /// others' ratios to it, batch size, and steps in all.
     #[must_use]
@@ -72,10 +97,7 @@ impl Recipe {
             BaseKind::Encoder => ENCODER,
             BaseKind::Writer => WRITER,
         };
-        self.set_learning_rate(match self.adapter.bank.scaling {
-            Scaling::Unit => profile.plain_rate,
-            _ => profile.scaled_rate,
-        });
+        self.set_learning_rate(profile.rate(&self));
         self.data.sampling.batch_size = profile.batch_size;
         self.set_total_steps(profile.steps);
         self
@@ -104,8 +126,10 @@ mod tests {
                 let steps: usize = recipe.stages.iter().map(|stage| stage.steps).sum();
                 assert_eq!(steps, profile.steps, "{name}");
                 assert_eq!(recipe.data.sampling.batch_size, profile.batch_size);
+                let is_apart = ["arrow", "at-moe", "glider", "phatgoose", "x-lora"].contains(&name);
                 let expected = match recipe.adapter.bank.scaling {
                     Scaling::Unit => profile.plain_rate,
+                    _ if is_apart => profile.apart_rate,
                     _ => profile.scaled_rate,
                 };
                 assert_eq!(first_rate(&recipe), expected, "{name}");

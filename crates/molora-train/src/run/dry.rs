@@ -49,6 +49,7 @@ pub fn dry_run(
         stop,
         until: until.map(|name| stage_number(recipe, name)).transpose()?,
         keeps_end: false,
+        init: request.init.as_deref(),
     };
     on_event(Event::Phase("a few steps of each stage"));
     let stages = rehearse(&setup, Start::Fresh(loaded.heads.clone()), on_event)?;

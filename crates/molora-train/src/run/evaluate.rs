@@ -10,7 +10,7 @@ use molora_models::{Backbone, BaseDtype, TaskModel};
 
 use super::inputs::warn_of_changed;
 use super::load::{Loaded, load, load_run_tasks, tokenized};
-use crate::base::{DeviceSpec, base_model, bundled};
+use crate::base::{AdapterFolder, DeviceSpec, base_model, bundled};
 use crate::data::metrics::Metric;
 use crate::data::{Split, Task, TaskMeta, TokenizedTask, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
@@ -206,12 +206,21 @@ pub fn evaluate_other(
     Ok((found.scores, routing))
 }
 
-/// Scores a base model that writes, without any adapter, on the test split of tasks in `data`.
+/// What is scored that is no run.
+#[derive(Debug, Clone, Copy)]
+pub enum Unrun<'a> {
+    /// A base model as it is, by its name.
+    Model(&'a str),
+    /// A base model with an adapter that PEFT wrote.
+    Adapter(&'a AdapterFolder),
+}
+
+/// Scores a model that writes, as it is or with an adapter that no run holds, on tasks in `data`.
 ///
 /// # Errors
 /// If the model cannot be found or read, is an encoder, or the tasks cannot be read.
 pub fn evaluate_base(
-    model: &str,
+    model: Unrun<'_>,
     data: &str,
     names: Option<&[String]>,
     device: DeviceSpec,
@@ -222,9 +231,18 @@ pub fn evaluate_base(
     device.check()?;
     let data = bundled::folder(data)?;
     let tasks = scored.of(&data, &load_tasks(&data, names)?)?;
-    let folder = base_model::find(model, &mut base_model::silent)?.folder;
     let device = device.open()?;
-    let backbone = Backbone::from_folder(&folder, &device)?;
+    let (folder, backbone) = match model {
+        Unrun::Model(name) => {
+            let folder = base_model::find(name, &mut base_model::silent)?.folder;
+            let backbone = Backbone::from_folder(&folder, &device)?;
+            (folder, backbone)
+        }
+        Unrun::Adapter(adapter) => {
+            let backbone = adapter.open(BaseDtype::F32, &device)?;
+            (adapter.base.folder.clone(), backbone)
+        }
+    };
     if !backbone.writes() {
         return Err(TrainError::run(&folder, RunProblem::UntrainedEncoder));
     }

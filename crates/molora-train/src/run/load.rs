@@ -9,13 +9,13 @@ use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
 
 use crate::base::{DeviceSpec, bundled, chat_stop_tokens, stop_tokens};
 use crate::data::{
-    ChatTemplate, PromptFormat, PromptStyle, Task, TaskKind, TextTokenizer, TokenizedTask, Writing,
+    ChatTemplate, PromptFormat, PromptStyle, Task, TextTokenizer, TokenizedTask, Writing,
     WritingConfig, load_tasks, tokenize_tasks,
 };
 use crate::error::{RunProblem, TrainError};
 use crate::model::with_stable_ids;
 use crate::recipe::{DataConfig, StageConfig};
-use crate::store::{RUN, RunConfig, TaskLabels};
+use crate::store::{RUN, RunConfig, TaskLabels, fresh_head};
 
 /// A base model without adapters, the mixture's specification for the tasks, and the tasks.
 pub(crate) struct Loaded {
@@ -74,22 +74,6 @@ pub(crate) fn load(
         }
     }
     Ok(loaded)
-}
-
-/// The head that a task needs on a model: one logit for each class on an encoder, one number for a
-/// regression; none where the answer is written.
-pub(crate) fn fresh_head(
-    base: &Backbone,
-    task: &TaskLabels,
-    seed: Seed,
-    device: &Device,
-) -> Option<TaskHead> {
-    let outputs = match task.kind {
-        TaskKind::Regression => 1,
-        TaskKind::Classification if !base.writes() => task.labels.len(),
-        _ => return None,
-    };
-    Some(TaskHead::new(base.width(), outputs, seed, device))
 }
 
 /// Tokenizes tasks for the model in a folder, and checks that it knows all their tokens.

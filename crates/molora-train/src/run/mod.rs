@@ -16,7 +16,7 @@ mod stages;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
@@ -40,7 +40,7 @@ use crate::store::{
     BASE, Claim, Digests, EVAL, EXAMPLES, EXPERT_REPORT, PREDICTIONS, REPORT, ROUTING, RunConfig,
     STEPS, SUMMARY, Writing, checkpoint, read_config,
 };
-use crate::train::{Setup, Start, Trained, train as train_loop};
+use crate::train::{Setup, Start, Trained, check_init, train as train_loop};
 
 pub use crate::train::{Event, StageEvent};
 use base::base_report;
@@ -50,14 +50,16 @@ pub(crate) use evaluate::{
     Opened, bare_task, check_finished, device_of, guide_by, open, open_as, open_without_data,
     read_finished, task_number,
 };
-pub use evaluate::{ScoredRecords, evaluate_base, evaluate_other, evaluate_run, evaluate_run_by};
+pub use evaluate::{
+    ScoredRecords, Unrun, evaluate_base, evaluate_other, evaluate_run, evaluate_run_by,
+};
 use examples::examples;
 use experts::experts;
 use extend::extend;
 pub use inputs::changed_inputs;
 use inputs::refuse_moving;
 pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
-pub(crate) use load::{Loaded, fresh_head, load, load_run_tasks, tokenized};
+pub(crate) use load::{Loaded, load, load_run_tasks, tokenized};
 pub use oracle::{MAX_PATHS, OracleReport, OracleRequest, OracleScore, search_oracle};
 pub use request::{Part, Request, Schedule};
 use stages::{begin_again, stage_number};
@@ -141,6 +143,7 @@ fn checked(request: &Request) -> Result<Checked, TrainError> {
     let encoder = request.recipe.text_encoder();
     let mut inputs = vec![Path::new(&request.model), data.as_path()];
     inputs.extend(encoder.map(Path::new));
+    inputs.extend(request.init.as_deref());
     let claim = Claim::new(&request.out, request.force, &inputs)?;
     request.device.check()?;
     request.recipe.check()?;
@@ -152,6 +155,9 @@ fn checked(request: &Request) -> Result<Checked, TrainError> {
     }
     if let Some(stage) = &request.until {
         stage_number(&request.recipe, stage)?;
+    }
+    if let Some(init) = &request.init {
+        check_init(init, &request.recipe)?;
     }
     base_model::check(&request.model)?;
     let tasks = load_tasks(&data, request.tasks.as_deref())?;
@@ -262,6 +268,7 @@ fn run(
     let names = task_names(&loaded.tasks);
     let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
     let base_name = config.base_name();
+    let init = config.init.as_ref().map(PathBuf::from);
     let setup = Setup {
         recipe,
         stages: &recipe.stages,
@@ -275,6 +282,7 @@ fn run(
         stop,
         until,
         keeps_end: true,
+        init: init.as_deref(),
     };
     on_event(Event::Phase("training"));
     let heads = loaded.heads.clone();

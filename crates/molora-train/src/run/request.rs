@@ -25,6 +25,8 @@ pub struct Request {
     pub tasks: Option<Vec<String>>,
     /// The run folder.
     pub out: PathBuf,
+    /// Folder of a run, or of an adapter as PEFT writes it, whose weights the training begins with.
+    pub init: Option<PathBuf>,
     /// Times that all training records are shown, which then says the number of steps in the place of
     /// the recipe: `epochs * records / batch size`, rounded up. Which records are drawn how often is up
     /// to the recipe's sampling.
@@ -55,6 +57,10 @@ impl Request {
             device: self.device.to_string(),
             scored: self.scored,
             tasks: tasks.iter().map(TaskLabels::of).collect(),
+            init: self
+                .init
+                .as_ref()
+                .map(|init| absolute(&init.to_string_lossy())),
             recipe,
             digests: None,
         }

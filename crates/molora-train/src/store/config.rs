@@ -4,7 +4,9 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use molora_models::BaseDtype;
+use burn::tensor::Device;
+use molora_kernels::random::Seed;
+use molora_models::{Backbone, BaseDtype, TaskHead};
 use serde::{Deserialize, Serialize};
 
 use super::Digests;
@@ -57,6 +59,9 @@ pub struct RunConfig {
     pub scored: Split,
     /// The tasks in the order of their numbers.
     pub tasks: Vec<TaskLabels>,
+    /// Folder of the run or adapter that the training began with, if it did not begin anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
     /// The method.
     pub recipe: Recipe,
     /// What base model and tasks were when the run began; earlier versions did not say.
@@ -94,6 +99,22 @@ impl TaskLabels {
             data: None,
         }
     }
+}
+
+/// The head that a task needs on a model: one logit for each class on an encoder, one number for a
+/// regression; none where the answer is written.
+pub(crate) fn fresh_head(
+    base: &Backbone,
+    task: &TaskLabels,
+    seed: Seed,
+    device: &Device,
+) -> Option<TaskHead> {
+    let outputs = match task.kind {
+        TaskKind::Regression => 1,
+        TaskKind::Classification if !base.writes() => task.labels.len(),
+        _ => return None,
+    };
+    Some(TaskHead::new(base.width(), outputs, seed, device))
 }
 
 fn is_test(split: &Split) -> bool {
@@ -259,6 +280,7 @@ pub(super) mod tests {
             device: "cpu".into(),
             scored: Split::Test,
             tasks: Vec::new(),
+            init: None,
             recipe: crate::recipe::find("lora").expect("listed"),
             digests: None,
         }

@@ -12,7 +12,7 @@ mod recover;
 mod swap;
 
 pub use config::{FORMAT, RUN, RunConfig, TaskLabels, is_run, read_config};
-pub(crate) use config::{git_commit, write_config};
+pub(crate) use config::{fresh_head, git_commit, write_config};
 pub use digests::Digests;
 pub use finished::{FinishedRun, read_base, write_page, write_report};
 pub use folder::{

@@ -85,7 +85,20 @@ pub(crate) fn load(
     spec: &AdapterSpec,
     base_model: &str,
 ) -> Result<(), TrainError> {
-    check_config(folder, backbone, spec, base_model)?;
+    check_base(folder, base_model)?;
+    load_lora(folder, backbone, spec)
+}
+
+/// As [`load`], whatever base model the configuration names.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_lora(
+    folder: &Path,
+    backbone: &mut Backbone,
+    spec: &AdapterSpec,
+) -> Result<(), TrainError> {
+    check_config(folder, backbone, spec)?;
     let mut read = without_routers(backbone);
     load_adapter(folder, &mut read, &plain(spec))?;
     for ((_, site), (_, read)) in backbone.sites_mut().into_iter().zip(read.sites()) {
@@ -110,27 +123,34 @@ fn without_routers(backbone: &Backbone) -> Backbone {
     backbone
 }
 
-/// Refuses an expert of another base model, with other sites or of another rank or scaling than
-/// `spec` and `backbone` say; what its configuration does not mention is not compared.
-fn check_config(
-    folder: &Path,
-    backbone: &Backbone,
-    spec: &AdapterSpec,
-    base_model: &str,
-) -> Result<(), TrainError> {
+/// The configuration of an adapter with its path.
+fn config_of(folder: &Path) -> Result<(PathBuf, Value), TrainError> {
     let path = folder.join("adapter_config.json");
     let text = fs_err::read_to_string(&path)?;
-    let config: Value = serde_json::from_str(&text).map_err(TrainError::json(&path))?;
-    let refuse = |problem: RunProblem| Err(TrainError::run(&path, problem));
+    let config = serde_json::from_str(&text).map_err(TrainError::json(&path))?;
+    Ok((path, config))
+}
+
+/// Refuses an expert that was trained for another base model, if it says one.
+fn check_base(folder: &Path, base_model: &str) -> Result<(), TrainError> {
+    let (path, config) = config_of(folder)?;
     match config["base_model_name_or_path"].as_str() {
         Some(found) if found != base_model => {
-            return refuse(RunProblem::OtherBase {
+            let problem = RunProblem::OtherBase {
                 found: found.into(),
                 expected: base_model.into(),
-            });
+            };
+            Err(TrainError::run(&path, problem))
         }
-        _ => {}
+        _ => Ok(()),
     }
+}
+
+/// Refuses an expert with other sites or of another rank or scaling than `spec` and `backbone` say; what its
+/// configuration does not mention is not compared.
+fn check_config(folder: &Path, backbone: &Backbone, spec: &AdapterSpec) -> Result<(), TrainError> {
+    let (path, config) = config_of(folder)?;
+    let refuse = |problem: RunProblem| Err(TrainError::run(&path, problem));
     let rank = spec.bank.rank;
     let alpha = spec
         .bank

@@ -3,6 +3,7 @@
 use molora_models::AdapterSpec;
 
 use super::event::{Event, StageEvent};
+use super::init::begin_with;
 use super::setup::{Setup, attach, leg_seed, lengths};
 use super::trainer::State;
 use super::transform;
@@ -47,6 +48,11 @@ impl State {
             let heads = self.model.heads.clone();
             self.model = attach(setup, Some(leg), &spec, heads)?;
             self.is_mixture = !stage.trains_alone();
+            if self.progress.step == 0
+                && let Some(init) = setup.init
+            {
+                begin_with(init, setup, &mut self.model, &spec)?;
+            }
             self.take_from_pool(setup, leg, &spec)?;
         }
         self.model = with_stable_ids(stage.apply(self.model.clone()));

@@ -4,6 +4,7 @@ mod balance;
 mod begin;
 mod checkpointed;
 mod event;
+mod init;
 mod rehearsal;
 mod setup;
 mod step;
@@ -12,6 +13,7 @@ pub(crate) mod transform;
 mod validate;
 
 pub use event::{Event, Kept, StageEvent};
+pub(crate) use init::check_init;
 pub use rehearsal::rehearse;
 pub use setup::Setup;
 pub use step::{Step, StepValues};

@@ -43,6 +43,8 @@ pub struct Setup<'a> {
     pub until: Option<usize>,
     /// Whether the state at the end is kept, for a run that goes on behind it.
     pub keeps_end: bool,
+    /// Folder of the run or adapter whose weights the training begins with.
+    pub init: Option<&'a Path>,
 }
 
 /// What tells the routers about the sequences of a batch, besides their features.

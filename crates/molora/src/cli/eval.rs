@@ -9,14 +9,15 @@ use serde_json::json;
 
 use super::download::Downloads;
 use super::progress::Progress;
+use super::source::adapter_of;
 use super::{print, print_written};
-use molora_train::base::{DeviceSpec, base_model, bundled};
+use molora_train::base::{AdapterFolder, DeviceSpec, base_model, bundled};
 use molora_train::data::{Split, load_tasks};
 use molora_train::guide::Query;
 use molora_train::recipe::{self, BaseKind, overrides};
 use molora_train::report::{EvalReport, idle_summary, task_table};
 use molora_train::run::{
-    ScoredRecords, changed_inputs, evaluate_base, evaluate_other, evaluate_run_by,
+    ScoredRecords, Unrun, changed_inputs, evaluate_base, evaluate_other, evaluate_run_by,
 };
 use molora_train::store::{is_run, read_base, read_config};
 use molora_train::train::Event;
@@ -27,9 +28,13 @@ use molora_train::unseen::{
 /// Options of `molora eval`.
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
-    /// Folder of a finished run; or a base model that writes (a folder or org/name on the Hub), to
-    /// score it without any adapter
+    /// Folder of a finished run; or of an adapter that PEFT or `molora export` wrote, or a base model as it is
+    /// (a folder or org/name on the Hub), of a model that writes
+    #[arg(value_name = "RUN|ADAPTER|MODEL")]
     run: PathBuf,
+    /// Base model of an adapter [default: the one that its configuration names]
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
     /// Folder with the tasks [default: the one that the run was trained on]
     #[arg(long, value_name = "DIR")]
     data: Option<String>,
@@ -80,6 +85,9 @@ impl EvalArgs {
         let is_run = is_run(&self.run)? || ["checkpoints", ".swap"].into_iter().any(has);
         if !is_run && let Some(eval) = self.of_base()? {
             return self.show(&eval, None, None);
+        }
+        if self.model.is_some() {
+            bail!("--model is for the folder of an adapter: a run keeps its base model");
         }
         if !self.set.is_empty() {
             bail!("--set is for base models: a run keeps how its texts were made");
@@ -136,22 +144,34 @@ impl EvalArgs {
         if is_elsewhere && self.data.is_none() && !self.unseen {
             bail!("{name}: no such folder; a base model on the Hub is scored with --data");
         }
-        if self.unseen || !(is_elsewhere || self.run.join("config.json").is_file()) {
+        let is_adapter = AdapterFolder::is(&self.run);
+        let is_model = is_elsewhere || is_adapter || self.run.join("config.json").is_file();
+        if self.unseen || !is_model {
             return Ok(None);
         }
         let Some(data) = &self.data else {
-            bail!("{name} is a base model: give the tasks' folder with --data");
+            bail!("{name} is no run: give the tasks' folder with --data");
         };
         if self.query.is_some() {
-            bail!("{name} is a base model: --query is for runs whose recipe has [instructions]");
+            bail!("{name} is no run: --query is for runs whose recipe has [instructions]");
         }
         let recipe = recipe::find_for("lora", BaseKind::Writer)?;
         let recipe = overrides::apply(&recipe, &self.set)?;
         // Everything that can be refused before a model is downloaded.
         recipe.check()?;
         load_tasks(&bundled::folder(data)?, self.tasks.as_deref())?;
-        let mut downloads = Downloads::new();
-        let model = base_model::find(&name, &mut |progress| downloads.show_all(progress))?.name;
+        let adapter = adapter_of(&self.run, self.model.as_deref())?;
+        let model = match &adapter {
+            Some(_) => String::new(),
+            None => {
+                let mut downloads = Downloads::new();
+                base_model::find(&name, &mut |progress| downloads.show_all(progress))?.name
+            }
+        };
+        let model = match &adapter {
+            Some(adapter) => Unrun::Adapter(adapter),
+            None => Unrun::Model(&model),
+        };
         let (tasks, device) = (
             self.tasks.as_deref(),
             self.device.unwrap_or(DeviceSpec::Cpu),
@@ -159,7 +179,7 @@ impl EvalArgs {
         let mut progress = Progress::new();
         let show = &mut |event: Event<'_>| progress.show(event);
         let eval = evaluate_base(
-            &model,
+            model,
             data,
             tasks,
             device,

@@ -2,12 +2,16 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 use molora_models::peft::MergedDtype;
 
 use super::print;
+use super::source::adapter_of;
 use molora_train::base::DeviceSpec;
-use molora_train::exchange::{Choice, ExportRequest, Exported, MergeRequest, export, merge};
+use molora_train::exchange::{
+    Choice, ExportRequest, Exported, MergeRequest, export, merge, merge_adapter,
+};
 use molora_train::report::thousands;
 use molora_train::store::checkpoint::HEADS;
 
@@ -111,8 +115,12 @@ enum Dtype {
 /// Options of `molora merge`.
 #[derive(Debug, Args)]
 pub(super) struct MergeArgs {
-    /// Folder of a finished run
+    /// Folder of a finished run, or of an adapter that PEFT or `molora export` wrote
+    #[arg(value_name = "RUN|ADAPTER")]
     run: PathBuf,
+    /// Base model of an adapter [default: the one that its configuration names]
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
     #[command(flatten)]
     choice: ChoiceArgs,
     /// Folder to write
@@ -128,20 +136,34 @@ pub(super) struct MergeArgs {
 
 impl MergeArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let request = MergeRequest {
-            run: self.run,
-            choice: self.choice.choice(),
-            out: self.out,
-            dtype: match self.dtype {
-                Dtype::F32 => MergedDtype::Float32,
-                Dtype::Source => MergedDtype::AsSource,
-            },
-            device: self.device,
+        let dtype = match self.dtype {
+            Dtype::F32 => MergedDtype::Float32,
+            Dtype::Source => MergedDtype::AsSource,
         };
-        let merged = merge(&request)?;
+        let (adapter, choice) = (
+            adapter_of(&self.run, self.model.as_deref())?,
+            self.choice.choice(),
+        );
+        let merged = match &adapter {
+            Some(_) if choice != Choice::default() => {
+                let name = self.run.display();
+                bail!("{name}: is one adapter, in which there is no --expert or --task to choose");
+            }
+            Some(adapter) => {
+                let device = self.device.unwrap_or(DeviceSpec::Cpu);
+                merge_adapter(adapter, &self.out, dtype, device)?
+            }
+            None => merge(&MergeRequest {
+                run: self.run,
+                choice,
+                out: self.out.clone(),
+                dtype,
+                device: self.device,
+            })?,
+        };
         print(&format!(
             "{}: a whole model with {} modules changed{}\n",
-            request.out.display(),
+            self.out.display(),
             merged.modules,
             heads(merged.has_heads)
         ))

@@ -11,6 +11,7 @@ use molora_models::{BaseDtype, Finish, Sampling};
 use serde_json::json;
 
 use super::download::Downloads;
+use super::source::adapter_of;
 use super::{print_written, say};
 use molora_train::base::{DeviceSpec, base_model};
 use molora_train::data::Message;
@@ -20,10 +21,13 @@ use molora_train::store::{is_run, read_config};
 /// Options of `molora generate`.
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
-    /// Folder of a finished run, or a model: a folder in Hugging Face layout, or
-    /// org/name[@revision] on the Hub
-    #[arg(value_name = "RUN|MODEL")]
+    /// Folder of a finished run, or of an adapter that PEFT or `molora export` wrote; or a model: a folder in
+    /// Hugging Face layout, or org/name[@revision] on the Hub
+    #[arg(value_name = "RUN|ADAPTER|MODEL")]
     source: String,
+    /// Base model of an adapter [default: the one that its configuration names]
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
     /// A text to go on with; may be repeated
     #[arg(long, value_name = "TEXT", required_unless_present = "prompts")]
     prompt: Vec<String>,
@@ -146,21 +150,27 @@ impl GenerateArgs {
         let mut downloads = Downloads::new();
         let mut show = |progress: molora_train::hub::Progress<'_>| downloads.show_all(progress);
         if is_run(folder)? {
+            let model = &self.model;
+            ensure!(
+                model.is_none(),
+                "{}: --model is for the folder of an adapter",
+                self.source
+            );
             base_model::find(&read_config(folder)?.model, &mut show)?;
             let task = self.task.as_deref();
             return Ok(Writer::of_run(folder, task, self.base_dtype, self.device)?);
         }
         if self.task.is_some() {
-            bail!("{}: --task needs a run, and this is a model", self.source);
+            bail!("{}: --task needs a run, and this is none", self.source);
+        }
+        let device = self.device.unwrap_or(DeviceSpec::Cpu);
+        let base_dtype = self.base_dtype.unwrap_or_default();
+        if let Some(adapter) = adapter_of(folder, self.model.as_deref())? {
+            return Ok(Writer::of_adapter(&adapter, base_dtype, &device.open()?)?);
         }
         base_model::find(&self.source, &mut show)?;
         downloads.finish();
-        let device = self.device.unwrap_or(DeviceSpec::Cpu).open()?;
-        Ok(Writer::open(
-            &self.source,
-            self.base_dtype.unwrap_or_default(),
-            &device,
-        )?)
+        Ok(Writer::open(&self.source, base_dtype, &device.open()?)?)
     }
 
     /// Any option of the drawing asks for it.

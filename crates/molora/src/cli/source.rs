@@ -8,13 +8,38 @@ use clap::Args;
 use molora_models::BaseDtype;
 
 use super::download::Downloads;
-use molora_train::base::{DeviceSpec, base_model, bundled};
+use molora_train::base::{AdapterFolder, DeviceSpec, base_model, bundled};
 use molora_train::recipe::BaseKind;
+use molora_train::store::is_run;
 
 /// A base model by a name that stays, and what kind of model it is.
 pub(super) struct FoundBase {
     pub(super) model: String,
     pub(super) kind: BaseKind,
+}
+
+/// A folder as an adapter with its base model, if it is one and no run: the base that is named, or the one that
+/// its configuration names.
+///
+/// # Errors
+/// If the base model cannot be found, or one is named for what is no adapter.
+pub(super) fn adapter_of(
+    folder: &Path,
+    model: Option<&str>,
+) -> anyhow::Result<Option<AdapterFolder>> {
+    if is_run(folder)? || !AdapterFolder::is(folder) {
+        anyhow::ensure!(
+            model.is_none(),
+            "{}: --model is for the folder of an adapter, and this is none",
+            folder.display()
+        );
+        return Ok(None);
+    }
+    let mut downloads = Downloads::new();
+    let show = &mut |progress: molora_train::hub::Progress<'_>| downloads.show_all(progress);
+    let found = AdapterFolder::find(folder, model, show)?;
+    downloads.finish();
+    Ok(Some(found))
 }
 
 /// Base model, tasks and device.

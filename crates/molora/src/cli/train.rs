@@ -50,6 +50,10 @@ pub(super) struct TrainArgs {
     /// Change a value of the recipe, for example adapter.bank.rank=4; may be repeated
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
+    /// Begin with the weights of this run, or of an adapter that PEFT wrote, in the place of fresh ones;
+    /// heads are those of tasks of the same name
+    #[arg(long, value_name = "RUN|ADAPTER", conflicts_with = "resume")]
+    init: Option<PathBuf>,
     /// Replace an older run in the same folder
     #[arg(long)]
     force: bool,
@@ -119,6 +123,7 @@ impl TrainArgs {
             base_dtype: self.source.base_dtype,
             data: self.source.data(),
             tasks: self.source.tasks.clone(),
+            init: self.init.clone(),
             epochs: self.epochs,
             force: self.force,
             seed: self.seed,

@@ -151,6 +151,7 @@ impl World {
             data: text("data"),
             tasks: None,
             out: self.path(out),
+            init: None,
             epochs: None,
             force: false,
             seed: 0,

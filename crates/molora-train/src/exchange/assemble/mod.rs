@@ -33,10 +33,10 @@ use crate::data::{ChatTemplate, Split, Task, TaskKind, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::recipe::{Recipe, legs};
 use crate::run::{
-    Finished, Loaded, bare_task, close, find_model, finish, fresh_head, tokenized,
-    with_base_digests, with_digests,
+    Finished, Loaded, bare_task, close, find_model, finish, tokenized, with_base_digests,
+    with_digests,
 };
-use crate::store::{Claim, FORMAT, RunConfig, TaskLabels, checkpoint, git_commit};
+use crate::store::{Claim, FORMAT, RunConfig, TaskLabels, checkpoint, fresh_head, git_commit};
 use crate::train::{Event, Setup, Start, Trained, train};
 use experts::Experts;
 
@@ -208,6 +208,7 @@ impl Place<'_> {
             device: self.device.to_string(),
             scored: Split::Test,
             tasks: tasks.iter().map(TaskLabels::of).collect(),
+            init: None,
             recipe: source.recipe(&base, has_template)?,
             digests: None,
         };
@@ -354,6 +355,7 @@ impl Assembly<'_> {
             stop,
             until: None,
             keeps_end: false,
+            init: None,
         };
         let start = Start::Mixture {
             model: Box::new(mixture),

@@ -151,6 +151,37 @@ fn a_base_in_fewer_bits_writes_too() {
 }
 
 #[test]
+fn an_adapter_folder_is_a_model() {
+    let world = Llama::new();
+    let prompt = ["--prompt", "w3 w17 w5 w80", "--max-new-tokens", "16"];
+    let write = |source: &[&str]| world.done(&[&["generate"], source, &prompt].concat());
+    for adapter in ["law", "med", "dora"] {
+        let found = write(&[adapter, "--model", "base"]);
+        assert_ne!(found, write(&["base"]), "{adapter}");
+        let merged = format!("merged-{adapter}");
+        world.done(&["merge", adapter, "--model", "base", "--out", &merged]);
+        assert_eq!(found, write(&[&merged]), "{adapter}");
+        // The base model that the configuration names.
+        let config = world.path(adapter).join("adapter_config.json");
+        let text = std::fs::read(&config).expect("readable");
+        let mut value: Value = serde_json::from_slice(&text).expect("JSON");
+        value["base_model_name_or_path"] = "base".into();
+        write_json(&config, &value);
+        assert_eq!(found, write(&[adapter]), "{adapter}");
+        value["base_model_name_or_path"] = "no-such-folder".into();
+        write_json(&config, &value);
+        let arguments = [&["generate", adapter][..], &prompt].concat();
+        world.refused(&arguments, &[adapter, "no-such-folder", "--model"]);
+    }
+    let none = ["generate", "base", "--model", "base", "--prompt", "w1"];
+    world.refused(&none, &["base: --model is for the folder of an adapter"]);
+    let expert = [
+        "merge", "law", "--model", "base", "--expert", "0", "--out", "out",
+    ];
+    world.refused(&expert, &["law: is one adapter"]);
+}
+
+#[test]
 fn what_cannot_be_continued_is_named() {
     let world = Llama::new();
     let refused = |arguments: &[&str], words: &[&str]| {

@@ -168,6 +168,7 @@ fn base_stays(recipe: &Recipe) {
         stop: &AtomicBool::new(false),
         until: None,
         keeps_end: false,
+        init: None,
     };
     let trained = train(&setup, Start::Fresh(fresh.heads), &mut |_| {}).expect("a run");
     let found = values_of_base(&trained.model);

@@ -276,7 +276,7 @@ fn other_tasks_and_the_base_model_are_scored() {
         ),
         (
             &["writer"][..],
-            "writer is a base model: give the tasks' folder with --data",
+            "writer is no run: give the tasks' folder with --data",
         ),
         (
             &["model", "--data", "texts"][..],
@@ -289,7 +289,7 @@ fn other_tasks_and_the_base_model_are_scored() {
         (&["run", "--tasks", "sumz"][..], "sums"),
         (
             &["writer", "--data", "texts", "--query", "request"][..],
-            "writer is a base model: --query",
+            "writer is no run: --query",
         ),
         (
             &["run", "--tasks", "sums", "--query", "request"][..],
@@ -490,5 +490,35 @@ fn parts_of_a_layer_are_no_peft_adapter() {
         assert_eq!(config["peft_type"], kind, "{target}");
         let (again, _) = evaluate_run(&request.out, None, None).expect("a finished run");
         assert_eq!(score(&again, "pets"), score(&run.eval, "pets"), "{target}");
+    }
+}
+
+#[test]
+fn an_exported_adapter_is_scored_as_its_run() {
+    let world = writer::world();
+    run(&world, writer::recipe("lora", 20), &["pets", "sums"], "run");
+    let asked = |arguments: &[&str]| {
+        let output = world.run(&[&["eval"], arguments, &["--json"]].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{errors}");
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    let output = world.run(&["export", "run", "--out", "adapter"]);
+    assert!(output.status.success());
+    let more = [
+        "--model",
+        "writer",
+        "--data",
+        "texts",
+        "--tasks",
+        "pets,sums",
+    ];
+    let found = asked(&[&["adapter"][..], &more].concat());
+    let expected = asked(&["run"]);
+    for task in ["pets", "sums"] {
+        let (found, expected) = (&found["tasks"][task], &expected["tasks"][task]);
+        assert_eq!(found["value"], expected["value"], "{task}");
+        let loss = |score: &Value| score["loss"].as_f64().expect("a number");
+        assert!((loss(found) - loss(expected)).abs() < 1e-5, "{task}");
     }
 }

@@ -17,6 +17,7 @@ mod frozen;
 mod frozen_stages;
 mod grow;
 mod hostile;
+mod init;
 mod language;
 mod machine;
 mod oracle;
