@@ -2,9 +2,12 @@
 
 use std::io::Write;
 use std::process::Stdio;
+use std::sync::atomic::AtomicBool;
 
+use molora_train::run::train;
 use serde_json::{Value, json};
 
+use super::writer;
 use crate::world::{World, small};
 
 fn lines(text: &[u8]) -> Vec<Value> {
@@ -181,4 +184,40 @@ fn what_cannot_be_answered_is_named() {
     );
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("OURS is one of input, input_b"), "{text}");
+}
+
+/// Labels, choices, texts and numbers of a model that writes, and the task's own instruction.
+#[test]
+fn a_model_that_writes_answers_as_in_its_evaluation() {
+    let world = writer::world();
+    let tasks = ["pets", "sky", "sums", "length"];
+    let request = writer::request(&world, writer::recipe("samora", 30), &tasks, "run");
+    train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
+    let report = std::fs::read(world.path("run/predictions.json")).expect("readable");
+    let report: Value = serde_json::from_slice(&report).expect("JSON");
+    for (task, key) in [
+        ("pets", "label"),
+        ("sky", "choice"),
+        ("sums", "text"),
+        ("length", "value"),
+    ] {
+        let test = world.path("texts").join(task).join("test.jsonl");
+        let records = lines(&std::fs::read(test).expect("readable"));
+        let asked = records.iter().map(|record| {
+            let line = json!({"input": record["input"], "choices": record["choices"]});
+            format!("{line}\n")
+        });
+        std::fs::write(world.path("asked.jsonl"), asked.collect::<String>()).expect("writable");
+        let arguments = ["predict", "run", "--task", task, "--input", "asked.jsonl"];
+        let found = lines(&done(&world, &arguments));
+        let expected = report["tasks"][task].as_array().expect("a list");
+        assert_eq!(found.len(), expected.len(), "{task}");
+        for (found, expected) in found.iter().zip(expected) {
+            let expected = match key {
+                "label" => json!(["cat", "dog"][expected.as_u64().expect("a class") as usize]),
+                _ => expected.clone(),
+            };
+            assert_eq!(found[key], expected, "{task}: {found}");
+        }
+    }
 }
