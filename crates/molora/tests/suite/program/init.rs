@@ -127,7 +127,7 @@ fn what_cannot_be_begun_with_is_named() {
     );
     let mut wide = small("lora");
     wide.adapter.bank.rank = 5;
-    refused(wide, &run, None, "in adapter.bank: set these");
+    refused(wide, &run, None, "in adapter.bank.rank: set these");
     refused(
         small("lora"),
         &world.path("data"),

@@ -217,7 +217,14 @@ fn a_model_that_writes_answers_as_in_its_evaluation() {
                 "label" => json!(["cat", "dog"][expected.as_u64().expect("a class") as usize]),
                 _ => expected.clone(),
             };
-            assert_eq!(found[key], expected, "{task}: {found}");
+            match (found[key].as_f64(), key) {
+                // A model that trains differs from one that does not in the last digits.
+                (Some(number), "value") => {
+                    let far = number - expected.as_f64().expect("a number");
+                    assert!(far.abs() < 1e-5, "{task}: {found}");
+                }
+                _ => assert_eq!(found[key], expected, "{task}: {found}"),
+            }
         }
     }
 }
