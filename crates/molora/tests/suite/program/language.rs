@@ -492,33 +492,3 @@ fn parts_of_a_layer_are_no_peft_adapter() {
         assert_eq!(score(&again, "pets"), score(&run.eval, "pets"), "{target}");
     }
 }
-
-#[test]
-fn an_exported_adapter_is_scored_as_its_run() {
-    let world = writer::world();
-    run(&world, writer::recipe("lora", 20), &["pets", "sums"], "run");
-    let asked = |arguments: &[&str]| {
-        let output = world.run(&[&["eval"], arguments, &["--json"]].concat());
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{errors}");
-        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
-    };
-    let output = world.run(&["export", "run", "--out", "adapter"]);
-    assert!(output.status.success());
-    let more = [
-        "--model",
-        "writer",
-        "--data",
-        "texts",
-        "--tasks",
-        "pets,sums",
-    ];
-    let found = asked(&[&["adapter"][..], &more].concat());
-    let expected = asked(&["run"]);
-    for task in ["pets", "sums"] {
-        let (found, expected) = (&found["tasks"][task], &expected["tasks"][task]);
-        assert_eq!(found["value"], expected["value"], "{task}");
-        let loss = |score: &Value| score["loss"].as_f64().expect("a number");
-        assert!((loss(found) - loss(expected)).abs() < 1e-5, "{task}");
-    }
-}

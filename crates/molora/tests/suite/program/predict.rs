@@ -1,4 +1,4 @@
-//! Answers to records that have none, through the program.
+//! Answers to records that have none, and scores of an adapter that no run holds, through the program.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -226,5 +226,36 @@ fn a_model_that_writes_answers_as_in_its_evaluation() {
                 _ => assert_eq!(found[key], expected, "{task}: {found}"),
             }
         }
+    }
+}
+
+#[test]
+fn an_exported_adapter_is_scored_as_its_run() {
+    let world = writer::world();
+    let request = writer::request(&world, writer::recipe("lora", 20), &["pets", "sums"], "run");
+    train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
+    let asked = |arguments: &[&str]| {
+        let output = world.run(&[&["eval"], arguments, &["--json"]].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{errors}");
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    let output = world.run(&["export", "run", "--out", "adapter"]);
+    assert!(output.status.success());
+    let more = [
+        "--model",
+        "writer",
+        "--data",
+        "texts",
+        "--tasks",
+        "pets,sums",
+    ];
+    let found = asked(&[&["adapter"][..], &more].concat());
+    let expected = asked(&["run"]);
+    for task in ["pets", "sums"] {
+        let (found, expected) = (&found["tasks"][task], &expected["tasks"][task]);
+        assert_eq!(found["value"], expected["value"], "{task}");
+        let loss = |score: &Value| score["loss"].as_f64().expect("a number");
+        assert!((loss(found) - loss(expected)).abs() < 1e-5, "{task}");
     }
 }
