@@ -10,7 +10,7 @@ use molora_train::run;
 use molora_train::train::Event;
 
 use super::writer;
-use crate::world::{World, assert_same_run, entries, read_json, resume_to_end, small};
+use crate::world::{World, assert_same_run, entries, own_files, read_json, resume_to_end, small};
 
 /// Said when the base model is scored, and not when its scores are known.
 const SCORING: &str = "scoring the base model on";
@@ -191,7 +191,10 @@ fn without_examples_a_run_has_no_text_of_its_records() {
             let text = text(file);
             text.windows(mark.len()).any(|part| part == mark.as_bytes())
         };
-        let files = entries(&run);
+        let end = "stages/.end";
+        let state = entries(&run.join(end)).into_iter();
+        let mut files = own_files(&run);
+        files.extend(state.map(|file| format!("{end}/{file}")));
         files.iter().filter(has).cloned().collect::<Vec<_>>()
     };
     train(&world, "samora", "open", &[]);
