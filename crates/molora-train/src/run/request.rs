@@ -39,7 +39,7 @@ pub struct Request {
     pub device: DeviceSpec,
     /// The split that the finished run is scored on: the test split, but for trials of settings.
     pub scored: Split,
-    /// Name of the stage at whose end the run stops; it goes on with [`resume`].
+    /// Name of the stage at whose end the run stops; it goes on with [`resume`](super::resume).
     pub until: Option<String>,
 }
 
