@@ -15,7 +15,7 @@ use crate::report::StageCost;
 const DRAWN: usize = 2000;
 
 /// Batches of a stage that are timed, behind the largest one.
-const TIMED: usize = 6;
+const TIMED: usize = 12;
 
 /// Goes through all stages with a few steps of each, into the folder of `setup`.
 ///
