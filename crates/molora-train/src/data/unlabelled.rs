@@ -257,7 +257,7 @@ mod tests {
         let error = read("a\n\nb", TaskKind::Classification).expect_err("a blank line");
         assert!(error.starts_with("-:2: "), "{error}");
         let error = read("", TaskKind::Classification).expect_err("nothing");
-        assert!(error.contains('-'), "{error}");
+        assert_eq!(error, "-: holds no records");
         let chat = r#"{"messages": [{"role": "user", "content": "Hi"}]}"#;
         assert!(read(chat, TaskKind::Classification).is_err());
     }

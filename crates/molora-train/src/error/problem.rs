@@ -172,6 +172,9 @@ pub enum RunProblem {
     /// Several tasks, of which one has to be named.
     #[error("it has several tasks, name one: {known}")]
     WhichTask { known: String },
+    /// Answers that are to be written by a run that writes none.
+    #[error("data.writing.max_new_tokens is 0: the run writes no answers; molora generate does")]
+    WritesNoAnswers,
     /// A file that would be written over.
     #[error("it is there already; replace it with --force")]
     FileThere,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Answer, Predictor};
+use super::{Answer, CHUNK, Predictor};
 use crate::TrainError;
 use crate::base::digest::sha256;
 use crate::data::{Record, TaskMeta};
@@ -20,9 +20,6 @@ const RUN_FILES: [&str; 4] = [
     "heads.safetensors",
     "instructions.json",
 ];
-
-/// Records that are answered, and written, together.
-const CHUNK: usize = 256;
 
 /// The line of a record: `{"id", "label", "scores": {name: probability}}` for a classification, `{"id",
 /// "choice", "answer", "scores": [probability]}` for a multiple choice, `{"id", "value"}` for a
@@ -75,14 +72,9 @@ pub fn predict_file(
         .open(&part)?;
     file.set_len(length)?;
     std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0))?;
-    let task = predictor.task().clone();
     while done < records.len() {
         let chunk = &records[done..records.len().min(done + CHUNK)];
-        let answers = predictor.answers(chunk)?;
-        let lines = chunk.iter().zip(&answers);
-        let lines =
-            lines.map(|(record, answer)| format!("{}\n", prediction(record, answer, &task)));
-        file.write_all(lines.collect::<String>().as_bytes())?;
+        file.write_all(predictor.lines(chunk)?.as_bytes())?;
         done += chunk.len();
         on_event(Event::Evaluated(done, records.len()));
     }

@@ -6,16 +6,20 @@ use std::path::{Path, PathBuf};
 
 use crate::TrainError;
 use crate::base::DeviceSpec;
-use crate::data::{Record, Split, Task, TaskMeta};
+use crate::data::{Record, Split, Task, TaskKind, TaskMeta};
 use crate::error::RunProblem;
 use crate::eval::{EvalScope, answers};
 use crate::guide::Query;
 use crate::run::{
     Opened, bare_task, guide_by, load_run_tasks, open_without_data, task_number, tokenized,
 };
+use crate::store::RUN;
 
 pub use crate::eval::Answer;
 pub use file::{predict_file, prediction};
+
+/// Records that are answered, and written, together.
+pub const CHUNK: usize = 256;
 
 /// A finished run that answers records of one of its tasks.
 pub struct Predictor {
@@ -61,6 +65,10 @@ impl Predictor {
                 return Err(TrainError::run(run, RunProblem::WhichTask { known }));
             }
         };
+        let writing = &opened.config.recipe.data.writing;
+        if labels[number].kind == TaskKind::Generation && writing.max_new_tokens == 0 {
+            return Err(TrainError::run(&run.join(RUN), RunProblem::WritesNoAnswers));
+        }
         let mut tasks: Vec<Task> = labels.iter().map(bare_task).collect();
         if labels[number].instruction.is_none() && opened.loaded.base.writes() {
             let found = load_run_tasks(run, &opened.config, None)?;
@@ -104,5 +112,15 @@ impl Predictor {
         let loaded = &self.opened.loaded;
         let task = (self.number, &loaded.tasks[self.number]);
         answers(&model, task, scope, &loaded.device, guide.as_ref())
+    }
+
+    /// The [`prediction`] of each record on a line of its own.
+    ///
+    /// # Errors
+    /// As [`answers`](Self::answers).
+    pub fn lines(&mut self, records: &[Record]) -> Result<String, TrainError> {
+        let answers = self.answers(records)?;
+        let line = |(record, answer)| format!("{}\n", prediction(record, answer, self.task()));
+        Ok(records.iter().zip(&answers).map(line).collect())
     }
 }

@@ -51,11 +51,6 @@ fn other_form(root: &Value, path: &str, value: &Value) -> Option<Value> {
     let (parent, key) = path.rsplit_once('.')?;
     let mut root = root.clone();
     let slot = descend(&mut root, parent).ok()?;
-    let number = |value: &Value| match value {
-        // Forms hold fractions.
-        Value::Integer(number) => Value::Float(*number as f64),
-        other => other.clone(),
-    };
     let is_form = match slot {
         Value::String(_) => true,
         Value::Table(table) => table.len() == 1 && !table.contains_key(key),
@@ -64,7 +59,7 @@ fn other_form(root: &Value, path: &str, value: &Value) -> Option<Value> {
     if !is_form {
         return None;
     }
-    *slot = Value::Table([(key.to_owned(), number(value))].into_iter().collect());
+    *slot = Value::Table([(key.to_owned(), value.clone())].into_iter().collect());
     Some(root)
 }
 
@@ -180,6 +175,9 @@ mod tests {
         assert_eq!(target.adapter.targets, ["all-linear"]);
         let form = set("adapter.bank.scaling.rank_stabilized=16").expect("valid");
         assert_eq!(form.adapter.bank.scaling, Scaling::RankStabilized(16.0));
+        let count = set("adapter.router.selection.top_k=2").expect("valid");
+        let router = count.adapter.router.expect("it has one");
+        assert_eq!(router.selection, molora_routing::Selection::TopK(2));
         let packing = set("data.writing.packing=true").expect("valid");
         assert!(packing.data.writing.packing);
         let bare = set("stages.0.schedule.decay=cosine").expect("valid");

@@ -206,11 +206,11 @@ pub fn evaluate_other(
     Ok((found.scores, routing))
 }
 
-/// What is scored that is no run.
+/// A model that is scored and is no run.
 #[derive(Debug, Clone, Copy)]
-pub enum Unrun<'a> {
+pub enum ModelSource<'a> {
     /// A base model as it is, by its name.
-    Model(&'a str),
+    Base(&'a str),
     /// A base model with an adapter that PEFT wrote.
     Adapter(&'a AdapterFolder),
 }
@@ -220,7 +220,7 @@ pub enum Unrun<'a> {
 /// # Errors
 /// If the model cannot be found or read, is an encoder, or the tasks cannot be read.
 pub fn evaluate_base(
-    model: Unrun<'_>,
+    model: ModelSource<'_>,
     data: &str,
     names: Option<&[String]>,
     device: DeviceSpec,
@@ -233,12 +233,12 @@ pub fn evaluate_base(
     let tasks = scored.of(&data, &load_tasks(&data, names)?)?;
     let device = device.open()?;
     let (folder, backbone) = match model {
-        Unrun::Model(name) => {
+        ModelSource::Base(name) => {
             let folder = base_model::find(name, &mut base_model::silent)?.folder;
             let backbone = Backbone::from_folder(&folder, &device)?;
             (folder, backbone)
         }
-        Unrun::Adapter(adapter) => {
+        ModelSource::Adapter(adapter) => {
             let backbone = adapter.open(BaseDtype::F32, &device)?;
             (adapter.base.folder.clone(), backbone)
         }

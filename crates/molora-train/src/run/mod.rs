@@ -46,12 +46,12 @@ pub use crate::train::{Event, StageEvent};
 use base::base_report;
 pub use dry::dry_run;
 use evaluate::evaluate_showing;
+pub use evaluate::{
+    ModelSource, ScoredRecords, evaluate_base, evaluate_other, evaluate_run, evaluate_run_by,
+};
 pub(crate) use evaluate::{
     Opened, bare_task, check_finished, device_of, guide_by, open, open_as, open_without_data,
     read_finished, task_number,
-};
-pub use evaluate::{
-    ScoredRecords, Unrun, evaluate_base, evaluate_other, evaluate_run, evaluate_run_by,
 };
 use examples::examples;
 use experts::experts;
@@ -202,11 +202,12 @@ pub fn resume(
     if let Some(stage) = &part.until {
         stage_number(&config.recipe, stage)?;
     }
-    if let Some(stage) = &part.from {
-        begin_again(folder, &config, stage)?;
-    }
+    // First: it is about the run's end.
     if let Some(steps) = part.steps {
         config = extend(folder, config, steps, part.schedule)?;
+    }
+    if let Some(stage) = &part.from {
+        begin_again(folder, &config, stage)?;
     }
     if folder.join(SUMMARY).exists() {
         return Err(TrainError::run(folder, RunProblem::Finished));

@@ -33,6 +33,9 @@ pub fn rehearse(
     let mut state = State::start(setup, start, on_event)?;
     let mut costs: Vec<StageCost> = Vec::new();
     while let Some(leg) = setup.legs.get(state.progress.leg) {
+        if setup.until.is_some_and(|last| leg.stage > last) {
+            break;
+        }
         let name = &setup.stages[leg.stage].name;
         let begin = clock.elapsed().as_secs_f64();
         // Another expert of the stage costs what the first one did.

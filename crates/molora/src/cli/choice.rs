@@ -1,7 +1,7 @@
 //! What the library lets choose, with the names and the help of the command line.
 
 use clap::ValueEnum;
-use molora_train::{compare, exchange};
+use molora_train::{compare, exchange, run};
 
 /// What is made equal between recipes.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -125,4 +125,13 @@ pub(super) enum ScheduleChoice {
     Extend,
     /// It rises and falls anew
     Restart,
+}
+
+impl From<ScheduleChoice> for run::Schedule {
+    fn from(choice: ScheduleChoice) -> Self {
+        match choice {
+            ScheduleChoice::Extend => Self::Extend,
+            ScheduleChoice::Restart => Self::Restart,
+        }
+    }
 }

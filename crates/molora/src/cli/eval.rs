@@ -17,7 +17,7 @@ use molora_train::guide::Query;
 use molora_train::recipe::{self, BaseKind, overrides};
 use molora_train::report::{EvalReport, idle_summary, task_table};
 use molora_train::run::{
-    ScoredRecords, Unrun, changed_inputs, evaluate_base, evaluate_other, evaluate_run_by,
+    ModelSource, ScoredRecords, changed_inputs, evaluate_base, evaluate_other, evaluate_run_by,
 };
 use molora_train::store::{is_run, read_base, read_config};
 use molora_train::train::Event;
@@ -161,16 +161,16 @@ impl EvalArgs {
         recipe.check()?;
         load_tasks(&bundled::folder(data)?, self.tasks.as_deref())?;
         let adapter = adapter_of(&self.run, self.model.as_deref())?;
+        let found;
         let model = match &adapter {
-            Some(_) => String::new(),
+            Some(adapter) => ModelSource::Adapter(adapter),
             None => {
                 let mut downloads = Downloads::new();
-                base_model::find(&name, &mut |progress| downloads.show_all(progress))?.name
+                let show =
+                    &mut |progress: molora_train::hub::Progress<'_>| downloads.show_all(progress);
+                found = base_model::find(&name, show)?.name;
+                ModelSource::Base(&found)
             }
-        };
-        let model = match &adapter {
-            Some(adapter) => Unrun::Adapter(adapter),
-            None => Unrun::Model(&model),
         };
         let (tasks, device) = (
             self.tasks.as_deref(),

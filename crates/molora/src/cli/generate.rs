@@ -13,7 +13,7 @@ use serde_json::json;
 use super::download::Downloads;
 use super::source::adapter_of;
 use super::{print_written, say};
-use molora_train::base::{DeviceSpec, base_model};
+use molora_train::base::{DeviceSpec, base_model, write_atomically};
 use molora_train::data::Message;
 use molora_train::generate::{Prompt, WriteOptions, Writer, Written, parse_prompts};
 use molora_train::store::{is_run, read_config};
@@ -83,11 +83,15 @@ pub(super) struct GenerateArgs {
     /// Write the lines of --json into this file instead
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Replace an output that is there
+    #[arg(long, requires = "output")]
+    force: bool,
 }
 
 impl GenerateArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let prompts = self.all_prompts()?;
+        self.check_output()?;
         let writer = self.writer()?;
         let options = WriteOptions {
             is_chat: self.chats(&writer)?,
@@ -100,15 +104,34 @@ impl GenerateArgs {
         };
         let written = writer.write(&prompts, &options)?;
         if let Some(path) = &self.output {
-            let name = path.display();
-            std::fs::write(path, lines(&prompts, &written)).with_context(|| name.to_string())?;
-            say(&format!("{} answers: {name}", written.len()));
+            write_atomically(path, lines(&prompts, &written).as_bytes())?;
+            say(&format!("{} answers: {}", written.len(), path.display()));
             return Ok(());
         }
         match self.json {
             true => print_written(&lines(&prompts, &written)),
             false => print_written(&texts(&prompts, &written)),
         }
+    }
+
+    /// Refuses an output that cannot be written, before anything is generated for it.
+    fn check_output(&self) -> anyhow::Result<()> {
+        let Some(path) = &self.output else {
+            return Ok(());
+        };
+        let name = path.display();
+        ensure!(
+            self.force || !path.exists(),
+            "{name}: it is there already; replace it with --force"
+        );
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        ensure!(
+            folder.is_none_or(Path::is_dir),
+            "{name}: there is no such folder"
+        );
+        Ok(())
     }
 
     /// Whether the chat template frames texts: if that is wanted, else if it is usual for the model.
@@ -141,6 +164,14 @@ impl GenerateArgs {
             let is_json = path.extension().is_some_and(|ending| ending == "jsonl");
             prompts.extend(parse_prompts(&text, path, is_json)?);
         }
+        ensure!(
+            !self.raw
+                || !prompts
+                    .iter()
+                    .any(|prompt| matches!(prompt, Prompt::Chat(_))),
+            "{}: --raw takes texts as they are, and has no way to write messages",
+            path.display()
+        );
         Ok(prompts)
     }
 

@@ -11,11 +11,8 @@ use super::progress::Progress;
 use super::{print_written, say};
 use molora_train::base::{DeviceSpec, base_model};
 use molora_train::data::{Record, TaskMeta, load_unlabelled, parse_unlabelled};
-use molora_train::predict::{Predictor, predict_file, prediction};
+use molora_train::predict::{CHUNK, Predictor, predict_file};
 use molora_train::store::read_config;
-
-/// Records that are answered, and printed, together.
-const CHUNK: usize = 256;
 
 /// Options of `molora predict`.
 #[derive(Debug, Args)]
@@ -74,14 +71,10 @@ impl PredictArgs {
         base_model::find(&model, &mut |progress| downloads.show_all(progress))?;
         downloads.finish();
         let mut predictor = Predictor::open(&self.run, self.task.as_deref(), self.device)?;
-        let task = predictor.task().clone();
-        let records = self.records(&task)?;
+        let records = self.records(predictor.task())?;
         let Some(out) = &self.output else {
             for chunk in records.chunks(CHUNK) {
-                let answers = predictor.answers(chunk)?;
-                let lines = chunk.iter().zip(&answers);
-                let lines = lines.map(|(r, a)| format!("{}\n", prediction(r, a, &task)));
-                print_written(&lines.collect::<String>())?;
+                print_written(&predictor.lines(chunk)?)?;
             }
             return Ok(());
         };

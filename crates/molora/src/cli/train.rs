@@ -14,7 +14,7 @@ use super::validation::ValidationArgs;
 use molora_train::data::Split;
 use molora_train::recipe::{self, Recipe, overrides};
 use molora_train::report::{dry_run_table, idle_summary, summary_table, task_table};
-use molora_train::run::{Finished, Part, Request, Schedule, check, dry_run, resume, train};
+use molora_train::run::{Finished, Part, Request, check, dry_run, resume, train};
 
 /// Options of `molora train`.
 #[derive(Debug, Args)]
@@ -40,7 +40,7 @@ pub(super) struct TrainArgs {
     steps: Option<usize>,
     /// With --resume and --steps: the learning rate over the new steps, as if there had been so many from
     /// the beginning (extend) or rising and falling anew (restart)
-    #[arg(long, value_enum, default_value_t, requires = "resume")]
+    #[arg(long, value_enum, default_value_t, requires_all = ["resume", "steps"])]
     schedule: ScheduleChoice,
     /// As many steps as show E times the number of all training records; 0.5 is half of them
     #[arg(long, value_name = "E", conflicts_with = "steps")]
@@ -62,7 +62,12 @@ pub(super) struct TrainArgs {
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
     /// With --resume: begin this stage again, with all before it as they are
-    #[arg(long, value_name = "STAGE", requires = "resume")]
+    #[arg(
+        long,
+        value_name = "STAGE",
+        requires = "resume",
+        conflicts_with = "steps"
+    )]
     from_stage: Option<String>,
     /// Stop at the end of this stage; --resume goes on
     #[arg(long, value_name = "STAGE")]
@@ -77,10 +82,7 @@ impl TrainArgs {
             from: self.from_stage.clone(),
             until: self.until_stage.clone(),
             steps: self.steps,
-            schedule: match self.schedule {
-                ScheduleChoice::Extend => Schedule::Extend,
-                ScheduleChoice::Restart => Schedule::Restart,
-            },
+            schedule: self.schedule.into(),
         };
         let (folder, finished) = match &self.resume {
             Some(folder) => (

@@ -109,6 +109,30 @@ fn prompts_are_lines_objects_and_chats() {
     assert!(child.wait().expect("it ends").success());
     let written = std::fs::read_to_string(world.path("answers.jsonl")).expect("written");
     assert_eq!(lines(&written), found[..1]);
+    // Nothing is written over, and nothing generated that could not be written.
+    let again = |more: &[&str], words: &str| {
+        let output = world.run(&[&["generate", "base", "--prompt", "w4"], more].concat());
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(words), "{text}");
+    };
+    again(&["--output", "answers.jsonl"], "it is there already");
+    again(
+        &["--output", "none/answers.jsonl"],
+        "there is no such folder",
+    );
+    world.done(&[
+        "generate",
+        "base",
+        "--prompt",
+        "w4",
+        "--output",
+        "answers.jsonl",
+        "--force",
+    ]);
+    again(
+        &["--prompts", "asked.jsonl", "--raw"],
+        "no way to write messages",
+    );
 }
 
 #[test]

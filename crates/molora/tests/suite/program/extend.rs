@@ -122,6 +122,9 @@ fn what_cannot_go_on_is_said() {
     world.train(&small("phatgoose"), "alone");
     refused("alone", "99", "it ends with experts that train one by one");
     let run = world.train(&small("lora"), "run");
+    let alone = world.run(&["train", "--resume", "run", "--schedule", "restart"]);
+    let text = String::from_utf8_lossy(&alone.stderr);
+    assert!(text.contains("--steps <N>"), "{text}");
     refused(
         "run",
         "20",

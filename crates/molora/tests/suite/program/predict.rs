@@ -16,6 +16,16 @@ fn lines(text: &[u8]) -> Vec<Value> {
     text.lines().map(parse).collect()
 }
 
+/// The command that answers those records.
+const PREDICT: [&str; 6] = [
+    "predict",
+    "run",
+    "--task",
+    "weather",
+    "--input",
+    "asked.jsonl",
+];
+
 /// A run, and its test records of a task without their answers.
 fn world() -> (World, String) {
     let world = World::new();
@@ -40,15 +50,7 @@ fn done(world: &World, arguments: &[&str]) -> Vec<u8> {
 fn predictions_are_those_of_the_evaluation() {
     let (world, asked) = world();
     std::fs::write(world.path("asked.jsonl"), &asked).expect("writable");
-    let arguments = [
-        "predict",
-        "run",
-        "--task",
-        "weather",
-        "--input",
-        "asked.jsonl",
-    ];
-    let found = lines(&done(&world, &arguments));
+    let found = lines(&done(&world, &PREDICT));
     let report = std::fs::read(world.path("run/predictions.json")).expect("readable");
     let report: Value = serde_json::from_slice(&report).expect("JSON");
     let labels = ["sun", "rain", "snow"];
@@ -102,16 +104,7 @@ fn predictions_are_those_of_the_evaluation() {
 fn a_stopped_prediction_goes_on() {
     let (world, asked) = world();
     std::fs::write(world.path("asked.jsonl"), asked.repeat(20)).expect("writable");
-    let arguments = [
-        "predict",
-        "run",
-        "--task",
-        "weather",
-        "--input",
-        "asked.jsonl",
-        "--output",
-        "answers.jsonl",
-    ];
+    let arguments = [&PREDICT[..], &["--output", "answers.jsonl"]].concat();
     done(&world, &arguments);
     let whole = std::fs::read(world.path("answers.jsonl")).expect("written");
     assert_eq!(lines(&whole).len(), 480);
@@ -184,6 +177,19 @@ fn what_cannot_be_answered_is_named() {
     );
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("OURS is one of input, input_b"), "{text}");
+}
+
+#[test]
+fn a_run_that_writes_no_answers_says_so() {
+    let world = writer::world();
+    let mut recipe = writer::recipe("lora", 2);
+    recipe.data.writing.max_new_tokens = 0;
+    let request = writer::request(&world, recipe, &["sums"], "run");
+    train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
+    std::fs::write(world.path("asked.txt"), "1 plus 2\n").expect("writable");
+    let output = world.run(&["predict", "run", "--input", "asked.txt"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("data.writing.max_new_tokens is 0"), "{text}");
 }
 
 /// Labels, choices, texts and numbers of a model that writes, and the task's own instruction.
