@@ -40,8 +40,12 @@ fn apply_one(recipe: &Recipe, assignment: &str) -> Result<Recipe, String> {
     };
     match set.and_then(|()| read(root)) {
         Ok(recipe) => Ok(recipe),
-        // The first error is about the value as it was meant at first.
-        Err(problem) => other_form.and_then(|root| read(root).ok()).ok_or(problem),
+        Err(problem) => match other_form.map(read) {
+            Some(Ok(recipe)) => Ok(recipe),
+            // It names the forms that there are.
+            Some(Err(unknown)) if unknown.contains("unknown variant") => Err(unknown),
+            _ => Err(problem),
+        },
     }
 }
 
@@ -175,6 +179,8 @@ mod tests {
         assert_eq!(target.adapter.targets, ["all-linear"]);
         let form = set("adapter.bank.scaling.rank_stabilized=16").expect("valid");
         assert_eq!(form.adapter.bank.scaling, Scaling::RankStabilized(16.0));
+        let error = set("adapter.bank.scaling.rank_stabilised=16").expect_err("misspelt");
+        assert!(error.contains("`rank_stabilized`"), "{error}");
         let count = set("adapter.router.selection.top_k=2").expect("valid");
         let router = count.adapter.router.expect("it has one");
         assert_eq!(router.selection, molora_routing::Selection::TopK(2));
