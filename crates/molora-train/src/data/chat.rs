@@ -1,23 +1,17 @@
 //! Chat templates: from messages to the text that a model was tuned on.
 //!
 //! The template is Jinja in `tokenizer_config.json` or `chat_template.jinja`, rendered by minijinja
-//! with the settings of transformers: `trim_blocks`, `lstrip_blocks`, and what [`super::jinja`] adds.
-//! Templates come with models, so they are run within bounds.
-
-mod bounded;
+//! with the settings of transformers, within bounds: see [`super::jinja`].
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value as TemplateValue};
-use minijinja::{Environment, Error, context};
+use minijinja::{UndefinedBehavior, context};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::SpecialTokens;
-use super::jinja;
-use bounded::Failure;
+use super::jinja::{Template, TemplateProblem};
 
 /// A message of a chat.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -105,13 +99,10 @@ pub enum ChatError {
 /// The chat template of a model folder.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Arc<Environment<'static>>,
+    template: Template,
     path: PathBuf,
-    source: String,
     tokens: SpecialTokens,
 }
-
-const NAME: &str = "chat";
 
 /// Words of an assistant that no template writes itself.
 const MARK: &str = "Q7mark7Q";
@@ -150,27 +141,11 @@ impl ChatTemplate {
         source: String,
         tokens: SpecialTokens,
     ) -> Result<Self, ChatError> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
-        environment.set_syntax(syntax.expect("the usual delimiters"));
-        environment.set_debug(true);
-        environment.set_fuel(Some(bounded::STEPS));
-        jinja::set_up(&mut environment);
-        bounded::check_source(&source).map_err(|problem| bound(&path, problem))?;
-        let text = jinja::rewritten(&source);
-        let compiled = bounded::run(move || {
-            let added = environment.add_template_owned(NAME, text);
-            added.map(|()| environment)
-        });
-        let compiled = compiled.map_err(|problem| bound(&path, problem))?;
-        let environment = compiled.map_err(|error| template_error(&path, &source, &error))?;
+        let template = Template::new(source, UndefinedBehavior::Lenient);
+        let template = template.map_err(|problem| failed(&path, problem))?;
         Ok(Self {
-            environment: Arc::new(environment),
+            template,
             path,
-            source,
             tokens,
         })
     }
@@ -192,14 +167,15 @@ impl ChatTemplate {
             documents => (),
             ..TemplateValue::from(Serde(self.tokens.all()))
         };
-        let environment = Arc::clone(&self.environment);
-        let limit = bounded::output_limit(messages);
-        let rendered = bounded::run(move || bounded::render(&environment, NAME, values, limit));
-        match rendered.map_err(|problem| bound(&self.path, problem))? {
-            Ok(text) => Ok(text),
-            Err(Failure::Template(error)) => Err(template_error(&self.path, &self.source, &error)),
-            Err(Failure::Bound(problem)) => Err(bound(&self.path, problem)),
-        }
+        let bytes = messages.iter().map(|message| message.content.len()).sum();
+        let rendered = self.template.render(values, messages.len(), bytes);
+        rendered.map_err(|problem| {
+            let of_chat = match problem {
+                TemplateProblem::Bound(text) => TemplateProblem::Bound(text + " for one chat"),
+                other => other,
+            };
+            failed(&self.path, of_chat)
+        })
     }
 
     /// What stands right behind an assistant's message, where the template shows it.
@@ -211,10 +187,20 @@ impl ChatTemplate {
     }
 }
 
-fn bound(path: &Path, problem: String) -> ChatError {
-    ChatError::Bound {
-        path: path.into(),
-        problem,
+fn failed(path: &Path, problem: TemplateProblem) -> ChatError {
+    let path = path.into();
+    match problem {
+        TemplateProblem::Bound(problem) => ChatError::Bound { path, problem },
+        TemplateProblem::At {
+            line,
+            column,
+            problem,
+        } => ChatError::Template {
+            path,
+            line,
+            column,
+            problem,
+        },
     }
 }
 
@@ -247,22 +233,6 @@ fn in_config(config: &Value, path: &Path) -> Result<Option<String>, ChatError> {
             path: path.into(),
             problem: "chat_template is neither a text nor a list with one named default".into(),
         }),
-    }
-}
-
-fn template_error(path: &Path, source: &str, error: &Error) -> ChatError {
-    let line = error.line().unwrap_or(1);
-    let column = error.range().map_or(1, |range| {
-        let start = range.start.min(source.len());
-        let before = source.get(..start).unwrap_or_default();
-        1 + start - before.rfind('\n').map_or(0, |newline| newline + 1)
-    });
-    let detail = error.detail().map(|detail| format!(": {detail}"));
-    ChatError::Template {
-        path: path.into(),
-        line,
-        column,
-        problem: format!("{}{}", error.kind(), detail.unwrap_or_default()),
     }
 }
 

@@ -123,6 +123,24 @@ pub enum DataError {
     /// A file is not what its format or its columns ask for.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// A template for prompts is broken.
+    #[error("{field}, {problem}")]
+    Template {
+        /// Where it is from, as `data.writing.template`.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A template for prompts cannot ask for a record.
+    #[error("{place}: record {id}: {problem}")]
+    Prompt {
+        /// `file:line`.
+        place: Place,
+        /// The record's id.
+        id: String,
+        /// Where the template is from, and what is wrong.
+        problem: String,
+    },
     /// The chat template fails on a record.
     #[error("record {id}: {source}")]
     Chat {

@@ -1,6 +1,9 @@
-//! What transformers gives chat templates beside Jinja itself, so that they render the same text here.
+//! Templates in Jinja, with what transformers gives chat templates beside Jinja itself, so that they
+//! render the same text here.
 
+mod bounded;
 mod source;
+mod template;
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -8,10 +11,11 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State};
 
-pub(super) use source::rewritten;
+use source::rewritten;
+pub(super) use template::{Template, TemplateProblem};
 
 /// Adds functions, filters and the way in which values become text.
-pub(super) fn set_up(environment: &mut Environment<'static>) {
+fn set_up(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_formatter(format);
     environment.add_filter("tojson", to_json);

@@ -128,6 +128,7 @@ impl MetaFile {
             group: self.group,
             metric: Some(metric),
             metric_text,
+            template: None,
         })
     }
 

@@ -39,14 +39,14 @@ pub use contain::is_contained;
 pub use error::DataError;
 pub use example::{Example, Target, TokenizedTask, require_heads, task_names, tokenize_tasks};
 pub use format::FormatError;
-pub use prompt::{Piece, PromptFormat};
+pub use prompt::{Piece, PromptFormat, PromptTemplate};
 pub use record::{Label, Record};
 pub use sampler::{Sampler, SamplerConfig, Strategy, eval_batches};
 pub(crate) use source::task_files;
 pub use special::SpecialTokens;
 pub use task::{
-    Split, Task, TaskKind, TaskMeta, list_tasks, load_task, load_tasks, require_classification,
-    task_path,
+    Split, Task, TaskKind, TaskMeta, list_tasks, load_task, load_tasks, load_tasks_for,
+    require_classification, task_path,
 };
 pub use tokenizer::{Encoded, TextTokenizer};
 pub use unlabelled::{load_unlabelled, parse_unlabelled};

@@ -3,12 +3,16 @@
 //! The text comes in pieces, prompts and answers in turns, because only answers are trained on. All
 //! pieces one after the other are the whole text.
 
+mod template;
+
 use std::sync::Arc;
 
 use super::error::DataError;
 use super::record::Record;
 use super::task::{TaskKind, TaskMeta};
 use super::{ChatError, ChatTemplate, Message};
+pub(super) use template::ANSWERS;
+pub use template::PromptTemplate;
 
 /// A part of a record's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,10 +60,11 @@ pub enum PromptFormat {
 /// `{instruction}\n\n{input}\n{input_b}\nAnswer:` and the answer ` {output}`, of which parts that are
 /// empty leave no blank line behind. A chat is `User: ...\n\nAssistant:` and ` {content}` in turns.
 /// Verbatim records are `input` and `output` as they stand. A `system` text stands in front, with a
-/// blank line behind it.
+/// blank line behind it. A prompt that a template wrote takes the place of all that is given; the space
+/// in front of the answer is left out where the prompt ends with white space.
 ///
 /// # Chat
-/// Instruction and inputs are the user's message and `output` the assistant's; `system` is a message
+/// Instruction and inputs, or what a template wrote, are the user's message and `output` the assistant's; `system` is a message
 /// in front of them. A prompt is rendered
 /// with the generation prompt on; an answer is what the rendering with the assistant's message adds
 /// to it, which includes the mark of its end. Verbatim records without an `input` stay as they are.
@@ -90,9 +95,19 @@ pub fn pieces_with_answer(
         _ if is_text => vec![Piece::answer(answer)],
         PromptFormat::Chat(template) => return rendered(record, meta, template, answer),
         PromptFormat::Plain if record.is_verbatim => {
-            vec![Piece::given(&record.input), Piece::answer(answer)]
+            let prompt = record.prompt.as_ref().unwrap_or(&record.input);
+            vec![Piece::given(prompt), Piece::answer(answer)]
         }
         PromptFormat::Plain if !record.messages.is_empty() => labelled(record, answer),
+        PromptFormat::Plain if record.prompt.is_some() => {
+            let prompt = joined(&[&record.system, &question(record, meta)], "\n\n");
+            let ends = prompt.ends_with(char::is_whitespace);
+            let gap = if ends { "" } else { " " };
+            vec![
+                Piece::given(prompt),
+                Piece::answer(format!("{gap}{answer}")),
+            ]
+        }
         PromptFormat::Plain => {
             let question = joined(&[&record.system, &question(record, meta)], "\n\n");
             let gap = if question.is_empty() { "" } else { "\n" };
@@ -128,8 +143,11 @@ pub fn choices(record: &Record, meta: &TaskMeta) -> Vec<String> {
     }
 }
 
-/// `{instruction}\n\n{input}\n{input_b}` without its empty parts.
+/// What a template wrote, or `{instruction}\n\n{input}\n{input_b}` without its empty parts.
 fn question(record: &Record, meta: &TaskMeta) -> String {
+    if let Some(prompt) = &record.prompt {
+        return prompt.clone();
+    }
     let instruction = match record.instruction.is_empty() {
         true => &meta.instruction,
         false => &record.instruction,
@@ -186,7 +204,9 @@ fn rendered(
     answer: &str,
 ) -> Result<Vec<Piece>, DataError> {
     let mut messages = match (record.is_verbatim, &record.messages[..]) {
-        (true, _) => vec![Message::user(&record.input)],
+        (true, _) => vec![Message::user(
+            record.prompt.as_ref().unwrap_or(&record.input),
+        )],
         (false, []) => vec![Message::user(question(record, meta))],
         (false, [before @ .., _]) => before.to_vec(),
     };

@@ -8,7 +8,7 @@ use super::fields::Fields;
 use super::task::{TaskKind, TaskMeta};
 
 /// The answer of a record, by kind of task.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub enum Label {
     /// Index into the task's labels (classification) or the record's choices (multiple choice).
@@ -16,15 +16,16 @@ pub enum Label {
     /// A number (regression).
     Number(f64),
     /// Nothing beside the output text (generation).
+    #[default]
     Text,
 }
 
 /// One example.
 ///
-/// How its text is put together is told by the last two fields: a chat has messages, text as it
-/// stands is verbatim, and everything else is a prompt of instruction and inputs; see
-/// [`super::prompt::pieces`].
-#[derive(Debug, Clone, PartialEq)]
+/// How its text is put together is told by the last fields: a chat has messages, text as it
+/// stands is verbatim, and everything else is a prompt of instruction and inputs, unless a template has
+/// written the prompt; see [`super::prompt::pieces`].
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Record {
     /// Name, as a rule `<task>-<split>-<n>`.
     pub id: String,
@@ -50,6 +51,8 @@ pub struct Record {
     pub system: String,
     /// Whether `input` and `output` follow each other as they stand, with nothing between them.
     pub is_verbatim: bool,
+    /// What a template of one's own asks, in the place of instruction and inputs.
+    pub prompt: Option<String>,
 }
 
 /// Checks one record of our own schema.
@@ -87,9 +90,7 @@ pub(super) fn parse_record(
         label,
         output,
         meta: fields.map.remove("meta").filter(|value| !value.is_null()),
-        messages: Vec::new(),
-        is_verbatim: false,
-        system: String::new(),
+        ..Record::default()
     })
 }
 

@@ -10,14 +10,16 @@ use super::hold_out::hold_out;
 pub use super::kind::{Split, TaskKind};
 use super::meta::MetaFile;
 use super::metrics::Metric;
+use super::prompt::PromptTemplate;
 use super::record::Record;
 use super::schema::{Reading, Schema, is_read, rename_all, warn_of_places, warn_of_unread};
 use super::source::{is_task, split_files, task_name, warn_of_other_files};
+use super::written::WritingConfig;
 
 /// What is known about a task: what `task.json` says, or what is usual where it says nothing.
 ///
 /// Keys of `task.json` that are not listed here are allowed and ignored.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct TaskMeta {
     /// Key `task`: the name, which is also the folder's or file's.
     pub name: String,
@@ -33,6 +35,8 @@ pub struct TaskMeta {
     pub metric: Option<Metric>,
     /// Key `metric` as it stands.
     pub metric_text: String,
+    /// What writes the prompts of its records, if that is a template of one's own.
+    pub template: Option<PromptTemplate>,
 }
 
 /// A task with all its records.
@@ -68,23 +72,29 @@ impl Task {
 /// # Errors
 /// The first thing found wrong, with file and line; see [`DataError`].
 pub fn load_task(path: &Path) -> Result<Task, DataError> {
+    load_task_for(path, &WritingConfig::default())
+}
+
+/// [`load_task`] with the prompts that a template writes, if there is one for the task.
+fn load_task_for(path: &Path, writing: &WritingConfig) -> Result<Task, DataError> {
     let name = task_name(path)?;
+    let template = writing.template_of(&name)?;
     if path.is_file() {
-        let file = Table::read(&[path.to_path_buf()], None)?;
-        return assemble(path, &name, None, [Some(file), None, None]);
+        let file = Table::read(&[path.to_path_buf()], None, template.as_ref())?;
+        return assemble(path, &name, None, template, [Some(file), None, None]);
     }
     let meta_file = MetaFile::read(path)?;
     warn_of_other_files(path)?;
     let table = |split| match &split_files(path, split)?[..] {
         [] => Ok(None),
-        files => Table::read(files, meta_file.as_ref()).map(Some),
+        files => Table::read(files, meta_file.as_ref(), template.as_ref()).map(Some),
     };
     let tables = [
         table(Split::Train)?,
         table(Split::Validation)?,
         table(Split::Test)?,
     ];
-    assemble(path, &name, meta_file, tables)
+    assemble(path, &name, meta_file, template, tables)
 }
 
 /// Reads the tasks under `path`: those in `names`, in that order, or all of them sorted by name.
@@ -93,12 +103,24 @@ pub fn load_task(path: &Path) -> Result<Task, DataError> {
 /// A name that is not there (with near names), a name given twice, no task at all, or what
 /// [`load_task`] finds.
 pub fn load_tasks(path: &Path, names: Option<&[String]>) -> Result<Vec<Task>, DataError> {
+    load_tasks_for(path, names, &WritingConfig::default())
+}
+
+/// [`load_tasks`] for a model that writes: templates of one's own write the prompts of the records.
+///
+/// # Errors
+/// As [`load_tasks`]; a template that is broken, or a record that it cannot ask.
+pub fn load_tasks_for(
+    path: &Path,
+    names: Option<&[String]>,
+    writing: &WritingConfig,
+) -> Result<Vec<Task>, DataError> {
     let available = list_tasks(path)?;
     let chosen = names.unwrap_or(&available);
     check_selection(path, chosen, &available)?;
     chosen
         .iter()
-        .map(|name| load_task(&task_path(path, name)))
+        .map(|name| load_task_for(&task_path(path, name), writing))
         .collect()
 }
 
@@ -199,11 +221,17 @@ struct Table {
 }
 
 impl Table {
-    fn read(files: &[PathBuf], meta_file: Option<&MetaFile>) -> Result<Self, DataError> {
+    fn read(
+        files: &[PathBuf],
+        meta_file: Option<&MetaFile>,
+        template: Option<&PromptTemplate>,
+    ) -> Result<Self, DataError> {
         let mut table: Option<Self> = None;
         for file in files {
-            let meta = meta_file.cloned();
-            let is_wanted = Arc::new(move |name: &str| is_read(name, meta.as_ref()));
+            let (meta, own) = (meta_file.cloned(), template.cloned());
+            let is_own = move |name: &str| own.as_ref().is_some_and(|own| own.reads(name));
+            let is_wanted =
+                Arc::new(move |name: &str| is_read(name, meta.as_ref()) || is_own(name));
             let (format, mut rows) = read_rows(file, is_wanted)?;
             rename_all(&mut rows, meta_file)?;
             let schema = match &table {
@@ -213,7 +241,7 @@ impl Table {
             for row in &mut rows {
                 format.type_values(row, schema == Schema::Own)?;
             }
-            warn_of_unread(schema, file, &rows);
+            warn_of_unread(schema, template, file, &rows);
             match &mut table {
                 Some(table) => table.rows.append(&mut rows),
                 None => table = Some(Self { schema, rows }),
@@ -233,7 +261,10 @@ impl Table {
             meta,
             has_meta_file,
         };
-        let record = |(index, row)| reading.record(row, format!("{}-{split}-{index}", meta.name));
+        let record = |(index, row): (usize, Row)| {
+            let columns = reading.columns(&row);
+            reading.record(row, format!("{}-{split}-{index}", meta.name), columns)
+        };
         self.rows.into_iter().enumerate().map(record).collect()
     }
 }
@@ -242,6 +273,7 @@ fn assemble(
     path: &Path,
     name: &str,
     meta_file: Option<MetaFile>,
+    template: Option<PromptTemplate>,
     tables: [Option<Table>; 3],
 ) -> Result<Task, DataError> {
     let has_meta_file = meta_file.is_some();
@@ -259,7 +291,10 @@ fn assemble(
             }
         }
     }
-    let meta = resolve_meta(path, name, meta_file, &train)?;
+    let meta = TaskMeta {
+        template,
+        ..resolve_meta(path, name, meta_file, &train)?
+    };
     for table in [&train].into_iter().chain(&validation).chain(&test) {
         table
             .schema

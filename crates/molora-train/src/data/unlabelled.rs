@@ -8,22 +8,13 @@ use serde_json::{Value, json};
 
 use super::error::{At, DataError, Place};
 use super::format::{FormatError, Row, read_rows};
+use super::prompt::ANSWERS;
 use super::record::Record;
 use super::schema::{Reading, Schema, warn_of_unread};
 use super::task::{TaskKind, TaskMeta};
 
 /// Stands where a record of the training has its answer; nothing reads it.
 const NO_ANSWER: &str = "a";
-
-/// Columns of answers.
-const ANSWERS: [&str; 6] = [
-    "label",
-    "output",
-    "answer",
-    "answerKey",
-    "completion",
-    "response",
-];
 
 /// Columns that hold the text, of which the first that is there is read.
 const TEXTS: [&str; 4] = ["input", "question", "text", "prompt"];
@@ -123,23 +114,26 @@ fn unlabelled(mut rows: Vec<Row>, path: &Path, meta: &TaskMeta) -> Result<Vec<Re
     if rows.iter().any(answers) {
         tracing::warn!("{}: answers that stand in it are not read", path.display());
     }
-    let mut ids = Vec::with_capacity(rows.len());
-    for (index, row) in rows.iter_mut().enumerate() {
-        ids.push(match row.columns.remove("id") {
-            Some(Value::String(id)) => id,
-            Some(Value::Number(id)) => id.to_string(),
-            _ => (index + 1).to_string(),
-        });
-        answer(row, schema, meta.kind);
-    }
-    warn_of_unread(schema, path, &rows);
     let reading = Reading {
         schema,
         meta,
         has_meta_file: false,
     };
-    let records = rows.into_iter().zip(ids);
-    records.map(|(row, id)| reading.record(row, id)).collect()
+    let mut asked = Vec::with_capacity(rows.len());
+    for (index, row) in rows.iter_mut().enumerate() {
+        let id = match row.columns.remove("id") {
+            Some(Value::String(id)) => id,
+            Some(Value::Number(id)) => id.to_string(),
+            _ => (index + 1).to_string(),
+        };
+        // By their own names, which what follows may change.
+        asked.push((id, reading.columns(row)));
+        answer(row, schema, meta.kind);
+    }
+    warn_of_unread(schema, meta.template.as_ref(), path, &rows);
+    let records = rows.into_iter().zip(asked);
+    let record = |(row, (id, columns))| reading.record(row, id, columns);
+    records.map(record).collect()
 }
 
 /// What the columns of a row without an answer mean.
@@ -207,9 +201,7 @@ mod tests {
                 TaskKind::Classification => vec!["no".into(), "yes".into()],
                 _ => Vec::new(),
             },
-            group: None,
-            metric: None,
-            metric_text: String::new(),
+            ..TaskMeta::default()
         }
     }
 

@@ -1,5 +1,6 @@
 //! Records as tokens for models that write their answers.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::chat::{ChatError, ChatTemplate};
 use super::error::DataError;
 use super::example::{Example, Target};
-use super::prompt::{self, Piece, PromptFormat};
+use super::prompt::{self, Piece, PromptFormat, PromptTemplate};
 use super::record::{Label, Record};
 use super::task::TaskMeta;
 use super::tokenizer::TextTokenizer;
@@ -61,6 +62,12 @@ pub struct WritingConfig {
     pub max_length: usize,
     /// How prompts look.
     pub prompt: PromptStyle,
+    /// A template that writes the prompts of all tasks, in Jinja over a record's fields.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Templates for single tasks, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub templates: BTreeMap<String, String>,
     /// Whether short texts of one task share a row in training; they do not see each other.
     pub packing: bool,
     /// What counts alike in the loss of a batch.
@@ -74,9 +81,46 @@ impl Default for WritingConfig {
         Self {
             max_length: 512,
             prompt: PromptStyle::Auto,
+            template: None,
+            templates: BTreeMap::new(),
             packing: false,
             average: Average::Examples,
             max_new_tokens: 128,
+        }
+    }
+}
+
+impl WritingConfig {
+    /// Whether a template of one's own writes prompts.
+    pub fn has_templates(&self) -> bool {
+        self.template.is_some() || !self.templates.is_empty()
+    }
+
+    /// The template for the prompts of a task, if there is one: its own, or that for all.
+    ///
+    /// # Errors
+    /// [`DataError::Template`] if it is broken.
+    pub fn template_of(&self, task: &str) -> Result<Option<PromptTemplate>, DataError> {
+        let own = self.templates.get(task);
+        let own = own.map(|source| (format!("data.writing.templates.{task}"), source));
+        let of_all = self.template.as_ref();
+        let of_all = of_all.map(|source| ("data.writing.template".into(), source));
+        let found = own.or(of_all);
+        found
+            .map(|(field, source)| PromptTemplate::new(&field, source))
+            .transpose()
+    }
+
+    /// The style for the model of a folder, which is not [`Auto`](PromptStyle::Auto) any more: a template
+    /// of one's own writes all of a prompt, unless [`Chat`](PromptStyle::Chat) says that it is a user's
+    /// message.
+    ///
+    /// # Errors
+    /// As [`PromptStyle::resolved`].
+    pub fn style(&self, folder: &Path) -> Result<PromptStyle, ChatError> {
+        match self.prompt {
+            PromptStyle::Auto if self.has_templates() => Ok(PromptStyle::Plain),
+            style => style.resolved(folder),
         }
     }
 }

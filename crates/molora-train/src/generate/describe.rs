@@ -106,14 +106,9 @@ mod tests {
             id: format!("r{index}"),
             instruction: "old".into(),
             input: format!("text\n {index}"),
-            input_b: None,
-            choices: Vec::new(),
             label: Label::Index(0),
             output: (*output).into(),
-            meta: None,
-            messages: Vec::new(),
-            is_verbatim: false,
-            system: String::new(),
+            ..Record::default()
         };
         let train = ["cat", "cat", "cat", "dog"].iter().enumerate().map(record);
         Task {
@@ -122,9 +117,8 @@ mod tests {
                 kind: TaskKind::Classification,
                 instruction: "old".into(),
                 labels: vec!["cat".into(), "dog".into()],
-                group: None,
-                metric: None,
                 metric_text: "accuracy".into(),
+                ..TaskMeta::default()
             },
             train: train.collect(),
             validation: Vec::new(),

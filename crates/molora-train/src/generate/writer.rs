@@ -14,10 +14,12 @@ use molora_routing::Guidance;
 
 use super::Prompt;
 use crate::base::{AdapterFolder, DeviceSpec, base_model, chat_stop_tokens, stop_tokens};
-use crate::data::{ChatTemplate, Message, PromptStyle, Split, TextTokenizer};
+use crate::data::{
+    ChatTemplate, Message, PromptStyle, PromptTemplate, Split, TaskMeta, TextTokenizer,
+};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Clusters, Guide, Instructions, TextEncoder, clusters_of};
-use crate::run::{open_as, task_number};
+use crate::run::{Opened, bare_task, open_as, task_number};
 
 /// A language model with its tokenizer and chat template.
 #[derive(Debug)]
@@ -30,6 +32,8 @@ pub struct Writer {
     /// Those that end an answer to a message of a chat.
     chat_stop_tokens: Vec<usize>,
     is_chat: bool,
+    /// What wrote the prompts of a run's task, if that was a template of its own.
+    asks: Option<(PromptTemplate, TaskMeta)>,
     device: Device,
     folder: PathBuf,
 }
@@ -48,6 +52,8 @@ struct Mixture {
 pub struct WriteOptions {
     /// Whether a text is a user's message, which the model's chat template frames.
     pub is_chat: bool,
+    /// Whether a run's own template, if it has one, makes a prompt of a text.
+    pub is_asked: bool,
     /// Says how the model is to behave, in front of all prompts that the chat template frames and that do
     /// not begin with such a message themselves.
     pub system: Option<String>,
@@ -114,8 +120,8 @@ impl Writer {
     /// base's matrices have the given type, or that of the training.
     ///
     /// # Errors
-    /// A run that is not finished, a base model that writes no text, a task that the run has not;
-    /// whatever reading the run gives.
+    /// A run that is not finished, a base model that writes no text, a task that the run has not, or none
+    /// where each has prompts of its own; whatever reading the run gives.
     pub fn of_run(
         run: &Path,
         task: Option<&str>,
@@ -124,11 +130,13 @@ impl Writer {
     ) -> Result<Self, TrainError> {
         let opened = open_as(run, base_dtype, device)?;
         let task = task.map(|name| task_number(run, &opened, name));
+        let task = task.transpose()?;
         let device = opened.loaded.device.clone();
         let style = opened.config.recipe.data.writing.prompt;
+        let asks = asks(run, &opened, task)?;
         let mut mixture = Mixture {
             num_tasks: opened.config.tasks.len(),
-            task: task.transpose()?,
+            task,
             instructions: None,
             clusters: None,
         };
@@ -146,6 +154,7 @@ impl Writer {
         }
         let mut writer = Self::of(opened.model.backbone, mixture, opened.loaded.folder, device)?;
         writer.is_chat &= style == PromptStyle::Chat;
+        writer.asks = asks;
         Ok(writer)
     }
 
@@ -170,6 +179,7 @@ impl Writer {
             mixture,
             tokenizer,
             is_chat: template.is_some(),
+            asks: None,
             template,
             stop_tokens,
             chat_stop_tokens,
@@ -200,6 +210,7 @@ impl Writer {
     pub fn answer(&self, request: &str, max_new_tokens: usize) -> Result<String, TrainError> {
         let options = WriteOptions {
             is_chat: self.chats(None)?,
+            is_asked: false,
             system: None,
             stop: Vec::new(),
             max_new_tokens,
@@ -272,10 +283,21 @@ impl Writer {
         prompt: &Prompt,
         options: &WriteOptions,
     ) -> Result<(Vec<usize>, usize), TrainError> {
-        let (prompt, messages) = match prompt {
-            Prompt::Text(text) if !options.is_chat => (&text[..], None),
-            Prompt::Text(text) => (&text[..], Some(vec![Message::user(text)])),
-            Prompt::Chat(messages) => (prompt.text(), Some(messages.clone())),
+        let asked = match (prompt, &self.asks) {
+            (Prompt::Text(text), Some((template, meta))) if options.is_asked => {
+                Some(template.prompt_of(text, row + 1, meta)?)
+            }
+            _ => None,
+        };
+        let (prompt, messages) = match (prompt, asked.as_ref()) {
+            (Prompt::Text(text), asked) => {
+                let text = asked.unwrap_or(text);
+                (
+                    &text[..],
+                    options.is_chat.then(|| vec![Message::user(text)]),
+                )
+            }
+            (Prompt::Chat(messages), _) => (prompt.text(), Some(messages.clone())),
         };
         if prompt.trim().is_empty() {
             return Err(GenerateError::EmptyPrompt { row }.into());
@@ -298,7 +320,12 @@ impl Writer {
             }
             // What an encoder reads has an end, what a decoder goes on with has none.
             None if reads => (self.tokenizer.encode_whole(prompt, true)?, 0),
-            None => self.tokenizer.encode_prompt(prompt, true)?,
+            None => {
+                let (ids, left_out) = self.tokenizer.encode_prompt(prompt, true)?;
+                // Answers were learned behind a space.
+                let has_gap = asked.is_some() && !prompt.ends_with(char::is_whitespace);
+                (ids, left_out + usize::from(has_gap))
+            }
         };
         match self.backbone.max_tokens() {
             Some(max_tokens) if ids.len() > max_tokens => Err(GenerateError::PromptTooLong {
@@ -411,6 +438,29 @@ impl Writer {
         let scores = instructions.scores(&queries, &self.device);
         Ok(Guide::ByTask(scores).of(&rows, &[], Split::Test, &self.device))
     }
+}
+
+/// The template that wrote the prompts of a run's task, or of all its tasks, if there is one, and what it
+/// knows of the task.
+fn asks(
+    run: &Path,
+    opened: &Opened,
+    task: Option<usize>,
+) -> Result<Option<(PromptTemplate, TaskMeta)>, TrainError> {
+    let writing = &opened.config.recipe.data.writing;
+    let tasks = &opened.config.tasks;
+    let only = (tasks.len() == 1).then_some(0);
+    let meta = match task.or(only) {
+        Some(number) => bare_task(&tasks[number]).meta,
+        None if writing.templates.is_empty() => TaskMeta::default(),
+        None => {
+            let names: Vec<&str> = tasks.iter().map(|task| &task.name[..]).collect();
+            let known = names.join(", ");
+            return Err(TrainError::run(run, RunProblem::WhichTask { known }));
+        }
+    };
+    let template = writing.template_of(&meta.name)?;
+    Ok(template.map(|template| (template, meta)))
 }
 
 /// Where the first of some texts begins in a text.

@@ -13,7 +13,7 @@ use crate::base::base_model::absolute;
 use crate::base::files::{copy, is_there};
 use crate::base::place::{NewFolder, discard};
 use crate::base::{DeviceSpec, bundled};
-use crate::data::{Task, load_tasks};
+use crate::data::{Task, WritingConfig, load_tasks_for};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Instructions, check_instructions};
 use crate::model::with_stable_ids;
@@ -70,7 +70,7 @@ pub fn add_expert(
     }
     let data = request.data.as_deref().map_or(old.data.clone(), absolute);
     check_name(run, "name of a task", &request.task)?;
-    let task = find_task(&data, &request.task)?;
+    let task = find_task(&data, &request.task, &old.recipe.data.writing)?;
     let config = grown(run, &old, &task, &data, request.group.as_deref())?;
     if config.recipe.instructions().is_some() {
         check_instructions([(&task.meta.name, &task.meta.instruction)])?;
@@ -111,8 +111,9 @@ fn check_growth(config: &RunConfig) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn find_task(data: &str, name: &String) -> Result<Task, TrainError> {
-    let mut tasks = load_tasks(&bundled::folder(data)?, Some(std::slice::from_ref(name)))?;
+fn find_task(data: &str, name: &String, writing: &WritingConfig) -> Result<Task, TrainError> {
+    let names = std::slice::from_ref(name);
+    let mut tasks = load_tasks_for(&bundled::folder(data)?, Some(names), writing)?;
     Ok(tasks.remove(0))
 }
 

@@ -133,11 +133,8 @@ mod tests {
         TaskMeta {
             name: "t".into(),
             kind,
-            instruction: String::new(),
             labels: vec!["no".into(), "yes".into()],
-            group: None,
-            metric: None,
-            metric_text: String::new(),
+            ..TaskMeta::default()
         }
     }
 

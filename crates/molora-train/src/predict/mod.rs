@@ -75,6 +75,8 @@ impl Predictor {
             let instruction = &found[number].meta.instruction;
             tasks[number].meta.instruction.clone_from(instruction);
         }
+        let name = &labels[number].name;
+        tasks[number].meta.template = writing.template_of(name)?;
         Ok(Self {
             query: opened.query(None, run)?,
             run: run.into(),

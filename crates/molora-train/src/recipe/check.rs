@@ -27,8 +27,21 @@ impl Recipe {
         problems
     }
 
+    /// Texts and terms that name tasks which are not there.
+    pub(super) fn tasks_that_lack(&self, tasks: &[String]) -> Vec<String> {
+        let templates = self.data.writing.templates.keys();
+        let named = templates.map(|task| ("data.writing.templates", task));
+        let unknown = named.filter(|(_, task)| !tasks.contains(task));
+        let known = tasks.join(", ");
+        let mut problems: Vec<String> = unknown
+            .map(|(field, task)| format!("{field} names the task `{task}`, expected of {known}"))
+            .collect();
+        problems.extend(self.tasks_of_terms(tasks));
+        problems
+    }
+
     /// Terms that name tasks which are not there.
-    pub(super) fn tasks_of_terms(&self, tasks: &[String]) -> Vec<String> {
+    fn tasks_of_terms(&self, tasks: &[String]) -> Vec<String> {
         let at = |field: String, objective: &ObjectiveConfig| {
             let problems = objective.for_tasks(tasks).err().unwrap_or_default();
             let named = problems
@@ -91,6 +104,10 @@ impl Recipe {
         if model.writes() && length < 8 {
             problems.push(format!("{field} is {length}, expected at least 8"));
         }
+        if !model.writes() && self.data.writing.has_templates() {
+            let text = "is for models that write: an encoder reads input and input_b alone";
+            problems.push(format!("data.writing.template {text}"));
+        }
         problems.extend(self.packing_problem(model));
         problems
     }
@@ -111,8 +128,17 @@ impl Recipe {
         if let Err(problem) = self.data.sampling.check() {
             problems.push(format!("data.sampling: {problem}"));
         }
+        problems.extend(self.template_problems());
         problems.extend(self.validation.problems());
         problems
+    }
+
+    fn template_problems(&self) -> Vec<String> {
+        let writing = &self.data.writing;
+        // A name that no task has: the template for all.
+        let names = writing.templates.keys().map(String::as_str).chain([""]);
+        let broken = names.filter_map(|name| writing.template_of(name).err());
+        broken.map(|error| error.to_string()).collect()
     }
 
     /// Packed rows hold several texts of one task: what is decided for a whole row would be decided

@@ -287,8 +287,8 @@ impl Recipe {
     pub fn for_tasks(&self, tasks: &[String]) -> Result<AdapterSpec, TrainError> {
         self.refuse(limits::problems(self))?;
         let (spec, problems) = self.spec_for(tasks);
-        let of_terms = self.tasks_of_terms(tasks);
-        self.refuse([problems, self.problems(), of_terms].concat())?;
+        let lacking = self.tasks_that_lack(tasks);
+        self.refuse([problems, self.problems(), lacking].concat())?;
         Ok(spec)
     }
 

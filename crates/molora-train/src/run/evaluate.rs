@@ -12,7 +12,7 @@ use super::inputs::warn_of_changed;
 use super::load::{Loaded, load, load_run_tasks, tokenized};
 use crate::base::{AdapterFolder, DeviceSpec, base_model, bundled};
 use crate::data::metrics::Metric;
-use crate::data::{Split, Task, TaskMeta, TokenizedTask, load_tasks, task_names};
+use crate::data::{Split, Task, TaskMeta, TokenizedTask, load_tasks_for, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::eval::{EvalScope, Evaluation, evaluate};
 use crate::guide::{Clusters, Guide, Instructions, Query};
@@ -175,7 +175,8 @@ pub fn evaluate_other(
         return Err(TrainError::run(&folder.join(RUN), RunProblem::NoHeads));
     }
     let data = bundled::folder(data.unwrap_or(&config.data))?;
-    let tasks = scored.of(folder, &load_tasks(&data, Some(names))?)?;
+    let writing = &config.recipe.data.writing;
+    let tasks = scored.of(folder, &load_tasks_for(&data, Some(names), writing)?)?;
     let tasks = tokenized(&loaded.folder, &loaded.base, &tasks, &config.recipe.data)?;
     let number = |task: &TokenizedTask| {
         let own = &config.tasks;
@@ -230,7 +231,7 @@ pub fn evaluate_base(
 ) -> Result<EvalReport, TrainError> {
     device.check()?;
     let data = bundled::folder(data)?;
-    let tasks = scored.of(&data, &load_tasks(&data, names)?)?;
+    let tasks = scored.of(&data, &load_tasks_for(&data, names, &config.writing)?)?;
     let device = device.open()?;
     let (folder, backbone) = match model {
         ModelSource::Base(name) => {
@@ -349,9 +350,8 @@ pub(crate) fn bare_task(labels: &TaskLabels) -> Task {
             kind: labels.kind,
             instruction: labels.instruction.clone().unwrap_or_default(),
             labels: labels.labels.clone(),
-            group: None,
             metric: Some(Metric::Accuracy),
-            metric_text: String::new(),
+            ..TaskMeta::default()
         },
         train: Vec::new(),
         validation: Vec::new(),

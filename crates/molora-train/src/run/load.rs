@@ -10,7 +10,7 @@ use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
 use crate::base::{DeviceSpec, bundled, chat_stop_tokens, stop_tokens};
 use crate::data::{
     ChatTemplate, PromptFormat, PromptStyle, Task, TextTokenizer, TokenizedTask, Writing,
-    WritingConfig, load_tasks, tokenize_tasks,
+    WritingConfig, load_tasks_for, tokenize_tasks,
 };
 use crate::error::{RunProblem, TrainError};
 use crate::model::with_stable_ids;
@@ -106,7 +106,7 @@ fn writing(
     tokenizer: TextTokenizer,
     config: &WritingConfig,
 ) -> Result<Writing, TrainError> {
-    let format = match config.prompt.resolved(folder)? {
+    let format = match config.style(folder)? {
         PromptStyle::Auto | PromptStyle::Plain => PromptFormat::Plain,
         PromptStyle::Chat => match ChatTemplate::from_folder(folder)? {
             Some(template) => PromptFormat::Chat(Arc::new(template)),
@@ -182,7 +182,8 @@ pub(crate) fn load_run_tasks(
     for trained in &config.tasks {
         let own = trained.data.as_deref().unwrap_or(&config.data);
         let data = bundled::folder(data.unwrap_or(own))?;
-        let found = load_tasks(&data, Some(std::slice::from_ref(&trained.name)))?;
+        let name = std::slice::from_ref(&trained.name);
+        let found = load_tasks_for(&data, Some(name), &config.recipe.data.writing)?;
         let task = &found[0];
         if task.meta.labels != trained.labels {
             let problem = RunProblem::OtherLabels {

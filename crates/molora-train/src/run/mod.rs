@@ -25,7 +25,7 @@ use molora_models::AdapterSpec;
 
 use crate::base::place::{write_atomically, write_json_atomically};
 use crate::base::{base_model, bundled};
-use crate::data::{PromptStyle, Split, Task, TokenizedTask, load_tasks, task_names};
+use crate::data::{PromptStyle, Split, Task, TokenizedTask, load_tasks_for, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::eval::EvalScope;
 use crate::guide::{Guide, Instructions};
@@ -160,7 +160,8 @@ fn checked(request: &Request) -> Result<Checked, TrainError> {
         check_init(init, &request.recipe)?;
     }
     base_model::check(&request.model)?;
-    let tasks = load_tasks(&data, request.tasks.as_deref())?;
+    let writing = &request.recipe.data.writing;
+    let tasks = load_tasks_for(&data, request.tasks.as_deref(), writing)?;
     let digest = |task: &Task| {
         let name = task.meta.name.clone();
         Ok((name, Digests::of_task(&data, &task.meta.name)?))
@@ -235,7 +236,7 @@ pub(crate) fn with_prompt(mut recipe: Recipe, folder: &Path) -> Result<Recipe, T
     // An encoder writes nothing, whatever its folder has.
     writing.prompt = match (BaseKind::of(folder), writing.prompt) {
         (Ok(BaseKind::Encoder), PromptStyle::Auto) => PromptStyle::Plain,
-        (_, style) => style.resolved(folder)?,
+        _ => writing.style(folder)?,
     };
     Ok(recipe)
 }

@@ -95,6 +95,7 @@ impl GenerateArgs {
         let writer = self.writer()?;
         let options = WriteOptions {
             is_chat: self.chats(&writer)?,
+            is_asked: !self.raw,
             system: self.system.clone(),
             stop: self.stop.clone(),
             max_new_tokens: self.max_new_tokens,

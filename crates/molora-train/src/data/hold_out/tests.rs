@@ -10,10 +10,7 @@ fn record(input: String, output: &str) -> Record {
         choices: Vec::new(),
         label: Label::Text,
         output: output.into(),
-        meta: None,
-        messages: Vec::new(),
-        system: String::new(),
-        is_verbatim: false,
+        ..Record::default()
     }
 }
 

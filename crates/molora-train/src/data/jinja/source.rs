@@ -2,7 +2,7 @@
 
 /// The source with blocks of `generation`, which mark an assistant's words, as plain blocks, and with
 /// Python's `'..' % values` as the filter `format`.
-pub(in super::super) fn rewritten(source: &str) -> String {
+pub(super) fn rewritten(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find('{') {

@@ -22,9 +22,7 @@ fn meta(kind: TaskKind) -> TaskMeta {
         kind,
         instruction: String::new(),
         labels: vec!["bad".into(), "good".into()],
-        group: None,
-        metric: None,
-        metric_text: String::new(),
+        ..TaskMeta::default()
     }
 }
 
@@ -37,10 +35,7 @@ fn record(instruction: &str, input: &str, input_b: Option<&str>, output: &str) -
         choices: vec!["yes".into(), "no".into()],
         label: Label::Text,
         output: output.into(),
-        meta: None,
-        messages: Vec::new(),
-        system: String::new(),
-        is_verbatim: false,
+        ..Record::default()
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::super::error::DataError;
 use super::super::fields::{Fields, beginning, describe};
 use super::super::format::FormatError;
-use super::super::record::{Label, Record};
+use super::super::record::Record;
 use super::plain::optional;
 use crate::data::Message;
 
@@ -90,16 +90,10 @@ pub(super) fn record(
     let question = messages.iter().rfind(|message| message.role == "user");
     Ok(Record {
         id,
-        instruction: String::new(),
         input: question.map_or_else(String::new, |message| message.content.clone()),
-        input_b: None,
-        choices: Vec::new(),
-        label: Label::Text,
         output,
-        meta: None,
         messages,
-        is_verbatim: false,
-        system: String::new(),
+        ..Record::default()
     })
 }
 

@@ -6,7 +6,7 @@ mod unread;
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::error::DataError;
 use super::fields::Fields;
@@ -155,11 +155,33 @@ impl Schema {
 }
 
 impl Reading<'_> {
-    /// The record of a row, named `id` unless it has a name of its own in our schema.
+    /// The columns of a row that the task's template reads, if it has one.
+    pub(super) fn columns(&self, row: &Row) -> Map<String, Value> {
+        let template = self.meta.template.as_ref();
+        template.map_or_else(Map::new, |template| template.columns(&row.columns))
+    }
+
+    /// The record of a row, named `id` unless it has a name of its own in our schema. The task's template,
+    /// if it has one, writes its prompt, from these [`columns`](Self::columns) too.
     ///
     /// # Errors
-    /// A column that is missing or holds something else than it should.
-    pub(super) fn record(&self, row: Row, id: String) -> Result<Record, DataError> {
+    /// A column that is missing or holds something else than it should, and what
+    /// [`PromptTemplate::ask`](super::prompt::PromptTemplate::ask) finds.
+    pub(super) fn record(
+        &self,
+        row: Row,
+        id: String,
+        columns: Map<String, Value>,
+    ) -> Result<Record, DataError> {
+        let place = row.place.clone();
+        let mut record = self.parsed(row, id)?;
+        if let Some(template) = &self.meta.template {
+            template.ask(&mut record, columns, self.meta, &place)?;
+        }
+        Ok(record)
+    }
+
+    fn parsed(&self, row: Row, id: String) -> Result<Record, DataError> {
         let mut fields = Fields::new(row.columns, &row.place);
         fields.is_text = row.is_text;
         match self.schema {

@@ -41,10 +41,8 @@ pub(super) fn fields(
         choices: choices.texts,
         label,
         output,
-        meta: None,
-        messages: Vec::new(),
-        is_verbatim: false,
         system,
+        ..Record::default()
     })
 }
 
@@ -91,16 +89,10 @@ fn verbatim(
     }
     Ok(Record {
         id,
-        instruction: String::new(),
         input,
-        input_b: None,
-        choices: Vec::new(),
-        label: Label::Text,
         output,
-        meta: None,
-        messages: Vec::new(),
         is_verbatim: true,
-        system: String::new(),
+        ..Record::default()
     })
 }
 

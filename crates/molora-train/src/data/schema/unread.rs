@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::super::format::Row;
 use super::super::meta::MetaFile;
+use super::super::prompt::PromptTemplate;
 use super::super::task::TaskMeta;
 use super::{COLUMNS, Schema};
 
@@ -51,9 +52,15 @@ pub(in super::super) fn is_read(name: &str, file: Option<&MetaFile>) -> bool {
 }
 
 /// Names the columns, and the keys of messages, that mean something elsewhere and are not read.
-pub(in super::super) fn warn_of_unread(schema: Schema, path: &Path, rows: &[Row]) {
+pub(in super::super) fn warn_of_unread(
+    schema: Schema,
+    template: Option<&PromptTemplate>,
+    path: &Path,
+    rows: &[Row],
+) {
     let path = path.display();
-    for name in unread_columns(schema, rows) {
+    let is_unread = |name: &&str| !template.is_some_and(|template| template.reads(name));
+    for name in unread_columns(schema, rows).into_iter().filter(is_unread) {
         let hint = match (schema, name) {
             (Schema::Text, "label" | "labels") => {
                 "; a task.json with \"type\", \"labels\" and \"columns\": {\"input\": \"text\"} makes \

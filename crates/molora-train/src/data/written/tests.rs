@@ -47,9 +47,7 @@ fn meta(kind: TaskKind) -> TaskMeta {
         kind,
         instruction: "name it".into(),
         labels: vec!["cat".into(), "big dog".into()],
-        group: None,
-        metric: None,
-        metric_text: String::new(),
+        ..TaskMeta::default()
     }
 }
 
@@ -62,10 +60,7 @@ fn record(input: &str, output: &str, label: Label) -> Record {
         choices: Vec::new(),
         label,
         output: output.into(),
-        meta: None,
-        messages: Vec::new(),
-        is_verbatim: false,
-        system: String::new(),
+        ..Record::default()
     }
 }
 

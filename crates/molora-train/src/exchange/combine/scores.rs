@@ -7,7 +7,7 @@ use molora_models::{Backbone, TaskHead, TaskModel};
 
 use super::given::{Expert, Origin};
 use crate::base::bundled;
-use crate::data::{Split, TaskKind, TokenizedTask, list_tasks, load_tasks};
+use crate::data::{Split, TaskKind, TokenizedTask, list_tasks, load_tasks_for};
 use crate::error::{RunProblem, TrainError};
 use crate::eval::{EvalScope, evaluate};
 use crate::model::with_stable_ids;
@@ -66,7 +66,8 @@ impl Asked {
                 return Err(TrainError::run(&path, problem));
             }
         }
-        let tasks = load_tasks(&path, Some(&names))?;
+        let config = data_config(base, origins);
+        let tasks = load_tasks_for(&path, Some(&names), &config.writing)?;
         for task in tasks.iter().filter(|_| !base.writes()) {
             let classes = own(&task.meta.name).map_or(0, |(_, head)| head.num_classes());
             let labels = match task.meta.kind {
@@ -82,7 +83,6 @@ impl Asked {
                 return Err(TrainError::run(&path, problem));
             }
         }
-        let config = data_config(base, origins);
         Ok(Self {
             tasks: tokenized(folder, base, &tasks, &config)?,
             heads: names

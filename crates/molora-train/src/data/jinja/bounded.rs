@@ -1,4 +1,4 @@
-//! Bounds of chat templates: they are programs that come with models.
+//! Bounds of templates: they are programs that come with models and recipes.
 //!
 //! Steps and output are counted by minijinja. What it does not count, how deep operators nest and how
 //! long a text gets that is added to itself, is bounded from outside, see [`contain`].
@@ -11,13 +11,11 @@ use minijinja::{Environment, Error, ErrorKind};
 
 use crate::data::contain::{self, Bounds};
 
-use super::Message;
-
 /// The longest source in bytes; published templates have up to 30 thousand.
 const MAX_SOURCE: usize = 128 << 10;
-/// Instructions for one chat; a published template takes some hundred for each message.
+/// Instructions for one text; a published chat template takes some hundred for each message.
 pub(super) const STEPS: u64 = 1_000_000;
-/// For one chat, which takes less than a millisecond.
+/// For one text, which takes less than a millisecond.
 const BOUNDS: Bounds = Bounds {
     // Operators nest at most once a byte of the source, and each takes under 2 KiB.
     stack: MAX_SOURCE * 2048,
@@ -27,7 +25,7 @@ const BOUNDS: Bounds = Bounds {
 
 /// Why there is no text.
 pub(super) enum Failure {
-    /// The template fails on these messages.
+    /// The template fails on these values.
     Template(Error),
     /// It breaks a bound, in words.
     Bound(String),
@@ -41,26 +39,26 @@ pub(super) fn check_source(source: &str) -> Result<(), String> {
     }
 }
 
-/// The longest text that a chat of these messages may become, in bytes.
-pub(super) fn output_limit(messages: &[Message]) -> usize {
-    let content: usize = messages.iter().map(|message| message.content.len()).sum();
-    (1 << 20) + 8 * content + 1024 * messages.len()
+/// The longest text that parts of so many bytes in all may become, in bytes.
+fn output_limit(parts: usize, bytes: usize) -> usize {
+    (1 << 20) + 8 * bytes + 1024 * parts
 }
 
 /// Runs work within [`BOUNDS`].
 pub(super) fn run<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
-    contain::run(BOUNDS, work).map_err(|problem| format!("{problem} for one chat"))
+    contain::run(BOUNDS, work)
 }
 
-/// The text of a chat, of at most `limit` bytes.
+/// The text that a template makes of values, which hold so many parts and bytes.
 pub(super) fn render(
     environment: &Environment<'static>,
     name: &str,
     values: Value,
-    limit: usize,
+    (parts, bytes): (usize, usize),
 ) -> Result<String, Failure> {
+    let limit = output_limit(parts, bytes);
     let template = environment.get_template(name).map_err(Failure::Template)?;
     let mut text = Limited {
         bytes: Vec::new(),
@@ -69,12 +67,10 @@ pub(super) fn render(
     };
     let rendered = template.render_captured_to(values, &mut text).map(|_| ());
     match rendered {
-        _ if text.is_over => Err(Failure::Bound(format!(
-            "writes more than {limit} bytes for one chat"
-        ))),
-        Err(error) if error.kind() == ErrorKind::OutOfFuel => Err(Failure::Bound(format!(
-            "takes more than {STEPS} steps for one chat"
-        ))),
+        _ if text.is_over => Err(Failure::Bound(format!("writes more than {limit} bytes"))),
+        Err(error) if error.kind() == ErrorKind::OutOfFuel => {
+            Err(Failure::Bound(format!("takes more than {STEPS} steps")))
+        }
         Err(error) => Err(Failure::Template(error)),
         // minijinja writes texts only.
         Ok(()) => String::from_utf8(text.bytes)
@@ -106,8 +102,8 @@ impl Write for Limited {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ChatError, ChatTemplate, Message};
     use super::MAX_SOURCE;
+    use crate::data::{ChatError, ChatTemplate, Message};
 
     fn refusal(source: &str) -> String {
         let template = ChatTemplate::new(
