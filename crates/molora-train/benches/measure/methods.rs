@@ -91,6 +91,7 @@ fn measure(recipe: &Recipe, world: &World) -> Result<Measured> {
     let (batch, mut number) = (batch(ROWS, TOKENS), 0);
     let measured = time(world.effort, &world.device, || {
         let step = Step {
+            task_weights: &[],
             spec: &spec,
             objective: objective.as_ref(),
             stage: &stage,

@@ -121,6 +121,7 @@ impl Case {
         let (batch, mut number) = (batch(self.rows, self.tokens), 0);
         let measured = time(world.effort, &world.device, || {
             let step = Step {
+                task_weights: &[],
                 spec: &recipe.adapter,
                 objective: stage.objective(&recipe.objective),
                 stage: &stage,

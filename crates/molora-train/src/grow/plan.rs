@@ -97,6 +97,7 @@ pub(super) fn shrunk(run: &Path, config: &RunConfig, task: &str) -> Result<RunCo
         digests.tasks.remove(task);
     }
     let recipe = &mut shrunk.recipe;
+    recipe.data.task_weights.remove(task);
     recipe.data.writing.templates.remove(task);
     if let Some(groups) = recipe.adapter.task_groups_mut() {
         let members = groups.values_mut();

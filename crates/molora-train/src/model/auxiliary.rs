@@ -64,10 +64,20 @@ impl Auxiliary<'_> {
     }
 }
 
-/// The losses of tasks as one, `[1]`, each example with the same share.
-pub(crate) fn sum_of(tasks: &[(usize, Tensor<1>)], examples: f64, device: &Device) -> Tensor<1> {
-    let losses = tasks
-        .iter()
-        .map(|(_, loss)| loss.clone().div_scalar(examples));
+/// The losses of tasks as one, `[1]`: each example has the same share, times the weight of its task where
+/// there are `weights`, by task number.
+pub(crate) fn sum_of(
+    tasks: &[(usize, Tensor<1>)],
+    examples: f64,
+    weights: &[f64],
+    device: &Device,
+) -> Tensor<1> {
+    let losses = tasks.iter().map(|(task, loss)| {
+        let loss = loss.clone().div_scalar(examples);
+        match weights.get(*task) {
+            Some(&weight) => loss.mul_scalar(weight),
+            None => loss,
+        }
+    });
     losses.fold(Tensor::zeros([1], device), |total, loss| total + loss)
 }

@@ -30,7 +30,10 @@ impl Recipe {
     /// Texts and terms that name tasks which are not there.
     pub(super) fn tasks_that_lack(&self, tasks: &[String]) -> Vec<String> {
         let templates = self.data.writing.templates.keys();
-        let named = templates.map(|task| ("data.writing.templates", task));
+        let weights = self.data.task_weights.keys();
+        let named = templates
+            .map(|task| ("data.writing.templates", task))
+            .chain(weights.map(|task| ("data.task_weights", task)));
         let unknown = named.filter(|(_, task)| !tasks.contains(task));
         let known = tasks.join(", ");
         let mut problems: Vec<String> = unknown
@@ -129,6 +132,12 @@ impl Recipe {
             problems.push(format!("data.sampling: {problem}"));
         }
         problems.extend(self.template_problems());
+        for (task, weight) in &self.data.task_weights {
+            if !(weight.is_finite() && *weight > 0.0) {
+                let text = "expected a finite number above 0; --tasks leaves tasks out";
+                problems.push(format!("data.task_weights.{task} is {weight}, {text}"));
+            }
+        }
         problems.extend(self.validation.problems());
         problems
     }

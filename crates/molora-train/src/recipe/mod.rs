@@ -52,6 +52,8 @@ mod top_p;
 mod validation;
 mod x_lora;
 
+use std::collections::BTreeMap;
+
 use molora_models::{AdapterSpec, Backbone};
 use molora_regularize::ObjectiveConfig;
 use serde::{Deserialize, Serialize};
@@ -160,6 +162,10 @@ pub struct DataConfig {
     pub eval_batch_size: usize,
     /// How training batches are drawn.
     pub sampling: SamplerConfig,
+    /// How much the losses of tasks count, by name, relative to each other: 1 for those that are not
+    /// named. See [`relative_weights`](Self::relative_weights).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub task_weights: BTreeMap<String, f64>,
     /// How records become texts for models that write their answers.
     pub writing: WritingConfig,
 }
@@ -170,8 +176,24 @@ impl Default for DataConfig {
             max_length: 64,
             eval_batch_size: 64,
             sampling: SamplerConfig::default(),
+            task_weights: BTreeMap::new(),
             writing: WritingConfig::default(),
         }
+    }
+}
+
+impl DataConfig {
+    /// What the losses of tasks that are trained together are multiplied by, in their order: their
+    /// weights divided by the mean of these. None where all are equal, which is a training without
+    /// weights.
+    pub fn relative_weights<'a>(&self, tasks: impl IntoIterator<Item = &'a str>) -> Vec<f64> {
+        let weight = |task| self.task_weights.get(task).copied().unwrap_or(1.0);
+        let weights: Vec<f64> = tasks.into_iter().map(weight).collect();
+        if weights.iter().all(|weight| *weight == weights[0]) {
+            return Vec::new();
+        }
+        let mean = weights.iter().sum::<f64>() / weights.len() as f64;
+        weights.into_iter().map(|weight| weight / mean).collect()
     }
 }
 
@@ -399,6 +421,25 @@ mod tests {
             );
         }
         assert!(names().is_sorted());
+    }
+
+    #[test]
+    fn weights_of_tasks_are_relative() {
+        let of = |weights: &[(&str, f64)]| {
+            let weights = weights
+                .iter()
+                .map(|&(task, weight)| (task.to_owned(), weight));
+            let data = DataConfig {
+                task_weights: weights.collect(),
+                ..DataConfig::default()
+            };
+            data.relative_weights(["a", "b"])
+        };
+        assert!(of(&[]).is_empty());
+        assert!(of(&[("a", 0.1), ("b", 0.1)]).is_empty());
+        assert!(of(&[("b", 1.0)]).is_empty());
+        assert_eq!(of(&[("a", 3.0)]), [1.5, 0.5]);
+        assert_eq!(of(&[("a", 6.0), ("b", 2.0)]), [1.5, 0.5]);
     }
 
     #[test]

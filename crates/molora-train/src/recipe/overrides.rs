@@ -193,6 +193,8 @@ mod tests {
         assert_eq!(router.selection, molora_routing::Selection::TopK(2));
         let packing = set("data.writing.packing=true").expect("valid");
         assert!(packing.data.writing.packing);
+        let weights = set("data.task_weights.law=2").expect("valid");
+        assert_eq!(weights.data.task_weights["law"], 2.0);
         let template = set("data.writing.templates.law={{ input }} ?").expect("valid");
         assert_eq!(template.data.writing.templates["law"], "{{ input }} ?");
         let bare = set("stages.0.schedule.decay=cosine").expect("valid");

@@ -89,6 +89,8 @@ fn facts(summary: &RunSummary) -> Vec<String> {
         format!("{} texts of {task} were cut", thousands(*count))
     };
     let cut = summary.cut_texts.iter().map(cut);
+    let weight = |(task, weight): (&String, &f64)| format!("losses of {task} times {weight:.3}");
+    let weights = summary.task_weights.iter().map(weight);
     let commit = summary.git_commit.as_ref();
     let facts = [
         Some(format!("device {}", summary.device)),
@@ -97,7 +99,12 @@ fn facts(summary: &RunSummary) -> Vec<String> {
         Some(format!("molora {}", summary.molora_version)),
         commit.map(|commit| format!("commit {commit}")),
     ];
-    facts.into_iter().flatten().chain(cut).collect()
+    facts
+        .into_iter()
+        .flatten()
+        .chain(weights)
+        .chain(cut)
+        .collect()
 }
 
 /// The figures one looks for first, as large numbers, each with a note.

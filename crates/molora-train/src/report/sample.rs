@@ -72,6 +72,7 @@ pub(crate) fn summary() -> RunSummary {
                 (task.0.to_owned(), sizes)
             })
             .into(),
+        task_weights: BTreeMap::new(),
         validation_seconds: 31.2,
         states: vec![KeptState {
             stage: "joint".into(),

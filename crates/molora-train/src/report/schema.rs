@@ -355,6 +355,9 @@ pub struct RunSummary {
     /// Numbers of records by task. Earlier versions did not tell them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub records: BTreeMap<String, SplitSizes>,
+    /// What the losses of tasks were multiplied by, where they did not count alike.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub task_weights: BTreeMap<String, f64>,
     /// Wall time on the validation split during the training in seconds.
     #[serde(default)]
     pub validation_seconds: f64,

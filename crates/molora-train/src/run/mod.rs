@@ -407,6 +407,9 @@ fn closing_guide(
 fn summary(config: &RunConfig, trained: &Trained) -> RunSummary {
     let progress = &trained.progress;
     let padding = progress.padded_tokens - progress.tokens;
+    let names = config.tasks.iter().map(|task| task.name.clone());
+    let data = &config.recipe.data;
+    let weights = data.relative_weights(config.tasks.iter().map(|task| &task.name[..]));
     RunSummary {
         version: SCHEMA_VERSION,
         recipe: config.recipe.name.clone(),
@@ -422,6 +425,7 @@ fn summary(config: &RunConfig, trained: &Trained) -> RunSummary {
         padding_share: padding as f64 / progress.padded_tokens.max(1) as f64,
         cut_texts: BTreeMap::new(),
         records: BTreeMap::new(),
+        task_weights: names.zip(weights).collect(),
         validation_seconds: progress.validation_seconds,
         states: Vec::new(),
         peak_memory_bytes: peak_memory_bytes(),

@@ -23,11 +23,13 @@ pub(crate) type Measured = (
 
 /// The part of a micro-batch in its step.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Part {
+pub(crate) struct Part<'a> {
     /// Examples of the whole batch, by which task losses are divided.
     pub(crate) examples: f64,
     /// The micro-batch's share of the tokens, with which auxiliary terms count.
     pub(crate) tokens: f64,
+    /// What the loss of each task is multiplied by, by task number; none where all count alike.
+    pub(crate) weights: &'a [f64],
 }
 
 /// Adds the gradients of a micro-batch to `accumulator`.
@@ -36,7 +38,7 @@ pub(crate) fn backward(
     batch: &Batch,
     (input, context): (&TextInput, &ForwardContext),
     auxiliary: &Auxiliary<'_>,
-    part: Part,
+    part: Part<'_>,
     accumulator: &mut GradientsAccumulator<TaskModel>,
 ) -> Measured {
     let inner = model.valid();
@@ -56,7 +58,7 @@ pub(crate) fn backward(
 
     let top = leaf(hidden);
     let tasks = task_losses(model, input, model.end(top.clone()), batch);
-    let mut total = sum_of(&tasks, part.examples, &top.device());
+    let mut total = sum_of(&tasks, part.examples, part.weights, &top.device());
     if let Some(extra) = auxiliary.of_weights(model) {
         total = total + extra.mul_scalar(part.tokens);
     }

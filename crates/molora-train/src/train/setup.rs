@@ -112,6 +112,20 @@ pub(crate) fn leg_seed(setup: &Setup<'_>, leg: &Leg, what: &str) -> Seed {
     }
 }
 
+/// What the loss of each task is multiplied by in a leg, by task number; none where all count alike.
+pub(crate) fn task_weights(setup: &Setup<'_>, leg: &Leg) -> Vec<f64> {
+    let names = leg.tasks.iter().map(|&task| &setup.tasks[task].name[..]);
+    let own = setup.recipe.data.relative_weights(names);
+    if own.is_empty() {
+        return own;
+    }
+    let mut weights = vec![1.0; setup.tasks.len()];
+    for (&task, weight) in leg.tasks.iter().zip(own) {
+        weights[task] = weight;
+    }
+    weights
+}
+
 pub(crate) fn lengths(setup: &Setup<'_>, leg: &Leg) -> Vec<Vec<usize>> {
     let of = |&task: &usize| setup.tasks[task].lengths(Split::Train);
     leg.tasks.iter().map(of).collect()

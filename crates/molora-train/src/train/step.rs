@@ -21,11 +21,11 @@ use crate::recipe::{StageConfig, clip_global_norm};
 pub struct StepValues {
     /// Mean task loss plus weighted auxiliary terms.
     pub loss: f64,
-    /// Mean task loss over the examples of the batch.
+    /// Mean task loss over the examples of the batch, each times the weight of its task.
     pub task_loss: f64,
     /// Unweighted auxiliary terms by name.
     pub terms: BTreeMap<String, f64>,
-    /// Mean loss of each task in the batch, by task number.
+    /// Mean loss of each task in the batch without its weight, by task number.
     pub tasks: BTreeMap<usize, f64>,
     /// Global norm of the gradient before clipping.
     pub gradient_norm: f64,
@@ -52,6 +52,8 @@ pub struct Step<'a> {
     pub stage: &'a StageConfig,
     /// The learning rates of this step as a factor of their peaks.
     pub rate_factor: f64,
+    /// What the loss of each task is multiplied by, by task number; none where all count alike.
+    pub task_weights: &'a [f64],
     /// Key of the step's dropout masks.
     pub dropout: Seed,
     /// The device, with autodiff.
@@ -63,7 +65,8 @@ pub struct Step<'a> {
 impl Step<'_> {
     /// Runs the step: forward and backward over the micro-batches, clipping, AdamW.
     ///
-    /// The task loss is the mean over all examples of the batch and gradients of micro-batches are added
+    /// The task loss is the mean over all examples of the batch, each times the weight of its task, and
+    /// gradients of micro-batches are added
     /// up, so that splitting a batch changes nothing but rounding (and dropout masks). Auxiliary
     /// terms are weighted by each micro-batch's share of the tokens: exact for penalties on weights
     /// and for means over tokens, while a load balance is then that of the micro-batches.
@@ -99,7 +102,7 @@ impl Step<'_> {
         let rates = self.stage.optimizer.rates(&model, self.rate_factor);
         let mut model = optimizer.step(rates, model, gradients);
         choices.balance(&mut model);
-        Ok((model, read(measured, self.objective, batch)))
+        Ok((model, self.read(measured, batch)))
     }
 
     /// Adds the gradients of micro-batch number `index`; which experts were chosen in it.
@@ -115,6 +118,7 @@ impl Step<'_> {
         let part = Part {
             examples: batch.num_examples() as f64,
             tokens: micro.num_tokens() as f64 / batch.num_tokens() as f64,
+            weights: self.task_weights,
         };
         let seed = self.dropout.index(index as u64);
         let guidance = (self.guidance)(micro)?;
@@ -133,7 +137,7 @@ impl Step<'_> {
                 let output = model.forward(&input, &context);
                 let routes = output.routes.clone();
                 let tasks = task_losses(model, &input, output, micro);
-                let mut total = sum_of(&tasks, part.examples, self.device);
+                let mut total = sum_of(&tasks, part.examples, part.weights, self.device);
                 let found = auxiliary.evaluate(model, &routes, &context);
                 if let Some(extra) = found.as_ref().and_then(|found| found.total.clone()) {
                     total = total + extra.mul_scalar(part.tokens);
@@ -148,40 +152,44 @@ impl Step<'_> {
         measured.extend(terms.map(|(name, value)| (Name::Term(name), part.tokens, value)));
         Ok(Choices::of(model, &routes))
     }
-}
 
-/// Brings all measured numbers to the host in one transfer.
-fn read(measured: Vec<Measured>, objective: Option<&ObjectiveConfig>, batch: &Batch) -> StepValues {
-    let (names, tensors): (Vec<_>, Vec<_>) = measured
-        .into_iter()
-        .map(|(name, share, tensor)| ((name, share), tensor.inner()))
-        .unzip();
-    let numbers = Tensor::cat(tensors, 0).into_data();
-    let numbers = numbers.try_into_vec::<f32>().expect("losses are f32");
-    let examples = batch.examples_by_task();
-    let mut values = StepValues {
-        loss: 0.0,
-        task_loss: 0.0,
-        terms: BTreeMap::new(),
-        tasks: BTreeMap::new(),
-        gradient_norm: 0.0,
-    };
-    for ((name, share), number) in names.into_iter().zip(numbers) {
-        let number = f64::from(number) * share;
-        match name {
-            Name::Task(task) => {
-                *values.tasks.entry(task).or_default() += number / examples[&task] as f64;
-                values.task_loss += number / batch.num_examples() as f64;
+    /// Brings all measured numbers to the host in one transfer.
+    fn read(&self, measured: Vec<Measured>, batch: &Batch) -> StepValues {
+        let (names, tensors): (Vec<_>, Vec<_>) = measured
+            .into_iter()
+            .map(|(name, share, tensor)| ((name, share), tensor.inner()))
+            .unzip();
+        let numbers = Tensor::cat(tensors, 0).into_data();
+        let numbers = numbers.try_into_vec::<f32>().expect("losses are f32");
+        let examples = batch.examples_by_task();
+        let mut values = StepValues {
+            loss: 0.0,
+            task_loss: 0.0,
+            terms: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            gradient_norm: 0.0,
+        };
+        for ((name, share), number) in names.into_iter().zip(numbers) {
+            let number = f64::from(number) * share;
+            match name {
+                Name::Task(task) => {
+                    *values.tasks.entry(task).or_default() += number / examples[&task] as f64;
+                    let weight = self.task_weights.get(task).copied().unwrap_or(1.0);
+                    values.task_loss += weight * number / batch.num_examples() as f64;
+                }
+                Name::Term(name) => *values.terms.entry(name.into()).or_default() += number,
+                Name::GradientNorm => values.gradient_norm = number,
             }
-            Name::Term(name) => *values.terms.entry(name.into()).or_default() += number,
-            Name::GradientNorm => values.gradient_norm = number,
         }
+        let terms = self
+            .objective
+            .into_iter()
+            .flat_map(|objective| &objective.terms);
+        let weights = terms.map(|config| (config.term.name(), config.weight));
+        let weighted: f64 = weights
+            .map(|(name, w)| w * values.terms.get(name).unwrap_or(&0.0))
+            .sum();
+        values.loss = values.task_loss + weighted;
+        values
     }
-    let terms = objective.into_iter().flat_map(|objective| &objective.terms);
-    let weights = terms.map(|config| (config.term.name(), config.weight));
-    let weighted: f64 = weights
-        .map(|(name, w)| w * values.terms.get(name).unwrap_or(&0.0))
-        .sum();
-    values.loss = values.task_loss + weighted;
-    values
 }

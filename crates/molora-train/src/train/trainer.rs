@@ -9,7 +9,9 @@ use burn::optim::ModuleOptimizer;
 use molora_models::{AdapterSpec, TaskHead, TaskModel};
 
 use super::event::{Event, Kept};
-use super::setup::{Setup, attach, guidance, leg_seed, lengths, not_finite, objective};
+use super::setup::{
+    Setup, attach, guidance, leg_seed, lengths, not_finite, objective, task_weights,
+};
 use super::step::Step;
 use super::validate;
 use crate::data::sampler::Pick;
@@ -273,7 +275,9 @@ impl State {
         let guide = self.guide.as_ref().filter(|_| self.is_mixture);
         let guidance = |batch: &Batch| guidance(setup, stage, guide, batch);
         let objective = objective(setup, stage, self.progress.leg_step);
+        let weights = task_weights(setup, leg);
         let step = Step {
+            task_weights: &weights,
             spec: setup.spec,
             objective: objective.as_ref(),
             stage,

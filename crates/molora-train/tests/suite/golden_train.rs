@@ -97,6 +97,7 @@ fn golden_training_equals_peft() {
         let mut losses = Vec::new();
         for index in 0..expected.shape("losses")[0] {
             let step = Step {
+                task_weights: &[],
                 spec: &spec,
                 objective: None,
                 stage: &stage,

@@ -29,6 +29,7 @@ mod resume;
 #[cfg(unix)]
 mod signals;
 mod switches;
+mod task_weights;
 mod templates;
 #[cfg(unix)]
 mod together;
