@@ -4,19 +4,19 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::Message;
+use super::Chat;
 use super::error::{At, DataError, Place};
 use super::fields::Fields;
 use super::format::{FormatError, parse_lines};
-use super::schema::messages;
+use super::schema::{messages, tools};
 
 /// What a model is asked to go on with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
     /// A text.
     Text(String),
-    /// The messages of a chat, which the model's chat template frames; the assistant has the next one.
-    Chat(Vec<Message>),
+    /// A chat, which the model's chat template frames; the assistant has the next message.
+    Chat(Chat),
 }
 
 impl Prompt {
@@ -24,8 +24,8 @@ impl Prompt {
     pub fn text(&self) -> &str {
         match self {
             Self::Text(text) => text,
-            Self::Chat(messages) => {
-                let last = messages.iter().rfind(|message| message.role == "user");
+            Self::Chat(chat) => {
+                let last = chat.messages.iter().rfind(|message| message.role == "user");
                 last.map_or("", |message| &message.content)
             }
         }
@@ -33,8 +33,8 @@ impl Prompt {
 }
 
 /// Reads prompts from the lines of a text, which are texts as they stand or, if `is_json`, objects with a
-/// `prompt` (a text) or `messages` (a list of messages with role and content); `path` is named in
-/// errors.
+/// `prompt` (a text) or `messages` (a list of messages with role and content) and perhaps `tools` beside
+/// them (a list of functions); `path` is named in errors.
 ///
 /// # Errors
 /// The first line that is no prompt, or a text without any line.
@@ -88,13 +88,17 @@ fn prompt(mut fields: Fields<'_>) -> Result<Prompt, DataError> {
             let role = Value::from("a chat whose last message is the assistant's");
             Err(fields.wrong_type("messages", &role, "one that the assistant is to answer"))
         }
-        _ => Ok(Prompt::Chat(found)),
+        _ => Ok(Prompt::Chat(Chat {
+            messages: found,
+            tools: tools(&mut fields)?,
+        })),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Message;
 
     fn read(text: &str, is_json: bool) -> Result<Vec<Prompt>, String> {
         parse_prompts(text, Path::new("p"), is_json).map_err(|error| error.to_string())
@@ -110,9 +114,40 @@ mod tests {
         assert_eq!(found[0], text("a"));
         assert_eq!(
             found[1],
-            Prompt::Chat(vec![Message::system("s"), Message::user("u")])
+            Prompt::Chat(
+                [Message::system("s"), Message::user("u")]
+                    .into_iter()
+                    .collect()
+            )
         );
         assert_eq!(found[1].text(), "u");
+    }
+
+    #[test]
+    fn a_chat_may_end_with_what_a_function_answered() {
+        let line = r#"{"tools": [{"type": "function", "function": {"name": "add"}}], "messages": [
+            {"role": "user", "content": "1 + 1?"},
+            {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "add"}}]},
+            {"role": "tool", "content": "2", "tool_call_id": "x"}]}"#;
+        let found = read(&line.replace('\n', ""), true).expect("a chat");
+        let Prompt::Chat(chat) = &found[0] else {
+            panic!("messages are a chat");
+        };
+        let tools = r#"[{"type":"function","function":{"name":"add"}}]"#;
+        assert_eq!(chat.tools.as_deref(), Some(tools));
+        let calls = r#"[{"function":{"name":"add"}}]"#;
+        assert_eq!(chat.messages[1].tool_calls.as_deref(), Some(calls));
+        assert_eq!(chat.messages[2].more["tool_call_id"], "x");
+        assert_eq!(found[0].text(), "1 + 1?");
+        let error = read(
+            r#"{"messages": [{"role": "user", "content": "a"}], "tools": "add"}"#,
+            true,
+        );
+        assert!(
+            error
+                .expect_err("no list")
+                .starts_with("p:1: key \"tools\" holds the string")
+        );
     }
 
     #[test]

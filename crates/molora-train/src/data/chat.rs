@@ -7,52 +7,11 @@ use std::path::{Path, PathBuf};
 
 use minijinja::value::{Serde, Value as TemplateValue};
 use minijinja::{UndefinedBehavior, context};
-use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::SpecialTokens;
 use super::jinja::{Template, TemplateProblem};
-
-/// A message of a chat.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Message {
-    /// `system`, `user` or `assistant`.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-    /// Whether an assistant's words are given, and not to be learned.
-    #[serde(skip)]
-    pub is_given: bool,
-}
-
-impl Message {
-    /// A message of the user.
-    pub fn user(content: impl Into<String>) -> Self {
-        Self {
-            role: "user".into(),
-            content: content.into(),
-            is_given: false,
-        }
-    }
-
-    /// A message of the assistant.
-    pub fn assistant(content: impl Into<String>) -> Self {
-        Self {
-            role: "assistant".into(),
-            content: content.into(),
-            is_given: false,
-        }
-    }
-
-    /// A message that says how a model is to behave.
-    pub fn system(content: impl Into<String>) -> Self {
-        Self {
-            role: "system".into(),
-            content: content.into(),
-            is_given: false,
-        }
-    }
-}
+use super::message::{Message, Part};
 
 /// What can go wrong with a chat template.
 #[derive(Debug, thiserror::Error)]
@@ -150,24 +109,47 @@ impl ChatTemplate {
         })
     }
 
-    /// The text of a chat; with `add_generation_prompt` the model is to say what comes next.
+    /// The text of a chat without functions; with `add_generation_prompt` the model is to say what comes
+    /// next.
     ///
     /// # Errors
-    /// [`ChatError::Template`] with line and column if the template fails on these messages,
-    /// [`ChatError::Bound`] if it takes more steps, memory or time than any chat needs.
+    /// As [`render_with`](Self::render_with).
     pub fn render(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
+        self.render_with(messages, None, add_generation_prompt)
+    }
+
+    /// The text of a chat in which an assistant may call `tools`, a JSON list of schemas.
+    ///
+    /// # Errors
+    /// [`ChatError::Template`] with line and column if the template fails on these messages,
+    /// [`ChatError::Bound`] if it takes more steps, memory or time than any chat needs.
+    pub fn render_with(
+        &self,
+        messages: &[Message],
+        tools: Option<&str>,
+        add_generation_prompt: bool,
+    ) -> Result<String, ChatError> {
+        let size = tools.map_or(0, str::len);
+        let tools: Option<TemplateValue> = match tools.map(serde_json::from_str).transpose() {
+            Ok(tools) => tools,
+            Err(error) => {
+                let path = self.path.clone();
+                let problem = format!("tools are no JSON: {error}");
+                return Err(ChatError::Config { path, problem });
+            }
+        };
         let values = context! {
             messages => TemplateValue::from(Serde(messages)),
             add_generation_prompt,
-            tools => (),
+            tools,
             documents => (),
             ..TemplateValue::from(Serde(self.tokens.all()))
         };
-        let bytes = messages.iter().map(|message| message.content.len()).sum();
+        let bytes = size + messages.iter().map(Message::size).sum::<usize>();
         let rendered = self.template.render(values, messages.len(), bytes);
         rendered.map_err(|problem| {
             let of_chat = match problem {
@@ -176,6 +158,37 @@ impl ChatTemplate {
             };
             failed(&self.path, of_chat)
         })
+    }
+
+    /// Whether a part of messages beside their content is seen in the text of a chat.
+    pub(crate) fn shows(&self, part: Part) -> bool {
+        let marked = |is_asked: bool, other: &str| match is_asked {
+            true => MARK.to_owned(),
+            false => other.to_owned(),
+        };
+        let tools = json!([{"type": "function", "function": {"name": MARK, "description": "d",
+            "parameters": {"type": "object", "properties": {}}}}]);
+        // Of a length that all templates take.
+        let id = "call00001";
+        let calls = json!([{"id": id, "type": "function",
+            "function": {"name": marked(part == Part::Calls, "f"), "arguments": {}}}]);
+        let asking = Message {
+            tool_calls: Some(calls.to_string()),
+            ..Message::assistant("")
+        };
+        let told = Message::tool(marked(part == Part::Results, "r"))
+            .with("tool_call_id", id)
+            .with("name", "f");
+        let answer = Message::assistant("a");
+        let (user, tools) = (Message::user("q"), tools.to_string());
+        let (messages, tools) = match part {
+            Part::Tools => (vec![user], Some(&tools[..])),
+            Part::Calls | Part::Results => (vec![user, asking, told, answer], None),
+            Part::Reasoning => (vec![user, answer.with("reasoning_content", MARK)], None),
+            Part::Names => (vec![user.with("name", MARK), answer], None),
+        };
+        let text = self.render_with(&messages, tools, false);
+        text.is_ok_and(|text| text.contains(MARK))
     }
 
     /// What stands right behind an assistant's message, where the template shows it.
@@ -271,6 +284,43 @@ mod tests {
         let open = "{% for m in messages %}{{ m.content }} <|end|>{% endfor %}";
         assert_eq!(end(open).as_deref(), Some("<|end|>"));
         assert_eq!(end("{{ raise_exception('no') }}"), None);
+    }
+
+    #[test]
+    fn tools_and_calls_are_shown_in_their_order() {
+        let source = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}\
+            {% for m in messages %}[{{ m.role }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}\
+            {% endfor %}{{ m.content }}{{ m.tool_call_id }}]{% endfor %}";
+        let chat = template(source).expect("valid");
+        let calls = r#"[{"function": {"name": "add", "arguments": {"b": 1, "a": 2}}}]"#;
+        let asking = Message {
+            tool_calls: Some(calls.into()),
+            ..Message::assistant("")
+        };
+        let result = Message::tool("3").with("tool_call_id", "x");
+        let text = chat
+            .render_with(&[asking, result], Some(r#"[{"type": "f", "a": 1}]"#), false)
+            .expect("renders");
+        assert_eq!(
+            text,
+            r#"{"type": "f", "a": 1}[assistant{"name": "add", "arguments": {"b": 1, "a": 2}}][tool3x]"#
+        );
+        let parts = [
+            Part::Tools,
+            Part::Calls,
+            Part::Results,
+            Part::Reasoning,
+            Part::Names,
+        ];
+        assert_eq!(
+            parts.map(|part| chat.shows(part)),
+            [true, true, true, false, false]
+        );
+        let plain = template(CHATML).expect("valid");
+        assert_eq!(
+            parts.map(|part| plain.shows(part)),
+            [false, false, true, false, false]
+        );
     }
 
     #[test]

@@ -149,6 +149,19 @@ pub enum DataError {
         /// What the template said.
         source: ChatError,
     },
+    /// A chat has what the text of it would not show.
+    #[error(
+        "record {id}: it has {part}, which {format} does not show; choose a model whose chat template \
+         does, or leave such records out"
+    )]
+    NotShown {
+        /// The record's id.
+        id: String,
+        /// What it has.
+        part: &'static str,
+        /// What texts are made by.
+        format: &'static str,
+    },
     /// The chat template changes what it rendered before when a message follows.
     #[error(
         "record {id}: the chat template renders message {message} differently from what it \

@@ -124,6 +124,7 @@ impl TokenizedTask {
     /// # Errors
     /// If a text cannot be put together or tokenized, or yields no token.
     pub fn written(task: &Task, index: usize, writing: &Arc<Writing>) -> Result<Self, DataError> {
+        writing.check(task)?;
         let mut tokenized = Self::with(task, |split| {
             let records = task.split(split).par_iter();
             records

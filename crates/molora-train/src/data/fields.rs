@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use minijinja::value::{Value as TemplateValue, ValueKind};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
@@ -183,9 +184,39 @@ impl<'de> Visitor<'de> for ColumnsVisitor {
             if map.contains_key(&key) {
                 return Err(A::Error::custom(format!("key \"{key}\" stands twice")));
             }
-            map.insert(key, access.next_value()?);
+            let value = match &key[..] {
+                "tools" | "messages" | "conversations" => in_order(&key, access.next_value()?),
+                _ => access.next_value()?,
+            };
+            map.insert(key, value);
         }
         Ok(Columns(map))
+    }
+}
+
+/// A value whose objects under `tools` and `tool_calls` are JSON texts, with their keys in the order of
+/// the file, which a map of serde's does not keep: chat templates write them down as they are.
+fn in_order(key: &str, value: TemplateValue) -> Value {
+    let is_kept = ["tools", "tool_calls"].contains(&key);
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Map if is_kept && value.len() > Some(0) => {
+            Value::from(serde_json::to_string(&value).unwrap_or_default())
+        }
+        ValueKind::Seq => {
+            let items = value.try_iter().into_iter().flatten();
+            items.map(|item| in_order("", item)).collect()
+        }
+        ValueKind::Map => {
+            let keys = value.try_iter().into_iter().flatten();
+            let entry = |key: TemplateValue| {
+                let inside = value.get_item(&key).unwrap_or_default();
+                let key = key.to_string();
+                let inside = in_order(&key, inside);
+                (key, inside)
+            };
+            Value::Object(keys.map(entry).collect())
+        }
+        _ => serde_json::to_value(&value).unwrap_or_default(),
     }
 }
 

@@ -64,6 +64,10 @@ fn key(record: &Record) -> u64 {
     if let [questions @ .., _] = &record.messages[..] {
         for message in questions {
             key = key.child(&message.role).child(&message.content);
+            // Who calls functions may say nothing beside.
+            if let Some(calls) = &message.tool_calls {
+                key = key.child(calls);
+            }
         }
         return key.value();
     }

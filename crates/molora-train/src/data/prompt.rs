@@ -8,6 +8,7 @@ mod template;
 use std::sync::Arc;
 
 use super::error::DataError;
+use super::message::Part;
 use super::record::Record;
 use super::task::{TaskKind, TaskMeta};
 use super::{ChatError, ChatTemplate, Message};
@@ -54,6 +55,24 @@ pub enum PromptFormat {
     Chat(Arc<ChatTemplate>),
 }
 
+impl PromptFormat {
+    /// What texts are made by, in words.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Plain => "data.writing.prompt = \"plain\"",
+            Self::Chat(_) => "the model's chat template",
+        }
+    }
+
+    /// Whether a part of messages beside their content is seen in the text of a chat.
+    pub(super) fn shows(&self, part: Part) -> bool {
+        match self {
+            Self::Plain => false,
+            Self::Chat(template) => template.shows(part),
+        }
+    }
+}
+
 /// The text of a record. The last piece is the answer that `output` (or the last message) says.
 ///
 /// # Plain
@@ -64,9 +83,9 @@ pub enum PromptFormat {
 /// in front of the answer is left out where the prompt ends with white space.
 ///
 /// # Chat
-/// Instruction and inputs, or what a template wrote, are the user's message and `output` the assistant's; `system` is a message
-/// in front of them. A prompt is rendered
-/// with the generation prompt on; an answer is what the rendering with the assistant's message adds
+/// Instruction and inputs, or what a template wrote, are the user's message and `output` the
+/// assistant's; `system` is a message in front of them. A prompt is rendered with the generation prompt
+/// on; an answer is what the rendering with the assistant's message adds
 /// to it, which includes the mark of its end. Verbatim records without an `input` stay as they are.
 ///
 /// # Errors
@@ -93,7 +112,10 @@ pub fn pieces_with_answer(
     let is_text = record.is_verbatim && record.input.is_empty();
     let pieces = match format {
         _ if is_text => vec![Piece::answer(answer)],
-        PromptFormat::Chat(template) => return rendered(record, meta, template, answer),
+        PromptFormat::Chat(template) => {
+            let rendering = Rendering::new(record, meta, template, answer);
+            return rendering.pieces(rendering.turns());
+        }
         PromptFormat::Plain if record.is_verbatim => {
             let prompt = record.prompt.as_ref().unwrap_or(&record.input);
             vec![Piece::given(prompt), Piece::answer(answer)]
@@ -196,55 +218,89 @@ fn labelled(record: &Record, answer: &str) -> Vec<Piece> {
     pieces
 }
 
-/// A record by the chat template.
-fn rendered(
-    record: &Record,
-    meta: &TaskMeta,
-    template: &ChatTemplate,
-    answer: &str,
-) -> Result<Vec<Piece>, DataError> {
-    let mut messages = match (record.is_verbatim, &record.messages[..]) {
-        (true, _) => vec![Message::user(
-            record.prompt.as_ref().unwrap_or(&record.input),
-        )],
-        (false, []) => vec![Message::user(question(record, meta))],
-        (false, [before @ .., _]) => before.to_vec(),
+/// What a chat template is given for a record, the assistant's `answer` last.
+fn chat(record: &Record, meta: &TaskMeta, answer: &str) -> Vec<Message> {
+    let (mut messages, last) = match (record.is_verbatim, &record.messages[..]) {
+        (false, [before @ .., last]) => (before.to_vec(), last.clone()),
+        (is_verbatim, _) => {
+            let asked = match record.prompt.is_none() && is_verbatim {
+                true => record.input.clone(),
+                false => question(record, meta),
+            };
+            (vec![Message::user(asked)], Message::assistant(""))
+        }
     };
     if !record.system.is_empty() {
         messages.insert(0, Message::system(&record.system));
     }
     messages.push(Message {
-        is_given: record.messages.last().is_some_and(|last| last.is_given),
-        ..Message::assistant(answer)
+        content: answer.into(),
+        ..last
     });
-    let failed = |source: ChatError| DataError::Chat {
-        id: record.id.clone(),
-        source,
-    };
-    let render =
-        |count: usize, asks: bool| template.render(&messages[..count], asks).map_err(failed);
-    let mut pieces = Vec::new();
-    let mut whole = String::new();
-    for (index, message) in messages.iter().enumerate() {
-        if message.role != "assistant" {
-            continue;
-        }
-        for (count, asks) in [(index, true), (index + 1, false)] {
-            let longer = render(count, asks)?;
-            let added = longer.strip_prefix(&whole[..]);
-            let text = added
-                .filter(|text| !text.is_empty() || asks)
-                .ok_or_else(|| DataError::ChatPrefix {
-                    id: record.id.clone(),
-                    message: count,
-                })?;
-            let is_answer = !asks && !message.is_given;
-            let text = text.to_owned();
-            pieces.push(Piece { text, is_answer });
-            whole = longer;
+    messages
+}
+
+/// A chat by its template.
+struct Rendering<'a> {
+    record: &'a Record,
+    template: &'a ChatTemplate,
+    messages: Vec<Message>,
+}
+
+impl<'a> Rendering<'a> {
+    fn new(record: &'a Record, meta: &TaskMeta, template: &'a ChatTemplate, answer: &str) -> Self {
+        let messages = chat(record, meta, answer);
+        Self {
+            record,
+            template,
+            messages,
         }
     }
-    Ok(pieces)
+
+    /// The first `count` messages, and what asks for the next one if that is wanted.
+    fn text(&self, count: usize, asks: bool) -> Result<String, DataError> {
+        let (messages, tools) = (&self.messages[..count], self.record.tools.as_deref());
+        let text = self.template.render_with(messages, tools, asks);
+        text.map_err(|source: ChatError| DataError::Chat {
+            id: self.record.id.clone(),
+            source,
+        })
+    }
+
+    /// The places of the assistant's messages.
+    fn turns(&self) -> impl Iterator<Item = usize> + '_ {
+        let messages = self.messages.iter().enumerate();
+        messages
+            .filter(|(_, message)| message.role == "assistant")
+            .map(|(index, _)| index)
+    }
+
+    /// What the assistant's messages at these places add to one text, and what is given before each.
+    ///
+    /// # Errors
+    /// [`DataError::ChatPrefix`] if the text with a message does not begin with that before it.
+    fn pieces(&self, turns: impl Iterator<Item = usize>) -> Result<Vec<Piece>, DataError> {
+        let mut pieces = Vec::new();
+        let mut whole = String::new();
+        for index in turns {
+            for (count, asks) in [(index, true), (index + 1, false)] {
+                let longer = self.text(count, asks)?;
+                let added = longer.strip_prefix(&whole[..]);
+                let text = added
+                    .filter(|text| !text.is_empty() || asks)
+                    .ok_or_else(|| DataError::ChatPrefix {
+                        id: self.record.id.clone(),
+                        message: count,
+                    })?;
+                pieces.push(match asks {
+                    true => Piece::given(text),
+                    false => Piece::of(&self.messages[index], text.to_owned()),
+                });
+                whole = longer;
+            }
+        }
+        Ok(pieces)
+    }
 }
 
 #[cfg(test)]

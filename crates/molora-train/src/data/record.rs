@@ -46,6 +46,8 @@ pub struct Record {
     pub meta: Option<Value>,
     /// The messages of a chat, of which the assistant has the last; empty for other records.
     pub messages: Vec<Message>,
+    /// The functions that the assistant of a chat may call: a JSON list of their schemas.
+    pub tools: Option<String>,
     /// How the model is to behave, in front of everything else; empty where nothing says it. Of a chat
     /// it is the first message.
     pub system: String,

@@ -22,7 +22,7 @@ const TEXTS: [&str; 4] = ["input", "question", "text", "prompt"];
 /// Reads records of a task from a file (.jsonl, .json, .csv, .parquet), or from one of plain lines
 /// (.txt). `columns` has the file's columns by ours, where they have other names, as in `task.json`.
 ///
-/// The text is `input`, `question`, `text` or `prompt`, a chat `messages` or `conversations`; beside it
+/// The text is `input`, `question`, `text` or `prompt`, a chat `messages` or `conversations` with `tools`; beside it
 /// `input_b`, `choices`, `instruction`, `system` and `id` are read. Answers that stand in the file are
 /// not, which a warning says.
 ///

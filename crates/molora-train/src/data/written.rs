@@ -1,129 +1,18 @@
 //! Records as tokens for models that write their answers.
 
+mod config;
+
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use serde::{Deserialize, Serialize};
-
-use super::chat::{ChatError, ChatTemplate};
 use super::error::DataError;
 use super::example::{Example, Target};
-use super::prompt::{self, Piece, PromptFormat, PromptTemplate};
+use super::message::{Chat, Part};
+use super::prompt::{self, Piece, PromptFormat};
 use super::record::{Label, Record};
-use super::task::TaskMeta;
+use super::task::{Task, TaskMeta};
 use super::tokenizer::TextTokenizer;
-
-/// How texts are put together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PromptStyle {
-    /// [`Chat`](Self::Chat) where the model's folder has a chat template, which instruction-tuned models
-    /// have, else [`Plain`](Self::Plain). A run keeps which of them it was.
-    #[default]
-    Auto,
-    /// Instruction, input, `Answer:`.
-    Plain,
-    /// The model's chat template.
-    Chat,
-}
-
-impl PromptStyle {
-    /// The style for the model of a folder, which is not [`Auto`](Self::Auto) any more.
-    ///
-    /// # Errors
-    /// [`ChatError`] if the folder has a template that is broken.
-    pub fn resolved(self, folder: &Path) -> Result<Self, ChatError> {
-        let has_template = || Ok(ChatTemplate::from_folder(folder)?.is_some());
-        Ok(match self {
-            Self::Auto if has_template()? => Self::Chat,
-            Self::Auto => Self::Plain,
-            style => style,
-        })
-    }
-}
-
-/// What counts alike in the loss of a batch.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Average {
-    /// Every example, however long its answer is: tasks with long answers do not drown the others.
-    #[default]
-    Examples,
-    /// Every token of an answer, as in transformers.
-    Tokens,
-}
-
-/// How records become texts for models that write their answers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WritingConfig {
-    /// Texts are cut at this many tokens, prompts at their beginning.
-    pub max_length: usize,
-    /// How prompts look.
-    pub prompt: PromptStyle,
-    /// A template that writes the prompts of all tasks, in Jinja over a record's fields.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub template: Option<String>,
-    /// Templates for single tasks, by name.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub templates: BTreeMap<String, String>,
-    /// Whether short texts of one task share a row in training; they do not see each other.
-    pub packing: bool,
-    /// What counts alike in the loss of a batch.
-    pub average: Average,
-    /// Most tokens of a generated answer in evaluation.
-    pub max_new_tokens: usize,
-}
-
-impl Default for WritingConfig {
-    fn default() -> Self {
-        Self {
-            max_length: 512,
-            prompt: PromptStyle::Auto,
-            template: None,
-            templates: BTreeMap::new(),
-            packing: false,
-            average: Average::Examples,
-            max_new_tokens: 128,
-        }
-    }
-}
-
-impl WritingConfig {
-    /// Whether a template of one's own writes prompts.
-    pub fn has_templates(&self) -> bool {
-        self.template.is_some() || !self.templates.is_empty()
-    }
-
-    /// The template for the prompts of a task, if there is one: its own, or that for all.
-    ///
-    /// # Errors
-    /// [`DataError::Template`] if it is broken.
-    pub fn template_of(&self, task: &str) -> Result<Option<PromptTemplate>, DataError> {
-        let own = self.templates.get(task);
-        let own = own.map(|source| (format!("data.writing.templates.{task}"), source));
-        let of_all = self.template.as_ref();
-        let of_all = of_all.map(|source| ("data.writing.template".into(), source));
-        let found = own.or(of_all);
-        found
-            .map(|(field, source)| PromptTemplate::new(&field, source))
-            .transpose()
-    }
-
-    /// The style for the model of a folder, which is not [`Auto`](PromptStyle::Auto) any more: a template
-    /// of one's own writes all of a prompt, unless [`Chat`](PromptStyle::Chat) says that it is a user's
-    /// message.
-    ///
-    /// # Errors
-    /// As [`PromptStyle::resolved`].
-    pub fn style(&self, folder: &Path) -> Result<PromptStyle, ChatError> {
-        match self.prompt {
-            PromptStyle::Auto if self.has_templates() => Ok(PromptStyle::Plain),
-            style => style.resolved(folder),
-        }
-    }
-}
+pub use config::{Average, PromptStyle, WritingConfig};
 
 /// What a model is asked for a record, and what is right.
 #[derive(Debug, Clone, PartialEq)]
@@ -215,7 +104,12 @@ impl Writing {
         if self.start_token.is_some() {
             return self.pair(record, meta, &pieces, task);
         }
-        let (ids, answers) = self.tokens(&pieces, self.max_length)?;
+        self.said(record, &pieces, task)
+    }
+
+    /// Pieces of which the answers are to be said.
+    fn said(&self, record: &Record, pieces: &[Piece], task: usize) -> Result<Example, DataError> {
+        let (ids, answers) = self.tokens(pieces, self.max_length)?;
         // The first token has nothing in front of it that it could be told from.
         if !answers.iter().skip(1).any(|&is_answer| is_answer) {
             let id = record.id.clone();
@@ -225,6 +119,41 @@ impl Writing {
             });
         }
         Ok(plain(ids, task, Target::Answer(answers)))
+    }
+
+    /// Refuses chats whose text would lack calls of functions or their results, and warns of what else it
+    /// would lack.
+    ///
+    /// # Errors
+    /// [`DataError::NotShown`] with the record.
+    pub(super) fn check(&self, task: &Task) -> Result<(), DataError> {
+        let mut known = BTreeMap::new();
+        let records = [&task.train, &task.validation, &task.test];
+        for record in records.into_iter().flatten() {
+            for part in Chat::parts(&record.messages, record.tools.as_deref()) {
+                let is_first = !known.contains_key(part.name());
+                let is_shown = *known
+                    .entry(part.name())
+                    .or_insert_with(|| self.format.shows(part));
+                match part {
+                    _ if is_shown => {}
+                    Part::Calls | Part::Results => {
+                        return Err(DataError::NotShown {
+                            id: record.id.clone(),
+                            part: part.name(),
+                            format: self.format.name(),
+                        });
+                    }
+                    _ if is_first => {
+                        let (task, part, format) =
+                            (&task.meta.name, part.name(), self.format.name());
+                        tracing::warn!("task {task}: {format} does not show {part}");
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A record for an encoder-decoder: what it reads and what it writes.
@@ -289,8 +218,21 @@ impl Writing {
                 Label::Index(index) => Some(index),
                 _ => None,
             },
-            output: record.output.clone(),
+            output: match record.messages.last() {
+                Some(last) if last.tool_calls.is_some() => self.call(record, meta)?,
+                _ => record.output.clone(),
+            },
         })
+    }
+
+    /// The text that a model which calls functions as a record does would have written.
+    fn call(&self, record: &Record, meta: &TaskMeta) -> Result<String, DataError> {
+        let pieces = prompt::pieces(record, meta, &self.format)?;
+        let text = pieces.last().map_or("", |piece| &piece.text);
+        let ids = self.tokenizer.encode_whole(text, false)?;
+        let is_end = |id: &&u32| self.end_tokens.contains(&(**id as usize));
+        let said: Vec<u32> = ids.iter().take_while(|id| !is_end(id)).copied().collect();
+        Ok(self.tokenizer.decode(&said)?.trim().to_owned())
     }
 
     /// A candidate answer with its tokens.

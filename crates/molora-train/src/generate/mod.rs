@@ -1,5 +1,6 @@
 //! Language models that write: whole answers to prompts, and instructions of tasks.
 
+mod asked;
 mod describe;
 mod writer;
 

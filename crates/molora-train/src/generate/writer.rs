@@ -13,13 +13,14 @@ use molora_models::{
 use molora_routing::Guidance;
 
 use super::Prompt;
+use super::asked::{asks, check_parts};
 use crate::base::{AdapterFolder, DeviceSpec, base_model, chat_stop_tokens, stop_tokens};
 use crate::data::{
     ChatTemplate, Message, PromptStyle, PromptTemplate, Split, TaskMeta, TextTokenizer,
 };
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Clusters, Guide, Instructions, TextEncoder, clusters_of};
-use crate::run::{Opened, bare_task, open_as, task_number};
+use crate::run::{open_as, task_number};
 
 /// A language model with its tokenizer and chat template.
 #[derive(Debug)]
@@ -289,6 +290,10 @@ impl Writer {
             }
             _ => None,
         };
+        let tools = match prompt {
+            Prompt::Chat(chat) => chat.tools.as_deref(),
+            Prompt::Text(_) => None,
+        };
         let (prompt, messages) = match (prompt, asked.as_ref()) {
             (Prompt::Text(text), asked) => {
                 let text = asked.unwrap_or(text);
@@ -297,7 +302,7 @@ impl Writer {
                     options.is_chat.then(|| vec![Message::user(text)]),
                 )
             }
-            (Prompt::Chat(messages), _) => (prompt.text(), Some(messages.clone())),
+            (Prompt::Chat(chat), _) => (prompt.text(), Some(chat.messages.clone())),
         };
         if prompt.trim().is_empty() {
             return Err(GenerateError::EmptyPrompt { row }.into());
@@ -312,7 +317,8 @@ impl Writer {
                 let Some(template) = &self.template else {
                     return Err(TrainError::run(&self.folder, RunProblem::NoChatTemplate));
                 };
-                let text = template.render(&messages, true)?;
+                check_parts(template, row, &messages, tools)?;
+                let text = template.render_with(&messages, tools, true)?;
                 match reads {
                     true => (self.tokenizer.encode_whole(&text, false)?, 0),
                     false => self.tokenizer.encode_prompt(&text, false)?,
@@ -438,29 +444,6 @@ impl Writer {
         let scores = instructions.scores(&queries, &self.device);
         Ok(Guide::ByTask(scores).of(&rows, &[], Split::Test, &self.device))
     }
-}
-
-/// The template that wrote the prompts of a run's task, or of all its tasks, if there is one, and what it
-/// knows of the task.
-fn asks(
-    run: &Path,
-    opened: &Opened,
-    task: Option<usize>,
-) -> Result<Option<(PromptTemplate, TaskMeta)>, TrainError> {
-    let writing = &opened.config.recipe.data.writing;
-    let tasks = &opened.config.tasks;
-    let only = (tasks.len() == 1).then_some(0);
-    let meta = match task.or(only) {
-        Some(number) => bare_task(&tasks[number]).meta,
-        None if writing.templates.is_empty() => TaskMeta::default(),
-        None => {
-            let names: Vec<&str> = tasks.iter().map(|task| &task.name[..]).collect();
-            let known = names.join(", ");
-            return Err(TrainError::run(run, RunProblem::WhichTask { known }));
-        }
-    };
-    let template = writing.template_of(&meta.name)?;
-    Ok(template.map(|template| (template, meta)))
 }
 
 /// Where the first of some texts begins in a text.

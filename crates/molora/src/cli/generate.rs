@@ -14,7 +14,6 @@ use super::download::Downloads;
 use super::source::adapter_of;
 use super::{print_written, say};
 use molora_train::base::{DeviceSpec, base_model, write_atomically};
-use molora_train::data::Message;
 use molora_train::generate::{Prompt, WriteOptions, Writer, Written, parse_prompts};
 use molora_train::store::{is_run, read_config};
 
@@ -243,7 +242,7 @@ fn lines(prompts: &[Prompt], written: &[Written]) -> String {
         };
         let (key, asked) = match prompt {
             Prompt::Text(text) => ("prompt", json!(text)),
-            Prompt::Chat(messages) => ("messages", messages.iter().map(said).collect()),
+            Prompt::Chat(chat) => ("messages", json!(chat.messages)),
         };
         let value = json!({
             key: asked, "text": written.text, "tokens": written.tokens, "finish": finish,
@@ -251,8 +250,4 @@ fn lines(prompts: &[Prompt], written: &[Written]) -> String {
         format!("{value}\n")
     };
     prompts.iter().zip(written).map(line).collect()
-}
-
-fn said(message: &Message) -> serde_json::Value {
-    json!({"role": message.role, "content": message.content})
 }

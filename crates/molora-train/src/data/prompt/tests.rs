@@ -193,3 +193,36 @@ fn a_system_text_stands_in_front() {
     let found = shown(&told, &template(CHATML));
     assert!(found.starts_with("<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nDo"));
 }
+
+#[test]
+fn functions_are_given_and_their_calls_are_learned() {
+    let source = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}\
+        <{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}</s>\
+        {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    let calls = r#"[{"name": "add", "arguments": {"b": 1, "a": 1}}]"#;
+    let asking = Message {
+        tool_calls: Some(calls.into()),
+        ..Message::assistant("")
+    };
+    let mut chat = Record {
+        messages: vec![
+            Message::user("1 + 1?"),
+            asking,
+            Message::tool("2"),
+            Message::assistant("Two"),
+        ],
+        tools: Some(r#"[{"name": "add", "a": "b"}]"#.into()),
+        ..record("", "1 + 1?", None, "Two")
+    };
+    let format = template(source);
+    let tools = r#"{"name": "add", "a": "b"}"#;
+    let call = r#"{"name": "add", "arguments": {"b": 1, "a": 1}}"#;
+    let expected =
+        format!("{tools}<user>1 + 1?</s><assistant>|{call}</s>|<tool>2</s><assistant>|Two</s>|");
+    assert_eq!(shown(&chat, &format), expected);
+    // The last answer may be a call.
+    chat.messages.truncate(2);
+    chat.output = String::new();
+    let expected = format!("{tools}<user>1 + 1?</s><assistant>|{call}</s>|");
+    assert_eq!(shown(&chat, &format), expected);
+}

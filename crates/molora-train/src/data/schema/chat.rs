@@ -1,5 +1,7 @@
 //! Chats: lists of messages.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use super::super::error::DataError;
@@ -8,6 +10,7 @@ use super::super::format::FormatError;
 use super::super::record::Record;
 use super::plain::optional;
 use crate::data::Message;
+use crate::data::message::MORE;
 
 /// The most messages of a chat.
 const MAX_MESSAGES: usize = 1000;
@@ -76,6 +79,7 @@ pub(super) fn record(
         return Err(problem(messages.len(), text).into());
     }
     let output = last.content.clone();
+    let tools = tools(&mut fields)?;
     let system = optional(&mut fields, "system")?.filter(|text| !text.is_empty());
     match (system, messages.first()) {
         (Some(text), Some(first)) if first.role == "system" && first.content != text => {
@@ -93,8 +97,37 @@ pub(super) fn record(
         input: question.map_or_else(String::new, |message| message.content.clone()),
         output,
         messages,
+        tools,
         ..Record::default()
     })
+}
+
+/// The functions that may be called in a chat, in the column `tools`: a list of objects, or its JSON text.
+pub(in super::super) fn tools(fields: &mut Fields<'_>) -> Result<Option<String>, DataError> {
+    let found = fields.take_or_null("tools");
+    let list = json_list(&found).map_err(|()| {
+        fields.wrong_type(
+            "tools",
+            &found,
+            "a list of functions, each an object, or its JSON text",
+        )
+    })?;
+    Ok(list)
+}
+
+/// The JSON text of a list of objects, which may be given as such; none of null and an empty list.
+fn json_list(value: &Value) -> Result<Option<String>, ()> {
+    let text = match value {
+        Value::Null => return Ok(None),
+        Value::String(text) if text.trim().is_empty() => return Ok(None),
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    };
+    let list: Vec<Value> = serde_json::from_str(&text).map_err(drop)?;
+    match list.iter().all(Value::is_object) {
+        true => Ok((!list.is_empty()).then_some(text)),
+        false => Err(()),
+    }
 }
 
 fn message(item: Value) -> Result<Message, String> {
@@ -102,27 +135,60 @@ fn message(item: Value) -> Result<Message, String> {
         return Err(format!("found {}, expected an object", describe(&item)));
     };
     let role = text(&mut map, ["role", "from"])?;
-    let content = text(&mut map, ["content", "value"])?;
     let role = match &role[..] {
         "system" => "system",
         "user" | "human" => "user",
         "assistant" | "gpt" => "assistant",
+        "tool" => "tool",
         other => {
             return Err(format!(
-                "its role is \"{}\", expected system, user (human) or assistant (gpt)",
+                "its role is \"{}\", expected system, user (human), assistant (gpt) or tool",
                 beginning(other)
             ));
         }
     };
-    // An empty system message is how some data turn a template's own one off.
-    if content.trim().is_empty() && role != "system" {
+    let calls = map.remove("tool_calls").unwrap_or_default();
+    let tool_calls = json_list(&calls).map_err(|()| {
+        let found = describe(&calls);
+        format!("\"tool_calls\" holds {found}, expected a list of calls, each an object")
+    })?;
+    if tool_calls.is_some() && role != "assistant" {
+        return Err(format!(
+            "it has \"tool_calls\", but its role is {role}, expected assistant"
+        ));
+    }
+    // Who calls a function may say nothing beside.
+    if tool_calls.is_some() {
+        map.retain(|key, value| !["content", "value"].contains(&&key[..]) || !value.is_null());
+        if !map.contains_key("value") {
+            map.entry("content").or_insert_with(|| "".into());
+        }
+    }
+    let content = text(&mut map, ["content", "value"])?;
+    // An empty system message is how some data turn a template's own one off, and a function may answer
+    // nothing.
+    let may_be_empty = ["system", "tool"].contains(&role) || tool_calls.is_some();
+    if content.trim().is_empty() && !may_be_empty {
         return Err("its content is empty".into());
     }
     let is_given = is_given(&mut map)?;
+    let mut more = BTreeMap::new();
+    for key in MORE {
+        match map.remove(key).unwrap_or_default() {
+            Value::Null => {}
+            Value::String(text) => drop(more.insert(key.to_owned(), text)),
+            other => {
+                let found = describe(&other);
+                return Err(format!("\"{key}\" holds {found}, expected a string"));
+            }
+        }
+    }
     Ok(Message {
         role: role.into(),
         content,
         is_given: role == "assistant" && is_given.unwrap_or(false),
+        tool_calls,
+        more,
     })
 }
 

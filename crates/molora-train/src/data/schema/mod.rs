@@ -14,7 +14,7 @@ use super::format::{FormatError, Row};
 use super::meta::MetaFile;
 use super::record::{Record, parse_record};
 use super::task::{TaskKind, TaskMeta};
-pub(super) use chat::messages;
+pub(super) use chat::{messages, tools};
 pub(super) use unread::{is_read, warn_of_places, warn_of_unread};
 
 /// A set of column names that has a meaning.

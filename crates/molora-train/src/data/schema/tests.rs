@@ -215,9 +215,9 @@ fn wrong_chats_are_located() {
         "key \"messages\" holds the string \"a\", expected a list of messages",
     );
     check(
-        r#"[{"role": "tool", "content": "x"}]"#,
-        "column \"messages\", message 1: its role is \"tool\", expected system, user (human) or \
-         assistant (gpt)",
+        r#"[{"role": "function", "content": "x"}]"#,
+        "column \"messages\", message 1: its role is \"function\", expected system, user (human), \
+         assistant (gpt) or tool",
     );
     check(
         r#"[{"role": "user", "content": "x"}]"#,
@@ -427,4 +427,61 @@ fn a_system_column_reaches_the_record() {
         found.contains("\"system\" is \"x\", but the chat's first message"),
         "{found}"
     );
+}
+
+#[test]
+fn functions_their_calls_and_results_are_read_in_their_order() {
+    let line = r##"{"tools": [{"type": "function", "function": {"name": "add", "arguments": ["b", "a"]}}],
+        "messages": [{"role": "user", "content": "1 + #?"},
+        {"role": "assistant", "content": null,
+            "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"b": 1, "a": 1}}}]},
+        {"role": "tool", "content": "", "tool_call_id": "x", "name": "add"},
+        {"role": "assistant", "content": "2", "reasoning_content": "easy"}]}"##;
+    let found = record(None, &line.replace('\n', ""));
+    let tools = r#"[{"type":"function","function":{"name":"add","arguments":["b","a"]}}]"#;
+    assert_eq!(found.tools.as_deref(), Some(tools));
+    let calls = r#"[{"type":"function","function":{"name":"add","arguments":{"b":1,"a":1}}}]"#;
+    assert_eq!(found.messages[1].tool_calls.as_deref(), Some(calls));
+    assert_eq!(found.messages[1].content, "");
+    let more: Vec<&str> = found.messages[2]
+        .more
+        .values()
+        .map(|text| &text[..])
+        .collect();
+    assert_eq!(
+        (&found.messages[2].role[..], &more[..]),
+        ("tool", &["add", "x"][..])
+    );
+    assert_eq!(found.messages[3].more["reasoning_content"], "easy");
+    // As a text, which columns of tables are.
+    let text = line.replace('\n', "").replacen(
+        r#"[{"type": "function", "function": {"name": "add", "arguments": ["b", "a"]}}]"#,
+        r#""[{\"type\": \"f\"}]""#,
+        1,
+    );
+    assert_eq!(
+        record(None, &text).tools.as_deref(),
+        Some(r#"[{"type": "f"}]"#)
+    );
+    for (tools, calls, expected) in [
+        (
+            "3",
+            "[]",
+            "key \"tools\" holds the number 3, expected a list of functions",
+        ),
+        ("[\"add\"]", "[]", "key \"tools\" holds"),
+        (
+            "[]",
+            "{}",
+            "\"tool_calls\" holds an object, expected a list of calls",
+        ),
+    ] {
+        let line = format!(
+            r##"{{"tools": {tools}, "messages": [{{"role": "user", "content": "#"}},
+                {{"role": "assistant", "content": "a", "tool_calls": {calls}}}]}}"##
+        );
+        let line = line.replace('\n', "");
+        let found = error(None, &line, &line);
+        assert!(found.contains(expected), "{found}");
+    }
 }

@@ -33,14 +33,10 @@ const MEANT: [&str; 14] = [
 const SHOWN: [&str; 6] = ["image", "images", "video", "videos", "audio", "audios"];
 
 /// Keys of messages that change what is asked or learned.
-const IN_MESSAGES: [&str; 9] = [
-    "tool_calls",
-    "tool_call_id",
+const IN_MESSAGES: [&str; 5] = [
     "function_call",
-    "name",
     "thinking",
     "reasoning",
-    "reasoning_content",
     "train_detail",
     "images",
 ];
@@ -101,7 +97,7 @@ fn unread_columns(schema: Schema, rows: &[Row]) -> Vec<&'static str> {
     let reads: &[&str] = match schema {
         // Columns beside those that all records have are the user's own.
         Schema::Own => &MEANT,
-        Schema::Chat(_) => &["system"],
+        Schema::Chat(_) => &["system", "tools"],
         Schema::Fields => &["system", "label", "instruction", "input_b", "choices"],
         Schema::Question(_) => &["system", "label", "instruction", "input_b", "choices"],
         Schema::Completion(_) | Schema::Text => &[],
@@ -179,7 +175,7 @@ mod tests {
         let text = json!({"text": "a", "label": "b", "id": 3, "source": "x"});
         assert_eq!(found(Schema::Text, text), ["label"]);
         let chat = json!({"messages": [], "system": "a", "tools": "[..]", "images": null});
-        assert_eq!(found(Schema::Chat("messages"), chat), ["tools", "images"]);
+        assert_eq!(found(Schema::Chat("messages"), chat), ["images"]);
         let fields = json!({"instruction": "a", "output": "b", "history": [["a", "b"]]});
         assert_eq!(found(Schema::Fields, fields), ["history"]);
         let empty = json!({"instruction": "a", "output": "b", "history": [], "system": ""});
@@ -190,11 +186,11 @@ mod tests {
     fn keys_of_messages_are_named() {
         let rows = [row(json!({"messages": [
             {"role": "user", "content": "a", "train": true, "name": null},
-            {"role": "assistant", "content": "b", "train": true, "tool_calls": [{}]},
+            {"role": "assistant", "content": "b", "train": true, "function_call": {"name": "f"}},
         ]}))];
         let found: Vec<String> = unread_keys("messages", &rows).into_iter().collect();
         assert_eq!(found.len(), 2, "{found:?}");
-        assert_eq!(found[0], "\"tool_calls\"");
+        assert_eq!(found[0], "\"function_call\"");
         assert!(found[1].starts_with("\"train\": true"), "{found:?}");
     }
 }

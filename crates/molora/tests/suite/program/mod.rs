@@ -33,6 +33,7 @@ mod task_weights;
 mod templates;
 #[cfg(unix)]
 mod together;
+mod tools;
 mod unseen;
 mod validation;
 pub(crate) mod writer;

@@ -1,0 +1,194 @@
+//! Chats with functions.
+
+use std::sync::atomic::AtomicBool;
+
+use molora_train::TrainError;
+use molora_train::run::{Finished, Request, train};
+use serde_json::{Value, json};
+
+use super::writer;
+use crate::world::{World, read_json, write_json};
+
+/// Functions, calls and all roles.
+const TOOLS: &str = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}\
+    {% for m in messages %}{{ m.role }} {{ m.content }} \
+    {% for c in m.tool_calls or [] %}{{ c.function.name }} {{ c.function.arguments.x }} {% endfor %}</s> \
+    {% endfor %}{% if add_generation_prompt %}assistant {% endif %}";
+
+/// Roles and contents.
+const CONTENTS: &str = "{% for m in messages %}{% if m.role != 'tool' %}{{ m.role }} {{ m.content }} </s> \
+    {% endif %}{% endfor %}{% if add_generation_prompt %}assistant {% endif %}";
+
+fn world(template: &str) -> World {
+    let world = writer::world();
+    let config = json!({"chat_template": template, "eos_token": "</s>"});
+    write_json(&world.path("writer/tokenizer_config.json"), &config);
+    std::fs::create_dir(world.path("chats")).expect("a new folder");
+    world
+}
+
+/// Sums that a function computes: `purr` is called with a word and its answer is said.
+fn calls(index: usize) -> Value {
+    let word = ["1", "2", "3"][index % 3];
+    let filler = format!("w{}", index % 6);
+    json!({
+        "tools": [{"type": "function", "function": {"name": "purr", "description": "adds"}}],
+        "messages": [
+            {"role": "user", "content": format!("{filler} {word}")},
+            {"role": "assistant", "content": null,
+                "tool_calls": [{"type": "function", "function": {"name": "purr", "arguments": {"x": word}}}]},
+            {"role": "tool", "content": format!("{} {}", index % 5, word)},
+            {"role": "assistant", "content": format!("yes {word}")},
+        ],
+    })
+}
+
+/// Two turns with thoughts.
+fn thoughts(index: usize) -> Value {
+    let [first, second] = [["purr", "bark"][index % 2], ["sun", "rain"][index / 2 % 2]];
+    let said = |word: &str| match word {
+        "purr" => "cat",
+        "bark" => "dog",
+        "sun" => "warm",
+        _ => "wet",
+    };
+    let filler = format!("w{}", index / 4 % 6);
+    json!({"messages": [
+        {"role": "user", "content": format!("{filler} {first}")},
+        {"role": "assistant", "content": said(first), "reasoning_content": "plus"},
+        {"role": "user", "content": second},
+        {"role": "assistant", "content": said(second), "reasoning_content": "which"},
+    ]})
+}
+
+fn request(world: &World, line: fn(usize) -> Value, steps: usize, out: &str) -> Request {
+    let lines: String = (0..60).map(|index| format!("{}\n", line(index))).collect();
+    std::fs::write(world.path("chats/train.jsonl"), lines).expect("writable");
+    let mut recipe = writer::recipe("lora", steps);
+    recipe.data.writing.max_new_tokens = 6;
+    let request = writer::request(world, recipe, &["chats"], out);
+    Request {
+        data: world.path("chats").to_str().expect("UTF-8").into(),
+        ..request
+    }
+}
+
+fn run(request: &Request) -> Result<Finished, TrainError> {
+    train(request, &AtomicBool::new(false), &mut |_| {})
+}
+
+fn lines(text: &[u8]) -> Vec<Value> {
+    let text = String::from_utf8_lossy(text);
+    let parse = |line: &str| serde_json::from_str(line).expect("JSON");
+    text.lines().map(parse).collect()
+}
+
+#[test]
+fn calls_and_answers_are_learned_and_asked_for() {
+    let world = world(TOOLS);
+    let finished = run(&request(&world, calls, 120, "run")).expect("a whole run");
+    assert!(
+        finished.eval.tasks["chats"].value > 0.9,
+        "{:?}",
+        finished.eval.tasks
+    );
+    let asked = |index: usize, count: usize| {
+        let mut chat = calls(index);
+        let messages = chat["messages"].as_array_mut().expect("a list");
+        messages.truncate(count);
+        chat
+    };
+    // What is asked for first is a call, and behind its result an answer.
+    for (count, expected) in [(1, "purr 1"), (3, "yes 1")] {
+        let text = format!("{}\n{}\n", asked(3, count), asked(6, count));
+        std::fs::write(world.path("asked.jsonl"), text).expect("writable");
+        for command in [
+            &["generate", "run", "--prompts", "asked.jsonl", "--json"][..],
+            &["predict", "run", "--input", "asked.jsonl"],
+        ] {
+            let output = world.run(command);
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{errors}");
+            for line in lines(&output.stdout) {
+                assert_eq!(
+                    line["text"].as_str().map(str::trim),
+                    Some(expected),
+                    "{line}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_call_may_be_the_answer_that_is_scored() {
+    let world = world(TOOLS);
+    let first_two = |index: usize| {
+        let mut chat = calls(index);
+        chat["messages"].as_array_mut().expect("a list").truncate(2);
+        chat
+    };
+    let finished = run(&request(&world, first_two, 100, "run")).expect("a whole run");
+    assert!(
+        finished.eval.tasks["chats"].value > 0.9,
+        "{:?}",
+        finished.eval.tasks
+    );
+    let predictions = read_json(&world.path("run/predictions.json"));
+    let answer = predictions["tasks"]["chats"][0].as_str().expect("a text");
+    assert!(answer.starts_with("purr "), "{answer}");
+}
+
+#[test]
+fn what_a_template_does_not_show_is_refused_or_named() {
+    let world = world(CONTENTS);
+    let error = run(&request(&world, calls, 2, "run"))
+        .expect_err("no calls")
+        .to_string();
+    assert!(
+        error.starts_with("record chats-")
+            && error.contains(
+                "it has \"tool_calls\" of messages, which \
+            the model's chat template does not show"
+            ),
+        "{error}"
+    );
+    let mut plain = request(&world, calls, 2, "run");
+    plain.recipe.data.writing.prompt = molora_train::data::PromptStyle::Plain;
+    let error = run(&plain).expect_err("no roles").to_string();
+    assert!(
+        error.contains("which data.writing.prompt = \"plain\" does not show"),
+        "{error}"
+    );
+    assert!(!world.path("run").exists());
+    // Functions that are not called, and thoughts, are named in warnings.
+    let aside = |index: usize| {
+        let mut chat = thoughts(index);
+        chat["tools"] = calls(0)["tools"].clone();
+        chat
+    };
+    request(&world, aside, 2, "run");
+    let command = [
+        "train", "lora", "--model", "writer", "--data", "chats", "--steps", "2", "--out", "run",
+    ];
+    let small = [
+        "--set",
+        "data.writing.max_length=40",
+        "--set",
+        "data.sampling.batch_size=4",
+    ];
+    let output = world.run(&[&command[..], &small].concat());
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors}");
+    for part in ["\"tools\"", "\"reasoning_content\" of messages"] {
+        let line = format!("task chats: the model's chat template does not show {part}");
+        assert!(errors.contains(&line), "{errors}");
+    }
+    std::fs::write(world.path("asked.jsonl"), format!("{}\n", aside(0))).expect("writable");
+    let text = std::fs::read_to_string(world.path("asked.jsonl")).expect("readable");
+    let text = text.replace("\"role\":\"assistant\"", "\"role\":\"user\"");
+    std::fs::write(world.path("asked.jsonl"), text).expect("writable");
+    let output = world.run(&["generate", "run", "--prompts", "asked.jsonl"]);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(errors.contains("record 1: it has \"tools\""), "{errors}");
+}
