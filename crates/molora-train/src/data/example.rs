@@ -58,7 +58,8 @@ pub struct TokenizedTask {
     pub instruction: String,
     /// How it is scored.
     pub metric: Metric,
-    /// Examples of the training split, in file order.
+    /// Examples of the training split, in file order: one for each record, or of a chat whose template
+    /// rewrites earlier turns one for each turn.
     pub train: Vec<Example>,
     /// Examples of the validation split, in file order.
     pub validation: Vec<Example>,
@@ -66,7 +67,8 @@ pub struct TokenizedTask {
     pub test: Vec<Example>,
     /// Number of its texts, of all splits, that were cut.
     pub cut: usize,
-    /// What each record says, for readers with a tokenizer of their own: training, validation, test.
+    /// What the record of each example says, for readers with a tokenizer of their own: training,
+    /// validation, test.
     pub(crate) requests: [Vec<String>; 3],
     /// How its answers are written; `None` where a head tells them.
     pub(crate) written: Option<Written>,
@@ -125,12 +127,25 @@ impl TokenizedTask {
     /// If a text cannot be put together or tokenized, or yields no token.
     pub fn written(task: &Task, index: usize, writing: &Arc<Writing>) -> Result<Self, DataError> {
         writing.check(task)?;
+        let is_trained_on = !task.validation.is_empty() || !task.test.is_empty();
         let mut tokenized = Self::with(task, |split| {
             let records = task.split(split).par_iter();
-            records
-                .map(|record| writing.example(record, &task.meta, index))
-                .collect()
+            let example = |record| writing.example(record, &task.meta, index);
+            match split {
+                // Each turn apart, where they are, below.
+                Split::Train if is_trained_on => Ok(Vec::new()),
+                _ => records.map(example).collect(),
+            }
         })?;
+        if is_trained_on {
+            let records = task.train.par_iter();
+            let turns = records.map(|record| writing.turns(record, &task.meta, index));
+            let turns: Vec<Vec<Example>> = turns.collect::<Result<_, _>>()?;
+            let requests = task.train.iter().zip(&turns);
+            let requests = requests.map(|(record, turns)| vec![request(record); turns.len()]);
+            tokenized.requests[0] = requests.flatten().collect();
+            tokenized.train = turns.into_iter().flatten().collect();
+        }
         tokenized.count_cuts(writing.take_cuts(), writing.max_length);
         if task.meta.kind != TaskKind::Regression {
             let questions = |split| {
@@ -139,7 +154,6 @@ impl TokenizedTask {
                     .map(|record| writing.question(record, &task.meta))
                     .collect::<Result<_, _>>()
             };
-            let is_trained_on = !task.validation.is_empty() || !task.test.is_empty();
             tokenized.written = Some(Written {
                 writing: writing.clone(),
                 questions: [

@@ -86,17 +86,51 @@ impl PromptFormat {
 /// Instruction and inputs, or what a template wrote, are the user's message and `output` the
 /// assistant's; `system` is a message in front of them. A prompt is rendered with the generation prompt
 /// on; an answer is what the rendering with the assistant's message adds
-/// to it, which includes the mark of its end. Verbatim records without an `input` stay as they are.
+/// to it, which includes the mark of its end. Verbatim records without an `input` stay as they are. Of a
+/// chat whose template rewrites earlier turns it is the last turn alone, with all before it given.
 ///
 /// # Errors
-/// [`DataError::Chat`] if the template fails, [`DataError::ChatPrefix`] if it renders the beginning
-/// of a chat differently once a message follows.
+/// [`DataError::Chat`] if the template fails, [`DataError::ChatPrefix`] if it renders what asks for an
+/// answer differently once the answer follows.
 pub fn pieces(
     record: &Record,
     meta: &TaskMeta,
     format: &PromptFormat,
 ) -> Result<Vec<Piece>, DataError> {
     pieces_with_answer(record, meta, format, &record.output)
+}
+
+/// What is learned of a record: its [`pieces`] or, of a chat whose template rewrites earlier turns as soon
+/// as others follow, those of every turn by itself.
+///
+/// A turn by itself is the chat up to there, of which the turn's answer alone is to be said: what the
+/// model sees when it has that turn.
+///
+/// # Errors
+/// As [`pieces`].
+pub fn turns(
+    record: &Record,
+    meta: &TaskMeta,
+    format: &PromptFormat,
+) -> Result<Vec<Vec<Piece>>, DataError> {
+    let PromptFormat::Chat(template) = format else {
+        return Ok(vec![pieces(record, meta, format)?]);
+    };
+    if record.messages.is_empty() {
+        return Ok(vec![pieces(record, meta, format)?]);
+    }
+    let rendering = Rendering::new(record, meta, template, &record.output);
+    let rewritten = match rendering.pieces(rendering.turns()) {
+        Err(error @ DataError::ChatPrefix { .. }) => error,
+        other => return Ok(vec![other?]),
+    };
+    let learned = rendering.turns();
+    let learned = learned.filter(|&index| !rendering.messages[index].is_given);
+    let turns = learned.map(|index| rendering.pieces(std::iter::once(index)));
+    match turns.collect() {
+        Err(DataError::ChatPrefix { .. }) => Err(rewritten),
+        other => other,
+    }
 }
 
 /// As [`pieces`], with another last answer: for candidates that are scored against each other.
@@ -113,8 +147,7 @@ pub fn pieces_with_answer(
     let pieces = match format {
         _ if is_text => vec![Piece::answer(answer)],
         PromptFormat::Chat(template) => {
-            let rendering = Rendering::new(record, meta, template, answer);
-            return rendering.pieces(rendering.turns());
+            return Rendering::new(record, meta, template, answer).all_or_last();
         }
         PromptFormat::Plain if record.is_verbatim => {
             let prompt = record.prompt.as_ref().unwrap_or(&record.input);
@@ -300,6 +333,19 @@ impl<'a> Rendering<'a> {
             }
         }
         Ok(pieces)
+    }
+
+    /// The pieces of all turns, or of the last one by itself where the template rewrites those before it.
+    fn all_or_last(&self) -> Result<Vec<Piece>, DataError> {
+        let rewritten = match self.pieces(self.turns()) {
+            Err(error @ DataError::ChatPrefix { .. }) => error,
+            other => return other,
+        };
+        match self.pieces(self.turns().last().into_iter()) {
+            // The first place where it goes wrong.
+            Err(DataError::ChatPrefix { .. }) => Err(rewritten),
+            other => other,
+        }
     }
 }
 

@@ -121,6 +121,25 @@ impl Writing {
         Ok(plain(ids, task, Target::Answer(answers)))
     }
 
+    /// A record as it is trained on: [`example`](Self::example) or, of a chat whose template rewrites
+    /// earlier turns, one for each turn that is learned.
+    ///
+    /// # Errors
+    /// As [`example`](Self::example).
+    pub fn turns(
+        &self,
+        record: &Record,
+        meta: &TaskMeta,
+        task: usize,
+    ) -> Result<Vec<Example>, DataError> {
+        if self.start_token.is_some() || record.messages.is_empty() {
+            return Ok(vec![self.example(record, meta, task)?]);
+        }
+        let turns = prompt::turns(record, meta, &self.format)?;
+        let examples = turns.iter().map(|pieces| self.said(record, pieces, task));
+        examples.collect()
+    }
+
     /// Refuses chats whose text would lack calls of functions or their results, and warns of what else it
     /// would lack.
     ///

@@ -194,6 +194,74 @@ fn a_system_text_stands_in_front() {
     assert!(found.starts_with("<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nDo"));
 }
 
+/// As Qwen3 and DeepSeek-R1 have it: what an assistant thought is left out as soon as a user follows, and
+/// the last answer has a place for thoughts even where there are none.
+const THINKING: &str = "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}\
+    {% if loop.last %}<think>{{ m.reasoning_content or '' }}</think>{% endif %}\
+    {{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}</s>{% endfor %}\
+    {% if add_generation_prompt %}<assistant>{% endif %}";
+
+fn thoughts() -> Record {
+    let mut chat = chat();
+    for (place, thought) in [(1, "add"), (3, "again")] {
+        let more = &mut chat.messages[place].more;
+        more.insert("reasoning_content".into(), thought.into());
+    }
+    chat
+}
+
+#[test]
+fn each_turn_is_rendered_by_itself_where_later_ones_change_it() {
+    let format = template(THINKING);
+    let meta = meta(TaskKind::Generation);
+    let found = turns(&thoughts(), &meta, &format).expect("two turns");
+    let pairs: Vec<[&str; 2]> = found
+        .iter()
+        .map(|pieces| [&pieces[0].text[..], &pieces[1].text[..]])
+        .collect();
+    let expected = [
+        ["<user>1 + 1?</s><assistant>", "<think>add</think>2</s>"],
+        [
+            "<user>1 + 1?</s><assistant>2</s><user>Sure?</s><assistant>",
+            "<think>again</think>Yes</s>",
+        ],
+    ];
+    assert_eq!(pairs, expected);
+    assert!(
+        found
+            .iter()
+            .all(|pieces| !pieces[0].is_answer && pieces[1].is_answer)
+    );
+    // What is evaluated is the last of them: what is asked there is what is learned.
+    let last = pieces(&thoughts(), &meta, &format).expect("the last turn");
+    assert_eq!(last, found[1]);
+    assert_eq!(
+        prompt(&thoughts(), &meta, &format).expect("its prompt"),
+        found[1][..1]
+    );
+    // A turn that is not to be learned is none.
+    let mut given = thoughts();
+    given.messages[1].is_given = true;
+    assert_eq!(turns(&given, &meta, &format).expect("one turn"), found[1..]);
+}
+
+#[test]
+fn chats_that_later_turns_leave_alone_are_one_text() {
+    let meta = meta(TaskKind::Generation);
+    for format in [template(CHATML), PromptFormat::Plain] {
+        for record in [chat(), record("Do", "a", None, "c")] {
+            let whole = pieces(&record, &meta, &format).expect("it renders");
+            assert_eq!(turns(&record, &meta, &format).expect("it renders"), [whole]);
+        }
+    }
+    let broken =
+        template("{{ messages[-1]['content'] }}{% if add_generation_prompt %}:{% endif %}");
+    let error = turns(&chat(), &meta, &broken)
+        .expect_err("no prompt of it")
+        .to_string();
+    assert!(error.contains("renders message 2 differently"), "{error}");
+}
+
 #[test]
 fn functions_are_given_and_their_calls_are_learned() {
     let source = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}\

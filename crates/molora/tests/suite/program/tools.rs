@@ -1,4 +1,4 @@
-//! Chats with functions.
+//! Chats with functions, and chats whose templates rewrite earlier turns.
 
 use std::sync::atomic::AtomicBool;
 
@@ -7,7 +7,7 @@ use molora_train::run::{Finished, Request, train};
 use serde_json::{Value, json};
 
 use super::writer;
-use crate::world::{World, read_json, write_json};
+use crate::world::{World, assert_same_run, read_json, resume_to_end, train_until, write_json};
 
 /// Functions, calls and all roles.
 const TOOLS: &str = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}\
@@ -18,6 +18,11 @@ const TOOLS: &str = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %
 /// Roles and contents.
 const CONTENTS: &str = "{% for m in messages %}{% if m.role != 'tool' %}{{ m.role }} {{ m.content }} </s> \
     {% endif %}{% endfor %}{% if add_generation_prompt %}assistant {% endif %}";
+
+/// The last answer alone has thoughts.
+const THINKING: &str = "{% for m in messages %}{{ m.role }} \
+    {% if m.role == 'assistant' and loop.last %}{{ m.reasoning_content or '?' }} : {% endif %}\
+    {{ m.content }} </s> {% endfor %}{% if add_generation_prompt %}assistant {% endif %}";
 
 fn world(template: &str) -> World {
     let world = writer::world();
@@ -191,4 +196,40 @@ fn what_a_template_does_not_show_is_refused_or_named() {
     let output = world.run(&["generate", "run", "--prompts", "asked.jsonl"]);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors.contains("record 1: it has \"tools\""), "{errors}");
+}
+
+/// Every turn is an example of its own, and the last is what is evaluated.
+#[test]
+fn a_template_that_rewrites_turns_is_trained_turn_by_turn() {
+    let world = world(THINKING);
+    let whole = request(&world, thoughts, 120, "whole");
+    let finished = run(&whole).expect("a whole run");
+    let records = finished.summary.records["chats"];
+    assert_eq!(records.train, 2 * (60 - records.validation - records.test));
+    let ask = |text: &str| {
+        let prompt = json!({"messages": [{"role": "user", "content": text}]});
+        std::fs::write(world.path("asked.jsonl"), format!("{prompt}\n")).expect("writable");
+        let output = world.run(&["generate", "whole", "--prompts", "asked.jsonl", "--json"]);
+        lines(&output.stdout)[0]["text"]
+            .as_str()
+            .expect("a text")
+            .trim()
+            .to_owned()
+    };
+    // The first turn, with the thought that the whole chat does not show any more.
+    assert_eq!(ask("w0 purr"), "plus : cat");
+    assert_eq!(ask("w1 bark"), "plus : dog");
+    let predictions = read_json(&world.path("whole/predictions.json"));
+    for answer in predictions["tasks"]["chats"].as_array().expect("a list") {
+        assert!(
+            answer
+                .as_str()
+                .is_some_and(|text| text.starts_with("which :")),
+            "{answer}"
+        );
+    }
+    let cut = request(&world, thoughts, 120, "cut");
+    train_until(&cut, 50);
+    resume_to_end(&cut.out);
+    assert_same_run(&cut.out, &whole.out);
 }
