@@ -326,6 +326,12 @@ pub enum RunProblem {
         known: String,
         last: usize,
     },
+    /// An expert that is to answer alone, where nothing chooses experts by the whole.
+    #[error("no expert can answer alone: {why}")]
+    NoExpertAlone { why: &'static str },
+    /// A task or an expert of what has none.
+    #[error("is no run, and has neither tasks nor experts to choose from")]
+    NothingToChoose,
     /// The last expert, which stays.
     #[error("{task} is its only expert, expected another one to stay")]
     OnlyExpert { task: String },

@@ -9,7 +9,7 @@ use molora_models::peft::{ModuleLora, ResolvedAdapter, expert, mixture_for};
 use molora_routing::Granularity;
 
 use crate::error::{RunProblem, TrainError};
-use crate::run::{Opened, task_number};
+use crate::run::{Opened, expert_number};
 
 /// Which LoRA of a run is meant; the mixture itself by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,7 +32,8 @@ pub(super) fn as_lora(
 ) -> Result<ResolvedAdapter, TrainError> {
     let backbone = &opened.model.backbone;
     if let Some(name) = &choice.expert {
-        let number = expert_number(run, opened, name)?;
+        let known = (&opened.expert_names()[..], num_experts(opened));
+        let number = expert_number(run, known, name)?;
         if let Some(why) = no_experts(opened) {
             let problem = RunProblem::NotByLayer { why: why.into() };
             return Err(TrainError::run(run, problem));
@@ -40,9 +41,7 @@ pub(super) fn as_lora(
         return Ok(without_padding(expert(backbone, number)?));
     }
     let task = choice.task.as_deref();
-    let task = task
-        .map(|name| task_number(run, opened, name))
-        .transpose()?;
+    let task = task.map(|name| opened.task_number(run, name)).transpose()?;
     if let Some(why) = why_not(opened, task.is_some()) {
         let advice = advice(run, opened);
         return Err(TrainError::run(
@@ -83,40 +82,11 @@ fn without_padding(adapter: ResolvedAdapter) -> ResolvedAdapter {
     }
 }
 
-/// Names of the experts of a run, where they have any.
-pub(super) fn expert_names(opened: &Opened) -> Vec<String> {
-    let spec = &opened.config.recipe.adapter;
-    if !spec.has_expert_per_task() {
-        return Vec::new();
-    }
-    let names = opened.config.tasks.iter().map(|task| task.name.clone());
-    let general = spec.general.is_some().then(|| "general".to_owned());
-    names.chain(general).collect()
-}
-
 /// The smallest number of experts that a site has.
 fn num_experts(opened: &Opened) -> usize {
     let sites = opened.model.backbone.sites();
     let counts = sites.iter().map(|(_, site)| site.bank.choices());
     counts.min().unwrap_or(0)
-}
-
-fn expert_number(run: &Path, opened: &Opened, name: &str) -> Result<usize, TrainError> {
-    let (names, count) = (expert_names(opened), num_experts(opened));
-    let by_name = names.iter().position(|other| other == name);
-    let number = by_name.or_else(|| name.parse().ok().filter(|&number| number < count));
-    number.ok_or_else(|| {
-        let known = match names.as_slice() {
-            [] => "expected a number".to_owned(),
-            names => format!("there are {}, or a number", names.join(", ")),
-        };
-        let problem = RunProblem::NoExpert {
-            name: name.into(),
-            known,
-            last: count.saturating_sub(1),
-        };
-        TrainError::run(run, problem)
-    })
 }
 
 /// Why no single LoRA computes what the mixture does.
@@ -175,7 +145,7 @@ fn no_experts(opened: &Opened) -> Option<&'static str> {
 pub(super) fn advice(run: &Path, opened: &Opened) -> String {
     let (rank, run) = (opened.loaded.spec.bank.rank, run.display());
     let by_layer = not_by_layer(opened).is_none();
-    let expert = match expert_names(opened).as_slice() {
+    let expert = match opened.expert_names().as_slice() {
         [] => format!("N (0 to {})", num_experts(opened).saturating_sub(1)),
         names => format!("NAME ({})", names.join(", ")),
     };

@@ -10,7 +10,7 @@ use molora_models::{Adaptable, ModelError};
 use molora_routing::ScorerConfig;
 
 use super::export::{ExportRequest, Exported};
-use super::lora::{advice, expert_names};
+use super::lora::advice;
 use super::{carry_ends, copy_heads};
 use crate::TrainError;
 use crate::base::base_model::absolute;
@@ -90,7 +90,7 @@ impl Method {
                 let place = absolute(&place.to_string_lossy());
                 write_xlora(folder, place.as_ref(), backbone, spec, &about)
             }
-            Self::Arrow => write_arrow(folder, backbone, spec, &expert_names(opened), &about),
+            Self::Arrow => write_arrow(folder, backbone, spec, &opened.expert_names(), &about),
             Self::Lily => write_lily(folder, backbone, spec, &about),
         }
     }

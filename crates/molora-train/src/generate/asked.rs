@@ -1,9 +1,10 @@
 //! What a model is asked: a run's own template, and chats that its model's template shows.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::data::{Chat, ChatTemplate, DataError, Message, Part, PromptTemplate, TaskMeta};
 use crate::error::{RunProblem, TrainError};
+use crate::recipe::WritingConfig;
 use crate::run::{Opened, bare_task};
 
 /// Refuses a chat whose text would lack functions, calls or results, and warns of what else it would lack.
@@ -30,25 +31,50 @@ pub(super) fn check_parts(
     Ok(())
 }
 
-/// The template that wrote the prompts of a run's task, or of all its tasks, if there is one, and what it
-/// knows of the task.
-pub(super) fn asks(
-    run: &Path,
-    opened: &Opened,
-    task: Option<usize>,
-) -> Result<Option<(PromptTemplate, TaskMeta)>, TrainError> {
-    let writing = &opened.config.recipe.data.writing;
-    let tasks = &opened.config.tasks;
-    let only = (tasks.len() == 1).then_some(0);
-    let meta = match task.or(only) {
-        Some(number) => bare_task(&tasks[number]).meta,
-        None if writing.templates.is_empty() => TaskMeta::default(),
-        None => {
-            let names: Vec<&str> = tasks.iter().map(|task| &task.name[..]).collect();
-            let known = names.join(", ");
-            return Err(TrainError::run(run, RunProblem::WhichTask { known }));
-        }
-    };
-    let template = writing.template_of(&meta.name)?;
-    Ok(template.map(|template| (template, meta)))
+/// The templates of a run that wrote the prompts of its tasks.
+#[derive(Debug)]
+pub(super) struct Asks {
+    run: PathBuf,
+    writing: WritingConfig,
+    tasks: Vec<TaskMeta>,
+    /// The one of the task that texts are of, and what it knows of the task.
+    pub(super) now: Option<(PromptTemplate, TaskMeta)>,
+}
+
+impl Asks {
+    /// Of a run that was read, for texts of a task.
+    ///
+    /// # Errors
+    /// As [`set_task`](Self::set_task).
+    pub(super) fn of(run: &Path, opened: &Opened, task: Option<usize>) -> Result<Self, TrainError> {
+        let tasks = opened.config.tasks.iter();
+        let mut asks = Self {
+            run: run.into(),
+            writing: opened.config.recipe.data.writing.clone(),
+            tasks: tasks.map(|task| bare_task(task).meta).collect(),
+            now: None,
+        };
+        asks.set_task(task)?;
+        Ok(asks)
+    }
+
+    /// Takes the template of another task, or with `None` that of all.
+    ///
+    /// # Errors
+    /// A template that is broken, and no task where tasks have templates of their own.
+    pub(super) fn set_task(&mut self, task: Option<usize>) -> Result<(), TrainError> {
+        let only = (self.tasks.len() == 1).then_some(0);
+        let meta = match task.or(only) {
+            Some(number) => self.tasks[number].clone(),
+            None if self.writing.templates.is_empty() => TaskMeta::default(),
+            None => {
+                let names: Vec<&str> = self.tasks.iter().map(|task| &task.name[..]).collect();
+                let known = names.join(", ");
+                return Err(TrainError::run(&self.run, RunProblem::WhichTask { known }));
+            }
+        };
+        let template = self.writing.template_of(&meta.name)?;
+        self.now = template.map(|template| (template, meta));
+        Ok(())
+    }
 }

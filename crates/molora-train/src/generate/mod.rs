@@ -1,9 +1,13 @@
-//! Language models that write: whole answers to prompts, and instructions of tasks.
+//! Text generation with a language model or a run of one: answers to prompts, conversations, and
+//! instructions of tasks.
 
 mod asked;
+mod conversation;
 mod describe;
+mod mixture;
 mod writer;
 
 pub use crate::data::{Prompt, parse_prompts};
+pub use conversation::{Conversation, Reply};
 pub use describe::describe;
 pub use writer::{TextWatcher, WriteOptions, Writer, Written};

@@ -3,30 +3,27 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Tensor};
-use molora_adapters::task_selector;
+use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::{
     Backbone, BaseDtype, DecoderInput, Finish, ForwardContext, GenerateError, GenerateOptions,
     Generated, Sampling,
 };
-use molora_routing::Guidance;
 
 use super::Prompt;
-use super::asked::{asks, check_parts};
+use super::asked::{Asks, check_parts};
+use super::mixture::Mixture;
 use crate::base::{AdapterFolder, DeviceSpec, base_model, chat_stop_tokens, stop_tokens};
-use crate::data::{
-    ChatTemplate, Message, PromptStyle, PromptTemplate, Split, TaskMeta, TextTokenizer,
-};
+use crate::data::{ChatTemplate, Message, PromptStyle, TextTokenizer};
 use crate::error::{RunProblem, TrainError};
-use crate::guide::{Clusters, Guide, Instructions, TextEncoder, clusters_of};
-use crate::run::{open_as, task_number};
+use crate::run::open_as;
 
 /// A language model with its tokenizer and chat template.
 #[derive(Debug)]
 pub struct Writer {
     backbone: Backbone,
-    mixture: Mixture,
+    /// Of a run; a model as it is has none.
+    mixture: Option<Mixture>,
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
     stop_tokens: Vec<usize>,
@@ -34,18 +31,9 @@ pub struct Writer {
     chat_stop_tokens: Vec<usize>,
     is_chat: bool,
     /// What wrote the prompts of a run's task, if that was a template of its own.
-    asks: Option<(PromptTemplate, TaskMeta)>,
+    asks: Option<Asks>,
     device: Device,
     folder: PathBuf,
-}
-
-/// What the routers of a run read beside the text; nothing of a model as it is.
-#[derive(Debug, Default)]
-struct Mixture {
-    num_tasks: usize,
-    task: Option<usize>,
-    instructions: Option<(Instructions, Option<TextEncoder>)>,
-    clusters: Option<(Clusters, TextEncoder)>,
 }
 
 /// How texts are continued.
@@ -95,7 +83,7 @@ impl Writer {
         let folder = base_model::find(name, &mut base_model::silent)?.folder;
         let device = device.clone().inner();
         let backbone = Backbone::from_folder_as(&folder, base_dtype, &device)?;
-        Self::of(backbone, Mixture::default(), folder, device)
+        Self::of(backbone, None, folder, device)
     }
 
     /// Loads a language model with an adapter that PEFT wrote, or `molora export`.
@@ -109,12 +97,7 @@ impl Writer {
     ) -> Result<Self, TrainError> {
         let device = device.clone().inner();
         let backbone = adapter.open(base_dtype, &device)?;
-        Self::of(
-            backbone,
-            Mixture::default(),
-            adapter.base.folder.clone(),
-            device,
-        )
+        Self::of(backbone, None, adapter.base.folder.clone(), device)
     }
 
     /// Loads a finished run. With a `task` gates and routers know that the texts are of this one. The
@@ -129,39 +112,21 @@ impl Writer {
         base_dtype: Option<BaseDtype>,
         device: Option<DeviceSpec>,
     ) -> Result<Self, TrainError> {
-        let opened = open_as(run, base_dtype, device)?;
-        let task = task.map(|name| task_number(run, &opened, name));
-        let task = task.transpose()?;
+        let mut opened = open_as(run, base_dtype, device)?;
+        let mixture = Mixture::of(run.into(), &mut opened, task)?;
+        let asks = Asks::of(run, &opened, mixture.task)?;
         let device = opened.loaded.device.clone();
         let style = opened.config.recipe.data.writing.prompt;
-        let asks = asks(run, &opened, task)?;
-        let mut mixture = Mixture {
-            num_tasks: opened.config.tasks.len(),
-            task,
-            instructions: None,
-            clusters: None,
-        };
-        if let Some(instructions) = opened.instructions {
-            // The query is the task's instruction, or else the prompt.
-            let encoder = match mixture.task {
-                Some(_) => None,
-                None => Some(instructions.text_encoder(&device)?),
-            };
-            mixture.instructions = Some((instructions, encoder));
-        }
-        if let Some(clusters) = opened.clusters {
-            let encoder = clusters.text_encoder(&device)?;
-            mixture.clusters = Some((clusters, encoder));
-        }
-        let mut writer = Self::of(opened.model.backbone, mixture, opened.loaded.folder, device)?;
+        let backbone = opened.model.backbone;
+        let mut writer = Self::of(backbone, Some(mixture), opened.loaded.folder, device)?;
         writer.is_chat &= style == PromptStyle::Chat;
-        writer.asks = asks;
+        writer.asks = Some(asks);
         Ok(writer)
     }
 
     fn of(
         backbone: Backbone,
-        mixture: Mixture,
+        mixture: Option<Mixture>,
         folder: PathBuf,
         device: Device,
     ) -> Result<Self, TrainError> {
@@ -201,6 +166,68 @@ impl Writer {
             return Err(TrainError::run(&self.folder, RunProblem::NoChatTemplate));
         }
         Ok(wanted.unwrap_or(self.is_chat))
+    }
+
+    /// Names of the run's tasks; none of a model as it is.
+    pub fn tasks(&self) -> &[String] {
+        self.mixture.as_ref().map_or(&[], |mixture| &mixture.tasks)
+    }
+
+    /// Whether it makes a difference which of the run's tasks a text is of.
+    pub fn reads_tasks(&self) -> bool {
+        let reads = |mixture: &Mixture| mixture.reads_tasks;
+        self.mixture.as_ref().is_some_and(reads)
+    }
+
+    /// Names, or numbers, of the experts that can answer alone.
+    pub fn experts(&self) -> &[String] {
+        let experts = self.mixture.as_ref().map(|mixture| &mixture.experts);
+        experts
+            .and_then(|found| found.as_deref().ok())
+            .unwrap_or(&[])
+    }
+
+    /// Tells gates and routers that texts are of this task, or of none that is known.
+    ///
+    /// # Errors
+    /// A task that the run has not, or a model that is no run.
+    pub fn set_task(&mut self, name: Option<&str>) -> Result<(), TrainError> {
+        let mixture = self.mixture_mut()?;
+        mixture.set_task(name)?;
+        let task = mixture.task;
+        self.asks.as_mut().map_or(Ok(()), |asks| asks.set_task(task))
+    }
+
+    /// Gives one expert the weight 1 and all others 0, whatever routers decide; with `None` they decide
+    /// again. Gates, and a general expert, act as before.
+    ///
+    /// # Errors
+    /// An expert that the run has not, a run whose routers choose no whole experts, or a model that is no
+    /// run.
+    pub fn set_expert(&mut self, name: Option<&str>) -> Result<(), TrainError> {
+        self.mixture_mut()?.set_expert(name)
+    }
+
+    fn mixture_mut(&mut self) -> Result<&mut Mixture, TrainError> {
+        let none = || TrainError::run(&self.folder, RunProblem::NothingToChoose);
+        self.mixture.as_mut().ok_or_else(none)
+    }
+
+    /// Most tokens of a prompt with its answer; `None` where there is no limit.
+    pub fn max_tokens(&self) -> Option<usize> {
+        self.backbone.max_tokens()
+    }
+
+    /// Number of tokens of a prompt.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write), but for a prompt that is too long.
+    pub fn count_tokens(
+        &self,
+        prompt: &Prompt,
+        options: &WriteOptions,
+    ) -> Result<usize, TrainError> {
+        Ok(self.encode(0, prompt, options)?.0.len())
     }
 
     /// The likeliest answer to a request, in at most `max_new_tokens` tokens. A model without a chat
@@ -276,15 +303,36 @@ impl Writer {
         Ok(written)
     }
 
-    /// The tokens of a prompt, of which there are some and not too many, and the bytes of white space
-    /// at its end that are left to the answer.
+    /// As [`encode`](Self::encode), of a prompt that is not too long.
     fn tokens(
         &self,
         row: usize,
         prompt: &Prompt,
         options: &WriteOptions,
     ) -> Result<(Vec<usize>, usize), TrainError> {
-        let asked = match (prompt, &self.asks) {
+        let found = self.encode(row, prompt, options)?;
+        let tokens = found.0.len();
+        match self.backbone.max_tokens() {
+            Some(max_tokens) if tokens > max_tokens => Err(GenerateError::PromptTooLong {
+                row,
+                tokens,
+                max_tokens,
+            }
+            .into()),
+            _ => Ok(found),
+        }
+    }
+
+    /// The tokens of a prompt, of which there is at least one, and the bytes of white space at its end that
+    /// are left to the answer.
+    fn encode(
+        &self,
+        row: usize,
+        prompt: &Prompt,
+        options: &WriteOptions,
+    ) -> Result<(Vec<usize>, usize), TrainError> {
+        let asks = self.asks.as_ref().and_then(|asks| asks.now.as_ref());
+        let asked = match (prompt, asks) {
             (Prompt::Text(text), Some((template, meta))) if options.is_asked => {
                 Some(template.prompt_of(text, row + 1, meta)?)
             }
@@ -333,15 +381,9 @@ impl Writer {
                 (ids, left_out + usize::from(has_gap))
             }
         };
-        match self.backbone.max_tokens() {
-            Some(max_tokens) if ids.len() > max_tokens => Err(GenerateError::PromptTooLong {
-                row,
-                tokens: ids.len(),
-                max_tokens,
-            }
-            .into()),
-            _ if ids.is_empty() => Err(GenerateError::EmptyPrompt { row }.into()),
-            _ => Ok((ids.into_iter().map(|id| id as usize).collect(), left_out)),
+        match ids.is_empty() {
+            true => Err(GenerateError::EmptyPrompt { row }.into()),
+            false => Ok((ids.into_iter().map(|id| id as usize).collect(), left_out)),
         }
     }
 
@@ -355,7 +397,10 @@ impl Writer {
         watch: &mut Option<TextWatcher<'_>>,
     ) -> Result<Vec<Generated>, TrainError> {
         let input = DecoderInput::from_sequences(tokens, &self.device);
-        let context = self.context(prompts, input.mask.clone().float())?;
+        let mut context = ForwardContext::new(input.mask.clone().float());
+        if let Some(mixture) = &self.mixture {
+            mixture.guide(prompts, &mut context)?;
+        }
         let is_chat = options.is_chat || prompts.iter().any(|p| matches!(p, Prompt::Chat(_)));
         let stop = &options.stop;
         let options = GenerateOptions {
@@ -397,52 +442,6 @@ impl Writer {
     fn text(&self, tokens: &[usize], left_out: usize) -> Result<String, TrainError> {
         let tokens: Vec<u32> = tokens.iter().map(|&token| token as u32).collect();
         Ok(without_space(self.tokenizer.decode(&tokens)?, left_out))
-    }
-
-    fn context(&self, prompts: &[Prompt], mask: Tensor<2>) -> Result<ForwardContext, TrainError> {
-        let mut context = ForwardContext::new(mask);
-        let Mixture {
-            num_tasks,
-            task,
-            instructions,
-            clusters,
-        } = &self.mixture;
-        if *num_tasks > 0 {
-            let tasks = vec![*task; prompts.len()];
-            context.tasks = Some(task_selector(&tasks, *num_tasks, &self.device)?);
-        }
-        if let Some((instructions, encoder)) = instructions {
-            let encoder = encoder.as_ref();
-            context.guidance = self.guidance(prompts, *task, instructions, encoder)?;
-        }
-        if let Some((clusters, encoder)) = clusters {
-            let prompts: Vec<&str> = prompts.iter().map(Prompt::text).collect();
-            let places = clusters.of_texts(&prompts, encoder)?;
-            let places: Vec<_> = places.iter().collect();
-            context.guidance = clusters_of(&places, clusters.clusters, &self.device);
-        }
-        Ok(context)
-    }
-
-    /// The experts' scores by what the prompts are about.
-    fn guidance(
-        &self,
-        prompts: &[Prompt],
-        task: Option<usize>,
-        instructions: &Instructions,
-        encoder: Option<&TextEncoder>,
-    ) -> Result<Guidance, TrainError> {
-        let rows: Vec<usize> = (0..prompts.len()).collect();
-        let queries = match (task, encoder) {
-            (Some(task), _) => vec![instructions.experts[task].vector.clone(); prompts.len()],
-            (None, Some(encoder)) => {
-                let texts: Vec<&str> = prompts.iter().map(Prompt::text).collect();
-                encoder.embed(&texts)?
-            }
-            (None, None) => return Ok(Guidance::default()),
-        };
-        let scores = instructions.scores(&queries, &self.device);
-        Ok(Guide::ByTask(scores).of(&rows, &[], Split::Test, &self.device))
     }
 }
 

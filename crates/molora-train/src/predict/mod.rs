@@ -10,9 +10,7 @@ use crate::data::{Record, Split, Task, TaskKind, TaskMeta};
 use crate::error::RunProblem;
 use crate::eval::{EvalScope, answers};
 use crate::guide::Query;
-use crate::run::{
-    Opened, bare_task, guide_by, load_run_tasks, open_without_data, task_number, tokenized,
-};
+use crate::run::{Opened, bare_task, guide_by, load_run_tasks, open_without_data, tokenized};
 use crate::store::RUN;
 
 pub use crate::eval::Answer;
@@ -57,7 +55,7 @@ impl Predictor {
         let opened = open_without_data(run, device)?;
         let labels = &opened.config.tasks;
         let number = match task {
-            Some(name) => task_number(run, &opened, name)?,
+            Some(name) => opened.task_number(run, name)?,
             None if labels.len() == 1 => 0,
             None => {
                 let names: Vec<&str> = labels.iter().map(|task| &task.name[..]).collect();

@@ -434,23 +434,6 @@ fn open_with(
     })
 }
 
-/// The number of a run's task.
-///
-/// # Errors
-/// [`TrainError::Run`] with the names that there are.
-pub(crate) fn task_number(run: &Path, opened: &Opened, name: &str) -> Result<usize, TrainError> {
-    let tasks = &opened.config.tasks;
-    let number = tasks.iter().position(|task| task.name == name);
-    number.ok_or_else(|| {
-        let names: Vec<&str> = tasks.iter().map(|task| &task.name[..]).collect();
-        let problem = RunProblem::NoTask {
-            task: name.into(),
-            known: names.join(", "),
-        };
-        TrainError::run(run, problem)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;

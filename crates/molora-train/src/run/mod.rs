@@ -10,6 +10,7 @@ mod experts;
 mod extend;
 mod inputs;
 mod load;
+mod named;
 mod oracle;
 mod request;
 mod stages;
@@ -51,7 +52,7 @@ pub use evaluate::{
 };
 pub(crate) use evaluate::{
     Opened, bare_task, check_finished, device_of, guide_by, open, open_as, open_without_data,
-    read_finished, task_number,
+    read_finished,
 };
 use examples::examples;
 use experts::experts;
@@ -60,6 +61,7 @@ pub use inputs::changed_inputs;
 use inputs::refuse_moving;
 pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
 pub(crate) use load::{Loaded, load, load_run_tasks, tokenized};
+pub(crate) use named::{expert_number, task_number};
 pub use oracle::{MAX_PATHS, OracleReport, OracleRequest, OracleScore, search_oracle};
 pub use request::{Part, Request, Schedule};
 use stages::{begin_again, stage_number};

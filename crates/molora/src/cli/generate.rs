@@ -10,6 +10,7 @@ use clap::Args;
 use molora_models::{BaseDtype, Finish, Sampling};
 use serde_json::json;
 
+use super::chat::Chat;
 use super::download::Downloads;
 use super::source::adapter_of;
 use super::{print_written, say};
@@ -27,13 +28,17 @@ pub(super) struct GenerateArgs {
     /// Base model of an adapter [default: the one that its configuration names]
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// A text to go on with; may be repeated
-    #[arg(long, value_name = "TEXT", required_unless_present = "prompts")]
+    /// A text to answer or to continue; may be repeated
+    #[arg(long, value_name = "TEXT", required_unless_present_any = ["prompts", "interactive"])]
     prompt: Vec<String>,
     /// File with a prompt on each line, or - for standard input: texts, or in a .jsonl file objects with
     /// "prompt" or "messages"
     #[arg(long, value_name = "FILE|-")]
     prompts: Option<PathBuf>,
+    /// Read messages from the terminal, or lines from standard input, and print an answer to each that
+    /// takes those before into account; /help lists commands
+    #[arg(short, long, conflicts_with_all = ["prompt", "prompts", "batch", "json", "output"])]
+    interactive: bool,
     /// How the model is to behave, in front of prompts that its chat template frames
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     system: Option<String>,
@@ -43,9 +48,12 @@ pub(super) struct GenerateArgs {
     /// The task that the prompts are of, for a run whose gates or routers go by task
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
-    /// Most new tokens of a prompt
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    max_new_tokens: usize,
+    /// Let this expert of a run answer alone, by the name of its task or by its number
+    #[arg(long, value_name = "NAME|N")]
+    expert: Option<String>,
+    /// Most new tokens of an answer [default: 64, or 512 with --interactive]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
     /// Draw tokens from probabilities that are sharpened below 1 and flattened above it. 0 takes the
     /// likeliest
     #[arg(long, value_name = "T")]
@@ -91,17 +99,32 @@ impl GenerateArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let prompts = self.all_prompts()?;
         self.check_output()?;
-        let writer = self.writer()?;
+        let mut writer = self.writer()?;
+        if self.expert.is_some() {
+            writer.set_expert(self.expert.as_deref())?;
+        }
         let options = WriteOptions {
             is_chat: self.chats(&writer)?,
             is_asked: !self.raw,
             system: self.system.clone(),
             stop: self.stop.clone(),
-            max_new_tokens: self.max_new_tokens,
+            max_new_tokens: self.max_new_tokens.unwrap_or(match self.interactive {
+                true => 512,
+                false => 64,
+            }),
             sampling: self.sampling(),
             seed: self.seed,
             batch: self.batch.get(),
         };
+        if self.interactive {
+            let source = &self.source;
+            let chat = Chat {
+                source,
+                writer,
+                options,
+            };
+            return chat.run();
+        }
         let written = writer.write(&prompts, &options)?;
         if let Some(path) = &self.output {
             write_atomically(path, lines(&prompts, &written).as_bytes())?;
@@ -191,8 +214,10 @@ impl GenerateArgs {
             let task = self.task.as_deref();
             return Ok(Writer::of_run(folder, task, self.base_dtype, self.device)?);
         }
-        if self.task.is_some() {
-            bail!("{}: --task needs a run, and this is none", self.source);
+        for (option, value) in [("--task", &self.task), ("--expert", &self.expert)] {
+            if value.is_some() {
+                bail!("{}: {option} needs a run, and this is none", self.source);
+            }
         }
         let device = self.device.unwrap_or(DeviceSpec::Cpu);
         let base_dtype = self.base_dtype.unwrap_or_default();

@@ -1,6 +1,7 @@
 //! The command line of `molora`.
 
 mod assemble;
+mod chat;
 mod choice;
 mod combine;
 mod compare;
@@ -65,7 +66,7 @@ enum Command {
     Combine(combine::CombineArgs),
     /// Fit a single LoRA to a run that no LoRA equals, and measure both
     Distill(distill::DistillArgs),
-    /// Write on from prompts, with a run or with a model as it is
+    /// Generate answers to prompts with a run, an adapter or a model, or chat with it
     Generate(generate::GenerateArgs),
     /// Answer records that have no answer, with a finished run
     Predict(predict::PredictArgs),

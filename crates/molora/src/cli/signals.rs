@@ -9,8 +9,17 @@ use signal_hook::flag::{register, register_conditional_shutdown};
 /// Ctrl-C and SIGTERM, which Slurm, Docker and `timeout` send, set the flag: the work ends after the
 /// current step with a checkpoint. A second one ends the program at once.
 pub(super) fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+    flag_of(&[SIGINT, SIGTERM])
+}
+
+/// Ctrl-C sets the flag, and where it is set already ends the program.
+pub(super) fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+    flag_of(&[SIGINT])
+}
+
+fn flag_of(signals: &[i32]) -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
+    for &signal in signals {
         // In this order: the first ends the program if the flag is set, the second sets it.
         register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))?;
         register(signal, Arc::clone(&stop))?;

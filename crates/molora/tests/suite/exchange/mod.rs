@@ -1,6 +1,7 @@
 //! Files for PEFT and transformers, experts from PEFT, and generation, through the program.
 
 mod assemble;
+mod chat;
 mod combine;
 mod decoder;
 mod distill;
