@@ -45,6 +45,11 @@ impl DeviceSpec {
         ("cuda", Self::Cuda),
     ];
 
+    /// Whether it computes in the memory of the program itself.
+    pub fn is_processor(self) -> bool {
+        matches!(self, Self::Cpu | Self::NdArray)
+    }
+
     /// Opens the device and runs one small operation on it; on the processor the first time in a
     /// program also sets what suits it, see [`tune`](crate::base::machine::tune).
     ///

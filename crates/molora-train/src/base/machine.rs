@@ -1,4 +1,4 @@
-//! What is measured once for a machine, and kept.
+//! What is measured once for a machine, and kept; and how much memory it has free.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,48 @@ pub(crate) fn cache_folder() -> Option<PathBuf> {
     cache
         .map(PathBuf::from)
         .or_else(|| std::env::home_dir().map(|home| home.join(".cache")))
+}
+
+/// Bytes of memory that are free for new work: what Linux calls available, but no more than the control groups of
+/// this process, such as those of a container or a batch system, leave it; `None` where the system does not
+/// tell.
+pub fn free_memory_bytes() -> Option<u64> {
+    let free = available(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
+    Some(left_by_groups().map_or(free, |left| left.min(free)))
+}
+
+/// `MemAvailable` of `/proc/meminfo`, which is in KiB.
+fn available(meminfo: &str) -> Option<u64> {
+    let value = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// What the tightest control group of this process leaves (version 2 of Linux' control groups).
+fn left_by_groups() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let root = Path::new("/sys/fs/cgroup");
+    let folder = root.join(own);
+    let folders = folder.ancestors().take_while(|path| path.starts_with(root));
+    folders.filter_map(left_by_group).min()
+}
+
+fn left_by_group(folder: &Path) -> Option<u64> {
+    let read = |file: &str| std::fs::read_to_string(folder.join(file)).ok();
+    let number = |text: String| text.trim().parse::<u64>().ok();
+    // Without a limit it says `max`.
+    let limit = number(read("memory.max")?)?;
+    let used = number(read("memory.current")?)?;
+    let stat = read("memory.stat").unwrap_or_default();
+    let files = stat
+        .lines()
+        .find_map(|line| line.strip_prefix("inactive_file "));
+    // Pages of files that nobody uses are given up for new work.
+    let unused = files.and_then(|text| number(text.to_owned())).unwrap_or(0);
+    Some(limit.saturating_sub(used.saturating_sub(unused)))
 }
 
 fn tune_in(folder: &Path) {
@@ -124,6 +166,29 @@ mod tests {
             processor: processor(),
             sparse_ratio,
         }
+    }
+
+    #[test]
+    fn free_memory_is_what_linux_calls_available() {
+        let text = "MemTotal:       16 kB\nMemFree:         2 kB\nMemAvailable:    8 kB\n";
+        assert_eq!(available(text), Some(8192));
+        assert_eq!(available("MemTotal: 16 kB"), None);
+    }
+
+    #[test]
+    fn a_control_group_leaves_what_is_not_used() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |file: &str, text: &str| {
+            std::fs::write(folder.path().join(file), text).expect("writable");
+        };
+        assert_eq!(left_by_group(folder.path()), None);
+        write("memory.current", "700\n");
+        write("memory.max", "max\n");
+        assert_eq!(left_by_group(folder.path()), None);
+        write("memory.max", "1000\n");
+        assert_eq!(left_by_group(folder.path()), Some(300));
+        write("memory.stat", "file 300\ninactive_file 200\n");
+        assert_eq!(left_by_group(folder.path()), Some(500));
     }
 
     #[test]

@@ -84,6 +84,7 @@ impl Plan {
             out: folder.to_owned(),
             init: None,
             epochs: None,
+            memory: None,
             force: false,
             seed,
             device: request.device,

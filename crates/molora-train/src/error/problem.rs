@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use molora_adapters::AdapterError;
 
+use crate::report::format::mebibytes;
+
 /// Why a folder or file cannot be used as asked; the error names it in front of this.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -194,6 +196,25 @@ pub enum RunProblem {
     #[error("{option} is 0, expected at least 1")]
     Zero { option: &'static str },
 
+    /// A limit of memory below what one row takes.
+    #[error(
+        "{} are too little for stage {stage}, which takes {} with one row at once; these take less: {advice}",
+        mebibytes(Some(*limit)), mebibytes(Some(*peak))
+    )]
+    Memory {
+        stage: String,
+        peak: u64,
+        limit: u64,
+        advice: String,
+    },
+    /// A system that does not tell how much memory a process has taken.
+    #[error(
+        "this system does not tell the peak memory of a process: set stages.N.micro_batch_size"
+    )]
+    PeakUnknown,
+    /// A device whose memory is not measured.
+    #[error("the memory of device {device} is not measured: set stages.N.micro_batch_size")]
+    MemoryOfDevice { device: String },
     /// A number of epochs that is none.
     #[error("found {found}, expected a finite number above 0")]
     Epochs { found: f64 },

@@ -14,6 +14,7 @@ mod error;
 mod experts;
 pub(crate) mod format;
 mod idle;
+mod micro_batch;
 mod page;
 mod palette;
 mod reader;
@@ -41,6 +42,7 @@ pub use dry_run::{DryRun, SiteSize, StageCost, TaskSize, dry_run_table};
 pub use error::ReportError;
 pub use format::thousands;
 pub use idle::{IDLE_SHARE, idle_summary};
+pub use micro_batch::MicroBatch;
 pub use page::{Page, render};
 pub use reader::{read_json, read_json_if_there};
 pub use schema::{

@@ -7,14 +7,16 @@ use molora_kernels::random::Seed;
 use molora_models::Adaptable;
 
 use super::{
-    Checked, Request, checked, find_model, load, sizes, stage_number, with_digests, with_prompt,
+    Checked, Loaded, Request, checked, find_model, load, sizes, stage_number, with_digests,
+    with_prompt,
 };
 use crate::TrainError;
 use crate::data::{Split, TaskKind, TokenizedTask, task_names};
 use crate::model::count;
 use crate::recipe::legs;
 use crate::report::{DryRun, SiteSize, TaskSize, peak_memory_bytes};
-use crate::train::{Event, Setup, Start, rehearse};
+use crate::store::RunConfig;
+use crate::train::{Event, Setup, Start, fit, rehearse};
 
 /// Reads everything that a run would read, makes a few steps of each stage, and leaves nothing behind.
 ///
@@ -32,27 +34,13 @@ pub fn dry_run(
     on_event(Event::Phase("loading model and tasks"));
     let config = with_digests(config, &model.folder)?;
     let loaded = load(&config, &model.folder, &tasks, request.device, true)?;
-    let (recipe, names) = (&config.recipe, task_names(&loaded.tasks));
-    let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
-    let until = request.until.as_deref();
-    let folder = tempfile::tempdir()?;
-    let setup = Setup {
-        recipe,
-        stages: &recipe.stages,
-        legs: &legs,
-        spec: &loaded.spec,
-        base: (&loaded.base, config.base_name()),
-        tasks: &loaded.tasks,
-        seed: Seed::new(config.seed),
-        device: &loaded.device,
-        folder: folder.path(),
-        stop,
-        until: until.map(|name| stage_number(recipe, name)).transpose()?,
-        keeps_end: false,
-        init: request.init.as_deref(),
-    };
+    let config = with_micro_batches(request, config, &loaded, stop, on_event)?;
     on_event(Event::Phase("a few steps of each stage"));
-    let stages = rehearse(&setup, Start::Fresh(loaded.heads.clone()), on_event)?;
+    let heads = loaded.heads.clone();
+    let stages = on_trial(request, &config, &loaded, stop, |setup| {
+        rehearse(setup, Start::Fresh(heads), on_event)
+    })?;
+    let recipe = &config.recipe;
     let peak_memory_bytes = peak_memory_bytes();
     let mixture = loaded.mixture(Seed::new(config.seed))?;
     let widths: BTreeMap<String, _> = mixture
@@ -89,6 +77,61 @@ pub fn dry_run(
         stages,
         test_seconds: token_seconds * test as f64,
         peak_memory_bytes,
+    })
+}
+
+/// The configuration with the largest micro-batches that the memory of a request has room for, if it says
+/// how much there is.
+///
+/// # Errors
+/// As [`fit`]; also for a device whose memory is not measured.
+pub(super) fn with_micro_batches(
+    request: &Request,
+    mut config: RunConfig,
+    loaded: &Loaded,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<RunConfig, TrainError> {
+    let Some(limit) = request.memory else {
+        return Ok(config);
+    };
+    on_event(Event::Phase("trying micro-batches"));
+    let heads = loaded.heads.clone();
+    let found = on_trial(request, &config, loaded, stop, |setup| {
+        fit(setup, Start::Fresh(heads), limit, on_event)
+    })?;
+    for micro in found {
+        config.recipe.stages[micro.number].micro_batch_size = micro.rows;
+    }
+    Ok(config)
+}
+
+/// Calls `run` with a training that writes into a temporary folder.
+fn on_trial<T>(
+    request: &Request,
+    config: &RunConfig,
+    loaded: &Loaded,
+    stop: &AtomicBool,
+    run: impl FnOnce(&Setup<'_>) -> Result<T, TrainError>,
+) -> Result<T, TrainError> {
+    let (recipe, names) = (&config.recipe, task_names(&loaded.tasks));
+    let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
+    let until = request.until.as_deref();
+    let folder = tempfile::tempdir()?;
+    run(&Setup {
+        recipe,
+        stages: &recipe.stages,
+        legs: &legs,
+        spec: &loaded.spec,
+        base: (&loaded.base, config.base_name()),
+        tasks: &loaded.tasks,
+        seed: Seed::new(config.seed),
+        device: &loaded.device,
+        folder: folder.path(),
+        stop,
+        until: until.map(|name| stage_number(recipe, name)).transpose()?,
+        keeps_end: false,
+        init: request.init.as_deref(),
     })
 }
 

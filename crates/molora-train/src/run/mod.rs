@@ -46,6 +46,7 @@ use crate::train::{Setup, Start, Trained, check_init, train as train_loop};
 pub use crate::train::{Event, StageEvent};
 use base::base_report;
 pub use dry::dry_run;
+use dry::with_micro_batches;
 use evaluate::evaluate_showing;
 pub use evaluate::{
     ModelSource, ScoredRecords, evaluate_base, evaluate_other, evaluate_run, evaluate_run_by,
@@ -111,6 +112,7 @@ pub fn train(
     on_event(Event::Phase("loading model and tasks"));
     let config = with_digests(config, &model.folder)?;
     let loaded = load(&config, &model.folder, &tasks, request.device, true)?;
+    let config = with_micro_batches(request, config, &loaded, stop, on_event)?;
     refuse_moving(&request.out, &config, files, &model.folder)?;
     let _lock = claim.begin(&config)?;
     run(
@@ -147,6 +149,11 @@ fn checked(request: &Request) -> Result<Checked, TrainError> {
     inputs.extend(encoder.map(Path::new));
     inputs.extend(request.init.as_deref());
     let claim = Claim::new(&request.out, request.force, &inputs)?;
+    if request.memory.is_some() && !request.device.is_processor() {
+        let device = request.device.to_string();
+        let problem = RunProblem::MemoryOfDevice { device };
+        return Err(TrainError::run(Path::new("memory"), problem));
+    }
     request.device.check()?;
     request.recipe.check()?;
     if let Some(epochs) = request.epochs

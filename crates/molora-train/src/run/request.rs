@@ -31,6 +31,9 @@ pub struct Request {
     /// the recipe: `epochs * records / batch size`, rounded up. Which records are drawn how often is up
     /// to the recipe's sampling.
     pub epochs: Option<f64>,
+    /// The memory in bytes that the process may take. With it the micro-batch of every stage is the largest
+    /// one that fits, by trial steps, whatever the recipe says; `run.toml` keeps it.
+    pub memory: Option<u64>,
     /// Whether an older run in that folder may be removed.
     pub force: bool,
     /// Seed of every random draw.

@@ -1,7 +1,7 @@
 //! What a run tells while it goes on.
 
 use crate::hub;
-use crate::report::{StepRecord, ValidationRecord};
+use crate::report::{MicroBatch, StepRecord, ValidationRecord};
 
 /// Something that happened in a run.
 #[derive(Debug)]
@@ -12,6 +12,8 @@ pub enum Event<'a> {
     Download(hub::Progress<'a>),
     /// A stage begins, or the part of it that trains the expert of one task.
     Stage(StageEvent<'a>),
+    /// The micro-batches of a stage were chosen.
+    MicroBatch(&'a MicroBatch),
     /// A step is done; with the total number of steps.
     Step(&'a StepRecord, usize),
     /// A state was scored on the validation split.

@@ -4,6 +4,7 @@ mod balance;
 mod begin;
 mod checkpointed;
 mod event;
+mod fit;
 mod init;
 mod rehearsal;
 mod setup;
@@ -13,6 +14,7 @@ pub(crate) mod transform;
 mod validate;
 
 pub use event::{Event, Kept, StageEvent};
+pub use fit::fit;
 pub(crate) use init::check_init;
 pub use rehearsal::rehearse;
 pub use setup::Setup;

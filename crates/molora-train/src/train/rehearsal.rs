@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::event::Event;
-use super::setup::Setup;
+use super::setup::{Setup, lengths};
 use super::trainer::{Start, State};
 use super::validate;
 use crate::TrainError;
@@ -41,6 +41,13 @@ pub fn rehearse(
         // Another expert of the stage costs what the first one did.
         match costs.last_mut().filter(|cost| cost.stage == *name) {
             Some(cost) => {
+                if is_longest(setup, leg) {
+                    let sampler = state.progress.sampler.as_ref();
+                    let batches = batches(setup, leg, sampler.expect("a leg that trains has one"));
+                    let largest = batches.into_iter().max_by_key(|(tokens, _)| *tokens);
+                    let (_, picks) = largest.expect("a leg has a batch");
+                    state.step_on(setup, leg, &picks)?;
+                }
                 let share = leg.steps as f64 / cost.steps as f64;
                 cost.validation_seconds *= 1.0 + share;
                 cost.steps += leg.steps;
@@ -89,8 +96,28 @@ fn measure(state: &mut State, setup: &Setup<'_>, leg: &Leg) -> Result<StageCost,
     })
 }
 
+/// Whether a leg has the longest example of all legs of its stage, as the first of them.
+pub(super) fn is_longest(setup: &Setup<'_>, leg: &Leg) -> bool {
+    let longest = |leg: &Leg| lengths(setup, leg).into_iter().flatten().max();
+    let own = longest(leg);
+    let of_stage = |other: &&Leg| other.stage == leg.stage;
+    let mut before = true;
+    leg.steps > 0
+        && setup.legs.iter().filter(of_stage).all(|other| {
+            before &= other != leg;
+            match before {
+                true => longest(other) < own,
+                false => longest(other) <= own,
+            }
+        })
+}
+
 /// The batches of a leg with their sizes.
-fn batches(setup: &Setup<'_>, leg: &Leg, sampler: &Sampler) -> Vec<(usize, Vec<(usize, usize)>)> {
+pub(super) fn batches(
+    setup: &Setup<'_>,
+    leg: &Leg,
+    sampler: &Sampler,
+) -> Vec<(usize, Vec<(usize, usize)>)> {
     let mut sampler = sampler.clone();
     let is_packed = setup.recipe.data.writing.packing;
     let batch = |_| {

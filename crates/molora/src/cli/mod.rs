@@ -1,6 +1,7 @@
 //! The command line of `molora`.
 
 mod assemble;
+mod batch;
 mod chat;
 mod choice;
 mod combine;

@@ -76,6 +76,10 @@ impl Progress {
             Event::Stage(stage) if stage.total > 1 => self.show_stage(stage),
             Event::Stage(_) => {}
             Event::Download(progress) => self.downloads.show(progress),
+            Event::MicroBatch(micro) => {
+                self.finish();
+                say(&line(&micro.to_string()));
+            }
             Event::Step(record, total) => {
                 self.speed.add(record);
                 let left = self.speed.left(total - record.step);

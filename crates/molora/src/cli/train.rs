@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 
+use super::batch::BatchArgs;
 use super::choice::ScheduleChoice;
 use super::print;
 use super::progress::Progress;
@@ -24,7 +25,7 @@ pub(super) struct TrainArgs {
     recipe: Option<String>,
     /// Go on with an unfinished run, or with --steps with a finished one
     #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "data", "tasks", "out", "seed",
-        "epochs", "base_dtype", "device", "set", "force", "eval_every", "eval_limit"])]
+        "epochs", "base_dtype", "device", "set", "force", "eval_every", "eval_limit", "batch_size"])]
     resume: Option<PathBuf>,
     #[command(flatten)]
     source: SourceArgs,
@@ -45,6 +46,8 @@ pub(super) struct TrainArgs {
     /// As many steps as show E times the number of all training records; 0.5 is half of them
     #[arg(long, value_name = "E", conflicts_with = "steps")]
     epochs: Option<f64>,
+    #[command(flatten)]
+    batch: BatchArgs,
     #[command(flatten)]
     validation: ValidationArgs,
     /// Change a value of the recipe, for example adapter.bank.rank=4; may be repeated
@@ -111,6 +114,7 @@ impl TrainArgs {
         if let Some(steps) = self.steps {
             recipe.set_total_steps(steps);
         }
+        let memory = self.batch.apply(&mut recipe)?;
         self.validation.apply(&mut recipe);
         let default = || Path::new("runs").join(&recipe.name);
         let out = self.out.clone().unwrap_or_else(default);
@@ -127,6 +131,7 @@ impl TrainArgs {
             tasks: self.source.tasks.clone(),
             init: self.init.clone(),
             epochs: self.epochs,
+            memory,
             force: self.force,
             seed: self.seed,
             device: self.source.device,

@@ -153,6 +153,7 @@ impl World {
             out: self.path(out),
             init: None,
             epochs: None,
+            memory: None,
             force: false,
             seed: 0,
             device: DeviceSpec::Cpu,

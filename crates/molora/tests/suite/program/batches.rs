@@ -233,3 +233,109 @@ fn a_dry_run_tells_what_a_run_would_be_and_writes_nothing() {
         assert_eq!(entries(), before);
     }
 }
+
+/// Arguments of a short training without validation, on the encoder or on the decoder.
+fn short<'a>(model: &'a str, data: &'a str, tasks: &'a str) -> Vec<&'a str> {
+    let fixed = [
+        "train", "lora", "--model", model, "--data", data, "--tasks", tasks,
+    ];
+    let more = [
+        "--eval-every",
+        "0",
+        "--steps",
+        "3",
+        "--set",
+        "data.max_length=24",
+    ];
+    [&fixed[..], &more, &["--set", "data.writing.max_length=40"]].concat()
+}
+
+#[test]
+fn micro_batches_fit_the_memory_that_there_is() {
+    let world = super::writer::world();
+    for (model, data, task, rows) in [
+        ("model", "data", "pets", 32),
+        ("writer", "texts", "sums", 16),
+    ] {
+        let fixed = short(model, data, task);
+        let run = |out: &str, more: &[&str]| {
+            let output = world.run(&[&fixed[..], &["--out", out], more].concat());
+            let [text, errors] = [output.stdout, output.stderr];
+            let [text, errors] = [text, errors].map(|text| String::from_utf8(text).expect("UTF-8"));
+            (output.status.success(), text, errors)
+        };
+        let out = |kind: &str| format!("{model}-{kind}");
+        let (is_done, _, errors) = run(&out("plain"), &[]);
+        assert!(is_done, "{errors}");
+        let auto = ["--batch-size", "auto", "--memory", "64GiB"];
+        let (is_done, _, errors) = run(&out("auto"), &auto);
+        let chosen =
+            format!("stage joint: {rows} of {rows} rows at once (stages.0.micro_batch_size) take ");
+        assert!(is_done && errors.contains(&chosen), "{errors}");
+        let config = std::fs::read_to_string(world.path(&out("auto")).join("run.toml"));
+        let kept = format!("micro_batch_size = {rows}\n");
+        assert!(config.expect("readable").contains(&kept));
+        // The trial leaves no trace in the losses.
+        assert_eq!(
+            steps(&world.path(&out("auto"))),
+            steps(&world.path(&out("plain")))
+        );
+        // What is free is asked of the system, and a dry run says the same.
+        let (is_done, text, errors) = run(&out("dry"), &["--batch-size", "auto", "--dry-run"]);
+        assert!(
+            is_done && errors.contains(&chosen) && text.contains("peak memory: "),
+            "{errors}"
+        );
+        let (is_done, _, errors) = run(&out("none"), &["--batch-size", "auto", "--memory", "1MiB"]);
+        assert!(!is_done);
+        let line = errors.lines().last().expect("an error");
+        for words in [
+            "error: memory: 1 MiB are too little for stage joint, which takes ",
+            "stages.0.gradient_checkpointing=true",
+            "max_length below ",
+            "--base-dtype",
+        ] {
+            assert!(line.contains(words), "{words}: {line}");
+        }
+        assert!(!world.path(&out("dry")).exists() && !world.path(&out("none")).exists());
+    }
+}
+
+#[test]
+fn rows_of_a_batch_are_a_number_or_chosen() {
+    let world = World::new();
+    let fixed = short("model", "data", "pets");
+    let run = |out: &str, more: &[&str]| {
+        let output = world.run(&[&fixed[..], &["--out", out], more].concat());
+        (
+            output.status.success(),
+            String::from_utf8(output.stderr).expect("UTF-8"),
+        )
+    };
+    let (is_done, errors) = run("run", &["--batch-size", "5"]);
+    assert!(is_done, "{errors}");
+    let config = std::fs::read_to_string(world.path("run/run.toml")).expect("readable");
+    assert!(config.contains("batch_size = 5\n"), "{config}");
+    for (wrong, words) in [
+        (
+            &["--batch-size", "0"][..],
+            "expected a number of rows, or auto",
+        ),
+        (&["--memory", "1GiB"], "--batch-size"),
+        (
+            &["--batch-size", "4", "--memory", "1GiB"],
+            "goes with --batch-size auto",
+        ),
+        (
+            &["--batch-size", "auto", "--memory", "much"],
+            "invalid value",
+        ),
+        (
+            &["--batch-size", "auto", "--device", "wgpu"],
+            "memory of device wgpu is not measured",
+        ),
+    ] {
+        let (is_done, errors) = run("wrong", wrong);
+        assert!(!is_done && errors.contains(words), "{wrong:?}: {errors}");
+    }
+}

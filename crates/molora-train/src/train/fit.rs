@@ -1,0 +1,183 @@
+//! The largest micro-batch of each stage that a limit of memory has room for.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use molora_models::Backbone;
+
+use super::event::Event;
+use super::rehearsal::{batches, is_longest};
+use super::setup::Setup;
+use super::trainer::{Start, State};
+use crate::TrainError;
+use crate::data::sampler::Pick;
+use crate::error::RunProblem;
+use crate::recipe::Leg;
+use crate::report::{MicroBatch, format::thousands, peak_memory_bytes};
+
+/// Finds the largest micro-batch of each stage with which the process stays below `limit` bytes of resident
+/// memory, by steps in the folder of `setup`; the stages of `setup` say nothing about it.
+///
+/// Sizes are tried from one row on, since the peak of a process never falls: powers of two, and the whole
+/// batch. From the third on a size is only tried if the two before it, continued in a straight line, leave
+/// room for it. A size is tried on the longest rows of the stage.
+///
+/// # Errors
+/// [`RunProblem::Memory`] for a stage of which not even one row fits, [`RunProblem::PeakUnknown`] where the
+/// system does not tell the peak, and as [`train`](super::train).
+pub fn fit(
+    setup: &Setup<'_>,
+    start: Start,
+    limit: u64,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Vec<MicroBatch>, TrainError> {
+    let mut state = State::start(setup, start, on_event)?;
+    let mut found = Vec::new();
+    while let Some(leg) = setup.legs.get(state.progress.leg) {
+        if setup.until.is_some_and(|last| leg.stage > last) {
+            break;
+        }
+        if is_longest(setup, leg) {
+            let micro = largest(&mut state, setup, leg, limit)?;
+            on_event(Event::MicroBatch(&micro));
+            found.push(micro);
+        }
+        check_stop(setup)?;
+        state.leave(setup, leg, on_event)?;
+        state.enter(setup, state.progress.leg + 1, on_event)?;
+    }
+    Ok(found)
+}
+
+fn check_stop(setup: &Setup<'_>) -> Result<(), TrainError> {
+    match setup.stop.load(Ordering::SeqCst) {
+        true => Err(TrainError::Stopped),
+        false => Ok(()),
+    }
+}
+
+/// A size in rows, and the peak with it in bytes.
+type Tried = (usize, u64);
+
+fn largest(
+    state: &mut State,
+    setup: &Setup<'_>,
+    leg: &Leg,
+    limit: u64,
+) -> Result<MicroBatch, TrainError> {
+    let batch = setup.recipe.data.sampling.batch_size;
+    let picks = longest_rows(state, setup, leg);
+    let mut stages = setup.stages.to_vec();
+    let (mut before, mut last): (Option<Tried>, Option<Tried>) = (None, None);
+    let mut next = None;
+    for rows in sizes(batch) {
+        if let Some(peak) = before.zip(last).map(|tried| continued(tried, rows))
+            && peak > limit
+        {
+            next = Some((rows, peak));
+            break;
+        }
+        check_stop(setup)?;
+        stages[leg.stage].micro_batch_size = rows;
+        let trial = Setup {
+            stages: &stages,
+            ..*setup
+        };
+        // Two micro-batches, the second of them beside the gradients of the first. Packed rows hold several
+        // examples each.
+        let count = match setup.recipe.data.writing.packing {
+            true => picks.len(),
+            false => picks.len().min(2 * rows),
+        };
+        state.step_on(&trial, leg, &picks[..count])?;
+        let unknown = || TrainError::run(Path::new("memory"), RunProblem::PeakUnknown);
+        let peak = peak_memory_bytes().ok_or_else(unknown)?;
+        if peak > limit {
+            next = Some((rows, peak));
+            break;
+        }
+        before = last.replace((rows, peak));
+    }
+    let stage = &setup.stages[leg.stage];
+    let Some((rows, peak)) = last else {
+        let (_, peak) = next.expect("one row was tried");
+        return Err(too_little(setup, leg, &picks, peak, limit));
+    };
+    Ok(MicroBatch {
+        stage: stage.name.clone(),
+        number: leg.stage,
+        rows,
+        batch,
+        peak,
+        limit,
+        next,
+    })
+}
+
+/// Sizes that are tried for a batch of so many rows.
+fn sizes(batch: usize) -> impl Iterator<Item = usize> {
+    let powers = std::iter::successors(Some(1), |rows| Some(rows * 2));
+    powers.take_while(move |&rows| rows < batch).chain([batch])
+}
+
+/// The peak with so many rows, if it goes on growing as it did between two sizes.
+fn continued(((few, low), (many, high)): (Tried, Tried), rows: usize) -> u64 {
+    let slope = high.saturating_sub(low) as f64 / (many - few) as f64;
+    high + (slope * (rows - many) as f64) as u64
+}
+
+/// The examples of the batch of a leg with the longest row, the longest ones first.
+fn longest_rows(state: &State, setup: &Setup<'_>, leg: &Leg) -> Vec<Pick> {
+    let sampler = state.progress.sampler.as_ref();
+    let batches = batches(setup, leg, sampler.expect("a leg that trains has one"));
+    let largest = batches.into_iter().max_by_key(|(tokens, _)| *tokens);
+    let (_, mut picks) = largest.expect("a leg has a batch");
+    picks.sort_by_key(|&pick| std::cmp::Reverse(length(setup, leg, pick)));
+    picks
+}
+
+fn length(setup: &Setup<'_>, leg: &Leg, (place, index): Pick) -> usize {
+    setup.tasks[leg.tasks[place]].train[index].ids.len()
+}
+
+/// That not even one row of a stage fits, with what would take less.
+fn too_little(setup: &Setup<'_>, leg: &Leg, picks: &[Pick], peak: u64, limit: u64) -> TrainError {
+    let number = leg.stage;
+    let reads_two = matches!(setup.base.0, Backbone::EncoderDecoder(_));
+    let mut advice = Vec::new();
+    if !setup.stages[number].gradient_checkpointing && !reads_two {
+        advice.push(format!("stages.{number}.gradient_checkpointing=true"));
+    }
+    let longest = length(setup, leg, picks[0]);
+    advice.push(match setup.base.0.writes() {
+        true => format!("data.writing.max_length below {}", thousands(longest)),
+        false => format!("data.max_length below {}", thousands(longest)),
+    });
+    advice.push("a smaller --base-dtype (bf16, q8, q4)".into());
+    let problem = RunProblem::Memory {
+        stage: setup.stages[number].name.clone(),
+        peak,
+        limit,
+        advice: advice.join(", "),
+    };
+    TrainError::run(Path::new("memory"), problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn powers_of_two_are_tried_and_the_whole_batch() {
+        let of = |batch| sizes(batch).collect::<Vec<_>>();
+        assert_eq!(of(1), [1]);
+        assert_eq!(of(8), [1, 2, 4, 8]);
+        assert_eq!(of(12), [1, 2, 4, 8, 12]);
+    }
+
+    #[test]
+    fn a_peak_goes_on_in_a_straight_line() {
+        assert_eq!(continued(((1, 100), (2, 130)), 4), 190);
+        assert_eq!(continued(((4, 100), (8, 100)), 12), 100);
+    }
+}
