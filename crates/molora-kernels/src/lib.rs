@@ -72,7 +72,7 @@ mod tests;
 mod top_k;
 
 pub use attention::{AttentionOptions, attention, attention_with};
-pub use cross_entropy::softmax_cross_entropy;
+pub use cross_entropy::{smoothed_cross_entropy, softmax_cross_entropy};
 pub use dropout::{dropout, dropout_linear};
 pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;

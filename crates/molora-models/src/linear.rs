@@ -8,7 +8,7 @@ use molora_routing::{Guidance, RouterOutput};
 
 use crate::layers::frozen;
 use crate::peft::column_norms;
-use crate::{Adapter, BaseWeight, FirstPassStates, Pool, PooledSite};
+use crate::{Adapter, BaseWeight, EmbeddingNoise, FirstPassStates, Pool, PooledSite};
 
 /// What every site of a forward pass reads beside its input.
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub struct ForwardContext {
     pub tasks: Option<Tensor<2>>,
     /// Key of this step's dropout masks; `None` in evaluation.
     pub dropout: Option<Seed>,
+    /// Noise on the embedded tokens; `None` in evaluation.
+    pub embedding_noise: Option<EmbeddingNoise>,
     /// What tells the routers about whole sequences, besides their features.
     pub guidance: Guidance,
     /// Whether the decisions of sites' routers come with the sites' low-rank codes, from which terms
@@ -38,6 +40,7 @@ impl ForwardContext {
             mask,
             tasks: None,
             dropout: None,
+            embedding_noise: None,
             guidance: Guidance::default(),
             keeps_codes: false,
             first_pass: None,

@@ -10,12 +10,16 @@ use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values, map_row
 use crate::flex::math::{LANES, exp, join, sum};
 use crate::flex::simd::vectorised;
 
-/// The class of each row, on the host and cheap to clone.
+/// The class of each row, on the host and cheap to clone, and the share of the probability that is
+/// asked of all classes alike.
 #[derive(Debug, Clone)]
-pub(super) struct Labels(Arc<[i64]>);
+pub(super) struct Labels {
+    targets: Arc<[i64]>,
+    smoothing: f32,
+}
 
 impl Labels {
-    pub(super) fn new(targets: &Tensor<1, Int>, classes: usize) -> Self {
+    pub(super) fn new(targets: &Tensor<1, Int>, classes: usize, smoothing: f64) -> Self {
         let targets: Arc<[i64]> = targets.to_data().iter::<i64>().collect();
         for (row, &target) in targets.iter().enumerate() {
             let is_class = usize::try_from(target).is_ok_and(|target| target < classes);
@@ -24,17 +28,19 @@ impl Labels {
                 "target {target} of row {row} is not one of {classes} classes"
             );
         }
-        Self(targets)
+        let smoothing = smoothing as f32;
+        Self { targets, smoothing }
     }
 
     /// The class of `row`, unless it is ignored.
     #[inline(always)]
     fn target(&self, row: usize) -> Option<usize> {
-        usize::try_from(self.0[row]).ok()
+        usize::try_from(self.targets[row]).ok()
     }
 }
 
-/// `ln(sum(exp(row))) - row[target]` of each row, 0 without a target.
+/// `ln(sum(exp(row))) - row[target]` of each row, and with smoothing `smoothing * (row[target] -
+/// mean(row))` more; 0 without a target.
 pub(super) fn forward(logits: FlexTensor, labels: &Labels) -> FlexTensor {
     let logits = contiguous(logits);
     let shape = logits.layout().shape();
@@ -42,6 +48,7 @@ pub(super) fn forward(logits: FlexTensor, labels: &Labels) -> FlexTensor {
     let logits = elements(&logits);
     let mut losses = vec![0.0; rows];
     let per_task = task_elements(classes) / classes;
+    let smoothing = labels.smoothing;
     let tasks = losses.par_chunks_mut(per_task).enumerate();
     tasks.for_each(|(task, losses)| {
         let first = task * per_task;
@@ -51,7 +58,12 @@ pub(super) fn forward(logits: FlexTensor, labels: &Labels) -> FlexTensor {
             || {
                 for (row, loss) in losses.iter_mut().enumerate() {
                     if let Some(target) = labels.target(first + row) {
-                        *loss = loss_of(&logits[row * classes..][..classes], target);
+                        let logits = &logits[row * classes..][..classes];
+                        *loss = loss_of(logits, target);
+                        // Not times zero: a class of minus infinity would make that NaN.
+                        if smoothing > 0.0 {
+                            *loss += smoothing * above_mean(logits, target);
+                        }
                     }
                 }
             },
@@ -67,7 +79,14 @@ fn loss_of(row: &[f32], target: usize) -> f32 {
     total.ln() + (largest - row[target])
 }
 
-/// `(softmax(row) - onehot(target)) * grad` of each row, zeros without a target. In the memory of
+/// `row[target] - mean(row)`.
+#[inline(always)]
+fn above_mean(row: &[f32], target: usize) -> f32 {
+    let own = row[target];
+    sum(row, row, |value, _| own - value) / row.len() as f32
+}
+
+/// `(softmax(row) - (1 - smoothing) * onehot(target) - smoothing / classes) * grad` of each row, zeros without a target. In the memory of
 /// the logits if nobody else holds them.
 pub(super) fn backward(logits: FlexTensor, labels: &Labels, grad: FlexTensor) -> FlexTensor {
     let classes = logits.layout().shape()[1];
@@ -80,7 +99,9 @@ pub(super) fn backward(logits: FlexTensor, labels: &Labels, grad: FlexTensor) ->
             || {
                 for (index, row) in rows.chunks_exact_mut(classes).enumerate() {
                     match labels.target(first + index) {
-                        Some(target) => gradient_of(row, target, grad[first + index]),
+                        Some(target) => {
+                            gradient_of(row, target, grad[first + index], labels.smoothing);
+                        }
                         None => row.fill(0.0),
                     }
                 }
@@ -90,7 +111,7 @@ pub(super) fn backward(logits: FlexTensor, labels: &Labels, grad: FlexTensor) ->
 }
 
 #[inline(always)]
-fn gradient_of(row: &mut [f32], target: usize, grad: f32) {
+fn gradient_of(row: &mut [f32], target: usize, grad: f32, smoothing: f32) {
     let largest = largest_of(row);
     for value in row.iter_mut() {
         *value = exp(*value - largest);
@@ -103,6 +124,13 @@ fn gradient_of(row: &mut [f32], target: usize, grad: f32) {
         *value *= factor;
     }
     row[target] = -others * factor;
+    if smoothing > 0.0 {
+        let each = smoothing * grad / row.len() as f32;
+        for value in row.iter_mut() {
+            *value -= each;
+        }
+        row[target] += smoothing * grad;
+    }
 }
 
 /// The largest number; NaN is passed over, and comes back with the exponentials.

@@ -28,15 +28,38 @@ use self::backend::CrossEntropyOps;
 /// # Panics
 /// If `targets` has another length than `logits` has rows, or a target is not a class.
 pub fn softmax_cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    smoothed_cross_entropy(logits, targets, 0.0)
+}
+
+/// Computes [`softmax_cross_entropy`] with label smoothing: `(1 - s) * -log p[target] + s * mean_c -log p[c]`
+/// for `p = softmax(logits)` and `s = smoothing`, as PyTorch's `CrossEntropyLoss(label_smoothing=s)`.
+///
+/// The gradient is `(p - (1 - s) * onehot(target) - s / classes) * upstream`. Szegedy et al.,
+/// arXiv:1512.00567, section 7.
+///
+/// # Shapes
+/// As [`softmax_cross_entropy`].
+///
+/// # Panics
+/// As [`softmax_cross_entropy`], or if `smoothing` is not in `[0, 1)`.
+pub fn smoothed_cross_entropy(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    smoothing: f64,
+) -> Tensor<1> {
     let [rows, _] = logits.dims();
     assert_eq!(targets.dims(), [rows], "one target per row");
+    assert!(
+        (0.0..1.0).contains(&smoothing),
+        "label smoothing {smoothing} is not in [0, 1)"
+    );
     #[cfg(feature = "flex")]
     if crate::flex::takes(&logits) {
-        let labels = flex::Labels::new(&targets, logits.dims()[1]);
+        let labels = flex::Labels::new(&targets, logits.dims()[1], smoothing);
         let logits = logits.into_dispatch();
         return Tensor::from_dispatch(Dispatch::fast_cross_entropy(logits, labels));
     }
-    portable::softmax_cross_entropy(logits, targets)
+    portable::smoothed_cross_entropy(logits, targets, smoothing)
 }
 
 #[cfg(test)]
@@ -49,14 +72,32 @@ pub(crate) mod tests {
     use super::*;
     use crate::testing::{Case, Oracle};
 
-    pub(crate) const CASES: &[Case] = &[Case {
-        name: "softmax_cross_entropy",
-        others: |_| vec![],
-        fast: |t| of_scores(softmax_cross_entropy, &t[0]),
-        plain: Some(|t| of_scores(portable::softmax_cross_entropy, &t[0])),
-        is_row_wise: true,
-        tiny: None,
-    }];
+    pub(crate) const CASES: &[Case] = &[
+        Case {
+            name: "softmax_cross_entropy",
+            others: |_| vec![],
+            fast: |t| of_scores(softmax_cross_entropy, &t[0]),
+            plain: Some(|t| of_scores(portable::softmax_cross_entropy, &t[0])),
+            is_row_wise: true,
+            tiny: None,
+        },
+        Case {
+            name: "smoothed_cross_entropy",
+            others: |_| vec![],
+            fast: |t| of_scores(smoothed, &t[0]),
+            plain: Some(|t| of_scores(smoothed_portable, &t[0])),
+            is_row_wise: true,
+            tiny: None,
+        },
+    ];
+
+    fn smoothed(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+        smoothed_cross_entropy(logits, targets, 0.1)
+    }
+
+    fn smoothed_portable(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+        portable::smoothed_cross_entropy(logits, targets, 0.1)
+    }
 
     /// The losses of large logits, for one class after the other.
     fn of_scores(run: fn(Tensor<2>, Tensor<1, Int>) -> Tensor<1>, scores: &Tensor<2>) -> Tensor<2> {
@@ -78,6 +119,32 @@ pub(crate) mod tests {
         let upstream = Tensor::<1>::from_floats([1.0, 2.0], &device);
         let grad = logits.grad(&(loss * upstream).sum().backward()).unwrap();
         assert_close(grad, [[0.25, -0.25], [1.5, -1.5]], 1e-6, "gradient");
+    }
+
+    /// `-0.8 ln(1/4) - 0.1 (ln(1/4) + ln(3/4))` and the same for a target of 3/4, with the gradient of
+    /// the equation.
+    #[test]
+    fn a_smoothed_target_is_known_and_so_is_its_gradient() {
+        let device = device().autodiff();
+        for run in [smoothed_cross_entropy, portable::smoothed_cross_entropy] {
+            let logits = [[0.0, 1.098_612_3], [0.0, 1.098_612_3], [5.0, 1.0]];
+            let logits = Tensor::<2>::from_floats(logits, &device).require_grad();
+            let targets = Tensor::<1, Int>::from_ints([0, 1, -1], &device);
+            let loss = run(logits.clone(), targets, 0.2);
+            assert_close(&loss, [1.276_433_1, 0.397_543_3, 0.0], 1e-6, "loss");
+            let upstream = Tensor::<1>::from_floats([1.0, 2.0, 1.0], &device);
+            let grad = logits.grad(&(loss * upstream).sum().backward()).unwrap();
+            // Of the first row 1/4 - 0.8 - 0.1 and 3/4 - 0.1.
+            let expected = [[-0.65, 0.65], [0.3, -0.3], [0.0, 0.0]];
+            assert_close(grad, expected, 1e-6, "gradient");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "label smoothing 1 is not in [0, 1)")]
+    fn smoothing_leaves_something_of_the_target() {
+        let targets = Tensor::<1, Int>::from_ints([0], &device());
+        smoothed_cross_entropy(Tensor::ones([1, 2], &device()), targets, 1.0);
     }
 
     #[test]
@@ -150,7 +217,9 @@ pub(crate) mod tests {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
         #[test]
-        fn equals_the_portable_definition(rows in 1usize..70, classes in 1usize..700, seed: u64) {
+        fn equals_the_portable_definition(
+            rows in 1usize..70, classes in 1usize..700, is_smoothed: bool, seed: u64,
+        ) {
             let mut oracle = Oracle::new(seed);
             let logits = oracle.tensor([rows, classes], 5.0, true);
             // Every seventh row or so is ignored.
@@ -164,7 +233,11 @@ pub(crate) mod tests {
                     run(logits, targets).reshape([rows, 1])
                 }
             };
-            oracle.check(&[logits], loss(softmax_cross_entropy), loss(portable::softmax_cross_entropy));
+            let [fast, plain] = match is_smoothed {
+                true => [smoothed, smoothed_portable],
+                false => [softmax_cross_entropy, portable::softmax_cross_entropy],
+            };
+            oracle.check(&[logits], loss(fast), loss(plain));
         }
     }
 }

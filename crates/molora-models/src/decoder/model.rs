@@ -14,7 +14,7 @@ use super::rope::Rope;
 use crate::base_dtype::wide;
 use crate::layers::Norm;
 use crate::scope::vote;
-use crate::{ForwardContext, LayerRouter, ModelPart, Observation, RouteTrace};
+use crate::{EmbeddingNoise, ForwardContext, LayerRouter, ModelPart, Observation, RouteTrace};
 
 /// A padded batch of token sequences.
 #[derive(Debug, Clone)]
@@ -120,7 +120,11 @@ impl Decoder {
     pub fn forward(&self, input: &DecoderInput, context: &ForwardContext) -> DecoderOutput {
         let positions = positions(&input.mask, input);
         let mut pass = self.pass(input, input.mask.clone(), &positions, context);
-        let hidden = self.run(self.embed(input, positions), None, &mut pass);
+        let hidden = self.run(
+            self.embed(input, positions, context.embedding_noise),
+            None,
+            &mut pass,
+        );
         DecoderOutput {
             hidden,
             routes: pass.routes,
@@ -135,7 +139,11 @@ impl Decoder {
         let positions = positions(&input.mask, input);
         let mut pass = self.pass(input, input.mask.clone(), &positions, context);
         pass.observed = Some(Vec::new());
-        self.run(self.embed(input, positions), None, &mut pass);
+        self.run(
+            self.embed(input, positions, context.embedding_noise),
+            None,
+            &mut pass,
+        );
         pass.observed.unwrap_or_default()
     }
 
@@ -157,7 +165,11 @@ impl Decoder {
         let mut pass = self.pass(input, mask, &positions, context);
         pass.kept = Some(&mut cache.decisions);
         let caches = Some((&mut cache.layers, &mut cache.first_pass));
-        let hidden = self.run(self.embed(input, positions), caches, &mut pass);
+        let hidden = self.run(
+            self.embed(input, positions, context.embedding_noise),
+            caches,
+            &mut pass,
+        );
         DecoderOutput {
             hidden,
             routes: pass.routes,
@@ -199,8 +211,13 @@ impl Decoder {
         pass
     }
 
-    fn embed(&self, input: &DecoderInput, positions: Tensor<2, Int>) -> Tensor<3> {
-        let hidden = rows(&self.tokens, &input.ids);
+    fn embed(
+        &self,
+        input: &DecoderInput,
+        positions: Tensor<2, Int>,
+        noise: Option<EmbeddingNoise>,
+    ) -> Tensor<3> {
+        let hidden = embedded(&self.tokens, input, noise);
         match &self.positions {
             Some(table) => hidden + rows(table, &positions),
             None => hidden,
@@ -261,7 +278,7 @@ impl Decoder {
     ) -> (Tensor<3>, Pass<'static>) {
         let positions = positions(&input.mask, input);
         let mut pass = self.pass(input, input.mask.clone(), &positions, context);
-        let hidden = self.embed(input, positions);
+        let hidden = self.embed(input, positions, context.embedding_noise);
         self.first_pass(&hidden, None, &mut pass);
         self.vote(&hidden, &mut pass);
         (hidden, pass)
@@ -364,10 +381,23 @@ pub(crate) fn scores(hidden: Tensor<3>, table: &Param<Tensor<2>>) -> Tensor<3> {
 }
 
 /// Rows of a table, `[B, T, D]`.
-pub(crate) fn rows(table: &Param<Tensor<2>>, ids: &Tensor<2, Int>) -> Tensor<3> {
+fn rows(table: &Param<Tensor<2>>, ids: &Tensor<2, Int>) -> Tensor<3> {
     let ([batch, tokens], width) = (ids.dims(), table.dims()[1]);
     let ids = ids.clone().reshape([batch * tokens]);
     wide(table.val().select(0, ids)).reshape([batch, tokens, width])
+}
+
+/// The rows of a table for the tokens of an input, with the noise of training, `[B, T, D]`.
+pub(crate) fn embedded(
+    table: &Param<Tensor<2>>,
+    input: &DecoderInput,
+    noise: Option<EmbeddingNoise>,
+) -> Tensor<3> {
+    let hidden = rows(table, &input.ids);
+    match noise {
+        Some(noise) => noise.add(hidden, &input.mask, input.segments.as_ref()),
+        None => hidden,
+    }
 }
 
 /// Positions `[B, T]` of the tokens of the input: how many real tokens are in front of each, in its

@@ -12,8 +12,8 @@ use crate::layers::Activation;
 use crate::observe::{Observation, observation};
 use crate::scope::{Decides, decide, decide_feed_forward, vote};
 use crate::{
-    Adaptable, AdapterSpec, ForwardContext, LayerNorm, LayerRouter, MoLoraLinear, ModelError,
-    ModelPart, PooledSite, RouteTrace,
+    Adaptable, AdapterSpec, EmbeddingNoise, ForwardContext, LayerNorm, LayerRouter, MoLoraLinear,
+    ModelError, ModelPart, PooledSite, RouteTrace,
 };
 
 /// A padded batch of token sequences.
@@ -110,7 +110,7 @@ impl Bert {
         input: &EncoderInput,
         context: &ForwardContext,
     ) -> (Tensor<3>, ForwardContext) {
-        let hidden = self.embeddings.forward(input);
+        let hidden = self.embeddings.forward(input, context.embedding_noise);
         let mut context = context.clone();
         if let Some(first) = self.part.as_ref().and_then(ModelPart::first_pass) {
             let weight = first.scaling_pass_value();
@@ -308,7 +308,7 @@ impl Adaptable for Bert {
 }
 
 impl Embeddings {
-    fn forward(&self, input: &EncoderInput) -> Tensor<3> {
+    fn forward(&self, input: &EncoderInput, noise: Option<EmbeddingNoise>) -> Tensor<3> {
         let [batch, tokens] = input.ids.dims();
         let width = self.word.dims()[1];
         let rows = |table: &Param<Tensor<2>>, ids: &Tensor<2, Int>| {
@@ -320,7 +320,11 @@ impl Embeddings {
             .val()
             .slice([0..tokens, 0..width])
             .unsqueeze::<3>();
-        let sum = rows(&self.word, &input.ids) + rows(&self.token_type, &input.type_ids) + position;
+        let mut words = rows(&self.word, &input.ids);
+        if let Some(noise) = noise {
+            words = noise.add(words, &input.mask, None);
+        }
+        let sum = words + rows(&self.token_type, &input.type_ids) + position;
         self.norm.forward(sum)
     }
 }

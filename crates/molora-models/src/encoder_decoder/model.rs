@@ -9,11 +9,13 @@ use molora_kernels::AttentionOptions;
 use super::bias::RelativeBias;
 use crate::decoder::{
     Attention, FeedForward, GenerateError, GenerateOptions, Generated, KvCache, Pass, Watcher,
-    check_prompts, one_token_rows, rows, scores, with_mask, write_on,
+    check_prompts, embedded, one_token_rows, scores, with_mask, write_on,
 };
 use crate::layers::RmsNorm;
 use crate::observe::Observation;
-use crate::{DecoderInput, DecoderOutput, ForwardContext, LayerRouter, ModelPart, RouteTrace};
+use crate::{
+    DecoderInput, DecoderOutput, EmbeddingNoise, ForwardContext, LayerRouter, ModelPart, RouteTrace,
+};
 
 /// A layer: each part reads its normalised input and is added to it.
 #[derive(Module, Debug)]
@@ -104,7 +106,7 @@ impl T5 {
         context.pool = self.part.as_ref().and_then(ModelPart::pool).cloned();
         let mut pass = Pass::new(context, attention);
         pass.observed = observed;
-        let mut hidden = rows(&self.tokens, &source.ids);
+        let mut hidden = embedded(&self.tokens, source, pass.context.embedding_noise);
         for block in &self.encoder.blocks {
             hidden = block.read(hidden, &mut pass);
             hidden = block.think(hidden, self.part.as_ref(), &mut pass);
@@ -180,7 +182,11 @@ impl T5 {
         let mut pass = Pass::new(context, attention);
         pass.observed = observed;
         pass.kept = Some(&mut cache.decisions);
-        let mut hidden = rows(&self.tokens, &target.ids);
+        let noise = pass.context.embedding_noise.map(|noise| EmbeddingNoise {
+            seed: noise.seed.child("target"),
+            ..noise
+        });
+        let mut hidden = embedded(&self.tokens, target, noise);
         let layers = self.decoder.blocks.iter().zip(&mut cache.layers);
         for ((block, cache), memory) in layers.zip(&encoded.memory) {
             let normed = block.attention_norm.forward(hidden.clone());

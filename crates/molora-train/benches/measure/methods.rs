@@ -73,7 +73,7 @@ fn measure(recipe: &Recipe, world: &World) -> Result<Measured> {
     };
     let heads = (0..TASKS).map(head).collect();
     let mut model = with_stable_ids(stage.apply(TaskModel { backbone, heads }));
-    let mut optimizer = stage.optimizer.init();
+    let mut optimizer = stage.optimizer.init(&model);
     let objective = stage.objective(&recipe.objective);
     let objective = objective.map(|objective| objective.for_tasks(&tasks));
     let objective = objective

@@ -117,7 +117,7 @@ impl Case {
         };
         let heads = (0..TASKS).map(head).collect();
         let mut model = with_stable_ids(stage.apply(TaskModel { backbone, heads }));
-        let mut optimizer = stage.optimizer.init();
+        let mut optimizer = stage.optimizer.init(&model);
         let (batch, mut number) = (batch(self.rows, self.tokens), 0);
         let measured = time(world.effort, &world.device, || {
             let step = Step {

@@ -223,7 +223,7 @@ impl<'a> Asked<'a> {
             return scores;
         }
         let states = self.states(candidates);
-        let losses = host(token_losses(self.model, states, &answers));
+        let losses = host(token_losses(self.model, states, &answers, 0.0));
         for (answer, loss) in answers.iter().zip(losses) {
             scores[answer.row] -= loss;
         }

@@ -60,7 +60,7 @@ impl Pass<'_> {
             self.routing.add(&self.task.name, &output.routes);
             let states = output.written.expect("a model that writes");
             let answers = batch.answers();
-            let losses = host(token_losses(self.model, states, &answers));
+            let losses = host(token_losses(self.model, states, &answers, 0.0));
             for (answer, &loss) in answers.iter().zip(&losses) {
                 self.check_finite(rows[answer.row], "log-probability of an answer", [loss])?;
             }

@@ -12,17 +12,19 @@ const LOGIT_ROWS: usize = 1024;
 ///
 /// Of a class it is the cross-entropy of the head's logits, of a number the squared error, of a text
 /// the mean of `-log p(token)` over the tokens of its answers, or their sum by the batch's own weight.
+/// `smoothing` is that of labels, of classes and of tokens.
 pub(crate) fn task_losses(
     model: &TaskModel,
     input: &TextInput,
     output: TextOutput,
     batch: &Batch,
+    smoothing: f64,
 ) -> Vec<(usize, Tensor<1>)> {
     let mut losses = Vec::new();
     let answers = batch.answers();
     if !answers.is_empty() {
         let written = output.written.expect("a model that writes");
-        losses = written_losses(model, written, batch, &answers);
+        losses = written_losses(model, written, batch, &answers, smoothing);
     }
     let told: Vec<_> = batch
         .rows_by_task()
@@ -38,7 +40,7 @@ pub(crate) fn task_losses(
             true => pooled.clone(),
             false => pooled.clone().select(0, places(&rows, &pooled.device())),
         };
-        let of_task = told_losses(model, task, of_task, batch, &rows);
+        let of_task = told_losses(model, task, of_task, batch, &rows, smoothing);
         losses.push((task, of_task.sum()));
     }
     losses
@@ -56,6 +58,7 @@ fn told_losses(
     pooled: Tensor<2>,
     batch: &Batch,
     rows: &[usize],
+    smoothing: f64,
 ) -> Tensor<1> {
     let device = pooled.device();
     let head = model.heads[task]
@@ -81,10 +84,10 @@ fn told_losses(
             _ => None,
         })
         .collect();
-    molora_kernels::softmax_cross_entropy(logits, places(&classes, &device))
+    molora_kernels::smoothed_cross_entropy(logits, places(&classes, &device), smoothing)
 }
 
-/// The loss of each row of a batch of one task `[B]`, as [`task_losses`] sums them up.
+/// The loss of each row of a batch of one task `[B]`, as [`task_losses`] sums them up without smoothing.
 pub(crate) fn row_losses(
     model: &TaskModel,
     input: &TextInput,
@@ -95,11 +98,11 @@ pub(crate) fn row_losses(
     if answers.is_empty() {
         let pooled = model.pool(output.hidden, &input.mask);
         let rows: Vec<usize> = (0..batch.rows).collect();
-        return told_losses(model, batch.task_ids[0], pooled, batch, &rows);
+        return told_losses(model, batch.task_ids[0], pooled, batch, &rows, 0.0);
     }
     let written = output.written.expect("a model that writes");
     let device = written.device();
-    let losses = token_losses(model, written, &answers);
+    let losses = token_losses(model, written, &answers, 0.0);
     // A row for each text with the shares of its tokens.
     let mut shares = vec![0.0; batch.rows * answers.len()];
     for (place, answer) in answers.iter().enumerate() {
@@ -116,9 +119,10 @@ fn written_losses(
     written: Tensor<3>,
     batch: &Batch,
     answers: &[AnswerToken],
+    smoothing: f64,
 ) -> Vec<(usize, Tensor<1>)> {
     let device = written.device();
-    let losses = token_losses(model, written, answers);
+    let losses = token_losses(model, written, answers, smoothing);
     let weights: Vec<f32> = answers.iter().map(|answer| answer.weight).collect();
     let weights = TensorData::new(weights, [answers.len()]);
     let losses = losses * Tensor::<1>::from_data(weights, &device);
@@ -138,11 +142,13 @@ fn written_losses(
     by_task.into_iter().map(sum).collect()
 }
 
-/// `-log p(token)` of each answer token, `[N]`. The head is computed where it is asked only.
+/// `-log p(token)` of each answer token, `[N]`, or its cross-entropy with a smoothed label. The head is
+/// computed where it is asked only.
 pub(crate) fn token_losses(
     model: &TaskModel,
     written: Tensor<3>,
     answers: &[AnswerToken],
+    smoothing: f64,
 ) -> Tensor<1> {
     let ([batch, tokens, width], device) = (written.dims(), written.device());
     let hidden = written.reshape([batch * tokens, width]);
@@ -154,7 +160,7 @@ pub(crate) fn token_losses(
         let hidden = hidden.clone().select(0, places(&rows, &device));
         let logits = model.logits(hidden).expect("a model that writes");
         let targets: Vec<usize> = answers.iter().map(|answer| answer.token as usize).collect();
-        molora_kernels::softmax_cross_entropy(logits, places(&targets, &device))
+        molora_kernels::smoothed_cross_entropy(logits, places(&targets, &device), smoothing)
     });
     Tensor::cat(losses.collect(), 0)
 }

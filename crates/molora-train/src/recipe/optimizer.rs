@@ -27,7 +27,7 @@ pub struct OptimizerConfig {
     pub beta_2: f32,
     /// Added to the root of the second moment.
     pub epsilon: f32,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay of every kind of parameter that is not in `weight_decays`.
     pub weight_decay: f32,
     /// Gradients are scaled down so that their global norm does not exceed this; 0 for no limit.
     pub clip_norm: f64,
@@ -37,6 +37,12 @@ pub struct OptimizerConfig {
     /// arXiv:2402.12354, section 4, where 16 is a good start and the rate of `A` is lowered.
     #[serde(skip_serializing_if = "is_one")]
     pub up_rate_ratio: f64,
+    /// Decoupled weight decay by kind of parameter.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub weight_decays: BTreeMap<ParameterKind, f32>,
+    /// That of up-projections `B`, where it is not the adapters'.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub up_weight_decay: Option<f32>,
 }
 
 fn is_one(value: &f64) -> bool {
@@ -54,6 +60,8 @@ impl Default for OptimizerConfig {
             clip_norm: 1.0,
             learning_rates: BTreeMap::from([(ParameterKind::Heads, 1e-2)]),
             up_rate_ratio: 1.0,
+            weight_decays: BTreeMap::new(),
+            up_weight_decay: None,
         }
     }
 }
@@ -96,13 +104,17 @@ impl OptimizerConfig {
             positive(self.epsilon.into()),
             "above 0",
         );
-        let decay = f64::from(self.weight_decay);
-        check(
-            "weight_decay",
-            decay,
-            decay.is_finite() && decay >= 0.0,
-            "at least 0",
-        );
+        let mut check_decay = |field: &str, decay: f32| {
+            let is_ok = decay.is_finite() && decay >= 0.0;
+            check(field, decay.into(), is_ok, "at least 0");
+        };
+        check_decay("weight_decay", self.weight_decay);
+        for (kind, &decay) in &self.weight_decays {
+            check_decay(&format!("weight_decays.{kind:?}").to_lowercase(), decay);
+        }
+        if let Some(decay) = self.up_weight_decay {
+            check_decay("up_weight_decay", decay);
+        }
         let clip = self.clip_norm;
         check(
             "clip_norm",
@@ -110,17 +122,39 @@ impl OptimizerConfig {
             clip.is_finite() && clip >= 0.0,
             "at least 0",
         );
+        for kind in [ParameterKind::Base, ParameterKind::Frozen] {
+            if self.weight_decays.contains_key(&kind) {
+                let name = format!("weight_decays.{kind:?}").to_lowercase();
+                problems.push(format!("{name} is of parameters that never train"));
+            }
+        }
         problems
     }
 
-    /// An optimizer without state.
-    pub fn init(&self) -> ModuleOptimizer {
-        AdamWConfig::new()
-            .with_beta_1(self.beta_1)
-            .with_beta_2(self.beta_2)
-            .with_epsilon(self.epsilon)
-            .with_weight_decay(self.weight_decay)
-            .init()
+    /// An optimizer without state for the parameters of a model.
+    pub fn init(&self, model: &TaskModel) -> ModuleOptimizer {
+        let with_decay = |decay: f32| {
+            AdamWConfig::new()
+                .with_beta_1(self.beta_1)
+                .with_beta_2(self.beta_2)
+                .with_epsilon(self.epsilon)
+                .with_weight_decay(decay)
+        };
+        let mut optimizer = with_decay(self.weight_decay).init();
+        if !self.weight_decays.is_empty() {
+            let ids = ids_by_kind(model);
+            for (kind, &decay) in &self.weight_decays {
+                let group = ids.get(kind).into_iter().flatten().copied();
+                let group = ParamGroup::from_ids(group.collect::<Vec<_>>());
+                optimizer = optimizer.with_group(group, with_decay(decay).build(), None);
+            }
+        }
+        // The last group that a parameter is in has it.
+        if let Some(decay) = self.up_weight_decay {
+            let up = ParamGroup::from_ids(model.up_projections().into_iter().collect::<Vec<_>>());
+            optimizer = optimizer.with_group(up, with_decay(decay).build(), None);
+        }
+        optimizer
     }
 
     /// The learning rates of one step, every peak times `factor`.
@@ -319,10 +353,17 @@ mod tests {
         let config = OptimizerConfig {
             learning_rate: 0.0,
             beta_2: 1.0,
+            weight_decays: [(ParameterKind::Routers, -1.0), (ParameterKind::Base, 0.1)].into(),
+            up_weight_decay: Some(f32::NAN),
             ..Default::default()
         };
         let problems = config.problems();
-        assert_eq!(problems.len(), 2);
+        let expected = [
+            "weight_decays.routers is -1, expected at least 0",
+            "up_weight_decay is NaN, expected at least 0",
+            "weight_decays.base is of parameters that never train",
+        ];
+        assert_eq!(problems[2..], expected);
         assert!(
             problems[0].starts_with("learning_rate is 0"),
             "{problems:?}"

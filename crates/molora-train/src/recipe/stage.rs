@@ -102,6 +102,15 @@ pub struct StageConfig {
     /// the memory of one layer for one forward pass more. An encoder-decoder goes without.
     #[serde(skip_serializing_if = "is_default")]
     pub gradient_checkpointing: bool,
+    /// Label smoothing, of classes that a head tells and of tokens that are written: the share of the
+    /// probability that is asked of all classes alike, as in PyTorch's `CrossEntropyLoss`. Scores on the
+    /// validation and test splits know nothing of it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub label_smoothing: f64,
+    /// NEFTune's alpha: noise on the embedded tokens while the stage trains, see
+    /// [`molora_models::EmbeddingNoise`]; 0 for none.
+    #[serde(skip_serializing_if = "is_default")]
+    pub neftune_alpha: f64,
     /// Auxiliary terms in place of the recipe's; experts that train alone have none without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub objective: Option<ObjectiveConfig>,
@@ -128,6 +137,8 @@ impl StageConfig {
             trainable: trainable.to_vec(),
             micro_batch_size: 0,
             gradient_checkpointing: false,
+            label_smoothing: 0.0,
+            neftune_alpha: 0.0,
             objective: None,
             optimizer: OptimizerConfig::default(),
             schedule: ScheduleConfig::default(),
@@ -183,6 +194,12 @@ impl StageConfig {
         if self.routing != Routing::Router {
             problems.push("transform computes no gradient: expected no routing".into());
         }
+        if self.label_smoothing != 0.0 || self.neftune_alpha != 0.0 {
+            let keys = "label_smoothing and neftune_alpha";
+            problems.push(format!(
+                "transform computes no gradient: expected no {keys}"
+            ));
+        }
         if let Transform::Cluster(config) = transform {
             let at = |problem| format!("transform.cluster.{problem}");
             problems.extend(config.problems().into_iter().map(at));
@@ -234,6 +251,16 @@ impl StageConfig {
         if self.routing != Routing::Router && self.scope != Scope::Mixture {
             problems.push("routing = \"label\" or \"random\" needs scope = \"mixture\"".into());
         }
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            let found = self.label_smoothing;
+            problems.push(format!(
+                "label_smoothing is {found}, expected at least 0 and less than 1"
+            ));
+        }
+        if !(self.neftune_alpha.is_finite() && self.neftune_alpha >= 0.0) {
+            let found = self.neftune_alpha;
+            problems.push(format!("neftune_alpha is {found}, expected at least 0"));
+        }
         if !(0.0..1.0).contains(&self.schedule.warmup) {
             let warmup = self.schedule.warmup;
             problems.push(format!(
@@ -279,6 +306,20 @@ mod tests {
         let mut transform = StageConfig::transform("assemble", Transform::Assemble);
         transform.routing = Routing::Random;
         assert!(transform.problems()[0].contains("expected no routing"));
+    }
+
+    #[test]
+    fn smoothing_and_noise_out_of_range_are_named() {
+        let mut stage = StageConfig::joint(3);
+        (stage.label_smoothing, stage.neftune_alpha) = (1.0, f64::NAN);
+        let expected = [
+            "label_smoothing is 1, expected at least 0 and less than 1",
+            "neftune_alpha is NaN, expected at least 0",
+        ];
+        assert_eq!(stage.problems(), expected);
+        let mut transform = StageConfig::transform("assemble", Transform::Assemble);
+        transform.label_smoothing = 0.1;
+        assert!(transform.problems()[0].contains("expected no label_smoothing"));
     }
 
     #[test]

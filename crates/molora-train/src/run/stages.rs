@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::base::base_model;
 use crate::base::files::sync;
-use crate::data::{DataError, Task};
+use crate::data::{DataError, Task, TaskKind};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::check_instructions;
 use crate::recipe::{Recipe, legs};
@@ -87,6 +87,7 @@ pub(crate) fn check_tasks(recipe: &Recipe, tasks: &[Task]) -> Result<(), TrainEr
         check_name(recipe_file, "name of a stage", &stage.name)?;
     }
     recipe.for_tasks(&names)?;
+    check_smoothing(recipe, tasks)?;
     legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
     if let Some(encoder) = recipe.text_encoder() {
         base_model::check(encoder)?;
@@ -96,6 +97,32 @@ pub(crate) fn check_tasks(recipe: &Recipe, tasks: &[Task]) -> Result<(), TrainEr
     }
     let tasks = tasks.iter().map(|task| &task.meta);
     check_instructions(tasks.map(|meta| (&meta.name, &meta.instruction)))
+}
+
+/// Labels of numbers cannot be smoothed: a stage that has nothing else is asked for nothing.
+fn check_smoothing(recipe: &Recipe, tasks: &[Task]) -> Result<(), TrainError> {
+    let mut problems = Vec::new();
+    for (field, stages) in [("stages", &recipe.stages), ("growth", &recipe.growth)] {
+        for (index, stage) in stages.iter().enumerate() {
+            let mut own = tasks
+                .iter()
+                .filter(|task| stage.tasks.is_empty() || stage.tasks.contains(&task.meta.name));
+            let smoothing = stage.label_smoothing;
+            if smoothing > 0.0 && own.all(|task| task.meta.kind == TaskKind::Regression) {
+                problems.push(format!(
+                    "{field}.{index}.label_smoothing is {smoothing}, but its tasks tell numbers, which \
+                     have no labels"
+                ));
+            }
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(TrainError::Recipe {
+            name: recipe.name.clone(),
+            problems,
+        }),
+    }
 }
 
 /// Takes a run back to the beginning of a stage that trains.

@@ -56,7 +56,7 @@ impl State {
             self.take_from_pool(setup, leg, &spec)?;
         }
         self.model = with_stable_ids(stage.apply(self.model.clone()));
-        self.optimizer = stage.optimizer.init();
+        self.optimizer = stage.optimizer.init(&self.model);
         let config = setup.recipe.data.sampling.clone();
         let seed = leg_seed(setup, leg, "sampler").value();
         self.progress.sampler = Some(Sampler::new(config, &lengths(setup, leg), seed)?);

@@ -21,7 +21,7 @@ pub(crate) type Measured = (
     Vec<RouteTrace>,
 );
 
-/// The part of a micro-batch in its step.
+/// The part of a micro-batch in its step, and how its losses are taken.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Part<'a> {
     /// Examples of the whole batch, by which task losses are divided.
@@ -30,6 +30,8 @@ pub(crate) struct Part<'a> {
     pub(crate) tokens: f64,
     /// What the loss of each task is multiplied by, by task number; none where all count alike.
     pub(crate) weights: &'a [f64],
+    /// Smoothing of the labels.
+    pub(crate) smoothing: f64,
 }
 
 /// Adds the gradients of a micro-batch to `accumulator`.
@@ -57,7 +59,8 @@ pub(crate) fn backward(
     });
 
     let top = leaf(hidden);
-    let tasks = task_losses(model, input, model.end(top.clone()), batch);
+    let end = model.end(top.clone());
+    let tasks = task_losses(model, input, end, batch, part.smoothing);
     let mut total = sum_of(&tasks, part.examples, part.weights, &top.device());
     if let Some(extra) = auxiliary.of_weights(model) {
         total = total + extra.mul_scalar(part.tokens);

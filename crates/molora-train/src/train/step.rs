@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
-use molora_models::{AdapterSpec, TaskModel};
+use molora_models::{AdapterSpec, EmbeddingNoise, TaskModel};
 use molora_regularize::ObjectiveConfig;
 use molora_routing::Guidance;
 
@@ -54,7 +54,7 @@ pub struct Step<'a> {
     pub rate_factor: f64,
     /// What the loss of each task is multiplied by, by task number; none where all count alike.
     pub task_weights: &'a [f64],
-    /// Key of the step's dropout masks.
+    /// Key of the step's dropout masks, and of the noise on its embedded tokens.
     pub dropout: Seed,
     /// The device, with autodiff.
     pub device: &'a Device,
@@ -81,10 +81,7 @@ impl Step<'_> {
     ) -> Result<(TaskModel, StepValues), TrainError> {
         let mut accumulator = GradientsAccumulator::new();
         let mut measured: Vec<Measured> = Vec::new();
-        let micro_rows = match self.stage.micro_batch_size {
-            0 => batch.rows,
-            rows => rows,
-        };
+        let micro_rows = self.micro_rows(batch);
         let mut choices = Choices::default();
         for (index, micro) in batch.split(micro_rows).into_iter().enumerate() {
             choices.add(self.backward(
@@ -105,6 +102,14 @@ impl Step<'_> {
         Ok((model, self.read(measured, batch)))
     }
 
+    /// Rows of a forward pass.
+    fn micro_rows(&self, batch: &Batch) -> usize {
+        match self.stage.micro_batch_size {
+            0 => batch.rows,
+            rows => rows,
+        }
+    }
+
     /// Adds the gradients of micro-batch number `index`; which experts were chosen in it.
     fn backward(
         &self,
@@ -119,11 +124,18 @@ impl Step<'_> {
             examples: batch.num_examples() as f64,
             tokens: micro.num_tokens() as f64 / batch.num_tokens() as f64,
             weights: self.task_weights,
+            smoothing: self.stage.label_smoothing,
         };
         let seed = self.dropout.index(index as u64);
         let guidance = (self.guidance)(micro)?;
         let count = model.heads.len();
         let (input, mut context) = inputs(micro, count, Some(seed), guidance, self.device)?;
+        let alpha = self.stage.neftune_alpha;
+        context.embedding_noise = (alpha > 0.0).then(|| EmbeddingNoise {
+            alpha,
+            seed: self.dropout.child("neftune"),
+            first_row: index * self.micro_rows(batch),
+        });
         context.keeps_codes = self.objective.is_some_and(ObjectiveConfig::reads_codes);
         let auxiliary = Auxiliary {
             objective: self.objective,
@@ -136,7 +148,7 @@ impl Step<'_> {
             } else {
                 let output = model.forward(&input, &context);
                 let routes = output.routes.clone();
-                let tasks = task_losses(model, &input, output, micro);
+                let tasks = task_losses(model, &input, output, micro, part.smoothing);
                 let mut total = sum_of(&tasks, part.examples, part.weights, self.device);
                 let found = auxiliary.evaluate(model, &routes, &context);
                 if let Some(extra) = found.as_ref().and_then(|found| found.total.clone()) {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use burn::optim::ModuleOptimizer;
+use burn::optim::{AdamWConfig, ModuleOptimizer};
 use molora_models::{AdapterSpec, TaskHead, TaskModel};
 
 use super::event::{Event, Kept};
@@ -19,7 +19,7 @@ use crate::data::{Average, Batch, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Clusters, Guide, Instructions};
 use crate::model::find_not_finite;
-use crate::recipe::{FinalState, Leg, OptimizerConfig, Scope, StageConfig, Transform};
+use crate::recipe::{FinalState, Leg, Scope, StageConfig, Transform};
 use crate::report::{SCHEMA_VERSION, StepRecord, StepWriter, truncate_after};
 use crate::store::checkpoint::{Progress, Snapshot};
 use crate::store::{STEPS, checkpoint, pool};
@@ -133,7 +133,7 @@ impl State {
             model,
             is_mixture,
             guide,
-            optimizer: OptimizerConfig::default().init(),
+            optimizer: AdamWConfig::new().init(),
             progress: Progress::default(),
         };
         match checkpoint::latest(setup.folder)? {
@@ -184,9 +184,9 @@ impl State {
         if let Some(sampler) = &self.progress.sampler {
             sampler.check(&setup.recipe.data.sampling, &lengths(setup, leg))?;
         }
-        self.optimizer = stage.optimizer.init();
+        self.optimizer = stage.optimizer.init(&self.model);
         if self.progress.leg_step > 0 {
-            let fresh = stage.optimizer.init();
+            let fresh = stage.optimizer.init(&self.model);
             self.optimizer = checkpoint::load_optimizer(path, &self.progress, fresh)?;
         }
         self.model = stage.apply(self.model.clone());

@@ -92,7 +92,7 @@ fn golden_training_equals_peft() {
     for case in cases() {
         let (expected, spec, stage) = (case.tensors(), spec(&case), stage());
         let mut model = stage.apply(model(&case, &spec, &device));
-        let mut optimizer = stage.optimizer.init();
+        let mut optimizer = stage.optimizer.init(&model);
         let batch = batch(&expected);
         let mut losses = Vec::new();
         for index in 0..expected.shape("losses")[0] {

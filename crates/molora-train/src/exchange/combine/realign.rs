@@ -128,7 +128,7 @@ impl Realign<'_> {
             let (count, guidance) = (self.asked.tasks.len(), Default::default());
             let (input, context) = inputs(batch, count, None, guidance, self.device)?;
             let output = model.forward(&input, &context);
-            for (_, loss) in task_losses(model, &input, output, batch) {
+            for (_, loss) in task_losses(model, &input, output, batch, 0.0) {
                 total = total + loss.mul_scalar(share / batch.num_examples() as f64);
             }
         }

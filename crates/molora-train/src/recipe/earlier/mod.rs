@@ -100,6 +100,10 @@ pub(in crate::recipe) struct StageFile {
     micro_batch_size: usize,
     #[serde(default)]
     gradient_checkpointing: bool,
+    #[serde(default)]
+    label_smoothing: f64,
+    #[serde(default)]
+    neftune_alpha: f64,
     objective: Option<ObjectiveConfig>,
     #[serde(default)]
     optimizer: OptimizerConfig,
@@ -128,6 +132,8 @@ impl TryFrom<StageFile> for StageConfig {
             trainable: file.trainable,
             micro_batch_size: file.micro_batch_size,
             gradient_checkpointing: file.gradient_checkpointing,
+            label_smoothing: file.label_smoothing,
+            neftune_alpha: file.neftune_alpha,
             objective: file.objective,
             optimizer: file.optimizer,
             schedule: file.schedule,
