@@ -30,6 +30,7 @@ pub mod run;
 pub mod store;
 pub mod train;
 pub mod unseen;
+pub mod verify;
 
 pub use error::{RunProblem, TrainError};
 pub use recipe::Recipe;

@@ -13,7 +13,7 @@ const HOUSE: &str = "crates/molora-train/src/";
 const ROOMS: [&[&str]; 15] = [
     &["compare"],
     &["exchange", "grow", "unseen"],
-    &["generate", "predict"],
+    &["generate", "predict", "verify"],
     &["run"],
     &["train"],
     &["store"],

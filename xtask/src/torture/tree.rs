@@ -8,8 +8,14 @@ use serde_json::Value;
 
 /// Beginnings of the names of what is there only while a command writes.
 const TEMPORARY: [&str; 5] = [".molora-", ".growing-", ".removing-", ".swap", ".lock"];
-/// Files that are read by people and have times in them: that they are there is compared.
-const FOR_PEOPLE: [&str; 4] = ["report.html", "compare.md", "compare.html", "optimizer.bpk"];
+/// Files that are read by people, or have digests of such, and so have times in them: that they are there is compared.
+const FOR_PEOPLE: [&str; 5] = [
+    "report.html",
+    "compare.md",
+    "compare.html",
+    "optimizer.bpk",
+    "manifest.json",
+];
 
 /// What is below a folder, by its path: the content of files, nothing for folders.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

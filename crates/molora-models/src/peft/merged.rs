@@ -28,11 +28,13 @@ pub enum MergedDtype {
 const COPIED: [&str; 5] = [".json", ".txt", ".model", ".jinja", ".md"];
 
 /// Starts or ends of names that look like these and are none.
-const LEFT: [&str; 4] = [
+const LEFT: [&str; 5] = [
     ".safetensors.index.json",
     ".bin.index.json",
     "adapter_config.json",
     "README.md",
+    // Of what the source is, and not of the merged model.
+    "manifest.json",
 ];
 
 const HEAD: &str = "lm_head.weight";

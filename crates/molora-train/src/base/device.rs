@@ -115,6 +115,11 @@ impl DeviceSpec {
         }
     }
 
+    /// burn's backend of the device.
+    pub fn backend(self) -> &'static str {
+        self.feature()
+    }
+
     fn feature(self) -> &'static str {
         match self {
             Self::Cpu => "flex",

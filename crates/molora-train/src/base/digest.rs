@@ -62,12 +62,24 @@ fn sha256_in(path: &Path, cache: Option<PathBuf>) -> io::Result<String> {
     Ok(digest)
 }
 
+/// The SHA-256 of a file as it stands on the disk now, whatever is kept of it.
+///
+/// # Errors
+/// If the file cannot be read.
+pub(crate) fn sha256_now(path: &Path) -> io::Result<String> {
+    sha256_in(path, None)
+}
+
 fn read(file: &mut File) -> io::Result<String> {
-    let mut hash = Sha256::new();
+    Ok(format!("{:x}", read_all(file, Sha256::new())?.finalize()))
+}
+
+/// The digest of what was read before and the rest of a file.
+pub(crate) fn read_all(file: &mut File, mut hash: Sha256) -> io::Result<Sha256> {
     let mut buffer = vec![0; 1 << 18];
     loop {
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(format!("{:x}", hash.finalize())),
+            Ok(0) => return Ok(hash),
             Ok(count) => hash.update(&buffer[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),

@@ -8,9 +8,11 @@ pub(crate) mod digest;
 pub(crate) mod files;
 pub mod machine;
 pub(crate) mod place;
+pub(crate) mod sketch;
 mod stop;
 
 pub use adapter::AdapterFolder;
 pub use device::{DeviceSpec, is_opening_device};
 pub use place::write_atomically;
+pub use sketch::Sketch;
 pub(crate) use stop::{chat_stop_tokens, stop_tokens, write_stop_tokens};

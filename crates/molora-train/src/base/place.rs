@@ -31,9 +31,20 @@ pub(crate) fn write_json_atomically<T: Serialize + ?Sized>(
     path: &Path,
     value: &T,
 ) -> Result<(), TrainError> {
+    write_atomically(path, &json_bytes(path, value)?)
+}
+
+/// `value` as [`write_json_atomically`] writes it to `path`.
+///
+/// # Errors
+/// If `value` cannot be serialised.
+pub(crate) fn json_bytes<T: Serialize + ?Sized>(
+    path: &Path,
+    value: &T,
+) -> Result<Vec<u8>, TrainError> {
     let mut text = serde_json::to_vec_pretty(value).map_err(TrainError::json(path))?;
     text.push(b'\n');
-    write_atomically(path, &text)
+    Ok(text)
 }
 
 /// Writes `content` to a temporary file beside `path`, waits for the disk and renames it.

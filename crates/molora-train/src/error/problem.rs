@@ -443,6 +443,20 @@ pub enum RunProblem {
     /// Tasks without a head.
     #[error("no expert brings a head for task {task}; there are heads for: {known}")]
     NoHeadFor { task: String, known: String },
+    /// A folder without a manifest.
+    #[error(
+        "has no manifest.json: an earlier molora wrote it, or a command that did not get to its end"
+    )]
+    NoManifest,
+    /// No folder to verify.
+    #[error("no such folder, expected a finished run or an export")]
+    NoManifestHere,
+    /// Tokens of a manifest that the model cannot read.
+    #[error("the manifest's tokens are none that this model reads")]
+    ForeignProbe,
+    /// A model that computes no numbers.
+    #[error("{output} has values that are no finite numbers")]
+    ProbeNotFinite { output: String },
     /// Given experts of different base models.
     #[error(
         "belongs to the base model {found}, but expert {first} to {expected}: expected one base for \

@@ -9,6 +9,7 @@ mod choose;
 pub(crate) mod frozen;
 pub(crate) mod oracle;
 pub(crate) mod probe;
+mod probe_batch;
 mod routing;
 mod told;
 mod write;
@@ -28,6 +29,8 @@ use crate::report::{
 };
 pub use answer::Answer;
 pub(crate) use answer::answers;
+pub(crate) use probe_batch::Probed;
+pub use probe_batch::{ProbeOutput, ProbeRecord, ProbeRow};
 use routing::Routing;
 pub(crate) use routing::layer_of;
 pub(crate) use told::{score, score_numbers};

@@ -12,6 +12,7 @@ use crate::TrainError;
 use crate::base::DeviceSpec;
 use crate::base::place::NewFolder;
 use crate::run::{Opened, open_without_data};
+use crate::verify::{certify_adapter, of_run};
 
 /// What is exported, and where to.
 #[derive(Debug, Clone)]
@@ -83,6 +84,7 @@ pub(super) fn write(
     carry_ends(opened, &written)?;
     let has_heads = opened.model.heads.iter().any(Option::is_some);
     copy_heads(run, &written, has_heads)?;
+    certify_adapter(&written, base, of_run(opened)?)?;
     let folder = match written == new.path() {
         true => out.to_owned(),
         false => out.join(name),

@@ -11,6 +11,7 @@ use crate::TrainError;
 use crate::base::place::NewFolder;
 use crate::base::{AdapterFolder, DeviceSpec};
 use crate::run::open_without_data;
+use crate::verify::{Origin, certify_model, of_run};
 
 /// What is merged, and where to.
 #[derive(Debug, Clone)]
@@ -44,6 +45,9 @@ pub fn merge_adapter(
     merge_into(&mut model, &resolved);
     let new = NewFolder::for_place(out)?;
     save_merged(&model, &adapter.base.folder, new.path(), dtype)?;
+    // The model is read again, and would be in memory twice.
+    drop(model);
+    certify_model(new.path(), Origin::of(&adapter.base, device)?)?;
     new.put_new()?;
     Ok(Merged {
         modules: resolved.loras.len(),
@@ -81,9 +85,10 @@ pub fn merge(request: &MergeRequest) -> Result<Merged, TrainError> {
     carry_ends(&opened, new.path())?;
     let has_heads = opened.model.heads.iter().any(Option::is_some);
     copy_heads(&request.run, new.path(), has_heads)?;
+    let (origin, modules) = (of_run(&opened)?, adapter.loras.len());
+    // The model is read again, and would be in memory twice.
+    drop((model, opened));
+    certify_model(new.path(), origin)?;
     new.put_new()?;
-    Ok(Merged {
-        modules: adapter.loras.len(),
-        has_heads,
-    })
+    Ok(Merged { modules, has_heads })
 }

@@ -18,6 +18,7 @@ use crate::base::place::NewFolder;
 use crate::error::RunProblem;
 use crate::model::count;
 use crate::run::Opened;
+use crate::verify::{certify_method, of_run};
 
 /// A method that PEFT has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +64,7 @@ impl Method {
         carry_ends(opened, &folder)?;
         let has_heads = opened.model.heads.iter().any(Option::is_some);
         copy_heads(&request.run, &folder, has_heads)?;
+        certify_method(&folder, self.kind(), of_run(opened)?)?;
         new.put_new()?;
         let rank = opened.loaded.spec.bank.rank;
         let counts = count(&opened.model);

@@ -24,6 +24,7 @@ use crate::run::{
     Finished, Loaded, device_of, find_model, finish, load, load_run_tasks, read_finished,
     refuse_changed,
 };
+use crate::store::manifest::foresee;
 use crate::store::{
     GROWING, RUN, RunConfig, STAGES, STEPS, Swap, Writing, check_name, pool, read_config,
     write_config,
@@ -323,8 +324,9 @@ impl Growth<'_> {
             let (step, run) = (trained.progress.step, self.run.to_owned());
             return Err(TrainError::Interrupted { step, run });
         }
-        let work = format!("{GROWING}{}", self.name);
-        swap.commit(self.run, &[STAGES.into(), work])?;
+        let dropped = [STAGES.into(), format!("{GROWING}{}", self.name)];
+        foresee(&new, self.run, &dropped)?;
+        swap.commit(self.run, &dropped)?;
         Ok(finished)
     }
 }

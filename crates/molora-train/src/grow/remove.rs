@@ -18,7 +18,10 @@ use crate::report::read_records;
 use crate::run::{
     Finished, Loaded, device_of, finish, load, load_run_tasks, read_finished, refuse_changed,
 };
-use crate::store::{BEFORE, REMOVING, RunConfig, STAGES, STEPS, Swap, Writing, pool, write_config};
+use crate::store::manifest::foresee;
+use crate::store::{
+    BEFORE, MANIFEST, REMOVING, RunConfig, STAGES, STEPS, Swap, Writing, pool, write_config,
+};
 use crate::train::{Event, Trained};
 
 /// What became of a run.
@@ -72,11 +75,15 @@ pub fn remove_expert(
 fn restore(run: &Path, task: &str, work: &Path) -> Result<(), TrainError> {
     let swap = Swap::prepare(work)?;
     copy_into(&run.join(BEFORE).join(task), &swap.new_files())?;
-    let away = [
+    let mut away = vec![
         format!("{}/{task}", pool::EXPERTS),
         format!("{BEFORE}/{task}"),
         format!("{REMOVING}{task}"),
     ];
+    // A run of an earlier version had none.
+    if !swap.new_files().join(MANIFEST).exists() {
+        away.push(MANIFEST.into());
+    }
     swap.commit(run, &away)
 }
 
@@ -116,6 +123,7 @@ fn rebuild(
         STAGES.to_owned(),
         format!("{REMOVING}{task}"),
     ];
+    foresee(&new, run, &away)?;
     swap.commit(run, &away)?;
     Ok(finished)
 }

@@ -6,7 +6,7 @@ use super::Schedule;
 use crate::base::files::{remove, sync};
 use crate::error::{RunProblem, TrainError};
 use crate::recipe::{FinalState, Leg, legs};
-use crate::store::{RUN, RunConfig, SUMMARY, checkpoint, write_config};
+use crate::store::{MANIFEST, RUN, RunConfig, SUMMARY, checkpoint, write_config};
 
 /// The configuration of a finished run with so many steps in all, and the run as one that has these still
 /// before it. Of a run that was stopped on that way nothing is changed.
@@ -50,6 +50,7 @@ pub(super) fn extend(
     }
     checkpoint::go_on(folder, is_last)?;
     write_config(folder, &config)?;
+    remove(&folder.join(MANIFEST))?;
     // Last: until then the run is finished, with what it was.
     remove(&folder.join(SUMMARY))?;
     sync(folder)?;

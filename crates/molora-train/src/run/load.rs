@@ -24,6 +24,8 @@ pub(crate) struct Loaded {
     pub(crate) heads: Vec<Option<TaskHead>>,
     pub(crate) tasks: Vec<TokenizedTask>,
     pub(crate) device: Device,
+    /// Its name.
+    pub(crate) device_spec: DeviceSpec,
     /// Folder of the base model.
     pub(crate) folder: PathBuf,
 }
@@ -51,6 +53,7 @@ pub(crate) fn load(
     device: DeviceSpec,
     trains: bool,
 ) -> Result<Loaded, TrainError> {
+    let device_spec = device;
     let device = device.open()?;
     let device = if trains { device.autodiff() } else { device };
     let base = Backbone::from_folder_as(folder, config.base_dtype, &device)?;
@@ -66,6 +69,7 @@ pub(crate) fn load(
         spec,
         tasks,
         device,
+        device_spec,
         folder: folder.to_owned(),
     };
     if trains {

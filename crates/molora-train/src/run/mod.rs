@@ -3,6 +3,7 @@
 //! What a run folder has stands in `store/folder.rs`.
 
 mod base;
+mod certificate;
 mod dry;
 mod evaluate;
 mod examples;
@@ -22,7 +23,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
-use molora_models::AdapterSpec;
 
 use crate::base::place::{write_atomically, write_json_atomically};
 use crate::base::{base_model, bundled};
@@ -45,6 +45,8 @@ use crate::train::{Setup, Start, Trained, check_init, train as train_loop};
 
 pub use crate::train::{Event, StageEvent};
 use base::base_report;
+use certificate::write_summary;
+pub(crate) use certificate::{base_of, probe_opened};
 pub use dry::dry_run;
 use dry::with_micro_batches;
 use evaluate::evaluate_showing;
@@ -374,8 +376,7 @@ pub(crate) fn finish(
         experts,
     };
     write_report(folder, &finished, &records, &config.recipe)?;
-    // The last thing: from here on the run is finished and needs no checkpoint.
-    write_json_atomically(&folder.join(SUMMARY), &finished.summary)?;
+    write_summary(folder, config, loaded, &finished.summary)?;
     Ok(finished)
 }
 
@@ -383,13 +384,12 @@ pub(crate) fn finish(
 pub(crate) fn close(
     folder: &Path,
     config: &RunConfig,
-    spec: &AdapterSpec,
-    tasks: &[String],
+    loaded: &Loaded,
     trained: &Trained,
 ) -> Result<(), TrainError> {
-    checkpoint::replace_weights(folder, &trained.model, spec, tasks, config.base_name())?;
-    write_json_atomically(&folder.join(SUMMARY), &summary(config, trained))?;
-    Ok(())
+    let (model, names) = (&trained.model, task_names(&loaded.tasks));
+    checkpoint::replace_weights(folder, model, &loaded.spec, &names, config.base_name())?;
+    write_summary(folder, config, loaded, &summary(config, trained))
 }
 
 /// What tells the routers about the split that is scored: that of the training, unless the recipe's

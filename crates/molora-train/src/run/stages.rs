@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::base::base_model;
-use crate::base::files::sync;
+use crate::base::files::{remove, sync};
 use crate::data::{DataError, Task, TaskKind};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::check_instructions;
 use crate::recipe::{Recipe, legs};
-use crate::store::{BEFORE, RUN, RunConfig, SUMMARY, check_name, checkpoint};
+use crate::store::{BEFORE, MANIFEST, RUN, RunConfig, SUMMARY, check_name, checkpoint};
 
 /// Name of the group of all experts, where neither recipe nor data say more.
 const ALL: &str = "all";
@@ -158,6 +158,7 @@ pub(crate) fn begin_again(
         true => checkpoint::forget(folder)?,
         false => checkpoint::restart(folder, stage)?,
     }
+    remove(&folder.join(MANIFEST))?;
     // Last: a finished run stays one until it can go on from there.
     let summary = folder.join(SUMMARY);
     if summary.exists() {

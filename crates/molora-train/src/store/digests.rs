@@ -69,6 +69,17 @@ impl Digests {
     /// # Errors
     /// If a file cannot be read.
     pub(crate) fn of_base(folder: &Path) -> Result<Files, TrainError> {
+        Self::of_base_by(folder, sha256)
+    }
+
+    /// The same with another way to read a file.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub(crate) fn of_base_by(
+        folder: &Path,
+        sha256: impl Fn(&Path) -> std::io::Result<String>,
+    ) -> Result<Files, TrainError> {
         let mut names: BTreeSet<String> = FILES.map(str::to_owned).into();
         match folder.join(WEIGHTS).exists() {
             true => names.extend([WEIGHTS.to_owned()]),

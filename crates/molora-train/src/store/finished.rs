@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use super::manifest::put_locked;
 use super::names::is_name_of_run;
 use super::{
     BASE, EVAL, EXAMPLES, EXPERT_REPORT, FolderLock, REPORT, ROUTING, RunConfig, STEPS, SUMMARY,
@@ -112,8 +113,11 @@ pub fn write_report(folder: &Path, output: Option<&Path>) -> Result<PathBuf, Tra
     }
     let _lock = FolderLock::take(folder)?;
     let path = folder.join(REPORT);
-    // The name is that of the page alone.
-    write_atomically(&path, FinishedRun::read(folder)?.render().as_bytes())?;
+    put_locked(
+        folder,
+        REPORT,
+        FinishedRun::read(folder)?.render().as_bytes(),
+    )?;
     Ok(path)
 }
 

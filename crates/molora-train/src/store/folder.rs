@@ -14,6 +14,7 @@
 //! | `adapter_config.json`, `adapter_model.safetensors`, `heads.safetensors` | the last model | the end |
 //! | `eval.json`, `predictions.json`, `routing.json`, `report.html` | scores, answers, shares of experts, the report | the end |
 //! | `base.json`, `examples.json`, `experts.json` | the base model's scores, example answers, how alike the experts are | the end, where there are any |
+//! | `manifest.json` | digests of all files, and what the model computes from fixed tokens | the end |
 //! | `summary.json` | facts of the run; a folder that has it is finished | the very end |
 //! | `unseen.json` | scores on tasks that the run was not trained on | `molora eval --unseen` |
 //! | `before/<task>/` | what the expert of a task that was added later has replaced | `molora add-expert` |

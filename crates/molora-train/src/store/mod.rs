@@ -6,6 +6,7 @@ mod digests;
 mod finished;
 mod folder;
 mod lock;
+pub(crate) mod manifest;
 mod names;
 pub mod pool;
 mod recover;
@@ -20,6 +21,7 @@ pub use folder::{
 };
 pub(crate) use folder::{Claim, STAGES, Writing};
 pub(crate) use lock::FolderLock;
+pub use manifest::{FolderKind, MANIFEST, Manifest, ManifestBase, Probe, TensorRecord, Tensors};
 pub(crate) use names::{GROWING, REMOVING, check_name, is_empty, is_plain};
 use pool::EXPERTS;
 pub use recover::{Recovered, recover};

@@ -9,17 +9,18 @@ use super::folder::{
 };
 use super::pool::{EXPERTS, GENERAL};
 use super::swap::{BEFORE, SWAP};
-use super::{RUN, checkpoint};
+use super::{MANIFEST, RUN, checkpoint};
 use crate::base::files::{entries, is_there};
 use crate::base::place::is_temporary;
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{CLUSTERS, INSTRUCTIONS};
 
 /// Files of a run folder.
-const FILES: [&str; 17] = [
+pub(super) const FILES: [&str; 18] = [
     RUN,
     STEPS,
     SUMMARY,
+    MANIFEST,
     EVAL,
     ROUTING,
     PREDICTIONS,
@@ -36,7 +37,7 @@ const FILES: [&str; 17] = [
     super::lock::LOCK,
 ];
 /// Folders of a run folder.
-const FOLDERS: [&str; 6] = [CHECKPOINTS, STAGES, EXPERTS, GENERAL, BEFORE, SWAP];
+pub(super) const FOLDERS: [&str; 6] = [CHECKPOINTS, STAGES, EXPERTS, GENERAL, BEFORE, SWAP];
 /// Of these, what nothing but molora makes.
 const OWN: [&str; 7] = [RUN, STEPS, CHECKPOINTS, STAGES, ROUTING, PREDICTIONS, SWAP];
 /// Beginning of the folder in which an expert is added.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use super::names::{GROWING, REMOVING, is_file, is_plain, is_work, refuse_links_below};
 use super::pool::{EXPERTS, GATE, HEAD};
-use super::{STAGES, checkpoint};
+use super::{MANIFEST, STAGES, checkpoint};
 use crate::base::files::{copy, entries, is_own_folder, is_there, remove, sync, sync_all};
 use crate::base::place::discard;
 use crate::error::{RunProblem, TrainError};
@@ -28,7 +28,7 @@ const NEW: &str = "new";
 const DROP: &str = "drop";
 
 /// Folders whose entries are put in place one by one.
-const SHARED: [&str; 2] = [BEFORE, EXPERTS];
+pub(super) const SHARED: [&str; 2] = [BEFORE, EXPERTS];
 
 /// A change of a run that is being made ready.
 pub(crate) struct Swap {
@@ -180,7 +180,7 @@ fn check(run: &Path, swap: &Path) -> Result<Vec<String>, TrainError> {
 /// Whether a change may remove a path of the run.
 fn may_go(path: &str) -> bool {
     match path.split_once('/') {
-        None => path == STAGES || path == BEFORE || is_work(path),
+        None => path == STAGES || path == BEFORE || path == MANIFEST || is_work(path),
         Some((folder, task)) => SHARED.contains(&folder) && is_plain(task),
     }
 }

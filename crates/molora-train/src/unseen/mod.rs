@@ -19,7 +19,7 @@ use burn::module::Module;
 use molora_kernels::random::Seed;
 use molora_models::{Backbone, TaskModel};
 
-use crate::base::place::write_json_atomically;
+use crate::base::place::json_bytes;
 use crate::base::{DeviceSpec, bundled};
 use crate::data::draw::shuffle;
 use crate::data::{Split, Task, TokenizedTask, list_tasks, load_tasks, require_classification};
@@ -30,6 +30,7 @@ use crate::eval::score;
 use crate::guide::{Guide, Query, TextEncoder, check_instructions};
 use crate::report::{Gain, SCHEMA_VERSION};
 use crate::run::{Opened, check_finished, open_without_data, tokenized};
+use crate::store::manifest::put_result;
 use crate::store::{RUN, RunConfig, read_config};
 use crate::train::Event;
 
@@ -108,12 +109,13 @@ pub fn evaluate_unseen(
 }
 
 impl UnseenReport {
-    /// Writes the file into a run folder.
+    /// Writes the file into a run folder, and says so in its manifest.
     ///
     /// # Errors
-    /// [`TrainError::Report`] if it cannot be written.
+    /// [`TrainError::Io`] if it cannot be written, [`RunProblem::InUse`] while another process writes the run.
     pub fn save(&self, run: &Path) -> Result<(), TrainError> {
-        write_json_atomically(&run.join(UNSEEN), self)
+        let path = run.join(UNSEEN);
+        put_result(run, UNSEEN, &json_bytes(&path, self)?)
     }
 }
 

@@ -233,11 +233,12 @@ impl EvalArgs {
         let mut progress = Progress::new();
         let report = evaluate_unseen(&self.run, &request, &mut |event| progress.show(event))?;
         progress.finish();
-        report.save(&self.run)?;
+        // Shown before it is kept: another process may be writing the run.
         match self.json {
-            true => print_written(&format!("{}\n", unseen_json(&report))),
-            false => print(&format!("{}\n", unseen_table(&report))),
+            true => print_written(&format!("{}\n", unseen_json(&report)))?,
+            false => print(&format!("{}\n", unseen_table(&report)))?,
         }
+        Ok(report.save(&self.run)?)
     }
 }
 

@@ -26,6 +26,7 @@ mod source;
 pub(crate) mod terminal;
 mod train;
 mod validation;
+mod verify;
 
 use std::io::IsTerminal;
 
@@ -75,6 +76,8 @@ enum Command {
     Oracle(oracle::OracleArgs),
     /// Finish a change of a run's experts that a kill or an error has cut short
     Recover(recover::RecoverArgs),
+    /// Check that a finished run or an export is what it was, and computes what it did
+    Verify(verify::VerifyArgs),
     /// List the recipes and bundled tasks, or show a recipe as TOML
     List(list::ListArgs),
     /// Print a script that completes commands and options in a shell
@@ -107,6 +110,7 @@ impl Cli {
             Command::Predict(args) => args.run(),
             Command::Oracle(args) => args.run(),
             Command::Recover(args) => args.run(),
+            Command::Verify(args) => args.run(),
             Command::List(args) => args.run(),
             Command::Completions(args) => args.run(),
             Command::Man(args) => args.run(),

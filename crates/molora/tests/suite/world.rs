@@ -34,7 +34,7 @@ const STAGE_FILES: [&str; 5] = [
 ];
 
 /// Files of a finished run, sorted.
-pub(crate) const RUN_FILES: [&str; 13] = [
+pub(crate) const RUN_FILES: [&str; 14] = [
     "adapter_config.json",
     "adapter_model.safetensors",
     "base.json",
@@ -42,6 +42,7 @@ pub(crate) const RUN_FILES: [&str; 13] = [
     "examples.json",
     "experts.json",
     "heads.safetensors",
+    "manifest.json",
     "predictions.json",
     "report.html",
     "routing.json",

@@ -216,7 +216,8 @@ impl Place<'_> {
             Some(_) => with_digests(config, &model.folder)?,
             None => with_base_digests(config, &model.folder)?,
         };
-        let loaded = loaded(&config, &model.folder, base, &tasks, &device)?;
+        let device = (self.device, &device);
+        let loaded = loaded(&config, &model.folder, base, &tasks, device)?;
         let mixture = source.fill(loaded.mixture(Seed::new(config.seed))?, &loaded)?;
         let mixture = adapt(&loaded, mixture, on_event)?;
         let _lock = claim.begin(&config)?;
@@ -271,7 +272,7 @@ fn loaded(
     folder: &Path,
     base: Backbone,
     tasks: &[Task],
-    device: &Device,
+    (device_spec, device): (DeviceSpec, &Device),
 ) -> Result<Loaded, TrainError> {
     let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
     let spec: AdapterSpec = config.recipe.resolve(&base, &names)?;
@@ -284,6 +285,7 @@ fn loaded(
         spec,
         tasks,
         device: device.clone(),
+        device_spec,
         folder: folder.to_owned(),
     })
 }
@@ -305,7 +307,6 @@ impl Assembly<'_> {
     ) -> Result<Assembled, TrainError> {
         let (folder, spec) = (self.place.out, &self.loaded.spec);
         let trained = self.train(mixture, stop, on_event)?;
-        let tasks = &self.loaded.tasks;
         let config = &self.config;
         // What is left is short, and nothing could go on with it.
         let never = AtomicBool::new(false);
@@ -319,7 +320,7 @@ impl Assembly<'_> {
                 on_event,
             )?),
             None => {
-                close(folder, config, spec, &task_names(tasks), &trained)?;
+                close(folder, config, &self.loaded, &trained)?;
                 None
             }
         };

@@ -177,6 +177,7 @@ pub fn combine(
         source: &model.folder,
         heads: &heads,
         out: &request.out,
+        certified: crate::verify::Origin::of(&model, request.device)?,
     };
     let written = match &merged.adapter {
         Some(adapter) if !request.whole => beside.lora(&base, adapter, base_name)?,

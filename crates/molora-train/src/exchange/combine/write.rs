@@ -13,6 +13,7 @@ use crate::base::write_stop_tokens;
 use crate::data::PromptStyle;
 use crate::exchange::export::exported;
 use crate::store::checkpoint::HEADS;
+use crate::verify::{Origin as CertifiedOrigin, certify_adapter, certify_model};
 
 /// What is written, beside the merge itself.
 pub(super) struct Beside<'a> {
@@ -21,6 +22,8 @@ pub(super) struct Beside<'a> {
     pub(super) source: &'a Path,
     pub(super) heads: &'a [(String, TaskHead)],
     pub(super) out: &'a Path,
+    /// What the manifest says of the base model.
+    pub(super) certified: CertifiedOrigin,
 }
 
 impl Beside<'_> {
@@ -38,7 +41,9 @@ impl Beside<'_> {
             task_type: Some(base.task_type().into()),
         };
         write_adapter(new.path(), base, adapter, &about)?;
-        self.finish(base, new)?;
+        self.finish(base, new.path())?;
+        certify_adapter(new.path(), base, self.certified.clone())?;
+        new.put_new()?;
         let found = exported(self.out.into(), adapter, !self.heads.is_empty());
         Ok(Written::Lora(found))
     }
@@ -47,12 +52,14 @@ impl Beside<'_> {
     pub(super) fn whole(&self, model: &Backbone, modules: usize) -> Result<Written, TrainError> {
         let new = NewFolder::for_place(self.out)?;
         save_merged(model, self.source, new.path(), MergedDtype::Float32)?;
-        self.finish(model, new)?;
+        self.finish(model, new.path())?;
+        certify_model(new.path(), self.certified.clone())?;
+        new.put_new()?;
         Ok(Written::Whole { modules })
     }
 
     /// Heads, and the tokens that end an answer where the experts were asked by a chat template.
-    fn finish(&self, model: &Backbone, new: NewFolder) -> Result<(), TrainError> {
+    fn finish(&self, model: &Backbone, folder: &Path) -> Result<(), TrainError> {
         let style = |origin: &Origin| {
             origin
                 .run
@@ -61,7 +68,7 @@ impl Beside<'_> {
         };
         let is_chat = self.origins.iter().find_map(style) == Some(PromptStyle::Chat);
         if is_chat && model.writes() {
-            write_stop_tokens(self.source, new.path())?;
+            write_stop_tokens(self.source, folder)?;
         }
         if !self.heads.is_empty() {
             let (tasks, heads): (Vec<String>, Vec<Option<TaskHead>>) = self
@@ -69,8 +76,8 @@ impl Beside<'_> {
                 .iter()
                 .map(|(task, head)| (task.clone(), Some(head.clone())))
                 .unzip();
-            save_heads(&new.path().join(HEADS), &tasks, &heads)?;
+            save_heads(&folder.join(HEADS), &tasks, &heads)?;
         }
-        new.put_new()
+        Ok(())
     }
 }

@@ -50,6 +50,7 @@ fn a_larger_rank_fits_better_and_the_scores_are_those_of_the_run() {
         "adapter_config.json",
         "adapter_model.safetensors",
         "heads.safetensors",
+        "manifest.json",
     ];
     assert_eq!(entries(&world.path("run/distilled-4")), files);
     let output = world.run(&["distill", "run", "--rank", "0"]);

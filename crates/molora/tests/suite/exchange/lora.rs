@@ -64,6 +64,7 @@ fn a_lora_is_exported_as_it_is_and_merged() {
         "adapter_config.json",
         "adapter_model.safetensors",
         "heads.safetensors",
+        "manifest.json",
     ];
     assert_eq!(entries(&world.path("peft")), files);
     // A plain LoRA's own file is PEFT's already.

@@ -14,6 +14,7 @@ use crate::program::writer;
 use crate::world::{World, copy_folder, entries, read_json, small, write_json};
 
 const LORA: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+const MANIFEST: &str = "manifest.json";
 
 fn done(world: &World, arguments: &[&str]) -> String {
     let output = world.run(arguments);
@@ -68,7 +69,7 @@ fn polytropon_with_the_heads_of_an_encoder() {
         "{text}"
     );
     assert!(text.contains("task_ids"), "{text}");
-    let files = [LORA[0], LORA[1], "heads.safetensors"];
+    let files = [LORA[0], LORA[1], "heads.safetensors", MANIFEST];
     assert_eq!(entries(&world.path("out")), files);
     imported(&world, "model", "data", &["answer", "pets", "weather"]);
     let tasks = open_poly(&world.path("out"), &base(&world, "model")).expect("its own files");
@@ -93,7 +94,7 @@ fn x_lora_with_a_folder_for_each_expert() {
     assert!(text.contains("README.md"), "{text}");
     assert_eq!(
         entries(&world.path("out")),
-        ["0", "1", "README.md", LORA[0], LORA[1]]
+        ["0", "1", "README.md", LORA[0], LORA[1], MANIFEST]
     );
     let config = read_json(&world.path("out").join(LORA[0]));
     for number in ["0", "1"] {
@@ -115,7 +116,7 @@ fn x_lora_with_a_folder_for_each_expert() {
         &world,
         &["export", "run", "--expert", "sky", "--out", "expert"],
     );
-    assert_eq!(entries(&world.path("expert")), LORA);
+    assert_eq!(entries(&world.path("expert")), [LORA[0], LORA[1], MANIFEST]);
 }
 
 #[test]
@@ -168,7 +169,8 @@ fn arrow_as_folders_with_its_numbers() {
         text.contains("out: LoRAs for PEFT's Arrow of rank 4 on 14 modules"),
         "{text}"
     );
-    assert_eq!(entries(&world.path("out")), ["README.md", "law", "med"]);
+    let files = ["README.md", "law", MANIFEST, "med"];
+    assert_eq!(entries(&world.path("out")), files);
     let readme = std::fs::read_to_string(world.path("out/README.md")).expect("written");
     assert!(readme.contains("top_k=1, router_temperature=1"), "{readme}");
     for name in ["law", "med"] {

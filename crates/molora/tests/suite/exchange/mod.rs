@@ -3,7 +3,7 @@
 mod assemble;
 mod chat;
 mod combine;
-mod decoder;
+pub(crate) mod decoder;
 mod distill;
 mod generate;
 mod lora;

@@ -36,4 +36,5 @@ mod together;
 mod tools;
 mod unseen;
 mod validation;
+mod verify;
 pub(crate) mod writer;
