@@ -384,6 +384,14 @@ pub enum RunProblem {
     /// A mixture that no single LoRA equals.
     #[error("{why}; {advice}")]
     NoSingleLora { why: String, advice: String },
+    /// An adapter that changes more than a distilled LoRA can.
+    #[error("{what}: a distilled LoRA would leave that out; molora merge writes a whole model")]
+    NotDistilled { what: String },
+    /// An adapter of an encoder without the heads of its tasks.
+    #[error(
+        "has no {file} with the heads of its tasks, which molora export writes beside an encoder's adapter"
+    )]
+    NoHeadsBeside { file: &'static str },
     /// An adapter of one LoRA where a mixture is expected.
     #[error(
         "is a LoRA, which is no mixture: molora assemble --base MODEL --expert NAME=DIR --router uniform makes \

@@ -24,7 +24,7 @@ pub use molora_adapters::merge::Sign;
 
 pub use assemble::{AssembleRequest, Assembled, Given, RouterChoice, assemble};
 pub use combine::{CombineRequest, Combined, How, Written, combine};
-pub use distill::{DistillRequest, Distilled, SiteFit, distill};
+pub use distill::{DistillRequest, Distilled, SiteFit, Teacher, distill};
 pub use export::{ExportRequest, Exported, export};
 pub use import::{ImportRequest, import};
 pub use lora::Choice;

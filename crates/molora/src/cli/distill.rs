@@ -3,30 +3,43 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 
 use super::export::exported;
 use super::progress::Progress;
+use super::source::adapter_of;
 use super::{print, print_written};
 use molora_train::base::DeviceSpec;
-use molora_train::exchange::{DistillRequest, Distilled, SiteFit, distill};
+use molora_train::exchange::{DistillRequest, Distilled, SiteFit, Teacher, distill};
+use molora_train::recipe::{self, BaseKind, overrides};
 use molora_train::report::total_table;
 
 /// Options of `molora distill`.
 #[derive(Debug, Args)]
 pub(super) struct DistillArgs {
-    /// Folder of a finished run
+    /// Folder of a finished run, or of a LoRA that PEFT or `molora export` wrote
+    #[arg(value_name = "RUN|ADAPTER")]
     run: PathBuf,
+    /// Base model of an adapter [default: the one that its configuration names]
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
     /// Rank of the LoRA
     #[arg(long, value_name = "R")]
     rank: usize,
     /// Number of training records that it is fitted on
     #[arg(long, value_name = "N", default_value_t = 512)]
     samples: usize,
-    /// Folder with the run's tasks [default: the one that it was trained on]
+    /// Folder with the tasks [default: the one that the run was trained on]
     #[arg(long, value_name = "DIR")]
     data: Option<String>,
+    /// For an adapter: these tasks, separated by commas [default: all in the folder]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    tasks: Option<Vec<String>>,
+    /// For an adapter: change how texts are made, for example data.writing.prompt=chat; may be repeated
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
     /// Folder to write [default: RUN/distilled-R]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -43,10 +56,9 @@ impl DistillArgs {
         let default = || self.run.join(format!("distilled-{}", self.rank));
         let request = DistillRequest {
             out: self.out.clone().unwrap_or_else(default),
-            run: self.run,
+            teacher: self.teacher()?,
             rank: self.rank,
             samples: self.samples,
-            data: self.data,
             device: self.device,
         };
         let mut progress = Progress::new();
@@ -56,6 +68,36 @@ impl DistillArgs {
             true => print_written(&format!("{}\n", as_json(&distilled))),
             false => print(&closing(&distilled)?),
         }
+    }
+}
+
+impl DistillArgs {
+    /// The run, or the adapter with its tasks.
+    fn teacher(&self) -> anyhow::Result<Teacher> {
+        let name = self.run.display();
+        let Some(adapter) = adapter_of(&self.run, self.model.as_deref())? else {
+            if self.tasks.is_some() || !self.set.is_empty() {
+                bail!(
+                    "{name}: --tasks and --set are for the folder of an adapter, and this is none"
+                );
+            }
+            return Ok(Teacher::Run {
+                folder: self.run.clone(),
+                data: self.data.clone(),
+            });
+        };
+        let Some(data) = self.data.clone() else {
+            bail!("{name} is no run: give the tasks' folder with --data");
+        };
+        let recipe = recipe::find_for("lora", BaseKind::of(&adapter.base.folder)?)?;
+        let recipe = overrides::apply(&recipe, &self.set)?;
+        recipe.check()?;
+        Ok(Teacher::Adapter {
+            adapter,
+            data,
+            tasks: self.tasks.clone(),
+            texts: recipe.data,
+        })
     }
 }
 

@@ -14,6 +14,7 @@
 mod fit;
 mod moments;
 mod solve;
+mod teacher;
 
 use std::path::PathBuf;
 
@@ -25,6 +26,7 @@ use rayon::prelude::*;
 
 use self::fit::Fit;
 use self::moments::{Moments, moments};
+pub use self::teacher::Teacher;
 use super::lora::not_by_layer;
 use super::{Exported, check_new, export};
 use crate::base::DeviceSpec;
@@ -34,23 +36,21 @@ use crate::eval::{EvalScope, evaluate};
 use crate::guide::{Guide, Query};
 use crate::model::with_stable_ids;
 use crate::report::EvalReport;
-use crate::run::{Opened, open};
+use crate::run::Opened;
 use crate::train::Event;
 
 /// What is distilled, and where to.
 #[derive(Debug, Clone)]
 pub struct DistillRequest {
-    /// The run folder.
-    pub run: PathBuf,
+    /// The mixture or adapter.
+    pub teacher: Teacher,
     /// Rank R of the LoRA.
     pub rank: usize,
     /// Number of calibration records, from the training splits of all tasks in equal parts.
     pub samples: usize,
-    /// Folder of the tasks; that of the run if `None`.
-    pub data: Option<String>,
     /// Folder to write.
     pub out: PathBuf,
-    /// The device; that of the run if `None`.
+    /// The device; that of the run, or the CPU, if `None`.
     pub device: Option<DeviceSpec>,
 }
 
@@ -80,34 +80,35 @@ pub struct Distilled {
     pub lora: EvalReport,
 }
 
-/// Fits a LoRA to the mixture of a run, writes it as PEFT's files and measures both on the test
-/// split.
+/// Fits a LoRA to the mixture of a run, or to an adapter, writes it as PEFT's files and measures both on the
+/// test split.
 ///
 /// # Errors
-/// A rank or number of samples of 0, experts that no layer has to itself, a folder that is not empty, tasks
-/// without training records; whatever reading the run and writing give.
+/// A rank or number of samples of 0, experts that no layer has to itself, an adapter that changes more than
+/// linear layers, a folder that is not empty, tasks without training records; whatever reading and writing give.
 pub fn distill(
     request: &DistillRequest,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Distilled, TrainError> {
     check_new(&request.out)?;
+    let folder = request.teacher.folder();
     for (option, value) in [("--rank", request.rank), ("--samples", request.samples)] {
         if value == 0 {
-            return Err(TrainError::run(&request.run, RunProblem::Zero { option }));
+            return Err(TrainError::run(folder, RunProblem::Zero { option }));
         }
     }
     on_event(Event::Phase("loading model and tasks"));
-    let opened = open(&request.run, request.data.as_deref(), request.device, false)?;
+    let opened = request.teacher.open(request.device)?;
     if let Some(why) = not_by_layer(&opened) {
         let problem = RunProblem::NotByLayer { why: why.into() };
-        return Err(TrainError::run(&request.run, problem));
+        return Err(TrainError::run(folder, problem));
     }
     on_event(Event::Phase("calibrating"));
     let guide = guide(&opened, Split::Train)?;
-    let named = (request.run.as_path(), &opened);
+    let named = (folder, &opened);
     let train = moments(named, Split::Train, request.samples, guide.as_ref())?;
     if train.records == 0 {
-        return Err(TrainError::run(&request.run, RunProblem::NoTrainingRecords));
+        return Err(TrainError::run(folder, RunProblem::NoTrainingRecords));
     }
     let guide = self::guide(&opened, Split::Validation)?;
     let held_out = moments(named, Split::Validation, request.samples, guide.as_ref())?;
@@ -122,7 +123,7 @@ pub fn distill(
     let adapter = static_mixture(&backbone)?;
     on_event(Event::Phase("evaluating on the test split"));
     let (mixture, lora) = scores(&opened, backbone)?;
-    let exported = export::write(&request.run, &opened, &adapter, &request.out, "default")?;
+    let exported = export::write(folder, &opened, &adapter, &request.out, "default")?;
     Ok(Distilled {
         exported,
         samples: (train.records, train.tokens),
