@@ -45,9 +45,19 @@ fn apply_one(recipe: &Recipe, assignment: &str) -> Result<Recipe, String> {
             Some(Ok(recipe)) => Ok(recipe),
             // It names the forms that there are.
             Some(Err(unknown)) if unknown.contains("unknown variant") => Err(unknown),
-            _ => Err(unknown.unwrap_or(problem)),
+            _ => Err(unknown.or_else(|| too_large(text)).unwrap_or(problem)),
         },
     }
+}
+
+/// That a text has a whole number that TOML has no room for: it was then read as a text.
+fn too_large(text: &str) -> Option<String> {
+    let mut numbers = text.split(|letter: char| !letter.is_ascii_digit());
+    let found = numbers.find(|digits| !digits.is_empty() && digits.parse::<i64>().is_err())?;
+    Some(format!(
+        "{found} is too large, expected at most {}",
+        i64::MAX
+    ))
 }
 
 /// The whole with nothing but the last key of a path in its table, or in the place of a name that stands
@@ -204,6 +214,14 @@ mod tests {
     #[test]
     fn mistakes_are_named_in_one_line() {
         for (assignment, text) in [
+            (
+                "adapter.bank.rank=99999999999999999999",
+                "99999999999999999999 is too large, expected at most 9223372036854775807",
+            ),
+            (
+                "adapter.bank.combine.sizes.shares=[1, 99999999999999999999]",
+                "99999999999999999999 is too large",
+            ),
             ("adapter.bank.rnak=4", "unknown field `rnak`"),
             (
                 "adaptr.bank.rank=4",

@@ -1,5 +1,6 @@
 //! The methods by their names, and the numbers that each reads.
 
+use burn::tensor::Tensor;
 use molora_adapters::merge::{Join, MergeMethod, Rule, Sign, Sparsify};
 use molora_models::SitePattern;
 use molora_models::peft::ResolvedAdapter;
@@ -279,6 +280,28 @@ fn refuse_unequal_ranks(
         }
     }
     Ok(())
+}
+
+/// Refuses a merged adapter with numbers that are beyond the range of f32.
+pub(super) fn check_range(
+    request: &CombineRequest,
+    adapter: &ResolvedAdapter,
+) -> Result<(), TrainError> {
+    let is_finite = |factor: &Tensor<2>| factor.to_data().iter::<f32>().all(f32::is_finite);
+    let mut loras = adapter.loras.iter();
+    let Some(lora) = loras.find(|lora| !is_finite(&lora.a) || !is_finite(&lora.b)) else {
+        return Ok(());
+    };
+    let names = request
+        .experts
+        .iter()
+        .map(|expert| expert.display().to_string());
+    let names = names.collect::<Vec<_>>().join(" and ");
+    let problem = format!(
+        "what {names} add to {} is beyond the range of f32 under these weights; make --weights smaller",
+        lora.path
+    );
+    Err(refusal(request, problem))
 }
 
 pub(super) fn refusal(request: &CombineRequest, problem: String) -> TrainError {

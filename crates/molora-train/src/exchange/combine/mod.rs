@@ -174,6 +174,9 @@ pub fn combine(
     };
     let beside = Beside {
         origins: &origins,
+    if let Some(adapter) = &merged.adapter {
+        how::check_range(request, adapter)?;
+    }
         source: &model.folder,
         heads: &heads,
         out: &request.out,

@@ -57,6 +57,14 @@ fn options_and_folders_that_cannot_be_combined() {
             "--density is 1.5, expected a number above 0 and up to 1",
         ),
         (vec!["--steps", "3"], "reads no --steps"),
+        (
+            vec!["--how", "svd", "--rank", "2", "--weights", "1e39,1e39"],
+            "what law and other add to model.layers.0.",
+        ),
+        (
+            vec!["--weights", "1e39,1e39"],
+            "is beyond the range of f32 under these weights; make --weights smaller",
+        ),
         (vec!["--shots", "3"], "reads neither --shots nor --exclude"),
         (
             vec!["--how", "r-mtllmf"],
