@@ -4,6 +4,7 @@ mod adapter;
 mod config_file;
 mod heads;
 mod names;
+mod narrow;
 mod pairs;
 mod shards;
 mod tensors;
@@ -15,6 +16,7 @@ pub use adapter::{
 pub(crate) use config_file::ConfigFile;
 pub use heads::{load_heads, save_heads};
 pub(crate) use names::{current_name, old_name};
+pub(crate) use narrow::narrowed;
 pub(crate) use pairs::Pairs;
 pub use shards::ModelWeights;
 pub(crate) use tensors::write_tensors;

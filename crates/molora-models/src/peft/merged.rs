@@ -4,24 +4,49 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use half::{bf16, f16};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::parameters::{Parameter, parameters};
 use super::pattern::ends_with;
 use crate::ModelError;
-use crate::checkpoint::{ModelWeights, check_finite, current_name};
+use crate::checkpoint::{ModelWeights, current_name, narrowed};
 use crate::modules::BaseModel;
 
-/// The type of the numbers of a written model.
+/// The type of the numbers of a written model. What was computed in f32 is rounded to the nearest number of
+/// the type, to the one with an even last bit where two are equally near; nothing is rounded twice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum MergedDtype {
-    /// f32, which holds what was computed exactly.
+    /// The type that each tensor has in the source; a head that the source lacks gets that of the table that it
+    /// was tied to.
     #[default]
-    Float32,
-    /// The type that each tensor has in the source, rounded to the nearest.
     AsSource,
+    /// f32, which holds what was computed exactly.
+    Float32,
+    /// f16 for all tensors.
+    Float16,
+    /// bf16 for all tensors.
+    BFloat16,
+}
+
+impl MergedDtype {
+    /// The type that all tensors get, and its name in a configuration; none if each keeps its own.
+    fn one(self) -> Option<(Dtype, &'static str)> {
+        match self {
+            Self::AsSource => None,
+            Self::Float32 => Some((Dtype::F32, "float32")),
+            Self::Float16 => Some((Dtype::F16, "float16")),
+            Self::BFloat16 => Some((Dtype::BF16, "bfloat16")),
+        }
+    }
+
+    /// The type of a tensor that has this one in the source; f32 where the source has none.
+    pub(crate) fn of(self, source: Option<Dtype>) -> Dtype {
+        match self.one() {
+            Some((dtype, _)) => dtype,
+            None => source.unwrap_or(Dtype::F32),
+        }
+    }
 }
 
 /// Ends of the names of files that belong to a model beside its weights.
@@ -45,7 +70,7 @@ const HEAD: &str = "lm_head.weight";
 ///
 /// # Errors
 /// [`ModelError::Inconsistent`] if an adapter is still attached; a source that cannot be read or is
-/// of another model; a file that cannot be written.
+/// of another model; a number that the type cannot hold; a file that cannot be written.
 pub fn save_merged<M: BaseModel>(
     model: &M,
     source: &Path,
@@ -120,13 +145,13 @@ fn write_config(
     let text = std::fs::read_to_string(&from).map_err(|e| io(&from, e))?;
     let mut config: Map<String, Value> =
         serde_json::from_str(&text).map_err(|e| ModelError::file(&from, e.to_string()))?;
-    if dtype == MergedDtype::Float32 {
+    if let Some((_, type_name)) = dtype.one() {
         // Older files have the second name alone; transformers reads both.
         let name = match config.contains_key("torch_dtype") {
             true => "torch_dtype",
             false => "dtype",
         };
-        config.insert(name.into(), "float32".into());
+        config.insert(name.into(), type_name.into());
     }
     // A file may hold a head of its own although its configuration denies it.
     let denies_head = config.get("tie_word_embeddings") != Some(&Value::Bool(false));
@@ -157,7 +182,9 @@ fn write_weights(
     parts: &[Parameter],
     dtype: MergedDtype,
 ) -> Result<(), ModelError> {
-    let plan = names.iter().map(|name| planned(source, name, parts, dtype));
+    let plan = names
+        .iter()
+        .map(|name| planned(source, names, name, parts, dtype));
     let plan: Vec<Planned<'_>> = plan.collect::<Result<_, _>>()?;
     refuse_unwritten(path, parts, &plan)?;
     let file = File::create(path).map_err(|e| io(path, e))?;
@@ -168,9 +195,7 @@ fn write_weights(
             Some(own) => own.values(),
             None => source.values(planned.name, &planned.shape)?,
         };
-        let values = in_range(values, planned.dtype);
-        check_finite(path, planned.name, &values)?;
-        let bytes = narrowed(&values, planned.dtype);
+        let bytes = narrowed(source.path(), planned.name, values, planned.dtype)?;
         file.write_all(&bytes).map_err(|e| io(path, e))?;
     }
     file.flush().map_err(|e| io(path, e))
@@ -178,6 +203,7 @@ fn write_weights(
 
 fn planned<'a>(
     source: &ModelWeights,
+    names: &[String],
     name: &'a str,
     parts: &'a [Parameter],
     dtype: MergedDtype,
@@ -195,13 +221,19 @@ fn planned<'a>(
         });
     }
     let shape = found.or(own.map(|own| own.shape.clone()));
+    let shape = shape.expect("a name is the model's or the source's");
+    // A head that the source lacks was its table, which has the same shape.
+    let table = || {
+        let mut others = names
+            .iter()
+            .filter(|other| source.shape(other) == Some(&shape));
+        others.next().and_then(|other| source.dtype(other))
+    };
+    let dtype = dtype.of(source.dtype(name).or_else(table));
     Ok(Planned {
         name,
-        shape: shape.expect("a name is the model's or the source's"),
-        dtype: match (dtype, source.dtype(name)) {
-            (MergedDtype::AsSource, Some(kept)) => kept,
-            _ => Dtype::F32,
-        },
+        shape,
+        dtype,
         own,
     })
 }
@@ -257,52 +289,4 @@ fn header(plan: &[Planned<'_>]) -> Vec<u8> {
     let mut header = (text.len() as u64).to_le_bytes().to_vec();
     header.extend(text);
     header
-}
-
-/// Values of which those that a type cannot hold are infinite.
-fn in_range(mut values: Vec<f32>, dtype: Dtype) -> Vec<f32> {
-    // Half a step above the type's largest number: what is rounded up from there.
-    let limit = match dtype {
-        Dtype::F16 => 65_520.0,
-        Dtype::BF16 => f32::from_bits(0x7f7f_8000),
-        _ => return values,
-    };
-    for value in &mut values {
-        if value.abs() >= limit {
-            *value = f32::INFINITY.copysign(*value);
-        }
-    }
-    values
-}
-
-fn narrowed(values: &[f32], dtype: Dtype) -> Vec<u8> {
-    match dtype {
-        Dtype::F16 => bytes(values, |value| f16::from_f32(value).to_le_bytes()),
-        Dtype::BF16 => bytes(values, |value| bf16::from_f32(value).to_le_bytes()),
-        _ => bytes(values, f32::to_le_bytes),
-    }
-}
-
-fn bytes<const N: usize>(values: &[f32], narrow: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
-    values.iter().flat_map(|&value| narrow(value)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_type_cannot_hold_is_infinite() {
-        let is_kept = |dtype, value: f32| in_range(vec![value], dtype)[0].is_finite();
-        for value in [65_504.0, 65_519.9, 65_520.0, 1e5, -65_520.0] {
-            let expected = f16::from_f32(value).is_finite();
-            assert_eq!(is_kept(Dtype::F16, value), expected, "{value}");
-        }
-        for bits in [0x7f7f_0000, 0x7f7f_7fff, 0x7f7f_8000, 0x7f7f_ffff] {
-            let value = f32::from_bits(bits);
-            let expected = bf16::from_f32(value).is_finite();
-            assert_eq!(is_kept(Dtype::BF16, value), expected, "{value}");
-            assert!(is_kept(Dtype::F32, value));
-        }
-    }
 }

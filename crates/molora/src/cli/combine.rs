@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::choice::{How, Sign};
-use super::export::exported;
+use super::export::{Dtype, exported};
 use super::print;
 use super::progress::Progress;
 use super::signals::stop_on_signal;
@@ -44,6 +44,9 @@ pub(super) struct CombineArgs {
     /// Write a whole model; ties, dare and magnitude then work on the deltas, and nothing is cut
     #[arg(long)]
     whole: bool,
+    /// Type of the numbers of a whole model
+    #[arg(long, value_enum, default_value_t = Dtype::Source)]
+    dtype: Dtype,
     /// Folder of the base model in Hugging Face layout, or org/name[@revision] on the Hub [default:
     /// that of the experts]
     #[arg(long, value_name = "MODEL")]
@@ -95,6 +98,7 @@ impl CombineArgs {
             sign: self.sign.map(Into::into),
             rank: self.rank,
             whole: self.whole,
+            dtype: self.dtype.into(),
             base: self.base,
             data: self.data,
             steps: self.steps,

@@ -105,11 +105,26 @@ fn heads(has_heads: bool) -> String {
 
 /// Types of the numbers of a merged model.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Dtype {
+pub(super) enum Dtype {
+    /// As in the base model's files, rounded to the nearest
+    Source,
     /// Exact, and twice the size of a half-precision base
     F32,
-    /// As in the base model, rounded
-    Source,
+    /// Rounded to the nearest; up to 65504
+    F16,
+    /// Rounded to the nearest; the range of f32 with 8 bits of precision
+    Bf16,
+}
+
+impl From<Dtype> for MergedDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Source => Self::AsSource,
+            Dtype::F32 => Self::Float32,
+            Dtype::F16 => Self::Float16,
+            Dtype::Bf16 => Self::BFloat16,
+        }
+    }
 }
 
 /// Options of `molora merge`.
@@ -127,7 +142,7 @@ pub(super) struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Type of the numbers
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    #[arg(long, value_enum, default_value_t = Dtype::Source)]
     dtype: Dtype,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]
     #[arg(long)]
@@ -136,10 +151,7 @@ pub(super) struct MergeArgs {
 
 impl MergeArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let dtype = match self.dtype {
-            Dtype::F32 => MergedDtype::Float32,
-            Dtype::Source => MergedDtype::AsSource,
-        };
+        let dtype = self.dtype.into();
         let (adapter, choice) = (
             adapter_of(&self.run, self.model.as_deref())?,
             self.choice.choice(),

@@ -21,7 +21,7 @@ use molora_adapters::merge::{MergeMethod, Sign};
 use molora_kernels::random::Seed;
 use molora_models::Backbone;
 use molora_models::peft::{
-    self, ResolvedAdapter, WeightDeltas, add_deltas, merge_into, merged_deltas,
+    self, MergedDtype, ResolvedAdapter, WeightDeltas, add_deltas, merge_into, merged_deltas,
 };
 
 pub use how::How;
@@ -59,6 +59,8 @@ pub struct CombineRequest {
     pub rank: Option<usize>,
     /// Whether a whole model is written although one LoRA might hold the result.
     pub whole: bool,
+    /// Type of the numbers of a whole model.
+    pub dtype: MergedDtype,
     /// The base model; that of the experts if `None`.
     pub base: Option<String>,
     /// Folder of tasks on which the result is scored.
@@ -172,15 +174,16 @@ pub fn combine(
             merging.merged()?
         }
     };
-    let beside = Beside {
-        origins: &origins,
     if let Some(adapter) = &merged.adapter {
         how::check_range(request, adapter)?;
     }
+    let beside = Beside {
+        origins: &origins,
         source: &model.folder,
         heads: &heads,
         out: &request.out,
         certified: crate::verify::Origin::of(&model, request.device)?,
+        dtype: request.dtype,
     };
     let written = match &merged.adapter {
         Some(adapter) if !request.whole => beside.lora(&base, adapter, base_name)?,

@@ -24,6 +24,8 @@ pub(super) struct Beside<'a> {
     pub(super) out: &'a Path,
     /// What the manifest says of the base model.
     pub(super) certified: CertifiedOrigin,
+    /// Type of the numbers of a whole model.
+    pub(super) dtype: MergedDtype,
 }
 
 impl Beside<'_> {
@@ -51,7 +53,7 @@ impl Beside<'_> {
     /// Writes a whole model.
     pub(super) fn whole(&self, model: &Backbone, modules: usize) -> Result<Written, TrainError> {
         let new = NewFolder::for_place(self.out)?;
-        save_merged(model, self.source, new.path(), MergedDtype::Float32)?;
+        save_merged(model, self.source, new.path(), self.dtype)?;
         self.finish(model, new.path())?;
         certify_model(new.path(), self.certified.clone())?;
         new.put_new()?;

@@ -5,6 +5,7 @@ mod chat;
 mod combine;
 pub(crate) mod decoder;
 mod distill;
+mod dtype;
 mod generate;
 mod lora;
 mod method;
