@@ -1,4 +1,4 @@
-"""Reads the files that molora wrote with transformers and PEFT, and compares what they compute.
+"""Reads the files that molora wrote with transformers, PEFT and llama.cpp, and compares what they compute.
 
 Called by `cargo xtask parity` with the folder of the cases.
 """
@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 warnings.filterwarnings("ignore")
 
+import llama_cpp
 import peft
 import torch
 import transformers
@@ -101,7 +102,33 @@ def merge(folder, case):
     yield "merged", output(adapted, case)
 
 
-METHODS = {"lora": lora, "poly": poly, "xlora": xlora, "lily": lily, "arrow": arrow, "merge": merge}
+def gguf(folder, case):
+    """A model in a GGUF file, alone and with a LoRA beside it; tokens of texts, which have to be the same."""
+    adapter = folder / "adapter.gguf"
+    for name, lora in [("model", None), ("adapter", str(adapter))][: 1 + adapter.exists()]:
+        model = llama_cpp.Llama(
+            str(folder / "model.gguf"),
+            lora_path=lora,
+            n_ctx=64,
+            logits_all=True,
+            flash_attn=False,
+            type_k=llama_cpp.GGML_TYPE_F32,
+            type_v=llama_cpp.GGML_TYPE_F32,
+            verbose=False,
+        )
+        for text, expected in case["texts"]:
+            found = model.tokenize(text.encode(), add_bos=False, special=True)
+            if found != expected:
+                sys.exit(f"{folder.name}: tokens of {text!r}: {found}, expected {expected}")
+        rows = []
+        for ids in case["input_ids"]:
+            model.reset()
+            model.eval(ids)
+            rows.append(torch.tensor(model.scores[: len(ids)]))
+        yield name, torch.stack(rows)
+
+
+METHODS = {"lora": lora, "poly": poly, "xlora": xlora, "lily": lily, "arrow": arrow, "merge": merge, "gguf": gguf}
 
 
 def check(folder):

@@ -1,5 +1,5 @@
-//! `cargo xtask parity`: transformers and PEFT read the files that molora writes, and molora those of
-//! PEFT.
+//! `cargo xtask parity`: transformers, PEFT and llama.cpp read the files that molora writes, and molora those
+//! of PEFT.
 //!
 //! `parity/make.py` lets PEFT write adapters of its own methods with what it computes. Tests of
 //! molora-models read them, and tests of molora-models and molora write adapters and models with what
@@ -13,7 +13,13 @@ use xshell::{Shell, cmd};
 use crate::workspace;
 
 /// What the check imports, as pip installs it.
-const PACKAGES: [&str; 4] = ["torch", "transformers", "peft", "safetensors"];
+const PACKAGES: [&str; 5] = [
+    "torch",
+    "transformers",
+    "peft",
+    "safetensors",
+    "llama-cpp-python",
+];
 
 /// Names a Python that has the packages already.
 const PYTHON: &str = "MOLORA_PYTHON";

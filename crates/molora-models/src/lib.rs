@@ -34,6 +34,7 @@ mod encoder_decoder;
 mod error;
 mod feed_forward;
 mod first_pass;
+pub mod gguf;
 mod layers;
 mod linear;
 mod modules;

@@ -95,6 +95,21 @@ impl Rope {
             .collect()
     }
 
+    /// What the scaling divides the frequency of each pair of a head by.
+    pub(crate) fn divisors(&self, head_dim: usize) -> Vec<f32> {
+        let plain = Self {
+            scaling: RopeScaling::Default,
+            ..*self
+        };
+        let pairs = plain
+            .frequencies(head_dim)
+            .into_iter()
+            .zip(self.frequencies(head_dim));
+        pairs
+            .map(|(plain, scaled)| (plain / scaled) as f32)
+            .collect()
+    }
+
     /// The rotation of every token by its position `[B, T]`.
     pub(super) fn rotation(&self, positions: Tensor<2, Int>, head_dim: usize) -> Rotation {
         let frequencies: Vec<f32> = self

@@ -54,6 +54,7 @@ pub use kind::PeftKind;
 pub use lily::{Lily, why_no_lily, write_lily};
 pub use merged::{MergedDtype, save_merged};
 pub use mixture::{detach, expert, mixture, mixture_for, static_mixture};
+pub(crate) use parameters::{Parameter, parameters};
 pub use pattern::{Pattern, Targets};
 pub use poly::{Poly, is_poly, open_poly, write_poly};
 pub use resolve::{FullTensor, FullValue, ModuleLora, ResolvedAdapter};

@@ -7,12 +7,12 @@ use crate::modules::{BaseModel, Layout, PartMut};
 use crate::{BaseWeight, MoLoraLinear, ModelError};
 
 /// A parameter of the model by its name in files.
-pub(super) struct Parameter {
-    pub(super) name: String,
-    pub(super) shape: Vec<usize>,
+pub(crate) struct Parameter {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
     value: Stored,
-    pub(super) is_head: bool,
-    pub(super) scale: f64,
+    pub(crate) is_head: bool,
+    pub(crate) scale: f64,
 }
 
 /// Tensors side by side that share memory with the model, laid out when they are written.
@@ -46,7 +46,7 @@ impl Parameter {
     }
 
     /// Row by row.
-    pub(super) fn values(&self) -> Vec<f32> {
+    pub(crate) fn values(&self) -> Vec<f32> {
         let data = match &self.value {
             Stored::Vectors(parts) => Tensor::cat(parts.clone(), 0).into_data(),
             Stored::Table(table) => {
@@ -72,7 +72,7 @@ impl Parameter {
 }
 
 /// All parameters of a model without adapters.
-pub(super) fn parameters<M: BaseModel>(model: &mut M) -> Result<Vec<Parameter>, ModelError> {
+pub(crate) fn parameters<M: BaseModel>(model: &mut M) -> Result<Vec<Parameter>, ModelError> {
     let mut all = Vec::new();
     for module in model.modules_mut() {
         let path = module.path.as_str();

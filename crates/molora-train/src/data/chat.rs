@@ -109,6 +109,11 @@ impl ChatTemplate {
         })
     }
 
+    /// The template itself, in Jinja.
+    pub(crate) fn source(&self) -> &str {
+        self.template.source()
+    }
+
     /// The text of a chat without functions; with `add_generation_prompt` the model is to say what comes
     /// next.
     ///

@@ -17,6 +17,9 @@ pub enum RunProblem {
     /// A folder to write without a name.
     #[error("is no name of a new folder; choose another --out, such as runs/first")]
     NoName,
+    /// A path that cannot be that of a file.
+    #[error("is no name of a new file; choose another --out, such as model.gguf")]
+    NoFileName,
     /// A run folder that is there already.
     #[error(
         "exists already; choose another --out, go on with --resume, or replace it with --force"
@@ -381,9 +384,6 @@ pub enum RunProblem {
     /// Experts that no LoRA of a layer can be fitted to.
     #[error("{why}")]
     NotByLayer { why: String },
-    /// A mixture that no single LoRA equals.
-    #[error("{why}; {advice}")]
-    NoSingleLora { why: String, advice: String },
     /// An adapter that changes more than a distilled LoRA can.
     #[error("{what}: a distilled LoRA would leave that out; molora merge writes a whole model")]
     NotDistilled { what: String },
@@ -392,6 +392,9 @@ pub enum RunProblem {
         "has no {file} with the heads of its tasks, which molora export writes beside an encoder's adapter"
     )]
     NoHeadsBeside { file: &'static str },
+    /// A mixture that no single LoRA equals.
+    #[error("{why}; {advice}")]
+    NoSingleLora { why: String, advice: String },
     /// An adapter of one LoRA where a mixture is expected.
     #[error(
         "is a LoRA, which is no mixture: molora assemble --base MODEL --expert NAME=DIR --router uniform makes \

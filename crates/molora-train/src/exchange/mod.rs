@@ -3,6 +3,7 @@
 //! | command | what it makes |
 //! |---|---|
 //! | `molora export` ([`export`]) | an adapter that PEFT loads, where one computes the same, as PEFT's own method where it has it |
+//! | `molora export --format gguf` ([`export_gguf`]) | a LoRA or a whole model that llama.cpp and Ollama load |
 //! | `molora merge` ([`merge`]) | a whole model that transformers loads, where one computes the same |
 //! | `molora combine` ([`combine()`]) | one adapter, a whole model, or a run with gates, from several experts |
 //! | `molora distill` ([`distill`]) | the nearest adapter that PEFT loads, with its error |
@@ -13,6 +14,7 @@ mod assemble;
 mod combine;
 mod distill;
 mod export;
+mod gguf;
 mod import;
 mod lora;
 mod merge;
@@ -26,6 +28,7 @@ pub use assemble::{AssembleRequest, Assembled, Given, RouterChoice, assemble};
 pub use combine::{CombineRequest, Combined, How, Written, combine};
 pub use distill::{DistillRequest, Distilled, SiteFit, Teacher, distill};
 pub use export::{ExportRequest, Exported, export};
+pub use gguf::{GgufRequest, GgufSource, GgufWritten, export_gguf};
 pub use import::{ImportRequest, import};
 pub use lora::Choice;
 pub use merge::{MergeRequest, Merged, merge, merge_adapter};

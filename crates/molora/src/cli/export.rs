@@ -6,20 +6,26 @@ use anyhow::bail;
 use clap::{Args, ValueEnum};
 use molora_models::peft::MergedDtype;
 
+use super::download::Downloads;
 use super::print;
 use super::source::adapter_of;
-use molora_train::base::DeviceSpec;
+use molora_train::base::{DeviceSpec, base_model};
 use molora_train::exchange::{
-    Choice, ExportRequest, Exported, MergeRequest, export, merge, merge_adapter,
+    Choice, ExportRequest, Exported, GgufRequest, GgufSource, GgufWritten, MergeRequest, export,
+    export_gguf, merge, merge_adapter,
 };
+use molora_train::hub::Progress;
 use molora_train::report::thousands;
 use molora_train::store::checkpoint::HEADS;
+use molora_train::store::is_run;
 
 /// File formats of adapters.
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// adapter_config.json and adapter_model.safetensors, as PEFT reads them
     Peft,
+    /// One file for llama.cpp and Ollama: a LoRA, or a whole model
+    Gguf,
 }
 
 /// Which LoRA of a run is meant.
@@ -45,7 +51,9 @@ impl ChoiceArgs {
 /// Options of `molora export`.
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
-    /// Folder of a finished run
+    /// Folder of a finished run; with --format gguf also that of an adapter that PEFT or `molora export` wrote,
+    /// or a whole model (a folder or org/name on the Hub)
+    #[arg(value_name = "RUN|ADAPTER|MODEL")]
     run: PathBuf,
     /// Format of the files
     #[arg(long, value_enum, default_value_t = Format::Peft)]
@@ -53,10 +61,17 @@ pub(super) struct ExportArgs {
     #[command(flatten)]
     choice: ChoiceArgs,
     /// Name of the adapter; any but `default` is kept in a folder below of that name
-    #[arg(long, default_value = "default")]
-    name: String,
-    /// Folder to write [default: RUN/peft, or RUN/peft-NAME for an expert or task]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// For an adapter with --format gguf: its base model [default: the one that its configuration names]
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// With --format gguf: type of the numbers of matrices [default: f32 for a LoRA, as in its files for a model]
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
+    /// Folder to write [default: RUN/peft, or RUN/peft-NAME for an expert or task]; with --format gguf the file
+    /// [default: RUN/lora.gguf, or RUN/lora-NAME.gguf]
+    #[arg(long, value_name = "DIR|FILE")]
     out: Option<PathBuf>,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]
     #[arg(long)]
@@ -65,7 +80,12 @@ pub(super) struct ExportArgs {
 
 impl ExportArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let Format::Peft = self.format;
+        if self.format == Format::Gguf {
+            return self.run_gguf();
+        }
+        if self.model.is_some() || self.dtype.is_some() {
+            bail!("--model and --dtype are for --format gguf");
+        }
         let choice = self.choice.choice();
         let chosen = choice.expert.as_ref().or(choice.task.as_ref());
         let folder = chosen.map_or("peft".to_owned(), |name| format!("peft-{name}"));
@@ -73,10 +93,63 @@ impl ExportArgs {
             out: self.out.unwrap_or_else(|| self.run.join(folder)),
             run: self.run,
             choice,
-            name: self.name,
+            name: self.name.unwrap_or_else(|| "default".into()),
             device: self.device,
         };
         print(&exported(&export(&request)?))
+    }
+
+    fn run_gguf(self) -> anyhow::Result<()> {
+        let (folder, choice) = (self.run, self.choice.choice());
+        if self.name.is_some() {
+            bail!("--name is for --format peft: a GGUF file is called by --out");
+        }
+        let chosen = choice.expert.as_ref().or(choice.task.as_ref());
+        let file = chosen.map_or("lora.gguf".to_owned(), |name| format!("lora-{name}.gguf"));
+        let default = || folder.join(file);
+        let adapter = adapter_of(&folder, self.model.as_deref())?;
+        let is_run = adapter.is_none() && is_run(&folder)?;
+        if !is_run && choice != Choice::default() {
+            let name = folder.display();
+            bail!("{name}: is no run, in which there is an --expert or --task to choose");
+        }
+        let (source, out) = match adapter {
+            Some(adapter) => (
+                GgufSource::Adapter(adapter),
+                self.out.unwrap_or_else(default),
+            ),
+            None if is_run => {
+                let out = self.out.unwrap_or_else(default);
+                (GgufSource::Run { folder, choice }, out)
+            }
+            None => {
+                let Some(out) = self.out else {
+                    bail!(
+                        "{}: is a whole model: give the file to write with --out",
+                        folder.display()
+                    );
+                };
+                let mut downloads = Downloads::new();
+                let show = &mut |progress: Progress<'_>| downloads.show_all(progress);
+                let base = base_model::find(&folder.to_string_lossy(), show)?;
+                downloads.finish();
+                (GgufSource::Model(base), out)
+            }
+        };
+        let (dtype, device) = (self.dtype.map(Into::into), self.device);
+        let request = GgufRequest {
+            source,
+            out,
+            dtype,
+            device,
+        };
+        print(&match export_gguf(&request)? {
+            GgufWritten::Lora(found) => exported(&found),
+            GgufWritten::Model { tokens } => {
+                let out = request.out.display();
+                format!("{out}: a whole model with {} tokens\n", thousands(tokens))
+            }
+        })
     }
 }
 

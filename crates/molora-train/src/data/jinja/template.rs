@@ -45,6 +45,11 @@ pub(in super::super) enum TemplateProblem {
 const NAME: &str = "template";
 
 impl Template {
+    /// What it was compiled from.
+    pub(in super::super) fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Compiles a source. `undefined` says what becomes of a name that has no value.
     ///
     /// # Errors

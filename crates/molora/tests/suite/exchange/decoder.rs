@@ -124,6 +124,37 @@ pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(root).join(name)
 }
 
+/// Pairs of bytes as SmolLM cuts texts, for a model with rows for `size` tokens: two special tokens, the printable
+/// characters of ASCII as far as there is room, and three pairs.
+pub(crate) fn byte_pairs(size: usize) -> serde_json::Value {
+    let special = ["<|start|>", "<|end|>"];
+    let pairs = [("a", "b"), ("\u{120}", "w"), ("ab", "c")];
+    let mut tokens: Vec<String> = special.map(str::to_owned).into();
+    tokens.extend(pairs.map(|(first, second)| format!("{first}{second}")));
+    tokens.extend(["\u{120}".into(), "\u{10a}".into()]);
+    // Letters first.
+    let characters = (b'a'..=b'z').chain(b'!'..=b'`').chain(b'{'..=b'~');
+    tokens.extend(characters.map(|byte| char::from(byte).to_string()));
+    tokens.truncate(size);
+    let ids = tokens.iter().enumerate();
+    let vocab: BTreeMap<&String, usize> = ids.map(|(id, token)| (token, id)).collect();
+    let added = |(id, text): (usize, &str)| {
+        json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    let added: Vec<_> = special.into_iter().enumerate().map(added).collect();
+    json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": null,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Digits", "individual_digits": true},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}]},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false,
+            "byte_fallback": false, "ignore_merges": false, "vocab": vocab,
+            "merges": pairs.map(|(first, second)| format!("{first} {second}"))}})
+}
+
 /// Words `w0`, `w1`, ... for all tokens.
 pub(crate) fn tokenizer(size: usize) -> serde_json::Value {
     let vocab: BTreeMap<String, usize> = (0..size).map(|n| (format!("w{n}"), n)).collect();

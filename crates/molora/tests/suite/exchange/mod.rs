@@ -7,6 +7,7 @@ pub(crate) mod decoder;
 mod distill;
 mod dtype;
 mod generate;
+mod gguf;
 mod lora;
 mod method;
 mod parity;

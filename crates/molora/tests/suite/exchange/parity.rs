@@ -2,6 +2,8 @@
 //! write them into the folder `MOLORA_PARITY` and compares. Without it they go away, after molora
 //! itself has read them again.
 
+mod gguf;
+
 use std::path::Path;
 
 use burn::module::Param;
@@ -87,17 +89,17 @@ fn keep(name: &str, base: &Path, adapter: &Path, merged: &Path) {
         copy_folder(from, &out.join(to));
     }
     let case = json!({"kind": kind(&adapted), "input_ids": IDS, "decoder_input_ids": TARGET});
-    close(&out, &case, [("adapter", found), ("merged", whole)]);
+    close(&out, &case, &[("adapter", found), ("merged", whole)]);
 }
 
 /// Writes what the check reads beside the folders.
-fn close<const N: usize>(out: &Path, case: &Value, expected: [(&str, Tensor<3>); N]) {
+fn close(out: &Path, case: &Value, expected: &[(&str, Tensor<3>)]) {
     write_json(&out.join("case.json"), case);
     let mut tensors = Tensors::new();
     for (name, tensor) in expected {
         let shape = tensor.dims().to_vec();
-        let values = tensor.into_data().iter::<f32>().collect();
-        tensors.insert(name.into(), (shape, values));
+        let values = tensor.to_data().iter::<f32>().collect();
+        tensors.insert((*name).into(), (shape, values));
     }
     write_tensors(&out.join("expected.safetensors"), &tensors);
 }
@@ -228,7 +230,7 @@ fn skills_of_an_encoder() {
     }
     let case = json!({"kind": "encoder", "method": "poly", "input_ids": IDS});
     let expected = [("task 0", one), ("task 1", two), ("task 2", three)];
-    close(&out, &case, expected);
+    close(&out, &case, &expected);
 }
 
 /// A mixture that no LoRA equals, as the nearest one.
@@ -344,6 +346,10 @@ fn merges_of_llama_adapters() {
         }
         let case = json!({"kind": "causal", "method": "merge", "input_ids": IDS,
             "experts": experts, "merge": merge});
-        close(&out, &case, [("adapter", found.clone()), ("merged", found)]);
+        close(
+            &out,
+            &case,
+            &[("adapter", found.clone()), ("merged", found)],
+        );
     }
 }
