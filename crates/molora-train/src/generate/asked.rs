@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::data::{Chat, ChatTemplate, DataError, Message, Part, PromptTemplate, TaskMeta};
+use crate::data::{
+    Chat, ChatTemplate, DataError, Message, Part, PromptTemplate, TaskMeta, WritingConfig,
+};
 use crate::error::{RunProblem, TrainError};
-use crate::recipe::WritingConfig;
 use crate::run::{Opened, bare_task};
 
 /// Refuses a chat whose text would lack functions, calls or results, and warns of what else it would lack.

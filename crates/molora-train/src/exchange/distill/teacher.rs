@@ -118,6 +118,7 @@ fn open_adapter(
             heads: heads.clone(),
             base,
             tasks,
+            device_spec: spec,
             device,
             folder: folder.clone(),
         },
