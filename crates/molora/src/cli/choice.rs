@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use molora_train::{compare, exchange, run};
 
-/// What is made equal between recipes.
+/// The budget that is equal for all recipes.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(super) enum Budget {
     /// Trainable parameters beside the heads: ranks are chosen to come near the first recipe's
@@ -30,7 +30,7 @@ pub(super) enum RouterChoice {
     Phatgoose,
     /// By the experts' gates, if they have any, and instructions
     Glider,
-    /// All alike
+    /// Equally
     Uniform,
 }
 
@@ -117,13 +117,13 @@ impl From<Sign> for exchange::Sign {
     }
 }
 
-/// What the learning rate does over steps that are added to a finished run.
+/// The learning rate over steps that are added to a finished run.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub(super) enum ScheduleChoice {
-    /// What it would do had there been so many steps from the beginning
+    /// The schedule of a run with so many steps from the beginning
     #[default]
     Extend,
-    /// It rises and falls anew
+    /// A new warm-up and decay over the added steps
     Restart,
 }
 

@@ -19,7 +19,7 @@ pub(super) struct CombineArgs {
     /// Experts: RUN/experts/NAME, a run of one LoRA, or a folder that PEFT wrote
     #[arg(required = true, value_name = "EXPERT")]
     experts: Vec<PathBuf>,
-    /// How they become one
+    /// Merging method
     #[arg(long, value_enum)]
     how: How,
     /// A weight for each expert, separated by commas [default: one divided by their number; 1 for ties
@@ -110,7 +110,7 @@ impl CombineArgs {
     }
 }
 
-/// What was merged, for people.
+/// The printed summary of a merge.
 fn closing(request: &CombineRequest, combined: &Combined) -> String {
     let mut text = String::new();
     if let Some(scores) = &combined.scores {

@@ -25,7 +25,7 @@ pub(super) struct CompareArgs {
     /// the first is the reference
     #[arg(required = true, value_delimiter = ',')]
     recipes: Vec<String>,
-    /// Train every recipe with so many seeds: 0, 1, ...
+    /// Number of seeds (0, 1, ...) that every recipe is trained with
     #[arg(long, default_value_t = 3)]
     seeds: u64,
     /// What is made equal
@@ -40,7 +40,7 @@ pub(super) struct CompareArgs {
     #[arg(long, value_name = "KEY[=V,V,...]", num_args = 0..=1, default_missing_value = LEARNING_RATE,
         value_parser = TunedKey::parse)]
     tune: Vec<TunedKey>,
-    /// Number of optimizer steps of a trial; recipes that train experts apart keep their own
+    /// Number of optimizer steps of a trial; recipes that train experts one by one keep their own
     #[arg(long, value_name = "N", requires = "tune")]
     tune_steps: Option<usize>,
     /// Hold these tasks out of training and measure the finished runs on them, as `molora eval
@@ -51,7 +51,7 @@ pub(super) struct CompareArgs {
     source: SourceArgs,
     #[command(flatten)]
     validation: ValidationArgs,
-    /// Folder to write; the same request goes on with what is there
+    /// Folder to write; a comparison that was stopped continues there
     #[arg(long, value_name = "DIR", default_value = "runs/compare")]
     out: PathBuf,
     /// Change a value of every recipe, for example data.max_length=32; may be repeated

@@ -16,22 +16,22 @@ use molora_train::generate::{Writer, describe};
 pub(super) struct DescribeArgs {
     /// Name of the task
     task: String,
-    /// Language model that writes: a folder in Hugging Face layout, or org/name on the hub
+    /// Language model: a folder in Hugging Face layout, or org/name on the Hub
     #[arg(long, value_name = "DIR")]
     model: String,
     /// Folder with one sub-folder per task [default: the bundled tasks]
     #[arg(long, value_name = "DIR")]
     data: Option<String>,
-    /// Number of training records that the model sees
+    /// Number of training records in the prompt
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=32))]
     examples: u8,
-    /// Seed of their draw
+    /// Seed by which these records are chosen
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Where to compute: cpu, ndarray, wgpu or cuda
     #[arg(long, default_value = "cpu")]
     device: DeviceSpec,
-    /// Put the text into the task's task.json, in place of its instruction
+    /// Replace the instruction in the task's task.json
     #[arg(long)]
     write: bool,
 }

@@ -38,8 +38,8 @@ pub(super) struct EvalArgs {
     /// Folder with the tasks [default: the one that the run was trained on]
     #[arg(long, value_name = "DIR")]
     data: Option<String>,
-    /// Measure tasks that the run was not trained on: with a linear probe on its frozen model,
-    /// beside the same probe on the base model
+    /// Measure tasks that the run was not trained on, with a linear probe on its frozen model and on
+    /// the base model
     #[arg(long)]
     unseen: bool,
     /// These tasks, separated by commas [default: those of the run; with --unseen and for a base
@@ -53,7 +53,7 @@ pub(super) struct EvalArgs {
     /// (each record's text) or any TEXT [default: as in the recipe]
     #[arg(long, value_name = "task|request|TEXT")]
     query: Option<Query>,
-    /// For a base model: change how texts are made, for example data.writing.prompt=chat; may be
+    /// For a base model: change how prompts are made, for example data.writing.prompt=chat; may be
     /// repeated
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
@@ -68,7 +68,7 @@ pub(super) struct EvalArgs {
     /// Score at most N records of each task, the same ones each time
     #[arg(long, value_name = "N", conflicts_with = "unseen")]
     limit: Option<NonZeroUsize>,
-    /// Go on although base model or tasks are not those that the run was trained on
+    /// Evaluate even if base model or tasks have changed since the training
     #[arg(long)]
     anyway: bool,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]

@@ -34,7 +34,7 @@ struct ChoiceArgs {
     /// Take one expert alone, by the name of its task or by its number
     #[arg(long, value_name = "NAME|N", conflicts_with = "task")]
     expert: Option<String>,
-    /// Fix gates and routers that go by task to this one
+    /// Fix gates and routers that depend on the task to this one
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
 }
@@ -60,7 +60,8 @@ pub(super) struct ExportArgs {
     format: Format,
     #[command(flatten)]
     choice: ChoiceArgs,
-    /// Name of the adapter; any but `default` is kept in a folder below of that name
+<<<<<<< HEAD
+    /// Name of the adapter; any but `default` is written to a subfolder of that name
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// For an adapter with --format gguf: its base model [default: the one that its configuration names]
@@ -72,6 +73,13 @@ pub(super) struct ExportArgs {
     /// Folder to write [default: RUN/peft, or RUN/peft-NAME for an expert or task]; with --format gguf the file
     /// [default: RUN/lora.gguf, or RUN/lora-NAME.gguf]
     #[arg(long, value_name = "DIR|FILE")]
+=======
+    /// Name of the adapter; any but `default` is written to a subfolder of that name
+    #[arg(long, default_value = "default")]
+    name: String,
+    /// Folder to write [default: RUN/peft, or RUN/peft-NAME for an expert or task]
+    #[arg(long, value_name = "DIR")]
+>>>>>>> c6ae95f (docs(cli): help texts in the terms of the field)
     out: Option<PathBuf>,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]
     #[arg(long)]
@@ -153,7 +161,7 @@ impl ExportArgs {
     }
 }
 
-/// What was written, for people.
+/// The printed summary of an export.
 pub(super) fn exported(found: &Exported) -> String {
     let rank = match found.ranks {
         (least, most) if least == most => format!("rank {most}"),
@@ -178,6 +186,7 @@ fn heads(has_heads: bool) -> String {
 
 /// Types of the numbers of a merged model.
 #[derive(Debug, Clone, Copy, ValueEnum)]
+<<<<<<< HEAD
 pub(super) enum Dtype {
     /// As in the base model's files, rounded to the nearest
     Source,
@@ -198,6 +207,13 @@ impl From<Dtype> for MergedDtype {
             Dtype::Bf16 => Self::BFloat16,
         }
     }
+=======
+enum Dtype {
+    /// 32 bits: exact, and twice the size of a half-precision base
+    F32,
+    /// As in the base model's files, rounded
+    Source,
+>>>>>>> c6ae95f (docs(cli): help texts in the terms of the field)
 }
 
 /// Options of `molora merge`.
@@ -214,8 +230,13 @@ pub(super) struct MergeArgs {
     /// Folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+<<<<<<< HEAD
     /// Type of the numbers
     #[arg(long, value_enum, default_value_t = Dtype::Source)]
+=======
+    /// Data type of the weights
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+>>>>>>> c6ae95f (docs(cli): help texts in the terms of the field)
     dtype: Dtype,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]
     #[arg(long)]

@@ -39,13 +39,13 @@ pub(super) struct GenerateArgs {
     /// takes those before into account; /help lists commands
     #[arg(short, long, conflicts_with_all = ["prompt", "prompts", "batch", "json", "output"])]
     interactive: bool,
-    /// How the model is to behave, in front of prompts that its chat template frames
+    /// System message, for prompts that the chat template formats
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     system: Option<String>,
-    /// A text that ends what is written, without being part of it; may be repeated
+    /// Stop an answer in front of this text; may be repeated
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     stop: Vec<String>,
-    /// The task that the prompts are of, for a run whose gates or routers go by task
+    /// Task of the prompts, for a run whose gates or routers depend on the task
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
     /// Let this expert of a run answer alone, by the name of its task or by its number
@@ -54,31 +54,31 @@ pub(super) struct GenerateArgs {
     /// Most new tokens of an answer [default: 64, or 512 with --interactive]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
-    /// Draw tokens from probabilities that are sharpened below 1 and flattened above it. 0 takes the
-    /// likeliest
+    /// Sampling temperature: values below 1 sharpen the distribution, values above 1 flatten it; 0 takes the
+    /// most likely token
     #[arg(long, value_name = "T")]
     temperature: Option<f64>,
-    /// Draw from the fewest tokens whose probabilities sum to this
+    /// Sample from the smallest set of tokens whose probabilities sum to P
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
-    /// Draw from so many likeliest tokens
+    /// Sample from the K most likely tokens
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Seed of the draws
+    /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Prompts in one pass
+    /// Prompts per forward pass
     #[arg(long, value_name = "B", default_value = "8")]
     batch: NonZeroUsize,
-    /// Frame each prompt as a user's message by the model's chat template [default:
-    /// if it has one and, for a run, the tasks were asked by it]
+    /// Format each prompt as a user message with the model's chat template [default: if the
+    /// model has one and, for a run, was trained with it]
     #[arg(long, conflicts_with = "raw")]
     chat: bool,
-    /// Take each prompt as it is
+    /// Do not use the chat template
     #[arg(long)]
     raw: bool,
-    /// Type in which the matrices of the base model are kept: f32, bf16, q8 or q4 [default: as in
-    /// training, or f32]
+    /// Data type of the base model's matrices: f32, bf16, q8 or q4 [default: as in training, or
+    /// f32]
     #[arg(long, value_name = "TYPE")]
     base_dtype: Option<BaseDtype>,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training, or cpu]
@@ -87,10 +87,10 @@ pub(super) struct GenerateArgs {
     /// Print one JSON object for each prompt
     #[arg(long)]
     json: bool,
-    /// Write the lines of --json into this file instead
+    /// Write these JSON objects to a file, one on each line
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Replace an output that is there
+    /// Overwrite an existing output file
     #[arg(long, requires = "output")]
     force: bool,
 }

@@ -16,13 +16,13 @@ use molora_train::grow::{AddRequest, Removed, add_expert, remove_expert};
 pub(super) struct AddArgs {
     /// Folder of a finished run whose experts were trained one by one
     run: PathBuf,
-    /// The task whose expert is trained and joins the others
+    /// Task whose expert is trained and added
     #[arg(long, value_name = "NAME")]
     task: String,
     /// Folder with the task's folder [default: the run's own]
     #[arg(long, value_name = "DIR")]
     data: Option<String>,
-    /// The group of experts that it joins, or a new one, where the recipe has groups
+    /// Group that the expert is added to, or a new one, where the recipe has groups
     /// [default: the group in the task's task.json]
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
@@ -53,7 +53,7 @@ impl AddArgs {
 pub(super) struct RemoveArgs {
     /// Folder of a finished run whose experts were trained one by one
     run: PathBuf,
-    /// The task whose expert goes
+    /// Task whose expert is removed
     #[arg(long, value_name = "NAME")]
     task: String,
     /// Where to evaluate again: cpu, ndarray, wgpu or cuda [default: as in training]

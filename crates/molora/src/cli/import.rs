@@ -14,7 +14,7 @@ use molora_train::exchange::{ImportRequest, import};
 /// Options of `molora import`.
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
-    /// Folder that PEFT wrote of a PolyTropon, an X-LoRA, a Lily or an Arrow model
+    /// Folder of a PolyTropon, X-LoRA, Lily or Arrow model in PEFT's format
     folder: PathBuf,
     /// Folder of the base model in Hugging Face layout, or org/name[@revision] on the Hub
     #[arg(long, value_name = "MODEL")]

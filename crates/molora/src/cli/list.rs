@@ -21,10 +21,10 @@ step as a multiple of that of lora with as many parameters (docs/benchmarks).
 /// Options of `molora list`.
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
-    /// Show this recipe as TOML, to be saved, changed and given to `molora train`
+    /// Print this recipe as TOML, to be edited and given to `molora train`
     #[arg(long, value_name = "RECIPE")]
     show: Option<String>,
-    /// With --show: with the numbers that fit this base model, a folder or org/name on the Hub
+    /// With --show: use the defaults for this base model, a folder or org/name on the Hub
     /// [default: the bundled encoder]
     #[arg(long, value_name = "MODEL", requires = "show")]
     model: Option<String>,

@@ -46,41 +46,41 @@ enum Command {
     Train(train::TrainArgs),
     /// Train several recipes with several seeds at an equal budget and compare them
     Compare(compare::CompareArgs),
-    /// Evaluate a finished run again in a fresh process
+    /// Evaluate a finished run, an adapter or a base model
     Eval(eval::EvalArgs),
-    /// Write the page of a finished run again, or one that compares several
+    /// Write the HTML report of a finished run, or one that compares several runs
     Report(report::ReportArgs),
-    /// Let a language model write the instruction of a task from a few of its records
+    /// Generate the instruction of a task from some of its records, with a language model
     Describe(describe::DescribeArgs),
-    /// Train one more expert and put it beside those of a finished run, which stay as they are
+    /// Train another expert for a finished run; the experts that it has do not change
     AddExpert(grow::AddArgs),
-    /// Take an expert out of a finished run
+    /// Remove an expert from a finished run
     RemoveExpert(grow::RemoveArgs),
-    /// Make a run of adapters that PEFT wrote, each an expert, under a router that needs no training
+    /// Turn PEFT adapters into a run: each becomes an expert, under a router that needs no training
     Assemble(assemble::AssembleArgs),
-    /// Make a run of a PolyTropon, X-LoRA, Lily or Arrow model that PEFT wrote
+    /// Turn a PolyTropon, X-LoRA, Lily or Arrow model of PEFT into a run
     Import(import::ImportArgs),
-    /// Write a run, or one of its experts, as an adapter that PEFT loads
+    /// Export a run, or one of its experts, as a PEFT adapter
     Export(export::ExportArgs),
-    /// Write a run as a whole model that transformers loads
+    /// Merge a run or an adapter into its base model, for transformers
     Merge(export::MergeArgs),
     /// Merge several experts into one adapter, or into a whole model
     Combine(combine::CombineArgs),
-    /// Fit a single LoRA to a run that no LoRA equals, and measure both
+    /// Approximate a mixture by a single LoRA, and measure both
     Distill(distill::DistillArgs),
     /// Generate answers to prompts with a run, an adapter or a model, or chat with it
     Generate(generate::GenerateArgs),
-    /// Answer records that have no answer, with a finished run
+    /// Predict the answers of unlabelled records with a finished run
     Predict(predict::PredictArgs),
-    /// Search for each record the best expert of every layer, beside what the routers decide
+    /// Find the best expert of every layer for each record, and compare it with the routers' choice
     Oracle(oracle::OracleArgs),
-    /// Finish a change of a run's experts that a kill or an error has cut short
+    /// Finish an interrupted change of a run's experts
     Recover(recover::RecoverArgs),
     /// Check that a finished run or an export is what it was, and computes what it did
     Verify(verify::VerifyArgs),
     /// List the recipes and bundled tasks, or show a recipe as TOML
     List(list::ListArgs),
-    /// Print a script that completes commands and options in a shell
+    /// Print a shell completion script
     Completions(shell::CompletionsArgs),
     /// Write manual pages
     Man(shell::ManArgs),

@@ -24,12 +24,12 @@ pub(super) struct OracleArgs {
     /// Search for at most N records of each task, the same ones each time
     #[arg(long, default_value = "64", value_name = "N")]
     limit: NonZeroUsize,
-    /// Only paths whose mean cost over layers is at most this, from 0 (nothing) to 1 (always the largest
-    /// expert); for experts of different rank
+    /// Largest mean cost of a path over layers, from 0 (nothing) to 1 (always the largest expert); for
+    /// experts of different rank
     #[arg(long, value_name = "COST")]
     budget: Option<f64>,
-    /// Paths that are followed for each record where there are more than 6,561 paths (three choices in
-    /// eight layers); with fewer every one is tried
+    /// Width of the beam search for each record, where there are more than 6,561 paths (three choices in
+    /// eight layers); with fewer every path is tried
     #[arg(long, default_value = "4", value_name = "N")]
     beam: NonZeroUsize,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]

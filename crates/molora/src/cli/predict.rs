@@ -23,7 +23,7 @@ pub(super) struct PredictArgs {
     /// line), or - for standard input (JSON objects or texts, one a line)
     #[arg(long, value_name = "FILE|-")]
     input: PathBuf,
-    /// File for the answers, a JSON object a line; a stopped command goes on with what is there [default:
+    /// File for the answers, a JSON object a line; a command that was stopped continues there [default:
     /// standard output]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -33,7 +33,7 @@ pub(super) struct PredictArgs {
     /// The input's columns by molora's, where they have other names: input=sentence,input_b=passage
     #[arg(long, value_delimiter = ',', value_name = "OURS=THEIRS", value_parser = column)]
     columns: Vec<(String, String)>,
-    /// Replace an output that is there
+    /// Overwrite an existing output file
     #[arg(long, requires = "output")]
     force: bool,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]

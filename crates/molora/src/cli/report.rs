@@ -18,7 +18,7 @@ pub(super) struct ReportArgs {
     /// Folders of finished runs, or of comparisons, each of which stands for all its runs
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// File to write, in place of an older page only [default: report.html in the folder of a single
+    /// File to write; only an older report is overwritten [default: report.html in the folder of a single
     /// run, comparison.html here for several]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,

@@ -56,7 +56,7 @@ pub(super) struct SourceArgs {
     /// Train on these tasks only, separated by commas [default: all in the folder]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub(super) tasks: Option<Vec<String>>,
-    /// Type in which the frozen matrices of the base model are kept: f32, bf16, q8 or q4
+    /// Data type of the frozen matrices of the base model: f32, bf16, q8 or q4
     #[arg(long, value_name = "TYPE", default_value_t)]
     pub(super) base_dtype: BaseDtype,
     /// Where to compute: cpu, ndarray, wgpu or cuda

@@ -23,7 +23,7 @@ pub(super) struct TrainArgs {
     /// Name of a recipe (see `molora list`) or a TOML file derived from one
     #[arg(required_unless_present = "resume", conflicts_with = "resume")]
     recipe: Option<String>,
-    /// Go on with an unfinished run, or with --steps with a finished one
+    /// Continue an unfinished run, or with --steps a finished one
     #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "data", "tasks", "out", "seed",
         "epochs", "base_dtype", "device", "set", "force", "eval_every", "eval_limit", "batch_size"])]
     resume: Option<PathBuf>,
@@ -39,11 +39,11 @@ pub(super) struct TrainArgs {
     /// number in all that a finished run goes on to
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    /// With --resume and --steps: the learning rate over the new steps, as if there had been so many from
-    /// the beginning (extend) or rising and falling anew (restart)
+    /// With --resume and --steps, the learning rate over the new steps: as if the run had always had
+    /// so many (extend), or with a new warm-up and decay (restart)
     #[arg(long, value_enum, default_value_t, requires_all = ["resume", "steps"])]
     schedule: ScheduleChoice,
-    /// As many steps as show E times the number of all training records; 0.5 is half of them
+    /// Train for E epochs: E times the number of all training records; 0.5 is half of them
     #[arg(long, value_name = "E", conflicts_with = "steps")]
     epochs: Option<f64>,
     #[command(flatten)]
@@ -53,18 +53,17 @@ pub(super) struct TrainArgs {
     /// Change a value of the recipe, for example adapter.bank.rank=4; may be repeated
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
-    /// Begin with the weights of this run, or of an adapter that PEFT wrote, in the place of fresh ones;
-    /// heads are those of tasks of the same name
+    /// Initial weights: those of a run or of a PEFT adapter; heads are matched by the names of tasks
     #[arg(long, value_name = "RUN|ADAPTER", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Replace an older run in the same folder
     #[arg(long)]
     force: bool,
-    /// Say what the run would be, and what memory and time it would take, by a few steps of each stage;
-    /// nothing is written
+    /// Print layers, parameters and data of the run, and the memory and time that it will take, by a few
+    /// steps of each stage; nothing is written
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
-    /// With --resume: begin this stage again, with all before it as they are
+    /// With --resume: repeat the run from this stage on
     #[arg(
         long,
         value_name = "STAGE",
@@ -72,7 +71,7 @@ pub(super) struct TrainArgs {
         conflicts_with = "steps"
     )]
     from_stage: Option<String>,
-    /// Stop at the end of this stage; --resume goes on
+    /// Stop at the end of this stage; --resume continues
     #[arg(long, value_name = "STAGE")]
     until_stage: Option<String>,
 }

@@ -12,7 +12,7 @@ pub(super) struct ValidationArgs {
     /// an encoder, four times on a model that writes]
     #[arg(long, value_name = "N")]
     eval_every: Option<usize>,
-    /// Score at most N records of each task there, the same ones each time [default: 256 on an encoder,
+    /// Score at most N records of each task, the same ones each time [default: 256 on an encoder,
     /// 64 on a model that writes]
     #[arg(long, value_name = "N")]
     eval_limit: Option<NonZeroUsize>,
