@@ -56,6 +56,21 @@ impl TokenizedTask {
     #[must_use]
     pub fn validation_part(&self, limit: usize) -> Self {
         let places = places(&self.name, Split::Validation, self.validation.len(), limit);
+        self.validated_on(Split::Validation, &places)
+    }
+
+    /// The task with the `count` longest records of a split as those of its validation split, and no others.
+    #[must_use]
+    pub fn longest(&self, split: Split, count: usize) -> Self {
+        let lengths = self.lengths(split);
+        let mut places: Vec<usize> = (0..lengths.len()).collect();
+        places.sort_by_key(|&place| std::cmp::Reverse(lengths[place]));
+        places.truncate(count);
+        self.validated_on(split, &places)
+    }
+
+    /// The task with some records of a split as those of its validation split, and no others.
+    fn validated_on(&self, split: Split, places: &[usize]) -> Self {
         let mut part = Self {
             name: self.name.clone(),
             kind: self.kind,
@@ -63,18 +78,14 @@ impl TokenizedTask {
             instruction: self.instruction.clone(),
             metric: self.metric.clone(),
             train: Vec::new(),
-            validation: pick(&self.validation, &places),
+            validation: pick(self.split(split), places),
             test: Vec::new(),
             cut: 0,
-            requests: [
-                Vec::new(),
-                pick(self.requests(Split::Validation), &places),
-                Vec::new(),
-            ],
+            requests: [Vec::new(), pick(self.requests(split), places), Vec::new()],
             written: None,
         };
         part.written = self.written.as_ref().map(|written| {
-            let questions = pick(written.questions(Split::Validation), &places);
+            let questions = pick(written.questions(split), places);
             written.with_validation(questions)
         });
         part

@@ -1,19 +1,17 @@
-//! What was chosen as the micro-batch of a stage, and why.
+//! How many rows a stage or scores compute at once, and why.
 
 use std::fmt;
 
 use super::format::mebibytes;
 
-/// The micro-batch of a stage that was chosen for a limit of memory.
+/// The rows that a stage, or scores, compute at once, as they were chosen for a limit of memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MicroBatch {
-    /// Name of the stage.
-    pub stage: String,
-    /// Its number, from 0.
-    pub number: usize,
-    /// Rows of the micro-batch: `stages.N.micro_batch_size`.
+    /// Number of the stage, from 0, and its name; `None` for scores.
+    pub stage: Option<(usize, String)>,
+    /// The rows: `stages.N.micro_batch_size`, or `data.eval_batch_size`.
     pub rows: usize,
-    /// Rows of a batch.
+    /// Rows of a batch, or most rows of scores.
     pub batch: usize,
     /// Peak resident memory of the process with it, in bytes.
     pub peak: u64,
@@ -26,11 +24,17 @@ pub struct MicroBatch {
 impl fmt::Display for MicroBatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [peak, limit] = [self.peak, self.limit].map(|bytes| mebibytes(Some(bytes)));
-        let (stage, number, rows, batch) = (&self.stage, self.number, self.rows, self.batch);
+        let (what, key) = match &self.stage {
+            Some((number, name)) => (
+                format!("stage {name}"),
+                format!("stages.{number}.micro_batch_size"),
+            ),
+            None => ("scores".into(), "data.eval_batch_size".into()),
+        };
+        let (rows, batch) = (self.rows, self.batch);
         write!(
             f,
-            "stage {stage}: {rows} of {batch} rows at once (stages.{number}.micro_batch_size) take {peak} \
-             of {limit}"
+            "{what}: {rows} of {batch} rows at once ({key}) take {peak} of {limit}"
         )?;
         match self.next {
             Some((rows, peak)) => write!(f, ", {rows} would take {}", mebibytes(Some(peak))),
@@ -46,8 +50,7 @@ mod tests {
     #[test]
     fn the_reason_is_the_next_size() {
         let micro = MicroBatch {
-            stage: "joint".into(),
-            number: 0,
+            stage: Some((0, "joint".into())),
             rows: 8,
             batch: 32,
             peak: 1 << 30,

@@ -98,10 +98,14 @@ pub(super) fn with_micro_batches(
     on_event(Event::Phase("trying micro-batches"));
     let heads = loaded.heads.clone();
     let found = on_trial(request, &config, loaded, stop, |setup| {
-        fit(setup, Start::Fresh(heads), limit, on_event)
+        let scored = config.scored;
+        fit(setup, Start::Fresh(heads), (limit, scored), on_event)
     })?;
     for micro in found {
-        config.recipe.stages[micro.number].micro_batch_size = micro.rows;
+        match micro.stage {
+            Some((stage, _)) => config.recipe.stages[stage].micro_batch_size = micro.rows,
+            None => config.recipe.data.eval_batch_size = micro.rows,
+        }
     }
     Ok(config)
 }

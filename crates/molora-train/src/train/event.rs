@@ -12,7 +12,7 @@ pub enum Event<'a> {
     Download(hub::Progress<'a>),
     /// A stage begins, or the part of it that trains the expert of one task.
     Stage(StageEvent<'a>),
-    /// The micro-batches of a stage were chosen.
+    /// The rows that a stage, or scores, compute at once were chosen.
     MicroBatch(&'a MicroBatch),
     /// A step is done; with the total number of steps.
     Step(&'a StepRecord, usize),

@@ -3,20 +3,23 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use molora_models::Backbone;
+use molora_models::{Backbone, TaskModel};
 
 use super::event::Event;
 use super::rehearsal::{batches, is_longest};
 use super::setup::Setup;
 use super::trainer::{Start, State};
 use crate::TrainError;
+use crate::data::Split;
 use crate::data::sampler::Pick;
 use crate::error::RunProblem;
+use crate::eval::{EvalScope, evaluate};
 use crate::recipe::Leg;
 use crate::report::{MicroBatch, format::thousands, peak_memory_bytes};
 
 /// Finds the largest micro-batch of each stage with which the process stays below `limit` bytes of resident
-/// memory, by steps in the folder of `setup`; the stages of `setup` say nothing about it.
+/// memory, by steps in the folder of `setup`, and then as many rows as scores of validation and `scored`
+/// split may compute at once; what `setup` says about either is not read, but for the most rows of scores.
 ///
 /// Sizes are tried from one row on, since the peak of a process never falls: powers of two, and the whole
 /// batch. From the third on a size is only tried if the two before it, continued in a straight line, leave
@@ -28,7 +31,7 @@ use crate::report::{MicroBatch, format::thousands, peak_memory_bytes};
 pub fn fit(
     setup: &Setup<'_>,
     start: Start,
-    limit: u64,
+    (limit, scored): (u64, Split),
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Vec<MicroBatch>, TrainError> {
     let mut state = State::start(setup, start, on_event)?;
@@ -42,10 +45,12 @@ pub fn fit(
             on_event(Event::MicroBatch(&micro));
             found.push(micro);
         }
-        check_stop(setup)?;
         state.leave(setup, leg, on_event)?;
         state.enter(setup, state.progress.leg + 1, on_event)?;
     }
+    let scores = largest_of_scores(&state.model, setup, limit, scored)?;
+    on_event(Event::MicroBatch(&scores));
+    found.push(scores);
     Ok(found)
 }
 
@@ -59,6 +64,40 @@ fn check_stop(setup: &Setup<'_>) -> Result<(), TrainError> {
 /// A size in rows, and the peak with it in bytes.
 type Tried = (usize, u64);
 
+/// The largest size that fits, and the next one, which does not.
+struct Largest {
+    fits: Option<Tried>,
+    next: Option<Tried>,
+}
+
+/// Tries sizes up to `most`, as [`fit`] says.
+fn ascend(
+    setup: &Setup<'_>,
+    most: usize,
+    limit: u64,
+    mut compute: impl FnMut(usize) -> Result<(), TrainError>,
+) -> Result<Largest, TrainError> {
+    let (mut before, mut fits): (Option<Tried>, Option<Tried>) = (None, None);
+    for rows in sizes(most) {
+        if let Some(peak) = before.zip(fits).map(|tried| continued(tried, rows))
+            && peak > limit
+        {
+            let next = Some((rows, peak));
+            return Ok(Largest { fits, next });
+        }
+        check_stop(setup)?;
+        compute(rows)?;
+        let unknown = || TrainError::run(Path::new("memory"), RunProblem::PeakUnknown);
+        let peak = peak_memory_bytes().ok_or_else(unknown)?;
+        if peak > limit {
+            let next = Some((rows, peak));
+            return Ok(Largest { fits, next });
+        }
+        before = fits.replace((rows, peak));
+    }
+    Ok(Largest { fits, next: None })
+}
+
 fn largest(
     state: &mut State,
     setup: &Setup<'_>,
@@ -68,16 +107,7 @@ fn largest(
     let batch = setup.recipe.data.sampling.batch_size;
     let picks = longest_rows(state, setup, leg);
     let mut stages = setup.stages.to_vec();
-    let (mut before, mut last): (Option<Tried>, Option<Tried>) = (None, None);
-    let mut next = None;
-    for rows in sizes(batch) {
-        if let Some(peak) = before.zip(last).map(|tried| continued(tried, rows))
-            && peak > limit
-        {
-            next = Some((rows, peak));
-            break;
-        }
-        check_stop(setup)?;
+    let found = ascend(setup, batch, limit, |rows| {
         stages[leg.stage].micro_batch_size = rows;
         let trial = Setup {
             stages: &stages,
@@ -89,28 +119,60 @@ fn largest(
             true => picks.len(),
             false => picks.len().min(2 * rows),
         };
-        state.step_on(&trial, leg, &picks[..count])?;
-        let unknown = || TrainError::run(Path::new("memory"), RunProblem::PeakUnknown);
-        let peak = peak_memory_bytes().ok_or_else(unknown)?;
-        if peak > limit {
-            next = Some((rows, peak));
-            break;
+        state.step_on(&trial, leg, &picks[..count]).map(drop)
+    })?;
+    let stage = (leg.stage, setup.stages[leg.stage].name.clone());
+    match (found.fits, found.next) {
+        (Some((rows, peak)), next) => Ok(MicroBatch {
+            stage: Some(stage),
+            rows,
+            batch,
+            peak,
+            limit,
+            next,
+        }),
+        (None, next) => {
+            let peak = next.map_or(limit, |(_, peak)| peak);
+            Err(too_little(setup, leg, &picks, peak, limit))
         }
-        before = last.replace((rows, peak));
     }
-    let stage = &setup.stages[leg.stage];
-    let Some((rows, peak)) = last else {
-        let (_, peak) = next.expect("one row was tried");
-        return Err(too_little(setup, leg, &picks, peak, limit));
-    };
+}
+
+/// The rows that scores compute at once: those of the recipe, or fewer. Answers that are texts are scored
+/// without being generated, as the rows of a cache take less than those of a whole text.
+fn largest_of_scores(
+    model: &TaskModel,
+    setup: &Setup<'_>,
+    limit: u64,
+    scored: Split,
+) -> Result<MicroBatch, TrainError> {
+    let batch = setup.recipe.data.eval_batch_size;
+    let found = ascend(setup, batch, limit, |rows| {
+        for split in [Split::Validation, scored] {
+            let longest = setup.tasks.iter().map(|task| task.longest(split, rows));
+            let longest: Vec<_> = longest.collect();
+            let with_records = |&task: &usize| !longest[task].validation.is_empty();
+            let only: Vec<usize> = (0..longest.len()).filter(with_records).collect();
+            if only.is_empty() {
+                continue;
+            }
+            let scope = EvalScope {
+                only: &only,
+                generates: false,
+                ..EvalScope::own(Split::Validation, rows, longest.len())
+            };
+            evaluate(model, &longest, scope, setup.device, None, |_| ())?;
+        }
+        Ok(())
+    })?;
+    let (rows, peak) = found.fits.or(found.next).unwrap_or((1, limit));
     Ok(MicroBatch {
-        stage: stage.name.clone(),
-        number: leg.stage,
+        stage: None,
         rows,
         batch,
         peak,
         limit,
-        next,
+        next: found.next.filter(|_| found.fits.is_some()),
     })
 }
 

@@ -272,6 +272,8 @@ fn micro_batches_fit_the_memory_that_there_is() {
         let chosen =
             format!("stage joint: {rows} of {rows} rows at once (stages.0.micro_batch_size) take ");
         assert!(is_done && errors.contains(&chosen), "{errors}");
+        let scores = "scores: 64 of 64 rows at once (data.eval_batch_size) take ";
+        assert!(errors.contains(scores), "{errors}");
         let config = std::fs::read_to_string(world.path(&out("auto")).join("run.toml"));
         let kept = format!("micro_batch_size = {rows}\n");
         assert!(config.expect("readable").contains(&kept));
