@@ -6,7 +6,7 @@
 
 use serde_json::{Value as Json, json};
 
-use super::{File, Kind, Model};
+use super::{File, Kind, Model, Tokens};
 use crate::ModelError;
 
 /// How Llama 3 cuts texts.
@@ -44,7 +44,7 @@ fn rules() -> [Rule; 4] {
 }
 
 /// The rule and merges of a file, and its tokens.
-pub(super) fn read(file: &File) -> Result<(Model, Vec<(String, u32, Kind)>), ModelError> {
+pub(super) fn read(file: &File) -> Result<(Model, Tokens), ModelError> {
     let found = steps(file);
     let rules = rules();
     let rule = rules.iter().find(|rule| {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use super::Kind;
+use super::{Kind, Tokens};
 use crate::ModelError;
 
 /// `tokenizer.json` of a folder.
@@ -50,8 +50,12 @@ impl File {
             let path = format!("model.{field}");
             let found = self.field(&path);
             let is_empty = found.is_none_or(|found| found == "" || found == false);
-            let is_expected = found == Some(expected) || (is_empty && *expected == Json::Null);
-            if !is_expected && !(is_empty && *expected == false) {
+            // A field that is not there is off.
+            let is_expected = match expected {
+                Json::Null | Json::Bool(false) => is_empty,
+                expected => found == Some(expected),
+            };
+            if !is_expected {
                 return Err(self.refuse(&path, &expected.to_string()));
             }
         }
@@ -77,7 +81,7 @@ impl File {
     }
 
     /// Tokens that were added to those of the model.
-    pub(super) fn added(&self) -> Result<Vec<(String, u32, Kind)>, ModelError> {
+    pub(super) fn added(&self) -> Result<Tokens, ModelError> {
         let list = self.field("added_tokens").and_then(Json::as_array);
         let mut added = Vec::new();
         for token in list.into_iter().flatten() {

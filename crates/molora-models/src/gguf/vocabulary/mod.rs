@@ -55,6 +55,9 @@ enum Kind {
     Byte = 6,
 }
 
+/// Tokens with their numbers and kinds.
+type Tokens = Vec<(String, u32, Kind)>;
+
 /// The values of the kind of tokenizer alone.
 #[derive(Debug)]
 enum Model {
@@ -93,7 +96,7 @@ impl Vocabulary {
         let is_pieces = model["byte_fallback"] == true;
         let (model, tokens) = match model["type"].as_str() {
             // Files of old have no type.
-            Some("BPE") | None if is_pieces => pieces::read(&file)?,
+            Some("BPE") | None if is_pieces => pieces::read(&file, size)?,
             Some("BPE") | None => byte_pairs::read(&file)?,
             _ => return Err(file.refuse("model.type", "BPE")),
         };
@@ -125,12 +128,7 @@ impl Vocabulary {
 
     /// The tokens by their numbers, with those that are added to the model's own, and names for the rows of the
     /// model's table that no token has.
-    fn put(
-        &mut self,
-        file: &File,
-        own: Vec<(String, u32, Kind)>,
-        size: usize,
-    ) -> Result<(), ModelError> {
+    fn put(&mut self, file: &File, own: Tokens, size: usize) -> Result<(), ModelError> {
         let added = file.added()?;
         let all = own.into_iter().chain(added);
         self.tokens = (0..size).map(|id| format!("[PAD{id}]")).collect();
@@ -142,6 +140,14 @@ impl Vocabulary {
             };
             *place = text;
             self.kinds[id as usize] = kind;
+        }
+        if let Model::Pieces { scores, .. } = &mut self.model {
+            // What is never joined from others has none.
+            for (score, kind) in scores.iter_mut().zip(&self.kinds) {
+                if *kind != Kind::Normal {
+                    *score = 0.0;
+                }
+            }
         }
         Ok(())
     }

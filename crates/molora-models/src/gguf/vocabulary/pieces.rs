@@ -8,14 +8,14 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value as Json, json};
 
-use super::{File, Kind, Model};
+use super::{File, Kind, Model, Tokens};
 use crate::ModelError;
 
 /// What stands for a space.
 const SPACE: &str = "\u{2581}";
 
-/// The scores of a file, and its tokens.
-pub(super) fn read(file: &File) -> Result<(Model, Vec<(String, u32, Kind)>), ModelError> {
+/// The scores of a file, one for each of `size` tokens, and its tokens.
+pub(super) fn read(file: &File, size: usize) -> Result<(Model, Tokens), ModelError> {
     file.refuse_options(&[
         ("dropout", Json::Null),
         ("continuing_subword_prefix", Json::Null),
@@ -28,13 +28,7 @@ pub(super) fn read(file: &File) -> Result<(Model, Vec<(String, u32, Kind)>), Mod
     let adds_space = adds_space(file)?;
     let own = file.own()?;
     let ranks = ranks(file, &own)?;
-    let mut scores = vec![
-        0.0;
-        own.iter()
-            .map(|(_, id)| *id as usize + 1)
-            .max()
-            .unwrap_or(0)
-    ];
+    let mut scores = vec![0.0; size];
     let mut tokens = Vec::new();
     for (text, id) in own {
         let is_unknown = file.root["model"]["unk_token"] == **text;
@@ -45,10 +39,10 @@ pub(super) fn read(file: &File) -> Result<(Model, Vec<(String, u32, Kind)>), Mod
         };
         // Behind all merges: single characters are never joined from others.
         let rank = ranks.get(text.as_str()).copied().unwrap_or(ranks.len());
-        scores[id as usize] = match kind {
-            Kind::Normal => -(rank as f32),
-            _ => 0.0,
-        };
+        // One beyond the model's tokens is refused where they are put in their places.
+        if let Some(score) = scores.get_mut(id as usize) {
+            *score = -(rank as f32);
+        }
         tokens.push((text.clone(), id, kind));
     }
     Ok((Model::Pieces { scores, adds_space }, tokens))
