@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use molora_models::{Backbone, TaskModel};
 
 use super::event::Event;
-use super::rehearsal::{batches, is_longest};
+use super::rehearsal::{is_longest, largest_batch};
 use super::setup::Setup;
 use super::trainer::{Start, State};
 use crate::TrainError;
@@ -105,7 +105,8 @@ fn largest(
     limit: u64,
 ) -> Result<MicroBatch, TrainError> {
     let batch = setup.recipe.data.sampling.batch_size;
-    let picks = longest_rows(state, setup, leg);
+    let mut picks = largest_batch(state, setup, leg);
+    picks.sort_by_key(|&pick| std::cmp::Reverse(length(setup, leg, pick)));
     let mut stages = setup.stages.to_vec();
     let found = ascend(setup, batch, limit, |rows| {
         stages[leg.stage].micro_batch_size = rows;
@@ -186,16 +187,6 @@ fn sizes(batch: usize) -> impl Iterator<Item = usize> {
 fn continued(((few, low), (many, high)): (Tried, Tried), rows: usize) -> u64 {
     let slope = high.saturating_sub(low) as f64 / (many - few) as f64;
     high + (slope * (rows - many) as f64) as u64
-}
-
-/// The examples of the batch of a leg with the longest row, the longest ones first.
-fn longest_rows(state: &State, setup: &Setup<'_>, leg: &Leg) -> Vec<Pick> {
-    let sampler = state.progress.sampler.as_ref();
-    let batches = batches(setup, leg, sampler.expect("a leg that trains has one"));
-    let largest = batches.into_iter().max_by_key(|(tokens, _)| *tokens);
-    let (_, mut picks) = largest.expect("a leg has a batch");
-    picks.sort_by_key(|&pick| std::cmp::Reverse(length(setup, leg, pick)));
-    picks
 }
 
 fn length(setup: &Setup<'_>, leg: &Leg, (place, index): Pick) -> usize {

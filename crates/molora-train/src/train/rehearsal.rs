@@ -7,6 +7,7 @@ use super::setup::{Setup, lengths};
 use super::trainer::{Start, State};
 use super::validate;
 use crate::TrainError;
+use crate::data::sampler::Pick;
 use crate::data::{Sampler, Split};
 use crate::recipe::Leg;
 use crate::report::StageCost;
@@ -42,10 +43,7 @@ pub fn rehearse(
         match costs.last_mut().filter(|cost| cost.stage == *name) {
             Some(cost) => {
                 if is_longest(setup, leg) {
-                    let sampler = state.progress.sampler.as_ref();
-                    let batches = batches(setup, leg, sampler.expect("a leg that trains has one"));
-                    let largest = batches.into_iter().max_by_key(|(tokens, _)| *tokens);
-                    let (_, picks) = largest.expect("a leg has a batch");
+                    let picks = largest_batch(&state, setup, leg);
                     state.step_on(setup, leg, &picks)?;
                 }
                 let share = leg.steps as f64 / cost.steps as f64;
@@ -112,17 +110,21 @@ pub(super) fn is_longest(setup: &Setup<'_>, leg: &Leg) -> bool {
         })
 }
 
+/// The batch of a leg with most tokens, padding included.
+pub(super) fn largest_batch(state: &State, setup: &Setup<'_>, leg: &Leg) -> Vec<Pick> {
+    let sampler = state.progress.sampler.as_ref();
+    let batches = batches(setup, leg, sampler.expect("a leg that trains has one"));
+    let largest = batches.into_iter().max_by_key(|(tokens, _)| *tokens);
+    largest.expect("a leg has a batch").1
+}
+
 /// The batches of a leg with their sizes.
-pub(super) fn batches(
-    setup: &Setup<'_>,
-    leg: &Leg,
-    sampler: &Sampler,
-) -> Vec<(usize, Vec<(usize, usize)>)> {
+pub(super) fn batches(setup: &Setup<'_>, leg: &Leg, sampler: &Sampler) -> Vec<(usize, Vec<Pick>)> {
     let mut sampler = sampler.clone();
     let is_packed = setup.recipe.data.writing.packing;
     let batch = |_| {
         let picks = sampler.next_batch();
-        let length = |&(place, index): &(usize, usize)| {
+        let length = |&(place, index): &Pick| {
             let task: usize = leg.tasks[place];
             setup.tasks[task].train[index].ids.len()
         };
