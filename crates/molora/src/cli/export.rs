@@ -60,7 +60,6 @@ pub(super) struct ExportArgs {
     format: Format,
     #[command(flatten)]
     choice: ChoiceArgs,
-<<<<<<< HEAD
     /// Name of the adapter; any but `default` is written to a subfolder of that name
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -73,13 +72,6 @@ pub(super) struct ExportArgs {
     /// Folder to write [default: RUN/peft, or RUN/peft-NAME for an expert or task]; with --format gguf the file
     /// [default: RUN/lora.gguf, or RUN/lora-NAME.gguf]
     #[arg(long, value_name = "DIR|FILE")]
-=======
-    /// Name of the adapter; any but `default` is written to a subfolder of that name
-    #[arg(long, default_value = "default")]
-    name: String,
-    /// Folder to write [default: RUN/peft, or RUN/peft-NAME for an expert or task]
-    #[arg(long, value_name = "DIR")]
->>>>>>> c6ae95f (docs(cli): help texts in the terms of the field)
     out: Option<PathBuf>,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]
     #[arg(long)]
@@ -186,7 +178,6 @@ fn heads(has_heads: bool) -> String {
 
 /// Types of the numbers of a merged model.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-<<<<<<< HEAD
 pub(super) enum Dtype {
     /// As in the base model's files, rounded to the nearest
     Source,
@@ -207,13 +198,6 @@ impl From<Dtype> for MergedDtype {
             Dtype::Bf16 => Self::BFloat16,
         }
     }
-=======
-enum Dtype {
-    /// 32 bits: exact, and twice the size of a half-precision base
-    F32,
-    /// As in the base model's files, rounded
-    Source,
->>>>>>> c6ae95f (docs(cli): help texts in the terms of the field)
 }
 
 /// Options of `molora merge`.
@@ -230,13 +214,8 @@ pub(super) struct MergeArgs {
     /// Folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-<<<<<<< HEAD
-    /// Type of the numbers
-    #[arg(long, value_enum, default_value_t = Dtype::Source)]
-=======
     /// Data type of the weights
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
->>>>>>> c6ae95f (docs(cli): help texts in the terms of the field)
+    #[arg(long, value_enum, default_value_t = Dtype::Source)]
     dtype: Dtype,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]
     #[arg(long)]
