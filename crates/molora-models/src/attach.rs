@@ -1,5 +1,7 @@
 //! Attaching adapters to a model's linear layers, whatever the model.
 
+use std::collections::BTreeSet;
+
 use burn::module::Param;
 use burn::tensor::Device;
 use molora_adapters::{Site, SiteDims};
@@ -150,6 +152,87 @@ pub(crate) fn attach_sites(
         place.linear.adapter = Some(adapter);
     }
     Ok((sites, plan))
+}
+
+/// Attaches fresh adapters to linear layers each of which decides for itself, and returns the paths of
+/// the sites. `paths` are those that the model gives for reading.
+///
+/// # Errors
+/// See [`Adaptable::attach`](crate::Adaptable::attach).
+pub(crate) fn attach_by_site(
+    linears: Vec<(String, &mut MoLoraLinear)>,
+    paths: Vec<String>,
+    spec: &AdapterSpec,
+    num_tasks: usize,
+    seed: Seed,
+    device: &Device,
+) -> Result<Vec<String>, ModelError> {
+    decides_by_site(spec)?;
+    check_paths(&linears, &paths)?;
+    let layers: Vec<usize> = paths.iter().map(|path| layer_of(path)).collect();
+    let to = Attachment {
+        num_layers: layers.iter().max().map_or(0, |last| last + 1),
+        num_tasks,
+        seed,
+        device,
+    };
+    let places = linears.into_iter().zip(layers);
+    let places = places.map(|((path, linear), layer)| Place {
+        path,
+        layer,
+        in_feed_forward: false,
+        ends_feed_forward: false,
+        linear,
+    });
+    // Only parts that the model has as a whole read its width.
+    let (sites, _) = attach_sites(places.collect(), spec, 0, &to)?;
+    Ok(sites.into_iter().map(|site| site.path).collect())
+}
+
+/// Refuses a specification that asks for more of a model than linear layers.
+fn decides_by_site(spec: &AdapterSpec) -> Result<(), ModelError> {
+    let expected = "site";
+    if !spec.composition.is_site() {
+        return Err(ModelError::NoPlace {
+            field: "adapter.composition",
+            found: spec.composition.name(),
+            expected,
+        });
+    }
+    match spec.router.is_some() && spec.router_scope != RouterScope::Site {
+        true => Err(ModelError::NoPlace {
+            field: "adapter.router_scope",
+            found: spec.router_scope.name(),
+            expected,
+        }),
+        false => Ok(()),
+    }
+}
+
+/// Refuses paths that files could not tell apart, or that are other ones for reading.
+fn check_paths(
+    linears: &[(String, &mut MoLoraLinear)],
+    paths: &[String],
+) -> Result<(), ModelError> {
+    if !linears.iter().map(|(path, _)| path).eq(paths) {
+        let text =
+            "the model's linears and linears_mut list other paths, expected the same in one order";
+        return Err(ModelError::Inconsistent(text.into()));
+    }
+    let mut seen = BTreeSet::new();
+    match paths.iter().find(|path| !seen.insert(*path)) {
+        Some(path) => Err(ModelError::Inconsistent(format!(
+            "two of the model's linear layers have the path `{path}`, expected one"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The first number in a path, as 2 in `blocks.2.out`; 0 if there is none.
+fn layer_of(path: &str) -> usize {
+    path.split('.')
+        .find_map(|part| part.parse().ok())
+        .unwrap_or(0)
 }
 
 /// The most numbers of all experts together, 16 GiB of them.

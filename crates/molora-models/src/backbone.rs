@@ -9,8 +9,8 @@ use molora_kernels::random::Seed;
 use crate::checkpoint::ConfigFile;
 use crate::modules::{BaseModel, ModuleMut};
 use crate::{
-    Adaptable, Adapter, AdapterSpec, BaseDtype, Bert, Decoder, LayerRouter, MoLoraLinear,
-    ModelError, ModelPart, PooledSite, T5,
+    Adaptable, AdapterSpec, BaseDtype, Bert, Decoder, LayerRouter, MoLoraLinear, ModelError,
+    ModelPart, T5,
 };
 
 /// A base model of any family, with its adapters.
@@ -134,8 +134,8 @@ impl Adaptable for Backbone {
         each!(self, model => model.linears())
     }
 
-    fn sites_mut(&mut self) -> Vec<(String, &mut Adapter)> {
-        each!(self, model => model.sites_mut())
+    fn linears_mut(&mut self) -> Vec<(String, &mut MoLoraLinear)> {
+        each!(self, model => model.linears_mut())
     }
 
     fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
@@ -144,10 +144,6 @@ impl Adaptable for Backbone {
 
     fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)> {
         each!(self, model => model.layer_routers_mut())
-    }
-
-    fn pooled_mut(&mut self) -> Vec<(String, &mut PooledSite)> {
-        each!(self, model => model.pooled_mut())
     }
 
     fn part(&self) -> Option<&ModelPart> {

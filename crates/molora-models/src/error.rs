@@ -98,6 +98,16 @@ pub enum ModelError {
     /// A number of the router is out of its range.
     #[error("adapter.router: {0}")]
     Routing(#[from] RoutingError),
+    /// A part of the specification that a model has no place for.
+    #[error("{field} is {found}, which this model has no place for: expected {expected}")]
+    NoPlace {
+        /// Path of the part in the specification.
+        field: &'static str,
+        /// What it says.
+        found: &'static str,
+        /// What the model can have.
+        expected: &'static str,
+    },
     /// Parts of the specification that do not go together.
     #[error("{0}")]
     Inconsistent(String),

@@ -1,6 +1,7 @@
 //! A frozen linear layer with an optional mixture of experts: the heart of the project.
 
 use burn::module::{Module, Param};
+use burn::nn::Linear;
 use burn::tensor::Tensor;
 use molora_adapters::SiteDims;
 use molora_kernels::random::Seed;
@@ -11,6 +12,10 @@ use crate::peft::column_norms;
 use crate::{Adapter, BaseWeight, EmbeddingNoise, FirstPassStates, Pool, PooledSite};
 
 /// What every site of a forward pass reads beside its input.
+///
+/// Where layers of a model see other positions than its input, as those of a convolution or a step of a
+/// recurrence do, each gets a context of its own: `ForwardContext { mask, ..context.clone() }`, with
+/// another [`dropout`](Self::dropout) key for every step.
 #[derive(Debug, Clone)]
 pub struct ForwardContext {
     /// 1 for real tokens, 0 for padding, `[B, T]`.
@@ -79,8 +84,16 @@ pub struct MoLoraLinear {
     pub pooled: Option<PooledSite>,
 }
 
+impl From<Linear> for MoLoraLinear {
+    /// The layer as pretraining left it, frozen and without an adapter.
+    fn from(linear: Linear) -> Self {
+        let weight = BaseWeight::of(linear.weight.val().detach());
+        Self::new(weight, linear.bias.map(|bias| bias.val().detach()))
+    }
+}
+
 impl MoLoraLinear {
-    /// A layer without an adapter.
+    /// A layer without an adapter. Weight and bias are frozen.
     pub fn new(weight: BaseWeight, bias: Option<Tensor<1>>) -> Self {
         Self {
             weight,

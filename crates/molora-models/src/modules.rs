@@ -3,9 +3,9 @@
 use burn::module::Param;
 use burn::tensor::Tensor;
 
-use crate::MoLoraLinear;
 use crate::layers::Norm;
 pub use crate::reader::Layout;
+use crate::{Adaptable, MoLoraLinear};
 
 /// A module of a model's files, to be changed.
 #[derive(Debug)]
@@ -31,22 +31,34 @@ pub enum PartMut<'a> {
 
 /// A model whose parts can be found by the names of its files.
 ///
-/// Reading goes through a clone, which shares all tensors.
-pub trait BaseModel: Clone {
+/// Reading goes through a clone, which shares all tensors. By the defaults the parts are the linear
+/// layers of [`Adaptable`], laid out as PyTorch's `Linear`.
+pub trait BaseModel: Adaptable {
     /// Every module, the linear layers in the order of the forward pass.
-    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>>;
+    fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
+        let linears = self.linears_mut().into_iter();
+        let module = |(path, linear)| ModuleMut {
+            path,
+            part: PartMut::Linear(vec![linear], Layout::OutIn),
+        };
+        linears.map(module).collect()
+    }
 
     /// Gives a head that is the table of embeddings a table of its own, which then is a module.
     fn untie(&mut self) {}
 
     /// Removes the routers of layers.
-    fn clear_routers(&mut self);
+    fn clear_routers(&mut self) {}
 
     /// Whether layers have routers.
-    fn has_layer_routers(&self) -> bool;
+    fn has_layer_routers(&self) -> bool {
+        self.part().is_some() || !self.layer_routers().is_empty()
+    }
 
     /// Whether a tensor of the files is a copy of the table of embeddings, which readers make again.
-    fn copies_table(&self, path: &str) -> bool;
+    fn copies_table(&self, _path: &str) -> bool {
+        false
+    }
 
     /// Factor on hidden states in front of the head that files of a head apart do not have.
     fn head_scale(&self) -> f64 {

@@ -33,10 +33,6 @@ impl BaseModel for Decoder {
         self.part = None;
     }
 
-    fn has_layer_routers(&self) -> bool {
-        self.part.is_some() || self.layers.iter().any(|layer| layer.router.is_some())
-    }
-
     fn copies_table(&self, path: &str) -> bool {
         self.head.is_none() && path == self.names.head
     }

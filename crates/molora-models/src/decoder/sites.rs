@@ -6,9 +6,7 @@ use molora_kernels::random::Seed;
 use super::feed_forward::FeedForward;
 use super::model::{Decoder, Layer};
 use crate::attach::{Attachment, Place, attach_sites, layer_routers, model_part};
-use crate::{
-    Adaptable, Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart, PooledSite,
-};
+use crate::{Adaptable, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart};
 
 /// GPT-2 files hold queries, keys and values as one layer `attn.c_attn`; here they are the three
 /// layers `attn.c_attn.q`, `attn.c_attn.k` and `attn.c_attn.v`.
@@ -24,11 +22,9 @@ impl Adaptable for Decoder {
             .collect()
     }
 
-    fn sites_mut(&mut self) -> Vec<(String, &mut Adapter)> {
+    fn linears_mut(&mut self) -> Vec<(String, &mut MoLoraLinear)> {
         let places = self.places().into_iter();
-        places
-            .filter_map(|place| Some((place.path, place.linear.adapter.as_mut()?)))
-            .collect()
+        places.map(|place| (place.path, place.linear)).collect()
     }
 
     fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
@@ -43,13 +39,6 @@ impl Adaptable for Decoder {
         let (names, layers) = (self.names, self.layers.iter_mut().enumerate());
         layers
             .filter_map(|(index, layer)| Some((names.layer_name(index), layer.router.as_mut()?)))
-            .collect()
-    }
-
-    fn pooled_mut(&mut self) -> Vec<(String, &mut PooledSite)> {
-        let places = self.places().into_iter();
-        places
-            .filter_map(|place| Some((place.path, place.linear.pooled.as_mut()?)))
             .collect()
     }
 

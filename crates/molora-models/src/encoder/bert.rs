@@ -13,7 +13,7 @@ use crate::observe::{Observation, observation};
 use crate::scope::{Decides, decide, decide_feed_forward, vote};
 use crate::{
     Adaptable, AdapterSpec, EmbeddingNoise, ForwardContext, LayerNorm, LayerRouter, MoLoraLinear,
-    ModelError, ModelPart, PooledSite, RouteTrace,
+    ModelError, ModelPart, RouteTrace,
 };
 
 /// A padded batch of token sequences.
@@ -217,13 +217,6 @@ impl Bert {
     pub fn max_tokens(&self) -> usize {
         self.embeddings.position.dims()[0]
     }
-
-    fn linears_mut(&mut self) -> Vec<(String, &mut MoLoraLinear)> {
-        let layers = self.layers.iter_mut().enumerate();
-        layers
-            .flat_map(|(index, layer)| layer.linears_mut(index))
-            .collect()
-    }
 }
 
 impl Adaptable for Bert {
@@ -238,10 +231,10 @@ impl Adaptable for Bert {
             .collect()
     }
 
-    fn sites_mut(&mut self) -> Vec<(String, &mut crate::Adapter)> {
-        self.linears_mut()
-            .into_iter()
-            .filter_map(|(path, linear)| linear.adapter.as_mut().map(|adapter| (path, adapter)))
+    fn linears_mut(&mut self) -> Vec<(String, &mut MoLoraLinear)> {
+        let layers = self.layers.iter_mut().enumerate();
+        layers
+            .flat_map(|(index, layer)| layer.linears_mut(index))
             .collect()
     }
 
@@ -256,13 +249,6 @@ impl Adaptable for Bert {
         let layers = self.layers.iter_mut().enumerate();
         layers
             .filter_map(|(index, layer)| Some((layer_name(index), layer.router.as_mut()?)))
-            .collect()
-    }
-
-    fn pooled_mut(&mut self) -> Vec<(String, &mut PooledSite)> {
-        self.linears_mut()
-            .into_iter()
-            .filter_map(|(path, linear)| Some((path, linear.pooled.as_mut()?)))
             .collect()
     }
 

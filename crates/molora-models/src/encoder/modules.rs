@@ -21,14 +21,6 @@ impl BaseModel for Bert {
         self.part = None;
     }
 
-    fn has_layer_routers(&self) -> bool {
-        self.part.is_some() || self.layers.iter().any(|layer| layer.router.is_some())
-    }
-
-    fn copies_table(&self, _path: &str) -> bool {
-        false
-    }
-
     fn leaves_out(&self, path: &str) -> bool {
         ["pooler.", "bert.pooler."]
             .iter()

@@ -28,11 +28,6 @@ impl BaseModel for T5 {
         self.part = None;
     }
 
-    fn has_layer_routers(&self) -> bool {
-        let mut blocks = self.encoder.blocks.iter().chain(&self.decoder.blocks);
-        self.part.is_some() || blocks.any(|block| block.router.is_some())
-    }
-
     fn copies_table(&self, path: &str) -> bool {
         path.ends_with("embed_tokens") || (self.head.is_none() && path == "lm_head")
     }

@@ -7,8 +7,7 @@ use super::model::{Block, T5};
 use crate::attach::{Attachment, Place, attach_sites, layer_routers, model_part};
 use crate::decoder::{Attention, FeedForward};
 use crate::{
-    Adaptable, Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart, PooledSite,
-    RouterScope,
+    Adaptable, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart, RouterScope,
 };
 
 /// The encoder's layers come first; layers of the decoder count after those of the encoder.
@@ -24,11 +23,9 @@ impl Adaptable for T5 {
             .collect()
     }
 
-    fn sites_mut(&mut self) -> Vec<(String, &mut Adapter)> {
-        self.places()
-            .into_iter()
-            .filter_map(|place| Some((place.path, place.linear.adapter.as_mut()?)))
-            .collect()
+    fn linears_mut(&mut self) -> Vec<(String, &mut MoLoraLinear)> {
+        let places = self.places().into_iter();
+        places.map(|place| (place.path, place.linear)).collect()
     }
 
     fn task_type(&self) -> &'static str {
@@ -46,13 +43,6 @@ impl Adaptable for T5 {
         let blocks = self.blocks_mut().into_iter();
         blocks
             .filter_map(|(path, block)| Some((path, block.router.as_mut()?)))
-            .collect()
-    }
-
-    fn pooled_mut(&mut self) -> Vec<(String, &mut PooledSite)> {
-        let places = self.places().into_iter();
-        places
-            .filter_map(|place| Some((place.path, place.linear.pooled.as_mut()?)))
             .collect()
     }
 

@@ -36,6 +36,17 @@ impl Composition {
         *self == Self::Site
     }
 
+    /// Its name in files.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Site => "site",
+            Self::FeedForward => "feed_forward",
+            Self::FeedForwardSites => "feed_forward_sites",
+            Self::Block => "block",
+            Self::Pool(_) => "pool",
+        }
+    }
+
     /// The numbers of experts that layers share, if they do.
     pub fn pool(self) -> Option<PoolConfig> {
         match self {
@@ -75,6 +86,16 @@ pub enum RouterScope {
 }
 
 impl RouterScope {
+    /// Its name in files.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Site => "site",
+            Self::Layer => "layer",
+            Self::Model => "model",
+            Self::FirstPass(_) => "first_pass",
+        }
+    }
+
     /// The numbers of a first pass that decides for all sites.
     pub fn first_pass(&self) -> Option<&FirstPassConfig> {
         match self {

@@ -5,5 +5,6 @@ mod golden_bert;
 mod golden_decoder;
 mod golden_peft;
 mod golden_t5;
+mod own_model;
 mod parity;
 mod peft;

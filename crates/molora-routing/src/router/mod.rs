@@ -129,7 +129,8 @@ impl Router {
     /// Takes the decisions for a batch.
     ///
     /// # Panics
-    /// If decisions are per task and `input.tasks` is `None`.
+    /// If decisions are per task and `input.tasks` is `None`, or per token and the mask is for other
+    /// tokens.
     pub fn route(&self, input: &RouteInput) -> RouterOutput {
         self.route_guided(input, &Guidance::default())
     }
@@ -287,7 +288,12 @@ impl Router {
     fn features(&self, input: &RouteInput, guidance: &Guidance) -> (Tensor<3>, Tensor<2>) {
         let valid_b1 = || input.mask.clone().max_dim(1);
         match (self.granularity, &self.task_embedding) {
-            (Granularity::Token, _) => (input.features.clone(), input.mask.clone()),
+            (Granularity::Token, _) => {
+                let [batch, tokens, _] = input.features.dims();
+                let expected = "one entry of the mask for every token";
+                assert_eq!(input.mask.dims(), [batch, tokens], "{expected}");
+                (input.features.clone(), input.mask.clone())
+            }
             (Granularity::Task, embedding) => {
                 let tasks = input.tasks.clone();
                 let tasks = tasks.expect("decisions per task are given tasks");

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
-use molora_kernels::random::Seed;
 use molora_models::{ParameterKind, TaskModel};
 
 use crate::report::ParameterCounts;
@@ -45,23 +44,11 @@ pub fn find_not_finite(model: &TaskModel) -> Option<(String, f64)> {
 
 /// Makes exactly the parameters of the given kinds trainable.
 pub fn set_trainable(model: TaskModel, kinds: &[ParameterKind]) -> TaskModel {
-    let mut mapper = ByPath {
-        path: Vec::new(),
-        change: SetTrainable {
-            of: model.kinds(),
-            train: kinds,
-        },
+    let mut mapper = SetTrainable {
+        of: model.kinds(),
+        train: kinds,
     };
     model.map(&mut mapper)
-}
-
-/// Numbers every parameter by a hash of its path, so that the optimizer state in a checkpoint finds
-/// its parameters in another process.
-pub fn with_stable_ids(model: TaskModel) -> TaskModel {
-    model.map(&mut ByPath {
-        path: Vec::new(),
-        change: SetId,
-    })
 }
 
 #[derive(Default)]
@@ -109,54 +96,14 @@ impl ModuleVisitor for FindNotFinite {
     }
 }
 
-/// A change of a parameter that depends on its path alone.
-trait Change {
-    fn change<const D: usize>(&self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>>;
-}
-
 struct SetTrainable<'a> {
     of: BTreeMap<ParamId, ParameterKind>,
     train: &'a [ParameterKind],
 }
 
-impl Change for SetTrainable<'_> {
-    fn change<const D: usize>(&self, _path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+impl ModuleMapper for SetTrainable<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let trains = self.train.contains(&kind_of(&self.of, param.id));
         param.set_require_grad(trains)
-    }
-}
-
-/// Places of parameters that had another path when optimizer states were first written: numbers go
-/// by the paths of then.
-const MOVED: [(&str, &str); 1] = [(".core.Scale.sigma", ".rank_scale")];
-
-struct SetId;
-
-impl Change for SetId {
-    fn change<const D: usize>(&self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let moved = MOVED.iter().find(|(now, _)| path.ends_with(now));
-        let path = moved.map_or(path.to_owned(), |(now, then)| path.replace(now, then));
-        let id = ParamId::from(Seed::new(0).child(&path).value());
-        let trains = param.is_require_grad();
-        Param::initialized(id, param.into_value()).set_require_grad(trains)
-    }
-}
-
-struct ByPath<C> {
-    path: Vec<String>,
-    change: C,
-}
-
-impl<C: Change> ModuleMapper for ByPath<C> {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        self.change.change(&self.path.join("."), param)
-    }
-
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
     }
 }

@@ -1,6 +1,6 @@
 //! What a user asks for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use molora_models::BaseDtype;
 
@@ -47,6 +47,25 @@ pub struct Request {
 }
 
 impl Request {
+    /// A run of a recipe on all tasks in `data` into the folder `out`, with seed 0 on the CPU.
+    pub fn new(recipe: Recipe, model: &str, data: &str, out: &Path) -> Self {
+        Self {
+            recipe,
+            model: model.into(),
+            base_dtype: BaseDtype::default(),
+            data: data.into(),
+            tasks: None,
+            out: out.into(),
+            init: None,
+            epochs: None,
+            force: false,
+            seed: 0,
+            device: DeviceSpec::Cpu,
+            scored: Split::Test,
+            until: None,
+        }
+    }
+
     /// The resolved configuration of the run, without digests.
     pub(super) fn config(&self, model: String, recipe: Recipe, tasks: &[Task]) -> RunConfig {
         RunConfig {
