@@ -11,6 +11,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod book;
 mod ci;
 mod parity;
 mod tidy;
@@ -31,6 +32,8 @@ enum Command {
     Backends,
     /// Measures steps, operations and decoding on this machine, also against PyTorch.
     Bench(bench::Bench),
+    /// Checks the pages of docs/ and builds them with mdBook into target/book.
+    Book,
     /// Everything a change has to pass: format, tidy, clippy, tests, documents; cheapest first.
     Ci,
     /// Formats every file, those behind the lists of axes too, which `cargo fmt` does not see.
@@ -57,6 +60,7 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Backends => ci::run_backends(),
         Command::Bench(bench) => bench::run(bench),
+        Command::Book => book::run(),
         Command::Ci => ci::run(),
         Command::Fmt => ci::format(&workspace::shell()?),
         Command::Parity => parity::run(),

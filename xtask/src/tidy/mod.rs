@@ -5,10 +5,12 @@
 use std::fmt;
 
 use anyhow::{Context, Result, ensure};
+use xshell::Shell;
 
 use crate::workspace;
 
 mod arrows;
+mod book;
 mod budget;
 mod documents;
 mod plain;
@@ -70,6 +72,7 @@ pub(crate) fn run() -> Result<()> {
     let files = workspace::files(&shell)?;
     let mut findings = arrows::check(&shell)?;
     findings.extend(documents::check(&shell, &files)?);
+    findings.extend(book::check(&shell, &files)?);
     for file in &files {
         let content = shell
             .read_binary_file(file)
@@ -81,6 +84,14 @@ pub(crate) fn run() -> Result<()> {
         }
     }
     report(&findings, files.len())
+}
+
+/// Checks the pages of the book alone.
+///
+/// # Errors
+/// If a rule is violated, or a page cannot be read.
+pub(crate) fn check_book(shell: &Shell, files: &[String]) -> Result<()> {
+    report(&book::check(shell, files)?, files.len())
 }
 
 /// The rules for one text file.
