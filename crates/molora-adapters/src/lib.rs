@@ -64,3 +64,8 @@ pub use precondition::{precondition_down, precondition_up};
 pub use qr::qr;
 pub use scaling::Scaling;
 pub use start::{Residual, SegmentStart, Start};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -111,3 +111,8 @@ const OPERATIONS: [&[testing::Case]; 10] = [
     silu_gate::tests::CASES,
     top_k::tests::CASES,
 ];
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -80,3 +80,8 @@ pub use scope::LayerRouter;
 pub use site::{SitePattern, select_sites};
 pub use spec::{AdapterSpec, Composition, ExpertCount, RouterScope};
 pub use task_model::{TaskHead, TaskModel, TextInput, TextOutput};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -38,3 +38,8 @@ pub use choice::{or_flag, read};
 pub use fill::{Origins, fill};
 pub use kind::ParameterKind;
 pub use tensor::{Axis, Count, PartTensor};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -56,3 +56,8 @@ pub enum Reduction {
     /// The sum.
     Sum,
 }
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

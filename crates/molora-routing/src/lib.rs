@@ -63,3 +63,8 @@ pub use router::{Granularity, RouteFrom, RouteInput, Router, RouterConfig};
 pub use scorer::{Scorer, ScorerConfig};
 pub use select::{Selected, Selection};
 pub use vote::{LayerRule, count_votes};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

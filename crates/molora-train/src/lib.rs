@@ -35,7 +35,8 @@ pub mod verify;
 pub use error::{RunProblem, TrainError};
 pub use recipe::Recipe;
 
-/// Compiles the examples of the README.
+/// Compiles the examples of the repository's README, and of this crate's.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 pub struct Readme;
