@@ -4,7 +4,6 @@ mod networks;
 
 use std::path::Path;
 
-use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor};
 use molora_adapters::BankConfig;
