@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod book;
 mod ci;
+mod embed;
 mod parity;
 mod tidy;
 mod torture;
@@ -36,6 +37,8 @@ enum Command {
     Book,
     /// Everything a change has to pass: format, tidy, clippy, tests, documents; cheapest first.
     Ci,
+    /// Packs the starter tasks of datasets/ into the program.
+    Embed,
     /// Formats every file, those behind the lists of axes too, which `cargo fmt` does not see.
     Fmt,
     /// Let transformers and PEFT read the files that molora writes (needs Python).
@@ -62,6 +65,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Bench(bench) => bench::run(bench),
         Command::Book => book::run(),
         Command::Ci => ci::run(),
+        Command::Embed => embed::run(),
         Command::Fmt => ci::format(&workspace::shell()?),
         Command::Parity => parity::run(),
         Command::Tidy => tidy::run(),

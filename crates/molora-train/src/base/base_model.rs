@@ -2,7 +2,7 @@
 //!
 //! | name | folder |
 //! |---|---|
-//! | `bundled:NAME` | one that the repository brings with it |
+//! | `bundled:NAME` | one that the repository brings with it; where it is not here, from the Hub |
 //! | an existing folder | itself |
 //! | `org/name` or `org/name@revision` | downloaded from the Hub, see [`hub`] |
 //! | `hub:org/name@revision` | the same, even if there is a folder `org/name` |
@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::bundled;
+use super::digest::sha256;
 use crate::error::{RunProblem, TrainError};
 use crate::hub;
 use crate::hub::{HubConfig, HubError, ModelId, OnProgress};
@@ -33,6 +34,9 @@ pub struct BaseModel {
 pub fn find(name: &str, on_progress: &mut OnProgress<'_>) -> Result<BaseModel, TrainError> {
     if let Some(id) = name.strip_prefix("hub:") {
         return Ok(fetch(&id.parse()?, on_progress)?);
+    }
+    if bundled::is_on_hub(name) {
+        return fetch_bundled(on_progress);
     }
     if name.starts_with("bundled:") || Path::new(name).is_dir() {
         return Ok(BaseModel {
@@ -59,6 +63,9 @@ pub fn find(name: &str, on_progress: &mut OnProgress<'_>) -> Result<BaseModel, T
 pub fn check(name: &str) -> Result<(), TrainError> {
     if let Some(id) = name.strip_prefix("hub:") {
         id.parse::<ModelId>()?;
+        return Ok(());
+    }
+    if bundled::is_on_hub(name) {
         return Ok(());
     }
     let folder = bundled::folder(name)?;
@@ -89,6 +96,42 @@ pub(crate) fn absolute(name: &str) -> String {
 /// Hears of no progress and never stops.
 pub(crate) fn silent(_: hub::Progress<'_>) -> ControlFlow<()> {
     ControlFlow::Continue(())
+}
+
+/// The bundled model from the cache, or else from the Hub, whose weights are known.
+fn fetch_bundled(on_progress: &mut OnProgress<'_>) -> Result<BaseModel, TrainError> {
+    let id: ModelId = bundled::MODEL_ON_HUB.parse()?;
+    let config = HubConfig::from_env()?;
+    let offline = HubConfig {
+        offline: true,
+        ..config.clone()
+    };
+    // It is always the same: what is in the cache needs no network.
+    let kept = hub::fetch(&id, &offline, on_progress);
+    let snapshot = kept.or_else(|_| hub::fetch(&id, &config, on_progress));
+    let snapshot = snapshot.map_err(|error| match error {
+        HubError::Stopped { .. } => error.into(),
+        source => {
+            let problem = source.to_string();
+            TrainError::run(
+                Path::new(bundled::MODEL),
+                RunProblem::NoBundledModel { problem },
+            )
+        }
+    })?;
+    let weights = snapshot.folder.join("model.safetensors");
+    let found = sha256(&weights)?;
+    if !bundled::MODEL_SHA256.contains(&found.as_str()) {
+        let expected = bundled::MODEL_SHA256[0].into();
+        return Err(TrainError::run(
+            &weights,
+            RunProblem::OtherHash { found, expected },
+        ));
+    }
+    Ok(BaseModel {
+        name: format!("hub:{}", id.at(&snapshot.commit)),
+        folder: snapshot.folder,
+    })
 }
 
 fn fetch(id: &ModelId, on_progress: &mut OnProgress<'_>) -> Result<BaseModel, HubError> {

@@ -5,6 +5,7 @@ pub mod base_model;
 pub mod bundled;
 mod device;
 pub(crate) mod digest;
+mod embedded;
 pub(crate) mod files;
 pub mod machine;
 pub(crate) mod place;

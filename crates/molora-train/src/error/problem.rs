@@ -236,6 +236,17 @@ pub enum RunProblem {
     /// Bundled files that are not there.
     #[error("no datasets folder here, above or in MOLORA_DATASETS; name a folder instead")]
     NoDatasets,
+    /// A bundled model that is neither here nor to be had.
+    #[error(
+        "is not beside this program, and the Hub does not give it: {problem}; run this once with a \
+         network, or give the folder of a model with --model"
+    )]
+    NoBundledModel { problem: String },
+    /// No place to unpack what the program has in itself.
+    #[error(
+        "is a part of the program, but there is no cache to unpack it to: set HOME or XDG_CACHE_HOME"
+    )]
+    NoCache,
     /// End tokens that are no numbers.
     #[error("eos_token_id is {found}, expected a number or a list of them")]
     EndTokens { found: String },

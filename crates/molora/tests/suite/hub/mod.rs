@@ -3,6 +3,7 @@
 mod cache;
 mod connection;
 mod hostile;
+mod installed;
 mod model;
 mod program;
 mod refusal;

@@ -20,7 +20,7 @@ fn bundled() -> PathBuf {
 }
 
 /// A hub that has the bundled model as `org/name`.
-fn hub() -> Server {
+pub(super) fn bundled_hub() -> Server {
     let server = Server::empty();
     for entry in fs::read_dir(bundled()).expect("the bundled model") {
         let path = entry.expect("an entry").path();
@@ -71,7 +71,7 @@ fn text(output: Output) -> String {
 }
 
 /// A temporary folder with the small task `data/pets`.
-fn folder() -> TempDir {
+pub(super) fn folder() -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let task = folder.path().join("data/pets");
     fs::create_dir_all(&task).expect("a new folder");
@@ -102,7 +102,7 @@ fn train(model: &str) -> Vec<&str> {
 
 #[test]
 fn train_by_name_and_evaluate_offline() {
-    let (server, folder) = (hub(), folder());
+    let (server, folder) = (bundled_hub(), folder());
     fs::write(server.home().join("token"), "hf_file\n").expect("writable");
     server.fail("model.safetensors", &[Fault::Cut(1 << 20)]);
     let output = molora(&server, folder.path(), "0", &train("org/name"));
@@ -157,7 +157,7 @@ fn refused(server: &Server, folder: &TempDir, offline: &str, model: &str) -> Str
 
 #[test]
 fn models_that_cannot_be_had() {
-    let (server, folder) = (hub(), folder());
+    let (server, folder) = (bundled_hub(), folder());
     let line = refused(&server, &folder, "0", "org/other");
     let text = "error: org/other: no such folder here, and as a model on the Hub: HUB has no \
                 model org/other (404)";
@@ -180,7 +180,7 @@ fn models_that_cannot_be_had() {
 /// What is wrong with a request is said before the hub is asked for anything.
 #[test]
 fn a_request_is_checked_before_the_model_is_fetched() {
-    let (server, folder) = (hub(), folder());
+    let (server, folder) = (bundled_hub(), folder());
     for (command, expected) in [
         (
             "train lora --until-stage jiont",
@@ -246,7 +246,7 @@ fn a_request_is_checked_before_the_model_is_fetched() {
 /// The same of a base model that is to be scored.
 #[test]
 fn an_evaluation_is_checked_before_the_model_is_fetched() {
-    let (server, folder) = (hub(), folder());
+    let (server, folder) = (bundled_hub(), folder());
     for (options, expected) in [
         ("--data data --set foo=1", "unknown field `foo`"),
         (
@@ -278,7 +278,7 @@ fn an_evaluation_is_checked_before_the_model_is_fetched() {
 
 #[test]
 fn a_folder_wins_over_a_name() {
-    let (server, folder) = (hub(), folder());
+    let (server, folder) = (bundled_hub(), folder());
     fs::create_dir_all(folder.path().join("org/name")).expect("a new folder");
     let output = molora(&server, folder.path(), "0", &train("org/name"));
     assert!(
@@ -291,7 +291,7 @@ fn a_folder_wins_over_a_name() {
 
 #[test]
 fn all_runs_of_a_comparison_use_one_commit() {
-    let (server, folder) = (hub(), folder());
+    let (server, folder) = (bundled_hub(), folder());
     let arguments = "compare lora,hydralora --data data --steps 1 --seeds 1 --out out --model \
                      org/name --set data.sampling.batch_size=4";
     let arguments: Vec<&str> = arguments.split_whitespace().collect();
@@ -315,7 +315,7 @@ fn wait_until(what: &str, holds: impl Fn() -> bool) {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_stops_a_download_and_the_same_command_goes_on() {
-    let (server, folder) = (hub(), folder());
+    let (server, folder) = (bundled_hub(), folder());
     server.hub().is_slow = true;
     let mut command = program(&server, folder.path(), &train("org/name"));
     command.stderr(Stdio::piped());

@@ -19,6 +19,8 @@ pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 #[derive(Default)]
 pub(crate) struct Hub {
     pub(crate) files: BTreeMap<String, Vec<u8>>,
+    /// Name of the model, if it is not `org/name`.
+    pub(crate) model: Option<&'static str>,
     /// Sizes in the description that are not those of the files.
     pub(crate) listed: BTreeMap<String, u64>,
     /// Whether the description has no sizes at all.
@@ -218,13 +220,14 @@ fn read(stream: &TcpStream) -> Option<Request> {
 
 fn respond(hub: &mut Hub, request: &Request) -> Vec<u8> {
     let path = request.path.split('?').next().unwrap_or_default();
-    if path.starts_with("/api/models/org/name/revision/") {
+    let model = hub.model.unwrap_or("org/name");
+    if path.starts_with(&format!("/api/models/{model}/revision/")) {
         return describe(hub);
     }
     if let Some(file) = path.strip_prefix("/elsewhere/") {
         return send(hub, file, request, None);
     }
-    match path.strip_prefix(&format!("/org/name/resolve/{COMMIT}/")) {
+    match path.strip_prefix(&format!("/{model}/resolve/{COMMIT}/")) {
         Some(file) => {
             let faults = hub.faults.get_mut(file).filter(|faults| !faults.is_empty());
             let fault = faults.map(|faults| faults.remove(0));
@@ -260,7 +263,8 @@ fn describe(hub: &mut Hub) -> Vec<u8> {
     };
     let siblings: Vec<_> = hub.files.iter().map(sibling).collect();
     let sha = hub.sha.as_deref().unwrap_or(COMMIT);
-    let text = json!({"id": "org/name", "sha": sha, "siblings": siblings}).to_string();
+    let text = json!({"id": hub.model.unwrap_or("org/name"), "sha": sha, "siblings": siblings})
+        .to_string();
     let mut response = head(200, &[("Content-Type", "application/json")], text.len());
     response.extend(text.as_bytes());
     response
