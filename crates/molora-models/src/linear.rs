@@ -52,6 +52,32 @@ impl ForwardContext {
             pool: None,
         }
     }
+
+    /// The contexts of several batches, whose masks have the same width, as that of one batch in the same
+    /// order, in evaluation.
+    ///
+    /// # Panics
+    /// If there is none, only some have tasks, or as [`Guidance::cat`].
+    pub fn cat(batches: &[&Self]) -> Self {
+        let has_tasks = batches[0].tasks.is_some();
+        let tasks = batches.iter().map(|one| one.tasks.clone());
+        assert!(
+            tasks.clone().all(|tasks| tasks.is_some() == has_tasks),
+            "tasks of all sequences"
+        );
+        let guidance: Vec<_> = batches
+            .iter()
+            .map(|one| (&one.guidance, one.mask.dims()[0]))
+            .collect();
+        Self {
+            tasks: has_tasks.then(|| Tensor::cat(tasks.flatten().collect(), 0)),
+            guidance: Guidance::cat(&guidance),
+            ..Self::new(Tensor::cat(
+                batches.iter().map(|one| one.mask.clone()).collect(),
+                0,
+            ))
+        }
+    }
 }
 
 /// The decisions of one router in one forward pass.

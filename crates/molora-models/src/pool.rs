@@ -200,6 +200,11 @@ impl PooledSite {
         (self.kind, self.group)
     }
 
+    /// How decisions become what experts are mixed by.
+    pub(crate) fn weights(&self) -> PoolWeights {
+        self.weights
+    }
+
     /// Number of the site among the model's sites.
     pub fn site(&self) -> usize {
         self.site

@@ -45,6 +45,41 @@ pub struct Guidance {
 }
 
 impl Guidance {
+    /// What is known of the sequences of several batches, given with their number of sequences B, as of one
+    /// batch in the same order. A batch without a bias, labels or clusters has zeros there, which say the
+    /// same.
+    ///
+    /// # Panics
+    /// If batches are guided in different ways that zeros do not stand for: similarities, masks of prompts
+    /// or random decisions in only some of them.
+    pub fn cat(batches: &[(&Self, usize)]) -> Self {
+        let same =
+            |of: fn(&Self) -> bool| batches.iter().all(|(one, _)| of(one) == of(batches[0].0));
+        assert!(
+            same(|one| one.similarities.is_some()),
+            "similarities of all sequences"
+        );
+        assert!(same(|one| one.prompt.is_some()), "masks of all prompts");
+        assert!(same(|one| one.random), "random decisions for all sequences");
+        let rows = |of: fn(&Self) -> &Option<Tensor<2>>| {
+            let known = batches.iter().find_map(|(one, _)| of(one).as_ref())?;
+            let (width, device) = (known.dims()[1], known.device());
+            let rows = batches.iter().map(|(one, count)| match of(one) {
+                Some(rows) => rows.clone(),
+                None => Tensor::zeros([*count, width], &device),
+            });
+            Some(Tensor::cat(rows.collect(), 0))
+        };
+        Self {
+            bias: rows(|one| &one.bias),
+            similarities: rows(|one| &one.similarities),
+            labels: rows(|one| &one.labels),
+            prompt: rows(|one| &one.prompt),
+            clusters: rows(|one| &one.clusters),
+            random: batches.first().is_some_and(|(one, _)| one.random),
+        }
+    }
+
     /// Logits `[B, T', G*E]` of so many groups with the bias.
     pub(crate) fn biased(&self, logits: Tensor<3>, groups: usize) -> Tensor<3> {
         let Some(bias) = &self.bias else {
@@ -154,6 +189,20 @@ mod tests {
         let found = text_cosines(queries, Tensor::from_data(experts, &device));
         let expected = [[0.314485, 0.943456, 0.104828, 0.943456], [0.0; 4]];
         assert_close(found, expected, FORWARD, "cosines");
+    }
+
+    #[test]
+    fn sequences_without_guidance_have_zeros() {
+        let device = molora_testkit::device();
+        let labelled = Guidance {
+            labels: Some(Tensor::from_data([[0.0, 1.0]], &device)),
+            ..Guidance::default()
+        };
+        let free = Guidance::default();
+        let all = Guidance::cat(&[(&free, 2), (&labelled, 1)]);
+        let labels = all.labels.expect("one has labels");
+        assert_close(labels, [[0.0, 0.0], [0.0, 0.0], [0.0, 1.0]], 0.0, "labels");
+        assert!(all.bias.is_none() && all.clusters.is_none());
     }
 
     #[test]

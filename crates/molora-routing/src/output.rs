@@ -1,7 +1,7 @@
 //! What a router decided.
 
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Int, Tensor};
 
 use crate::normaliser::Weighed;
 
@@ -57,6 +57,69 @@ impl RouterOutput {
         }
     }
 
+    /// The decisions of several batches as those of one, in the same order: a batch `[B1, T', E]` and one
+    /// `[B2, T', E]` become one of `[B1 + B2, T', E]`.
+    ///
+    /// # Panics
+    /// If there is no batch, or the decisions are not of the same router.
+    pub fn cat(batches: Vec<Self>) -> Self {
+        let of = |part: fn(&Self) -> Tensor<3>| Tensor::cat(batches.iter().map(part).collect(), 0);
+        let first = &batches[0];
+        let counted = batches.iter().map(|batch| batch.counted.clone());
+        // Where one batch has a selection, the others select all.
+        let any_selected = batches.iter().any(|batch| batch.selected.is_some());
+        let selected = batches.iter().map(|batch| match &batch.selected {
+            Some(selected) => selected.clone().float(),
+            None => batch.weights.ones_like(),
+        });
+        let learned = |batch: &Self| batch.learned.clone().expect("all batches learn, or none");
+        let part = |index: usize| {
+            let parts = || batches.iter().map(|batch| &batch.parts[index]);
+            RoutedPart {
+                probs: Tensor::cat(parts().map(|part| part.probs.clone()).collect(), 0),
+                counted: Tensor::cat(parts().map(|part| part.counted.clone()).collect(), 0),
+            }
+        };
+        Self {
+            logits: of(|batch| batch.logits.clone()),
+            probs: of(|batch| batch.probs.clone()),
+            weights: of(|batch| batch.weights.clone()),
+            selected: any_selected.then(|| Tensor::cat(selected.collect(), 0).greater_elem(0.5)),
+            counted: Tensor::cat(counted.collect(), 0),
+            learned: first
+                .learned
+                .as_ref()
+                .map(|_| Tensor::cat(batches.iter().map(learned).collect(), 0)),
+            parts: (0..first.parts.len()).map(part).collect(),
+            reaches_all: first.reaches_all,
+        }
+    }
+
+    /// The decisions for some rows of the batch, `[B, T', E]` to `[R, T', E]` by their numbers `[R]`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[must_use]
+    pub fn select(self, rows: &Tensor<1, Int>) -> Self {
+        let of = |tensor: Tensor<3>| tensor.select(0, rows.clone());
+        let part = |part: RoutedPart| RoutedPart {
+            probs: part.probs.select(0, rows.clone()),
+            counted: part.counted.select(0, rows.clone()),
+        };
+        Self {
+            logits: of(self.logits),
+            probs: of(self.probs),
+            weights: of(self.weights),
+            selected: self
+                .selected
+                .map(|selected| of(selected.float()).greater_elem(0.5)),
+            counted: self.counted.select(0, rows.clone()),
+            learned: self.learned.map(of),
+            parts: self.parts.into_iter().map(part).collect(),
+            reaches_all: self.reaches_all,
+        }
+    }
+
     /// Whether a weight of 0 stands for an expert that was not selected and gets no gradient.
     pub fn is_selection(&self) -> bool {
         self.selected.is_some() && !self.reaches_all
@@ -88,5 +151,46 @@ impl RouterOutput {
             Some(selected) => self.sum_counted(selected.clone().float()),
             None => self.num_decisions().expand([self.num_experts()]),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use molora_testkit::{assert_close, device};
+
+    fn output(weights: [[[f32; 2]; 1]; 2], selects: bool) -> RouterOutput {
+        let weights = Tensor::<3>::from_data(weights, &device());
+        let selected = selects.then(|| weights.clone().greater_elem(0.5));
+        let part = RoutedPart {
+            probs: weights.clone(),
+            counted: Tensor::ones([2, 1], &device()),
+        };
+        RouterOutput {
+            parts: vec![part],
+            ..RouterOutput::new(
+                weights.clone(),
+                Weighed::new(weights, selected),
+                Tensor::ones([2, 1], &device()),
+            )
+        }
+    }
+
+    #[test]
+    fn rows_of_batches_join_and_leave() {
+        let (a, b) = (
+            output([[[0.9, 0.1]], [[0.2, 0.8]]], true),
+            output([[[0.4, 0.6]], [[0.5, 0.5]]], false),
+        );
+        let all = RouterOutput::cat(vec![a, b]);
+        let rows = Tensor::from_ints([3, 0], &device());
+        let two = all.select(&rows);
+        let expected = [[[0.5, 0.5]], [[0.9, 0.1]]];
+        assert_close(two.weights, expected, 0.0, "weights");
+        assert_close(two.logits, expected, 0.0, "logits");
+        assert_close(two.parts[0].probs.clone(), expected, 0.0, "parts");
+        let selected = two.selected.expect("one batch selects").float();
+        assert_close(selected, [[[1.0, 1.0]], [[1.0, 0.0]]], 0.0, "selected");
+        assert_eq!(two.counted.dims(), [2, 1]);
     }
 }

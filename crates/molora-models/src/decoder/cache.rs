@@ -1,11 +1,15 @@
 //! Keys and values of the tokens so far.
 
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Int, Tensor, TensorData};
+use molora_routing::RouterOutput;
 
 use super::pass::Decisions;
 
 /// What a decoder remembers of the tokens it has seen, so that the next forward pass only computes
 /// new ones: keys and values of every layer, and which of the tokens are real.
+///
+/// Rows can join ([`append`](Self::append)) and leave ([`select`](Self::select)) between passes: what a row
+/// gets does not depend on the others.
 ///
 /// Routing decisions per sequence are taken in the first pass, of the prompt, and kept: what is
 /// written later does not change the experts that write it.
@@ -39,6 +43,102 @@ impl KvCache {
         self.mask.as_ref().map_or(0, |mask| mask.dims()[1])
     }
 
+    /// Number B of rows; 0 before the first pass.
+    pub fn num_rows(&self) -> usize {
+        self.mask.as_ref().map_or(0, |mask| mask.dims()[0])
+    }
+
+    /// Puts the rows of another cache of the same model behind the own ones. The shorter rows get padding
+    /// in front.
+    ///
+    /// # Panics
+    /// If the caches are of different models.
+    pub fn append(&mut self, other: Self) {
+        let (Some(own), Some(new)) = (&self.mask, &other.mask) else {
+            if other.mask.is_some() {
+                *self = other;
+            }
+            return;
+        };
+        assert_eq!(
+            self.layers.len(),
+            other.layers.len(),
+            "layers of the caches"
+        );
+        let (own, new, device) = (own.clone(), new.clone(), own.device());
+        let ([own_rows, own_tokens], [new_rows, new_tokens]) = (own.dims(), new.dims());
+        let width = own_tokens.max(new_tokens);
+        let padded = |mask: Tensor<2, Bool>, rows: usize, tokens: usize| match width - tokens {
+            0 => mask,
+            more => Tensor::cat(vec![Tensor::full([rows, more], false, &device), mask], 1),
+        };
+        let masks = vec![
+            padded(own, own_rows, own_tokens),
+            padded(new, new_rows, new_tokens),
+        ];
+        self.mask = Some(Tensor::cat(masks, 0));
+        for (own, new) in self.layers.iter_mut().zip(other.layers) {
+            own.append(new, width);
+        }
+        for (own, new) in self.first_pass.iter_mut().zip(other.first_pass) {
+            own.append(new, width);
+        }
+        let mut new = other.decisions;
+        let own = std::mem::take(&mut self.decisions);
+        self.decisions = own
+            .into_iter()
+            .map(|(site, own)| {
+                let new = new.remove(&site).expect("both decide at the same sites");
+                (site, RouterOutput::cat(vec![own, new]))
+            })
+            .collect();
+    }
+
+    /// Keeps some rows, by their numbers, in the order that is given; tokens that are padding in all of
+    /// them are dropped.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn select(&mut self, rows: &[usize]) {
+        let Some(mask) = self.mask.take() else {
+            assert!(rows.is_empty(), "no row {rows:?} in an empty cache");
+            return;
+        };
+        let device = mask.device();
+        if rows.is_empty() {
+            *self = Self::new(self.layers.len());
+            return;
+        }
+        let width = mask.dims()[1];
+        let real = mask.into_data().convert::<bool>().try_into_vec::<bool>();
+        let real = real.expect("just converted");
+        let real: Vec<&[bool]> = rows
+            .iter()
+            .map(|row| &real[row * width..][..width])
+            .collect();
+        let is_used = |column: &usize| real.iter().any(|row| row[*column]);
+        let used: Vec<usize> = (0..width).filter(is_used).collect();
+        let kept = real
+            .iter()
+            .flat_map(|row| used.iter().map(|&column| row[column]));
+        let kept = TensorData::new(kept.collect::<Vec<bool>>(), [rows.len(), used.len()]);
+        self.mask = Some(Tensor::from_data(kept, &device));
+        let numbers = |of: &[usize]| {
+            let of: Vec<i64> = of.iter().map(|&number| number as i64).collect();
+            let count = of.len();
+            Tensor::<1, Int>::from_data(TensorData::new(of, [count]), &device)
+        };
+        let rows = numbers(rows);
+        let columns = (used.len() < width).then(|| numbers(&used));
+        for layer in self.layers.iter_mut().chain(&mut self.first_pass) {
+            layer.select(&rows, columns.as_ref());
+        }
+        let decisions = std::mem::take(&mut self.decisions).into_iter();
+        self.decisions = decisions
+            .map(|(site, of)| (site, of.select(&rows)))
+            .collect();
+    }
+
     /// Adds the mask of new tokens `[B, T]` and returns that of all, `[B, S + T]`.
     pub(crate) fn extend_mask(&mut self, new: Tensor<2, Bool>) -> Tensor<2, Bool> {
         let all = match self.mask.take() {
@@ -51,6 +151,40 @@ impl KvCache {
 }
 
 impl LayerCache {
+    /// Puts rows of another cache behind the own ones, all with padding in front up to `width` tokens.
+    fn append(&mut self, other: Self, width: usize) {
+        let (Some((keys, values)), Some((new_keys, new_values))) = (self.0.take(), other.0) else {
+            return;
+        };
+        let padded = |part: Tensor<3>| {
+            let [rows, tokens, features] = part.dims();
+            match width - tokens {
+                0 => part,
+                more => {
+                    let padding = Tensor::zeros([rows, more, features], &part.device());
+                    Tensor::cat(vec![padding, part], 1)
+                }
+            }
+        };
+        let both = |own, new| Tensor::cat(vec![padded(own), padded(new)], 0);
+        self.0 = Some((both(keys, new_keys), both(values, new_values)));
+    }
+
+    /// Keeps some rows, and some of their tokens or all.
+    fn select(&mut self, rows: &Tensor<1, Int>, columns: Option<&Tensor<1, Int>>) {
+        let kept = |part: Tensor<3>| {
+            let part = part.select(0, rows.clone());
+            match columns {
+                Some(columns) => part.select(1, columns.clone()),
+                None => part,
+            }
+        };
+        self.0 = self
+            .0
+            .take()
+            .map(|(keys, values)| (kept(keys), kept(values)));
+    }
+
     /// Adds new keys and values `[B, T, G * W]` and returns all.
     pub(crate) fn extend(&mut self, key: Tensor<3>, value: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
         let all = match self.0.take() {

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use molora_kernels::random::Seed;
 
-use super::sample::{Sampling, greedy};
+use super::sample::{Sampling, choose as choose_token};
 use super::{Decoder, DecoderInput};
 use crate::ForwardContext;
 
@@ -308,10 +308,7 @@ fn choose(
         }
         let seed = options.seed.index((options.first_row + index) as u64);
         let seed = seed.index(step as u64);
-        let token = match &options.sampling {
-            Some(sampling) => sampling.draw(logits, seed),
-            None => greedy(logits),
-        };
+        let token = choose_token(logits, options.sampling.as_ref(), seed);
         match options.stop_tokens.contains(&token) {
             true => row.finish = Some(Finish::StopToken),
             false => {

@@ -15,6 +15,7 @@ mod model;
 mod modules;
 mod pass;
 mod rope;
+mod rows;
 mod sample;
 mod sites;
 
@@ -28,4 +29,4 @@ pub use model::{Decoder, DecoderInput, DecoderOutput};
 pub(crate) use model::{embedded, scores};
 pub(crate) use pass::Pass;
 pub use rope::{Rope, RopeScaling};
-pub use sample::Sampling;
+pub use sample::{Penalties, Sampling, choose, likeliest, log_sum_exp};

@@ -1,5 +1,7 @@
 //! Choosing the next token from its scores.
 
+use std::collections::BTreeMap;
+
 use molora_kernels::random::{Seed, unit};
 
 /// How a token is drawn from `softmax(logits / temperature)`.
@@ -12,6 +14,73 @@ pub struct Sampling {
     /// Then, only the fewest likeliest tokens whose probabilities sum to at least this, in `(0, 1]`
     /// (Holtzman et al., The Curious Case of Neural Text Degeneration, arXiv:1904.09751, eq. 2).
     pub top_p: Option<f64>,
+    /// Before it, only tokens whose probability is at least this share of the likeliest one's, in
+    /// `[0, 1]` (Nguyen et al., Turning Up the Heat, arXiv:2407.01082, algorithm 1).
+    pub min_p: Option<f64>,
+}
+
+/// How much less likely tokens get that stand in the text already; the defaults change nothing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Penalties {
+    /// Taken once from the score of a token that was written.
+    pub presence: f64,
+    /// Taken from the score of a token as often as it was written.
+    pub frequency: f64,
+    /// The score of a token of the prompt or of what was written is divided by this where it is positive,
+    /// and multiplied by it elsewhere (Keskar et al., CTRL, arXiv:1909.05858, section 4.1).
+    pub repetition: f64,
+}
+
+impl Default for Penalties {
+    fn default() -> Self {
+        Self {
+            presence: 0.0,
+            frequency: 0.0,
+            repetition: 1.0,
+        }
+    }
+}
+
+impl Penalties {
+    /// The first number out of its range.
+    pub fn problem(&self) -> Option<String> {
+        for (name, value) in [("presence", self.presence), ("frequency", self.frequency)] {
+            if !(-2.0..=2.0).contains(&value) {
+                return Some(format!("{name}_penalty is {value}, expected -2 to 2"));
+            }
+        }
+        let value = self.repetition;
+        let is_good = value > 0.0 && value.is_finite();
+        (!is_good).then(|| format!("repetition_penalty is {value}, expected above 0"))
+    }
+
+    /// Changes the scores of the next token by what stands in the prompt and what was written after it:
+    /// repetition first, then `score - frequency * count - presence * (count > 0)` with counts of what was
+    /// written, as OpenAI and vLLM define them.
+    pub fn apply(&self, logits: &mut [f32], prompt: &[usize], written: &[usize]) {
+        if *self == Self::default() {
+            return;
+        }
+        let mut counts = BTreeMap::new();
+        for &token in prompt {
+            counts.entry(token).or_insert(0);
+        }
+        for &token in written {
+            *counts.entry(token).or_insert(0) += 1;
+        }
+        for (token, count) in counts {
+            let Some(logit) = logits.get_mut(token) else {
+                continue;
+            };
+            let score = f64::from(*logit);
+            let score = match score > 0.0 {
+                true => score / self.repetition,
+                false => score * self.repetition,
+            };
+            let presence = if count > 0 { self.presence } else { 0.0 };
+            *logit = (score - self.frequency * f64::from(count) - presence) as f32;
+        }
+    }
 }
 
 impl Default for Sampling {
@@ -21,13 +90,14 @@ impl Default for Sampling {
             temperature: 1.0,
             top_k: None,
             top_p: None,
+            min_p: None,
         }
     }
 }
 
 impl Sampling {
     /// The first number out of its range.
-    pub(super) fn problem(&self) -> Option<String> {
+    pub fn problem(&self) -> Option<String> {
         let temperature = self.temperature;
         if !(temperature > 0.0 && temperature.is_finite()) {
             return Some(format!("temperature is {temperature}, expected above 0"));
@@ -36,11 +106,15 @@ impl Sampling {
             return Some("top_k is 0, expected at least 1".into());
         }
         let top_p = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0));
-        top_p.map(|top_p| format!("top_p is {top_p}, expected above 0 and at most 1"))
+        if let Some(top_p) = top_p {
+            return Some(format!("top_p is {top_p}, expected above 0 and at most 1"));
+        }
+        let min_p = self.min_p.filter(|p| !(0.0..=1.0).contains(p));
+        min_p.map(|min_p| format!("min_p is {min_p}, expected 0 to 1"))
     }
 
     /// Draws a token; the same seed draws the same.
-    pub(super) fn draw(&self, logits: &[f32], seed: Seed) -> usize {
+    fn draw(&self, logits: &[f32], seed: Seed) -> usize {
         let candidates = self.candidates(logits);
         let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
         let mut left = unit(&mut seed.generator()) * total;
@@ -56,17 +130,16 @@ impl Sampling {
 
     /// The tokens to draw from with their weights, likeliest first.
     fn candidates(&self, logits: &[f32]) -> Vec<(usize, f64)> {
-        let mut order: Vec<usize> = (0..logits.len()).collect();
-        let by_score = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
-        let kept = self.top_k.unwrap_or(usize::MAX).min(order.len());
-        if kept < order.len() {
-            order.select_nth_unstable_by(kept, by_score);
-            order.truncate(kept);
-        }
-        order.sort_unstable_by(by_score);
+        let order = likeliest(logits, self.top_k.unwrap_or(usize::MAX));
         let largest = f64::from(logits[order[0]]);
         let weight = |token: usize| ((f64::from(logits[token]) - largest) / self.temperature).exp();
         let mut candidates: Vec<_> = order.into_iter().map(|t| (t, weight(t))).collect();
+        if let Some(min_p) = self.min_p {
+            // The likeliest token has weight 1.
+            let kept = candidates.iter().take_while(|(_, weight)| *weight >= min_p);
+            let kept = kept.count();
+            candidates.truncate(kept);
+        }
         if let Some(top_p) = self.top_p {
             let enough = top_p * candidates.iter().map(|(_, weight)| weight).sum::<f64>();
             let mut sum = 0.0;
@@ -81,8 +154,44 @@ impl Sampling {
     }
 }
 
+/// The next token by its scores, none of which may be NaN: drawn with a seed, which always draws the same, or
+/// without a sampling the one of the largest score, the first of several.
+///
+/// # Panics
+/// If there are no scores.
+pub fn choose(logits: &[f32], sampling: Option<&Sampling>, seed: Seed) -> usize {
+    match sampling {
+        Some(sampling) => sampling.draw(logits, seed),
+        None => greedy(logits),
+    }
+}
+
+/// `log(sum(exp(logits)))`: what is taken from a score to get its token's log-probability.
+pub fn log_sum_exp(logits: &[f32]) -> f64 {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let largest = f64::from(largest);
+    let sum: f64 = logits
+        .iter()
+        .map(|&score| (f64::from(score) - largest).exp())
+        .sum();
+    largest + sum.ln()
+}
+
+/// The tokens of the largest scores, the largest first; of equal ones the smaller number.
+pub fn likeliest(logits: &[f32], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    let by_score = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
+    let count = count.min(order.len());
+    if count < order.len() {
+        order.select_nth_unstable_by(count, by_score);
+        order.truncate(count);
+    }
+    order.sort_unstable_by(by_score);
+    order
+}
+
 /// The token of the largest score, the first of several.
-pub(super) fn greedy(logits: &[f32]) -> usize {
+fn greedy(logits: &[f32]) -> usize {
     let better = |best: usize, token: usize| match logits[token] > logits[best] {
         true => token,
         false => best,
@@ -120,6 +229,58 @@ mod tests {
         assert_eq!(top_p(0.7), [1, 3]);
         assert_eq!(top_p(0.8), [1, 3, 0]);
         assert_eq!(top_p(1.0), [1, 3, 0, 2]);
+    }
+
+    #[test]
+    fn min_p_keeps_what_is_not_much_less_likely_than_the_best() {
+        let min_p = |p, top_p| {
+            tokens(Sampling {
+                min_p: Some(p),
+                top_p,
+                ..Sampling::default()
+            })
+        };
+        assert_eq!(min_p(0.0, None), [1, 3, 0, 2]);
+        assert_eq!(min_p(0.3, None), [1, 3]);
+        assert_eq!(min_p(1.0, None), [1]);
+        // Of 1/2 and 1/4 the first is 2/3.
+        assert_eq!(min_p(0.3, Some(0.6)), [1]);
+    }
+
+    #[test]
+    fn penalties_are_those_of_openai_and_ctrl() {
+        let mut logits = [2.0, -2.0, 1.0, 1.0];
+        Penalties::default().apply(&mut logits, &[0], &[1]);
+        assert_eq!(logits, [2.0, -2.0, 1.0, 1.0]);
+        let penalties = Penalties {
+            presence: 0.5,
+            frequency: 0.25,
+            repetition: 2.0,
+        };
+        // A number that is no token changes nothing.
+        penalties.apply(&mut logits, &[0, 9], &[1, 2, 2]);
+        assert_eq!(logits, [1.0, -4.75, -0.5, 1.0]);
+        let bad = |penalties: Penalties| penalties.problem().unwrap_or_default();
+        let good = Penalties::default();
+        assert_eq!(good.problem(), None);
+        let presence = 3.0;
+        let found = bad(Penalties { presence, ..good });
+        assert_eq!(found, "presence_penalty is 3, expected -2 to 2");
+        let repetition = 0.0;
+        let found = bad(Penalties { repetition, ..good });
+        assert_eq!(found, "repetition_penalty is 0, expected above 0");
+    }
+
+    #[test]
+    fn probabilities_of_scores_sum_to_one() {
+        let logits = [1e3, 1e3 - 1.0, 3.0];
+        let sum: f64 = logits
+            .iter()
+            .map(|&x| (f64::from(x) - log_sum_exp(&logits)).exp())
+            .sum();
+        assert!((sum - 1.0).abs() < 1e-12, "{sum}");
+        assert_eq!(likeliest(&[0.0, 2.0, 1.0, 2.0], 3), [1, 3, 2]);
+        assert_eq!(likeliest(&[0.0], 3), [0]);
     }
 
     #[test]
@@ -162,5 +323,7 @@ mod tests {
         assert!(problem(Sampling { top_k, ..good }).starts_with("top_k is 0"));
         let top_p = Some(1.5);
         assert!(problem(Sampling { top_p, ..good }).starts_with("top_p is 1.5"));
+        let min_p = Some(-0.5);
+        assert!(problem(Sampling { min_p, ..good }).starts_with("min_p is -0.5"));
     }
 }

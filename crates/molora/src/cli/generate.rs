@@ -238,6 +238,7 @@ impl GenerateArgs {
             temperature: temperature.unwrap_or(1.0),
             top_k,
             top_p,
+            ..Sampling::default()
         })
     }
 }

@@ -17,7 +17,7 @@ use super::world::{context, gpt2, llama, logits, model, sequence};
 
 const TARGETS: [&str; 4] = ["q_proj", "down_proj", "c_attn.*", "c_fc"];
 
-fn spec(config: &Value, router: Option<RouterConfig>) -> AdapterSpec {
+pub(super) fn spec(config: &Value, router: Option<RouterConfig>) -> AdapterSpec {
     let of_family = match config["model_type"] == "gpt2" {
         true => &TARGETS[2..],
         false => &TARGETS[..2],
@@ -36,9 +36,14 @@ fn spec(config: &Value, router: Option<RouterConfig>) -> AdapterSpec {
 
 /// A model whose adapters act: fresh ones are zero.
 fn adapted(config: &Value, spec: &AdapterSpec) -> Decoder {
+    adapted_for(config, spec, 1)
+}
+
+/// The same for so many tasks.
+pub(super) fn adapted_for(config: &Value, spec: &AdapterSpec, tasks: usize) -> Decoder {
     let (mut model, seed) = (model(config, 1), Seed::new(2));
     model
-        .attach(spec, 1, seed, &device())
+        .attach(spec, tasks, seed, &device())
         .expect("targets match");
     let visited = model.visit_tensors(|path, mut tensor| {
         if tensor.name() == "experts.lora_B" {
@@ -52,7 +57,7 @@ fn adapted(config: &Value, spec: &AdapterSpec) -> Decoder {
     model
 }
 
-fn routers() -> Vec<AdapterSpec> {
+pub(super) fn routers() -> Vec<AdapterSpec> {
     let granularities = [Granularity::Token, Granularity::Sequence, Granularity::Task];
     let by_site = granularities.map(|granularity| RouterConfig {
         granularity,

@@ -111,6 +111,7 @@ fn draws_depend_on_the_seed_alone() {
             temperature,
             top_k: Some(8),
             top_p: Some(0.9),
+            ..Default::default()
         };
         let options = GenerateOptions {
             sampling: Some(sampling),

@@ -6,4 +6,5 @@ mod config;
 mod files;
 mod generate;
 mod properties;
+mod rows;
 mod world;
