@@ -13,7 +13,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use molora_models::{Bert, EncoderInput, ForwardContext, masked_mean};
+use molora_models::{Bert, EncoderInput, ForwardContext, GenerateError, masked_mean};
 use molora_routing::{Guidance, text_cosines};
 use serde::{Deserialize, Serialize};
 
@@ -332,12 +332,37 @@ impl TextEncoder {
         })
     }
 
-    /// One vector of length 1 for every text.
+    /// One vector of length 1 for every text, of which the first [`MAX_TOKENS`] tokens are read.
     ///
     /// # Errors
     /// A text that cannot be tokenized, or has no token.
     pub fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, TrainError> {
-        let limit = MAX_TOKENS.min(self.bert.max_tokens());
+        self.embed_within(texts, MAX_TOKENS.min(self.bert.max_tokens()))
+    }
+
+    /// One vector of length 1 for every text, all of whose tokens are read, and the number of tokens of all.
+    ///
+    /// # Errors
+    /// A text that cannot be tokenized, or has more tokens than the encoder reads.
+    pub fn embed_whole(&self, texts: &[&str]) -> Result<(Vec<Vec<f32>>, usize), TrainError> {
+        let (max_tokens, mut count) = (self.bert.max_tokens(), 0);
+        for (row, text) in texts.iter().enumerate() {
+            let tokens = self.tokenizer.encode_whole(text, true)?.len();
+            if tokens > max_tokens {
+                let error = GenerateError::PromptTooLong {
+                    row,
+                    tokens,
+                    max_tokens,
+                };
+                return Err(error.into());
+            }
+            count += tokens;
+        }
+        Ok((self.embed_within(texts, max_tokens)?, count))
+    }
+
+    /// One vector for every text, which is cut to so many tokens.
+    fn embed_within(&self, texts: &[&str], limit: usize) -> Result<Vec<Vec<f32>>, TrainError> {
         let mut vectors = Vec::with_capacity(texts.len());
         for texts in texts.chunks(BATCH) {
             let pairs: Vec<(&str, Option<&str>)> = texts.iter().map(|&text| (text, None)).collect();

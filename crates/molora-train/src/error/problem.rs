@@ -367,6 +367,9 @@ pub enum RunProblem {
     /// A task or an expert of what has none.
     #[error("is no run, and has neither tasks nor experts to choose from")]
     NothingToChoose,
+    /// A model that writes, but not for many at once.
+    #[error("cannot be served: {why}")]
+    NotServed { why: &'static str },
     /// The last expert, which stays.
     #[error("{task} is its only expert, expected another one to stay")]
     OnlyExpert { task: String },

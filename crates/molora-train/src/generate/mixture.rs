@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor};
 use molora_adapters::task_selector;
-use molora_models::{AdapterSpec, ForwardContext, ModelError};
+use molora_models::{AdapterSpec, ForwardContext, ModelError, RouterScope};
 use molora_routing::{Guidance, RouterConfig, expert_labels};
 
 use super::Prompt;
+use super::engine::Variant;
 use crate::data::Split;
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Clusters, Guide, Instructions, TextEncoder, clusters_of};
@@ -26,6 +27,8 @@ pub(super) struct Mixture {
     pub(super) reads_tasks: bool,
     /// Names of the experts, or their numbers; or why none of them can answer alone.
     pub(super) experts: Result<Vec<String>, &'static str>,
+    /// Why an expert that is chosen would not be what it is without the others.
+    inexact: Option<&'static str>,
     /// The expert that answers alone.
     expert: Option<usize>,
     instructions: Option<Instructions>,
@@ -67,6 +70,7 @@ impl Mixture {
             task: None,
             reads_tasks: spec.reads_tasks() || opened.instructions.is_some(),
             experts,
+            inexact: why_inexact(spec),
             expert: None,
             instructions: opened.instructions.take(),
             encoder: None,
@@ -116,47 +120,84 @@ impl Mixture {
         prompts: &[Prompt],
         context: &mut ForwardContext,
     ) -> Result<(), TrainError> {
-        let tasks = vec![self.task; prompts.len()];
+        let texts: Vec<&str> = prompts.iter().map(Prompt::text).collect();
+        let variant = Variant {
+            task: self.task,
+            expert: self.expert,
+        };
+        self.guide_as(&texts, variant, context)
+    }
+
+    /// Why no expert that is chosen is exactly what it is without the others, if so.
+    pub(super) fn why_none_exactly(&self) -> Option<&'static str> {
+        self.experts.as_ref().err().copied().or(self.inexact)
+    }
+
+    /// Puts what the routers read of texts into the context of a pass, for a task and an expert of the
+    /// caller's.
+    pub(super) fn guide_as(
+        &self,
+        texts: &[&str],
+        variant: Variant,
+        context: &mut ForwardContext,
+    ) -> Result<(), TrainError> {
+        let tasks = vec![variant.task; texts.len()];
         context.tasks = Some(task_selector(&tasks, self.tasks.len(), &self.device)?);
         if let Some(instructions) = &self.instructions {
-            context.guidance = self.by_instructions(prompts, instructions)?;
+            context.guidance = self.by_instructions(texts, variant.task, instructions)?;
         }
         if let Some((clusters, encoder)) = &self.clusters {
-            let prompts: Vec<&str> = prompts.iter().map(Prompt::text).collect();
-            let places = clusters.of_texts(&prompts, encoder)?;
+            let places = clusters.of_texts(texts, encoder)?;
             let places: Vec<_> = places.iter().collect();
             context.guidance = clusters_of(&places, clusters.clusters, &self.device);
         }
-        context.guidance.labels = self.labels(prompts.len())?;
+        context.guidance.labels = self.labels(texts.len(), variant.expert)?;
         Ok(())
     }
 
-    /// The rows that give each prompt the expert that answers alone.
-    fn labels(&self, prompts: usize) -> Result<Option<Tensor<2>>, TrainError> {
-        let (Some(expert), Ok(names)) = (self.expert, &self.experts) else {
+    /// The rows that give each text the expert that answers alone.
+    fn labels(&self, texts: usize, expert: Option<usize>) -> Result<Option<Tensor<2>>, TrainError> {
+        let (Some(expert), Ok(names)) = (expert, &self.experts) else {
             return Ok(None);
         };
-        let labels = expert_labels(&vec![Some(expert); prompts], names.len(), &self.device);
+        let labels = expert_labels(&vec![Some(expert); texts], names.len(), &self.device);
         Ok(Some(labels.map_err(ModelError::from)?))
     }
 
-    /// The experts' scores by what the prompts are about.
+    /// The experts' scores by what texts are about.
     fn by_instructions(
         &self,
-        prompts: &[Prompt],
+        texts: &[&str],
+        task: Option<usize>,
         instructions: &Instructions,
     ) -> Result<Guidance, TrainError> {
-        let rows: Vec<usize> = (0..prompts.len()).collect();
-        let queries = match (self.task, &self.encoder) {
-            (Some(task), _) => vec![instructions.experts[task].vector.clone(); prompts.len()],
-            (None, Some(encoder)) => {
-                let texts: Vec<&str> = prompts.iter().map(Prompt::text).collect();
-                encoder.embed(&texts)?
-            }
+        let rows: Vec<usize> = (0..texts.len()).collect();
+        let queries = match (task, &self.encoder) {
+            (Some(task), _) => vec![instructions.experts[task].vector.clone(); texts.len()],
+            (None, Some(encoder)) => encoder.embed(texts)?,
             (None, None) => return Ok(Guidance::default()),
         };
         let scores = instructions.scores(&queries, &self.device);
         Ok(Guide::ByTask(scores).of(&rows, &[], Split::Test, &self.device))
+    }
+}
+
+/// What a weight of 1 for one expert does not make equal to the expert alone, if anything.
+fn why_inexact(spec: &AdapterSpec) -> Option<&'static str> {
+    let factor = match &spec.router_scope {
+        RouterScope::FirstPass(first) => first.global_weight,
+        _ => 1.0,
+    };
+    if spec.gate.is_some() {
+        Some("its gates scale experts by task")
+    } else if spec.general.is_some() {
+        Some("a general expert takes part in every answer")
+    } else if spec.dora {
+        Some("its magnitudes are those of all experts together")
+    } else if factor != 1.0 {
+        Some("a factor acts on all weights behind its first pass")
+    } else {
+        None
     }
 }
 

@@ -16,15 +16,15 @@ use super::mixture::Mixture;
 use crate::base::{AdapterFolder, DeviceSpec, base_model, chat_stop_tokens, stop_tokens};
 use crate::data::{ChatTemplate, Message, PromptStyle, TextTokenizer};
 use crate::error::{RunProblem, TrainError};
-use crate::run::open_as;
+use crate::run::{ReadBase, open_as};
 
 /// A language model with its tokenizer and chat template.
 #[derive(Debug)]
 pub struct Writer {
-    backbone: Backbone,
+    pub(super) backbone: Backbone,
     /// Of a run; a model as it is has none.
-    mixture: Option<Mixture>,
-    tokenizer: TextTokenizer,
+    pub(super) mixture: Option<Mixture>,
+    pub(super) tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
     stop_tokens: Vec<usize>,
     /// Those that end an answer to a message of a chat.
@@ -32,8 +32,10 @@ pub struct Writer {
     is_chat: bool,
     /// What wrote the prompts of a run's task, if that was a template of its own.
     asks: Option<Asks>,
-    device: Device,
+    pub(super) device: Device,
     folder: PathBuf,
+    /// The base model, for runs on it to share.
+    read: Option<ReadBase>,
 }
 
 /// How texts are continued.
@@ -83,7 +85,10 @@ impl Writer {
         let folder = base_model::find(name, &mut base_model::silent)?.folder;
         let device = device.clone().inner();
         let backbone = Backbone::from_folder_as(&folder, base_dtype, &device)?;
-        Self::of(backbone, None, folder, device)
+        let read = ReadBase::new(&folder, base_dtype, &device, backbone.clone());
+        let mut writer = Self::of(backbone, None, folder, device)?;
+        writer.read = Some(read);
+        Ok(writer)
     }
 
     /// Loads a language model with an adapter that PEFT wrote, or `molora export`.
@@ -112,15 +117,36 @@ impl Writer {
         base_dtype: Option<BaseDtype>,
         device: Option<DeviceSpec>,
     ) -> Result<Self, TrainError> {
-        let mut opened = open_as(run, base_dtype, device)?;
+        Self::of_run_beside(run, task, (base_dtype, device), &[])
+    }
+
+    /// As [`of_run`](Self::of_run); the base's weights are shared with a writer on the same base, if there
+    /// is one.
+    ///
+    /// # Errors
+    /// As [`of_run`](Self::of_run).
+    pub fn of_run_beside(
+        run: &Path,
+        task: Option<&str>,
+        (base_dtype, device): (Option<BaseDtype>, Option<DeviceSpec>),
+        others: &[&Self],
+    ) -> Result<Self, TrainError> {
+        let known: Vec<_> = others
+            .iter()
+            .filter_map(|other| other.read.as_ref())
+            .collect();
+        let mut opened = open_as(run, base_dtype, device, &known)?;
         let mixture = Mixture::of(run.into(), &mut opened, task)?;
         let asks = Asks::of(run, &opened, mixture.task)?;
         let device = opened.loaded.device.clone();
         let style = opened.config.recipe.data.writing.prompt;
-        let backbone = opened.model.backbone;
-        let mut writer = Self::of(backbone, Some(mixture), opened.loaded.folder, device)?;
+        let (backbone, folder) = (opened.model.backbone, opened.loaded.folder);
+        let dtype = base_dtype.unwrap_or(opened.config.base_dtype);
+        let read = ReadBase::new(&folder, dtype, &device, opened.loaded.base);
+        let mut writer = Self::of(backbone, Some(mixture), folder, device)?;
         writer.is_chat &= style == PromptStyle::Chat;
         writer.asks = Some(asks);
+        writer.read = Some(read);
         Ok(writer)
     }
 
@@ -152,6 +178,7 @@ impl Writer {
             backbone,
             device,
             folder,
+            read: None,
         })
     }
 
@@ -304,7 +331,7 @@ impl Writer {
     }
 
     /// As [`encode`](Self::encode), of a prompt that is not too long.
-    fn tokens(
+    pub(super) fn tokens(
         &self,
         row: usize,
         prompt: &Prompt,
@@ -405,10 +432,7 @@ impl Writer {
         let stop = &options.stop;
         let options = GenerateOptions {
             max_new_tokens: options.max_new_tokens,
-            stop_tokens: match is_chat {
-                true => self.chat_stop_tokens.clone(),
-                false => self.stop_tokens.clone(),
-            },
+            stop_tokens: self.ends(is_chat).to_vec(),
             sampling: options.sampling,
             seed: Seed::new(options.seed),
             first_row: first,
@@ -438,15 +462,28 @@ impl Writer {
         })
     }
 
+    /// Tokens that end an answer, to a message of a chat or to a text.
+    pub(super) fn ends(&self, is_chat: bool) -> &[usize] {
+        match is_chat {
+            true => &self.chat_stop_tokens,
+            false => &self.stop_tokens,
+        }
+    }
+
+    /// Folder of the base model.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The text of tokens behind a prompt that lacks so many bytes of white space at its end.
-    fn text(&self, tokens: &[usize], left_out: usize) -> Result<String, TrainError> {
+    pub(super) fn text(&self, tokens: &[usize], left_out: usize) -> Result<String, TrainError> {
         let tokens: Vec<u32> = tokens.iter().map(|&token| token as u32).collect();
         Ok(without_space(self.tokenizer.decode(&tokens)?, left_out))
     }
 }
 
 /// Where the first of some texts begins in a text.
-fn stop_at(text: &str, stop: &[String]) -> Option<usize> {
+pub(super) fn stop_at(text: &str, stop: &[String]) -> Option<usize> {
     stop.iter().filter_map(|stop| text.find(&stop[..])).min()
 }
 

@@ -11,7 +11,7 @@ use crate::error::RunProblem;
 use crate::eval::{EvalScope, answers};
 use crate::guide::Query;
 use crate::run::{Opened, bare_task, guide_by, load_run_tasks, open_without_data, tokenized};
-use crate::store::RUN;
+use crate::store::{RUN, read_config};
 
 pub use crate::eval::Answer;
 pub use file::{predict_file, prediction};
@@ -82,6 +82,33 @@ impl Predictor {
             tasks,
             opened,
         })
+    }
+
+    /// Reads a finished run for all of its tasks, the first of them to begin with.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn of_any_task(run: &Path, device: Option<DeviceSpec>) -> Result<Self, TrainError> {
+        let config = read_config(run)?;
+        let first = config.tasks.first().map(|task| &task.name[..]);
+        Self::open(run, first, device)
+    }
+
+    /// Names of the run's tasks.
+    pub fn task_names(&self) -> Vec<String> {
+        self.tasks
+            .iter()
+            .map(|task| task.meta.name.clone())
+            .collect()
+    }
+
+    /// Answers records of another task from now on.
+    ///
+    /// # Errors
+    /// A task that the run has not.
+    pub fn turn_to(&mut self, task: &str) -> Result<(), TrainError> {
+        self.number = self.opened.task_number(&self.run, task)?;
+        Ok(())
     }
 
     /// The task, as records are read by it.

@@ -9,7 +9,7 @@ use molora_kernels::random::Seed;
 use molora_models::{Backbone, BaseDtype, TaskModel};
 
 use super::inputs::warn_of_changed;
-use super::load::{Loaded, load, load_run_tasks, tokenized};
+use super::load::{Loaded, ReadBase, load_beside, load_run_tasks, tokenized};
 use crate::base::{AdapterFolder, DeviceSpec, base_model, bundled};
 use crate::data::metrics::Metric;
 use crate::data::{Split, Task, TaskMeta, TokenizedTask, load_tasks_for, task_names};
@@ -150,7 +150,7 @@ pub(super) fn open_scored(
     unchanged(folder, || {
         let config = read_finished(folder)?;
         let tasks = scored.of(folder, &load_run_tasks(folder, &config, data)?)?;
-        open_with(folder, config, &tasks, Some(data), device, false)
+        open_with(folder, config, &tasks, Some(data), (device, false), &[])
     })
 }
 
@@ -300,10 +300,11 @@ pub(crate) fn open_without_data(
     folder: &Path,
     device: Option<DeviceSpec>,
 ) -> Result<Opened, TrainError> {
-    open_as(folder, None, device)
+    open_as(folder, None, device, &[])
 }
 
-/// As [`open_without_data`], with the base's matrices in another type than in training.
+/// As [`open_without_data`], with the base's matrices in another type than in training, and its weights
+/// shared with base models that were read before.
 ///
 /// # Errors
 /// As [`evaluate_run`].
@@ -311,12 +312,13 @@ pub(crate) fn open_as(
     folder: &Path,
     base_dtype: Option<BaseDtype>,
     device: Option<DeviceSpec>,
+    known: &[&ReadBase],
 ) -> Result<Opened, TrainError> {
     unchanged(folder, || {
         let mut config = read_config(folder)?;
         config.base_dtype = base_dtype.unwrap_or(config.base_dtype);
         let tasks: Vec<Task> = config.tasks.iter().map(bare_task).collect();
-        open_with(folder, config, &tasks, None, device, false)
+        open_with(folder, config, &tasks, None, (device, false), known)
     })
 }
 
@@ -394,7 +396,7 @@ pub(crate) fn open(
     unchanged(folder, || {
         let config = read_finished(folder)?;
         let tasks = load_run_tasks(folder, &config, data)?;
-        open_with(folder, config, &tasks, Some(data), device, trains)
+        open_with(folder, config, &tasks, Some(data), (device, trains), &[])
     })
 }
 
@@ -412,14 +414,14 @@ fn open_with(
     config: RunConfig,
     tasks: &[Task],
     data: Option<Option<&str>>,
-    device: Option<DeviceSpec>,
-    trains: bool,
+    (device, trains): (Option<DeviceSpec>, bool),
+    known: &[&ReadBase],
 ) -> Result<Opened, TrainError> {
     check_finished(folder)?;
     let device = device_of(folder, &config, device)?;
     let base = base_model::find(&config.model, &mut base_model::silent)?;
     warn_of_changed(folder, &config, &base.folder, data)?;
-    let loaded = load(&config, &base.folder, tasks, device, trains)?;
+    let loaded = load_beside(&config, &base.folder, tasks, device, trains, known)?;
     let names = task_names(&loaded.tasks);
     let mut model = loaded.mixture(Seed::new(config.seed))?;
     checkpoint::load_weights(folder, &mut model, &loaded.spec, &names)?;

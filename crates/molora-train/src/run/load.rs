@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
-use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
+use molora_models::{Adaptable, AdapterSpec, Backbone, BaseDtype, TaskHead, TaskModel};
 
 use crate::base::{DeviceSpec, bundled, chat_stop_tokens, stop_tokens};
 use crate::data::{
@@ -16,6 +16,36 @@ use crate::error::{RunProblem, TrainError};
 use crate::model::with_stable_ids;
 use crate::recipe::{DataConfig, StageConfig};
 use crate::store::{RUN, RunConfig, TaskLabels, fresh_head};
+
+/// A base model without adapters as it was read, for others that stand on it: clones share its weights.
+#[derive(Debug, Clone)]
+pub(crate) struct ReadBase {
+    folder: PathBuf,
+    dtype: BaseDtype,
+    device: Device,
+    backbone: Backbone,
+}
+
+impl ReadBase {
+    pub(crate) fn new(
+        folder: &Path,
+        dtype: BaseDtype,
+        device: &Device,
+        backbone: Backbone,
+    ) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            dtype,
+            device: device.clone(),
+            backbone,
+        }
+    }
+
+    /// Whether it is the model of a folder in a type and on a device.
+    fn is(&self, folder: &Path, dtype: BaseDtype, device: &Device) -> bool {
+        self.folder == folder && self.dtype == dtype && self.device == *device
+    }
+}
 
 /// A base model without adapters, the mixture's specification for the tasks, and the tasks.
 pub(crate) struct Loaded {
@@ -53,10 +83,28 @@ pub(crate) fn load(
     device: DeviceSpec,
     trains: bool,
 ) -> Result<Loaded, TrainError> {
+    load_beside(config, folder, tasks, device, trains, &[])
+}
+
+/// As [`load`]; a base model that is among those that were read before is shared with them.
+pub(crate) fn load_beside(
+    config: &RunConfig,
+    folder: &Path,
+    tasks: &[Task],
+    device: DeviceSpec,
+    trains: bool,
+    known: &[&ReadBase],
+) -> Result<Loaded, TrainError> {
     let device_spec = device;
     let device = device.open()?;
     let device = if trains { device.autodiff() } else { device };
-    let base = Backbone::from_folder_as(folder, config.base_dtype, &device)?;
+    let known = known
+        .iter()
+        .find(|known| known.is(folder, config.base_dtype, &device));
+    let base = match known {
+        Some(known) => known.backbone.clone(),
+        None => Backbone::from_folder_as(folder, config.base_dtype, &device)?,
+    };
     let recipe = &config.recipe;
     let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
     let spec = recipe.resolve(&base, &names)?;

@@ -63,7 +63,7 @@ use extend::extend;
 pub use inputs::changed_inputs;
 use inputs::refuse_moving;
 pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
-pub(crate) use load::{Loaded, load, load_run_tasks, tokenized};
+pub(crate) use load::{Loaded, ReadBase, load, load_run_tasks, tokenized};
 pub(crate) use named::{expert_number, task_number};
 pub use oracle::{MAX_PATHS, OracleReport, OracleRequest, OracleScore, search_oracle};
 pub use request::{Part, Request, Schedule};
