@@ -10,7 +10,7 @@ use super::Finding;
 use super::source::BACKENDS;
 
 /// Which of our crates each crate may depend on (beside dev-dependencies).
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     ("molora-parts", &[]),
     ("molora-kernels", &[]),
     ("molora-adapters", &["molora-kernels", "molora-parts"]),
@@ -44,6 +44,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
             "molora-routing",
         ],
     ),
+    ("molora-serve", &["molora-models", "molora-train"]),
     (
         "molora",
         &[
@@ -52,6 +53,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
             "molora-models",
             "molora-regularize",
             "molora-routing",
+            "molora-serve",
             "molora-train",
         ],
     ),

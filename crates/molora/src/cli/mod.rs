@@ -20,6 +20,8 @@ mod predict;
 mod progress;
 mod recover;
 mod report;
+#[cfg(feature = "serve")]
+mod serve;
 mod shell;
 mod signals;
 mod source;
@@ -70,6 +72,9 @@ enum Command {
     Distill(distill::DistillArgs),
     /// Generate answers to prompts with a run, an adapter or a model, or chat with it
     Generate(generate::GenerateArgs),
+    /// Answer HTTP requests by OpenAI's interface, with runs and models
+    #[cfg(feature = "serve")]
+    Serve(serve::ServeArgs),
     /// Predict the answers of unlabelled records with a finished run
     Predict(predict::PredictArgs),
     /// Find the best expert of every layer for each record, and compare it with the routers' choice
@@ -107,6 +112,8 @@ impl Cli {
             Command::Combine(args) => args.run(),
             Command::Distill(args) => args.run(),
             Command::Generate(args) => args.run(),
+            #[cfg(feature = "serve")]
+            Command::Serve(args) => args.run(),
             Command::Predict(args) => args.run(),
             Command::Oracle(args) => args.run(),
             Command::Recover(args) => args.run(),

@@ -4,4 +4,6 @@ mod exchange;
 #[cfg(feature = "hub")]
 mod hub;
 mod program;
+#[cfg(feature = "serve")]
+mod serve;
 mod world;

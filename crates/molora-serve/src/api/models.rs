@@ -1,0 +1,86 @@
+//! What is served: models, their tokens, and how they are doing.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, Request, StatusCode, header};
+use axum::response::Response;
+use molora_train::data::Prompt;
+use serde_json::{Value, json};
+
+use super::{App, blocking, chat};
+use crate::error::{ApiError, json_response};
+use crate::fields::Fields;
+
+/// `GET /v1/models`.
+pub(super) async fn list(State(app): State<Arc<App>>) -> Response {
+    json_response(StatusCode::OK, &app.models.list())
+}
+
+/// `GET /v1/models/NAME`.
+pub(super) async fn one(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    let mut list = app.models.list();
+    let entries = list["data"].as_array_mut().into_iter().flatten();
+    let mut found = entries.filter(|entry| entry["id"] == name[..]);
+    match found.next() {
+        Some(entry) => Ok(json_response(StatusCode::OK, entry)),
+        None => Err(ApiError::no_model(&name, &app.models.names())),
+    }
+}
+
+/// `GET /metrics`.
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let mut response = Response::new(Body::from(app.metrics.text(&app.models)));
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+/// `POST /tokenize`: the tokens that a prompt or the messages of a chat are read as.
+pub(super) async fn tokenize(
+    State(app): State<Arc<App>>,
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
+    let mut fields = Fields::read(request).await?;
+    let name: String = fields.need("model")?;
+    let (model, _) = app.models.text(&name)?;
+    let prompt: Option<String> = fields.take("prompt")?;
+    let prompt = match prompt {
+        Some(text) => Prompt::Text(text),
+        None => Prompt::Chat(chat::messages(&mut fields)?),
+    };
+    fields.refuse("add_special_tokens", |value| *value == true)?;
+    fields.refuse("add_generation_prompt", |value| *value == true)?;
+    fields.end()?;
+    let writer = Arc::clone(&model.writer);
+    let asked = blocking(move || {
+        let is_chat = matches!(prompt, Prompt::Chat(_));
+        let asked = writer.ask(&prompt, is_chat);
+        asked.map_err(|error| ApiError::bad(error.to_string()))
+    });
+    let tokens = asked.await?.tokens;
+    let answer = json!({
+        "count": tokens.len(), "max_model_len": model.max_context, "tokens": tokens,
+    });
+    Ok(json_response(StatusCode::OK, &answer))
+}
+
+/// `POST /detokenize`: the text of tokens.
+pub(super) async fn detokenize(
+    State(app): State<Arc<App>>,
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
+    let mut fields = Fields::read(request).await?;
+    let name: String = fields.need("model")?;
+    let (model, _) = app.models.text(&name)?;
+    let tokens: Vec<usize> = fields.need("tokens")?;
+    fields.end()?;
+    let asked = model.writer.ask_tokens(tokens);
+    let asked = asked.map_err(|error| ApiError::field("tokens", error.to_string()))?;
+    let answer: Value = json!({"prompt": asked.text});
+    Ok(json_response(StatusCode::OK, &answer))
+}

@@ -1,0 +1,8 @@
+//! The server, spoken to over HTTP on a loopback port.
+
+mod alone;
+mod client;
+mod disturbed;
+mod encoders;
+mod refusal;
+mod texts;
