@@ -1,12 +1,12 @@
 //! Text generation with a language model or a run of one: answers to prompts, conversations, and
 //! instructions of tasks.
 
-mod ask;
 mod asked;
 mod conversation;
 mod describe;
 mod engine;
 mod mixture;
+mod request;
 mod writer;
 
 pub use crate::data::{Prompt, parse_prompts};

@@ -58,6 +58,7 @@ impl Request {
             out: out.into(),
             init: None,
             epochs: None,
+            memory: None,
             force: false,
             seed: 0,
             device: DeviceSpec::Cpu,

@@ -17,6 +17,7 @@ impl Writer {
     pub fn ask(&self, prompt: &Prompt, is_chat: bool) -> Result<Asked, TrainError> {
         let options = WriteOptions {
             is_chat,
+            is_asked: false,
             system: None,
             stop: Vec::new(),
             max_new_tokens: 0,
