@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| Quiet)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal() && !has_no_color())
         .fmt_fields(debug_fn(|writer, field, value| {
             let value = terminal::line(&format!("{value:?}"));
             match field.name() {
@@ -50,6 +50,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether the user wants no colours (<https://no-color.org>).
+fn has_no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 /// A backend that is not there panics, and so do readers of some broken files: both become an error of
