@@ -31,7 +31,7 @@ use molora_models::BaseDtype;
 use crate::base::DeviceSpec;
 use crate::base::place::{clean, write_atomically, write_json_atomically};
 use crate::recipe::Recipe;
-use crate::store::{FolderLock, RUN, SUMMARY, read_config, recover};
+use crate::store::{FolderLock, RUN, SUMMARY, check_page, read_config, recover};
 use crate::{TrainError, run};
 
 pub use error::CompareError;
@@ -134,6 +134,8 @@ pub fn compare(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Comparison, CompareError> {
     plan::check_folder(&request.out)?;
+    // Before anything is trained.
+    check_page(&request.out.join(PAGE))?;
     let mut inside = |event: run::Event<'_>| on_event(Event::Inside(event));
     let (plan, tasks) = plan::resolve(request, stop, &mut inside)?;
     fs_err::create_dir_all(&request.out)?;

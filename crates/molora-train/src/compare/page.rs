@@ -10,7 +10,7 @@ use super::{COMPARISON, PAGE, Plan, RESULT, run_folder};
 use crate::base::write_atomically;
 use crate::recipe::Recipe;
 use crate::report::{BASE_FILES, ComparedRun, read_json, render_comparison};
-use crate::store::{FinishedRun, RunConfig};
+use crate::store::{FinishedRun, RunConfig, check_page};
 use sha2::{Digest, Sha256};
 
 /// Whether a folder holds a comparison.
@@ -74,7 +74,9 @@ pub(super) fn write(plan: &Plan, comparison: &Comparison, out: &Path) -> Result<
         .flat_map(|recipe| (0..plan.seeds).map(|seed| run_folder(out, &recipe.name, seed)))
         .collect::<Vec<_>>();
     let page = render(comparison, &read_runs(&folders)?);
-    Ok(write_atomically(&out.join(PAGE), page.as_bytes())?)
+    let path = out.join(PAGE);
+    check_page(&path)?;
+    Ok(write_atomically(&path, page.as_bytes())?)
 }
 
 fn render(comparison: &Comparison, runs: &[ComparedRun]) -> String {

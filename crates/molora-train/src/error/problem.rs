@@ -128,7 +128,7 @@ pub enum RunProblem {
     #[error("holds no eval.json: the run was not scored, so there is nothing to report")]
     NotScored,
     /// A file to write that is there already and is something else.
-    #[error("is there already and is no page of molora; choose another --output")]
+    #[error("is there already and is no page of molora; move it away, or write elsewhere")]
     NoPage,
     /// A page in the place of a run's file.
     #[error("is a file of that run; choose another --output")]

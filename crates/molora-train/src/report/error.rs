@@ -41,6 +41,16 @@ pub enum ReportError {
         /// The greatest version that can be read.
         known: u32,
     },
+    /// A score that no run can have.
+    #[error("{}: {field} is {found:e}, expected a fraction", path.display())]
+    Score {
+        /// The file.
+        path: PathBuf,
+        /// The path of the field.
+        field: String,
+        /// Its value.
+        found: f64,
+    },
     /// A value cannot be written as JSON.
     #[error("cannot write {} as JSON: {source}", path.display())]
     Serialize {

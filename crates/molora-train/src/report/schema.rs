@@ -181,6 +181,22 @@ impl EvalReport {
         }
     }
 
+    /// The first score that cannot be shown as per cent, by the path of its field.
+    pub(crate) fn unshowable(&self) -> Option<(String, f64)> {
+        let means = [("mean", self.mean), ("mean_accuracy", self.mean_accuracy)];
+        let means = means.map(|(field, found)| (field.to_owned(), found));
+        let of_task = |(task, score): (&String, &TaskScore)| {
+            let fields = [
+                ("value", Some(score.value)),
+                ("accuracy", score.accuracy),
+                ("majority", Some(score.majority)),
+            ];
+            fields.map(|(field, found)| (format!("tasks.{task}.{field}"), found.unwrap_or(0.0)))
+        };
+        let mut all = self.tasks.iter().flat_map(of_task).chain(means);
+        all.find(|(_, found)| !(found * 100.0).is_finite())
+    }
+
     /// The value that stands beside a task's own in `run`: of the same split, by the same metric, on as
     /// many records.
     pub(crate) fn beside(&self, run: &Self, task: &str) -> Option<f64> {

@@ -62,7 +62,7 @@ impl FinishedRun {
         Ok(Self {
             config,
             summary: read_json(&folder.join(SUMMARY))?,
-            eval: read_json(&folder.join(EVAL))?,
+            eval: read_eval(folder)?,
             routing: read_json_if_there(&folder.join(ROUTING))?,
             // A run of assembled experts was not trained.
             records: if is_there(&steps) {
@@ -91,12 +91,36 @@ impl FinishedRun {
     }
 }
 
+fn read_eval(folder: &Path) -> Result<EvalReport, ReportError> {
+    let path = folder.join(EVAL);
+    let eval = read_json(&path)?;
+    check_scores(&path, "", &eval)?;
+    Ok(eval)
+}
+
 /// What the base model is worth on the tasks of a run, if that was measured.
 ///
 /// # Errors
-/// If the file is there and cannot be read.
+/// If the file is there and cannot be read, or has a score that cannot be shown.
 pub fn read_base(folder: &Path) -> Result<Option<BaseReport>, ReportError> {
-    read_json_if_there(&folder.join(BASE))
+    let path = folder.join(BASE);
+    let base: Option<BaseReport> = read_json_if_there(&path)?;
+    if let Some(base) = &base {
+        check_scores(&path, "scores.", &base.scores)?;
+    }
+    Ok(base)
+}
+
+/// Refuses scores of a file, which anybody may have made, that cannot be shown.
+fn check_scores(path: &Path, above: &str, scores: &EvalReport) -> Result<(), ReportError> {
+    match scores.unshowable() {
+        None => Ok(()),
+        Some((field, found)) => Err(ReportError::Score {
+            path: path.to_owned(),
+            field: format!("{above}{field}"),
+            found,
+        }),
+    }
 }
 
 /// Writes the page of a finished run again, into its folder or elsewhere; the path that was written.
@@ -113,6 +137,7 @@ pub fn write_report(folder: &Path, output: Option<&Path>) -> Result<PathBuf, Tra
     }
     let _lock = FolderLock::take(folder)?;
     let path = folder.join(REPORT);
+    check_page(&path)?;
     put_locked(
         folder,
         REPORT,
@@ -143,13 +168,21 @@ pub fn write_page(path: &Path, page: &str) -> Result<(), TrainError> {
     if is_run(folder)? && is_name_of_run(&name) {
         return Err(TrainError::run(path, RunProblem::OfRun));
     }
-    match is_page(path) {
-        Ok(true) => {}
-        Ok(false) => return Err(TrainError::run(path, RunProblem::NoPage)),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error.into()),
-    }
+    check_page(path)?;
     write_atomically(path, page.as_bytes())
+}
+
+/// Refuses a place where there is something that is no page of molora.
+///
+/// # Errors
+/// [`RunProblem::NoPage`]; [`TrainError::Io`] if the file cannot be read.
+pub(crate) fn check_page(path: &Path) -> Result<(), TrainError> {
+    match is_page(path) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(TrainError::run(path, RunProblem::NoPage)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether a file is a page of molora, by its title.
@@ -193,6 +226,19 @@ mod tests {
             .to_string();
         assert!(error.contains("is no page of molora"), "{error}");
         write_page(&root.path().join("none/page.html"), &page).expect_err("no folder");
+    }
+
+    #[test]
+    fn scores_that_no_run_has_are_named() {
+        let root = tempfile::tempdir().expect("a folder");
+        let mut base = sample::base();
+        let task = base.scores.tasks.keys().next().expect("a task").clone();
+        base.scores.tasks.get_mut(&task).expect("there").value = 1e308;
+        let text = serde_json::to_string(&base).expect("plain data");
+        std::fs::write(root.path().join(BASE), text).expect("writable");
+        let error = read_base(root.path()).expect_err("refused").to_string();
+        let words = format!("base.json: scores.tasks.{task}.value is 1e308, expected a fraction");
+        assert!(error.ends_with(&words), "{error}");
     }
 
     #[test]

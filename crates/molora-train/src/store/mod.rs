@@ -15,6 +15,7 @@ mod swap;
 pub use config::{FORMAT, RUN, RunConfig, TaskLabels, is_run, read_config};
 pub(crate) use config::{fresh_head, git_commit, write_config};
 pub use digests::Digests;
+pub(crate) use finished::check_page;
 pub use finished::{FinishedRun, read_base, write_page, write_report};
 pub use folder::{
     BASE, EVAL, EXAMPLES, EXPERT_REPORT, PREDICTIONS, REPORT, ROUTING, STEPS, SUMMARY, UNSEEN,

@@ -202,6 +202,41 @@ fn what_is_no_finished_run_is_named() {
     }
 }
 
+/// A page that somebody else put in the place of molora's, and a score that nobody has.
+#[test]
+fn what_is_not_of_molora_is_neither_replaced_nor_shown() {
+    let world = World::new();
+    let run = world.train(&short("lora"), "run");
+    let page = run.join("report.html");
+    let own = std::fs::read(&page).expect("written");
+    std::fs::write(&page, "<!DOCTYPE html><p>mine").expect("writable");
+    let words = "report.html: is there already and is no page of molora; move it away";
+    assert_refused(&world, &["report", "run"], "a foreign page", &[words]);
+    let kept = std::fs::read_to_string(&page).expect("kept");
+    assert_eq!(kept, "<!DOCTYPE html><p>mine");
+    std::fs::write(&page, own).expect("writable");
+    World::edit(&run.join("base.json"), |base| {
+        base["scores"]["tasks"]["pets"]["value"] = 1e308.into();
+    });
+    let words = "base.json: scores.tasks.pets.value is 1e308, expected a fraction";
+    assert_refused(&world, &["report", "run"], "a score", &[words]);
+    std::fs::create_dir(world.path("compared")).expect("writable");
+    for (name, text) in [("compare.toml", ""), ("compare.html", "<p>mine")] {
+        std::fs::write(world.path("compared").join(name), text).expect("writable");
+    }
+    let arguments = [
+        "compare",
+        "lora,samora",
+        "--model",
+        "model",
+        "--data",
+        "data",
+    ];
+    let arguments = [&arguments[..], &["--seeds", "1", "--out", "compared"]].concat();
+    let words = "compare.html: is there already and is no page of molora";
+    assert_refused(&world, &arguments, "a foreign comparison", &[words]);
+}
+
 /// A result whose parts do not fit together is refused by the part.
 #[test]
 fn a_broken_comparison_is_named() {
