@@ -44,15 +44,15 @@ use crate::{Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPa
 /// # fn main() -> Result<(), molora_models::ModelError> {
 /// let device = Device::default();
 /// let mut model = Perceptron {
-///     inner: LinearConfig::new(4, 16).init(&device).into(),
-///     outer: LinearConfig::new(16, 3).init(&device).into(),
+///     inner: LinearConfig::new(16, 32).init(&device).into(),
+///     outer: LinearConfig::new(32, 8).init(&device).into(),
 /// };
 /// let spec = AdapterSpec { targets: vec!["all-linear".into()], ..AdapterSpec::default() };
 /// assert_eq!(model.attach(&spec, 0, Seed::new(0), &device)?, ["inner", "outer"]);
 ///
 /// let context = ForwardContext::new(Tensor::ones([2, 5], &device));
-/// let (hidden, _) = model.inner.forward(Tensor::ones([2, 5, 4], &device), &context, None);
-/// assert_eq!(hidden.dims(), [2, 5, 16]);
+/// let (hidden, _) = model.inner.forward(Tensor::ones([2, 5, 16], &device), &context, None);
+/// assert_eq!(hidden.dims(), [2, 5, 32]);
 /// # Ok(())
 /// # }
 /// ```
