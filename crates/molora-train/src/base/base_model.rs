@@ -77,7 +77,7 @@ pub fn check(name: &str) -> Result<(), TrainError> {
 
 /// The name of a base model for people and for other programs: without `bundled:`, `hub:` and the
 /// commit.
-pub fn plain_name(name: &str) -> &str {
+pub(crate) fn plain_name(name: &str) -> &str {
     match name.strip_prefix("hub:") {
         Some(id) => id.split('@').next().unwrap_or(id),
         None => name.trim_start_matches("bundled:"),

@@ -37,10 +37,10 @@ use crate::{TrainError, run};
 pub use error::CompareError;
 pub use page::{is_comparison, page_of_comparison, page_of_runs, runs_of};
 pub use plan::{Budget, Plan, PlannedRecipe, PlannedTask};
-pub use rank::{Choice, Counter, MAX_RANK};
+pub use rank::{Choice, Counter};
 pub use result::{Comparison, DeadExperts, RecipeResult, TaskResult, WorstTask};
 pub use setting::{LEARNING_RATE, Setting, TunedKey, Tuning, setting_text};
-pub use table::{tables, tables_markdown};
+pub use table::tables;
 pub use tune::{Trial, TrialEvent, Tuned};
 pub use unseen::{UnseenComparison, UnseenResult};
 

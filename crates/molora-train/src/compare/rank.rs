@@ -12,7 +12,7 @@ use crate::TrainError;
 use crate::model::count;
 
 /// The largest rank that is tried.
-pub const MAX_RANK: usize = 64;
+pub(super) const MAX_RANK: usize = 64;
 
 /// A rank and the parameters that it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,7 +19,7 @@ pub fn tables(comparison: &Comparison) -> String {
 }
 
 /// [`tables`] in Markdown, each under its heading.
-pub fn tables_markdown(comparison: &Comparison) -> String {
+pub(super) fn tables_markdown(comparison: &Comparison) -> String {
     let text = |part: Part| {
         let table = markdown(part.table, part.first_number);
         format!("## {}\n\n{table}", part.title)

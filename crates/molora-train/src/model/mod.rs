@@ -8,5 +8,6 @@ mod task_loss;
 pub(crate) use auxiliary::{Auxiliary, sum_of};
 pub use inputs::{inputs, inputs_for};
 pub use molora_models::with_stable_ids;
-pub use parameters::{count, find_not_finite, ids_by_kind, set_trainable};
+pub use parameters::count;
+pub(crate) use parameters::{find_not_finite, ids_by_kind, set_trainable};
 pub(crate) use task_loss::{row_losses, task_losses, token_losses};

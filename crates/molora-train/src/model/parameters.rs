@@ -9,7 +9,7 @@ use molora_models::{ParameterKind, TaskModel};
 use crate::report::ParameterCounts;
 
 /// Numbers of the parameters of each kind.
-pub fn ids_by_kind(model: &TaskModel) -> BTreeMap<ParameterKind, Vec<ParamId>> {
+pub(crate) fn ids_by_kind(model: &TaskModel) -> BTreeMap<ParameterKind, Vec<ParamId>> {
     collected(model).ids
 }
 
@@ -36,14 +36,14 @@ fn collected(model: &TaskModel) -> Collect {
 }
 
 /// Path of a trainable parameter that holds NaN or an infinity, and that value.
-pub fn find_not_finite(model: &TaskModel) -> Option<(String, f64)> {
+pub(crate) fn find_not_finite(model: &TaskModel) -> Option<(String, f64)> {
     let mut visitor = FindNotFinite::default();
     model.visit(&mut visitor);
     visitor.found
 }
 
 /// Makes exactly the parameters of the given kinds trainable.
-pub fn set_trainable(model: TaskModel, kinds: &[ParameterKind]) -> TaskModel {
+pub(crate) fn set_trainable(model: TaskModel, kinds: &[ParameterKind]) -> TaskModel {
     let mut mapper = SetTrainable {
         of: model.kinds(),
         train: kinds,

@@ -19,7 +19,7 @@ use super::training::taken_apart;
 
 /// A finished run beside others.
 #[derive(Debug, Clone)]
-pub struct ComparedRun {
+pub(crate) struct ComparedRun {
     /// What the runs of its recipe with other seeds are called too.
     pub recipe: String,
     /// Its own name, such as that of its folder.
@@ -39,7 +39,7 @@ pub struct ComparedRun {
 
 /// A table that a page shows as it is.
 #[derive(Debug, Clone, PartialEq)]
-pub struct PlainTable {
+pub(crate) struct PlainTable {
     /// Its heading.
     pub title: String,
     /// Heads of its columns.
@@ -69,7 +69,7 @@ impl Group<'_> {
 ///
 /// # Panics
 /// If there is no run.
-pub fn render_comparison(runs: &[ComparedRun], tables: &[PlainTable], note: &str) -> String {
+pub(crate) fn render_comparison(runs: &[ComparedRun], tables: &[PlainTable], note: &str) -> String {
     assert!(!runs.is_empty(), "there is at least one run");
     let groups = groups(runs);
     let tasks = common_tasks(runs);

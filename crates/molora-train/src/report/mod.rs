@@ -33,7 +33,7 @@ mod training;
 mod writer;
 
 pub(crate) use comparable::BASE_FILES;
-pub use comparison::{ComparedRun, PlainTable, render_comparison};
+pub(crate) use comparison::{ComparedRun, PlainTable, render_comparison};
 pub use details::{
     BaseReport, BaseWay, ExampleAnswer, ExampleKind, ExampleReport, ExpertReport, ExpertSimilarity,
     SentenceRouting, TokenWeights,
@@ -44,7 +44,8 @@ pub use format::thousands;
 pub use idle::{IDLE_SHARE, idle_summary};
 pub use micro_batch::MicroBatch;
 pub use page::{Page, render};
-pub use reader::{read_json, read_json_if_there};
+pub use reader::read_json;
+pub(crate) use reader::read_json_if_there;
 pub use schema::{
     EvalReport, KeptState, ParameterCounts, PredictionReport, Predictions, Record, RoutingReport,
     RunSummary, SCHEMA_VERSION, SiteRouting, SplitSizes, StepRecord, TaskScore, ValidationRecord,
@@ -52,6 +53,8 @@ pub use schema::{
 };
 pub use states::StateMetric;
 pub(crate) use states::kept_states;
-pub use statistics::{CONFIDENCE, Gain, RESAMPLES, Spread, Verdict};
+pub(crate) use statistics::{CONFIDENCE, RESAMPLES};
+pub use statistics::{Gain, Spread, Verdict};
 pub use table::{summary_table, task_table, total_table};
-pub use writer::{StepWriter, peak_memory_bytes, read_records, read_steps, truncate_after};
+pub(crate) use writer::truncate_after;
+pub use writer::{StepWriter, peak_memory_bytes, read_records, read_steps};

@@ -54,7 +54,9 @@ pub(super) fn refuse_device(path: &Path) -> Result<(), ReportError> {
 ///
 /// # Errors
 /// As [`read_json`], but for a file that is not there.
-pub fn read_json_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ReportError> {
+pub(crate) fn read_json_if_there<T: DeserializeOwned>(
+    path: &Path,
+) -> Result<Option<T>, ReportError> {
     match read_json(path) {
         Err(ReportError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some),

@@ -23,10 +23,10 @@ use serde::{Deserialize, Serialize};
 use crate::data::draw::below;
 
 /// Number of resamples of the bootstrap.
-pub const RESAMPLES: usize = 2000;
+pub(crate) const RESAMPLES: usize = 2000;
 
 /// Share of the resamples that an interval covers.
-pub const CONFIDENCE: f64 = 0.95;
+pub(crate) const CONFIDENCE: f64 = 0.95;
 
 /// Every method is compared on the same resampled records.
 const SEED: u64 = 0;

@@ -148,7 +148,7 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>, ReportError> {
 ///
 /// # Errors
 /// If the file cannot be read or cut, or a whole line before the cut is no [`Record`].
-pub fn truncate_after(path: &Path, step: usize) -> Result<(), ReportError> {
+pub(crate) fn truncate_after(path: &Path, step: usize) -> Result<(), ReportError> {
     refuse_device(path)?;
     let text = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
