@@ -101,8 +101,8 @@ pub(crate) fn attach_sites(
         let place = &places[index];
         let bank = spec.at_layer(place.layer, to.num_layers).bank;
         let fits = bank.validate_for(place.dims(spec.composition));
-        fits.map_err(|source| ModelError::Adapter {
-            field: "adapter.bank",
+        fits.map_err(|source| ModelError::Site {
+            path: place.path.clone(),
             source,
         })?;
     }

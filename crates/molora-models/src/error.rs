@@ -95,6 +95,14 @@ pub enum ModelError {
         /// What is wrong.
         source: AdapterError,
     },
+    /// A bank that does not fit a layer that it is to be attached to.
+    #[error("adapter.bank: {source}, at {path}")]
+    Site {
+        /// The layer.
+        path: String,
+        /// What is wrong.
+        source: AdapterError,
+    },
     /// A number of the router is out of its range.
     #[error("adapter.router: {0}")]
     Routing(#[from] RoutingError),

@@ -307,6 +307,11 @@ fn what_the_network_has_no_place_for_is_refused_by_name() {
             .to_string()
             .starts_with("adapter.composition is feed_forward")
     );
+    let rank = refused(&|spec| spec.bank.rank = 9);
+    assert_eq!(
+        rank.to_string(),
+        "adapter.bank: rank 9 exceeds the smaller width 8 of a site, at blocks.0.conv"
+    );
     let target = refused(&|spec| spec.targets = vec!["cnov".into()]);
     assert!(target.to_string().ends_with("near names: conv"), "{target}");
 }
