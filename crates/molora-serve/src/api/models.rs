@@ -51,7 +51,7 @@ pub(super) async fn tokenize(
     let prompt: Option<String> = fields.take("prompt")?;
     let prompt = match prompt {
         Some(text) => Prompt::Text(text),
-        None => Prompt::Chat(chat::messages(&mut fields)?),
+        None => Prompt::Chat(chat::messages(&mut fields)?.into_iter().collect()),
     };
     fields.refuse("add_special_tokens", |value| *value == true)?;
     fields.refuse("add_generation_prompt", |value| *value == true)?;

@@ -111,7 +111,7 @@ fn read_parquet(path: &Path, is_wanted: Wanted) -> Result<Vec<Row>, DataError> {
 }
 
 #[cfg(not(feature = "parquet"))]
-fn read_parquet(path: &Path, _: &dyn Fn(&str) -> bool) -> Result<Vec<Row>, DataError> {
+fn read_parquet(path: &Path, _: Wanted) -> Result<Vec<Row>, DataError> {
     Err(FormatError::NoParquet { path: path.into() }.into())
 }
 
