@@ -9,7 +9,7 @@ pub fn softmax_cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tens
 }
 
 /// The definition by the logarithm of the softmax.
-pub fn smoothed_cross_entropy(
+pub(crate) fn smoothed_cross_entropy(
     logits: Tensor<2>,
     targets: Tensor<1, Int>,
     smoothing: f64,

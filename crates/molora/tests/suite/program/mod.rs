@@ -20,6 +20,7 @@ mod hostile;
 mod init;
 mod language;
 mod machine;
+mod optimization;
 mod oracle;
 mod predict;
 mod recover;
