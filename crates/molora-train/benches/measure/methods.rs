@@ -98,6 +98,7 @@ fn measure(recipe: &Recipe, world: &World) -> Result<Measured> {
             rate_factor: 1.0,
             dropout: Seed::new(2).index(number),
             device: &device,
+            rules: &[],
             guidance: &guidance,
         };
         let (next, values) = step.run(model.clone(), &mut optimizer, &batch)?;

@@ -128,6 +128,7 @@ impl Case {
                 rate_factor: 1.0,
                 dropout: Seed::new(2).index(number),
                 device: &device,
+                rules: &[],
                 guidance: &|_| Ok(Guidance::default()),
             };
             let (next, values) = step.run(model.clone(), &mut optimizer, &batch)?;

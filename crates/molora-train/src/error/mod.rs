@@ -123,6 +123,17 @@ pub enum TrainError {
         /// Where the last good state is.
         advice: String,
     },
+    /// A guard stopped the run, whose state is kept.
+    #[error(
+        "{text}; molora train --resume {} goes on from there",
+        run.display()
+    )]
+    Guard {
+        /// What it saw.
+        text: String,
+        /// The run folder.
+        run: PathBuf,
+    },
     /// Scores of which none can be chosen.
     #[error(
         "task {task}, record {record} of the {split} split: the {what} is {value}, expected finite \

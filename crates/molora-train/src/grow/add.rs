@@ -346,6 +346,10 @@ fn write_steps(folder: &Path, steps: &mut [Record]) -> Result<(), TrainError> {
                 record.step = done;
                 writer.write_validation(record)?;
             }
+            Record::Guard(record) => {
+                record.step = done;
+                writer.write_guard(record)?;
+            }
         }
     }
     Ok(writer.sync()?)

@@ -70,6 +70,7 @@ fn progress(records: &[Record]) -> Progress {
                 progress.seconds += step.seconds;
             }
             Record::Validation(record) => progress.validation_seconds += record.seconds,
+            Record::Guard(_) => {}
         }
     }
     progress

@@ -24,6 +24,10 @@ impl Recipe {
         let mut problems = self.data_problems();
         problems.extend(self.objective_problems("objective", &self.objective));
         problems.extend(self.stage_problems());
+        let stages = self.stages.iter().filter(|stage| !stage.trains_alone());
+        let objectives = stages.filter_map(|stage| stage.objective(&self.objective));
+        let objectives: Vec<&ObjectiveConfig> = objectives.collect();
+        problems.extend(self.guard.problems(&self.adapter, &objectives));
         problems
     }
 

@@ -11,6 +11,7 @@ mod earlier;
 mod flylora;
 mod glider;
 mod goat;
+mod guard;
 mod hmora;
 mod hydralora;
 mod instructions;
@@ -63,12 +64,14 @@ use crate::data::{SamplerConfig, WritingConfig};
 pub use about::{About, Group, about};
 pub use cluster_texts::ClusterTexts;
 use earlier::RecipeFile;
+pub(crate) use guard::balances;
+pub use guard::{GuardAction, GuardConfig, GuardRule, Watched};
 pub use instructions::{InstructionConfig, QuerySource};
 pub use legs::{Leg, legs};
 pub(crate) use optimizer::clip_global_norm;
 pub use optimizer::{Decay, OptimizerConfig, ScheduleConfig};
 pub use profile::BaseKind;
-pub use report::ReportConfig;
+pub use report::{LogFormat, ReportConfig};
 pub use stage::{Routing, Scope, StageConfig, Transform};
 pub use validation::{CheckpointConfig, FinalState, ValidationConfig};
 
@@ -138,6 +141,9 @@ pub struct Recipe {
     pub validation: ValidationConfig,
     /// What the report shows.
     pub report: ReportConfig,
+    /// What watches the routers.
+    #[serde(skip_serializing_if = "is_default")]
+    pub guard: GuardConfig,
     /// Texts and batches.
     pub data: DataConfig,
     /// Which layers get which experts, router and gate.
@@ -197,6 +203,10 @@ impl DataConfig {
     }
 }
 
+fn is_default(guard: &GuardConfig) -> bool {
+    *guard == GuardConfig::default()
+}
+
 impl Recipe {
     /// A recipe with the usual data, 600 joint steps and no auxiliary terms.
     pub(crate) fn new(name: &str, citation: &str, adapter: AdapterSpec) -> Self {
@@ -207,6 +217,7 @@ impl Recipe {
             checkpoint: CheckpointConfig::default(),
             validation: ValidationConfig::default(),
             report: ReportConfig::default(),
+            guard: GuardConfig::default(),
             data: DataConfig::default(),
             adapter,
             objective: ObjectiveConfig::default(),

@@ -11,6 +11,31 @@ pub struct ReportConfig {
     /// Records of each task and kind (right, wrong, changed against the base model) whose texts and
     /// answers are shown; with 0 the run folder has no text of any record.
     pub examples: usize,
+    /// Programs for whom the training is logged beside `steps.jsonl`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<LogFormat>,
+}
+
+/// A program that shows a training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// TensorBoard, by an event file in the run's folder `tensorboard`.
+    Tensorboard,
+}
+
+impl std::str::FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "tensorboard" => Ok(Self::Tensorboard),
+            "wandb" | "mlflow" => Err(format!(
+                "no Rust library that is kept writes the offline files of {name}; expected tensorboard"
+            )),
+            _ => Err("expected tensorboard".into()),
+        }
+    }
 }
 
 impl Default for ReportConfig {
@@ -18,6 +43,7 @@ impl Default for ReportConfig {
         Self {
             base: true,
             examples: 2,
+            log: Vec::new(),
         }
     }
 }

@@ -192,7 +192,7 @@ fn curves(
 /// Mean scores of the tasks on the validation split, without those of experts that train alone, each on
 /// its task.
 fn validation_curve(run: &ComparedRun, tasks: &[String]) -> Vec<Point> {
-    let (_, mut scored) = taken_apart(&run.records);
+    let (_, mut scored, _) = taken_apart(&run.records);
     scored.retain(|record| record.expert.is_none());
     let series = Series::scored("", &scored, |record| {
         let scores = &record.validation.tasks;
@@ -206,7 +206,7 @@ fn validation_curve(run: &ComparedRun, tasks: &[String]) -> Vec<Point> {
 
 /// The smoothed loss of the tasks alone: auxiliary terms are not the same in all recipes.
 fn loss_curve(run: &ComparedRun, tasks: &[String]) -> Vec<Point> {
-    let (steps, _) = taken_apart(&run.records);
+    let (steps, _, _) = taken_apart(&run.records);
     let series = Series::of("", &steps, |step| {
         let losses = tasks
             .iter()
@@ -315,7 +315,7 @@ mod tests {
     fn curves_are_those_of_the_tasks_that_all_runs_have() {
         let run = sample::runs().remove(0);
         let tasks = ["sms_spam".to_owned()];
-        let (steps, scored) = taken_apart(&run.records);
+        let (steps, scored, _) = taken_apart(&run.records);
         let found = validation_curve(&run, &tasks);
         let value = |place: usize| 100.0 * scored[place].validation.tasks["sms_spam"].value;
         assert_eq!(found.len(), scored.len());

@@ -4,6 +4,7 @@
 
 pub mod schema;
 
+mod acts;
 mod answers;
 mod chart;
 mod comparable;
@@ -29,9 +30,11 @@ mod states;
 mod statistics;
 pub(crate) mod table;
 mod template;
+mod tensorboard;
 mod training;
 mod writer;
 
+pub use acts::{GuardAct, GuardDone, GuardRecord};
 pub(crate) use comparable::BASE_FILES;
 pub(crate) use comparison::{ComparedRun, PlainTable, render_comparison};
 pub use details::{

@@ -60,7 +60,7 @@ impl<'a> Page<'a> {
 /// Never: the templates are a part of this crate, and their values are put together here.
 pub fn render(run: &Page<'_>) -> String {
     let Page { summary, eval, .. } = *run;
-    let (steps, scored) = taken_apart(run.records);
+    let (steps, scored, guard) = taken_apart(run.records);
     let routing = run.routing.filter(|routing| !routing.sites.is_empty());
     let values = context! {
         recipe => &summary.recipe,
@@ -72,6 +72,7 @@ pub fn render(run: &Page<'_>) -> String {
         scores => score_values(eval, run.base),
         loss => loss_values(&steps),
         validation => (!scored.is_empty()).then(|| validation_values(summary, &scored)),
+        guard => guard,
         answers => run.examples.and_then(answer_values),
         experts => run.experts.and_then(expert_values),
         routing => routing.map(routing_values),
@@ -219,6 +220,7 @@ mod tests {
         let page = plain(&steps);
         for absent in [
             "Validation",
+            "Guard",
             "Auxiliary",
             "Routing",
             "Experts",

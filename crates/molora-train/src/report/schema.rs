@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::acts::GuardRecord;
 use super::states::StateMetric;
 
 /// Version of every record in this module; it grows when a field changes its meaning.
@@ -53,7 +54,7 @@ pub struct StepRecord {
     pub seconds: f64,
 }
 
-/// What a score of the validation split found: the other kind of lines of `steps.jsonl`, behind that
+/// What a score of the validation split found: another kind of lines of `steps.jsonl`, behind that
 /// of its step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -112,6 +113,8 @@ pub enum Record {
     Step(StepRecord),
     /// A score of the validation split.
     Validation(ValidationRecord),
+    /// What a guard did.
+    Guard(GuardRecord),
 }
 
 impl Record {
@@ -120,6 +123,7 @@ impl Record {
         match self {
             Self::Step(record) => record.step,
             Self::Validation(record) => record.step,
+            Self::Guard(record) => record.step,
         }
     }
 }

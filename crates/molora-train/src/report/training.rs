@@ -4,22 +4,26 @@ use std::collections::BTreeSet;
 
 use minijinja::{Value, context};
 
+use super::acts::GuardRecord;
 use super::chart::{Curve, large_chart, small_chart, small_validation_chart};
 use super::format::{duration, thousands};
 use super::palette::{COLORS, RAW, SECOND, SMOOTH, color};
 use super::schema::{KeptState, Record, RunSummary, StepRecord, ValidationRecord};
 use super::series::Series;
 
-/// The steps, and the scores of the validation split.
-pub(super) fn taken_apart(records: &[Record]) -> (Vec<StepRecord>, Vec<ValidationRecord>) {
-    let (mut steps, mut scored) = (Vec::new(), Vec::new());
+/// The steps, the scores of the validation split, and what a guard did, as lines.
+pub(super) fn taken_apart(
+    records: &[Record],
+) -> (Vec<StepRecord>, Vec<ValidationRecord>, Vec<String>) {
+    let (mut steps, mut scored, mut acts) = (Vec::new(), Vec::new(), Vec::new());
     for record in records {
         match record {
             Record::Step(record) => steps.push(record.clone()),
             Record::Validation(record) => scored.push(record.clone()),
+            Record::Guard(record) => acts.push(GuardRecord::text(record)),
         }
     }
-    (steps, scored)
+    (steps, scored, acts)
 }
 
 /// The smoothed loss of each task, if there are several and a color for each; else that of all.

@@ -9,15 +9,18 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::acts::GuardRecord;
 use super::error::ReportError;
 use super::reader::refuse_device;
 use super::schema::{Record, SCHEMA_VERSION, StepRecord, ValidationRecord};
+use super::tensorboard::EventFile;
 
 /// Appends [`Record`]s to a JSON Lines file.
 #[derive(Debug)]
 pub struct StepWriter {
     file: File,
     path: PathBuf,
+    events: Option<EventFile>,
 }
 
 impl StepWriter {
@@ -32,7 +35,18 @@ impl StepWriter {
             .append(true)
             .open(&path)
             .map_err(ReportError::io("open", &path))?;
-        Ok(Self { file, path })
+        let events = None;
+        Ok(Self { file, path, events })
+    }
+
+    /// Writes TensorBoard events too, into an event file in `folder`, which then holds all that the file
+    /// of records does.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written.
+    pub fn with_events(mut self, folder: &Path) -> Result<Self, ReportError> {
+        self.events = Some(EventFile::open(folder, &read_records(&self.path)?)?);
+        Ok(self)
     }
 
     /// Appends one record as one line, in a single write.
@@ -41,7 +55,10 @@ impl StepWriter {
     /// If a number of the record is not finite (nothing is written then), or the write fails.
     pub fn write(&mut self, record: &StepRecord) -> Result<(), ReportError> {
         refuse_non_finite(record)?;
-        self.append(record)
+        self.append(record)?;
+        self.events
+            .iter_mut()
+            .try_for_each(|events| events.write_step(record))
     }
 
     /// Appends what was found on the validation split, behind the record of its step.
@@ -59,7 +76,26 @@ impl StepWriter {
             let (step, field) = (record.step, field.to_owned());
             return Err(ReportError::NotFinite { step, field, value });
         }
-        self.append(record)
+        self.append(record)?;
+        self.events
+            .iter_mut()
+            .try_for_each(|events| events.write_validation(record))
+    }
+
+    /// Appends what a guard did, behind the record of its step.
+    ///
+    /// # Errors
+    /// If its value is not finite (nothing is written then), or the write fails.
+    pub fn write_guard(&mut self, record: &GuardRecord) -> Result<(), ReportError> {
+        let (step, value) = (record.step, record.guard.value);
+        if !value.is_finite() {
+            let field = format!("guard.{}", record.guard.watch);
+            return Err(ReportError::NotFinite { step, field, value });
+        }
+        self.append(record)?;
+        self.events
+            .iter_mut()
+            .try_for_each(|events| events.write_guard(record))
     }
 
     fn append(&mut self, record: &impl Serialize) -> Result<(), ReportError> {
@@ -124,7 +160,7 @@ fn refuse_non_finite(record: &StepRecord) -> Result<(), ReportError> {
 pub fn read_steps(path: &Path) -> Result<Vec<StepRecord>, ReportError> {
     let step = |record| match record {
         Record::Step(record) => Some(record),
-        Record::Validation(_) => None,
+        Record::Validation(_) | Record::Guard(_) => None,
     };
     Ok(read_records(path)?.into_iter().filter_map(step).collect())
 }
@@ -176,12 +212,13 @@ fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|line| line.ends_with(b"\n"))
 }
 
-/// What tells the two kinds of lines apart.
+/// What tells the kinds of lines apart.
 #[derive(Deserialize)]
 struct Kind {
     #[serde(default)]
     version: u32,
     validation: Option<serde::de::IgnoredAny>,
+    guard: Option<serde::de::IgnoredAny>,
 }
 
 fn parse(path: &Path, index: usize, line: &[u8]) -> Result<Record, ReportError> {
@@ -196,9 +233,12 @@ fn parse(path: &Path, index: usize, line: &[u8]) -> Result<Record, ReportError> 
             known: SCHEMA_VERSION,
         });
     }
-    let record = match kind.is_some_and(|kind| kind.validation.is_some()) {
-        true => serde_json::from_slice(line).map(Record::Validation),
-        false => serde_json::from_slice(line).map(Record::Step),
+    let record = match kind {
+        Some(kind) if kind.validation.is_some() => {
+            serde_json::from_slice(line).map(Record::Validation)
+        }
+        Some(kind) if kind.guard.is_some() => serde_json::from_slice(line).map(Record::Guard),
+        _ => serde_json::from_slice(line).map(Record::Step),
     };
     record.map_err(|source| ReportError::Parse {
         path: path.to_owned(),

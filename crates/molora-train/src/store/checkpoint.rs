@@ -70,6 +70,9 @@ pub struct Progress {
     /// Number of states that were scored since the best one.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub since_best: usize,
+    /// What a guard has multiplied the weights of the leg's balance terms by, if it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance_factor: Option<f64>,
     /// Seconds on the validation split so far.
     #[serde(default)]
     pub validation_seconds: f64,

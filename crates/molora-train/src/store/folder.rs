@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `run.toml` | the resolved recipe with format, data, model, tasks with labels, seed, device, version, digests of model and data | the start |
 //! | `steps.jsonl` | one record per step: losses, terms, rate, tokens; stage and, of an expert alone, its task; scores of the validation split | every step |
+//! | `tensorboard/` | the records of `steps.jsonl` as an event file, with `report.log` | every step |
 //! | `checkpoints/step-*/` | model, optimizer and place: the newest, the best of the stage, and those that are asked for | until the run is finished, or for good |
 //! | `stages/<stage>/` | the state in which a stage began, for `--from-stage` | each stage after the first |
 //! | `stages/.end/` | the state that the last stage ended with, for `--resume --steps` | the end, of mixtures that train |
@@ -40,6 +41,8 @@ pub const SUMMARY: &str = "summary.json";
 pub const EVAL: &str = "eval.json";
 /// File of how the routers shared the tasks in a run folder.
 pub const ROUTING: &str = "routing.json";
+/// Folder of the event file that TensorBoard reads in a run folder.
+pub const TENSORBOARD: &str = "tensorboard";
 /// The page of a run folder.
 pub const REPORT: &str = "report.html";
 /// Folder of the states that a run goes on from.

@@ -18,7 +18,8 @@ pub use digests::Digests;
 pub(crate) use finished::check_page;
 pub use finished::{FinishedRun, read_base, write_page, write_report};
 pub use folder::{
-    BASE, EVAL, EXAMPLES, EXPERT_REPORT, PREDICTIONS, REPORT, ROUTING, STEPS, SUMMARY, UNSEEN,
+    BASE, EVAL, EXAMPLES, EXPERT_REPORT, PREDICTIONS, REPORT, ROUTING, STEPS, SUMMARY, TENSORBOARD,
+    UNSEEN,
 };
 pub(crate) use folder::{Claim, STAGES, Writing};
 pub(crate) use lock::FolderLock;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::folder::{
     BASE, CHECKPOINTS, EVAL, EXAMPLES, EXPERT_REPORT, PREDICTIONS, REPORT, ROUTING, STAGES, STEPS,
-    SUMMARY, UNSEEN,
+    SUMMARY, TENSORBOARD, UNSEEN,
 };
 use super::pool::{EXPERTS, GENERAL};
 use super::swap::{BEFORE, SWAP};
@@ -37,7 +37,15 @@ pub(super) const FILES: [&str; 18] = [
     super::lock::LOCK,
 ];
 /// Folders of a run folder.
-pub(super) const FOLDERS: [&str; 6] = [CHECKPOINTS, STAGES, EXPERTS, GENERAL, BEFORE, SWAP];
+pub(super) const FOLDERS: [&str; 7] = [
+    CHECKPOINTS,
+    STAGES,
+    EXPERTS,
+    GENERAL,
+    BEFORE,
+    SWAP,
+    TENSORBOARD,
+];
 /// Of these, what nothing but molora makes.
 const OWN: [&str; 7] = [RUN, STEPS, CHECKPOINTS, STAGES, ROUTING, PREDICTIONS, SWAP];
 /// Beginning of the folder in which an expert is added.

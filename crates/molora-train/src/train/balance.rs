@@ -74,7 +74,7 @@ impl Choices {
 }
 
 /// A tensor without the graph, as a pass without gradients has it.
-fn plain(tensor: Tensor<1>) -> Tensor<1> {
+pub(super) fn plain(tensor: Tensor<1>) -> Tensor<1> {
     match tensor.is_autodiff() {
         true => tensor.inner(),
         false => tensor,

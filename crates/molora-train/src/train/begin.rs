@@ -28,6 +28,7 @@ impl State {
         }
         (progress.leg, progress.leg_step, progress.is_early) = (number, 0, false);
         (progress.sampler, progress.since_best) = (None, 0);
+        progress.balance_factor = None;
         let Some(leg) = setup.legs.get(number) else {
             return Ok(());
         };

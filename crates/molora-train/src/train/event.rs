@@ -1,7 +1,7 @@
 //! What a run tells while it goes on.
 
 use crate::hub;
-use crate::report::{MicroBatch, StepRecord, ValidationRecord};
+use crate::report::{GuardRecord, MicroBatch, StepRecord, ValidationRecord};
 
 /// Something that happened in a run.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub enum Event<'a> {
     Step(&'a StepRecord, usize),
     /// A state was scored on the validation split.
     Validated(&'a ValidationRecord),
+    /// A guard saw or did something.
+    Guard(&'a GuardRecord),
     /// A stage, or the part of it that trained an expert, is done.
     Kept(Kept),
     /// Records are evaluated; with the total number of records.

@@ -74,12 +74,12 @@ fn measure(state: &mut State, setup: &Setup<'_>, leg: &Leg) -> Result<StageCost,
     batches.sort_by_key(|(tokens, _)| *tokens);
     let largest = &batches[batches.len() - 1].1;
     // The first step allocates, and is no measure.
-    state.step_on(setup, leg, largest)?;
+    state.step_on(setup, leg, largest, &[])?;
     let (mut seconds, mut tokens) = (0.0, 0);
     for number in 0..TIMED {
         let place = (2 * number + 1) * batches.len() / (2 * TIMED);
         let (size, picks) = &batches[place.min(batches.len() - 1)];
-        seconds += state.step_on(setup, leg, picks)?.seconds;
+        seconds += state.step_on(setup, leg, picks, &[])?.0.seconds;
         tokens += size;
     }
     let (one, read) = score(state, setup, leg)?;

@@ -13,7 +13,7 @@ use crate::TrainError;
 use crate::data::{Batch, Split, TokenizedTask};
 use crate::guide::Guide;
 use crate::model::with_stable_ids;
-use crate::recipe::{Leg, Recipe, Routing, StageConfig};
+use crate::recipe::{Leg, Recipe, Routing, StageConfig, balances};
 use crate::store::checkpoint;
 
 /// Everything that a training run reads and does not change.
@@ -66,13 +66,19 @@ pub(crate) fn guidance(
     Ok(guidance)
 }
 
-/// The terms that are due at a step of a stage, for the tasks of the run.
+/// The terms that are due at a step of a stage, for the tasks of the run, where a guard has multiplied the
+/// weights of those that balance.
 pub(crate) fn objective(
     setup: &Setup<'_>,
     stage: &StageConfig,
     step: usize,
+    balance_factor: f64,
 ) -> Option<ObjectiveConfig> {
-    let due = stage.objective(&setup.recipe.objective)?.due(step);
+    let mut due = stage.objective(&setup.recipe.objective)?.due(step);
+    let balancing = due.terms.iter_mut();
+    for config in balancing.filter(|config| balances(config.term.name())) {
+        config.weight *= balance_factor;
+    }
     let names: Vec<String> = setup.tasks.iter().map(|task| task.name.clone()).collect();
     let resolved = due.for_tasks(&names);
     Some(resolved.expect("the recipe was checked against the tasks"))

@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
-use molora_models::{AdapterSpec, EmbeddingNoise, TaskModel};
+use molora_models::{AdapterSpec, EmbeddingNoise, RouteTrace, TaskModel};
 use molora_regularize::ObjectiveConfig;
 use molora_routing::Guidance;
 
 use super::balance::Choices;
 use super::checkpointed::{self, Part};
+use super::watch::{Found, Watch};
 use crate::TrainError;
 use crate::data::Batch;
 use crate::model::{Auxiliary, inputs, sum_of, task_losses};
-use crate::recipe::{StageConfig, clip_global_norm};
+use crate::recipe::{GuardRule, StageConfig, clip_global_norm};
 
 /// What a step measured, before it is put into words.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +30,8 @@ pub struct StepValues {
     pub tasks: BTreeMap<usize, f64>,
     /// Global norm of the gradient before clipping.
     pub gradient_norm: f64,
+    /// What a guard watches; empty where it did not look.
+    pub watched: Vec<Found>,
 }
 
 /// A number of the step that is still on the device.
@@ -58,6 +61,8 @@ pub struct Step<'a> {
     pub dropout: Seed,
     /// The device, with autodiff.
     pub device: &'a Device,
+    /// The rules of a guard that looks at the step; none where it does not.
+    pub rules: &'a [GuardRule],
     /// What tells the routers about the sequences of a batch.
     pub guidance: &'a dyn Fn(&Batch) -> Result<Guidance, TrainError>,
 }
@@ -82,24 +87,35 @@ impl Step<'_> {
         let mut accumulator = GradientsAccumulator::new();
         let mut measured: Vec<Measured> = Vec::new();
         let micro_rows = self.micro_rows(batch);
-        let mut choices = Choices::default();
+        let (mut choices, mut watch) = (Choices::default(), Watch::default());
         for (index, micro) in batch.split(micro_rows).into_iter().enumerate() {
-            choices.add(self.backward(
+            let routes = self.backward(
                 &model,
                 batch,
                 &micro,
                 index,
                 &mut accumulator,
                 &mut measured,
-            )?);
+            )?;
+            choices.add(Choices::of(&model, &routes));
+            if !self.rules.is_empty() {
+                watch.add(&routes);
+            }
         }
         let mut gradients = accumulator.grads();
+        if !self.rules.is_empty() {
+            watch.weigh(&gradients, &model);
+        }
         let norm = clip_global_norm(&mut gradients, &model, self.stage.optimizer.clip_norm);
         measured.extend(norm.map(|norm| (Name::GradientNorm, 1.0, norm)));
         let rates = self.stage.optimizer.rates(&model, self.rate_factor);
         let mut model = optimizer.step(rates, model, gradients);
         choices.balance(&mut model);
-        Ok((model, self.read(measured, batch)))
+        let mut values = self.read(measured, batch);
+        if !self.rules.is_empty() {
+            values.watched = watch.read(&model, self.rules);
+        }
+        Ok((model, values))
     }
 
     /// Rows of a forward pass.
@@ -110,7 +126,7 @@ impl Step<'_> {
         }
     }
 
-    /// Adds the gradients of micro-batch number `index`; which experts were chosen in it.
+    /// Adds the gradients of micro-batch number `index`; the decisions in it.
     fn backward(
         &self,
         model: &TaskModel,
@@ -119,7 +135,7 @@ impl Step<'_> {
         index: usize,
         accumulator: &mut GradientsAccumulator<TaskModel>,
         measured: &mut Vec<Measured>,
-    ) -> Result<Choices, TrainError> {
+    ) -> Result<Vec<RouteTrace>, TrainError> {
         let part = Part {
             examples: batch.num_examples() as f64,
             tokens: micro.num_tokens() as f64 / batch.num_tokens() as f64,
@@ -162,7 +178,7 @@ impl Step<'_> {
         measured.extend(tasks.map(|(task, loss)| (Name::Task(task), 1.0, loss)));
         let terms = found.into_iter().flat_map(|found| found.terms);
         measured.extend(terms.map(|(name, value)| (Name::Term(name), part.tokens, value)));
-        Ok(Choices::of(model, &routes))
+        Ok(routes)
     }
 
     /// Brings all measured numbers to the host in one transfer.
@@ -180,6 +196,7 @@ impl Step<'_> {
             terms: BTreeMap::new(),
             tasks: BTreeMap::new(),
             gradient_norm: 0.0,
+            watched: Vec::new(),
         };
         for ((name, share), number) in names.into_iter().zip(numbers) {
             let number = f64::from(number) * share;

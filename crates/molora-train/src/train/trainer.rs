@@ -14,15 +14,16 @@ use super::setup::{
 };
 use super::step::Step;
 use super::validate;
+use super::watch::Found;
 use crate::data::sampler::Pick;
 use crate::data::{Average, Batch, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Clusters, Guide, Instructions};
 use crate::model::find_not_finite;
-use crate::recipe::{FinalState, Leg, Scope, StageConfig, Transform};
-use crate::report::{SCHEMA_VERSION, StepRecord, StepWriter, truncate_after};
+use crate::recipe::{FinalState, GuardRule, Leg, LogFormat, Scope, StageConfig, Transform};
+use crate::report::{GuardDone, SCHEMA_VERSION, StepRecord, StepWriter, truncate_after};
 use crate::store::checkpoint::{Progress, Snapshot};
-use crate::store::{STEPS, checkpoint, pool};
+use crate::store::{STEPS, TENSORBOARD, checkpoint, pool};
 
 /// Where a training starts that has no checkpoint yet.
 #[derive(Debug)]
@@ -52,7 +53,8 @@ pub struct Trained {
 /// Trains through all legs, or the rest of them if the run folder has a checkpoint.
 ///
 /// # Errors
-/// [`TrainError::NotFinite`] if a loss is no number, [`TrainError::Interrupted`] if `stop` was set
+/// [`TrainError::NotFinite`] if a loss is no number, [`TrainError::Guard`] if a guard stops the run,
+/// [`TrainError::Interrupted`] if `stop` was set
 /// or the stage `until` has ended (after a checkpoint), and whatever reading and writing files gives.
 pub fn train(
     setup: &Setup<'_>,
@@ -61,11 +63,20 @@ pub fn train(
 ) -> Result<Trained, TrainError> {
     let mut state = State::start(setup, start, on_event)?;
     let mut writer = StepWriter::open(setup.folder.join(STEPS))?;
+    if setup.recipe.report.log.contains(&LogFormat::Tensorboard) {
+        writer = writer.with_events(&setup.folder.join(TENSORBOARD))?;
+    }
     let total: usize = setup.legs.iter().map(|leg| leg.steps).sum();
     while let Some(leg) = setup.legs.get(state.progress.leg) {
-        let record = state.step(setup, leg)?;
+        let (record, watched) = state.step(setup, leg)?;
         writer.write(&record)?;
         on_event(Event::Step(&record, total));
+        let acts = state.guard(setup, leg, &watched);
+        for act in &acts {
+            writer.write_guard(act)?;
+            on_event(Event::Guard(act));
+        }
+        let halted = acts.iter().find(|act| act.guard.done == GuardDone::Stopped);
         let is_best = state.validate(setup, leg, &mut writer, on_event)?;
         let is_done = state.is_done(leg);
         let is_kept = is_best && state.has_to_be_kept(setup, is_done);
@@ -89,9 +100,17 @@ pub fn train(
         let is_stopped =
             setup.stop.load(Ordering::SeqCst) && setup.legs.get(state.progress.leg).is_some();
         // A state that is kept stays as it was; what follows it is done again when the run goes on.
-        if (is_over || is_stopped || is_due) && !is_kept {
+        let is_halted = halted.is_some();
+        if (is_over || is_stopped || is_due || is_halted) && !is_kept {
             writer.sync()?;
             state.save(setup)?;
+        }
+        if let Some(act) = halted {
+            let run = setup.folder.to_owned();
+            return Err(TrainError::Guard {
+                text: act.text(),
+                run,
+            });
         }
         if is_over || is_stopped {
             let run = setup.folder.to_owned();
@@ -236,21 +255,32 @@ impl State {
         is_taken || config.keep_best > 0
     }
 
-    fn step(&mut self, setup: &Setup<'_>, leg: &Leg) -> Result<StepRecord, TrainError> {
+    /// The next step, and what a guard sees of it.
+    fn step(
+        &mut self,
+        setup: &Setup<'_>,
+        leg: &Leg,
+    ) -> Result<(StepRecord, Vec<Found>), TrainError> {
         let sampler = self.progress.sampler.as_mut();
         let picks = sampler.expect("a leg that trains has one").next_batch();
-        let record = self.step_on(setup, leg, &picks)?;
+        let guard = &setup.recipe.guard;
+        let rules = match guard.is_due(self.progress.leg_step + 1) {
+            true if !setup.stages[leg.stage].trains_alone() => &guard.rules[..],
+            _ => &[],
+        };
+        let (record, watched) = self.step_on(setup, leg, &picks, rules)?;
         self.count(&record);
-        Ok(record)
+        Ok((record, watched))
     }
 
-    /// A step on given examples, which is not counted.
+    /// A step on given examples, which is not counted, and what these rules watch.
     pub(super) fn step_on(
         &mut self,
         setup: &Setup<'_>,
         leg: &Leg,
         picks: &[Pick],
-    ) -> Result<StepRecord, TrainError> {
+        rules: &[GuardRule],
+    ) -> Result<(StepRecord, Vec<Found>), TrainError> {
         let start = Instant::now();
         let stage = &setup.stages[leg.stage];
         let examples: Vec<_> = picks
@@ -274,7 +304,8 @@ impl State {
         let dropout = leg_seed(setup, leg, "dropout").index(self.progress.leg_step as u64);
         let guide = self.guide.as_ref().filter(|_| self.is_mixture);
         let guidance = |batch: &Batch| guidance(setup, stage, guide, batch);
-        let objective = objective(setup, stage, self.progress.leg_step);
+        let factor_of_balance = self.progress.balance_factor.unwrap_or(1.0);
+        let objective = objective(setup, stage, self.progress.leg_step, factor_of_balance);
         let weights = task_weights(setup, leg);
         let step = Step {
             task_weights: &weights,
@@ -284,6 +315,7 @@ impl State {
             rate_factor: factor,
             dropout,
             device: setup.device,
+            rules,
             guidance: &guidance,
         };
         let (model, values) = step.run(self.model.clone(), &mut self.optimizer, &batch)?;
@@ -299,7 +331,7 @@ impl State {
         }
         let name_of = |task: usize| setup.tasks[task].name.clone();
         let tasks = values.tasks.into_iter();
-        Ok(StepRecord {
+        let record = StepRecord {
             version: SCHEMA_VERSION,
             step,
             stage: stage.name.clone(),
@@ -315,7 +347,8 @@ impl State {
             tokens: batch.num_tokens(),
             padded_tokens: batch.num_padded(),
             seconds: start.elapsed().as_secs_f64(),
-        })
+        };
+        Ok((record, values.watched))
     }
 
     /// What is scored, and where the scores are noted.

@@ -104,6 +104,7 @@ fn golden_training_equals_peft() {
                 rate_factor: 1.0,
                 dropout: Seed::new(0).index(index as u64),
                 device: &device,
+                rules: &[],
                 guidance: &|_| Ok(Guidance::default()),
             };
             let (next, values) = step.run(model, &mut optimizer, &batch).expect("a step");

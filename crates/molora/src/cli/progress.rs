@@ -93,6 +93,10 @@ impl Progress {
                 self.advance("step", record.step, total, &text);
             }
             Event::Validated(record) => self.validation = validation(record),
+            Event::Guard(record) => {
+                self.finish();
+                say(&line(&record.text()));
+            }
             Event::Kept(kept) => self.show_kept(kept),
             Event::Evaluated(done, total) => self.advance("record", done, total, ""),
         }

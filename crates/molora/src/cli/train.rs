@@ -13,7 +13,7 @@ use super::signals::stop_on_signal;
 use super::source::{FoundBase, SourceArgs};
 use super::validation::ValidationArgs;
 use molora_train::data::Split;
-use molora_train::recipe::{self, Recipe, overrides};
+use molora_train::recipe::{self, LogFormat, Recipe, overrides};
 use molora_train::report::{dry_run_table, idle_summary, summary_table, task_table};
 use molora_train::run::{Finished, Part, Request, check, dry_run, resume, train};
 
@@ -50,6 +50,14 @@ pub(super) struct TrainArgs {
     batch: BatchArgs,
     #[command(flatten)]
     validation: ValidationArgs,
+    /// Log the training for another program too: tensorboard, into the run's folder of that name
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        value_delimiter = ',',
+        conflicts_with = "resume"
+    )]
+    log: Vec<LogFormat>,
     /// Change a value of the recipe, for example adapter.bank.rank=4; may be repeated
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
@@ -115,6 +123,9 @@ impl TrainArgs {
         }
         let memory = self.batch.apply(&mut recipe)?;
         self.validation.apply(&mut recipe);
+        if !self.log.is_empty() {
+            recipe.report.log.clone_from(&self.log);
+        }
         let default = || Path::new("runs").join(&recipe.name);
         let out = self.out.clone().unwrap_or_else(default);
         if self.force && is_inside(Path::new(name), &out) {

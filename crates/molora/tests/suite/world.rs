@@ -260,7 +260,7 @@ pub(crate) fn validations(run: &Path) -> Vec<ValidationRecord> {
             record.seconds = 0.0;
             Some(record)
         }
-        Record::Step(_) => None,
+        Record::Step(_) | Record::Guard(_) => None,
     };
     records.into_iter().filter_map(scored).collect()
 }

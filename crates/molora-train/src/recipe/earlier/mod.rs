@@ -17,8 +17,8 @@ use serde::{Deserialize, Deserializer};
 use crate::recipe::limits;
 use crate::recipe::stage::{Routing, Scope, StageConfig, Transform};
 use crate::recipe::{
-    CheckpointConfig, ClusterTexts, DataConfig, InstructionConfig, OptimizerConfig, Recipe,
-    ReportConfig, ScheduleConfig, ValidationConfig,
+    CheckpointConfig, ClusterTexts, DataConfig, GuardConfig, InstructionConfig, OptimizerConfig,
+    Recipe, ReportConfig, ScheduleConfig, ValidationConfig,
 };
 
 pub(in crate::recipe) use paths::renamed;
@@ -36,6 +36,8 @@ pub(in crate::recipe) struct RecipeFile {
     validation: ValidationConfig,
     #[serde(default)]
     report: ReportConfig,
+    #[serde(default)]
+    guard: GuardConfig,
     data: DataConfig,
     adapter: AdapterSpec,
     instructions: Option<InstructionConfig>,
@@ -56,6 +58,7 @@ impl TryFrom<RecipeFile> for Recipe {
             checkpoint: file.checkpoint,
             validation: file.validation,
             report: file.report,
+            guard: file.guard,
             data: file.data,
             adapter: file.adapter,
             objective: file.objective,
