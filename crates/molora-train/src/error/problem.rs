@@ -201,11 +201,11 @@ pub enum RunProblem {
 
     /// A limit of memory below what one row takes.
     #[error(
-        "{} are too little for stage {stage}, which takes {} with one row at once; these take less: {advice}",
+        "{} are too little for {what}: {} with one row at once; these take less: {advice}",
         mebibytes(Some(*limit)), mebibytes(Some(*peak))
     )]
     Memory {
-        stage: String,
+        what: String,
         peak: u64,
         limit: u64,
         advice: String,

@@ -26,7 +26,7 @@ use crate::report::{MicroBatch, format::thousands, peak_memory_bytes};
 /// room for it. A size is tried on the longest rows of the stage.
 ///
 /// # Errors
-/// [`RunProblem::Memory`] for a stage of which not even one row fits, [`RunProblem::PeakUnknown`] where the
+/// [`RunProblem::Memory`] for a stage, or scores, of which not even one row fits, [`RunProblem::PeakUnknown`] where the
 /// system does not tell the peak, and as [`train`](super::train).
 pub fn fit(
     setup: &Setup<'_>,
@@ -166,15 +166,25 @@ fn largest_of_scores(
         }
         Ok(())
     })?;
-    let (rows, peak) = found.fits.or(found.next).unwrap_or((1, limit));
-    Ok(MicroBatch {
-        stage: None,
-        rows,
-        batch,
-        peak,
-        limit,
-        next: found.next.filter(|_| found.fits.is_some()),
-    })
+    match (found.fits, found.next) {
+        (Some((rows, peak)), next) => Ok(MicroBatch {
+            stage: None,
+            rows,
+            batch,
+            peak,
+            limit,
+            next,
+        }),
+        (None, next) => {
+            let problem = RunProblem::Memory {
+                what: "the scores".into(),
+                peak: next.map_or(limit, |(_, peak)| peak),
+                limit,
+                advice: "shorter texts, a smaller --base-dtype (bf16, q8, q4)".into(),
+            };
+            Err(TrainError::run(Path::new("memory"), problem))
+        }
+    }
 }
 
 /// Sizes that are tried for a batch of so many rows.
@@ -208,7 +218,7 @@ fn too_little(setup: &Setup<'_>, leg: &Leg, picks: &[Pick], peak: u64, limit: u6
     });
     advice.push("a smaller --base-dtype (bf16, q8, q4)".into());
     let problem = RunProblem::Memory {
-        stage: setup.stages[number].name.clone(),
+        what: format!("stage {}", setup.stages[number].name),
         peak,
         limit,
         advice: advice.join(", "),

@@ -292,7 +292,7 @@ fn micro_batches_fit_the_memory_that_there_is() {
         assert!(!is_done);
         let line = errors.lines().last().expect("an error");
         for words in [
-            "error: memory: 1 MiB are too little for stage joint, which takes ",
+            "error: memory: 1 MiB are too little for stage joint: ",
             "stages.0.gradient_checkpointing=true",
             "max_length below ",
             "--base-dtype",
