@@ -86,7 +86,7 @@ pub use top_k::top_k_mask;
 #[doc(hidden)]
 pub mod portable {
     pub use crate::attention::portable::{attention, attention_with};
-    pub use crate::cross_entropy::portable::{smoothed_cross_entropy, softmax_cross_entropy};
+    pub use crate::cross_entropy::portable::softmax_cross_entropy;
     pub use crate::dropout::portable::dropout_linear;
     pub use crate::gelu::portable::{gelu, gelu_tanh};
     pub use crate::layer_norm::portable::layer_norm;
