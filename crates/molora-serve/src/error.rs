@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 /// Why a request has no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     message: String,
     /// The field of the request that it is about.

@@ -14,7 +14,9 @@ pub(crate) const HEAD_BYTES: usize = 64 << 10;
 pub(crate) const CONNECTIONS: usize = 1024;
 /// Most texts of one request that texts are written for, or vectors or classes are found for.
 pub(crate) const INPUTS: usize = 2048;
-/// Most texts that end an answer.
-pub(crate) const STOPS: usize = 16;
+/// Most answers to one prompt.
+pub(crate) const CHOICES: usize = 128;
+/// Most texts that end an answer, and most bytes of one.
+pub(crate) const STOPS: (usize, usize) = (16, 1024);
 /// Most likeliest tokens in whose place log-probabilities are told.
 pub(crate) const LIKELIEST: usize = 20;

@@ -90,6 +90,9 @@ enum Kind {
     Class(ClassModel),
 }
 
+/// What stands behind the colon of a name: `task` or `expert`, and which one.
+type Part<'a> = (&'a str, &'a str);
+
 /// All models that are served.
 #[derive(Debug)]
 pub(crate) struct Models {
@@ -219,7 +222,7 @@ impl Models {
     }
 
     /// A model by the part of a name in front of the colon, and what stands behind it.
-    fn find<'a>(&self, name: &'a str) -> Result<(&Kind, Option<(&'a str, &'a str)>), ApiError> {
+    fn find<'a>(&self, name: &'a str) -> Result<(&Kind, Option<Part<'a>>), ApiError> {
         let (own, part) = match name.split_once(':') {
             Some((own, part)) => (own, part.split_once('=').or(Some((part, "")))),
             None => (name, None),

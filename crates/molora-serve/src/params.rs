@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::limits::{LIKELIEST, STOPS};
+use crate::limits::{CHOICES, LIKELIEST, STOPS};
 use crate::models::TextModel;
 
 /// One text or several.
@@ -36,8 +36,9 @@ impl Params {
     /// Takes the fields that all requests for texts have; `names` are those of the limit of new tokens.
     pub(crate) fn take(fields: &mut Fields, names: &[&str]) -> Result<Self, ApiError> {
         let count = fields.take("n")?.unwrap_or(1);
-        if count == 0 {
-            return Err(ApiError::field("n", "n is 0, expected at least 1"));
+        if !(1..=CHOICES).contains(&count) {
+            let problem = format!("n is {count}, expected at least 1 and at most {CHOICES}");
+            return Err(ApiError::field("n", problem));
         }
         let mut max_new_tokens = None;
         for name in names {
@@ -48,9 +49,11 @@ impl Params {
             Some(OneOrMany::One(stop)) => vec![stop],
             Some(OneOrMany::Many(stop)) => stop,
         };
-        if stop.len() > STOPS || stop.iter().any(String::is_empty) {
+        let (most, bytes) = STOPS;
+        let is_good = |stop: &String| (1..=bytes).contains(&stop.len());
+        if stop.len() > most || !stop.iter().all(is_good) {
             let problem = format!(
-                "stop has {} texts, expected at most {STOPS}, none empty",
+                "stop has {} texts, expected at most {most} of 1 to {bytes} bytes",
                 stop.len()
             );
             return Err(ApiError::field("stop", problem));
@@ -94,6 +97,8 @@ impl Params {
         default_new_tokens: Option<usize>,
         (scores, prompt_scores): (Option<usize>, Option<usize>),
     ) -> Result<Vec<Request>, ApiError> {
+        // Before anything is made for them.
+        model.worker.room.check(asked.len() * self.count)?;
         let room = model.max_context;
         let request = |asked: &Asked, number: usize| Request {
             variant,

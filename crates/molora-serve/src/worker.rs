@@ -26,14 +26,20 @@ impl Room {
         Arc::new(Self { inside, most })
     }
 
-    /// So many places at once, or none.
-    pub(crate) fn take(self: &Arc<Self>, count: usize) -> Result<Vec<Place>, ApiError> {
-        if count > self.most {
-            return Err(ApiError::bad(format!(
+    /// Refuses what there would be no room for if nobody else was there.
+    pub(crate) fn check(&self, count: usize) -> Result<(), ApiError> {
+        match count > self.most {
+            false => Ok(()),
+            true => Err(ApiError::bad(format!(
                 "the request asks for {count} texts, expected at most {}",
                 self.most
-            )));
+            ))),
         }
+    }
+
+    /// So many places at once, or none.
+    pub(crate) fn take(self: &Arc<Self>, count: usize) -> Result<Vec<Place>, ApiError> {
+        self.check(count)?;
         let fits = |inside: usize| (inside + count <= self.most).then_some(inside + count);
         match self
             .inside

@@ -48,9 +48,14 @@ fn bad_requests_are_told_what_is_wrong() {
         "best_of is not supported",
     );
     refused(
-        json!({"model": "base", "prompt": "w1", "n": 9999}),
+        json!({"model": "base", "prompt": "w1", "n": 129}),
         400,
-        "expected at most",
+        "at most 128",
+    );
+    refused(
+        json!({"model": "base", "prompt": ["w1", "w2", "w3"], "n": 128}),
+        400,
+        "asks for 384 texts, expected at most 272",
     );
     refused(
         json!({"model": "base", "prompt": "w1", "logprobs": 21}),
