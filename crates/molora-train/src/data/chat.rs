@@ -167,6 +167,18 @@ impl ChatTemplate {
 
     /// Whether a part of messages beside their content is seen in the text of a chat.
     pub(crate) fn shows(&self, part: Part) -> bool {
+        // Templates differ in what calls they take: with null or an empty content, with an object or a text.
+        let forms = [
+            (true, json!({})),
+            (false, json!({})),
+            (true, json!("{}")),
+            (false, json!("{}")),
+        ];
+        let mut forms = forms.into_iter();
+        forms.any(|(is_silent, arguments)| self.shows_form(part, is_silent, &arguments))
+    }
+
+    fn shows_form(&self, part: Part, is_silent: bool, arguments: &Value) -> bool {
         let marked = |is_asked: bool, other: &str| match is_asked {
             true => MARK.to_owned(),
             false => other.to_owned(),
@@ -176,8 +188,9 @@ impl ChatTemplate {
         // Of a length that all templates take.
         let id = "call00001";
         let calls = json!([{"id": id, "type": "function",
-            "function": {"name": marked(part == Part::Calls, "f"), "arguments": {}}}]);
+            "function": {"name": marked(part == Part::Calls, "f"), "arguments": arguments}}]);
         let asking = Message {
+            is_silent,
             tool_calls: Some(calls.to_string()),
             ..Message::assistant("")
         };
@@ -321,6 +334,10 @@ mod tests {
             parts.map(|part| chat.shows(part)),
             [true, true, true, false, false]
         );
+        // As DeepSeek's, which take arguments as a text.
+        let source = "{% for m in messages %}{% for c in m.tool_calls or [] %}\
+            {{ c.function.name + c.function.arguments }}{% endfor %}{% endfor %}";
+        assert!(template(source).expect("valid").shows(Part::Calls));
         let plain = template(CHATML).expect("valid");
         assert_eq!(
             parts.map(|part| plain.shows(part)),

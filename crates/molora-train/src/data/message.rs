@@ -13,6 +13,8 @@ pub struct Message {
     pub role: String,
     /// What is said.
     pub content: String,
+    /// Whether nothing is, and the content is null to chat templates: an assistant may only call functions.
+    pub is_silent: bool,
     /// Whether an assistant's words are given, and not to be learned.
     pub is_given: bool,
     /// The functions that an assistant calls: a JSON list of objects, whose keys keep their order.
@@ -78,7 +80,8 @@ impl Serialize for Message {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("role", &self.role)?;
-        map.serialize_entry("content", &self.content)?;
+        let content = (!self.is_silent).then_some(&self.content);
+        map.serialize_entry("content", &content)?;
         if let Some(calls) = &self.tool_calls {
             let calls: TemplateValue =
                 serde_json::from_str(calls).map_err(serde::ser::Error::custom)?;

@@ -268,6 +268,7 @@ fn chat(record: &Record, meta: &TaskMeta, answer: &str) -> Vec<Message> {
     }
     messages.push(Message {
         content: answer.into(),
+        is_silent: last.is_silent && answer.is_empty(),
         ..last
     });
     messages

@@ -33,8 +33,7 @@ fn apply_one(recipe: &Recipe, assignment: &str) -> Result<Recipe, String> {
     let mut root = Value::try_from(recipe).expect("recipes are plain data");
     let (path, value) = renamed(recipe, path.trim(), parse(text.trim()));
     let other_form = other_form(&root, &path, &value);
-    let mut unknown = None;
-    let set = descend(&mut root, &path, &mut unknown).map(|slot| *slot = like(slot, value));
+    let set = descend(&mut root, &path).map(|slot| *slot = like(slot, value));
     let read = |root: Value| {
         let read: Result<Recipe, toml::de::Error> = root.try_into();
         read.map_err(|error| error.message().replace('\n', " "))
@@ -45,7 +44,11 @@ fn apply_one(recipe: &Recipe, assignment: &str) -> Result<Recipe, String> {
             Some(Ok(recipe)) => Ok(recipe),
             // It names the forms that there are.
             Some(Err(unknown)) if unknown.contains("unknown variant") => Err(unknown),
+<<<<<<< ours
             _ => Err(unknown.or_else(|| too_large(text)).unwrap_or(problem)),
+=======
+            _ => Err(problem),
+>>>>>>> theirs
         },
     }
 }
@@ -65,7 +68,7 @@ fn too_large(text: &str) -> Option<String> {
 fn other_form(root: &Value, path: &str, value: &Value) -> Option<Value> {
     let (parent, key) = path.rsplit_once('.')?;
     let mut root = root.clone();
-    let slot = descend(&mut root, parent, &mut None).ok()?;
+    let slot = descend(&mut root, parent).ok()?;
     let is_form = match slot {
         Value::String(_) => true,
         Value::Table(table) => table.len() == 1 && !table.contains_key(key),
@@ -78,14 +81,12 @@ fn other_form(root: &Value, path: &str, value: &Value) -> Option<Value> {
     Some(root)
 }
 
-/// The value at a path. Keys of tables may be new, as those of optional tables are: whether they exist is
-/// decided when the recipe is read again, which knows every optional key. If it does not know them,
-/// `unknown` is what is wrong.
-fn descend<'a>(
-    root: &'a mut Value,
-    path: &str,
-    unknown: &mut Option<String>,
-) -> Result<&'a mut Value, String> {
+/// Tables by the names of tasks, which are left out where they are empty.
+const BY_TASK: [&str; 2] = ["data.task_weights", "data.writing.templates"];
+
+/// The value at a path. The last key of a table may be new: whether it exists is decided when the
+/// recipe is read again, which knows every optional key.
+fn descend<'a>(root: &'a mut Value, path: &str) -> Result<&'a mut Value, String> {
     let mut value = root;
     let mut done = String::new();
     let keys: Vec<&str> = path.split('.').collect();
@@ -93,14 +94,16 @@ fn descend<'a>(
         let is_last = index + 1 == keys.len();
         value = match value {
             Value::Table(table) => {
+                if !table.contains_key(*key) && BY_TASK.contains(&&keys[..=index].join(".")[..]) {
+                    table.insert((*key).to_owned(), Value::Table(toml::Table::new()));
+                }
                 if !table.contains_key(*key) && !is_last {
                     let known: Vec<&String> = table.keys().collect();
-                    unknown.get_or_insert(no_key(key, &done, &known));
+                    return Err(no_key(key, &done, &known));
                 }
-                table.entry((*key).to_owned()).or_insert(match is_last {
-                    true => Value::Boolean(false),
-                    false => Value::Table(toml::Table::new()),
-                })
+                table
+                    .entry((*key).to_owned())
+                    .or_insert(Value::Boolean(false))
             }
             Value::Array(list) => {
                 let length = list.len();
@@ -203,10 +206,12 @@ mod tests {
         assert_eq!(router.selection, molora_routing::Selection::TopK(2));
         let packing = set("data.writing.packing=true").expect("valid");
         assert!(packing.data.writing.packing);
-        let weights = set("data.task_weights.law=2").expect("valid");
-        assert_eq!(weights.data.task_weights["law"], 2.0);
         let template = set("data.writing.templates.law={{ input }} ?").expect("valid");
         assert_eq!(template.data.writing.templates["law"], "{{ input }} ?");
+        let weights = set("data.task_weights.law=2").expect("valid");
+        assert_eq!(weights.data.task_weights["law"], 2.0);
+        let weights = set("data.task_weights={ law = 2.0 }").expect("valid");
+        assert_eq!(weights.data.task_weights["law"], 2.0);
         let bare = set("stages.0.schedule.decay=cosine").expect("valid");
         assert_eq!(bare.stages[0].schedule.decay, crate::recipe::Decay::Cosine);
     }

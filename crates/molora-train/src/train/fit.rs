@@ -120,7 +120,7 @@ fn largest(
             true => picks.len(),
             false => picks.len().min(2 * rows),
         };
-        state.step_on(&trial, leg, &picks[..count]).map(drop)
+        state.step_on(&trial, leg, &picks[..count], &[]).map(drop)
     })?;
     let stage = (leg.stage, setup.stages[leg.stage].name.clone());
     match (found.fits, found.next) {

@@ -44,7 +44,7 @@ pub fn rehearse(
             Some(cost) => {
                 if is_longest(setup, leg) {
                     let picks = largest_batch(&state, setup, leg);
-                    state.step_on(setup, leg, &picks)?;
+                    state.step_on(setup, leg, &picks, &[])?;
                 }
                 let share = leg.steps as f64 / cost.steps as f64;
                 cost.validation_seconds *= 1.0 + share;

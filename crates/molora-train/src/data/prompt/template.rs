@@ -70,12 +70,16 @@ impl PromptTemplate {
         self.names.contains(name)
     }
 
-    /// Those columns of a row that it reads and that hold something.
+    /// Those columns of a row that hold something and are no answers; null in those that it does not read.
     pub(in crate::data) fn columns(&self, row: &Map<String, Value>) -> Map<String, Value> {
-        let columns = row.iter();
-        let read = columns.filter(|(name, value)| self.reads(name) && !value.is_null());
-        read.map(|(name, value)| (name.clone(), value.clone()))
-            .collect()
+        let columns = row
+            .iter()
+            .filter(|(name, value)| !value.is_null() && !ANSWERS.contains(&&name[..]));
+        let value = |(name, value): (&String, &Value)| match self.reads(name) {
+            true => (name.clone(), value.clone()),
+            false => (name.clone(), Value::Null),
+        };
+        columns.map(value).collect()
     }
 
     /// Writes the prompt of a record that has these `columns` beside its fields.
@@ -107,6 +111,11 @@ impl PromptTemplate {
         let fields = Self::fields(record, columns, meta);
         let bytes = fields.values().map(size).sum();
         let names: Vec<&str> = fields.keys().map(|name| &name[..]).collect();
+        let fields: BTreeMap<&str, &Value> = fields
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, value)| (&name[..], value))
+            .collect();
         let values = TemplateValue::from(Serde(&fields));
         let rendered = self.template.render(values, fields.len(), bytes);
         let text = rendered.map_err(|problem| {
@@ -145,7 +154,8 @@ impl PromptTemplate {
         Ok(record.prompt.unwrap_or_default())
     }
 
-    /// What a record says, by the names under which a template reads it.
+    /// What a record says, by the names under which a template reads it; null under names that this one
+    /// does not read.
     fn fields(
         record: &Record,
         columns: Map<String, Value>,
@@ -250,11 +260,15 @@ mod tests {
 
     #[test]
     fn what_a_record_lacks_is_named_with_the_record() {
-        let error = asked("{{ input }}\n{{ age }}", record(), json!({"age": null}));
+        let error = asked(
+            "{{ input }}\n{{ age }}",
+            record(),
+            json!({"age": null, "aeg": 3, "label": 0}),
+        );
         assert_eq!(
             error.expect_err("no age"),
             "a.jsonl:3: record pets-0: data.writing.template, line 2, column 4: undefined value: \
-             `age` is undefined; the record has id, input, instruction, labels, task"
+             `age` is undefined; the record has aeg, id, input, instruction, labels, task"
         );
         let nothing = asked("{% if age %}{{ age }}{% endif %}", record(), json!({}));
         assert!(nothing.expect_err("empty").ends_with("writes nothing"));

@@ -288,6 +288,10 @@ fn functions_are_given_and_their_calls_are_learned() {
     let expected =
         format!("{tools}<user>1 + 1?</s><assistant>|{call}</s>|<tool>2</s><assistant>|Two</s>|");
     assert_eq!(shown(&chat, &format), expected);
+    // Null is null to a template.
+    chat.messages[1].is_silent = true;
+    assert!(shown(&chat, &format).contains(&format!("|None{call}</s>|")));
+    chat.messages[1].is_silent = false;
     // The last answer may be a call.
     chat.messages.truncate(2);
     chat.output = String::new();

@@ -158,13 +158,12 @@ fn message(item: Value) -> Result<Message, String> {
         ));
     }
     // Who calls a function may say nothing beside.
-    if tool_calls.is_some() {
-        map.retain(|key, value| !["content", "value"].contains(&&key[..]) || !value.is_null());
-        if !map.contains_key("value") {
-            map.entry("content").or_insert_with(|| "".into());
-        }
-    }
-    let content = text(&mut map, ["content", "value"])?;
+    let is_there = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
+    let is_silent = tool_calls.is_some() && !is_there("content") && !is_there("value");
+    let content = match is_silent {
+        true => String::new(),
+        false => text(&mut map, ["content", "value"])?,
+    };
     // An empty system message is how some data turn a template's own one off, and a function may answer
     // nothing.
     let may_be_empty = ["system", "tool"].contains(&role) || tool_calls.is_some();
@@ -172,6 +171,18 @@ fn message(item: Value) -> Result<Message, String> {
         return Err("its content is empty".into());
     }
     let is_given = is_given(&mut map)?;
+    Ok(Message {
+        role: role.into(),
+        content,
+        is_silent,
+        is_given: role == "assistant" && is_given.unwrap_or(false),
+        tool_calls,
+        more: more(&mut map)?,
+    })
+}
+
+/// What a message says to chat templates beside its content.
+fn more(map: &mut Map<String, Value>) -> Result<BTreeMap<String, String>, String> {
     let mut more = BTreeMap::new();
     for key in MORE {
         match map.remove(key).unwrap_or_default() {
@@ -183,13 +194,7 @@ fn message(item: Value) -> Result<Message, String> {
             }
         }
     }
-    Ok(Message {
-        role: role.into(),
-        content,
-        is_given: role == "assistant" && is_given.unwrap_or(false),
-        tool_calls,
-        more,
-    })
+    Ok(more)
 }
 
 /// Whether a message says that it is not to be learned (`"weight": 0`, `"train": false` or

@@ -442,7 +442,8 @@ fn functions_their_calls_and_results_are_read_in_their_order() {
     assert_eq!(found.tools.as_deref(), Some(tools));
     let calls = r#"[{"type":"function","function":{"name":"add","arguments":{"b":1,"a":1}}}]"#;
     assert_eq!(found.messages[1].tool_calls.as_deref(), Some(calls));
-    assert_eq!(found.messages[1].content, "");
+    assert!(found.messages[1].is_silent && found.messages[1].content.is_empty());
+    assert!(!found.messages[2].is_silent);
     let more: Vec<&str> = found.messages[2]
         .more
         .values()

@@ -11,7 +11,7 @@ use crate::world::{World, assert_same_run, read_json, resume_to_end, train_until
 
 /// Functions, calls and all roles.
 const TOOLS: &str = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}\
-    {% for m in messages %}{{ m.role }} {{ m.content }} \
+    {% for m in messages %}{{ m.role }} {{ m.content or '' }} \
     {% for c in m.tool_calls or [] %}{{ c.function.name }} {{ c.function.arguments.x }} {% endfor %}</s> \
     {% endfor %}{% if add_generation_prompt %}assistant {% endif %}";
 
