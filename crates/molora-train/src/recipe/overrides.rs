@@ -44,11 +44,7 @@ fn apply_one(recipe: &Recipe, assignment: &str) -> Result<Recipe, String> {
             Some(Ok(recipe)) => Ok(recipe),
             // It names the forms that there are.
             Some(Err(unknown)) if unknown.contains("unknown variant") => Err(unknown),
-<<<<<<< ours
-            _ => Err(unknown.or_else(|| too_large(text)).unwrap_or(problem)),
-=======
-            _ => Err(problem),
->>>>>>> theirs
+            _ => Err(too_large(text).unwrap_or(problem)),
         },
     }
 }
