@@ -13,7 +13,7 @@ use molora_models::peft::PeftAdapter;
 use molora_testkit::device;
 use molora_train::data::{ChatTemplate, Message, TextTokenizer, load_tasks};
 use molora_train::hub::{HubConfig, HubError, fetch};
-use molora_train::run::{Part, evaluate_run, resume};
+use molora_train::run::{ResumeOptions, evaluate_run, resume};
 use molora_train::store::{FinishedRun, read_config, recover};
 use molora_train::{Recipe, TrainError};
 
@@ -160,7 +160,7 @@ fn report(world: &World) -> Result<(), String> {
 fn go_on(world: &World) -> Result<(), String> {
     let run = world.copy_of("stopped");
     let stop = AtomicBool::new(true);
-    match resume(&run, &Part::default(), &stop, &mut |_| {}) {
+    match resume(&run, &ResumeOptions::default(), &stop, &mut |_| {}) {
         Err(TrainError::Interrupted { .. }) => Ok(()),
         other => said(other),
     }

@@ -17,7 +17,7 @@ const NO_RECIPES: [&str; 16] = [
     "file",
     "guard",
     "instructions",
-    "legs",
+    "phases",
     "limits",
     "mod",
     "optimizer",

@@ -375,13 +375,13 @@ impl Expected {
         let is_begun = found.has("run/run.toml")
             && !found.has("run/summary.json")
             && found.content("run/run.toml") == self.after.content("run/run.toml");
-        let mut now = found.settled("run");
+        let mut now = found.recovered("run");
         // Emptied a moment before it goes.
         now.forget_empty("before");
-        let is_one = |tree: &Tree| now.difference(&tree.settled("run")).is_none();
+        let is_one = |tree: &Tree| now.difference(&tree.recovered("run")).is_none();
         let is_whole = is_one(&self.before) || is_one(&self.after);
         (!is_pending && !is_begun && !is_whole).then(|| {
-            let difference = now.difference(&self.before.settled("run"));
+            let difference = now.difference(&self.before.recovered("run"));
             format!("neither old nor new: {}", difference.unwrap_or_default())
         })
     }

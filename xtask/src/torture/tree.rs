@@ -64,7 +64,7 @@ impl Tree {
     }
 
     /// The part below a folder, without what a writer leaves behind.
-    pub(super) fn settled(&self, folder: &str) -> Self {
+    pub(super) fn recovered(&self, folder: &str) -> Self {
         let begin = format!("{folder}/");
         let kept = self.0.iter().filter_map(|(path, content)| {
             let path = path.strip_prefix(&begin)?;

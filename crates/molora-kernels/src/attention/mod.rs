@@ -74,8 +74,10 @@ pub fn attention_with(
     #[cfg(any(feature = "flex", feature = "cube"))]
     let width = query.dims()[2] / options.num_heads;
     #[cfg(feature = "flex")]
-    if [&query, &key, &value].into_iter().all(crate::flex::takes)
-        && options.bias.as_ref().is_none_or(crate::flex::takes)
+    if [&query, &key, &value]
+        .into_iter()
+        .all(crate::flex::supports)
+        && options.bias.as_ref().is_none_or(crate::flex::supports)
     {
         let rules = flex::Rules::new(options, options.scale_of(width));
         let bias = options.bias.clone();
@@ -89,7 +91,11 @@ pub fn attention_with(
         ));
     }
     #[cfg(feature = "cube")]
-    if [&query, &key, &value].into_iter().all(crate::cube::takes) && cube::is_able(options, width) {
+    if [&query, &key, &value]
+        .into_iter()
+        .all(crate::cube::supports)
+        && cube::is_able(options, width)
+    {
         let rules = cube::Rules::new(options, options.scale_of(width));
         let none = || Tensor::zeros([1, 1], &query.device());
         let mask = options.mask.clone().map_or_else(none, |x| x.float());

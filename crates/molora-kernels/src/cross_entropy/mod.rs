@@ -54,7 +54,7 @@ pub fn smoothed_cross_entropy(
         "label smoothing {smoothing} is not in [0, 1)"
     );
     #[cfg(feature = "flex")]
-    if crate::flex::takes(&logits) {
+    if crate::flex::supports(&logits) {
         let labels = flex::Labels::new(&targets, logits.dims()[1], smoothing);
         let logits = logits.into_dispatch();
         return Tensor::from_dispatch(Dispatch::fast_cross_entropy(logits, labels));

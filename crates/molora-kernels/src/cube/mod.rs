@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor};
 
 /// Whether the fast path takes `tensor`: f32 on a CubeCL backend, and not empty. Must hold for every
 /// float input of an operation: a tensor of another backend would panic in it.
-pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
+pub(crate) fn supports<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32
         && is_cube(tensor.device().as_dispatch())
         && tensor.shape().num_elements() > 0

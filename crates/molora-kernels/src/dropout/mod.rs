@@ -32,7 +32,7 @@ use crate::random::Seed;
 pub fn dropout<const D: usize>(x: Tensor<D>, probability: f64, seed: Seed) -> Tensor<D> {
     let mask = DropMask::new(probability, seed);
     #[cfg(feature = "flex")]
-    if crate::flex::takes(&x) {
+    if crate::flex::supports(&x) {
         let out = Dispatch::fast_dropout(x.into_dispatch(), mask);
         return Tensor::from_dispatch(out);
     }
@@ -60,7 +60,7 @@ pub fn dropout_linear<const D: usize>(
     let [inputs, outputs] = weight.dims();
     assert_eq!(x.dims()[D - 1], inputs, "width of x and rows of the weight");
     #[cfg(feature = "flex")]
-    if crate::flex::takes(&x) && crate::flex::takes(&weight) {
+    if crate::flex::supports(&x) && crate::flex::supports(&weight) {
         let mask = DropMask::new(probability, seed);
         let mut shape = x.dims();
         shape[D - 1] = outputs;

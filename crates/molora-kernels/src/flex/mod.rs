@@ -14,7 +14,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 /// Whether the fast path takes `tensor`: f32 on `flex`, and not empty. Must hold for every float
 /// input of an operation: a tensor of another backend would panic in it.
-pub(crate) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
+pub(crate) fn supports<const D: usize>(tensor: &Tensor<D>) -> bool {
     // Devices are equal whether or not they track gradients.
     tensor.dtype() == DType::F32
         && tensor.device() == Device::flex()
@@ -31,10 +31,10 @@ mod tests {
     fn only_filled_f32_tensors_are_taken() {
         let device = Device::flex();
         let tensor = Tensor::<2>::ones([2, 3], &device);
-        assert!(takes(&tensor));
-        assert!(takes(&Tensor::<2>::ones([2, 3], &device.autodiff())));
-        assert!(!takes(&tensor.clone().cast(FloatDType::F64)));
-        assert!(!takes(&tensor.cast(FloatDType::BF16)));
-        assert!(!takes(&Tensor::<2>::ones([0, 3], &Device::flex())));
+        assert!(supports(&tensor));
+        assert!(supports(&Tensor::<2>::ones([2, 3], &device.autodiff())));
+        assert!(!supports(&tensor.clone().cast(FloatDType::F64)));
+        assert!(!supports(&tensor.cast(FloatDType::BF16)));
+        assert!(!supports(&Tensor::<2>::ones([0, 3], &Device::flex())));
     }
 }

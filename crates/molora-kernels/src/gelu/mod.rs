@@ -22,7 +22,7 @@ use self::backend::GeluOps;
 /// Hendrycks and Gimpel, Gaussian Error Linear Units, arXiv:1606.08415, section 2.
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
-    if crate::flex::takes(&x) {
+    if crate::flex::supports(&x) {
         return Tensor::from_dispatch(Dispatch::fast_gelu(x.into_dispatch()));
     }
     portable::gelu(x)
@@ -35,7 +35,7 @@ pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// Hendrycks and Gimpel, Gaussian Error Linear Units, arXiv:1606.08415, section 2.
 pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
-    if crate::flex::takes(&x) {
+    if crate::flex::supports(&x) {
         return Tensor::from_dispatch(Dispatch::fast_gelu_tanh(x.into_dispatch()));
     }
     portable::gelu_tanh(x)

@@ -39,7 +39,7 @@ pub fn layer_norm<const D: usize>(
         "width of gamma and beta"
     );
     #[cfg(feature = "flex")]
-    if crate::flex::takes(&x) && crate::flex::takes(&gamma) && crate::flex::takes(&beta) {
+    if crate::flex::supports(&x) && crate::flex::supports(&gamma) && crate::flex::supports(&beta) {
         return Tensor::from_dispatch(Dispatch::fast_layer_norm(
             x.into_dispatch(),
             gamma.into_dispatch(),

@@ -11,7 +11,7 @@ use super::backend::LinearOps;
 use super::flex::frozen::BlockShape;
 use super::format::{BLOCK, block_bytes, encode, zero};
 #[cfg(feature = "flex")]
-use super::rows::{over_rows, takes};
+use super::rows::{over_rows, supports};
 
 /// A frozen matrix whose numbers are whole multiples of a scale for every 32 of a row.
 ///
@@ -119,7 +119,7 @@ pub fn linear_blocks<const D: usize>(
         assert_eq!(bias.dims(), [outputs], "width of the bias");
     }
     #[cfg(feature = "flex")]
-    if outputs > 0 && takes(&x, bias.as_ref()) {
+    if outputs > 0 && supports(&x, bias.as_ref()) {
         let (codes, scales) = (matrix.codes.val(), matrix.scales.val());
         return over_rows(x, scales, bias, outputs, |x, scales, bias| {
             let shape = BlockShape {

@@ -18,7 +18,7 @@ use burn::tensor::Tensor;
 use self::backend::LinearOps;
 pub use self::blocks::{BlockMatrix, linear_blocks};
 #[cfg(feature = "flex")]
-use self::rows::{over_rows, takes, takes_half};
+use self::rows::{over_rows, supports, supports_half};
 
 /// Computes `x * weight + bias` over the last axis.
 ///
@@ -47,13 +47,13 @@ pub fn linear<const D: usize>(
         assert_eq!(bias.dims(), [outputs], "width of the bias");
     }
     #[cfg(feature = "flex")]
-    if takes(&x, bias.as_ref()) && crate::flex::takes(&weight) {
+    if supports(&x, bias.as_ref()) && crate::flex::supports(&weight) {
         return over_rows(x, weight, bias, outputs, |x, weight, bias| {
             Dispatch::fast_linear(x, weight, bias)
         });
     }
     #[cfg(feature = "flex")]
-    if takes(&x, bias.as_ref()) && takes_half(&weight) {
+    if supports(&x, bias.as_ref()) && supports_half(&weight) {
         return over_rows(x, weight, bias, outputs, |x, weight, bias| {
             Dispatch::fast_half_linear(x, weight, bias, false)
         });
@@ -80,12 +80,12 @@ pub fn linear_transposed<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> Tens
         "widths of x and the table"
     );
     #[cfg(feature = "flex")]
-    if takes(&x, None) && crate::flex::takes(&table) {
+    if supports(&x, None) && crate::flex::supports(&table) {
         // A view, which the fast path reads as it lies.
         return linear(x, table.transpose(), None);
     }
     #[cfg(feature = "flex")]
-    if takes(&x, None) && takes_half(&table) {
+    if supports(&x, None) && supports_half(&table) {
         let outputs = table.dims()[0];
         return over_rows(x, table, None, outputs, |x, table, bias| {
             Dispatch::fast_half_linear(x, table, bias, true)

@@ -9,12 +9,12 @@ use crate::flex;
 type Dispatched = FloatTensor<Dispatch>;
 
 /// Whether the fast path takes `x` and the bias; the matrix has to be looked at as well.
-pub(super) fn takes<const D: usize>(x: &Tensor<D>, bias: Option<&Tensor<1>>) -> bool {
-    flex::takes(x) && bias.is_none_or(flex::takes)
+pub(super) fn supports<const D: usize>(x: &Tensor<D>, bias: Option<&Tensor<1>>) -> bool {
+    flex::supports(x) && bias.is_none_or(flex::supports)
 }
 
 /// Whether the fast path takes `weight` as a frozen matrix in bf16: on `flex`, and not empty.
-pub(super) fn takes_half(weight: &Tensor<2>) -> bool {
+pub(super) fn supports_half(weight: &Tensor<2>) -> bool {
     weight.dtype() == DType::BF16
         && weight.device() == Device::flex()
         && weight.shape().num_elements() > 0

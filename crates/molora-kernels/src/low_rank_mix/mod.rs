@@ -70,20 +70,20 @@ pub fn low_rank_mix(base: Option<Tensor<3>>, mix: LowRankMix) -> Tensor<3> {
 /// Whether one backend's fast path takes all operands that are there.
 #[cfg(any(feature = "flex", feature = "cube"))]
 fn has_fast_path(base: Option<&Tensor<3>>, mix: &LowRankMix) -> bool {
-    macro_rules! takes_all {
-        ($takes:path) => {{
+    macro_rules! supports_all {
+        ($supports:path) => {{
             let threes = [Some(&mix.low), mix.weights.as_ref(), base];
-            threes.into_iter().flatten().all($takes)
-                && $takes(&mix.b)
-                && mix.rank_scale.as_ref().is_none_or($takes)
+            threes.into_iter().flatten().all($supports)
+                && $supports(&mix.b)
+                && mix.rank_scale.as_ref().is_none_or($supports)
         }};
     }
     #[cfg(feature = "flex")]
-    if takes_all!(crate::flex::takes) {
+    if supports_all!(crate::flex::supports) {
         return true;
     }
     #[cfg(feature = "cube")]
-    if takes_all!(crate::cube::takes) {
+    if supports_all!(crate::cube::supports) {
         return true;
     }
     false

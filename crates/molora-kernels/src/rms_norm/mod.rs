@@ -30,7 +30,7 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -
     let width = x.dims()[D - 1];
     assert_eq!(weight.dims(), [width], "width of the weight");
     #[cfg(feature = "flex")]
-    if crate::flex::takes(&x) && crate::flex::takes(&weight) {
+    if crate::flex::supports(&x) && crate::flex::supports(&weight) {
         return Tensor::from_dispatch(Dispatch::fast_rms_norm(
             x.into_dispatch(),
             weight.into_dispatch(),

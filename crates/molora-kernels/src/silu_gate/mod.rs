@@ -27,7 +27,7 @@ use self::backend::SiluGateOps;
 pub fn silu_gate<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     assert_eq!(gate.dims(), up.dims(), "shapes of gate and up");
     #[cfg(feature = "flex")]
-    if crate::flex::takes(&gate) && crate::flex::takes(&up) {
+    if crate::flex::supports(&gate) && crate::flex::supports(&up) {
         return Tensor::from_dispatch(Dispatch::fast_silu_gate(
             gate.into_dispatch(),
             up.into_dispatch(),

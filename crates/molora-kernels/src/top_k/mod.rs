@@ -17,7 +17,7 @@ use burn::tensor::{Bool, Tensor};
 /// - returns `[..., E]`
 pub fn top_k_mask<const D: usize>(scores: Tensor<D>, k: usize) -> Tensor<D, Bool> {
     #[cfg(feature = "flex")]
-    if crate::flex::takes(&scores) {
+    if crate::flex::supports(&scores) {
         return flex::top_k_mask(scores, k);
     }
     portable::top_k_mask(scores, k)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::PeftConfig;
-use super::key::{Key, Part};
+use super::key::{Key, ModuleTensor};
 use crate::checkpoint::ModelWeights;
 use crate::{AdapterFiles, ModelError};
 
@@ -118,7 +118,7 @@ fn open_folder(folder: &Path, name: &str) -> Result<Vec<PeftAdapter>, ModelError
     let weights = open_weights(folder)?;
     let mut keys = Vec::new();
     for text in weights.names() {
-        let Some(key) = Key::parse(text).filter(|key| key.part != Part::BBias) else {
+        let Some(key) = Key::parse(text).filter(|key| key.part != ModuleTensor::BBias) else {
             let problem = format!("tensor `{text}` is no part of a LoRA");
             return Err(ModelError::file(weights.path(), problem));
         };
@@ -154,8 +154,9 @@ type Keys = Vec<(String, Key)>;
 
 /// Keys by the adapter that they name; a parameter of the base that names none belongs to all.
 fn by_adapter(keys: Keys) -> Vec<(Option<String>, Keys)> {
-    let is_common =
-        |key: &Key| key.adapter.is_none() && matches!(key.part, Part::Base(_) | Part::Full(_));
+    let is_common = |key: &Key| {
+        key.adapter.is_none() && matches!(key.part, ModuleTensor::Base(_) | ModuleTensor::Full(_))
+    };
     let names: BTreeSet<Option<String>> = keys
         .iter()
         .filter(|(_, key)| !is_common(key))

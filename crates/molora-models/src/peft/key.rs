@@ -7,7 +7,7 @@ pub(crate) const PREFIX: &str = "base_model.model.";
 
 /// Which tensor of a module a key names.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Part {
+pub(crate) enum ModuleTensor {
     /// `lora_A.weight`, `[R, D]`.
     A,
     /// `lora_B.weight`, `[O, R]`.
@@ -33,7 +33,7 @@ pub(crate) enum Part {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Key {
     pub(crate) module: String,
-    pub(crate) part: Part,
+    pub(crate) part: ModuleTensor,
     pub(crate) adapter: Option<String>,
 }
 
@@ -91,16 +91,16 @@ impl Key {
     }
 }
 
-fn part(kind: Option<&str>, last: &str) -> Option<Part> {
+fn part(kind: Option<&str>, last: &str) -> Option<ModuleTensor> {
     Some(match (kind, last) {
-        (Some("lora_A"), "weight") => Part::A,
-        (Some("lora_B"), "weight") => Part::B,
-        (Some("lora_B"), "bias") => Part::BBias,
-        (Some("lora_magnitude_vector"), _) => Part::Magnitude,
-        (Some("lora_embedding_A"), _) => Part::EmbeddingA,
-        (Some("lora_embedding_B"), _) => Part::EmbeddingB,
-        (Some("base_layer"), field) => Part::Base(field.into()),
-        (Some("modules_to_save") | None, field) => Part::Full(field.into()),
+        (Some("lora_A"), "weight") => ModuleTensor::A,
+        (Some("lora_B"), "weight") => ModuleTensor::B,
+        (Some("lora_B"), "bias") => ModuleTensor::BBias,
+        (Some("lora_magnitude_vector"), _) => ModuleTensor::Magnitude,
+        (Some("lora_embedding_A"), _) => ModuleTensor::EmbeddingA,
+        (Some("lora_embedding_B"), _) => ModuleTensor::EmbeddingB,
+        (Some("base_layer"), field) => ModuleTensor::Base(field.into()),
+        (Some("modules_to_save") | None, field) => ModuleTensor::Full(field.into()),
         _ => return None,
     })
 }
@@ -115,17 +115,17 @@ impl fmt::Display for Key {
             None => String::new(),
         };
         match &self.part {
-            Part::A => write!(f, "lora_A{name}.weight"),
-            Part::B => write!(f, "lora_B{name}.weight"),
-            Part::BBias => write!(f, "lora_B{name}.bias"),
-            Part::Magnitude => match self.adapter {
+            ModuleTensor::A => write!(f, "lora_A{name}.weight"),
+            ModuleTensor::B => write!(f, "lora_B{name}.weight"),
+            ModuleTensor::BBias => write!(f, "lora_B{name}.bias"),
+            ModuleTensor::Magnitude => match self.adapter {
                 Some(_) => write!(f, "lora_magnitude_vector{name}.weight"),
                 None => write!(f, "lora_magnitude_vector"),
             },
-            Part::EmbeddingA => write!(f, "lora_embedding_A{name}"),
-            Part::EmbeddingB => write!(f, "lora_embedding_B{name}"),
-            Part::Base(field) => write!(f, "base_layer.{field}"),
-            Part::Full(field) => match self.adapter {
+            ModuleTensor::EmbeddingA => write!(f, "lora_embedding_A{name}"),
+            ModuleTensor::EmbeddingB => write!(f, "lora_embedding_B{name}"),
+            ModuleTensor::Base(field) => write!(f, "base_layer.{field}"),
+            ModuleTensor::Full(field) => match self.adapter {
                 Some(_) => write!(f, "modules_to_save{name}.{field}"),
                 None => write!(f, "{field}"),
             },
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn check(text: &str, module: &str, part: Part, adapter: Option<&str>) {
+    fn check(text: &str, module: &str, part: ModuleTensor, adapter: Option<&str>) {
         let key = Key::parse(text).expect("a key");
         let expected = Key {
             module: module.into(),
@@ -152,39 +152,64 @@ mod tests {
     fn keys_of_files_and_of_state_dictionaries() {
         let q = "model.layers.0.self_attn.q_proj";
         let key = |end: &str| format!("base_model.model.{q}.{end}");
-        check(&key("lora_A.weight"), q, Part::A, None);
-        check(&key("lora_A.default.weight"), q, Part::A, Some("default"));
-        check(&key("lora_A.lora_A.weight"), q, Part::A, Some("lora_A"));
-        check(&key("lora_B.lora_A.weight"), q, Part::B, Some("lora_A"));
-        check(&key("lora_A.weight.weight"), q, Part::A, Some("weight"));
-        check(&key("lora_B.bias"), q, Part::BBias, None);
-        check(&key("lora_magnitude_vector"), q, Part::Magnitude, None);
+        check(&key("lora_A.weight"), q, ModuleTensor::A, None);
+        check(
+            &key("lora_A.default.weight"),
+            q,
+            ModuleTensor::A,
+            Some("default"),
+        );
+        check(
+            &key("lora_A.lora_A.weight"),
+            q,
+            ModuleTensor::A,
+            Some("lora_A"),
+        );
+        check(
+            &key("lora_B.lora_A.weight"),
+            q,
+            ModuleTensor::B,
+            Some("lora_A"),
+        );
+        check(
+            &key("lora_A.weight.weight"),
+            q,
+            ModuleTensor::A,
+            Some("weight"),
+        );
+        check(&key("lora_B.bias"), q, ModuleTensor::BBias, None);
+        check(
+            &key("lora_magnitude_vector"),
+            q,
+            ModuleTensor::Magnitude,
+            None,
+        );
         check(
             &key("lora_magnitude_vector.weight"),
             q,
-            Part::Magnitude,
+            ModuleTensor::Magnitude,
             None,
         );
         check(
             &key("lora_magnitude_vector.0.weight"),
             q,
-            Part::Magnitude,
+            ModuleTensor::Magnitude,
             Some("0"),
         );
         check(
             &key("base_layer.weight"),
             q,
-            Part::Base("weight".into()),
+            ModuleTensor::Base("weight".into()),
             None,
         );
         let table = "model.embed_tokens";
         check(
             "base_model.model.model.embed_tokens.lora_embedding_B.layers",
             table,
-            Part::EmbeddingB,
+            ModuleTensor::EmbeddingB,
             Some("layers"),
         );
-        let head = Part::Full("weight".into());
+        let head = ModuleTensor::Full("weight".into());
         check(
             "base_model.model.lm_head.weight",
             "lm_head",
@@ -212,16 +237,16 @@ mod tests {
         }
     }
 
-    fn any_part() -> impl Strategy<Value = Part> {
+    fn any_part() -> impl Strategy<Value = ModuleTensor> {
         prop::sample::select(vec![
-            Part::A,
-            Part::B,
-            Part::BBias,
-            Part::Magnitude,
-            Part::EmbeddingA,
-            Part::EmbeddingB,
-            Part::Full("weight".into()),
-            Part::Full("bias".into()),
+            ModuleTensor::A,
+            ModuleTensor::B,
+            ModuleTensor::BBias,
+            ModuleTensor::Magnitude,
+            ModuleTensor::EmbeddingA,
+            ModuleTensor::EmbeddingB,
+            ModuleTensor::Full("weight".into()),
+            ModuleTensor::Full("bias".into()),
         ])
     }
 

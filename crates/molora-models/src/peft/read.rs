@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::PeftAdapter;
-use super::key::{Key, Part};
+use super::key::{Key, ModuleTensor};
 use super::resolve::{FullTensor, FullValue, Kind, Module, ModuleLora, is_lora};
 use crate::ModelError;
 use crate::modules::Layout;
@@ -25,13 +25,17 @@ impl Reader<'_> {
         let rank = config.rank_of(&key.module);
         let [first, second] = self.module.dims;
         let (a, b, [inputs, outputs]) = match self.module.kind {
-            Kind::Linear(_) => (Part::A, Part::B, [first, second]),
-            Kind::Head => (Part::A, Part::B, [second, first]),
-            Kind::Table => (Part::EmbeddingA, Part::EmbeddingB, [first, second]),
+            Kind::Linear(_) => (ModuleTensor::A, ModuleTensor::B, [first, second]),
+            Kind::Head => (ModuleTensor::A, ModuleTensor::B, [second, first]),
+            Kind::Table => (
+                ModuleTensor::EmbeddingA,
+                ModuleTensor::EmbeddingB,
+                [first, second],
+            ),
             Kind::Norm => return Err(self.misplaced(key)),
         };
-        self.only(&[&a, &b, &Part::Magnitude])?;
-        let of = |part: Part| Key {
+        self.only(&[&a, &b, &ModuleTensor::Magnitude])?;
+        let of = |part: ModuleTensor| Key {
             part,
             ..key.clone()
         };
@@ -40,7 +44,7 @@ impl Reader<'_> {
             a: self.matrix(&of(a), [rank, inputs])?.transpose(),
             b: self.matrix(&of(b), [outputs, rank])?.transpose(),
             scale: config.scale_of(&key.module),
-            magnitude: self.magnitude(&of(Part::Magnitude), outputs)?,
+            magnitude: self.magnitude(&of(ModuleTensor::Magnitude), outputs)?,
         }))
     }
 
@@ -67,7 +71,7 @@ impl Reader<'_> {
     pub(super) fn full(&self) -> Result<Vec<FullTensor>, ModelError> {
         let mut full = Vec::new();
         for (_, key) in self.keys {
-            let (Part::Base(field) | Part::Full(field)) = &key.part else {
+            let (ModuleTensor::Base(field) | ModuleTensor::Full(field)) = &key.part else {
                 continue;
             };
             let [first, second] = self.module.dims;
@@ -91,7 +95,7 @@ impl Reader<'_> {
     /// Whether a tied head would change with what this module alone changes. The table of the base
     /// itself is shared, whoever saved it.
     pub(super) fn unties(&self) -> bool {
-        let changes = |(_, key): &(String, Key)| !matches!(key.part, Part::Base(_));
+        let changes = |(_, key): &(String, Key)| !matches!(key.part, ModuleTensor::Base(_));
         let changes = self.keys.iter().any(changes);
         match self.module.kind {
             Kind::Head => changes,
@@ -100,7 +104,7 @@ impl Reader<'_> {
         }
     }
 
-    fn only(&self, parts: &[&Part]) -> Result<(), ModelError> {
+    fn only(&self, parts: &[&ModuleTensor]) -> Result<(), ModelError> {
         let foreign = |(_, key): &&(String, Key)| is_lora(&key.part) && !parts.contains(&&key.part);
         match self.keys.iter().find(foreign) {
             Some((_, key)) => Err(self.misplaced(key)),
@@ -108,7 +112,7 @@ impl Reader<'_> {
         }
     }
 
-    fn name(&self, part: &Part) -> Option<&str> {
+    fn name(&self, part: &ModuleTensor) -> Option<&str> {
         let mut named = self.keys.iter().filter(|(_, key)| key.part == *part);
         named.next().map(|(name, _)| name.as_str())
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{Device, Tensor};
 
 use super::PeftAdapter;
-use super::key::{Key, Part};
+use super::key::{Key, ModuleTensor};
 use super::pattern::{Targets, ends_with};
 use super::read::Reader;
 use crate::ModelError;
@@ -228,17 +228,17 @@ impl PeftAdapter {
             let has_lora = keys.iter().any(|(_, key)| is_lora(&key.part));
             let has_full = keys
                 .iter()
-                .any(|(_, key)| matches!(key.part, Part::Full(_)));
+                .any(|(_, key)| matches!(key.part, ModuleTensor::Full(_)));
             let needed = match module.kind {
                 Kind::Norm => None,
                 Kind::Table if config.adapts(&path, false) => {
-                    (!has_lora).then_some(Part::EmbeddingA)
+                    (!has_lora).then_some(ModuleTensor::EmbeddingA)
                 }
-                _ if config.adapts(&path, is_linear) => (!has_lora).then_some(Part::A),
+                _ if config.adapts(&path, is_linear) => (!has_lora).then_some(ModuleTensor::A),
                 _ => None,
             };
             let saved = config.saves(&path) && !has_full;
-            let needed = needed.or(saved.then(|| Part::Full("weight".into())));
+            let needed = needed.or(saved.then(|| ModuleTensor::Full("weight".into())));
             if let Some(part) = needed {
                 return Err(self.missing(&Key {
                     module: path,
@@ -275,8 +275,8 @@ impl PeftAdapter {
     }
 }
 
-pub(super) fn is_lora(part: &Part) -> bool {
-    !matches!(part, Part::Base(_) | Part::Full(_))
+pub(super) fn is_lora(part: &ModuleTensor) -> bool {
+    !matches!(part, ModuleTensor::Base(_) | ModuleTensor::Full(_))
 }
 
 fn modules_of<M: BaseModel>(model: &mut M) -> (Vec<Module>, Device) {

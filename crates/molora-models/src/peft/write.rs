@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Tensor;
 use serde_json::{Map, Value, json};
 
-use super::key::{Key, Part};
+use super::key::{Key, ModuleTensor};
 use super::resolve::{FullValue, ModuleLora, ResolvedAdapter};
 use crate::checkpoint::write_tensors;
 use crate::modules::{BaseModel, Layout, PartMut};
@@ -112,7 +112,7 @@ fn kinds<M: BaseModel>(model: &mut M) -> BTreeMap<String, Kind> {
 
 fn tensors(adapter: &ResolvedAdapter, kinds: &BTreeMap<String, Kind>) -> Tensors {
     let mut tensors = Tensors::new();
-    let mut put = |module: &str, part: Part, (shape, values): (Vec<usize>, Vec<f32>)| {
+    let mut put = |module: &str, part: ModuleTensor, (shape, values): (Vec<usize>, Vec<f32>)| {
         let key = Key {
             module: module.into(),
             part,
@@ -122,13 +122,13 @@ fn tensors(adapter: &ResolvedAdapter, kinds: &BTreeMap<String, Kind>) -> Tensors
     };
     for lora in &adapter.loras {
         let [a, b] = match kinds[&lora.path].is_table {
-            true => [Part::EmbeddingA, Part::EmbeddingB],
-            false => [Part::A, Part::B],
+            true => [ModuleTensor::EmbeddingA, ModuleTensor::EmbeddingB],
+            false => [ModuleTensor::A, ModuleTensor::B],
         };
         put(&lora.path, a, host(lora.a.clone().transpose()));
         put(&lora.path, b, host(lora.b.clone().transpose()));
         if let Some(magnitude) = &lora.magnitude {
-            put(&lora.path, Part::Magnitude, host(magnitude.clone()));
+            put(&lora.path, ModuleTensor::Magnitude, host(magnitude.clone()));
         }
     }
     for full in &adapter.full {
@@ -142,8 +142,8 @@ fn tensors(adapter: &ResolvedAdapter, kinds: &BTreeMap<String, Kind>) -> Tensors
             FullValue::Bias(vector) => ("bias", host(vector)),
         };
         let part = match adapter.lora(&full.path) {
-            Some(_) => Part::Base(field.into()),
-            None => Part::Full(field.into()),
+            Some(_) => ModuleTensor::Base(field.into()),
+            None => ModuleTensor::Full(field.into()),
         };
         put(&full.path, part, value);
     }

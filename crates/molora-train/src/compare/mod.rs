@@ -37,7 +37,7 @@ use crate::{TrainError, run};
 pub use error::CompareError;
 pub use page::{is_comparison, page_of_comparison, page_of_runs, runs_of};
 pub use plan::{Budget, Plan, PlannedRecipe, PlannedTask};
-pub use rank::{Choice, Counter};
+pub use rank::{Counter, RankChoice};
 pub use result::{Comparison, DeadExperts, RecipeResult, TaskResult, WorstTask};
 pub use setting::{LEARNING_RATE, Setting, TunedKey, Tuning, setting_text};
 pub use table::tables;
@@ -251,7 +251,12 @@ impl One<'_> {
         }
         self.check(folder)?;
         match state {
-            State::Unfinished => drop(run::resume(folder, &run::Part::default(), stop, on_event)?),
+            State::Unfinished => drop(run::resume(
+                folder,
+                &run::ResumeOptions::default(),
+                stop,
+                on_event,
+            )?),
             // A kill after its end may have left checkpoints.
             _ => drop(recover(folder)?),
         }

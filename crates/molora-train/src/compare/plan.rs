@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use super::error::CompareError;
-use super::rank::{Choice, Counter};
+use super::rank::{Counter, RankChoice};
 use super::setting::{Setting, Tuning, setting_text, with_setting};
 use super::{COMPARISON, Request};
 use crate::base::base_model::{self, absolute};
@@ -329,7 +329,7 @@ fn planned_recipes(
         let spec = recipe.resolve(&base, &names)?;
         let choice = match (request.budget, planned.first()) {
             (Budget::Params, Some(reference)) => counter.nearest(&spec, reference.parameters)?,
-            _ => Choice {
+            _ => RankChoice {
                 rank: spec.bank.rank,
                 parameters: counter.parameters(&spec)?,
             },

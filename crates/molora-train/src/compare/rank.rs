@@ -16,7 +16,7 @@ pub(super) const MAX_RANK: usize = 64;
 
 /// A rank and the parameters that it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Choice {
+pub struct RankChoice {
     /// The rank.
     pub rank: usize,
     /// Scalars of adapters, routers and gates.
@@ -48,7 +48,7 @@ impl Counter<'_> {
     ///
     /// # Errors
     /// If the specification does not fit the model at the least rank that it may have.
-    pub fn nearest(&self, spec: &AdapterSpec, budget: usize) -> Result<Choice, TrainError> {
+    pub fn nearest(&self, spec: &AdapterSpec, budget: usize) -> Result<RankChoice, TrainError> {
         let at = |rank: usize| {
             let mut spec = spec.clone();
             spec.bank.rank = rank;
@@ -93,7 +93,7 @@ fn nearest<E>(
     budget: usize,
     ranks: RangeInclusive<usize>,
     mut count: impl FnMut(usize) -> Result<usize, E>,
-) -> Result<Choice, E> {
+) -> Result<RankChoice, E> {
     // The least rank that reaches the budget, or the limit.
     let (least, mut high) = ranks.into_inner();
     let mut low = least;
@@ -104,14 +104,14 @@ fn nearest<E>(
             false => high = middle,
         }
     }
-    let above = Choice {
+    let above = RankChoice {
         rank: low,
         parameters: count(low)?,
     };
     if low == least {
         return Ok(above);
     }
-    let below = Choice {
+    let below = RankChoice {
         rank: low - 1,
         parameters: count(low - 1)?,
     };
@@ -159,7 +159,7 @@ mod tests {
         let found = nearest(15, 1..=64, |rank| Ok::<_, ()>(10 * rank)).expect("counted");
         assert_eq!(
             found,
-            Choice {
+            RankChoice {
                 rank: 1,
                 parameters: 10
             }

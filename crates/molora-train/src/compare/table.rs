@@ -14,13 +14,13 @@ use crate::report::table::{aligned, markdown};
 /// Scores by task, gains over the reference, and costs, one table below the other.
 pub fn tables(comparison: &Comparison) -> String {
     let parts = parts(comparison, ASCII_BORDERS_ONLY_CONDENSED);
-    let text = |part: Part| format!("{}\n{}", part.title, part.table);
+    let text = |part: TableSection| format!("{}\n{}", part.title, part.table);
     parts.into_iter().map(text).collect::<Vec<_>>().join("\n\n")
 }
 
 /// [`tables`] in Markdown, each under its heading.
 pub(super) fn tables_markdown(comparison: &Comparison) -> String {
-    let text = |part: Part| {
+    let text = |part: TableSection| {
         let table = markdown(part.table, part.first_number);
         format!("## {}\n\n{table}", part.title)
     };
@@ -72,14 +72,14 @@ pub(super) fn interval_note(comparison: &Comparison) -> String {
     )
 }
 
-struct Part {
+struct TableSection {
     title: String,
     table: Table,
     first_number: usize,
 }
 
-fn parts(comparison: &Comparison, style: TableStyle) -> Vec<Part> {
-    let part = |titled: Titled| Part {
+fn parts(comparison: &Comparison, style: TableStyle) -> Vec<TableSection> {
+    let part = |titled: Titled| TableSection {
         title: titled.title,
         table: aligned(style, titled.cells.0, titled.cells.1, titled.first_number),
         first_number: titled.first_number,

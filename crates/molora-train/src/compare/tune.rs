@@ -254,7 +254,7 @@ impl One<'_> {
         on_event: &mut dyn FnMut(run::Event<'_>),
     ) -> Result<run::Finished, TrainError> {
         if state(&self.place) == State::Unfinished {
-            return run::resume(&self.place, &run::Part::default(), stop, on_event);
+            return run::resume(&self.place, &run::ResumeOptions::default(), stop, on_event);
         }
         // A kill between its end and its record: it is short, and made anew.
         discard(&self.place)?;

@@ -53,4 +53,4 @@ pub use task::{
 };
 pub use tokenizer::{Encoded, TextTokenizer};
 pub use unlabelled::{load_unlabelled, parse_unlabelled};
-pub use written::{Average, Choice, PromptStyle, Question, Writing, WritingConfig};
+pub use written::{Average, Candidate, PromptStyle, Question, Writing, WritingConfig};

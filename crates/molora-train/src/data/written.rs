@@ -22,7 +22,7 @@ pub struct Question {
     /// Whether the record has a prompt; plain text has none but the tokens that begin all texts.
     pub is_asked: bool,
     /// The candidates, for tasks with choices or labels.
-    pub choices: Vec<Choice>,
+    pub choices: Vec<Candidate>,
     /// Number of the right candidate.
     pub right: Option<usize>,
     /// The right answer as text.
@@ -40,7 +40,7 @@ struct Unended {
 
 /// A candidate answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Choice {
+pub struct Candidate {
     /// Its tokens behind those of the prompt.
     pub ids: Vec<u32>,
     /// Its length in characters, without the gap in front of it.
@@ -216,7 +216,7 @@ impl Writing {
         };
         let choice = |(text, ids): (&String, Vec<u32>)| self.choice(record, text, ids);
         let choices = texts.iter().zip(candidates).map(choice);
-        let choices: Vec<Choice> = choices.collect::<Result<_, _>>()?;
+        let choices: Vec<Candidate> = choices.collect::<Result<_, _>>()?;
         let longest = choices.iter().map(|choice| choice.ids.len()).max();
         let prompt = match self.start_token {
             Some(_) => prompt,
@@ -255,7 +255,7 @@ impl Writing {
     }
 
     /// A candidate answer with its tokens.
-    fn choice(&self, record: &Record, text: &str, ids: Vec<u32>) -> Result<Choice, DataError> {
+    fn choice(&self, record: &Record, text: &str, ids: Vec<u32>) -> Result<Candidate, DataError> {
         if ids.is_empty() || ids.len() >= self.max_length {
             return Err(DataError::Candidate {
                 id: record.id.clone(),
@@ -265,7 +265,7 @@ impl Writing {
             });
         }
         let characters = text.chars().count().max(1);
-        Ok(Choice { ids, characters })
+        Ok(Candidate { ids, characters })
     }
 
     /// What an encoder-decoder reads, and the tokens of the candidates.

@@ -8,7 +8,7 @@ use crate::TrainError;
 use crate::data::{TaskKind, TokenizedTask};
 use crate::guide::Guide;
 
-use super::routing::Routing;
+use super::routing::RoutingSums;
 
 /// What was answered to a record.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,16 +45,16 @@ pub(crate) fn answers(
         generates: true,
         device,
         guide,
-        routing: &mut Routing::new(model),
+        routing: &mut RoutingSums::new(model),
         progress: &mut |_| {},
     };
     Ok(match (&task.written, task.kind) {
         (None, TaskKind::Regression) => {
-            let (numbers, _) = pass.told(|row| f64::from(row[0]))?;
+            let (numbers, _) = pass.head_outputs(|row| f64::from(row[0]))?;
             numbers.into_iter().map(Answer::Number).collect()
         }
         (None, _) => {
-            let (chosen, _) = pass.told(|row| {
+            let (chosen, _) = pass.head_outputs(|row| {
                 let logits: Vec<f64> = row.iter().map(|&logit| logit.into()).collect();
                 softmax(&logits)
             })?;

@@ -1,18 +1,18 @@
 //! Evaluation: scores by task, and how the routers shared each task among the experts.
 //!
-//! Answers that a head tells are in `told`; of those that are written, candidates are scored in
-//! `choose`, and free texts in `write`.
+//! Answers that a head tells are in `head`; of those that are written, candidates are scored in
+//! `choice`, and free texts in `generation`.
 
 mod answer;
 pub(crate) mod base;
-mod choose;
+mod choice;
 pub(crate) mod frozen;
+mod generation;
+mod head;
 pub(crate) mod oracle;
 pub(crate) mod probe;
 mod probe_batch;
 mod routing;
-mod told;
-mod write;
 
 use std::collections::BTreeMap;
 
@@ -29,11 +29,11 @@ use crate::report::{
 };
 pub use answer::Answer;
 pub(crate) use answer::answers;
+pub(crate) use head::{score, score_numbers};
 pub(crate) use probe_batch::Probed;
 pub use probe_batch::{ProbeOutput, ProbeRecord, ProbeRow};
-use routing::Routing;
+use routing::RoutingSums;
 pub(crate) use routing::layer_of;
-pub(crate) use told::{score, score_numbers};
 
 /// What the evaluation of a split found.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ pub fn evaluate(
 ) -> Result<Evaluation, TrainError> {
     let model = model.valid();
     let (mut scores, mut predictions) = (BTreeMap::new(), BTreeMap::new());
-    let mut routing = Routing::new(&model);
+    let mut routing = RoutingSums::new(&model);
     for (number, task) in tasks.iter().enumerate() {
         if !scope.only.is_empty() && !scope.only.contains(&number) {
             continue;
@@ -164,7 +164,7 @@ struct Pass<'a> {
     generates: bool,
     device: &'a Device,
     guide: Option<&'a Guide>,
-    routing: &'a mut Routing,
+    routing: &'a mut RoutingSums,
     progress: &'a mut dyn FnMut(usize),
 }
 

@@ -8,12 +8,12 @@ use molora_models::{Adaptable, RouteTrace, TaskModel};
 use crate::report::{RoutingReport, SCHEMA_VERSION, SiteRouting};
 
 /// Sums of expert weights by site and task.
-pub(super) struct Routing {
+pub(super) struct RoutingSums {
     sites: Vec<String>,
     sums: BTreeMap<(usize, String), (Vec<f64>, f64)>,
 }
 
-impl Routing {
+impl RoutingSums {
     pub(super) fn new(model: &TaskModel) -> Self {
         Self {
             sites: model.backbone.route_names(),

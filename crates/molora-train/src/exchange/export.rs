@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use molora_models::Adaptable;
 use molora_models::peft::{PeftAbout, ResolvedAdapter, write_adapter};
 
-use super::lora::{Choice, as_lora};
+use super::lora::{LoraSelector, as_lora};
 use super::method::Method;
 use super::{carry_ends, check_new, copy_heads};
 use crate::TrainError;
@@ -20,7 +20,7 @@ pub struct ExportRequest {
     /// The run folder.
     pub run: PathBuf,
     /// The mixture, or one expert.
-    pub choice: Choice,
+    pub choice: LoraSelector,
     /// Folder to write.
     pub out: PathBuf,
     /// Name of the adapter; PEFT keeps any but `default` in a folder below of that name.

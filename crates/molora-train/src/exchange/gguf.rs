@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Exported;
 use super::export::exported;
-use super::lora::{Choice, as_lora};
+use super::lora::{LoraSelector, as_lora};
 use crate::base::base_model::BaseModel;
 use crate::base::files::parent;
 use crate::base::place::NewFolder;
@@ -26,7 +26,7 @@ pub enum GgufSource {
         /// The run folder.
         folder: PathBuf,
         /// The mixture, or one expert.
-        choice: Choice,
+        choice: LoraSelector,
     },
     /// An adapter that PEFT or [`export`](crate::exchange::export) wrote, as a LoRA.
     Adapter(AdapterFolder),

@@ -13,7 +13,7 @@ use crate::run::{Opened, expert_number};
 
 /// Which LoRA of a run is meant; the mixture itself by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Choice {
+pub struct LoraSelector {
     /// One expert alone, by its name or number.
     pub expert: Option<String>,
     /// The task that gates and routers by task are fixed to.
@@ -28,7 +28,7 @@ pub struct Choice {
 pub(super) fn as_lora(
     run: &Path,
     opened: &Opened,
-    choice: &Choice,
+    choice: &LoraSelector,
 ) -> Result<ResolvedAdapter, TrainError> {
     let backbone = &opened.model.backbone;
     if let Some(name) = &choice.expert {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use molora_models::peft::{MergedDtype, PeftAdapter, merge_into, save_merged};
 use molora_models::{Backbone, BaseDtype};
 
-use super::lora::{Choice, as_lora};
+use super::lora::{LoraSelector, as_lora};
 use super::{carry_ends, check_new, copy_heads};
 use crate::TrainError;
 use crate::base::place::NewFolder;
@@ -19,7 +19,7 @@ pub struct MergeRequest {
     /// The run folder.
     pub run: PathBuf,
     /// The mixture, or one expert.
-    pub choice: Choice,
+    pub choice: LoraSelector,
     /// Folder to write.
     pub out: PathBuf,
     /// Type of the numbers.

@@ -30,7 +30,7 @@ pub use distill::{DistillRequest, Distilled, SiteFit, Teacher, distill};
 pub use export::{ExportRequest, Exported, export};
 pub use gguf::{GgufRequest, GgufSource, GgufWritten, export_gguf};
 pub use import::{ImportRequest, import};
-pub use lora::Choice;
+pub use lora::LoraSelector;
 pub use merge::{MergeRequest, Merged, merge, merge_adapter};
 
 use crate::base::write_stop_tokens;

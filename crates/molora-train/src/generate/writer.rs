@@ -222,7 +222,9 @@ impl Writer {
         let mixture = self.mixture_mut()?;
         mixture.set_task(name)?;
         let task = mixture.task;
-        self.asks.as_mut().map_or(Ok(()), |asks| asks.set_task(task))
+        self.asks
+            .as_mut()
+            .map_or(Ok(()), |asks| asks.set_task(task))
     }
 
     /// Gives one expert the weight 1 and all others 0, whatever routers decide; with `None` they decide

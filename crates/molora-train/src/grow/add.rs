@@ -18,7 +18,7 @@ use crate::error::{RunProblem, TrainError};
 use crate::guide::{Instructions, check_instructions};
 use crate::model::with_stable_ids;
 use crate::recipe::Scope;
-use crate::recipe::{InstructionConfig, Leg, StageConfig, legs};
+use crate::recipe::{InstructionConfig, Phase, StageConfig, phases};
 use crate::report::{Record, StepWriter, read_records};
 use crate::run::{
     Finished, Loaded, device_of, find_model, finish, load, load_run_tasks, read_finished,
@@ -107,8 +107,8 @@ fn check_growth(config: &RunConfig) -> Result<(), TrainError> {
     let (recipe, names) = (&config.recipe, names(config));
     recipe.for_tasks(&names)?;
     let new = names.len() - 1..names.len();
-    legs(&recipe.name, &recipe.stages, &names, new)?;
-    legs(&recipe.name, &recipe.growth, &names, 0..names.len())?;
+    phases(&recipe.name, &recipe.stages, &names, new)?;
+    phases(&recipe.name, &recipe.growth, &names, 0..names.len())?;
     Ok(())
 }
 
@@ -168,13 +168,13 @@ impl Growth<'_> {
         &'a self,
         folder: &'a Path,
         stages: &'a [StageConfig],
-        legs: &'a [Leg],
+        phases: &'a [Phase],
         seed: Seed,
     ) -> Setup<'a> {
         Setup {
             recipe: &self.config.recipe,
             stages,
-            legs,
+            phases,
             spec: &self.loaded.spec,
             base: (&self.loaded.base, self.config.base_name()),
             tasks: &self.loaded.tasks,
@@ -193,10 +193,10 @@ impl Growth<'_> {
         if !self.joined().exists() {
             let (recipe, names) = (&self.config.recipe, names(&self.config));
             let new = names.len() - 1..names.len();
-            let mut legs = legs(&recipe.name, &recipe.stages, &names, new)?;
-            legs.retain(|leg| leg.expert.is_some());
+            let mut phases = phases(&recipe.name, &recipe.stages, &names, new)?;
+            phases.retain(|phase| phase.expert.is_some());
             let seed = Seed::new(self.config.seed);
-            let setup = self.setup(&self.work, &recipe.stages, &legs, seed);
+            let setup = self.setup(&self.work, &recipe.stages, &phases, seed);
             on_event(Event::Phase("training the expert"));
             train(&setup, Start::Fresh(self.loaded.heads.clone()), on_event)?;
             fs_err::create_dir_all(self.joined())?;
@@ -279,10 +279,10 @@ impl Growth<'_> {
         let recipe = &self.config.recipe;
         let folder = self.joined();
         let names = names(&self.config);
-        let legs = legs(&recipe.name, &recipe.growth, &names, 0..names.len())?;
+        let phases = phases(&recipe.name, &recipe.growth, &names, 0..names.len())?;
         let seed = Seed::new(self.config.seed).child("growth").child(self.name);
-        let setup = self.setup(&folder, &recipe.growth, &legs, seed);
-        if !legs.is_empty() {
+        let setup = self.setup(&folder, &recipe.growth, &phases, seed);
+        if !phases.is_empty() {
             on_event(Event::Phase("training the mixture"));
         }
         let trained = train(&setup, start, on_event)?;

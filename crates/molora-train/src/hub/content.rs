@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
 use super::HubError;
-use super::patience::Ask;
+use super::interruptible::Ask;
 
 /// The hash of a file's content as lower-case hexadecimal digits: 64 of SHA-256, 40 of git's blob or
 /// of SHA-1 alone, which mirrors of the hub name files by.

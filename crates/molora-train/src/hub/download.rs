@@ -10,9 +10,9 @@ use ureq::http::{HeaderMap, Response, header};
 use super::cache::ModelCache;
 use super::content::{Digest, Known, Mismatch};
 use super::http::{Client, answer, connection};
+use super::interruptible::{pieces, sleep};
 use super::listing::Listing;
-use super::part::Part;
-use super::patience::{pieces, sleep};
+use super::part::PartialFile;
 use super::{HubError, ModelId, OnProgress, Progress};
 
 /// Downloads files of one commit into the cache.
@@ -41,13 +41,13 @@ impl Download<'_> {
         let part = self
             .cache
             .blob(&format!("{}-{name}.part", self.listing.commit));
-        let mut part = Part::open(part, &mut || {
+        let mut part = PartialFile::open(part, &mut || {
             self.tell(Progress::Waiting { file: name }, name, on_progress)
         })?;
         if self.is_here(name, size, on_progress)? {
             return Ok(()); // by the process that we waited for
         }
-        let blob = patiently(self.client, name, on_progress, |on_progress| {
+        let blob = with_retries(self.client, name, on_progress, |on_progress| {
             let before = part.len;
             let result = self.attempt(name, size, &mut part, on_progress);
             (part.len.saturating_sub(before) >= least(size), result)
@@ -89,7 +89,7 @@ impl Download<'_> {
         &self,
         name: &str,
         listed: Option<u64>,
-        part: &mut Part,
+        part: &mut PartialFile,
         on_progress: &mut OnProgress<'_>,
     ) -> Result<PathBuf, HubError> {
         if listed.is_some_and(|size| part.len >= size) {
@@ -145,7 +145,7 @@ impl Download<'_> {
         name: &str,
         total: u64,
         body: Body,
-        part: &mut Part,
+        part: &mut PartialFile,
         on_progress: &mut OnProgress<'_>,
     ) -> Result<(), HubError> {
         let url = self.client.url(&self.listing.commit, name);
@@ -209,7 +209,7 @@ fn least(size: Option<u64>) -> u64 {
 }
 
 /// Tries again after failures that may pass; `attempt` also says whether it got on.
-pub(super) fn patiently<T>(
+pub(super) fn with_retries<T>(
     client: &Client<'_>,
     name: &str,
     on_progress: &mut OnProgress<'_>,

@@ -6,7 +6,7 @@ use ureq::http::{HeaderMap, Response, header};
 use ureq::{Agent, Body};
 
 use super::cache::repo;
-use super::patience::{Ask, wait};
+use super::interruptible::{Ask, wait};
 use super::{HubConfig, HubError, ModelId};
 
 const MAX_REDIRECTS: usize = 10;

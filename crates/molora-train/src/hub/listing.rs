@@ -8,10 +8,10 @@ use serde::Deserialize;
 
 use super::cache::ModelCache;
 use super::content::Digest;
-use super::download::{patiently, tell};
+use super::download::{tell, with_retries};
 use super::http::{Client, answer};
 use super::id::is_commit;
-use super::patience::{Ask, pieces};
+use super::interruptible::{Ask, pieces};
 use super::{HubError, OnProgress, Progress};
 
 /// A repository at one commit.
@@ -55,7 +55,7 @@ pub(super) fn read(
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Listing, HubError> {
     let what = "the list of files";
-    let listing = patiently(client, what, on_progress, |on_progress| {
+    let listing = with_retries(client, what, on_progress, |on_progress| {
         let asking = Progress::Asking { file: what };
         let mut go_on = || tell(client.model, asking, what, on_progress);
         (false, ask(client, &mut go_on))

@@ -26,11 +26,11 @@ mod files;
 mod http;
 mod id;
 #[cfg(feature = "hub")]
+mod interruptible;
+#[cfg(feature = "hub")]
 mod listing;
 #[cfg(feature = "hub")]
 mod part;
-#[cfg(feature = "hub")]
-mod patience;
 
 #[cfg(feature = "hub")]
 use std::cell::RefCell;

@@ -8,13 +8,13 @@ use std::time::Duration;
 use super::HubError;
 
 /// The beginning of a file, as far as it is there.
-pub(super) struct Part {
+pub(super) struct PartialFile {
     path: PathBuf,
     file: File,
     pub(super) len: u64,
 }
 
-impl Part {
+impl PartialFile {
     /// Opens the part and keeps other processes from it; `wait` is called while one has it.
     pub(super) fn open(
         path: PathBuf,

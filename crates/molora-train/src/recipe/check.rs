@@ -5,7 +5,7 @@ use molora_regularize::{Mixture, Need, ObjectiveConfig, Reduction};
 use molora_routing::{Granularity, RouterConfig};
 
 use super::order::order_problems;
-use super::{Recipe, Routing, Scope, StageConfig};
+use super::{Recipe, Scope, StageConfig, StageRouting};
 
 impl Recipe {
     /// The specification of the mixture for tasks, and what is wrong with it.
@@ -182,7 +182,7 @@ impl Recipe {
     fn lacks_labels(&self, stage: &StageConfig) -> bool {
         let objective = stage.objective(&self.objective);
         let mut terms = objective.iter().flat_map(|objective| &objective.terms);
-        let has_labels = stage.routing == Routing::Label;
+        let has_labels = stage.routing == StageRouting::Label;
         let trains = stage.transform.is_none();
         trains && !has_labels && terms.any(|config| config.term.needs_any(Need::Labels))
     }

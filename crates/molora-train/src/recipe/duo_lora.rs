@@ -7,7 +7,7 @@ use molora_regularize::{Budget, ObjectiveConfig, Reduction, TermConfig};
 use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
 
-use super::{ATTENTION, About, Recipe, Routing, StageConfig};
+use super::{ATTENTION, About, Recipe, StageConfig, StageRouting};
 
 const CITATION: &str = "Alizadeh et al., Duo-LLM: A Framework for Studying Adaptive Computation in Large Language \
                         Models, arXiv:2410.10846";
@@ -54,7 +54,7 @@ pub(super) fn recipe() -> Recipe {
         over_sites: Reduction::Mean,
     };
     let experts = StageConfig {
-        routing: Routing::Random,
+        routing: StageRouting::Random,
         // Routers do not train yet.
         objective: Some(ObjectiveConfig::default()),
         ..StageConfig::new("experts", 400, &[Adapters, Heads])

@@ -7,7 +7,7 @@ use molora_routing::scorer::LinearConfig;
 use molora_routing::{Granularity, LayerRule, Pooling, RouteFrom, RouterConfig, Selection};
 
 use super::{ATTENTION, About, Recipe};
-use super::{OptimizerConfig, Routing, Scope, StageConfig, Transform};
+use super::{OptimizerConfig, Scope, StageConfig, StageRouting, Transform};
 
 const CITATION: &str = "Feng et al., Mixture-of-LoRAs: An Efficient Multitask Tuning for Large \
                         Language Models, LREC-COLING 2024, arXiv:2403.03432";
@@ -51,7 +51,7 @@ pub(super) fn recipe() -> Recipe {
         over_sites: Reduction::Mean,
     };
     let routers = |steps, trainable: &[ParameterKind]| StageConfig {
-        routing: Routing::Label,
+        routing: StageRouting::Label,
         // Routers start from nothing and have a few hundred steps.
         optimizer: OptimizerConfig {
             learning_rates: [(Heads, 1e-2), (Routers, 1e-2)].into(),

@@ -4,7 +4,7 @@ use molora_adapters::Slices;
 use molora_models::{AdapterSpec, RouterScope};
 use molora_routing::scorer::RowsFrom;
 
-use super::stage::{Routing, Scope, StageConfig, Transform};
+use super::stage::{Scope, StageConfig, StageRouting, Transform};
 
 /// What is wrong with the order of stages, each with the path of its field below `field`.
 ///
@@ -115,11 +115,11 @@ impl Order<'_> {
                  an earlier stage with transform = \"cluster\"",
             );
         }
-        let labelled = stage.routing == Routing::Label;
+        let labelled = stage.routing == StageRouting::Label;
         if labelled && !(self.spec.has_expert_per_task() && self.spec.router.is_some()) {
             return Some("routing = \"label\" needs a router and adapter.experts = \"per_task\"");
         }
-        if stage.routing == Routing::Random && self.spec.router.is_none() {
+        if stage.routing == StageRouting::Random && self.spec.router.is_none() {
             return Some("routing = \"random\" needs a router");
         }
         None

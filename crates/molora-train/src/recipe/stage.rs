@@ -36,7 +36,7 @@ impl Scope {
 /// What decides which experts a sequence gets while a stage trains.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Routing {
+pub enum StageRouting {
     /// The routers.
     #[default]
     Router,
@@ -87,7 +87,7 @@ pub struct StageConfig {
     pub scope: Scope,
     /// What decides which experts a sequence gets.
     #[serde(skip_serializing_if = "is_default")]
-    pub routing: Routing,
+    pub routing: StageRouting,
     /// Names of the tasks whose data it trains on; all of the run if empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<String>,
@@ -131,7 +131,7 @@ impl StageConfig {
             name: name.into(),
             transform: None,
             scope: Scope::Mixture,
-            routing: Routing::Router,
+            routing: StageRouting::Router,
             tasks: Vec::new(),
             steps,
             trainable: trainable.to_vec(),
@@ -191,7 +191,7 @@ impl StageConfig {
         if self.steps > 0 || !self.trainable.is_empty() {
             problems.push("transform computes no gradient: expected no steps and trainable".into());
         }
-        if self.routing != Routing::Router {
+        if self.routing != StageRouting::Router {
             problems.push("transform computes no gradient: expected no routing".into());
         }
         if self.label_smoothing != 0.0 || self.neftune_alpha != 0.0 {
@@ -242,13 +242,14 @@ impl StageConfig {
         if self.scope == Scope::EachGate && self.trainable.contains(&ParameterKind::Adapters) {
             problems.push("trainable has adapters, but an expert behind its gate is frozen".into());
         }
-        if self.routing == Routing::Random && self.trainable.contains(&ParameterKind::Routers) {
+        if self.routing == StageRouting::Random && self.trainable.contains(&ParameterKind::Routers)
+        {
             problems.push(
                 "routing is random, and trainable has routers, which learn nothing while chance decides"
                     .into(),
             );
         }
-        if self.routing != Routing::Router && self.scope != Scope::Mixture {
+        if self.routing != StageRouting::Router && self.scope != Scope::Mixture {
             problems.push("routing = \"label\" or \"random\" needs scope = \"mixture\"".into());
         }
         if !(0.0..1.0).contains(&self.label_smoothing) {
@@ -297,14 +298,14 @@ mod tests {
     #[test]
     fn routers_do_not_learn_while_chance_decides() {
         let mut stage = StageConfig::joint(3);
-        stage.routing = Routing::Random;
+        stage.routing = StageRouting::Random;
         assert!(stage.problems()[0].starts_with("routing is random"));
         stage
             .trainable
             .retain(|kind| *kind != ParameterKind::Routers);
         assert!(stage.problems().is_empty());
         let mut transform = StageConfig::transform("assemble", Transform::Assemble);
-        transform.routing = Routing::Random;
+        transform.routing = StageRouting::Random;
         assert!(transform.problems()[0].contains("expected no routing"));
     }
 

@@ -13,7 +13,7 @@ use super::{
 use crate::TrainError;
 use crate::data::{Split, TaskKind, TokenizedTask, task_names};
 use crate::model::count;
-use crate::recipe::legs;
+use crate::recipe::phases;
 use crate::report::{DryRun, SiteSize, TaskSize, peak_memory_bytes};
 use crate::store::RunConfig;
 use crate::train::{Event, Setup, Start, fit, rehearse};
@@ -119,13 +119,13 @@ fn on_trial<T>(
     run: impl FnOnce(&Setup<'_>) -> Result<T, TrainError>,
 ) -> Result<T, TrainError> {
     let (recipe, names) = (&config.recipe, task_names(&loaded.tasks));
-    let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
+    let phases = phases(&recipe.name, &recipe.stages, &names, 0..names.len())?;
     let until = request.until.as_deref();
     let folder = tempfile::tempdir()?;
     run(&Setup {
         recipe,
         stages: &recipe.stages,
-        legs: &legs,
+        phases: &phases,
         spec: &loaded.spec,
         base: (&loaded.base, config.base_name()),
         tasks: &loaded.tasks,

@@ -31,7 +31,7 @@ use crate::error::{RunProblem, TrainError};
 use crate::eval::EvalScope;
 use crate::guide::{Guide, Instructions};
 use crate::model::count;
-use crate::recipe::{BaseKind, FinalState, QuerySource, Recipe, legs};
+use crate::recipe::{BaseKind, FinalState, QuerySource, Recipe, phases};
 use crate::report::{
     BaseReport, EvalReport, ExampleReport, ExpertReport, Page, PredictionReport, Record,
     RoutingReport, RunSummary, SCHEMA_VERSION, SplitSizes, kept_states, peak_memory_bytes,
@@ -66,7 +66,7 @@ pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
 pub(crate) use load::{Loaded, ReadBase, load, load_run_tasks, tokenized};
 pub(crate) use named::{expert_number, task_number};
 pub use oracle::{MAX_PATHS, OracleReport, OracleRequest, OracleScore, search_oracle};
-pub use request::{Part, Request, Schedule};
+pub use request::{Request, ResumeOptions, Schedule};
 use stages::{begin_again, stage_number};
 pub(crate) use stages::{check_tasks, with_groups};
 
@@ -204,7 +204,7 @@ fn checked(request: &Request) -> Result<Checked, TrainError> {
 /// not what they were.
 pub fn resume(
     folder: &Path,
-    part: &Part,
+    part: &ResumeOptions,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
@@ -279,13 +279,13 @@ fn run(
     let recipe = &config.recipe;
     let until = until.map(|name| stage_number(recipe, name)).transpose()?;
     let names = task_names(&loaded.tasks);
-    let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
+    let phases = phases(&recipe.name, &recipe.stages, &names, 0..names.len())?;
     let base_name = config.base_name();
     let init = config.init.as_ref().map(PathBuf::from);
     let setup = Setup {
         recipe,
         stages: &recipe.stages,
-        legs: &legs,
+        phases: &phases,
         spec: &loaded.spec,
         base: (&loaded.base, base_name),
         tasks: &loaded.tasks,

@@ -92,7 +92,7 @@ impl Request {
 
 /// Which stages of a run are gone through when it goes on.
 #[derive(Debug, Clone, Default)]
-pub struct Part {
+pub struct ResumeOptions {
     /// The stage that is begun again, by its name; `None` to go on where the run is.
     pub from: Option<String>,
     /// The stage at whose end the run stops.

@@ -8,7 +8,7 @@ use crate::base::files::{remove, sync};
 use crate::data::{DataError, Task, TaskKind};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::check_instructions;
-use crate::recipe::{Recipe, legs};
+use crate::recipe::{Recipe, phases};
 use crate::store::{BEFORE, MANIFEST, RUN, RunConfig, SUMMARY, check_name, checkpoint};
 
 /// Name of the group of all experts, where neither recipe nor data say more.
@@ -88,7 +88,7 @@ pub(crate) fn check_tasks(recipe: &Recipe, tasks: &[Task]) -> Result<(), TrainEr
     }
     recipe.for_tasks(&names)?;
     check_smoothing(recipe, tasks)?;
-    legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
+    phases(&recipe.name, &recipe.stages, &names, 0..names.len())?;
     if let Some(encoder) = recipe.text_encoder() {
         base_model::check(encoder)?;
     }

@@ -38,39 +38,41 @@ pub(super) fn is_file(name: &str) -> bool {
 pub struct Progress {
     /// Finished steps over all stages.
     pub step: usize,
-    /// Number of the leg that the next step belongs to; see [`crate::recipe`].
-    pub leg: usize,
-    /// Finished steps of that leg.
-    pub leg_step: usize,
+    /// Number of the phase that the next step belongs to; see [`crate::recipe`].
+    #[serde(rename = "leg")]
+    pub phase: usize,
+    /// Finished steps of that phase.
+    #[serde(rename = "leg_step")]
+    pub phase_step: usize,
     /// Real tokens so far.
     pub tokens: usize,
     /// Tokens so far with padding.
     pub padded_tokens: usize,
     /// Seconds of training so far.
     pub seconds: f64,
-    /// The leg's sampler with its generator; none after the last leg.
+    /// The phase's sampler with its generator; none after the last phase.
     pub sampler: Option<Sampler>,
     /// SHA-256 of the optimizer's state beside it, which its own reader does not check; none if there is
     /// no optimizer, or in a checkpoint of an earlier version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optimizer_sha256: Option<String>,
-    /// Steps of earlier legs that were not made, as these had ended early.
+    /// Steps of earlier phases that were not made, as these had ended early.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: usize,
-    /// Whether the leg has ended before its last step.
+    /// Whether the phase has ended before its last step.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_early: bool,
-    /// The best states of the leg, the best one first; their checkpoints are kept. Empty where none was
-    /// scored, and as soon as the leg has taken the one that it ends with.
+    /// The best states of the phase, the best one first; their checkpoints are kept. Empty where none was
+    /// scored, and as soon as the phase has taken the one that it ends with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub best: Vec<Best>,
-    /// Steps of earlier legs' states that stay.
+    /// Steps of earlier phases' states that stay.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<usize>,
     /// Number of states that were scored since the best one.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub since_best: usize,
-    /// What a guard has multiplied the weights of the leg's balance terms by, if it has.
+    /// What a guard has multiplied the weights of the phase's balance terms by, if it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance_factor: Option<f64>,
     /// Seconds on the validation split so far.
@@ -96,24 +98,24 @@ fn is_zero(number: &usize) -> bool {
 const MAX_COUNT: usize = 1 << 53;
 
 impl Progress {
-    /// What cannot be true of a run whose legs have so many steps.
-    pub fn problem(&self, legs: &[usize]) -> Option<String> {
-        let done: usize = legs.iter().take(self.leg).sum();
-        let length = legs.get(self.leg).copied().unwrap_or(0);
-        if self.leg > legs.len() {
+    /// What cannot be true of a run whose phases have so many steps.
+    pub fn problem(&self, phases: &[usize]) -> Option<String> {
+        let done: usize = phases.iter().take(self.phase).sum();
+        let length = phases.get(self.phase).copied().unwrap_or(0);
+        if self.phase > phases.len() {
             return Some(format!(
                 "leg is {}, but the run has {}",
-                self.leg,
-                legs.len()
+                self.phase,
+                phases.len()
             ));
         }
-        if self.leg_step > length {
-            let (found, leg) = (self.leg_step, self.leg);
+        if self.phase_step > length {
+            let (found, phase) = (self.phase_step, self.phase);
             return Some(format!(
-                "leg_step is {found}, but leg {leg} has {length} steps"
+                "leg_step is {found}, but leg {phase} has {length} steps"
             ));
         }
-        let Some(expected) = (done + self.leg_step).checked_sub(self.skipped) else {
+        let Some(expected) = (done + self.phase_step).checked_sub(self.skipped) else {
             let skipped = self.skipped;
             return Some(format!(
                 "skipped is {skipped}, but earlier legs have {done} steps"
@@ -132,7 +134,7 @@ impl Progress {
                 "best or kept has step {step}, which is not done yet"
             ));
         }
-        if self.leg_step < length && !self.is_early && self.sampler.is_none() {
+        if self.phase_step < length && !self.is_early && self.sampler.is_none() {
             return Some("sampler is missing".into());
         }
         let is_time = [self.seconds, self.validation_seconds]
@@ -157,7 +159,7 @@ pub struct Snapshot<'a> {
     pub spec: &'a AdapterSpec,
     /// Names of the tasks, whose heads the model has.
     pub tasks: &'a [String],
-    /// The optimizer; not needed before the first step of a leg.
+    /// The optimizer; not needed before the first step of a phase.
     pub optimizer: Option<&'a ModuleOptimizer>,
     /// Where the run is.
     pub progress: &'a Progress,

@@ -8,7 +8,7 @@
 //! | `checkpoints/step-*/` | model, optimizer and place: the newest, the best of the stage, and those that are asked for | until the run is finished, or for good |
 //! | `stages/<stage>/` | the state in which a stage began, for `--from-stage` | each stage after the first |
 //! | `stages/.end/` | the state that the last stage ended with, for `--resume --steps` | the end, of mixtures that train |
-//! | `experts/<task>/` | `adapter_config.json`, `adapter_model.safetensors` (a LoRA), `head.safetensors`, `gate.safetensors` | the expert's leg |
+//! | `experts/<task>/` | `adapter_config.json`, `adapter_model.safetensors` (a LoRA), `head.safetensors`, `gate.safetensors` | the expert's phase |
 //! | `general/` | the general expert, as a LoRA | its stage |
 //! | `clusters.json` | centroids of the training texts, with the name of their encoder | `cluster` |
 //! | `instructions.json` | instructions with vectors, and the global weight | `embed_instructions` |
@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use super::config::{read_config, refuse_newer, write_config};
 use super::lock::FolderLock;
 use super::names::{is_empty, is_remains, refuse_links};
-use super::swap::{remove_empty, settle};
+use super::swap::{recover, remove_empty};
 use super::{BEFORE, EXPERTS, RUN, RunConfig, SWAP, checkpoint};
 use crate::base::files::{entries, is_own_folder, is_there, remove};
 use crate::base::place::{NewFolder, clean, clean_beside, discard, is_current};
@@ -193,7 +193,7 @@ fn check_free(folder: &Path, force: bool) -> Result<bool, TrainError> {
 pub(crate) struct Writing {
     _lock: FolderLock,
     /// The change of experts that was finished, in words.
-    pub(crate) settled: Option<String>,
+    pub(crate) recovered: Option<String>,
 }
 
 impl Writing {
@@ -203,7 +203,7 @@ impl Writing {
     /// As [`open`](Self::open).
     pub(crate) fn begin(run: &Path) -> Result<Self, TrainError> {
         let writing = Self::open(run)?;
-        if let Some(what) = &writing.settled {
+        if let Some(what) = &writing.recovered {
             let run = run.display();
             tracing::warn!("{run}: {what} had been cut short and is finished now");
         }
@@ -229,13 +229,13 @@ impl Writing {
         refuse_links(run)?;
         // Before anything is changed.
         refuse_newer(run)?;
-        let settled = settle(run)?;
+        let recovered = recover(run)?;
         clean_run(run)?;
         // An older run that `--force` replaced goes under another name.
         clean_beside(run)?;
         Ok(Self {
             _lock: lock,
-            settled,
+            recovered,
         })
     }
 }

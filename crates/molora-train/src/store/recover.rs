@@ -23,6 +23,6 @@ pub fn recover(run: &Path) -> Result<Recovered, TrainError> {
     let writing = Writing::open(run)?;
     read_config(run)?;
     Ok(Recovered {
-        finished: writing.settled,
+        finished: writing.recovered,
     })
 }

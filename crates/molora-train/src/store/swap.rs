@@ -2,7 +2,7 @@
 //!
 //! New files are written into `<work>/ready/new`, and `<work>/ready/drop` lists what goes away. One
 //! rename makes that folder the run's `.swap`: before it the run is what it was, from it on the run
-//! is the new one. [`settle`] then moves every file to its place. It can be repeated until nothing is
+//! is the new one. [`recover`] then moves every file to its place. It can be repeated until nothing is
 //! left to move, and every command that writes begins with it: a kill in between is finished there.
 //! Commands that only read say what is pending and leave it.
 //!
@@ -76,7 +76,7 @@ impl Swap {
         let swap = run.join(SWAP);
         fs_err::rename(&self.ready, &swap)?;
         sync(run)?;
-        settle(run)?;
+        recover(run)?;
         Ok(())
     }
 }
@@ -103,7 +103,7 @@ pub(crate) fn pending(run: &Path) -> Option<String> {
 /// # Errors
 /// [`TrainError::Run`] if there is anything in it that no change has, in which case nothing has been
 /// done; [`TrainError::Io`] if a file cannot be moved or removed.
-pub(super) fn settle(run: &Path) -> Result<Option<String>, TrainError> {
+pub(super) fn recover(run: &Path) -> Result<Option<String>, TrainError> {
     let Some(what) = pending(run) else {
         return Ok(None);
     };
@@ -335,10 +335,10 @@ mod tests {
                 },
             ];
             steps[..moved].iter().for_each(|step| step());
-            let what = settle(run).expect("writable");
+            let what = recover(run).expect("writable");
             assert_eq!(what.as_deref(), Some("adding the expert of two"));
             assert_changed(run);
-            assert_eq!(settle(run).expect("nothing is left to do"), None);
+            assert_eq!(recover(run).expect("nothing is left to do"), None);
             assert_changed(run);
         }
     }
@@ -369,7 +369,7 @@ mod tests {
             if !file.is_empty() {
                 write(&run, &[(file, "")]);
             }
-            let error = settle(&run).expect_err(named).to_string();
+            let error = recover(&run).expect_err(named).to_string();
             assert!(error.contains(&format!("`{named}` is not")), "{error}");
             assert_eq!(read(&run, "run.toml").as_deref(), Some("old"), "{named}");
             assert_eq!(read(folder.path(), "outside").as_deref(), Some("kept"));
@@ -391,7 +391,7 @@ mod tests {
             }
             symlink(&outside, &path).expect("writable");
             let before = entries(&outside).expect("readable");
-            let error = settle(&run).expect_err(link).to_string();
+            let error = recover(&run).expect_err(link).to_string();
             assert!(error.contains("is a link"), "{link}: {error}");
             assert_eq!(entries(&outside).expect("readable"), before, "{link}");
             assert_eq!(read(&run, "run.toml").as_deref(), Some("old"), "{link}");

@@ -1,21 +1,21 @@
-//! How a leg begins: what comes before it without a gradient, its model, its optimizer, its data.
+//! How a phase begins: what comes before it without a gradient, its model, its optimizer, its data.
 
 use molora_models::AdapterSpec;
 
 use super::event::{Event, StageEvent};
 use super::init::begin_with;
-use super::setup::{Setup, attach, leg_seed, lengths};
+use super::setup::{Setup, attach, lengths, phase_seed};
 use super::trainer::State;
 use super::transform;
 use crate::TrainError;
 use crate::data::{Sampler, task_names};
 use crate::error::RunProblem;
 use crate::model::with_stable_ids;
-use crate::recipe::{Leg, Scope, Transform};
+use crate::recipe::{Phase, Scope, Transform};
 use crate::store::{checkpoint, pool};
 
 impl State {
-    /// Begins a leg, after the steps without gradient in front of it.
+    /// Begins a phase, after the steps without gradient in front of it.
     pub(super) fn enter(
         &mut self,
         setup: &Setup<'_>,
@@ -24,20 +24,20 @@ impl State {
     ) -> Result<(), TrainError> {
         let progress = &mut self.progress;
         if progress.is_early {
-            progress.skipped += setup.legs[progress.leg].steps - progress.leg_step;
+            progress.skipped += setup.phases[progress.phase].steps - progress.phase_step;
         }
-        (progress.leg, progress.leg_step, progress.is_early) = (number, 0, false);
+        (progress.phase, progress.phase_step, progress.is_early) = (number, 0, false);
         (progress.sampler, progress.since_best) = (None, 0);
         progress.balance_factor = None;
-        let Some(leg) = setup.legs.get(number) else {
+        let Some(phase) = setup.phases.get(number) else {
             return Ok(());
         };
-        let stage = &setup.stages[leg.stage];
-        let expert = leg.expert.map(|task| &setup.tasks[task].name[..]);
+        let stage = &setup.stages[phase.stage];
+        let expert = phase.expert.map(|task| &setup.tasks[task].name[..]);
         on_event(Event::Stage(StageEvent {
             name: &stage.name,
             expert,
-            number: leg.stage + 1,
+            number: phase.stage + 1,
             total: setup.stages.len(),
         }));
         if let Some(transform) = &stage.transform {
@@ -47,21 +47,21 @@ impl State {
         if stage.trains_alone() || !self.is_mixture {
             let spec = stage.spec(setup.spec);
             let heads = self.model.heads.clone();
-            self.model = attach(setup, Some(leg), &spec, heads)?;
+            self.model = attach(setup, Some(phase), &spec, heads)?;
             self.is_mixture = !stage.trains_alone();
             if self.progress.step == 0
                 && let Some(init) = setup.init
             {
                 begin_with(init, setup, &mut self.model, &spec)?;
             }
-            self.take_from_pool(setup, leg, &spec)?;
+            self.take_from_pool(setup, phase, &spec)?;
         }
         self.model = with_stable_ids(stage.apply(self.model.clone()));
         self.optimizer = stage.optimizer.init(&self.model);
         let config = setup.recipe.data.sampling.clone();
-        let seed = leg_seed(setup, leg, "sampler").value();
-        self.progress.sampler = Some(Sampler::new(config, &lengths(setup, leg), seed)?);
-        let is_first_of_stage = number == 0 || setup.legs[number - 1].stage != leg.stage;
+        let seed = phase_seed(setup, phase, "sampler").value();
+        self.progress.sampler = Some(Sampler::new(config, &lengths(setup, phase), seed)?);
+        let is_first_of_stage = number == 0 || setup.phases[number - 1].stage != phase.stage;
         if is_first_of_stage && self.progress.step > 0 {
             let names = task_names(setup.tasks);
             let spec = stage.spec(setup.spec);
@@ -75,11 +75,11 @@ impl State {
     fn take_from_pool(
         &mut self,
         setup: &Setup<'_>,
-        leg: &Leg,
+        phase: &Phase,
         spec: &AdapterSpec,
     ) -> Result<(), TrainError> {
-        let is_gate = setup.stages[leg.stage].scope == Scope::EachGate;
-        let Some(task) = leg.expert.filter(|_| is_gate) else {
+        let is_gate = setup.stages[phase.stage].scope == Scope::EachGate;
+        let Some(task) = phase.expert.filter(|_| is_gate) else {
             return Ok(());
         };
         let folder = pool::expert_folder(setup.folder, &setup.tasks[task].name);

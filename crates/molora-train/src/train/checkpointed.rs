@@ -23,7 +23,7 @@ pub(crate) type Measured = (
 
 /// The part of a micro-batch in its step, and how its losses are taken.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Part<'a> {
+pub(crate) struct MicroBatchShare<'a> {
     /// Examples of the whole batch, by which task losses are divided.
     pub(crate) examples: f64,
     /// The micro-batch's share of the tokens, with which auxiliary terms count.
@@ -40,7 +40,7 @@ pub(crate) fn backward(
     batch: &Batch,
     (input, context): (&TextInput, &ForwardContext),
     auxiliary: &Auxiliary<'_>,
-    part: Part<'_>,
+    part: MicroBatchShare<'_>,
     accumulator: &mut GradientsAccumulator<TaskModel>,
 ) -> Measured {
     let inner = model.valid();

@@ -14,7 +14,7 @@ use crate::data::Split;
 use crate::data::sampler::Pick;
 use crate::error::RunProblem;
 use crate::eval::{EvalScope, evaluate};
-use crate::recipe::Leg;
+use crate::recipe::Phase;
 use crate::report::{MicroBatch, format::thousands, peak_memory_bytes};
 
 /// Finds the largest micro-batch of each stage with which the process stays below `limit` bytes of resident
@@ -36,17 +36,17 @@ pub fn fit(
 ) -> Result<Vec<MicroBatch>, TrainError> {
     let mut state = State::start(setup, start, on_event)?;
     let mut found = Vec::new();
-    while let Some(leg) = setup.legs.get(state.progress.leg) {
-        if setup.until.is_some_and(|last| leg.stage > last) {
+    while let Some(phase) = setup.phases.get(state.progress.phase) {
+        if setup.until.is_some_and(|last| phase.stage > last) {
             break;
         }
-        if is_longest(setup, leg) {
-            let micro = largest(&mut state, setup, leg, limit)?;
+        if is_longest(setup, phase) {
+            let micro = largest(&mut state, setup, phase, limit)?;
             on_event(Event::MicroBatch(&micro));
             found.push(micro);
         }
-        state.leave(setup, leg, on_event)?;
-        state.enter(setup, state.progress.leg + 1, on_event)?;
+        state.leave(setup, phase, on_event)?;
+        state.enter(setup, state.progress.phase + 1, on_event)?;
     }
     let scores = largest_of_scores(&state.model, setup, limit, scored)?;
     on_event(Event::MicroBatch(&scores));
@@ -101,15 +101,15 @@ fn ascend(
 fn largest(
     state: &mut State,
     setup: &Setup<'_>,
-    leg: &Leg,
+    phase: &Phase,
     limit: u64,
 ) -> Result<MicroBatch, TrainError> {
     let batch = setup.recipe.data.sampling.batch_size;
-    let mut picks = largest_batch(state, setup, leg);
-    picks.sort_by_key(|&pick| std::cmp::Reverse(length(setup, leg, pick)));
+    let mut picks = largest_batch(state, setup, phase);
+    picks.sort_by_key(|&pick| std::cmp::Reverse(length(setup, phase, pick)));
     let mut stages = setup.stages.to_vec();
     let found = ascend(setup, batch, limit, |rows| {
-        stages[leg.stage].micro_batch_size = rows;
+        stages[phase.stage].micro_batch_size = rows;
         let trial = Setup {
             stages: &stages,
             ..*setup
@@ -120,9 +120,9 @@ fn largest(
             true => picks.len(),
             false => picks.len().min(2 * rows),
         };
-        state.step_on(&trial, leg, &picks[..count], &[]).map(drop)
+        state.step_on(&trial, phase, &picks[..count], &[]).map(drop)
     })?;
-    let stage = (leg.stage, setup.stages[leg.stage].name.clone());
+    let stage = (phase.stage, setup.stages[phase.stage].name.clone());
     match (found.fits, found.next) {
         (Some((rows, peak)), next) => Ok(MicroBatch {
             stage: Some(stage),
@@ -134,7 +134,7 @@ fn largest(
         }),
         (None, next) => {
             let peak = next.map_or(limit, |(_, peak)| peak);
-            Err(too_little(setup, leg, &picks, peak, limit))
+            Err(too_little(setup, phase, &picks, peak, limit))
         }
     }
 }
@@ -199,19 +199,25 @@ fn continued(((few, low), (many, high)): (Tried, Tried), rows: usize) -> u64 {
     high + (slope * (rows - many) as f64) as u64
 }
 
-fn length(setup: &Setup<'_>, leg: &Leg, (place, index): Pick) -> usize {
-    setup.tasks[leg.tasks[place]].train[index].ids.len()
+fn length(setup: &Setup<'_>, phase: &Phase, (place, index): Pick) -> usize {
+    setup.tasks[phase.tasks[place]].train[index].ids.len()
 }
 
 /// That not even one row of a stage fits, with what would take less.
-fn too_little(setup: &Setup<'_>, leg: &Leg, picks: &[Pick], peak: u64, limit: u64) -> TrainError {
-    let number = leg.stage;
+fn too_little(
+    setup: &Setup<'_>,
+    phase: &Phase,
+    picks: &[Pick],
+    peak: u64,
+    limit: u64,
+) -> TrainError {
+    let number = phase.stage;
     let reads_two = matches!(setup.base.0, Backbone::EncoderDecoder(_));
     let mut advice = Vec::new();
     if !setup.stages[number].gradient_checkpointing && !reads_two {
         advice.push(format!("stages.{number}.gradient_checkpointing=true"));
     }
-    let longest = length(setup, leg, picks[0]);
+    let longest = length(setup, phase, picks[0]);
     advice.push(match setup.base.0.writes() {
         true => format!("data.writing.max_length below {}", thousands(longest)),
         false => format!("data.max_length below {}", thousands(longest)),

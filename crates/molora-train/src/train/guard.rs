@@ -7,7 +7,7 @@ use molora_parts::{Axis, Origins, PartTensor, fill};
 use super::setup::Setup;
 use super::trainer::State;
 use super::watch::Found;
-use crate::recipe::{GuardAction, GuardRule, Leg, Watched};
+use crate::recipe::{GuardAction, GuardRule, Phase, Watched};
 use crate::report::{GuardAct, GuardDone, GuardRecord, SCHEMA_VERSION};
 
 /// Bound of what is added to the copied rows of a router, as a share of the rows' root mean square: else the
@@ -19,7 +19,7 @@ impl State {
     pub(super) fn guard(
         &mut self,
         setup: &Setup<'_>,
-        leg: &Leg,
+        phase: &Phase,
         found: &[Found],
     ) -> Vec<GuardRecord> {
         let mut records = Vec::new();
@@ -30,7 +30,7 @@ impl State {
             if rule.action == GuardAction::RestartDead {
                 for dead in broken {
                     let done = self.restart(setup, dead, found);
-                    records.push(self.record(setup, leg, rule, dead, done));
+                    records.push(self.record(setup, phase, rule, dead, done));
                 }
                 continue;
             }
@@ -42,7 +42,7 @@ impl State {
                 GuardAction::RaiseBalance { factor, most } => self.raise_balance(factor, most),
                 GuardAction::Warn | GuardAction::RestartDead => GuardDone::Warned,
             };
-            records.push(self.record(setup, leg, rule, worst, done));
+            records.push(self.record(setup, phase, rule, worst, done));
         }
         records
     }
@@ -50,7 +50,7 @@ impl State {
     fn record(
         &self,
         setup: &Setup<'_>,
-        leg: &Leg,
+        phase: &Phase,
         rule: &GuardRule,
         found: &Found,
         done: GuardDone,
@@ -59,7 +59,7 @@ impl State {
         GuardRecord {
             version: SCHEMA_VERSION,
             step: self.progress.step,
-            stage: setup.stages[leg.stage].name.clone(),
+            stage: setup.stages[phase.stage].name.clone(),
             guard: GuardAct {
                 watch: rule.watch.name().into(),
                 site: found.site.map(|site| names[site].clone()),

@@ -13,7 +13,7 @@ use crate::TrainError;
 use crate::data::{Batch, Split, TokenizedTask};
 use crate::guide::Guide;
 use crate::model::with_stable_ids;
-use crate::recipe::{Leg, Recipe, Routing, StageConfig, balances};
+use crate::recipe::{Phase, Recipe, StageConfig, StageRouting, balances};
 use crate::store::checkpoint;
 
 /// Everything that a training run reads and does not change.
@@ -23,8 +23,8 @@ pub struct Setup<'a> {
     pub recipe: &'a Recipe,
     /// The stages that are gone through: the recipe's, or those of a run that grows.
     pub stages: &'a [StageConfig],
-    /// Their legs.
-    pub legs: &'a [Leg],
+    /// Their phases.
+    pub phases: &'a [Phase],
     /// The specification of the whole mixture for the run's tasks.
     pub spec: &'a AdapterSpec,
     /// The base model without adapters, and its name.
@@ -57,8 +57,8 @@ pub(crate) fn guidance(
     let guidance =
         guide.map(|guide| guide.of(&batch.task_ids, &batch.records, Split::Train, setup.device));
     let mut guidance = guidance.unwrap_or_default();
-    guidance.random = stage.routing == Routing::Random;
-    if stage.routing == Routing::Label {
+    guidance.random = stage.routing == StageRouting::Random;
+    if stage.routing == StageRouting::Label {
         let labels: Vec<_> = batch.task_ids.iter().copied().map(Some).collect();
         let labels = expert_labels(&labels, setup.spec.bank.num_experts, setup.device);
         guidance.labels = Some(labels.map_err(molora_models::ModelError::from)?);
@@ -84,17 +84,17 @@ pub(crate) fn objective(
     Some(resolved.expect("the recipe was checked against the tasks"))
 }
 
-/// The base model with fresh adapters for a leg, or for the mixture after the last one.
+/// The base model with fresh adapters for a phase, or for the mixture after the last one.
 pub(crate) fn attach(
     setup: &Setup<'_>,
-    leg: Option<&Leg>,
+    phase: Option<&Phase>,
     spec: &AdapterSpec,
     heads: Vec<Option<TaskHead>>,
 ) -> Result<TaskModel, TrainError> {
-    let alone = leg.filter(|leg| setup.stages[leg.stage].trains_alone());
+    let alone = phase.filter(|phase| setup.stages[phase.stage].trains_alone());
     let seed = match alone {
         None => setup.seed.child("adapters"),
-        Some(leg) => match leg.expert {
+        Some(phase) => match phase.expert {
             Some(task) => setup.seed.child("experts").child(&setup.tasks[task].name),
             None => setup.seed.child("general"),
         },
@@ -104,13 +104,13 @@ pub(crate) fn attach(
     Ok(with_stable_ids(TaskModel { backbone, heads }))
 }
 
-/// The key of a leg's draws: by the names of its stage and expert, so that neither depends on what
+/// The key of a phase's draws: by the names of its stage and expert, so that neither depends on what
 /// else is trained; the first stage of a mixture has that of the run.
-pub(crate) fn leg_seed(setup: &Setup<'_>, leg: &Leg, what: &str) -> Seed {
+pub(crate) fn phase_seed(setup: &Setup<'_>, phase: &Phase, what: &str) -> Seed {
     let seed = setup.seed.child(what);
-    match (leg.stage, leg.expert) {
+    match (phase.stage, phase.expert) {
         (_, Some(task)) => {
-            let stage = &setup.stages[leg.stage].name;
+            let stage = &setup.stages[phase.stage].name;
             seed.child(stage).child(&setup.tasks[task].name)
         }
         (0, None) => seed,
@@ -118,23 +118,23 @@ pub(crate) fn leg_seed(setup: &Setup<'_>, leg: &Leg, what: &str) -> Seed {
     }
 }
 
-/// What the loss of each task is multiplied by in a leg, by task number; none where all count alike.
-pub(crate) fn task_weights(setup: &Setup<'_>, leg: &Leg) -> Vec<f64> {
-    let names = leg.tasks.iter().map(|&task| &setup.tasks[task].name[..]);
+/// What the loss of each task is multiplied by in a phase, by task number; none where all count alike.
+pub(crate) fn task_weights(setup: &Setup<'_>, phase: &Phase) -> Vec<f64> {
+    let names = phase.tasks.iter().map(|&task| &setup.tasks[task].name[..]);
     let own = setup.recipe.data.relative_weights(names);
     if own.is_empty() {
         return own;
     }
     let mut weights = vec![1.0; setup.tasks.len()];
-    for (&task, weight) in leg.tasks.iter().zip(own) {
+    for (&task, weight) in phase.tasks.iter().zip(own) {
         weights[task] = weight;
     }
     weights
 }
 
-pub(crate) fn lengths(setup: &Setup<'_>, leg: &Leg) -> Vec<Vec<usize>> {
+pub(crate) fn lengths(setup: &Setup<'_>, phase: &Phase) -> Vec<Vec<usize>> {
     let of = |&task: &usize| setup.tasks[task].lengths(Split::Train);
-    leg.tasks.iter().map(of).collect()
+    phase.tasks.iter().map(of).collect()
 }
 
 pub(crate) fn not_finite(setup: &Setup<'_>, step: usize, what: &str, value: f64) -> TrainError {

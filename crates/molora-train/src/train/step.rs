@@ -9,8 +9,8 @@ use molora_models::{AdapterSpec, EmbeddingNoise, RouteTrace, TaskModel};
 use molora_regularize::ObjectiveConfig;
 use molora_routing::Guidance;
 
-use super::balance::Choices;
-use super::checkpointed::{self, Part};
+use super::balance::SelectionCounts;
+use super::checkpointed::{self, MicroBatchShare};
 use super::watch::{Found, Watch};
 use crate::TrainError;
 use crate::data::Batch;
@@ -87,7 +87,7 @@ impl Step<'_> {
         let mut accumulator = GradientsAccumulator::new();
         let mut measured: Vec<Measured> = Vec::new();
         let micro_rows = self.micro_rows(batch);
-        let (mut choices, mut watch) = (Choices::default(), Watch::default());
+        let (mut choices, mut watch) = (SelectionCounts::default(), Watch::default());
         for (index, micro) in batch.split(micro_rows).into_iter().enumerate() {
             let routes = self.backward(
                 &model,
@@ -97,7 +97,7 @@ impl Step<'_> {
                 &mut accumulator,
                 &mut measured,
             )?;
-            choices.add(Choices::of(&model, &routes));
+            choices.add(SelectionCounts::of(&model, &routes));
             if !self.rules.is_empty() {
                 watch.add(&routes);
             }
@@ -136,7 +136,7 @@ impl Step<'_> {
         accumulator: &mut GradientsAccumulator<TaskModel>,
         measured: &mut Vec<Measured>,
     ) -> Result<Vec<RouteTrace>, TrainError> {
-        let part = Part {
+        let part = MicroBatchShare {
             examples: batch.num_examples() as f64,
             tokens: micro.num_tokens() as f64 / batch.num_tokens() as f64,
             weights: self.task_weights,

@@ -10,7 +10,7 @@ use molora_models::{AdapterSpec, TaskHead, TaskModel};
 
 use super::event::{Event, Kept};
 use super::setup::{
-    Setup, attach, guidance, leg_seed, lengths, not_finite, objective, task_weights,
+    Setup, attach, guidance, lengths, not_finite, objective, phase_seed, task_weights,
 };
 use super::step::Step;
 use super::validate;
@@ -20,7 +20,7 @@ use crate::data::{Average, Batch, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Clusters, Guide, Instructions};
 use crate::model::find_not_finite;
-use crate::recipe::{FinalState, GuardRule, Leg, LogFormat, Scope, StageConfig, Transform};
+use crate::recipe::{FinalState, GuardRule, LogFormat, Phase, Scope, StageConfig, Transform};
 use crate::report::{GuardDone, SCHEMA_VERSION, StepRecord, StepWriter, truncate_after};
 use crate::store::checkpoint::{Progress, Snapshot};
 use crate::store::{STEPS, TENSORBOARD, checkpoint, pool};
@@ -50,7 +50,7 @@ pub struct Trained {
     pub progress: Progress,
 }
 
-/// Trains through all legs, or the rest of them if the run folder has a checkpoint.
+/// Trains through all phases, or the rest of them if the run folder has a checkpoint.
 ///
 /// # Errors
 /// [`TrainError::NotFinite`] if a loss is no number, [`TrainError::Guard`] if a guard stops the run,
@@ -66,39 +66,41 @@ pub fn train(
     if setup.recipe.report.log.contains(&LogFormat::Tensorboard) {
         writer = writer.with_events(&setup.folder.join(TENSORBOARD))?;
     }
-    let total: usize = setup.legs.iter().map(|leg| leg.steps).sum();
-    while let Some(leg) = setup.legs.get(state.progress.leg) {
-        let (record, watched) = state.step(setup, leg)?;
+    let total: usize = setup.phases.iter().map(|phase| phase.steps).sum();
+    while let Some(phase) = setup.phases.get(state.progress.phase) {
+        let (record, watched) = state.step(setup, phase)?;
         writer.write(&record)?;
         on_event(Event::Step(&record, total));
-        let acts = state.guard(setup, leg, &watched);
+        let acts = state.guard(setup, phase, &watched);
         for act in &acts {
             writer.write_guard(act)?;
             on_event(Event::Guard(act));
         }
         let halted = acts.iter().find(|act| act.guard.done == GuardDone::Stopped);
-        let is_best = state.validate(setup, leg, &mut writer, on_event)?;
-        let is_done = state.is_done(leg);
+        let is_best = state.validate(setup, phase, &mut writer, on_event)?;
+        let is_done = state.is_done(phase);
         let is_kept = is_best && state.has_to_be_kept(setup, is_done);
         if is_kept {
             writer.sync()?;
             state.save(setup)?;
         }
-        let next = setup.legs.get(state.progress.leg + usize::from(is_done));
+        let next = setup
+            .phases
+            .get(state.progress.phase + usize::from(is_done));
         let is_over = next.is_some_and(|next| setup.until.is_some_and(|last| next.stage > last));
         if is_done {
             if next.is_none() && setup.keeps_end {
-                state.save_end(setup, leg)?;
+                state.save_end(setup, phase)?;
             }
-            state.leave(setup, leg, on_event)?;
+            state.leave(setup, phase, on_event)?;
         }
         // A run that stops here does what comes next when it goes on.
         if is_done && !is_over {
-            state.enter(setup, state.progress.leg + 1, on_event)?;
+            state.enter(setup, state.progress.phase + 1, on_event)?;
         }
         let is_due = state.progress.step % setup.recipe.checkpoint_every == 0;
         let is_stopped =
-            setup.stop.load(Ordering::SeqCst) && setup.legs.get(state.progress.leg).is_some();
+            setup.stop.load(Ordering::SeqCst) && setup.phases.get(state.progress.phase).is_some();
         // A state that is kept stays as it was; what follows it is done again when the run goes on.
         let is_halted = halted.is_some();
         if (is_over || is_stopped || is_due || is_halted) && !is_kept {
@@ -171,20 +173,20 @@ impl State {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), TrainError> {
         self.progress = checkpoint::load_progress(path)?;
-        let steps: Vec<usize> = setup.legs.iter().map(|leg| leg.steps).collect();
+        let steps: Vec<usize> = setup.phases.iter().map(|phase| phase.steps).collect();
         if let Some(problem) = self.progress.problem(&steps) {
             return Err(TrainError::run(path, RunProblem::State(problem)));
         }
-        let leg = setup.legs.get(self.progress.leg);
-        let last = setup.legs.last();
-        let stage = leg.or(last).map(|leg| &setup.stages[leg.stage]);
+        let phase = setup.phases.get(self.progress.phase);
+        let last = setup.phases.last();
+        let stage = phase.or(last).map(|phase| &setup.stages[phase.stage]);
         let spec = stage.map_or(setup.spec.clone(), |stage| stage.spec(setup.spec));
-        self.model = attach(setup, leg, &spec.to_be_filled(), self.model.heads.clone())?;
+        self.model = attach(setup, phase, &spec.to_be_filled(), self.model.heads.clone())?;
         self.is_mixture = !stage.is_some_and(StageConfig::trains_alone);
         let names = task_names(setup.tasks);
         checkpoint::load_weights(path, &mut self.model, &spec, &names)?;
-        for leg in &setup.legs[..self.progress.leg] {
-            match &setup.stages[leg.stage].transform {
+        for phase in &setup.phases[..self.progress.phase] {
+            match &setup.stages[phase.stage].transform {
                 Some(Transform::EmbedInstructions(_)) => {
                     let instructions = Instructions::load(setup.folder, &names)?;
                     self.guide = Some(instructions.guide(setup.device));
@@ -197,58 +199,58 @@ impl State {
                 _ => {}
             }
         }
-        let Some((leg, stage)) = leg.zip(stage) else {
+        let Some((phase, stage)) = phase.zip(stage) else {
             return Ok(());
         };
         if let Some(sampler) = &self.progress.sampler {
-            sampler.check(&setup.recipe.data.sampling, &lengths(setup, leg))?;
+            sampler.check(&setup.recipe.data.sampling, &lengths(setup, phase))?;
         }
         self.optimizer = stage.optimizer.init(&self.model);
-        if self.progress.leg_step > 0 {
+        if self.progress.phase_step > 0 {
             let fresh = stage.optimizer.init(&self.model);
             self.optimizer = checkpoint::load_optimizer(path, &self.progress, fresh)?;
         }
         self.model = stage.apply(self.model.clone());
         // The run was stopped between two stages, or at the end of one.
-        if self.is_done(leg) {
+        if self.is_done(phase) {
             if !self.progress.best.is_empty() {
-                self.leave(setup, leg, on_event)?;
+                self.leave(setup, phase, on_event)?;
             }
-            self.enter(setup, self.progress.leg + 1, on_event)?;
+            self.enter(setup, self.progress.phase + 1, on_event)?;
         }
         Ok(())
     }
 
-    /// Whether a leg has made its last step.
-    fn is_done(&self, leg: &Leg) -> bool {
-        self.progress.leg_step == leg.steps || self.progress.is_early
+    /// Whether a phase has made its last step.
+    fn is_done(&self, phase: &Phase) -> bool {
+        self.progress.phase_step == phase.steps || self.progress.is_early
     }
 
-    /// Scores the state on the validation split if that is due, ends the leg if that has not helped for
+    /// Scores the state on the validation split if that is due, ends the phase if that has not helped for
     /// too long, and returns whether the state is one of the best.
     fn validate(
         &mut self,
         setup: &Setup<'_>,
-        leg: &Leg,
+        phase: &Phase,
         writer: &mut StepWriter,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<bool, TrainError> {
-        if !validate::is_due(setup, leg, self.progress.leg_step) {
+        if !validate::is_due(setup, phase, self.progress.phase_step) {
             return Ok(false);
         }
         self.check_weights(setup)?;
         let (model, guide, progress) = self.scored();
-        let record = validate::score(setup, leg, model, guide, progress)?;
+        let record = validate::score(setup, phase, model, guide, progress)?;
         writer.write_validation(&record)?;
         on_event(Event::Validated(&record));
         let patience = setup.recipe.validation.patience;
         progress.is_early =
-            patience > 0 && progress.since_best >= patience && progress.leg_step < leg.steps;
+            patience > 0 && progress.since_best >= patience && progress.phase_step < phase.steps;
         let step = progress.step;
         Ok(progress.best.iter().any(|best| best.step == step))
     }
 
-    /// Whether one of the best states is needed later: to be taken when the leg ends, or for good.
+    /// Whether one of the best states is needed later: to be taken when the phase ends, or for good.
     fn has_to_be_kept(&self, setup: &Setup<'_>, is_done: bool) -> bool {
         let config = &setup.recipe.checkpoint;
         let is_taken = config.final_state == FinalState::Best && !is_done;
@@ -259,16 +261,16 @@ impl State {
     fn step(
         &mut self,
         setup: &Setup<'_>,
-        leg: &Leg,
+        phase: &Phase,
     ) -> Result<(StepRecord, Vec<Found>), TrainError> {
         let sampler = self.progress.sampler.as_mut();
-        let picks = sampler.expect("a leg that trains has one").next_batch();
+        let picks = sampler.expect("a phase that trains has one").next_batch();
         let guard = &setup.recipe.guard;
-        let rules = match guard.is_due(self.progress.leg_step + 1) {
-            true if !setup.stages[leg.stage].trains_alone() => &guard.rules[..],
+        let rules = match guard.is_due(self.progress.phase_step + 1) {
+            true if !setup.stages[phase.stage].trains_alone() => &guard.rules[..],
             _ => &[],
         };
-        let (record, watched) = self.step_on(setup, leg, &picks, rules)?;
+        let (record, watched) = self.step_on(setup, phase, &picks, rules)?;
         self.count(&record);
         Ok((record, watched))
     }
@@ -277,15 +279,15 @@ impl State {
     pub(super) fn step_on(
         &mut self,
         setup: &Setup<'_>,
-        leg: &Leg,
+        phase: &Phase,
         picks: &[Pick],
         rules: &[GuardRule],
     ) -> Result<(StepRecord, Vec<Found>), TrainError> {
         let start = Instant::now();
-        let stage = &setup.stages[leg.stage];
+        let stage = &setup.stages[phase.stage];
         let examples: Vec<_> = picks
             .iter()
-            .map(|&(place, index)| &setup.tasks[leg.tasks[place]].train[index])
+            .map(|&(place, index)| &setup.tasks[phase.tasks[place]].train[index])
             .collect();
         let writing = &setup.recipe.data.writing;
         let mut batch = match writing.packing {
@@ -300,13 +302,13 @@ impl State {
         if writing.average == Average::Tokens {
             batch.average_over_tokens();
         }
-        let factor = stage.schedule.factor(self.progress.leg_step, leg.steps);
-        let dropout = leg_seed(setup, leg, "dropout").index(self.progress.leg_step as u64);
+        let factor = stage.schedule.factor(self.progress.phase_step, phase.steps);
+        let dropout = phase_seed(setup, phase, "dropout").index(self.progress.phase_step as u64);
         let guide = self.guide.as_ref().filter(|_| self.is_mixture);
         let guidance = |batch: &Batch| guidance(setup, stage, guide, batch);
         let factor_of_balance = self.progress.balance_factor.unwrap_or(1.0);
-        let objective = objective(setup, stage, self.progress.leg_step, factor_of_balance);
-        let weights = task_weights(setup, leg);
+        let objective = objective(setup, stage, self.progress.phase_step, factor_of_balance);
+        let weights = task_weights(setup, phase);
         let step = Step {
             task_weights: &weights,
             spec: setup.spec,
@@ -335,7 +337,7 @@ impl State {
             version: SCHEMA_VERSION,
             step,
             stage: stage.name.clone(),
-            expert: leg.expert.map(name_of),
+            expert: phase.expert.map(name_of),
             loss: values.loss,
             task_loss: values.task_loss,
             terms: values.terms,
@@ -360,26 +362,26 @@ impl State {
     fn count(&mut self, record: &StepRecord) {
         let progress = &mut self.progress;
         progress.step = record.step;
-        progress.leg_step += 1;
+        progress.phase_step += 1;
         progress.tokens += record.tokens;
         progress.padded_tokens += record.padded_tokens;
         progress.seconds += record.seconds;
     }
 
-    /// Takes the state that a leg ends with, and keeps what it has made if it trained an expert alone.
+    /// Takes the state that a phase ends with, and keeps what it has made if it trained an expert alone.
     pub(super) fn leave(
         &mut self,
         setup: &Setup<'_>,
-        leg: &Leg,
+        phase: &Phase,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), TrainError> {
-        self.take_best(setup, leg, on_event)?;
-        let stage = &setup.stages[leg.stage];
+        self.take_best(setup, phase, on_event)?;
+        let stage = &setup.stages[phase.stage];
         if !stage.trains_alone() {
             return Ok(());
         }
         self.check_weights(setup)?;
-        let (folder, head) = match (stage.scope, leg.expert) {
+        let (folder, head) = match (stage.scope, phase.expert) {
             (Scope::EachTask | Scope::EachGate, Some(task)) => {
                 let name = &setup.tasks[task].name;
                 let folder = pool::expert_folder(setup.folder, name);
@@ -391,11 +393,11 @@ impl State {
         pool::save(&folder, &self.model.backbone, &spec, setup.base.1, head)
     }
 
-    /// Puts the best state of a leg in the place of its last one, if the recipe says so.
+    /// Puts the best state of a phase in the place of its last one, if the recipe says so.
     fn take_best(
         &mut self,
         setup: &Setup<'_>,
-        leg: &Leg,
+        phase: &Phase,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), TrainError> {
         let best = std::mem::take(&mut self.progress.best);
@@ -407,7 +409,7 @@ impl State {
         let is_best = config.final_state == FinalState::Best;
         let step = if is_best { first.step } else { last };
         if step < last {
-            let spec = setup.stages[leg.stage].spec(setup.spec);
+            let spec = setup.stages[phase.stage].spec(setup.spec);
             let folder = checkpoint::after(setup.folder, step);
             let names = task_names(setup.tasks);
             checkpoint::load_weights(&folder, &mut self.model, &spec, &names)?;
@@ -436,17 +438,20 @@ impl State {
     fn save(&self, setup: &Setup<'_>) -> Result<(), TrainError> {
         self.check_weights(setup)?;
         let names = task_names(setup.tasks);
-        let leg = setup.legs.get(self.progress.leg).or(setup.legs.last());
-        let spec = leg.map_or(setup.spec.clone(), |leg| {
-            setup.stages[leg.stage].spec(setup.spec)
+        let phase = setup
+            .phases
+            .get(self.progress.phase)
+            .or(setup.phases.last());
+        let spec = phase.map_or(setup.spec.clone(), |phase| {
+            setup.stages[phase.stage].spec(setup.spec)
         });
         let snapshot = self.snapshot(&spec, &names, true);
         checkpoint::save(setup.folder, &snapshot, setup.recipe.checkpoint.keep_last)
     }
 
     /// Keeps the state that a mixture ends with; of experts that trained alone there is no such state.
-    fn save_end(&self, setup: &Setup<'_>, leg: &Leg) -> Result<(), TrainError> {
-        let stage = &setup.stages[leg.stage];
+    fn save_end(&self, setup: &Setup<'_>, phase: &Phase) -> Result<(), TrainError> {
+        let stage = &setup.stages[phase.stage];
         if stage.trains_alone() || stage.scope.is_by_task() {
             return Ok(());
         }

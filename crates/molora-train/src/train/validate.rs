@@ -9,45 +9,45 @@ use crate::TrainError;
 use crate::data::{Split, TokenizedTask};
 use crate::eval::{EvalScope, evaluate};
 use crate::guide::Guide;
-use crate::recipe::Leg;
+use crate::recipe::Phase;
 use crate::report::{SCHEMA_VERSION, StateMetric, ValidationRecord, ValidationScores};
 use crate::store::checkpoint::{Best, Progress};
 
-/// Whether the state after step `leg_step` of a leg is scored.
-pub(super) fn is_due(setup: &Setup<'_>, leg: &Leg, leg_step: usize) -> bool {
+/// Whether the state after step `phase_step` of a phase is scored.
+pub(super) fn is_due(setup: &Setup<'_>, phase: &Phase, phase_step: usize) -> bool {
     let writes = setup.base.0.writes();
-    let interval = setup.recipe.validation.interval(leg.steps, writes);
+    let interval = setup.recipe.validation.interval(phase.steps, writes);
     let has_records = |&task: &usize| !setup.tasks[task].validation.is_empty();
-    let is_due = |interval| leg_step.is_multiple_of(interval) || leg_step == leg.steps;
-    interval.is_some_and(is_due) && leg.tasks.iter().any(has_records)
+    let is_due = |interval| phase_step.is_multiple_of(interval) || phase_step == phase.steps;
+    interval.is_some_and(is_due) && phase.tasks.iter().any(has_records)
 }
 
-/// The tasks with the records that a leg's states are scored on.
-pub(super) fn parts(setup: &Setup<'_>, leg: &Leg) -> Vec<TokenizedTask> {
-    let examples = leg
+/// The tasks with the records that a phase's states are scored on.
+pub(super) fn parts(setup: &Setup<'_>, phase: &Phase) -> Vec<TokenizedTask> {
+    let examples = phase
         .steps
         .saturating_mul(setup.recipe.data.sampling.batch_size);
     let writes = setup.base.0.writes();
     let config = &setup.recipe.validation;
-    let limit = config.records(writes, examples, leg.tasks.len());
-    let part = |(number, task): (usize, &TokenizedTask)| match leg.tasks.contains(&number) {
+    let limit = config.records(writes, examples, phase.tasks.len());
+    let part = |(number, task): (usize, &TokenizedTask)| match phase.tasks.contains(&number) {
         true => task.validation_part(limit),
         false => task.validation_part(0),
     };
     setup.tasks.iter().enumerate().map(part).collect()
 }
 
-/// Scores a model on the tasks that a leg trains on, and notes whether it is the best so far.
+/// Scores a model on the tasks that a phase trains on, and notes whether it is the best so far.
 pub(super) fn score(
     setup: &Setup<'_>,
-    leg: &Leg,
+    phase: &Phase,
     model: &TaskModel,
     guide: Option<&Guide>,
     progress: &mut Progress,
 ) -> Result<ValidationRecord, TrainError> {
     let start = Instant::now();
     let scope = EvalScope {
-        only: &leg.tasks,
+        only: &phase.tasks,
         generates: setup.recipe.validation.generate,
         ..EvalScope::own(
             Split::Validation,
@@ -57,7 +57,7 @@ pub(super) fn score(
     };
     let found = evaluate(
         model,
-        &parts(setup, leg),
+        &parts(setup, phase),
         scope,
         setup.device,
         guide,
@@ -67,14 +67,14 @@ pub(super) fn score(
     let metric = setup.recipe.checkpoint.metric;
     let value = metric.of(&validation);
     let is_best = note(progress, metric, value, setup.recipe.checkpoint.keep_best);
-    let stage = &setup.stages[leg.stage];
+    let stage = &setup.stages[phase.stage];
     let seconds = start.elapsed().as_secs_f64();
     progress.validation_seconds += seconds;
     Ok(ValidationRecord {
         version: SCHEMA_VERSION,
         step: progress.step,
         stage: stage.name.clone(),
-        expert: leg.expert.map(|task| setup.tasks[task].name.clone()),
+        expert: phase.expert.map(|task| setup.tasks[task].name.clone()),
         validation,
         metric,
         is_best,
@@ -82,7 +82,7 @@ pub(super) fn score(
     })
 }
 
-/// Puts the state of now among the best of its leg; whether it is the very best. Of equally good ones
+/// Puts the state of now among the best of its phase; whether it is the very best. Of equally good ones
 /// the earlier is better.
 fn note(progress: &mut Progress, metric: StateMetric, value: f64, keep_best: usize) -> bool {
     let step = progress.step;

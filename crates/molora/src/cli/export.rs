@@ -11,8 +11,8 @@ use super::print;
 use super::source::adapter_of;
 use molora_train::base::{DeviceSpec, base_model};
 use molora_train::exchange::{
-    Choice, ExportRequest, Exported, GgufRequest, GgufSource, GgufWritten, MergeRequest, export,
-    export_gguf, merge, merge_adapter,
+    ExportRequest, Exported, GgufRequest, GgufSource, GgufWritten, LoraSelector, MergeRequest,
+    export, export_gguf, merge, merge_adapter,
 };
 use molora_train::hub::Progress;
 use molora_train::report::thousands;
@@ -30,7 +30,7 @@ enum Format {
 
 /// Which LoRA of a run is meant.
 #[derive(Debug, Args)]
-struct ChoiceArgs {
+struct SelectorArgs {
     /// Take one expert alone, by the name of its task or by its number
     #[arg(long, value_name = "NAME|N", conflicts_with = "task")]
     expert: Option<String>,
@@ -39,9 +39,9 @@ struct ChoiceArgs {
     task: Option<String>,
 }
 
-impl ChoiceArgs {
-    fn choice(self) -> Choice {
-        Choice {
+impl SelectorArgs {
+    fn choice(self) -> LoraSelector {
+        LoraSelector {
             expert: self.expert,
             task: self.task,
         }
@@ -59,7 +59,7 @@ pub(super) struct ExportArgs {
     #[arg(long, value_enum, default_value_t = Format::Peft)]
     format: Format,
     #[command(flatten)]
-    choice: ChoiceArgs,
+    choice: SelectorArgs,
     /// Name of the adapter; any but `default` is written to a subfolder of that name
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -109,7 +109,7 @@ impl ExportArgs {
         let default = || folder.join(file);
         let adapter = adapter_of(&folder, self.model.as_deref())?;
         let is_run = adapter.is_none() && is_run(&folder)?;
-        if !is_run && choice != Choice::default() {
+        if !is_run && choice != LoraSelector::default() {
             let name = folder.display();
             bail!("{name}: is no run, in which there is an --expert or --task to choose");
         }
@@ -210,7 +210,7 @@ pub(super) struct MergeArgs {
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     #[command(flatten)]
-    choice: ChoiceArgs,
+    choice: SelectorArgs,
     /// Folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -230,7 +230,7 @@ impl MergeArgs {
             self.choice.choice(),
         );
         let merged = match &adapter {
-            Some(_) if choice != Choice::default() => {
+            Some(_) if choice != LoraSelector::default() => {
                 let name = self.run.display();
                 bail!("{name}: is one adapter, in which there is no --expert or --task to choose");
             }

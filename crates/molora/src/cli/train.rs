@@ -15,7 +15,7 @@ use super::validation::ValidationArgs;
 use molora_train::data::Split;
 use molora_train::recipe::{self, LogFormat, Recipe, overrides};
 use molora_train::report::{dry_run_table, idle_summary, summary_table, task_table};
-use molora_train::run::{Finished, Part, Request, check, dry_run, resume, train};
+use molora_train::run::{Finished, Request, ResumeOptions, check, dry_run, resume, train};
 
 /// Options of `molora train`.
 #[derive(Debug, Args)]
@@ -88,7 +88,7 @@ impl TrainArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let stop = stop_on_signal()?;
         let mut progress = Progress::new();
-        let part = Part {
+        let part = ResumeOptions {
             from: self.from_stage.clone(),
             until: self.until_stage.clone(),
             steps: self.steps,

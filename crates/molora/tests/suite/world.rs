@@ -12,7 +12,7 @@ use molora_train::base::DeviceSpec;
 use molora_train::data::Split;
 use molora_train::recipe::{Recipe, Transform};
 use molora_train::report::{Record, StepRecord, ValidationRecord, read_records, read_steps};
-use molora_train::run::{Finished, Part, Request, resume, train};
+use molora_train::run::{Finished, Request, ResumeOptions, resume, train};
 use molora_train::train::Event;
 use molora_train::{TrainError, recipe};
 use safetensors::SafeTensors;
@@ -216,7 +216,7 @@ pub(crate) fn train_until(request: &Request, step: usize) {
 /// Goes on with a run up to a step.
 pub(crate) fn resume_until(folder: &Path, step: usize) {
     let stop = AtomicBool::new(false);
-    let part = Part::default();
+    let part = ResumeOptions::default();
     let stopped = resume(folder, &part, &stop, &mut stop_after(&stop, step));
     expect_stop(stopped, step);
 }
@@ -224,7 +224,7 @@ pub(crate) fn resume_until(folder: &Path, step: usize) {
 /// Goes on with a run to its end.
 pub(crate) fn resume_to_end(folder: &Path) {
     let stop = AtomicBool::new(false);
-    resume(folder, &Part::default(), &stop, &mut |_| {}).expect("the rest of the run");
+    resume(folder, &ResumeOptions::default(), &stop, &mut |_| {}).expect("the rest of the run");
 }
 
 fn stop_after(stop: &AtomicBool, step: usize) -> impl FnMut(Event<'_>) {

@@ -31,7 +31,7 @@ use crate::base::base_model::absolute;
 use crate::base::{DeviceSpec, bundled};
 use crate::data::{ChatTemplate, Split, Task, TaskKind, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
-use crate::recipe::{Recipe, legs};
+use crate::recipe::{Recipe, phases};
 use crate::run::{
     Finished, Loaded, bare_task, close, find_model, finish, tokenized, with_base_digests,
     with_digests,
@@ -342,11 +342,11 @@ impl Assembly<'_> {
     ) -> Result<Trained, TrainError> {
         let (recipe, loaded) = (&self.config.recipe, &self.loaded);
         let names = task_names(&loaded.tasks);
-        let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len())?;
+        let phases = phases(&recipe.name, &recipe.stages, &names, 0..names.len())?;
         let setup = Setup {
             recipe,
             stages: &recipe.stages,
-            legs: &legs,
+            phases: &phases,
             spec: &loaded.spec,
             base: (&loaded.base, self.config.base_name()),
             tasks: &loaded.tasks,

@@ -11,7 +11,7 @@ use molora_models::{AdapterFiles, Backbone, TaskHead, Weights, load_heads};
 use super::CombineRequest;
 use crate::base::base_model::{self, BaseModel};
 use crate::error::{RunProblem, TrainError};
-use crate::exchange::lora::{Choice, as_lora};
+use crate::exchange::lora::{LoraSelector, as_lora};
 use crate::run::{find_model, open_without_data};
 use crate::store::checkpoint::HEADS;
 use crate::store::pool::{EXPERTS, HEAD};
@@ -85,7 +85,7 @@ impl Origin {
         let adapter = match self.is_run {
             true => {
                 let opened = open_without_data(folder, Some(request.device))?;
-                placed(as_lora(folder, &opened, &Choice::default())?, device)
+                placed(as_lora(folder, &opened, &LoraSelector::default())?, device)
             }
             false => PeftAdapter::open(folder)?.resolve(base)?,
         };

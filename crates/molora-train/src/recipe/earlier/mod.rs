@@ -15,7 +15,7 @@ use molora_regularize::ObjectiveConfig;
 use serde::{Deserialize, Deserializer};
 
 use crate::recipe::limits;
-use crate::recipe::stage::{Routing, Scope, StageConfig, Transform};
+use crate::recipe::stage::{Scope, StageConfig, StageRouting, Transform};
 use crate::recipe::{
     CheckpointConfig, ClusterTexts, DataConfig, GuardConfig, InstructionConfig, OptimizerConfig,
     Recipe, ReportConfig, ScheduleConfig, ValidationConfig,
@@ -92,7 +92,7 @@ pub(in crate::recipe) struct StageFile {
     #[serde(default)]
     gated: bool,
     #[serde(default)]
-    routing: Routing,
+    routing: StageRouting,
     #[serde(default)]
     tasks: Vec<String>,
     #[serde(default)]

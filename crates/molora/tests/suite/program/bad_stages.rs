@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use molora_train::TrainError;
-use molora_train::run::{Part, Request, resume, train};
+use molora_train::run::{Request, ResumeOptions, resume, train};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::json;
@@ -349,10 +349,10 @@ fn an_unknown_last_stage_leaves_a_run_as_it_was() {
     let world = World::new();
     let request = experts(&world);
     let before = entries(&request.out);
-    let part = Part {
+    let part = ResumeOptions {
         from: Some("experts".into()),
         until: Some("gate".into()),
-        ..Part::default()
+        ..ResumeOptions::default()
     };
     let never = AtomicBool::new(false);
     let error = resume(&request.out, &part, &never, &mut |_| {}).expect_err("no such stage");

@@ -3,7 +3,7 @@
 use molora_regularize::RouterZLoss;
 use molora_regularize::{Reduction, Term, TermConfig};
 use molora_train::recipe;
-use molora_train::recipe::{Recipe, Routing, StageConfig};
+use molora_train::recipe::{Recipe, StageConfig, StageRouting};
 use molora_train::report::StepRecord;
 
 use crate::world::{World, small, steps};
@@ -76,7 +76,7 @@ fn micro_batches_give_the_losses_of_the_whole_batch() {
             recipe.stages[first].steps = 10;
             recipe.stages[first].optimizer.learning_rate = 1e-3;
             // Experts at random are drawn for every micro-batch anew, too.
-            recipe.stages[first].routing = Routing::Router;
+            recipe.stages[first].routing = StageRouting::Router;
             // Balance is a product of two means over the batch: its parts do not add up.
             let adds_up =
                 |term: &Term| matches!(term, Term::Orthogonality(_) | Term::KeyMatching(_));

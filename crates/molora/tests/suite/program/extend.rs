@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use molora_train::Recipe;
 use molora_train::recipe::{Decay, FinalState};
-use molora_train::run::{Part, Schedule, resume};
+use molora_train::run::{ResumeOptions, Schedule, resume};
 
 use crate::world::{World, assert_same_run, resume_to_end, small, steps, train_until, validations};
 
@@ -23,10 +23,10 @@ fn constant(name: &str, total: usize) -> Recipe {
 }
 
 fn go_on(run: &Path, steps: usize, schedule: Schedule) {
-    let part = Part {
+    let part = ResumeOptions {
         steps: Some(steps),
         schedule,
-        ..Part::default()
+        ..ResumeOptions::default()
     };
     resume(run, &part, &AtomicBool::new(false), &mut |_| {}).expect("more steps");
 }
@@ -60,9 +60,9 @@ fn a_run_that_is_stopped_on_its_way_goes_on() {
     let whole = world.train(&constant("samora", 24), "whole");
     let run = world.train(&constant("samora", 12), "run");
     let stop = AtomicBool::new(false);
-    let part = Part {
+    let part = ResumeOptions {
         steps: Some(24),
-        ..Part::default()
+        ..ResumeOptions::default()
     };
     let stopped = resume(&run, &part, &stop, &mut |event| {
         if matches!(event, molora_train::run::Event::Step(record, _) if record.step == 17) {

@@ -10,7 +10,7 @@ use molora_models::{Backbone, ParameterKind, TaskHead, TaskModel};
 use molora_train::base::DeviceSpec;
 use molora_train::data::{TextTokenizer, load_tasks, task_names, tokenize_tasks};
 use molora_train::recipe;
-use molora_train::recipe::{Recipe, legs};
+use molora_train::recipe::{Recipe, phases};
 use molora_train::train::{Setup, Start, train};
 
 use crate::world::{LAYERS, Tensors, World, read_tensors, small};
@@ -136,7 +136,7 @@ fn base_stays(recipe: &Recipe) {
     let base = Backbone::from_folder(&world.path("model"), &device).expect("a model");
     let names = task_names(&tasks);
     let spec = recipe.resolve(&base, &names).expect("a valid recipe");
-    let legs = legs(&recipe.name, &recipe.stages, &names, 0..names.len()).expect("valid");
+    let phases = phases(&recipe.name, &recipe.stages, &names, 0..names.len()).expect("valid");
     let seed = Seed::new(0);
     let heads: Vec<_> = tasks
         .iter()
@@ -158,7 +158,7 @@ fn base_stays(recipe: &Recipe) {
     let setup = Setup {
         recipe,
         stages: &recipe.stages,
-        legs: &legs,
+        phases: &phases,
         spec: &spec,
         base: (&base, "model"),
         tasks: &tasks,

@@ -8,7 +8,7 @@ use molora_models::{BaseDtype, ParameterKind};
 use molora_train::data::Strategy;
 use molora_train::recipe;
 use molora_train::recipe::{Recipe, StageConfig};
-use molora_train::run::{Part, Request, evaluate_run, resume, train};
+use molora_train::run::{Request, ResumeOptions, evaluate_run, resume, train};
 use molora_train::store::read_config;
 use molora_train::train::Event;
 
@@ -95,10 +95,10 @@ fn a_stage_can_be_begun_again_and_gives_the_same_run() {
         resume_to_end(&request.out);
         assert_same_run(&request.out, &whole);
         for stage in stages {
-            let part = Part {
+            let part = ResumeOptions {
                 from: Some(stage.into()),
                 until: None,
-                ..Part::default()
+                ..ResumeOptions::default()
             };
             resume(&request.out, &part, &never, &mut |_| {}).expect("the rest of the run");
             assert_same_run(&request.out, &whole);
@@ -125,10 +125,10 @@ fn stages_that_cannot_be_begun_again_are_named() {
             "no stage is named rooters; there are: experts, assemble, routers",
         ),
     ] {
-        let part = Part {
+        let part = ResumeOptions {
             from: Some(stage.into()),
             until: None,
-            ..Part::default()
+            ..ResumeOptions::default()
         };
         let never = AtomicBool::new(false);
         let error = resume(&request.out, &part, &never, &mut |_| {}).expect_err(stage);

@@ -10,7 +10,7 @@ use super::Pass;
 impl Pass<'_> {
     /// The class of the largest logit for every record, scored.
     pub(super) fn classes(&mut self) -> Result<(TaskScore, Predictions), TrainError> {
-        let (classes, loss) = self.told(|row| {
+        let (classes, loss) = self.head_outputs(|row| {
             let best = row.iter().enumerate().max_by(|a, b| {
                 // Of equally large logits the first.
                 a.1.total_cmp(b.1).then(b.0.cmp(&a.0))
@@ -24,14 +24,14 @@ impl Pass<'_> {
 
     /// The number for every record, scored.
     pub(super) fn numbers(&mut self) -> Result<(TaskScore, Predictions), TrainError> {
-        let (numbers, loss) = self.told(|row| f64::from(row[0]))?;
+        let (numbers, loss) = self.head_outputs(|row| f64::from(row[0]))?;
         let mut score = score_numbers(self.task, self.split, &numbers);
         score.loss = Some(loss);
         Ok((score, Predictions::Numbers(numbers)))
     }
 
     /// What `answer` makes of the head's outputs for every record, and their mean loss.
-    pub(super) fn told<T: Clone + Default>(
+    pub(super) fn head_outputs<T: Clone + Default>(
         &mut self,
         answer: impl Fn(&[f32]) -> T,
     ) -> Result<(Vec<T>, f64), TrainError> {

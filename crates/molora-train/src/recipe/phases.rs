@@ -1,4 +1,4 @@
-//! The legs of a run: its stages, with those that train one expert after the other taken apart.
+//! The phases of a run: its stages, with those that train one expert after the other taken apart.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use crate::TrainError;
 
 /// A part of a run that one model goes through with one optimizer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Leg {
+pub struct Phase {
     /// Number of the stage.
     pub stage: usize,
     /// Number of the task whose expert trains alone.
@@ -18,19 +18,19 @@ pub struct Leg {
     pub steps: usize,
 }
 
-/// The legs of `stages`, in order, for tasks of these names; experts train alone for the tasks with
+/// The phases of `stages`, in order, for tasks of these names; experts train alone for the tasks with
 /// a number in `new`, which are all but when a run grows.
 ///
 /// # Errors
 /// [`TrainError::Recipe`] if a stage names a task that is not there, or names no task twice, or has
 /// fewer steps than experts.
-pub fn legs(
+pub fn phases(
     recipe: &str,
     stages: &[StageConfig],
     tasks: &[String],
     new: Range<usize>,
-) -> Result<Vec<Leg>, TrainError> {
-    let mut legs = Vec::new();
+) -> Result<Vec<Phase>, TrainError> {
+    let mut phases = Vec::new();
     for (index, stage) in stages.iter().enumerate() {
         let refuse = |problem: String| TrainError::Recipe {
             name: recipe.into(),
@@ -38,7 +38,7 @@ pub fn legs(
         };
         let chosen = chosen(stage, tasks).map_err(refuse)?;
         if stage.transform.is_some() || !stage.scope.is_by_task() {
-            legs.push(Leg {
+            phases.push(Phase {
                 stage: index,
                 expert: None,
                 tasks: chosen,
@@ -60,14 +60,14 @@ pub fn legs(
                 tasks.len()
             )));
         }
-        legs.extend(experts.into_iter().zip(shares).map(|(task, steps)| Leg {
+        phases.extend(experts.into_iter().zip(shares).map(|(task, steps)| Phase {
             stage: index,
             expert: Some(task),
             tasks: vec![task],
             steps,
         }));
     }
-    Ok(legs)
+    Ok(phases)
 }
 
 /// The numbers of the tasks that a stage reads.
@@ -117,17 +117,20 @@ mod tests {
     #[test]
     fn steps_are_divided_between_experts() {
         let stages = [experts(8), StageConfig::joint(5)];
-        let found = legs("mine", &stages, &names(), 0..3).expect("valid");
-        let steps: Vec<_> = found.iter().map(|leg| (leg.expert, leg.steps)).collect();
+        let found = phases("mine", &stages, &names(), 0..3).expect("valid");
+        let steps: Vec<_> = found
+            .iter()
+            .map(|phase| (phase.expert, phase.steps))
+            .collect();
         assert_eq!(steps, [(Some(0), 3), (Some(1), 3), (Some(2), 2), (None, 5)]);
         assert_eq!(found[3].tasks, [0, 1, 2]);
-        let error = legs("mine", &[experts(2)], &names(), 0..3).expect_err("too few");
+        let error = phases("mine", &[experts(2)], &names(), 0..3).expect_err("too few");
         assert!(error.to_string().contains("none is left for c"), "{error}");
     }
 
     #[test]
     fn a_run_that_grows_trains_its_new_expert_alone() {
-        let found = legs("mine", &[experts(8)], &names(), 2..3).expect("valid");
+        let found = phases("mine", &[experts(8)], &names(), 2..3).expect("valid");
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].expert, found[0].steps), (Some(2), 4));
     }
@@ -136,10 +139,10 @@ mod tests {
     fn a_stage_reads_the_tasks_that_it_names() {
         let mut stage = StageConfig::joint(1);
         stage.tasks = vec!["c".into(), "a".into()];
-        let found = legs("mine", &[stage.clone()], &names(), 0..3).expect("valid");
+        let found = phases("mine", &[stage.clone()], &names(), 0..3).expect("valid");
         assert_eq!(found[0].tasks, [2, 0]);
         stage.tasks[1] = "d".into();
-        let error = legs("mine", &[stage], &names(), 0..3).expect_err("no such task");
+        let error = phases("mine", &[stage], &names(), 0..3).expect_err("no such task");
         let expected =
             "recipe `mine`: stages.0.tasks.1 is d, which is no task of this run: a, b, c";
         assert_eq!(error.to_string(), expected);
