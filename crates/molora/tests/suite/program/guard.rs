@@ -9,7 +9,7 @@ use molora_routing::Selection;
 use molora_train::TrainError;
 use molora_train::recipe::{GuardAction, GuardRule, Recipe, Watched};
 use molora_train::report::{GuardDone, GuardRecord, Record, read_records};
-use molora_train::run::{ResumeOptions, Request, resume, train};
+use molora_train::run::{Request, ResumeOptions, resume, train};
 
 use super::writer;
 use crate::world::{World, assert_same_run, read_json, resume_to_end, small, steps, train_until};
@@ -164,7 +164,12 @@ fn a_run_is_stopped_with_a_state_to_go_on_from() {
                 text.starts_with(&expected) && text.contains("above -2"),
                 "{text}"
             );
-            let again = resume(&request.out, &ResumeOptions::default(), &stopped, &mut |_| {});
+            let again = resume(
+                &request.out,
+                &ResumeOptions::default(),
+                &stopped,
+                &mut |_| {},
+            );
             error = again.expect_err("it stops again");
         }
         let found = acts(&request.out);
