@@ -209,7 +209,7 @@ fn decides_by_site(spec: &AdapterSpec) -> Result<(), ModelError> {
     }
 }
 
-/// Refuses paths that files could not tell apart, or that are other ones for reading.
+/// Refuses paths that files could not distinguish, or that are other ones for reading.
 fn check_paths(
     linears: &[(String, &mut MoLoraLinear)],
     paths: &[String],

@@ -27,7 +27,7 @@ pub struct ForwardContext {
     pub dropout: Option<Seed>,
     /// Noise on the embedded tokens; `None` in evaluation.
     pub embedding_noise: Option<EmbeddingNoise>,
-    /// What tells the routers about whole sequences, besides their features.
+    /// Information for the routers about whole sequences, beside their features.
     pub guidance: Guidance,
     /// Whether the decisions of sites' routers come with the sites' low-rank codes, from which terms
     /// of an objective compute experts' outputs.

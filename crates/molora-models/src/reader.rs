@@ -145,7 +145,7 @@ impl Reader<'_> {
         Ok(RmsNorm::new(self.tensor(weight, [width]), self.epsilon))
     }
 
-    /// Refuses a tensor under one of `prefixes` that nobody read: it means that the configuration is
+    /// Refuses a tensor under one of `prefixes` that was not read: it means that the configuration is
     /// of another model. Others may be heads of other uses, and are named in a warning; those that
     /// end in one of `unused` carry no parameter.
     pub(crate) fn refuse_unread(

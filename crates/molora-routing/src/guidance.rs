@@ -1,4 +1,4 @@
-//! What tells a router about whole sequences, besides their features.
+//! Information about whole sequences, beside their features.
 
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -21,7 +21,7 @@ pub struct Guidance {
     /// It comes with its weight: GLIDER (arXiv:2410.07172) gives `alpha_g` times the
     /// [`text_cosines`]. Minus infinity bars an expert; each row needs one that is not barred.
     pub bias: Option<Tensor<2>>,
-    /// How similar each sequence is to what every expert of every group stands for, `[B, G*E]` for G groups,
+    /// How similar each sequence is to what every expert of every group represents, `[B, G*E]` for G groups,
     /// read by a normaliser that blends it in (MoR1E, arXiv:2404.08985).
     pub similarities: Option<Tensor<2>>,
     /// Rows from [`expert_labels`] that replace the selection, `[B, E]`: one-hot for a decided
@@ -39,7 +39,7 @@ pub struct Guidance {
     /// all where it is absent.
     pub clusters: Option<Tensor<2>>,
     /// Whether each decision of a training pass is for one expert that is drawn at random, whatever the
-    /// router scores: so are experts trained that are to stand in for one another (Duo-LLM,
+    /// router scores: this trains experts that can replace one another (Duo-LLM,
     /// arXiv:2410.10846). Labels come first.
     pub random: bool,
 }
@@ -50,7 +50,7 @@ impl Guidance {
     /// same.
     ///
     /// # Panics
-    /// If batches are guided in different ways that zeros do not stand for: similarities, masks of prompts
+    /// If batches are guided in different ways that zeros cannot express: similarities, masks of prompts
     /// or random decisions in only some of them.
     pub fn cat(batches: &[(&Self, usize)]) -> Self {
         let same =

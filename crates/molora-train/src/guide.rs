@@ -194,7 +194,7 @@ impl Instructions {
         scores.chunks(experts.len()).map(<[f32]>::to_vec).collect()
     }
 
-    /// What tells routers about the run's own tasks, whose queries are the experts' instructions.
+    /// The guidance of the routers for the run's own tasks, whose queries are the experts' instructions.
     pub fn guide(&self, device: &Device) -> Guide {
         let queries: Vec<_> = self
             .experts
@@ -212,7 +212,7 @@ impl Instructions {
         TextEncoder::open(&self.encoder, device)
     }
 
-    /// What tells routers about one split of any tasks, which need not be those of the experts.
+    /// The guidance of the routers for one split of any tasks, which need not be those of the experts.
     ///
     /// # Errors
     /// [`TrainError::NoInstruction`] or [`TrainError::EmptyQuery`], where that is the query; a text that cannot be tokenized.
@@ -273,7 +273,7 @@ pub enum Guide {
 }
 
 impl Guide {
-    /// The guidance of a batch whose rows are records of a split, each of a task; a guide that goes by
+    /// The guidance of a batch whose rows are records of a split, each of a task; a guide by
     /// task reads no records.
     ///
     /// # Panics

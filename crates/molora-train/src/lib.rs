@@ -1,4 +1,4 @@
-//! Recipes, data, training loop, evaluation and reports; the program `molora` stands on it.
+//! Recipes, data, training loop, evaluation and reports; the program `molora` is built on it.
 //!
 //! A [`Recipe`] is data: which layers get which experts, router and gate, which terms the
 //! objective has, and which stages train what. [`run::train`] takes a recipe, a base model and task

@@ -225,7 +225,7 @@ impl ConfigFile {
         }
     }
 
-    /// Refuses fields of other architectures, and says which fields nobody read. To be called when
+    /// Refuses fields of other architectures, and warns of fields that were not read. To be called when
     /// everything was read.
     pub(crate) fn finish(&self) -> Result<(), ModelError> {
         for field in self.unread() {
@@ -245,7 +245,7 @@ impl ConfigFile {
         Ok(())
     }
 
-    /// Refuses any field that nobody read, unless its value is as if it were absent.
+    /// Refuses any field that was not read, unless its value is as if it were absent.
     pub(crate) fn finish_by(&self, is_absent: impl Fn(&Value) -> bool) -> Result<(), ModelError> {
         let unread = self.unread();
         match unread
@@ -257,7 +257,7 @@ impl ConfigFile {
         }
     }
 
-    /// Fields that nobody has read so far; null counts as absent.
+    /// Fields that have not been read so far; null counts as absent.
     pub(crate) fn unread(&self) -> Vec<&str> {
         let read = self.read.borrow();
         let given = self.fields.iter().filter(|(_, value)| !value.is_null());

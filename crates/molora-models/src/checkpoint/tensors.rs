@@ -1,4 +1,4 @@
-//! Writing tensors, and refusing ones that nobody reads.
+//! Writing tensors, and refusing ones that are not read.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub(super) fn refuse_unknown(weights: &Weights, read: &[String]) -> Result<(), M
     })
 }
 
-/// Writes f32 tensors by name; refuses NaN and infinities, which nobody could read again.
+/// Writes f32 tensors by name; refuses NaN and infinities, which could not be read again.
 pub(crate) fn write_tensors(
     path: &Path,
     tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>,

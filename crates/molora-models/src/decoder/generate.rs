@@ -1,4 +1,4 @@
-//! Writing on from prompts.
+//! Text generation.
 
 use std::ops::ControlFlow;
 
@@ -45,7 +45,7 @@ impl Default for GenerateOptions {
 pub enum Finish {
     /// By one of the stop tokens.
     StopToken,
-    /// It has as many new tokens as were asked for.
+    /// It has as many new tokens as were requested.
     MaxNewTokens,
     /// Another token would have no position in the model.
     ContextEnd,
@@ -140,7 +140,7 @@ impl Decoder {
         self.generate_watched(prompts, options, context, watch)
     }
 
-    /// As [`generate`](Self::generate), with somebody who sees each token and can end a row.
+    /// As [`generate`](Self::generate), with a callback that gets each token and can end a row.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
@@ -277,7 +277,7 @@ pub fn last_real(hidden: Tensor<3>, mask: &Tensor<2, Bool>) -> Tensor<3> {
         .reshape([batch, 1, width])
 }
 
-/// Adds a token to every row that goes on, by the scores `[B, 1, V]`.
+/// Adds a token to every unfinished row, by the scores `[B, 1, V]`.
 fn choose(
     rows: &mut [Row],
     logits: Tensor<3>,

@@ -24,7 +24,7 @@ pub struct DecoderInput {
     /// True for real tokens, `[B, T]`; padding may stand anywhere. Positions count real tokens.
     pub mask: Tensor<2, Bool>,
     /// The number of the sequence that each token belongs to, `[B, T]`, where several sequences are
-    /// packed into one row one after the other: a token sees its own sequence only, and positions
+    /// packed into one row one after the other: a token attends to its own sequence only, and positions
     /// start again with each. `None` = one sequence per row.
     pub segments: Option<Tensor<2, Int>>,
 }

@@ -30,7 +30,7 @@ pub(crate) struct Pass<'a> {
     /// The router of the next feed-forward part.
     pub(crate) feed_forward: Option<LayerRouter>,
     pub(crate) routes: Vec<RouteTrace>,
-    /// What the sites read and added, if somebody asked.
+    /// What the sites read and added, if requested.
     pub(crate) observed: Option<Vec<Observation>>,
 }
 

@@ -7,9 +7,9 @@ use molora_kernels::random::{Seed, unit};
 /// How a token is drawn from `softmax(logits / temperature)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// Above 0; below 1 the likely tokens get likelier.
+    /// Above 0; values below 1 sharpen the distribution, values above 1 flatten it.
     pub temperature: f64,
-    /// Only the so many likeliest tokens are drawn from.
+    /// Only this many of the likeliest tokens are drawn from.
     pub top_k: Option<usize>,
     /// Then, only the fewest likeliest tokens whose probabilities sum to at least this, in `(0, 1]`
     /// (Holtzman et al., The Curious Case of Neural Text Degeneration, arXiv:1904.09751, eq. 2).
@@ -19,10 +19,10 @@ pub struct Sampling {
     pub min_p: Option<f64>,
 }
 
-/// How much less likely tokens get that stand in the text already; the defaults change nothing.
+/// Penalties on tokens that occur in the text already; the defaults change nothing.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Penalties {
-    /// Taken once from the score of a token that was written.
+    /// Taken once from the score of a token that was generated.
     pub presence: f64,
     /// Taken from the score of a token as often as it was written.
     pub frequency: f64,
@@ -54,9 +54,9 @@ impl Penalties {
         (!is_good).then(|| format!("repetition_penalty is {value}, expected above 0"))
     }
 
-    /// Changes the scores of the next token by what stands in the prompt and what was written after it:
-    /// repetition first, then `score - frequency * count - presence * (count > 0)` with counts of what was
-    /// written, as OpenAI and vLLM define them.
+    /// Changes the scores of the next token by the tokens of the prompt and those generated after it:
+    /// repetition first, then `score - frequency * count - presence * (count > 0)` with counts of the
+    /// generated tokens, as OpenAI and vLLM define them.
     pub fn apply(&self, logits: &mut [f32], prompt: &[usize], written: &[usize]) {
         if *self == Self::default() {
             return;

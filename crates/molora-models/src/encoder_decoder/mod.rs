@@ -1,4 +1,4 @@
-//! Encoder-decoders: a text is read in both directions, then another is written.
+//! Encoder-decoders: a text is read in both directions, then another is generated.
 
 mod bias;
 mod config;

@@ -230,7 +230,7 @@ impl T5 {
         self.generate_watched(sources, options, context, watch)
     }
 
-    /// As [`generate`](Self::generate), with somebody who sees each token and can end a row.
+    /// As [`generate`](Self::generate), with a callback that gets each token and can end a row.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).

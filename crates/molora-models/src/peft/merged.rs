@@ -83,7 +83,7 @@ pub fn save_merged<M: BaseModel>(
     let mut tensors = Vec::new();
     for name in weights.names() {
         let path = name.rsplit_once('.').map_or("", |(path, _)| path);
-        // Masks and positions of old files are of other types, and nobody reads them.
+        // Masks and positions of old files are of other types, and are not read.
         let is_float = matches!(
             weights.dtype(name),
             Some(Dtype::F32 | Dtype::F16 | Dtype::BF16)

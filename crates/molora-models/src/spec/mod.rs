@@ -108,7 +108,7 @@ impl AdapterSpec {
         self.experts == ExpertCount::PerTask
     }
 
-    /// The tasks whose experts form a group, by the group's name, where the router knows groups.
+    /// The tasks whose experts form a group, by the group's name, where the router has groups.
     pub fn task_groups(&self) -> Option<TaskGroups> {
         self.clone().task_groups_mut().cloned()
     }
@@ -287,7 +287,7 @@ impl AdapterSpec {
         spec
     }
 
-    /// Whether the router's keys live in the rank space of the bank.
+    /// Whether the router's keys are in the rank space of the bank.
     pub fn has_rank_keys(&self) -> bool {
         self.router.as_ref().is_some_and(|router| {
             router.scorer.has_keys()

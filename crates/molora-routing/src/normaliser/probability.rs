@@ -1,5 +1,5 @@
-//! The probability of each expert that takes part, which is not renormalised: what the experts that were
-//! left out would have had, nobody gets, and the router learns from every logit.
+//! The probability of each expert that takes part, which is not renormalised: the share of the
+//! experts that were left out is dropped, and the router learns from every logit.
 //!
 //! Top-p routing, Huang et al., arXiv:2403.07652, section 3.2; Mod-Squad, Chen et al.,
 //! arXiv:2212.08066, with a floor under every probability; MoCLE, arXiv:2312.12379.

@@ -184,7 +184,7 @@ pub trait ScorerNumbers {
         false
     }
 
-    /// The groups of tasks whose experts belong together, where the scorer knows groups.
+    /// The groups of tasks whose experts belong together, where the scorer has groups.
     fn task_groups(&mut self) -> Option<&mut TaskGroups> {
         None
     }
@@ -358,7 +358,7 @@ impl ScorerConfig {
         each!(ScorerConfig, self, numbers => numbers.decides())
     }
 
-    /// The groups of tasks whose experts belong together, where the scorer knows groups.
+    /// The groups of tasks whose experts belong together, where the scorer has groups.
     pub fn task_groups(&mut self) -> Option<&mut TaskGroups> {
         each!(ScorerConfig, self, numbers => numbers.task_groups())
     }

@@ -1,5 +1,5 @@
 //! A learned prompt of the task, added to what the router reads: the choice of an expert depends on the
-//! token and on what is asked about it. JiuZhang 2.0, arXiv:2306.11027, where routing is guided by task
+//! token and on the question about it. JiuZhang 2.0, arXiv:2306.11027, where routing is guided by task
 //! prompts; the form is inferred.
 //!
 //! ```text

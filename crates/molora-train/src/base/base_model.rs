@@ -93,7 +93,7 @@ pub(crate) fn absolute(name: &str) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Hears of no progress and never stops.
+/// A progress callback that ignores progress and never cancels.
 pub(crate) fn silent(_: hub::Progress<'_>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }

@@ -1,7 +1,7 @@
 //! What the repository brings with it: starter tasks and a small base model.
 //!
 //! Both lie in its folder `datasets`. A program that is installed elsewhere has the tasks in itself, and
-//! the model comes from the Hub when it is first asked for, see [`find`](super::base_model::find).
+//! the model comes from the Hub when it is first used, see [`find`](super::base_model::find).
 
 use std::path::{Path, PathBuf};
 

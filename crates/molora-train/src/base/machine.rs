@@ -44,7 +44,7 @@ pub(crate) fn cache_folder() -> Option<PathBuf> {
 
 /// Bytes of memory that are free for new work: what Linux calls available, but no more than the control groups of
 /// this process, such as those of a container or a batch system, leave it; `None` where the system does not
-/// tell.
+/// report it.
 pub fn free_memory_bytes() -> Option<u64> {
     let free = available(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
     Some(left_by_groups().map_or(free, |left| left.min(free)))
@@ -79,7 +79,7 @@ fn left_by_group(folder: &Path) -> Option<u64> {
     let files = stat
         .lines()
         .find_map(|line| line.strip_prefix("inactive_file "));
-    // Pages of files that nobody uses are given up for new work.
+    // Pages of files that no process uses are given up for new work.
     let unused = files.and_then(|text| number(text.to_owned())).unwrap_or(0);
     Some(limit.saturating_sub(used.saturating_sub(unused)))
 }

@@ -1,4 +1,4 @@
-//! What a run stands on: base models by name, devices, what was measured of the machine, and files.
+//! What a run is based on: base models by name, devices, what was measured of the machine, and files.
 
 mod adapter;
 pub mod base_model;

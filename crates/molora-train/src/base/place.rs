@@ -156,7 +156,7 @@ impl NewFolder {
     }
 }
 
-/// Removes a folder so that nobody finds a part of it under its name.
+/// Removes a folder so that a part of it is never found under its name.
 pub(crate) fn discard(path: &Path) -> Result<(), TrainError> {
     if !is_there(path) {
         return Ok(());
@@ -222,7 +222,7 @@ fn clean_named(folder: &Path, prefix: &str) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Whether nobody writes to it any more.
+/// Whether no process writes to it any more.
 fn is_left(path: &Path) -> bool {
     match path.symlink_metadata() {
         // Neither a file nor a folder: nothing that is being written.

@@ -1,4 +1,4 @@
-//! A few numbers that stand for many: by them values are compared of which one side is not there.
+//! A few numbers that summarise many, for comparing values of which one side is not there.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! When a model has said all.
+//! When generation ends.
 
 use std::path::Path;
 

@@ -57,7 +57,7 @@ pub enum CompareError {
         /// The recipe.
         recipe: String,
     },
-    /// The folder belongs to a comparison that was asked for in another way.
+    /// The folder belongs to a comparison that was requested with other settings.
     #[error("{}: {difference}; choose another --out or ask as before", path.display())]
     Differs {
         /// The stored request.
@@ -73,7 +73,7 @@ pub enum CompareError {
         /// What was found and expected.
         problem: String,
     },
-    /// The user asked to stop.
+    /// The user cancelled.
     #[error("stopped in {what} {number} of {total}; the same molora compare goes on from there")]
     Interrupted {
         /// `run` or `trial`.

@@ -53,7 +53,7 @@ pub const TABLES: &str = "compare.md";
 /// File of the page in a comparison's folder.
 pub const PAGE: &str = "compare.html";
 
-/// What a user asks for.
+/// The request of a user.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The recipes, the reference first.
@@ -80,7 +80,7 @@ pub struct Request {
     pub device: DeviceSpec,
 }
 
-/// What a comparison tells while it goes on.
+/// Events of a comparison.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// Everything is checked and the ranks are chosen.
@@ -263,7 +263,7 @@ impl One<'_> {
         Ok(())
     }
 
-    /// Refuses a run that somebody put there for another recipe, seed, model or data.
+    /// Refuses a run of another recipe, seed, model or data.
     fn check(&self, folder: &Path) -> Result<(), CompareError> {
         let config = read_config(folder)?;
         let plan = self.plan;

@@ -1,4 +1,4 @@
-//! A comparison as it was asked for and resolved: `compare.toml`.
+//! A comparison as it was requested and resolved: `compare.toml`.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;

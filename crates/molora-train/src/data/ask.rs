@@ -1,4 +1,4 @@
-//! What a language model is asked to go on with.
+//! A prompt for a language model.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::fields::Fields;
 use super::format::{FormatError, parse_lines};
 use super::schema::{messages, tools};
 
-/// What a model is asked to go on with.
+/// A prompt for a language model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
     /// A text.

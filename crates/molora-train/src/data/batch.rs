@@ -43,12 +43,12 @@ pub struct Batch {
     pub records: Vec<usize>,
 }
 
-/// A token that has to be said.
+/// A target token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AnswerToken {
     /// Row of the batch.
     pub row: usize,
-    /// Place in the row whose hidden state it is told from: that of the token in front of it.
+    /// The position in the row whose hidden state predicts it: that of the token before it.
     pub place: usize,
     /// The token.
     pub token: i32,
@@ -158,7 +158,7 @@ impl Batch {
         self.rows * (self.width + written)
     }
 
-    /// The tokens that have to be said, row by row. For texts that are written places are in
+    /// The target tokens, row by row. For texts that are written places are in
     /// [`target_ids`](Self::target_ids), else in [`input_ids`](Self::input_ids).
     pub fn answers(&self) -> Vec<AnswerToken> {
         let mut answers = self.weighed_by_example();
@@ -195,7 +195,7 @@ impl Batch {
         answers
     }
 
-    /// Answers within the text of a row; the first token of an example is told by nothing.
+    /// Answers within the text of a row; the first token of an example is not predicted.
     fn answers_within(&self, row: usize, is_answer: &[bool], answers: &mut Vec<AnswerToken>) {
         let at = |place: usize| row * self.width + place;
         let segment = |place: usize| self.segments.as_ref().map_or(0, |all| all[at(place)]);

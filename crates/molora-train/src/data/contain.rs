@@ -2,7 +2,7 @@
 //!
 //! It runs on a thread of its own, so that what no library counts is bounded from outside: a panic
 //! becomes an error, and the work is given up when it takes too long or the process grows too much
-//! meanwhile. The thread of work that was given up goes on until it ends by itself, or the program
+//! meanwhile. The thread of work that was given up keeps running until it ends by itself, or the program
 //! does.
 
 use std::cell::Cell;
@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-/// How long work goes on before anybody looks, and between looks.
+/// How long work runs before the first check, and between checks.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 const NEXT_LOOK: Duration = Duration::from_millis(2);
 
@@ -81,7 +81,7 @@ pub(crate) fn contain<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Memory of the process in bytes where the system tells it; else 0, and only time is a bound.
+/// Memory of the process in bytes where the system reports it; else 0, and only time is a bound.
 fn memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

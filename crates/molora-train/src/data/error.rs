@@ -194,7 +194,7 @@ pub enum DataError {
         /// `name (kind)` of every such task, joined by commas.
         found: String,
     },
-    /// Tasks whose answers no head can tell, for a model that writes nothing.
+    /// Tasks whose answers no head can predict, for a model that generates no text.
     #[error(
         "{found}: an encoder writes no answers; choose a decoder or an encoder-decoder with --model, \
          or other tasks with --tasks"

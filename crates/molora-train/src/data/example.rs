@@ -15,11 +15,11 @@ use super::written::{Question, Writing};
 /// What a model should answer for one example.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Target {
-    /// Index into the task's labels, told by a head.
+    /// Index into the task's labels, predicted by a head.
     Class(usize),
-    /// A number, told by a head.
+    /// A number, predicted by a head.
     Number(f64),
-    /// Tokens of the text itself: true for those that the model has to say.
+    /// Tokens of the text itself: true for the targets.
     Answer(Vec<bool>),
     /// Another text, that an encoder-decoder writes, behind its start token.
     Text(Vec<u32>),
@@ -70,7 +70,7 @@ pub struct TokenizedTask {
     /// What the record of each example says, for readers with a tokenizer of their own: training,
     /// validation, test.
     pub(crate) requests: [Vec<String>; 3],
-    /// How its answers are written; `None` where a head tells them.
+    /// How its answers are written; `None` where a head predicts them.
     pub(crate) written: Option<Written>,
 }
 
@@ -102,7 +102,7 @@ impl TokenizedTask {
     /// it the task.
     ///
     /// # Errors
-    /// If answers of this kind cannot be told by a head, or if a text cannot be tokenized or yields
+    /// If no head can predict answers of this kind, or if a text cannot be tokenized or yields
     /// no token.
     pub fn new(
         task: &Task,
@@ -121,7 +121,7 @@ impl TokenizedTask {
         Ok(tokenized)
     }
 
-    /// Tokenizes a task that is number `index` of the run for a model that writes.
+    /// Tokenizes a task that is number `index` of the run for a generative model.
     ///
     /// # Errors
     /// If a text cannot be put together or tokenized, or yields no token.
@@ -166,7 +166,7 @@ impl TokenizedTask {
                 ],
             });
         }
-        // A prompt alone may be cut where answers are to be written behind it; most are those of before.
+        // A prompt alone may be cut where answers are to be generated after it; most are those of before.
         let prompts = writing.take_cuts();
         if tokenized.cut == 0 {
             tokenized.count_cuts(prompts, writing.max_length);

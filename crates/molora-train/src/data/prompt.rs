@@ -1,4 +1,4 @@
-//! A record as text: what a language model is given, and what it has to say.
+//! A record as text: what a language model is given, and what its targets are.
 //!
 //! The text comes in pieces, prompts and answers in turns, because only answers are trained on. All
 //! pieces one after the other are the whole text.
@@ -20,7 +20,7 @@ pub use template::PromptTemplate;
 pub struct Piece {
     /// The text as it stands, spaces and line breaks included.
     pub text: String,
-    /// Whether the model has to say it; otherwise it is given.
+    /// Whether it is a target; otherwise it is given.
     pub is_answer: bool,
 }
 

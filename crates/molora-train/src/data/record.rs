@@ -22,7 +22,7 @@ pub enum Label {
 
 /// One example.
 ///
-/// How its text is put together is told by the last fields: a chat has messages, text as it
+/// The last fields determine how its text is put together: a chat has messages, text as it
 /// stands is verbatim, and everything else is a prompt of instruction and inputs, unless a template has
 /// written the prompt; see [`super::prompt::pieces`].
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -42,7 +42,7 @@ pub struct Record {
     /// The answer as text: label name, answer text, number or worked solution; of a chat, what the
     /// assistant says last.
     pub output: String,
-    /// Whatever else the source said (fine label, source id).
+    /// Other metadata of the source (fine label, source id).
     pub meta: Option<Value>,
     /// The messages of a chat, of which the assistant has the last; empty for other records.
     pub messages: Vec<Message>,

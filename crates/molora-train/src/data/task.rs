@@ -106,7 +106,7 @@ pub fn load_tasks(path: &Path, names: Option<&[String]>) -> Result<Vec<Task>, Da
     load_tasks_for(path, names, &WritingConfig::default())
 }
 
-/// [`load_tasks`] for a model that writes: templates of one's own write the prompts of the records.
+/// [`load_tasks`] for a generative model: templates of one's own write the prompts of the records.
 ///
 /// # Errors
 /// As [`load_tasks`]; a template that is broken, or a record that it cannot ask.

@@ -187,7 +187,7 @@ impl TextTokenizer {
         })
     }
 
-    /// Tokens of a text that a model is to go on with, and how many bytes of white space at its end
+    /// Tokens of a prompt, and how many bytes of white space at its end
     /// they leave out: where a word behind it would take that space into its own token, the model has
     /// learned the space as a part of the word. `with_front` adds the special tokens in front.
     ///

@@ -1,4 +1,4 @@
-//! Records as tokens for models that write their answers.
+//! Records as tokens for models that generate their answers.
 
 mod config;
 
@@ -32,7 +32,7 @@ pub struct Question {
 /// The tokens of a text, without the mark of its end.
 struct Unended {
     ids: Vec<u32>,
-    /// Which of them have to be said.
+    /// Which of them are targets.
     answers: Vec<bool>,
     /// Where the last piece begins.
     last: usize,
@@ -47,7 +47,7 @@ pub struct Candidate {
     pub characters: usize,
 }
 
-/// How texts become tokens for a model that writes, and its tokens texts.
+/// How texts become tokens for a generative model, and its tokens texts.
 #[derive(Debug)]
 pub struct Writing {
     /// The model's tokenizer.
@@ -107,10 +107,10 @@ impl Writing {
         self.said(record, &pieces, task)
     }
 
-    /// Pieces of which the answers are to be said.
+    /// Pieces of which the answers are targets.
     fn said(&self, record: &Record, pieces: &[Piece], task: usize) -> Result<Example, DataError> {
         let (ids, answers) = self.tokens(pieces, self.max_length)?;
-        // The first token has nothing in front of it that it could be told from.
+        // The first token has nothing before it that could predict it.
         if !answers.iter().skip(1).any(|&is_answer| is_answer) {
             let id = record.id.clone();
             return Err(match pieces.iter().any(|piece| piece.is_answer) {

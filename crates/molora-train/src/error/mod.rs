@@ -151,10 +151,10 @@ pub enum TrainError {
         /// What it is.
         value: f64,
     },
-    /// The user asked to stop what cannot go on.
+    /// The user cancelled what cannot be resumed.
     #[error("stopped; nothing was written")]
     Stopped,
-    /// The user asked to stop.
+    /// The user cancelled.
     #[error("stopped after step {step}; continue with: molora train --resume {}", run.display())]
     Interrupted {
         /// The last finished step.
@@ -162,7 +162,7 @@ pub enum TrainError {
         /// The run folder.
         run: PathBuf,
     },
-    /// The user asked to stop while an expert was added.
+    /// The user cancelled while an expert was added.
     #[error(
         "stopped after step {step}; {} is as it was; go on with the same command", run.display()
     )]

@@ -112,7 +112,7 @@ pub enum RunProblem {
     /// Steps for a run that has not come to its end.
     #[error("the run is not finished, it has {found} steps before it: go on without --steps first")]
     StepsOfUnfinished { found: usize },
-    /// A run that cannot go on behind its end.
+    /// A run that cannot be continued after its end.
     #[error("{}", match is_joint {
         true => "the state at its end is not there: an earlier molora trained it, or its experts were changed since",
         false => "it ends with experts that train one by one; --from-stage begins a stage again",
@@ -183,7 +183,7 @@ pub enum RunProblem {
     /// A file that would be written over.
     #[error("it is there already; replace it with --force")]
     FileThere,
-    /// A task that is asked for as unseen.
+    /// A task that is requested as unseen.
     #[error("task {task} is one that the run was trained on: it is not unseen")]
     NotUnseen { task: String },
     /// A folder whose tasks were all trained on.
@@ -210,7 +210,7 @@ pub enum RunProblem {
         limit: u64,
         advice: String,
     },
-    /// A system that does not tell how much memory a process has taken.
+    /// A system that does not report how much memory a process has taken.
     #[error(
         "this system does not tell the peak memory of a process: set stages.N.micro_batch_size"
     )]
@@ -288,7 +288,7 @@ pub enum RunProblem {
     /// An encoder that is assembled without data.
     #[error("answers through heads of tasks: give --data with a task for each expert")]
     NeedsData,
-    /// An encoder that is asked to write.
+    /// An encoder asked to generate.
     #[error("is an encoder, which writes no text: expected a decoder or an encoder-decoder")]
     WritesNoText,
     /// A chat with a model that has no template.
@@ -449,7 +449,7 @@ pub enum RunProblem {
     /// A given expert that holds parameters whole, which have no weighted sum.
     #[error("holds {path} whole, which has no weighted sum: expected a LoRA alone")]
     HoldsWhole { path: String },
-    /// A given expert whose base model nobody tells.
+    /// A given expert whose base model is unknown.
     #[error("does not say of which base model it is: give that with --base")]
     NoBaseNamed,
     /// A given expert that is neither a run nor an adapter.

@@ -1,8 +1,8 @@
 //! What a base model is worth without adapters: the floor under a run's scores.
 //!
-//! Where a head tells the answers, that is a linear probe of the model's pooled states, fitted on the
+//! Where a head predicts the answers, that is a linear probe of the model's pooled states, fitted on the
 //! training split with the penalty that does best on the validation split: what a head alone gives. A
-//! model that writes is asked as it is.
+//! generative model is prompted as it is.
 
 use burn::tensor::Device;
 use molora_models::TaskModel;
@@ -39,7 +39,7 @@ pub(crate) struct BaseScope<'a> {
 /// called with the number of records done and their number in all.
 ///
 /// # Errors
-/// [`TrainError::ScoreNotFinite`] for outputs that nothing can be told from.
+/// [`TrainError::ScoreNotFinite`] for outputs that allow no prediction.
 pub(crate) fn ask_base(
     model: &TaskModel,
     task: &TokenizedTask,

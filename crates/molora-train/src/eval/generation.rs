@@ -1,4 +1,4 @@
-//! Texts that the model writes by itself, and how likely the right ones are to it.
+//! Texts that the model generates freely, and the log-probability of the right ones.
 
 use molora_kernels::random::Seed;
 use molora_models::{Backbone, GenerateOptions, Generated};

@@ -1,4 +1,4 @@
-//! Answers that a head tells: classes and numbers.
+//! Answers of a head: classes and numbers.
 
 use crate::TrainError;
 use crate::data::metrics::{accuracy, pearson, rmse};

@@ -1,7 +1,7 @@
 //! Evaluation: scores by task, and how the routers shared each task among the experts.
 //!
-//! Answers that a head tells are in `head`; of those that are written, candidates are scored in
-//! `choice`, and free texts in `generation`.
+//! Answers of a head are in `head`; of generated ones, candidates are scored in `choice`, and free texts
+//! in `generation`.
 
 mod answer;
 pub(crate) mod base;
@@ -130,7 +130,7 @@ pub fn evaluate(
     })
 }
 
-/// Refuses numbers of a record, a row of a split, that nothing can be told from.
+/// Refuses numbers of a record, a row of a split, that allow no prediction.
 pub(crate) fn check_finite(
     task: &str,
     (split, row): (Split, usize),
@@ -189,7 +189,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Refuses numbers of a record that nothing can be told from.
+    /// Refuses numbers of a record that allow no prediction.
     fn check_finite(
         &self,
         row: usize,

@@ -79,8 +79,8 @@ impl Probed<'_> {
     }
 
     /// What the model computes from rows: what every adapted layer adds, what every router decides, the
-    /// pooled states, what the heads tell of their own rows, and the next token's scores of a model that
-    /// writes.
+    /// pooled states, what the heads predict for their own rows, and the next token's scores of a
+    /// generative model.
     ///
     /// # Errors
     /// [`RunProblem::ForeignProbe`] for rows that the model cannot read, else as [`record`](Self::record).
@@ -133,7 +133,7 @@ impl Probed<'_> {
         Ok(outputs)
     }
 
-    /// What the heads tell of their own rows.
+    /// What the heads predict for their own rows.
     fn told(
         &self,
         model: &TaskModel,

@@ -1,4 +1,4 @@
-//! What of a run can be one LoRA.
+//! The parts of a run that one LoRA equals exactly.
 
 use std::path::Path;
 

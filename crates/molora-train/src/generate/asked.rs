@@ -1,4 +1,4 @@
-//! What a model is asked: a run's own template, and chats that its model's template shows.
+//! Prompts of a model: a run's own template, and chats that its model's template shows.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! From what a server is asked to tokens and to what routers read, and back.
+//! From requests to a server to tokens and router inputs, and back.
 
 use burn::tensor::Tensor;
 use molora_models::{ForwardContext, GenerateError};

@@ -1,4 +1,4 @@
-//! Language models that write: a model as it is, or a run.
+//! Generative language models: a model as it is, or a run.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -182,8 +182,8 @@ impl Writer {
         })
     }
 
-    /// Whether prompts are framed by the chat template: if that is wanted, and by default if there is
-    /// one and, in a run, the tasks were asked by it.
+    /// Whether prompts use the chat template: if that is requested, and by default if there is
+    /// one and, in a run, the tasks were prompted by it.
     ///
     /// # Errors
     /// If it is wanted and there is none.
@@ -260,7 +260,7 @@ impl Writer {
     }
 
     /// The likeliest answer to a request, in at most `max_new_tokens` tokens. A model without a chat
-    /// template goes on with the text of the request.
+    /// template continues the text of the request.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -401,7 +401,7 @@ impl Writer {
                     false => self.tokenizer.encode_prompt(&text, false)?,
                 }
             }
-            // What an encoder reads has an end, what a decoder goes on with has none.
+            // What an encoder reads has an end, what a decoder continues has none.
             None if reads => (self.tokenizer.encode_whole(prompt, true)?, 0),
             None => {
                 let (ids, left_out) = self.tokenizer.encode_prompt(prompt, true)?;

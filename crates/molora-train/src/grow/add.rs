@@ -31,7 +31,7 @@ use crate::store::{
 };
 use crate::train::{Event, Setup, Start, Trained, train, transform};
 
-/// What a user asks for.
+/// The request of a user.
 #[derive(Debug, Clone)]
 pub struct AddRequest {
     /// Folder of a finished run.
@@ -54,7 +54,7 @@ pub struct AddRequest {
 /// # Errors
 /// If the run is not finished, trains its experts together or has one of the task already; any
 /// problem with the task; [`TrainError::GrowthInterrupted`] if `stop` was set, after a checkpoint
-/// from which the same request goes on. The run is then as it was.
+/// from which the same request resumes. The run is then as it was.
 pub fn add_expert(
     request: &AddRequest,
     stop: &AtomicBool,
@@ -331,7 +331,7 @@ impl Growth<'_> {
     }
 }
 
-/// Writes the records with numbers that go on.
+/// Writes the records with consecutive numbers.
 fn write_steps(folder: &Path, steps: &mut [Record]) -> Result<(), TrainError> {
     let mut writer = StepWriter::open(folder.join(STEPS))?;
     let mut done = 0;

@@ -113,7 +113,7 @@ fn rebuild(
         instructions.save(&new)?;
         trained.guide = Some(instructions.guide(&loaded.device));
     }
-    // What is left is short, and nothing could go on with it.
+    // What is left is short, and nothing could resume it.
     let never = AtomicBool::new(false);
     let finished = finish(&new, &config, &loaded, &trained, &never, on_event)?;
     write_config(&new, &config)?;

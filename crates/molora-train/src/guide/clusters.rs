@@ -2,7 +2,7 @@
 //!
 //! Gou et al., arXiv:2312.12379, section 3.1: the texts of all training records are embedded and divided
 //! by k-means; a record belongs to the cluster whose centroid is nearest to its text. The run keeps the
-//! centroids, so that the same text has the same cluster in training, evaluation and when a run goes on.
+//! centroids, so that the same text has the same cluster in training, evaluation and a resumed run.
 
 use std::path::Path;
 
@@ -110,7 +110,7 @@ impl Clusters {
         clusters.map(|count| Self::load(run, count)).transpose()
     }
 
-    /// What tells routers about all records of tasks.
+    /// The guidance of the routers for all records of tasks.
     ///
     /// # Errors
     /// Whatever reading the encoder gives, and a text that cannot be tokenized.
@@ -157,7 +157,7 @@ impl Clusters {
         all
     }
 
-    /// What tells routers about some splits of tasks, which need not be those of the run.
+    /// The guidance of the routers for some splits of tasks, which need not be those of the run.
     ///
     /// # Errors
     /// A text that cannot be tokenized.
@@ -198,7 +198,7 @@ pub struct ClusterIds {
 }
 
 impl ClusterIds {
-    /// What tells routers about records of a split, each of a task.
+    /// The guidance of the routers for records of a split, each of a task.
     ///
     /// # Panics
     /// If a record has no cluster.
@@ -215,7 +215,7 @@ impl ClusterIds {
     }
 }
 
-/// What tells routers about sequences at these places among the clusters.
+/// The guidance of the routers for sequences at these places among the clusters.
 pub(crate) fn clusters_of(places: &[&Place], clusters: usize, device: &Device) -> Guidance {
     let mut rows = vec![0.0_f32; places.len() * clusters];
     for (row, place) in places.iter().enumerate() {

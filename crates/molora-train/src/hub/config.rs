@@ -29,7 +29,7 @@ pub struct HubConfig {
     pub memory: Option<PathBuf>,
 }
 
-/// A secret that tells the hub who asks. `Debug` does not show it.
+/// The access token of the user. `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 

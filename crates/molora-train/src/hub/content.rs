@@ -73,7 +73,7 @@ impl Known {
         }
     }
 
-    /// The first of some hashes that a file does not have. `go_on` is asked while it is read.
+    /// The first of some hashes that a file does not have. `go_on` is called while it is read.
     pub(super) fn differs(
         &mut self,
         path: &Path,
@@ -139,8 +139,8 @@ impl Known {
 /// Checks the files of a snapshot that molora reads by the names of their blobs.
 ///
 /// # Errors
-/// [`HubError::Damaged`] for the first that is another; [`HubError::Stopped`] by `go_on`, which is
-/// told the file.
+/// [`HubError::Damaged`] for the first that is another; [`HubError::Stopped`] by `go_on`, which
+/// gets the file.
 pub(super) fn check_snapshot(
     folder: &Path,
     known: &RefCell<Known>,

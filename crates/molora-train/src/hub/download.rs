@@ -1,4 +1,4 @@
-//! Downloads of single files: resumed, checked for size and content, and shown while they go on.
+//! Downloads of single files: resumed, checked for size and content, with their progress shown.
 
 use std::cell::RefCell;
 use std::io::Read;
@@ -55,7 +55,7 @@ impl Download<'_> {
         self.cache.link(&self.listing.commit, name, &blob)
     }
 
-    /// Whether the cache holds a file, with the content that the hub tells.
+    /// Whether the cache holds a file, with the content that the hub reports.
     fn is_here(
         &self,
         name: &str,
@@ -199,8 +199,8 @@ impl Download<'_> {
 }
 
 /// How many bytes of a file an attempt brings at least to count as one that got on: a thousandth, but
-/// no less than 512 (of small files a tenth). A server that sends a byte each time would be asked for
-/// ever.
+/// no less than 512 (of small files a tenth). Otherwise a server that sends a byte each time would be
+/// retried forever.
 fn least(size: Option<u64>) -> u64 {
     const MOST: u64 = 1024 * 1024;
     size.map_or(MOST, |size| {

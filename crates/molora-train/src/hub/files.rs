@@ -10,7 +10,7 @@ use super::{HubError, ModelId};
 
 /// Files that every model has to have.
 pub(super) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-/// Files that change what a model is asked, where a repository has them.
+/// Files that change the prompts of a model, where a repository has them.
 pub(super) const OPTIONAL: [&str; 4] = [
     "tokenizer_config.json",
     "special_tokens_map.json",

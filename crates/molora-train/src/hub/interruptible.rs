@@ -1,6 +1,6 @@
-//! Waiting for the network without giving up the user's say.
+//! Waiting for the network while the user can still cancel.
 //!
-//! What blocks runs on a thread of its own. The waiting one asks every moment whether it may go on,
+//! Blocking calls run on a thread of their own. The waiting one checks for cancellation at short intervals,
 //! and gives up after a limit; the other thread then ends at the time-out of its connection.
 
 use std::io::Read;
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use super::HubError;
 use super::http::connection;
 
-/// How often the user is asked.
+/// How often cancellation is checked.
 const MOMENT: Duration = Duration::from_millis(100);
 const BUFFER: usize = 128 * 1024;
 /// The slowest body that is waited for, in bytes a second.
 const SLOWEST: f64 = 1024.0;
 
-/// Asks whether to go on.
+/// Checks for cancellation: an error stops the work.
 pub(super) type Ask<'a> = dyn FnMut() -> Result<(), HubError> + 'a;
 
 /// The result of work that blocks.
@@ -36,7 +36,7 @@ pub(super) fn wait<T: Send + 'static>(
     }
 }
 
-/// Sleeps, unless the user wants to stop.
+/// Sleeps, unless the user cancels.
 pub(super) fn sleep(duration: Duration, ask: &mut Ask<'_>) -> Result<(), HubError> {
     let end = Instant::now() + duration;
     loop {
@@ -49,10 +49,10 @@ pub(super) fn sleep(duration: Duration, ask: &mut Ask<'_>) -> Result<(), HubErro
     }
 }
 
-/// Takes a piece of a body, or hears that none came for a while.
+/// Receives a chunk of a body, or `None` after a while without one.
 type OnPiece<'a> = dyn FnMut(Option<&[u8]>) -> Result<(), HubError> + 'a;
 
-/// Hands on a body piece by piece. A body that stands still for `limit`, or trickles for twice as
+/// Passes on a body chunk by chunk. A body that stalls for `limit`, or trickles for twice as
 /// long, is given up.
 pub(super) fn pieces(
     url: &str,

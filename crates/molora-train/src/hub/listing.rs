@@ -17,9 +17,9 @@ use super::{HubError, OnProgress, Progress};
 /// A repository at one commit.
 pub(super) struct Listing {
     pub(super) commit: String,
-    /// Size of each file in bytes, where the hub tells it.
+    /// Size of each file in bytes, where the hub reports it.
     pub(super) sizes: BTreeMap<String, Option<u64>>,
-    /// Hash of each file's content, where the hub tells it.
+    /// Hash of each file's content, where the hub reports it.
     pub(super) digests: BTreeMap<String, Digest>,
 }
 

@@ -1,4 +1,4 @@
-//! Models by name from the Hugging Face Hub, or a server that speaks its file API.
+//! Models by name from the Hugging Face Hub, or a server that implements its file API.
 //!
 //! [`fetch`] asks the hub which commit a revision is, downloads the few files that molora reads
 //! into the cache that Python's `huggingface_hub` uses too, and returns the snapshot's folder. A
@@ -50,7 +50,7 @@ pub struct Snapshot {
     pub commit: String,
 }
 
-/// What a download tells while it goes on.
+/// Progress of a download.
 #[derive(Debug, Clone, Copy)]
 pub enum Progress<'a> {
     /// A request was sent and is not answered yet, or a file is being checked.
@@ -81,13 +81,13 @@ pub enum Progress<'a> {
     },
 }
 
-/// Hears of progress; `Break` stops the download.
+/// Progress callback; `Break` cancels the download.
 pub type OnProgress<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'a;
 
 /// Downloads what is missing of a model and returns its folder in the cache.
 ///
-/// An interrupted download goes on where it ended. Contents are checked against the hashes that the
-/// hub tells, and those that lie in the cache against their names there, once for each file. Files:
+/// An interrupted download resumes where it stopped. Contents are checked against the hashes that the
+/// hub reports, and those that lie in the cache against their names there, once for each file. Files:
 /// `config.json`, `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
 /// `generation_config.json` and `chat_template.jinja` as far as the repository has them, and
 /// `model.safetensors` or the shards of its index.

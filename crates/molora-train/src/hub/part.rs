@@ -1,4 +1,4 @@
-//! The part of a file that is there, and who may add to it.
+//! A partially downloaded file and its lock.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! What training and evaluation ask of a model: its inputs, losses and parameters.
+//! What training and evaluation need from a model: its inputs, losses and parameters.
 
 mod auxiliary;
 mod inputs;

@@ -1,4 +1,4 @@
-//! Losses of tasks: what a head says of a text, or how likely the right tokens are.
+//! Losses of tasks: of the output of a head, or of the log-probability of the right tokens.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use molora_models::{TaskModel, TextInput, TextOutput};
@@ -46,7 +46,7 @@ pub(crate) fn task_losses(
     losses
 }
 
-/// Whether a head tells the answer.
+/// Whether a head predicts the answer.
 fn is_told(target: &Target) -> bool {
     matches!(target, Target::Class(_) | Target::Number(_))
 }
@@ -113,7 +113,7 @@ pub(crate) fn row_losses(
     shares.matmul(losses.unsqueeze_dim(1)).squeeze_dim(1)
 }
 
-/// The losses of tasks whose answers are written, from the states `[B, S, D]` that tell them.
+/// The losses of tasks with generated answers, from the states `[B, S, D]` that predict them.
 fn written_losses(
     model: &TaskModel,
     written: Tensor<3>,
@@ -143,7 +143,7 @@ fn written_losses(
 }
 
 /// `-log p(token)` of each answer token, `[N]`, or its cross-entropy with a smoothed label. The head is
-/// computed where it is asked only.
+/// computed at target positions only.
 pub(crate) fn token_losses(
     model: &TaskModel,
     written: Tensor<3>,

@@ -1,4 +1,4 @@
-//! Answers as lines of JSON, in a file that a killed process can go on with.
+//! Answers as lines of JSON, in a file from which a killed process can be resumed.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ pub fn prediction(record: &Record, answer: &Answer, task: &TaskMeta) -> Value {
 }
 
 /// Writes the answers to records into a file, a line each. They are gathered in a file beside it, whose
-/// name tells run, task and records: the same call goes on with what a killed process left there.
+/// name tells run, task and records: the same call resumes what a killed process left there.
 ///
 /// # Errors
 /// A file that is there already, unless `force`; whatever [`Predictor::answers`] and writing give.

@@ -45,8 +45,8 @@ impl Predictor {
     ///
     /// # Errors
     /// A run that is not finished, a task that it has not or that is not named; whatever reading the run
-    /// gives. A run of an earlier version whose model writes does not say what the task's records are
-    /// asked: its data have to be where they were.
+    /// gives. A run of an earlier version with a generative model does not say how the task's records
+    /// are prompted: its data have to be where they were.
     pub fn open(
         run: &Path,
         task: Option<&str>,
@@ -119,7 +119,7 @@ impl Predictor {
     /// The answers to records, in their order.
     ///
     /// # Errors
-    /// A record that yields no token or cannot be asked, or scores that no answer can be told from.
+    /// A record that yields no token or has no prompt, or scores that allow no prediction.
     pub fn answers(&mut self, records: &[Record]) -> Result<Vec<Answer>, TrainError> {
         let mut tasks = self.tasks.clone();
         tasks[self.number].test = records.to_vec();

@@ -1,4 +1,4 @@
-//! What watches the routers while a mixture trains, and what it does about what it sees.
+//! Rules that watch the routers while a mixture trains, and how they react.
 
 use molora_models::{AdapterSpec, Composition, RouterScope};
 use molora_regularize::ObjectiveConfig;

@@ -1,4 +1,4 @@
-//! LoRAMoE: two kinds of LoRA experts, balanced within a kind and told apart between kinds. Dou et
+//! LoRAMoE: two kinds of LoRA experts, balanced within a kind and separated between kinds. Dou et
 //! al., arXiv:2312.09979. Notes: docs/methods/loramoe.md
 use molora_adapters::{BankConfig, Scaling, Slices};
 use molora_models::AdapterSpec;

@@ -172,7 +172,7 @@ pub struct DataConfig {
     /// named. See [`relative_weights`](Self::relative_weights).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub task_weights: BTreeMap<String, f64>,
-    /// How records become texts for models that write their answers.
+    /// How records become texts for generative models.
     pub writing: WritingConfig,
 }
 

@@ -1,4 +1,4 @@
-//! MoELoRA: top-k LoRA experts whose outputs are told apart by a contrastive loss. Luo et al.,
+//! MoELoRA: top-k LoRA experts whose outputs are separated by a contrastive loss. Luo et al.,
 //! arXiv:2402.12851. Notes, and what is inferred: docs/methods/moelora.md
 use molora_adapters::{BankConfig, Scaling, Slices};
 use molora_models::AdapterSpec;

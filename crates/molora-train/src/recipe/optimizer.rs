@@ -208,8 +208,8 @@ pub struct ScheduleConfig {
     pub warmup: f64,
     /// How it falls afterwards.
     pub decay: Decay,
-    /// From this step on it rises and falls anew, over the steps that are left; 0 for never. A run that goes on
-    /// behind its end can have it so.
+    /// From this step on it rises and falls anew, over the steps that are left; 0 for never. A run that is
+    /// continued after its end can use it.
     #[serde(skip_serializing_if = "is_zero")]
     pub restart_at: usize,
 }

@@ -9,7 +9,7 @@ use super::stage::{Scope, StageConfig, StageRouting, Transform};
 /// What is wrong with the order of stages, each with the path of its field below `field`.
 ///
 /// Experts that train alone come first, then they are assembled, then the mixture is changed. With
-/// `assembled` the stages go on with a mixture and new experts that have been assembled.
+/// `assembled` the stages continue with a mixture and new experts that have been assembled.
 pub(super) fn order_problems(
     field: &str,
     stages: &[StageConfig],

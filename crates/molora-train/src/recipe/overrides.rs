@@ -138,7 +138,7 @@ fn no_key(key: &str, parent: &str, known: &[&String]) -> String {
     )
 }
 
-/// A value as it is written behind `=`: TOML, or else a string.
+/// The value of an assignment: TOML, or else a string.
 pub(crate) fn parse(text: &str) -> Value {
     let document = format!("value = {text}");
     let parsed = document

@@ -1,4 +1,4 @@
-//! The phases of a run: its stages, with those that train one expert after the other taken apart.
+//! The phases of a run: its stages, where those that train one expert after another are split by expert.
 
 use std::ops::Range;
 

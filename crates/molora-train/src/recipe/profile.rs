@@ -3,11 +3,11 @@
 //! | base | rate of deltas that are scaled by `alpha / rank` | of others | of experts that train apart | batch | tokens | steps |
 //! |---|---|---|---|---|---|---|
 //! | encoder | 2e-3 | 4e-3 | 4e-3 | 32 | 64 | 600 |
-//! | model that writes | 5e-4 | 2e-3 | 5e-4 | 16 | 512 | 300 |
+//! | generative model | 5e-4 | 2e-3 | 5e-4 | 16 | 512 | 300 |
 //!
 //! A recipe that is named gets those of its base model; one that is read from a file has its own. The rates
-//! for encoders were chosen on validation splits (`docs/benchmarks/2026-11-29-xeon-2-cores`), those for models
-//! that write by hand.
+//! for encoders were chosen on validation splits (`docs/benchmarks/2026-11-29-xeon-2-cores`), those for
+//! generative models by hand.
 
 use std::path::Path;
 
@@ -19,10 +19,10 @@ use super::{Recipe, StageConfig};
 /// What kind of model a recipe is trained on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum BaseKind {
-    /// It reads a text, and heads tell the answers.
+    /// It reads a text, and heads predict the answers.
     #[default]
     Encoder,
-    /// It writes its answers: a decoder or an encoder-decoder.
+    /// It generates its answers: a decoder or an encoder-decoder.
     Writer,
 }
 

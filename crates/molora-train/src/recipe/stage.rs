@@ -99,12 +99,12 @@ pub struct StageConfig {
     /// 0 for the whole batch at once.
     pub micro_batch_size: usize,
     /// Whether the backward pass computes every layer again instead of keeping what is inside it:
-    /// the memory of one layer for one forward pass more. An encoder-decoder goes without.
+    /// the memory of one layer for one forward pass more. Not for an encoder-decoder.
     #[serde(skip_serializing_if = "is_default")]
     pub gradient_checkpointing: bool,
-    /// Label smoothing, of classes that a head tells and of tokens that are written: the share of the
-    /// probability that is asked of all classes alike, as in PyTorch's `CrossEntropyLoss`. Scores on the
-    /// validation and test splits know nothing of it.
+    /// Label smoothing, of classes that a head predicts and of generated tokens: the share of the
+    /// probability that is spread evenly over all classes, as in PyTorch's `CrossEntropyLoss`. Scores on the
+    /// validation and test splits are computed without it.
     #[serde(skip_serializing_if = "is_default")]
     pub label_smoothing: f64,
     /// NEFTune's alpha: noise on the embedded tokens while the stage trains, see

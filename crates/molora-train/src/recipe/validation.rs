@@ -9,11 +9,11 @@ use crate::report::StateMetric;
 #[serde(deny_unknown_fields, default)]
 pub struct ValidationConfig {
     /// After every so many steps of a stage, or of an expert that trains alone, and after its last
-    /// one; 0 for never. Without a number ten times on encoders and four times on models that write.
+    /// one; 0 for never. Without a number ten times on encoders and four times on generative models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every: Option<usize>,
     /// At most so many records of each task, the same ones each time and in every run. Without a
-    /// number up to 256 on encoders and up to 64 on models that write, as many as keep the cost near an
+    /// number up to 256 on encoders and up to 64 on generative models, as many as keep the cost near an
     /// eighth of the training's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
@@ -25,7 +25,7 @@ pub struct ValidationConfig {
     pub generate: bool,
 }
 
-/// With fewer records of a task nothing can be told.
+/// With fewer records of a task scores are too noisy.
 const LEAST_RECORDS: usize = 32;
 
 /// How often a stage is scored where no number is given.
@@ -42,7 +42,7 @@ impl ValidationConfig {
         }
     }
 
-    /// Steps between two scores of `steps`, for a model that writes or an encoder; `None` for never.
+    /// Steps between two scores of `steps`, for a generative model or an encoder; `None` for never.
     pub fn interval(&self, steps: usize, writes: bool) -> Option<usize> {
         let times = times(writes);
         match self.every {
@@ -52,7 +52,7 @@ impl ValidationConfig {
         }
     }
 
-    /// Most records of each of `tasks` tasks, for a model that writes or an encoder that is trained on
+    /// Most records of each of `tasks` tasks, for a generative model or an encoder that is trained on
     /// so many `examples`.
     pub fn records(&self, writes: bool, examples: usize, tasks: usize) -> usize {
         let most = if writes { 64 } else { 256 };
@@ -97,7 +97,7 @@ pub struct CheckpointConfig {
     /// So many of the best states of each stage, and of each expert that trained alone, stay in the
     /// finished run. One is kept anyhow until its stage is done.
     pub keep_best: usize,
-    /// What tells which state is better.
+    /// The metric that states are compared by.
     pub metric: StateMetric,
     /// The state that a stage ends with.
     #[serde(rename = "final")]

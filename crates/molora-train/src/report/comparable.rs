@@ -23,7 +23,7 @@ pub(super) fn common_tasks(runs: &[ComparedRun]) -> Vec<String> {
     names.filter(is_common).cloned().collect()
 }
 
-/// What speaks against comparing these runs, each in a sentence with their names.
+/// Reasons against comparing these runs, each in a sentence with their names.
 pub(super) fn cautions(runs: &[ComparedRun]) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     found.extend(differing(runs, "The base models differ", |run| {

@@ -56,7 +56,7 @@ pub struct ExampleAnswer {
     pub kind: ExampleKind,
     /// The record's place in the split, from 1.
     pub record: usize,
-    /// What was asked: the record's texts.
+    /// The input: the record's texts.
     pub input: String,
     /// The right answer.
     pub expected: String,

@@ -23,7 +23,7 @@ pub struct DryRun {
     /// Seconds of the scores on the test split at the end; of answers that are written only what reading
     /// the texts takes.
     pub test_seconds: f64,
-    /// Peak resident memory in bytes, where the system tells it.
+    /// Peak resident memory in bytes, where the system reports it.
     pub peak_memory_bytes: Option<u64>,
 }
 

@@ -54,7 +54,7 @@ pub(crate) fn mebibytes(bytes: Option<u64>) -> String {
     }
 }
 
-/// A path's last part: the rest of it is nobody else's business.
+/// A path's last part: the rest may be private.
 pub(crate) fn last_part(path: &str) -> &str {
     path.rsplit(['/', '\\', ':']).next().unwrap_or(path)
 }

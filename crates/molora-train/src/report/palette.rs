@@ -2,7 +2,7 @@
 //!
 //! They stand in the SVG as plain hexadecimal values, so that it is right on its own; the style sheet
 //! of the page replaces exactly these values, and breaks the curves of the last four colours into
-//! dashes, so that nobody has to tell all of them apart by hue.
+//! dashes, so that they differ by more than hue.
 
 use plotters::style::RGBColor;
 

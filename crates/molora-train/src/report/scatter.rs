@@ -1,4 +1,4 @@
-//! Scores against parameters, and which recipes nobody beats at both.
+//! Scores against parameters, and which recipes are Pareto-optimal.
 
 use minijinja::{Value, context};
 

@@ -8,7 +8,7 @@
 //! | `routing.json` | [`RoutingReport`] |
 //! | `summary.json` | [`RunSummary`] |
 //!
-//! Each carries [`SCHEMA_VERSION`], so that a reader can tell an older file. Scores and shares are
+//! Each carries [`SCHEMA_VERSION`], so that a reader can recognise an older file. Scores and shares are
 //! fractions from 0 to 1, times are seconds, memory is bytes.
 
 use std::collections::BTreeMap;
@@ -70,7 +70,7 @@ pub struct ValidationRecord {
     pub expert: Option<String>,
     /// The scores.
     pub validation: ValidationScores,
-    /// What tells which state is better.
+    /// The metric that states are compared by.
     pub metric: StateMetric,
     /// Whether it was the best state so far of this stage and expert, by `metric`.
     pub is_best: bool,
@@ -143,7 +143,7 @@ pub struct TaskScore {
     /// Score of always giving the most frequent answer; 0 where there is none.
     pub majority: f64,
     /// Mean loss: cross-entropy of a head's classes, squared error of its numbers, `-log p` of the
-    /// right one of several candidates, `-log p` of each token of texts. Earlier versions did not tell
+    /// right one of several candidates, `-log p` of each token of texts. Earlier versions did not record
     /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
@@ -372,7 +372,7 @@ pub struct RunSummary {
     /// was are left out.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub cut_texts: BTreeMap<String, usize>,
-    /// Numbers of records by task. Earlier versions did not tell them.
+    /// Numbers of records by task. Earlier versions did not record them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub records: BTreeMap<String, SplitSizes>,
     /// What the losses of tasks were multiplied by, where they did not count alike.
@@ -384,7 +384,7 @@ pub struct RunSummary {
     /// The states that stages and experts ended with, where the validation split was scored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub states: Vec<KeptState>,
-    /// Peak resident memory of the process in bytes, where the system tells it.
+    /// Peak resident memory of the process in bytes, where the system reports it.
     pub peak_memory_bytes: Option<u64>,
     /// Version of molora that wrote the run.
     pub molora_version: String,

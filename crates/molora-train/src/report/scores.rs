@@ -73,7 +73,7 @@ fn measures(eval: &EvalReport, base: Option<&EvalReport>) -> Option<Value> {
     (!rows.is_empty()).then(|| context! { head => head, rows => rows })
 }
 
-/// The measures of a task beside its score; a loss that has a name of its own is not told twice.
+/// The measures of a task beside its score; a loss with a name of its own is listed once.
 fn names(score: &TaskScore) -> BTreeSet<&str> {
     let also = score.also.keys().map(String::as_str);
     let is_told = |loss: f64| score.also.values().any(|value| *value == loss);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::format::percent;
 use super::schema::{KeptState, Record, TaskScore, ValidationScore, ValidationScores};
 
-/// What tells which of two states of a stage is better.
+/// The metric that the states of a stage are compared by.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StateMetric {

@@ -69,7 +69,7 @@ impl Spread {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Nothing: with one seed nobody knows what another one would give.
+    /// Nothing: one seed says nothing about the spread over seeds.
     OneSeed,
     /// The whole interval lies above zero.
     Gain,

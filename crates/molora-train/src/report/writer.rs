@@ -212,7 +212,7 @@ fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|line| line.ends_with(b"\n"))
 }
 
-/// What tells the kinds of lines apart.
+/// Distinguishes the two kinds of lines.
 #[derive(Deserialize)]
 struct Kind {
     #[serde(default)]
@@ -247,7 +247,7 @@ fn parse(path: &Path, index: usize, line: &[u8]) -> Result<Record, ReportError> 
     })
 }
 
-/// Peak resident memory of this process in bytes, so far; `None` where the system does not tell.
+/// Peak resident memory of this process in bytes, so far; `None` where the system does not report it.
 pub fn peak_memory_bytes() -> Option<u64> {
     peak_of_status(&fs::read_to_string("/proc/self/status").ok()?)
 }

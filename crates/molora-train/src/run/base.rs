@@ -52,7 +52,7 @@ struct Known {
 }
 
 /// The scores of a run's base model alone on the split that the run is scored on; `None` where they are
-/// not asked for, and for trials of settings. A model whose outputs are no numbers gives a warning: the
+/// not requested, and for trials of settings. A model whose outputs are no numbers gives a warning: the
 /// run itself is none the worse for it.
 ///
 /// # Errors

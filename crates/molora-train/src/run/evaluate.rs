@@ -31,7 +31,7 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// What tells the routers about the run's own tasks, if the method has that.
+    /// The guidance of the routers for the run's own tasks, if the method has that.
     ///
     /// # Errors
     /// Whatever reading the encoder gives that puts texts into clusters.
@@ -44,10 +44,10 @@ impl Opened {
         }
     }
 
-    /// The query that is asked for, or the recipe's.
+    /// The requested query, or the recipe's.
     ///
     /// # Errors
-    /// If a query is asked for and the run has no instructions.
+    /// If a query is requested and the run has no instructions.
     pub(crate) fn query(&self, asked: Option<&Query>, run: &Path) -> Result<Query, TrainError> {
         match (asked, self.config.recipe.instructions()) {
             (Some(_), None) => Err(TrainError::run(&run.join(RUN), RunProblem::NoInstructions)),
@@ -154,7 +154,7 @@ pub(super) fn open_scored(
     })
 }
 
-/// Scores a finished run whose model writes on the test split of any tasks in `data`; to routers and
+/// Scores a finished run with a generative model on the test split of any tasks in `data`; to routers and
 /// gates those that it was not trained on are unknown.
 ///
 /// # Errors
@@ -216,7 +216,7 @@ pub enum ModelSource<'a> {
     Adapter(&'a AdapterFolder),
 }
 
-/// Scores a model that writes, as it is or with an adapter that no run holds, on tasks in `data`.
+/// Scores a generative model, as it is or with an adapter that no run holds, on tasks in `data`.
 ///
 /// # Errors
 /// If the model cannot be found or read, is an encoder, or the tasks cannot be read.
@@ -258,7 +258,7 @@ pub fn evaluate_base(
     Ok(evaluate_showing(&model, &tasks, scope, &device, None, on_event)?.scores)
 }
 
-/// [`evaluate`] that tells how many records are done.
+/// [`evaluate`] that reports how many records are done.
 pub(super) fn evaluate_showing(
     model: &TaskModel,
     tasks: &[TokenizedTask],
@@ -275,7 +275,7 @@ pub(super) fn evaluate_showing(
     })
 }
 
-/// What tells the routers about the records of a split by a query.
+/// The guidance of the routers for the records of a split by a query.
 ///
 /// # Errors
 /// Whatever reading the sentence encoder gives.

@@ -1,4 +1,4 @@
-//! Going on behind the end of a finished run.
+//! Continuing a finished run.
 
 use std::path::Path;
 

@@ -17,7 +17,7 @@ use crate::model::with_stable_ids;
 use crate::recipe::{DataConfig, StageConfig};
 use crate::store::{RUN, RunConfig, TaskLabels, fresh_head};
 
-/// A base model without adapters as it was read, for others that stand on it: clones share its weights.
+/// A base model without adapters as it was read, for models built on it: clones share its weights.
 #[derive(Debug, Clone)]
 pub(crate) struct ReadBase {
     folder: PathBuf,
@@ -128,7 +128,7 @@ pub(crate) fn load_beside(
     Ok(loaded)
 }
 
-/// Tokenizes tasks for the model in a folder, and checks that it knows all their tokens.
+/// Tokenizes tasks for the model in a folder, and checks that its vocabulary has all their tokens.
 ///
 /// # Errors
 /// A task that the model cannot answer, or a tokenizer that is missing, broken or not the model's.
@@ -151,7 +151,7 @@ pub(crate) fn tokenized(
     Ok(tasks)
 }
 
-/// How the model of a folder is asked and answers.
+/// How the model of a folder is prompted and answers.
 fn writing(
     folder: &Path,
     base: &Backbone,

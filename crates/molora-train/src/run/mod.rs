@@ -392,7 +392,7 @@ pub(crate) fn close(
     write_summary(folder, config, loaded, &summary(config, trained))
 }
 
-/// What tells the routers about the split that is scored: that of the training, unless the recipe's
+/// The guidance of the routers for the split that is scored: that of the training, unless the recipe's
 /// queries are the records' own texts.
 fn closing_guide(
     folder: &Path,

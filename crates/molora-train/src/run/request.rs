@@ -1,4 +1,4 @@
-//! What a user asks for.
+//! The request of a user.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::data::{Split, Task};
 use crate::recipe::Recipe;
 use crate::store::{FORMAT, RunConfig, TaskLabels, git_commit};
 
-/// What a user asks for.
+/// The request of a user.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The method.
@@ -42,7 +42,7 @@ pub struct Request {
     pub device: DeviceSpec,
     /// The split that the finished run is scored on: the test split, but for trials of settings.
     pub scored: Split,
-    /// Name of the stage at whose end the run stops; it goes on with [`resume`](super::resume).
+    /// Name of the stage at whose end the run stops; it continues with [`resume`](super::resume).
     pub until: Option<String>,
 }
 
@@ -90,14 +90,14 @@ impl Request {
     }
 }
 
-/// Which stages of a run are gone through when it goes on.
+/// Which stages of a run are run when it is resumed.
 #[derive(Debug, Clone, Default)]
 pub struct ResumeOptions {
-    /// The stage that is begun again, by its name; `None` to go on where the run is.
+    /// The stage that is begun again, by its name; `None` to resume where the run is.
     pub from: Option<String>,
     /// The stage at whose end the run stops.
     pub until: Option<String>,
-    /// Steps in all that a finished run goes on to.
+    /// Total steps that a finished run is continued to.
     pub steps: Option<usize>,
     /// What the learning rate does over the steps that are added.
     pub schedule: Schedule,

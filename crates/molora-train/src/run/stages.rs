@@ -72,7 +72,7 @@ pub(crate) fn stage_number(recipe: &Recipe, name: &str) -> Result<usize, TrainEr
 }
 
 /// Checks a recipe against tasks, before there is a model: the specification of their mixture, what
-/// the stages ask of them, and their instructions.
+/// the stages need of them, and their instructions.
 ///
 /// # Errors
 /// [`TrainError::Recipe`] for whatever does not go together, stages with tasks that are not there or
@@ -159,7 +159,7 @@ pub(crate) fn begin_again(
         false => checkpoint::restart(folder, stage)?,
     }
     remove(&folder.join(MANIFEST))?;
-    // Last: a finished run stays one until it can go on from there.
+    // Last: a finished run stays one until it can resume from there.
     let summary = folder.join(SUMMARY);
     if summary.exists() {
         fs_err::remove_file(&summary)?;

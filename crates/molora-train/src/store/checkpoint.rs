@@ -1,4 +1,4 @@
-//! Checkpoints: everything that a run needs to go on as if it had never stopped.
+//! Checkpoints: everything that a run needs to resume as if it had never stopped.
 //!
 //! A checkpoint is a folder `checkpoints/step-00000100` that is written under another name and then
 //! renamed, so that a folder of that name is whole; older ones go away afterwards, under another name
@@ -212,7 +212,7 @@ pub fn restart(run: &Path, stage: &str) -> Result<(), TrainError> {
     let new = NewFolder::for_place(&path)?;
     copy_into(&from, new.path())?;
     new.put()?;
-    // The later ones last: until then the run goes on where it was.
+    // The later ones last: until then the run resumes where it was.
     let others = all(run)?.into_iter().filter(|(other, _)| *other != step);
     others.rev().try_for_each(|(_, other)| discard(&other))
 }
@@ -238,7 +238,7 @@ pub fn end_of(run: &Path) -> Result<Option<Progress>, TrainError> {
     is_there.then(|| load_progress(&folder)).transpose()
 }
 
-/// Makes the state at the end of a finished run its newest checkpoint, from which it goes on.
+/// Makes the state at the end of a finished run its newest checkpoint, from which it resumes.
 ///
 /// The best state so far stays the best one: its weights are the finished run's, unless `is_last`, where
 /// the run took its last ones.

@@ -192,7 +192,7 @@ pub fn read_config(folder: &Path) -> Result<RunConfig, TrainError> {
     let file = path.display().to_string();
     let mut config: RunConfig =
         toml::from_str(&text).map_err(|error| text_error(&text, &file, &error))?;
-    // Such a run goes on, and ends, as it was begun.
+    // Such a run is resumed, and ends, as it was begun.
     if config.format < VALIDATED {
         config.recipe.validation = ValidationConfig::never();
     }

@@ -1,11 +1,11 @@
-//! What a run folder has, and who may write it.
+//! The files of a run folder, and its lock.
 //!
 //! | file | content | since |
 //! |---|---|---|
 //! | `run.toml` | the resolved recipe with format, data, model, tasks with labels, seed, device, version, digests of model and data | the start |
 //! | `steps.jsonl` | one record per step: losses, terms, rate, tokens; stage and, of an expert alone, its task; scores of the validation split | every step |
 //! | `tensorboard/` | the records of `steps.jsonl` as an event file, with `report.log` | every step |
-//! | `checkpoints/step-*/` | model, optimizer and place: the newest, the best of the stage, and those that are asked for | until the run is finished, or for good |
+//! | `checkpoints/step-*/` | model, optimizer and place: the newest, the best of the stage, and those that are requested | until the run is finished, or for good |
 //! | `stages/<stage>/` | the state in which a stage began, for `--from-stage` | each stage after the first |
 //! | `stages/.end/` | the state that the last stage ended with, for `--resume --steps` | the end, of mixtures that train |
 //! | `experts/<task>/` | `adapter_config.json`, `adapter_model.safetensors` (a LoRA), `head.safetensors`, `gate.safetensors` | the expert's phase |
@@ -45,7 +45,7 @@ pub const ROUTING: &str = "routing.json";
 pub const TENSORBOARD: &str = "tensorboard";
 /// The page of a run folder.
 pub const REPORT: &str = "report.html";
-/// Folder of the states that a run goes on from.
+/// Folder of the states that a run resumes from.
 pub(super) const CHECKPOINTS: &str = "checkpoints";
 /// Folder of the states in which a run's stages began: they belong to the tasks that it had then.
 pub(crate) const STAGES: &str = "stages";
@@ -62,7 +62,7 @@ pub const EXPERT_REPORT: &str = "experts.json";
 /// File of the scores on other tasks in a run folder.
 pub const UNSEEN: &str = "unseen.json";
 
-/// A place for a new run that nobody else can take.
+/// A place for a new run, reserved for this process.
 ///
 /// The folder is made right away, so that of two commands the second one is refused before either has
 /// trained; a claim that comes to nothing leaves nothing behind.
@@ -70,7 +70,7 @@ pub const UNSEEN: &str = "unseen.json";
 pub(crate) struct Claim {
     folder: PathBuf,
     lock: Option<FolderLock>,
-    /// Whether there is an older run, which goes when the new one begins.
+    /// Whether there is an older run, which is removed when the new one begins.
     replaces: bool,
     /// Folders that were not there.
     made: Vec<PathBuf>,
@@ -105,7 +105,7 @@ impl Claim {
         Ok(claim)
     }
 
-    /// Refuses to go on if the older run has any of these files or folders in it.
+    /// Refuses to replace the older run if it has any of these files or folders in it.
     ///
     /// # Errors
     /// [`RunProblem::Inside`] with the first that it has.

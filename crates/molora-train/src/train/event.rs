@@ -1,4 +1,4 @@
-//! What a run tells while it goes on.
+//! Events of a run.
 
 use crate::hub;
 use crate::report::{GuardRecord, MicroBatch, StepRecord, ValidationRecord};

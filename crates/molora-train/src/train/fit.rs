@@ -27,7 +27,7 @@ use crate::report::{MicroBatch, format::thousands, peak_memory_bytes};
 ///
 /// # Errors
 /// [`RunProblem::Memory`] for a stage, or scores, of which not even one row fits, [`RunProblem::PeakUnknown`] where the
-/// system does not tell the peak, and as [`train`](super::train).
+/// system does not report the peak, and as [`train`](super::train).
 pub fn fit(
     setup: &Setup<'_>,
     start: Start,
@@ -193,7 +193,7 @@ fn sizes(batch: usize) -> impl Iterator<Item = usize> {
     powers.take_while(move |&rows| rows < batch).chain([batch])
 }
 
-/// The peak with so many rows, if it goes on growing as it did between two sizes.
+/// The peak with so many rows, if it keeps growing as it did between two sizes.
 fn continued(((few, low), (many, high)): (Tried, Tried), rows: usize) -> u64 {
     let slope = high.saturating_sub(low) as f64 / (many - few) as f64;
     high + (slope * (rows - many) as f64) as u64

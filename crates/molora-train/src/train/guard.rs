@@ -1,4 +1,4 @@
-//! What a guard does about what it sees of the routers.
+//! How a guard reacts to what it measures of the routers.
 
 use molora_kernels::random::{Seed, unit};
 use molora_models::{Adaptable, Adapter, ParameterKind};
@@ -115,8 +115,8 @@ fn worst<'a>(rule: &GuardRule, broken: &[&'a Found]) -> Option<&'a Found> {
     }
 }
 
-/// Replaces an expert of a site, and what its router knows of it, by a copy of another that its router
-/// tells apart.
+/// Replaces an expert of a site, and its parameters in the router, by a copy of another that its router
+/// can distinguish.
 fn copy_expert(adapter: &mut Adapter, from: usize, to: usize, seed: Seed) {
     let mut origins = vec![None; adapter.bank.num_experts()];
     origins[to] = Some(from);

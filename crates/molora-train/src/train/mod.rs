@@ -1,4 +1,4 @@
-//! The training loop: phases, steps, transforms, and what is told on the way.
+//! The training loop: phases, steps, transforms and events.
 
 mod balance;
 mod begin;

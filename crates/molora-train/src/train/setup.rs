@@ -39,15 +39,15 @@ pub struct Setup<'a> {
     pub folder: &'a Path,
     /// Set from outside to stop after the current step.
     pub stop: &'a AtomicBool,
-    /// Number of the stage at whose end the run stops as if it had been asked to.
+    /// Number of the stage at whose end the run stops as if the user had stopped it.
     pub until: Option<usize>,
-    /// Whether the state at the end is kept, for a run that goes on behind it.
+    /// Whether the state at the end is kept, for a run that is continued from there.
     pub keeps_end: bool,
     /// Folder of the run or adapter whose weights the training begins with.
     pub init: Option<&'a Path>,
 }
 
-/// What tells the routers about the sequences of a batch, besides their features.
+/// The guidance of the routers for the sequences of a batch, beside their features.
 pub(crate) fn guidance(
     setup: &Setup<'_>,
     stage: &StageConfig,

@@ -63,7 +63,7 @@ pub struct Step<'a> {
     pub device: &'a Device,
     /// The rules of a guard that looks at the step; none where it does not.
     pub rules: &'a [GuardRule],
-    /// What tells the routers about the sequences of a batch.
+    /// The guidance of the routers for the sequences of a batch.
     pub guidance: &'a dyn Fn(&Batch) -> Result<Guidance, TrainError>,
 }
 

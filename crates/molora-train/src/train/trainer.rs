@@ -34,7 +34,7 @@ pub enum Start {
     Mixture {
         /// The mixture.
         model: Box<TaskModel>,
-        /// What tells its routers about tasks, if the method has that.
+        /// The guidance of its routers by task, if the method has that.
         guide: Option<Guide>,
     },
 }
@@ -44,7 +44,7 @@ pub enum Start {
 pub struct Trained {
     /// The model of the last stage.
     pub model: TaskModel,
-    /// What tells its routers about tasks, if the method has that.
+    /// The guidance of its routers by task, if the method has that.
     pub guide: Option<Guide>,
     /// Where it ended.
     pub progress: Progress,
@@ -94,14 +94,14 @@ pub fn train(
             }
             state.leave(setup, phase, on_event)?;
         }
-        // A run that stops here does what comes next when it goes on.
+        // A run that stops here does what comes next when it is resumed.
         if is_done && !is_over {
             state.enter(setup, state.progress.phase + 1, on_event)?;
         }
         let is_due = state.progress.step % setup.recipe.checkpoint_every == 0;
         let is_stopped =
             setup.stop.load(Ordering::SeqCst) && setup.phases.get(state.progress.phase).is_some();
-        // A state that is kept stays as it was; what follows it is done again when the run goes on.
+        // A state that is kept stays as it was; what follows it is done again when the run is resumed.
         let is_halted = halted.is_some();
         if (is_over || is_stopped || is_due || is_halted) && !is_kept {
             writer.sync()?;
@@ -257,7 +257,7 @@ impl State {
         is_taken || config.keep_best > 0
     }
 
-    /// The next step, and what a guard sees of it.
+    /// The next step, and what a guard measures of it.
     fn step(
         &mut self,
         setup: &Setup<'_>,
@@ -424,7 +424,7 @@ impl State {
         Ok(())
     }
 
-    /// A good loss may be followed by an update that overflows: nobody shall keep its result.
+    /// A good loss may be followed by an update that overflows: its result must not be kept.
     fn check_weights(&self, setup: &Setup<'_>) -> Result<(), TrainError> {
         match find_not_finite(&self.model) {
             Some((path, value)) => {

@@ -1,11 +1,11 @@
-//! What a finished run is worth on tasks that it was not trained on.
+//! Scores of a finished run on tasks that it was not trained on.
 //!
 //! An encoder has no head for such a task: everything of the run stays frozen and a linear probe is
 //! fitted to the pooled states of the task's training split, with the penalty that does best on its
 //! validation split. The same probe on the base model without adapters stands beside it.
 //!
 //! What a method does without a task that it knows is decided row by row: routers that read tokens or
-//! sequences go on as they are; what belongs to tasks (SAMoRA's gate, decisions by task) takes the
+//! sequences work as they are; what belongs to tasks (SAMoRA's gate, decisions by task) takes the
 //! mean over the run's tasks; GLIDER compares the instruction of the unseen task, or another query,
 //! with those of its experts. See `docs/unseen.md`.
 
@@ -57,7 +57,7 @@ pub struct UnseenRequest<'a> {
 /// Measures a finished run on tasks that it was not trained on.
 ///
 /// # Errors
-/// If the folder holds no finished run, or one of a model that writes; if there is no unseen task, or one that is named is none, is
+/// If the folder holds no finished run, or one of a generative model; if there is no unseen task, or one that is named is none, is
 /// missing, broken or no classification task; if there is a query for a run without instructions.
 pub fn evaluate_unseen(
     run: &Path,
@@ -109,7 +109,7 @@ pub fn evaluate_unseen(
 }
 
 impl UnseenReport {
-    /// Writes the file into a run folder, and says so in its manifest.
+    /// Writes the file into a run folder, and lists it in its manifest.
     ///
     /// # Errors
     /// [`TrainError::Io`] if it cannot be written, [`RunProblem::InUse`] while another process writes the run.
@@ -119,7 +119,7 @@ impl UnseenReport {
     }
 }
 
-/// Refuses a model that writes its answers; `path` is named.
+/// Refuses a generative model; `path` is named.
 ///
 /// # Errors
 /// [`RunProblem::NeedsNoProbe`].
@@ -250,7 +250,7 @@ impl Measuring<'_> {
         })
     }
 
-    /// What tells the routers about one split of one of the tasks, as task number 0.
+    /// The guidance of the routers for one split of one of the tasks, as task number 0.
     fn guide(&self, task: &TokenizedTask, split: Split) -> Result<Option<Guide>, TrainError> {
         let Some(encoder) = &self.text_encoder else {
             return Ok(None);

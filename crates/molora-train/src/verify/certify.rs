@@ -55,7 +55,7 @@ pub(crate) fn certify_adapter(
     base: &Backbone,
     origin: Origin,
 ) -> Result<(), TrainError> {
-    let probe = probed_alone(adapted(folder, base)?, |probed| Probe::of(probed));
+    let probe = probed_alone(adapted(folder, base)?, Probe::of);
     write(folder, FolderKind::Adapter, origin, probe)
 }
 
@@ -75,7 +75,7 @@ pub(crate) fn certify_method(folder: &Path, what: &str, origin: Origin) -> Resul
 pub(crate) fn certify_model(folder: &Path, mut origin: Origin) -> Result<(), TrainError> {
     let backbone = Backbone::from_folder(folder, &origin.device.open()?)?;
     origin.base.dtype = BaseDtype::F32;
-    let probe = probed_alone(backbone, |probed| Probe::of(probed));
+    let probe = probed_alone(backbone, Probe::of);
     write(folder, FolderKind::Model, origin, probe)
 }
 
@@ -89,7 +89,7 @@ fn write(folder: &Path, kind: FolderKind, origin: Origin, probe: Probe) -> Resul
     Manifest::of(folder, about)?.write(folder)
 }
 
-/// Probes a model that knows no tasks.
+/// Probes a model without tasks.
 pub(super) fn probed_alone<T>(backbone: Backbone, probe: impl FnOnce(&Probed<'_>) -> T) -> T {
     let heads = Vec::new();
     probe(&Probed {

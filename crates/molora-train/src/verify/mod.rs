@@ -104,7 +104,7 @@ fn base_state(
     Ok((state, Some(model)))
 }
 
-/// What the probe gives now; whatever keeps it from being computed is told in its place.
+/// What the probe gives now; whatever keeps it from being computed is reported instead.
 fn probe_state(
     request: &VerifyRequest,
     manifest: &Manifest,

@@ -96,7 +96,7 @@ impl DistillArgs {
             adapter,
             data,
             tasks: self.tasks.clone(),
-            texts: recipe.data,
+            texts: Box::new(recipe.data),
         })
     }
 }

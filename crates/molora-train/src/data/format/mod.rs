@@ -30,7 +30,7 @@ pub(super) struct Row {
     pub(super) is_text: bool,
 }
 
-/// A file format, told by the ending of the file's name.
+/// A file format, recognised by the file's extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     /// One JSON object a line.

@@ -23,7 +23,7 @@ const TIME_OF_MIB: Duration = Duration::from_secs(2);
 /// Reads all rows. The parquet crate panics on some files with wrong bytes in them, and unpacks
 /// whatever a file says that it holds; user data must not do either.
 ///
-/// Columns that nobody wants hold null.
+/// Columns that are not requested hold null.
 pub(super) fn read(path: &Path, is_wanted: super::Wanted) -> Result<Vec<Row>, DataError> {
     let size = std::fs::metadata(path).map_err(|source| DataError::Read {
         path: path.into(),

@@ -16,7 +16,7 @@ pub fn exact_match(prediction: &str, target: &str, marker: Option<&str>) -> bool
 ///
 /// With a marker: the last number on the line that follows the first marker, or that line where it
 /// holds no number; `None` without the marker. Only the first marker counts, because a model that
-/// does not stop goes on with the next question. Without a marker: the whole text. Space around it
+/// does not stop continues with the next question. Without a marker: the whole text. Space around it
 /// is left out, and a number loses its thousands separators, leading and trailing zeros and a full
 /// stop after it.
 pub fn extract_answer(text: &str, marker: Option<&str>) -> Option<String> {

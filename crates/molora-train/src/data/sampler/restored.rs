@@ -1,4 +1,4 @@
-//! Whether a sampler that was read from a file can go on.
+//! Whether a sampler that was read from a file can continue.
 
 use rand_xoshiro::rand_core::Rng;
 

@@ -60,7 +60,7 @@ pub(super) fn question(
     self::fields(fields, meta, id)
 }
 
-/// `prompt` and the column that goes on with it.
+/// `prompt` and the column that continues it.
 pub(super) fn completion(
     mut fields: Fields<'_>,
     column: &'static str,

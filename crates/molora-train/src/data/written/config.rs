@@ -1,4 +1,4 @@
-//! How texts are made for models that write, as a recipe says it.
+//! How texts are made for generative models, as a recipe defines it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,7 +49,7 @@ pub enum Average {
     Tokens,
 }
 
-/// How records become texts for models that write their answers.
+/// How records become texts for generative models.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WritingConfig {

@@ -118,7 +118,7 @@ impl<'a> Experts<'a> {
         })
     }
 
-    /// Whether tasks of an encoder would get heads that nobody trained.
+    /// Whether tasks of an encoder would get untrained heads.
     pub(super) fn lacks_heads(&self, base: &Backbone) -> bool {
         !base.writes() && self.given.iter().any(|given| !has_head(given))
     }

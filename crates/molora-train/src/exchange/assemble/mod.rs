@@ -137,7 +137,7 @@ pub(super) fn assemble_by(
 
 /// What a run is put together of.
 pub(super) trait Source {
-    /// The recipe of the run. A model with a chat template is asked by it.
+    /// The recipe of the run. A model with a chat template is prompted by it.
     fn recipe(&self, base: &Backbone, has_template: bool) -> Result<Recipe, TrainError>;
 
     /// Puts all values into a fresh mixture.
@@ -298,7 +298,7 @@ struct Assembly<'a> {
 }
 
 impl Assembly<'_> {
-    /// Trains the routers if that is asked for, evaluates if there are data, and writes the run.
+    /// Trains the routers if that is requested, evaluates if there are data, and writes the run.
     fn finish(
         &self,
         mixture: TaskModel,
@@ -308,7 +308,7 @@ impl Assembly<'_> {
         let (folder, spec) = (self.place.out, &self.loaded.spec);
         let trained = self.train(mixture, stop, on_event)?;
         let config = &self.config;
-        // What is left is short, and nothing could go on with it.
+        // What is left is short, and nothing could resume it.
         let never = AtomicBool::new(false);
         let finished = match self.place.data {
             Some(_) => Some(finish(

@@ -85,7 +85,7 @@ impl RouterChoice {
     }
 }
 
-/// The recipe of the run. A model with a chat template is asked by it.
+/// The recipe of the run. A model with a chat template is prompted by it.
 ///
 /// # Errors
 /// [`TrainError::Recipe`] for numbers that the router has no use for.

@@ -163,7 +163,7 @@ fn reads(task: &TokenizedTask) -> Option<Reads> {
     })
 }
 
-/// The state that the first token of each row's answer is told from, `[B, D]`.
+/// The hidden state that predicts the first answer token of each row, `[B, D]`.
 fn first_states(written: Tensor<3>, batch: &Batch) -> Tensor<2> {
     let ([rows, tokens, width], device) = (written.dims(), written.device());
     let mut firsts = vec![None; rows];

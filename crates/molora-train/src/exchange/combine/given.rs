@@ -148,11 +148,11 @@ fn heads_of(
     Ok(tasks.into_iter().zip(heads.into_iter().flatten()).collect())
 }
 
-/// Finds the base model: the one that is asked for, that of the first expert of a run, or the one that
+/// Finds the base model: the one that is requested, that of the first expert of a run, or the one that
 /// the first adapter names.
 ///
 /// # Errors
-/// If nobody tells it, it cannot be had, or experts belong to different ones.
+/// If it is not known, cannot be found, or experts belong to different ones.
 pub(super) fn base(
     request: &CombineRequest,
     origins: &[Origin],

@@ -95,7 +95,7 @@ impl Realign<'_> {
         }
         let after = number(self.loss(&model, &batches)?);
         let mut adapter = static_mixture(&model.backbone)?;
-        // Heads of models that write are no linear layers, which alone train.
+        // Heads of generative models are no linear layers, which alone train.
         let trained = |path: &str| adapter.loras.iter().any(|lora| lora.path == path);
         let others = fused.loras.iter().filter(|lora| !trained(&lora.path));
         let others: Vec<_> = others.cloned().collect();

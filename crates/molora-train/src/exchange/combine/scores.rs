@@ -29,7 +29,7 @@ pub(super) fn heads(experts: &[Expert]) -> (Vec<(String, TaskHead)>, Vec<String>
     (kept, left)
 }
 
-/// Tasks that a merged model is asked.
+/// Tasks that a merged model is scored on.
 pub(super) struct Asked {
     pub(super) tasks: Vec<TokenizedTask>,
     pub(super) heads: Vec<Option<TaskHead>>,

@@ -60,7 +60,7 @@ impl Beside<'_> {
         Ok(Written::Whole { modules })
     }
 
-    /// Heads, and the tokens that end an answer where the experts were asked by a chat template.
+    /// Heads, and the tokens that end an answer where the experts were prompted with a chat template.
     fn finish(&self, model: &Backbone, folder: &Path) -> Result<(), TrainError> {
         let style = |origin: &Origin| {
             origin

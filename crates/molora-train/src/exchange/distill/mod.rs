@@ -133,7 +133,7 @@ pub fn distill(
     })
 }
 
-/// What tells the routers about a split.
+/// The guidance of the routers for a split.
 fn guide(opened: &Opened, split: Split) -> Result<Option<Guide>, TrainError> {
     let (Some(instructions), Some(config)) =
         (&opened.instructions, opened.config.recipe.instructions())

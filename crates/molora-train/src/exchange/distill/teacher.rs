@@ -38,7 +38,7 @@ pub enum Teacher {
         /// These of them; all if `None`.
         tasks: Option<Vec<String>>,
         /// How texts are made of their records.
-        texts: DataConfig,
+        texts: Box<DataConfig>,
     },
 }
 

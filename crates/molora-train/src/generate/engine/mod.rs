@@ -199,7 +199,7 @@ impl Engine {
         self.state.cache_tokens = self.cache.num_rows() * self.cache.num_tokens();
     }
 
-    /// Drops requests that nobody waits for.
+    /// Drops requests whose listener has gone.
     fn leave(&mut self) {
         self.waiting.retain(|(_, listener)| !listener.is_gone());
         if self

@@ -1,4 +1,4 @@
-//! What an engine is asked, and what it says.
+//! Requests to an engine, and its events.
 
 use std::ops::ControlFlow;
 
@@ -117,6 +117,6 @@ pub trait Listener: Send {
     /// Takes an event in. A break ends the request.
     fn hear(&mut self, event: Event) -> ControlFlow<()>;
 
-    /// Whether there is nobody any more who waits for the answer.
+    /// Whether the listener of the answer has gone.
     fn is_gone(&self) -> bool;
 }

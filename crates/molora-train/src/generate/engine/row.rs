@@ -1,4 +1,4 @@
-//! One text while it is written.
+//! One text while it is generated.
 
 use std::ops::ControlFlow;
 
@@ -46,7 +46,7 @@ impl Row {
             .expect("a row joins with its first token")
     }
 
-    /// Says that the prompt was read; whether the row goes on.
+    /// Reports that the prompt was read; whether the row continues.
     pub(super) fn read(&mut self, scores: Vec<TokenScore>, writer: &Writer) -> bool {
         if self.listener.hear(Event::Read(scores)).is_break() {
             return false;
@@ -58,7 +58,7 @@ impl Row {
         true
     }
 
-    /// Adds a token by the scores `[V]`; whether the row goes on in a model that reads so many tokens.
+    /// Adds a token by the scores `[V]`; whether the row continues in a model that reads so many tokens.
     pub(super) fn choose(
         &mut self,
         logits: &mut [f32],

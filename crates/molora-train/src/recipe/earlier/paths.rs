@@ -51,7 +51,7 @@ pub(in crate::recipe) fn renamed(recipe: &Recipe, path: &str, value: Value) -> (
     (path, value)
 }
 
-/// Whether a path ends here or goes on with another key.
+/// Whether a path ends here or continues with another key.
 fn is_end(rest: &str) -> bool {
     rest.is_empty() || rest.starts_with('.')
 }

@@ -4,7 +4,7 @@
 //! run goes through [`put_result`], or makes all of it anew as a change of experts does: either way the
 //! manifest says what is there.
 //!
-//! States to go on from that come and go (`checkpoints/`), the lock, changes that are being made, and
+//! Checkpoints, which come and go (`checkpoints/`), the lock, changes that are being made, and
 //! exports that lie in the run are no part of it.
 
 mod listed;
@@ -35,7 +35,7 @@ use crate::eval::{ProbeRecord, Probed};
 pub const MANIFEST: &str = "manifest.json";
 /// The format of the file that this molora writes.
 const MANIFEST_FORMAT: u32 = 1;
-/// The version of burn that molora stands on.
+/// The version of burn that molora is built on.
 const BURN: &str = "0.22.1";
 
 /// What a folder holds.
@@ -72,7 +72,7 @@ pub struct Manifest {
     pub base: ManifestBase,
     /// SHA-256 of every file by its path, in hexadecimal digits.
     pub files: BTreeMap<String, String>,
-    /// The tensors of every safetensors file, by its path; not those of states to go on from.
+    /// The tensors of every safetensors file, by its path; not those of checkpoints.
     pub tensors: BTreeMap<String, Tensors>,
     /// What the model computed.
     pub probe: Probe,
@@ -237,7 +237,7 @@ pub(crate) fn foresee(new: &Path, run: &Path, dropped: &[String]) -> Result<(), 
     manifest.write(new)
 }
 
-/// Writes a result into a run that this process has the lock of, and says so in its manifest.
+/// Writes a result into a run that this process has the lock of, and lists it in its manifest.
 ///
 /// # Errors
 /// If the folder cannot be written to, or its manifest cannot be read.
@@ -253,7 +253,7 @@ pub(super) fn put_locked(run: &Path, name: &str, content: &[u8]) -> Result<(), T
     }
 }
 
-/// Writes a result into a run whose other files stay, and says so in its manifest.
+/// Writes a result into a run whose other files stay, and lists it in its manifest.
 ///
 /// # Errors
 /// [`RunProblem::InUse`] if another process writes the run; as [`put_locked`].
