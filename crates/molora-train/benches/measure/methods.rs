@@ -10,7 +10,7 @@ use molora_routing::{Guidance, expert_labels};
 use molora_train::compare::Counter;
 use molora_train::data::Batch;
 use molora_train::model::with_stable_ids;
-use molora_train::recipe::{self, Recipe, Routing, Scope, StageConfig};
+use molora_train::recipe::{self, Recipe, Scope, StageConfig, StageRouting};
 use molora_train::train::Step;
 
 use crate::World;
@@ -81,7 +81,7 @@ fn measure(recipe: &Recipe, world: &World) -> Result<Measured> {
         .map_err(|problems| anyhow::anyhow!(problems.join("; ")))?;
     let guidance = |batch: &Batch| {
         let mut guidance = Guidance::default();
-        if stage.routing == Routing::Label {
+        if stage.routing == StageRouting::Label {
             let labels: Vec<_> = batch.task_ids.iter().copied().map(Some).collect();
             let labels = expert_labels(&labels, spec.bank.num_experts, &device);
             guidance.labels = Some(labels.map_err(molora_models::ModelError::from)?);

@@ -293,7 +293,7 @@ mod tests {
     fn checksums_are_masked() {
         let sum: u32 = 0xe306_9283;
         assert_eq!(crc32c::crc32c(b"123456789"), sum);
-        let expected = ((sum >> 15) | (sum << 17)).wrapping_add(0xa282_ead8);
+        let expected = sum.rotate_right(15).wrapping_add(0xa282_ead8);
         assert_eq!(masked(b"123456789"), expected);
     }
 }

@@ -29,7 +29,7 @@ pub(crate) fn with_base_digests(config: RunConfig, model: &Path) -> Result<RunCo
 }
 
 /// The files of base model and tasks that changed since a run began, in words; none for a run that
-/// says nothing of them, which is told once.
+/// did not record them, which is reported once.
 ///
 /// Tasks in another folder `data` than the run's own are requested, and not compared.
 ///

@@ -57,8 +57,9 @@ pub struct UnseenRequest<'a> {
 /// Measures a finished run on tasks that it was not trained on.
 ///
 /// # Errors
-/// If the folder holds no finished run, or one of a generative model; if there is no unseen task, or one that is named is none, is
-/// missing, broken or no classification task; if there is a query for a run without instructions.
+/// If the folder holds no finished run, or one of a generative model; if there is no unseen task, or one
+/// that is named is none, is missing, broken or no classification task; if there is a query for a run
+/// without instructions.
 pub fn evaluate_unseen(
     run: &Path,
     request: &UnseenRequest<'_>,

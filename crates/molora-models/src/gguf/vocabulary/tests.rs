@@ -117,7 +117,7 @@ fn rules_are_found_by_what_they_do() {
     assert_eq!(rule(&qwen), Value::Text("qwen2".into()));
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true});
     assert_eq!(
-        rule(&byte_pairs(&[bytes.clone()])),
+        rule(&byte_pairs(std::slice::from_ref(&bytes))),
         Value::Text("gpt-2".into())
     );
     let vocabulary = read(&qwen, 3).expect("a tokenizer");
