@@ -163,7 +163,11 @@ fn an_adapter_of_a_decoder_is_a_teacher() {
     for task in report["tasks"].as_object().expect("by task").values() {
         assert_eq!(task["mixture"], task["lora"]);
     }
-    let files = ["adapter_config.json", "adapter_model.safetensors"];
+    let files = [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    ];
     assert_eq!(entries(&world.path("law/distilled-4")), files);
     let dora = [
         &["distill", "dora", "--rank", "4", "--out", "out"][..],
