@@ -332,7 +332,7 @@ impl TextEncoder {
         })
     }
 
-    /// One vector of length 1 for every text, of which the first [`MAX_TOKENS`] tokens are read.
+    /// One vector of length 1 for every text, of which the first 128 tokens are read.
     ///
     /// # Errors
     /// A text that cannot be tokenized, or has no token.

@@ -19,7 +19,7 @@ pub struct Message {
     pub is_given: bool,
     /// The functions that an assistant calls: a JSON list of objects, whose keys keep their order.
     pub tool_calls: Option<String>,
-    /// What else the message says to a chat template, by [`MORE`] keys.
+    /// What else the message says to a chat template, by their keys: `tool_call_id`, `name`, `reasoning_content`.
     pub more: BTreeMap<String, String>,
 }
 
