@@ -23,9 +23,9 @@ pub(super) struct PredictArgs {
     /// line), or - for standard input (JSON objects or texts, one a line)
     #[arg(long, value_name = "FILE|-")]
     input: PathBuf,
-    /// File for the answers, a JSON object a line; a command that was stopped continues there [default:
-    /// standard output]
-    #[arg(long, value_name = "FILE")]
+    /// File for the answers, a JSON object a line, where a command that was stopped continues, or - for
+    /// standard output, the default
+    #[arg(long, value_name = "FILE|-")]
     output: Option<PathBuf>,
     /// The task that the records are of, for a run of several
     #[arg(long, value_name = "NAME")]
@@ -72,7 +72,8 @@ impl PredictArgs {
         downloads.finish();
         let mut predictor = Predictor::open(&self.run, self.task.as_deref(), self.device)?;
         let records = self.records(predictor.task())?;
-        let Some(out) = &self.output else {
+        let file = self.output.as_ref();
+        let Some(out) = file.filter(|out| *out != Path::new("-")) else {
             for chunk in records.chunks(CHUNK) {
                 print_written(&predictor.lines(chunk)?)?;
             }

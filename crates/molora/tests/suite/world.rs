@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use molora_models::{BaseDtype, ExpertCount};
-use molora_train::base::DeviceSpec;
-use molora_train::data::Split;
+use molora_models::ExpertCount;
 use molora_train::recipe::{Recipe, Transform};
 use molora_train::report::{Record, StepRecord, ValidationRecord, read_records, read_steps};
 use molora_train::run::{Finished, Request, ResumeOptions, resume, train};
@@ -145,22 +143,7 @@ impl World {
                 config.encoder = text("model");
             }
         }
-        Request {
-            recipe,
-            model: text("model"),
-            base_dtype: BaseDtype::F32,
-            data: text("data"),
-            tasks: None,
-            out: self.path(out),
-            init: None,
-            epochs: None,
-            memory: None,
-            force: false,
-            seed: 0,
-            device: DeviceSpec::Cpu,
-            scored: Split::Test,
-            until: None,
-        }
+        Request::new(recipe, &text("model"), &text("data"), &self.path(out))
     }
 
     /// Trains in the folder `out` and returns it.

@@ -51,6 +51,9 @@ fn predictions_are_those_of_the_evaluation() {
     let (world, asked) = world();
     std::fs::write(world.path("asked.jsonl"), &asked).expect("writable");
     let found = lines(&done(&world, &PREDICT));
+    let printed = done(&world, &[&PREDICT[..], &["--output", "-"]].concat());
+    assert_eq!(lines(&printed), found);
+    assert!(!world.path("-").exists(), "a dash is standard output");
     let report = std::fs::read(world.path("run/predictions.json")).expect("readable");
     let report: Value = serde_json::from_slice(&report).expect("JSON");
     let labels = ["sun", "rain", "snow"];
