@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use molora_models::{Penalties, Sampling};
-use molora_train::generate::{Asked, Request, Variant};
+use molora_train::generate::{EncodedPrompt, Request, Variant};
 use serde::Deserialize;
 
 use crate::error::ApiError;
@@ -93,14 +93,14 @@ impl Params {
     pub(crate) fn requests(
         &self,
         (model, variant): (&TextModel, Variant),
-        asked: &[Asked],
+        asked: &[EncodedPrompt],
         default_new_tokens: Option<usize>,
         (scores, prompt_scores): (Option<usize>, Option<usize>),
     ) -> Result<Vec<Request>, ApiError> {
         // Before anything is made for them.
         model.worker.room.check(asked.len() * self.count)?;
         let room = model.max_context;
-        let request = |asked: &Asked, number: usize| Request {
+        let request = |asked: &EncodedPrompt, number: usize| Request {
             variant,
             max_new_tokens: self.max_new_tokens.or(default_new_tokens).unwrap_or(room),
             stop: self.stop.clone(),

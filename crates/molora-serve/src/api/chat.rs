@@ -123,7 +123,7 @@ pub(super) async fn answer(
     fields.end()?;
     let writer = Arc::clone(&model.writer);
     let asked = blocking(move || {
-        let asked = writer.ask(&Prompt::Chat(messages.into_iter().collect()), true);
+        let asked = writer.encode_prompt(&Prompt::Chat(messages.into_iter().collect()), true);
         asked.map_err(|error| ApiError::field("messages", error.to_string()))
     });
     let asked = vec![asked.await?];

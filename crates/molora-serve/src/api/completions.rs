@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use molora_train::data::Prompt;
-use molora_train::generate::{Asked, Event, TokenScore, Writer};
+use molora_train::generate::{EncodedPrompt, Event, TokenScore, Writer};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -36,9 +36,9 @@ enum Prompts {
 }
 
 impl Prompts {
-    fn asked(self, writer: &Writer) -> Result<Vec<Asked>, ApiError> {
-        let text = |text: String| writer.ask(&Prompt::Text(text), false);
-        let tokens = |tokens: Vec<usize>| writer.ask_tokens(tokens);
+    fn asked(self, writer: &Writer) -> Result<Vec<EncodedPrompt>, ApiError> {
+        let text = |text: String| writer.encode_prompt(&Prompt::Text(text), false);
+        let tokens = |tokens: Vec<usize>| writer.prompt_of_tokens(tokens);
         let asked = match self {
             Self::Text(one) => text(one).map(|asked| vec![asked]),
             Self::Texts(all) => all.into_iter().map(text).collect(),
@@ -116,7 +116,7 @@ pub(super) async fn answer(
 /// Says what was written.
 struct Teller {
     writer: Arc<Writer>,
-    asked: Vec<Asked>,
+    asked: Vec<EncodedPrompt>,
     /// Texts behind each prompt.
     count: usize,
     /// Whether the prompt is a part of the text.
@@ -125,7 +125,7 @@ struct Teller {
 }
 
 impl Teller {
-    fn prompt(&self, number: usize) -> &Asked {
+    fn prompt(&self, number: usize) -> &EncodedPrompt {
         &self.asked[number / self.count]
     }
 
@@ -213,7 +213,7 @@ impl Log {
     }
 
     /// The tokens of a prompt, the first of which has no probability.
-    fn prompt(&mut self, asked: &Asked, scores: &[TokenScore], writer: &Writer) {
+    fn prompt(&mut self, asked: &EncodedPrompt, scores: &[TokenScore], writer: &Writer) {
         if scores.len() + 1 != asked.tokens.len() {
             return;
         }

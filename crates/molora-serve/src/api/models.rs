@@ -59,7 +59,7 @@ pub(super) async fn tokenize(
     let writer = Arc::clone(&model.writer);
     let asked = blocking(move || {
         let is_chat = matches!(prompt, Prompt::Chat(_));
-        let asked = writer.ask(&prompt, is_chat);
+        let asked = writer.encode_prompt(&prompt, is_chat);
         asked.map_err(|error| ApiError::bad(error.to_string()))
     });
     let tokens = asked.await?.tokens;
@@ -79,7 +79,7 @@ pub(super) async fn detokenize(
     let (model, _) = app.models.text(&name)?;
     let tokens: Vec<usize> = fields.need("tokens")?;
     fields.end()?;
-    let asked = model.writer.ask_tokens(tokens);
+    let asked = model.writer.prompt_of_tokens(tokens);
     let asked = asked.map_err(|error| ApiError::field("tokens", error.to_string()))?;
     let answer: Value = json!({"prompt": asked.text});
     Ok(json_response(StatusCode::OK, &answer))

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use molora_models::{ForwardContext, GenerateError};
 
 use super::Prompt;
-use super::engine::{Asked, Variant};
+use super::engine::{EncodedPrompt, Variant};
 use super::writer::{WriteOptions, Writer};
 use crate::error::TrainError;
 
@@ -14,10 +14,14 @@ impl Writer {
     /// # Errors
     /// A prompt that is empty or longer than the model's context, or a template that is not there or fails
     /// on it.
-    pub fn ask(&self, prompt: &Prompt, is_chat: bool) -> Result<Asked, TrainError> {
+    pub fn encode_prompt(
+        &self,
+        prompt: &Prompt,
+        is_chat: bool,
+    ) -> Result<EncodedPrompt, TrainError> {
         let options = WriteOptions {
             is_chat,
-            is_asked: false,
+            uses_template: false,
             system: None,
             stop: Vec::new(),
             max_new_tokens: 0,
@@ -27,7 +31,7 @@ impl Writer {
         };
         let (tokens, left_out) = self.tokens(0, prompt, &options)?;
         let is_chat = is_chat || matches!(prompt, Prompt::Chat(_));
-        Ok(Asked {
+        Ok(EncodedPrompt {
             tokens,
             text: prompt.text().to_owned(),
             left_out,
@@ -39,7 +43,7 @@ impl Writer {
     ///
     /// # Errors
     /// No token, or a number that is none of the model.
-    pub fn ask_tokens(&self, tokens: Vec<usize>) -> Result<Asked, TrainError> {
+    pub fn prompt_of_tokens(&self, tokens: Vec<usize>) -> Result<EncodedPrompt, TrainError> {
         let vocab_size = self.backbone.vocab_size();
         if tokens.is_empty() {
             return Err(GenerateError::EmptyPrompt { row: 0 }.into());
@@ -52,7 +56,7 @@ impl Writer {
             }
             .into());
         }
-        Ok(Asked {
+        Ok(EncodedPrompt {
             text: self.text(&tokens, 0)?,
             tokens,
             left_out: 0,

@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::data::{
-    Chat, ChatTemplate, DataError, Message, Part, PromptTemplate, TaskMeta, WritingConfig,
-};
+use crate::data::{Chat, ChatTemplate, DataError, Message, Part, TaskMeta, WritingConfig};
 use crate::error::{RunProblem, TrainError};
 use crate::run::{Opened, bare_task};
 
@@ -34,40 +32,42 @@ pub(super) fn check_parts(
 
 /// The templates of a run that wrote the prompts of its tasks.
 #[derive(Debug)]
-pub(super) struct Asks {
+pub(super) struct RunTemplates {
     run: PathBuf,
     writing: WritingConfig,
     tasks: Vec<TaskMeta>,
-    /// The one of the task that texts are of, and what it knows of the task.
-    pub(super) now: Option<(PromptTemplate, TaskMeta)>,
 }
 
-impl Asks {
-    /// Of a run that was read, for texts of a task.
-    ///
-    /// # Errors
-    /// As [`set_task`](Self::set_task).
-    pub(super) fn of(run: &Path, opened: &Opened, task: Option<usize>) -> Result<Self, TrainError> {
+impl RunTemplates {
+    /// Of a run that was read; none if it has no template of its own.
+    pub(super) fn of(run: &Path, opened: &Opened) -> Option<Self> {
+        let writing = &opened.config.recipe.data.writing;
         let tasks = opened.config.tasks.iter();
-        let mut asks = Self {
+        let has_some = writing.template.is_some() || !writing.templates.is_empty();
+        has_some.then(|| Self {
             run: run.into(),
-            writing: opened.config.recipe.data.writing.clone(),
+            writing: writing.clone(),
             tasks: tasks.map(|task| bare_task(task).meta).collect(),
-            now: None,
-        };
-        asks.set_task(task)?;
-        Ok(asks)
+        })
     }
 
-    /// Takes the template of another task, or with `None` that of all.
+    /// A text as the template of its task makes a prompt of it, if the task has one; `number` counts prompts
+    /// from 1.
     ///
     /// # Errors
-    /// A template that is broken, and no task where tasks have templates of their own.
-    pub(super) fn set_task(&mut self, task: Option<usize>) -> Result<(), TrainError> {
+    /// No task where tasks have templates of their own, a template that is broken, or one that reads what a
+    /// text alone does not have.
+    pub(super) fn prompt_of(
+        &self,
+        text: &str,
+        number: usize,
+        task: Option<usize>,
+    ) -> Result<Option<String>, TrainError> {
         let only = (self.tasks.len() == 1).then_some(0);
+        let none = TaskMeta::default();
         let meta = match task.or(only) {
-            Some(number) => self.tasks[number].clone(),
-            None if self.writing.templates.is_empty() => TaskMeta::default(),
+            Some(number) => &self.tasks[number],
+            None if self.writing.templates.is_empty() => &none,
             None => {
                 let names: Vec<&str> = self.tasks.iter().map(|task| &task.name[..]).collect();
                 let known = names.join(", ");
@@ -75,7 +75,7 @@ impl Asks {
             }
         };
         let template = self.writing.template_of(&meta.name)?;
-        self.now = template.map(|template| (template, meta));
-        Ok(())
+        let prompt = template.map(|template| template.prompt_of(text, number, meta));
+        Ok(prompt.transpose()?)
     }
 }

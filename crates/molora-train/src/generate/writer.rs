@@ -11,8 +11,8 @@ use molora_models::{
 };
 
 use super::Prompt;
-use super::asked::{Asks, check_parts};
 use super::mixture::Mixture;
+use super::templates::{RunTemplates, check_parts};
 use crate::base::{AdapterFolder, DeviceSpec, base_model, chat_stop_tokens, stop_tokens};
 use crate::data::{ChatTemplate, Message, PromptStyle, TextTokenizer};
 use crate::error::{RunProblem, TrainError};
@@ -31,7 +31,7 @@ pub struct Writer {
     chat_stop_tokens: Vec<usize>,
     is_chat: bool,
     /// What wrote the prompts of a run's task, if that was a template of its own.
-    asks: Option<Asks>,
+    templates: Option<RunTemplates>,
     pub(super) device: Device,
     folder: PathBuf,
     /// The base model, for runs on it to share.
@@ -44,7 +44,7 @@ pub struct WriteOptions {
     /// Whether a text is a user's message, which the model's chat template frames.
     pub is_chat: bool,
     /// Whether a run's own template, if it has one, makes a prompt of a text.
-    pub is_asked: bool,
+    pub uses_template: bool,
     /// Says how the model is to behave, in front of all prompts that the chat template frames and that do
     /// not begin with such a message themselves.
     pub system: Option<String>,
@@ -137,7 +137,7 @@ impl Writer {
             .collect();
         let mut opened = open_as(run, base_dtype, device, &known)?;
         let mixture = Mixture::of(run.into(), &mut opened, task)?;
-        let asks = Asks::of(run, &opened, mixture.task)?;
+        let templates = RunTemplates::of(run, &opened);
         let device = opened.loaded.device.clone();
         let style = opened.config.recipe.data.writing.prompt;
         let (backbone, folder) = (opened.model.backbone, opened.loaded.folder);
@@ -145,7 +145,7 @@ impl Writer {
         let read = ReadBase::new(&folder, dtype, &device, opened.loaded.base);
         let mut writer = Self::of(backbone, Some(mixture), folder, device)?;
         writer.is_chat &= style == PromptStyle::Chat;
-        writer.asks = Some(asks);
+        writer.templates = templates;
         writer.read = Some(read);
         Ok(writer)
     }
@@ -171,7 +171,7 @@ impl Writer {
             mixture,
             tokenizer,
             is_chat: template.is_some(),
-            asks: None,
+            templates: None,
             template,
             stop_tokens,
             chat_stop_tokens,
@@ -193,6 +193,11 @@ impl Writer {
             return Err(TrainError::run(&self.folder, RunProblem::NoChatTemplate));
         }
         Ok(wanted.unwrap_or(self.is_chat))
+    }
+
+    /// Whether templates of its own wrote the prompts that the run was trained on.
+    pub fn has_own_templates(&self) -> bool {
+        self.templates.is_some()
     }
 
     /// Names of the run's tasks; none of a model as it is.
@@ -219,12 +224,7 @@ impl Writer {
     /// # Errors
     /// A task that the run has not, or a model that is no run.
     pub fn set_task(&mut self, name: Option<&str>) -> Result<(), TrainError> {
-        let mixture = self.mixture_mut()?;
-        mixture.set_task(name)?;
-        let task = mixture.task;
-        self.asks
-            .as_mut()
-            .map_or(Ok(()), |asks| asks.set_task(task))
+        self.mixture_mut()?.set_task(name)
     }
 
     /// Gives one expert the weight 1 and all others 0, whatever routers decide; with `None` they decide
@@ -267,7 +267,7 @@ impl Writer {
     pub fn answer(&self, request: &str, max_new_tokens: usize) -> Result<String, TrainError> {
         let options = WriteOptions {
             is_chat: self.chats(None)?,
-            is_asked: false,
+            uses_template: false,
             system: None,
             stop: Vec::new(),
             max_new_tokens,
@@ -360,10 +360,10 @@ impl Writer {
         prompt: &Prompt,
         options: &WriteOptions,
     ) -> Result<(Vec<usize>, usize), TrainError> {
-        let asks = self.asks.as_ref().and_then(|asks| asks.now.as_ref());
-        let asked = match (prompt, asks) {
-            (Prompt::Text(text), Some((template, meta))) if options.is_asked => {
-                Some(template.prompt_of(text, row + 1, meta)?)
+        let asked = match (prompt, &self.templates) {
+            (Prompt::Text(text), Some(templates)) if options.uses_template => {
+                let task = self.mixture.as_ref().and_then(|mixture| mixture.task);
+                templates.prompt_of(text, row + 1, task)?
             }
             _ => None,
         };

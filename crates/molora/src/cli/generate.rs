@@ -87,8 +87,8 @@ pub(super) struct GenerateArgs {
     /// Print one JSON object for each prompt
     #[arg(long)]
     json: bool,
-    /// Write these JSON objects to a file, one on each line
-    #[arg(long, value_name = "FILE")]
+    /// Write these JSON objects to a file, one on each line, or to standard output (-)
+    #[arg(long, value_name = "FILE|-")]
     output: Option<PathBuf>,
     /// Overwrite an existing output file
     #[arg(long, requires = "output")]
@@ -105,7 +105,7 @@ impl GenerateArgs {
         }
         let options = WriteOptions {
             is_chat: self.chats(&writer)?,
-            is_asked: !self.raw,
+            uses_template: !self.raw,
             system: self.system.clone(),
             stop: self.stop.clone(),
             max_new_tokens: self.max_new_tokens.unwrap_or(match self.interactive {
@@ -126,20 +126,27 @@ impl GenerateArgs {
             return chat.run();
         }
         let written = writer.write(&prompts, &options)?;
-        if let Some(path) = &self.output {
+        if let Some(path) = self.file() {
             write_atomically(path, lines(&prompts, &written).as_bytes())?;
             say(&format!("{} answers: {}", written.len(), path.display()));
             return Ok(());
         }
-        match self.json {
+        match self.json || self.output.is_some() {
             true => print_written(&lines(&prompts, &written)),
             false => print_written(&texts(&prompts, &written)),
         }
     }
 
+    /// The output, if that is a file and not standard output.
+    fn file(&self) -> Option<&Path> {
+        self.output
+            .as_deref()
+            .filter(|path| *path != Path::new("-"))
+    }
+
     /// Refuses an output that cannot be written, before anything is generated for it.
     fn check_output(&self) -> anyhow::Result<()> {
-        let Some(path) = &self.output else {
+        let Some(path) = self.file() else {
             return Ok(());
         };
         let name = path.display();

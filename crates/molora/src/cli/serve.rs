@@ -124,6 +124,11 @@ impl ServeArgs {
             });
             let types = (self.base_dtype, self.device);
             let writer = Writer::of_run_beside(folder, None, types, &others.collect::<Vec<_>>())?;
+            if writer.has_own_templates() {
+                say(&format!(
+                    "{source}: prompts are read as they are sent, without the run's data.writing.template"
+                ));
+            }
             return Ok(Source::Writer(Box::new(writer)));
         }
         let device = self.device.unwrap_or(DeviceSpec::Cpu);

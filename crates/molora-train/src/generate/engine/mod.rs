@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use super::Writer;
 use crate::error::{RunProblem, TrainError};
-pub use request::{Asked, Event, Listener, Request, TokenScore, Variant};
+pub use request::{EncodedPrompt, Event, Listener, Request, TokenScore, Variant};
 use row::{Row, score};
 
 /// Experts' shares are looked at in one step of so many: they cost a wait for the device.

@@ -15,7 +15,7 @@ pub struct Variant {
 
 /// A prompt as a model reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
+pub struct EncodedPrompt {
     /// Its tokens, of which there is at least one.
     pub tokens: Vec<usize>,
     /// What routers read that go by a text.
@@ -30,7 +30,7 @@ pub struct Asked {
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The prompt.
-    pub asked: Asked,
+    pub asked: EncodedPrompt,
     /// What writes.
     pub variant: Variant,
     /// Most new tokens.

@@ -188,7 +188,7 @@ fn an_answer_that_is_stopped_stays_in_the_conversation() {
     let writer = writer.expect("the golden Llama");
     let options = WriteOptions {
         is_chat: true,
-        is_asked: true,
+        uses_template: true,
         system: None,
         stop: Vec::new(),
         max_new_tokens: 9,

@@ -109,6 +109,10 @@ fn prompts_are_lines_objects_and_chats() {
     assert!(child.wait().expect("it ends").success());
     let written = std::fs::read_to_string(world.path("answers.jsonl")).expect("written");
     assert_eq!(lines(&written), found[..1]);
+    let dash = ["generate", "base", "--prompt", "w4", "--output", "-"];
+    let printed = world.done(&[&dash[..], &short[..2]].concat());
+    assert_eq!(lines(&printed), found[..1], "a dash is standard output");
+    assert!(!world.path("-").exists());
     // Nothing is written over, and nothing generated that could not be written.
     let again = |more: &[&str], words: &str| {
         let output = world.run(&[&["generate", "base", "--prompt", "w4"], more].concat());

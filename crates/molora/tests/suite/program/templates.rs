@@ -120,6 +120,34 @@ fn every_command_asks_by_the_template_of_the_run() {
     );
 }
 
+/// Without a task nothing says which template a text is for; as it is, it needs none.
+#[test]
+fn a_text_needs_a_task_where_tasks_have_templates_of_their_own() {
+    let world = writer::world();
+    let mut by_task = recipe("{{ input }}", 2);
+    by_task.data.writing.template = None;
+    let templates = &mut by_task.data.writing.templates;
+    templates.insert("sums".into(), "{{ input }} which ?".into());
+    let request = request(&world, by_task, &["sums", "sky"], "run");
+    train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
+    let generate = |more: &[&str]| {
+        let given = ["generate", "run", "--prompt", "w1", "--max-new-tokens", "2"];
+        world.run(&[&given[..], more].concat())
+    };
+    let output = generate(&[]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        error.contains("it has several tasks, name one: sums, sky"),
+        "{error}"
+    );
+    assert!(!output.status.success());
+    for more in [&["--task", "sums"][..], &["--task", "sky"], &["--raw"]] {
+        let output = generate(more);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{more:?}: {error}");
+    }
+}
+
 #[test]
 fn a_stopped_run_goes_on_with_its_template() {
     let world = writer::world();
