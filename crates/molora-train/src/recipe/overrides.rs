@@ -77,8 +77,13 @@ fn other_form(root: &Value, path: &str, value: &Value) -> Option<Value> {
     Some(root)
 }
 
-/// Tables by the names of tasks, which are left out where they are empty.
-const BY_TASK: [&str; 2] = ["data.task_weights", "data.writing.templates"];
+/// Ends of the paths of tables that recipes leave out where they hold nothing but defaults.
+const LEFT_OUT: [&str; 4] = [
+    "data.task_weights",
+    "data.writing.templates",
+    "guard",
+    "optimizer.weight_decays",
+];
 
 /// The value at a path. The last key of a table may be new: whether it exists is decided when the
 /// recipe is read again, which knows every optional key.
@@ -90,7 +95,11 @@ fn descend<'a>(root: &'a mut Value, path: &str) -> Result<&'a mut Value, String>
         let is_last = index + 1 == keys.len();
         value = match value {
             Value::Table(table) => {
-                if !table.contains_key(*key) && BY_TASK.contains(&&keys[..=index].join(".")[..]) {
+                let is_left_out = |table: &&str| {
+                    let names: Vec<&str> = table.split('.').collect();
+                    keys[..=index].ends_with(&names)
+                };
+                if !table.contains_key(*key) && LEFT_OUT.iter().any(is_left_out) {
                     table.insert((*key).to_owned(), Value::Table(toml::Table::new()));
                 }
                 if !table.contains_key(*key) && !is_last {
@@ -195,6 +204,10 @@ mod tests {
         assert_eq!(target.adapter.targets, ["all-linear"]);
         let form = set("adapter.bank.scaling.rank_stabilized=16").expect("valid");
         assert_eq!(form.adapter.bank.scaling, Scaling::RankStabilized(16.0));
+        assert_eq!(set("guard.every=5").expect("valid").guard.every, 5);
+        let decay = set("stages.0.optimizer.weight_decays.routers=0.5").expect("valid");
+        let decays = &decay.stages[0].optimizer.weight_decays;
+        assert_eq!(decays[&molora_models::ParameterKind::Routers], 0.5);
         let error = set("adapter.bank.scaling.rank_stabilised=16").expect_err("misspelt");
         assert!(error.contains("`rank_stabilized`"), "{error}");
         let count = set("adapter.router.selection.top_k=2").expect("valid");
