@@ -1,9 +1,12 @@
 //! What a parameter is for.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a parameter is for; stages, counts and learning rates go by it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum ParameterKind {
     /// The pretrained model, which is always frozen.

@@ -32,11 +32,13 @@ mod fill;
 mod kind;
 mod tensor;
 
-#[doc(hidden)]
-pub use choice::write;
 pub use choice::{or_flag, read};
+#[doc(hidden)]
+pub use choice::{schema, write};
 pub use fill::{Origins, fill};
 pub use kind::ParameterKind;
+#[doc(hidden)]
+pub use schemars;
 pub use tensor::{Axis, Count, PartTensor};
 
 /// Compiles the example of the README.

@@ -10,6 +10,7 @@ use molora_adapters::{AdapterError, BankConfig, GateConfig, GeneralExpert, Slice
 use molora_routing::normaliser::SigmoidConfig;
 use molora_routing::scorer::{LinearConfig, RowsFrom, TaskGroups};
 use molora_routing::{Granularity, LayerRule, RouteFrom, RouterConfig, RoutingError};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
@@ -19,23 +20,28 @@ use file::AdapterFile;
 pub(crate) use init::PoolPlace;
 
 /// The declarative choice of a method: which layers, which experts, which router and gate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "AdapterFile")]
+#[schemars(!try_from, deny_unknown_fields)]
 pub struct AdapterSpec {
     /// Which linear layers are adapted: names, globs or `regex:...`; see
     /// [`SitePattern`](crate::SitePattern).
     pub targets: Vec<String>,
     /// Where in the model the mixture acts.
     #[serde(skip_serializing_if = "Composition::is_site")]
+    #[schemars(default)]
     pub composition: Composition,
     /// How many experts there are, where that is not `bank.num_experts` everywhere.
+    #[schemars(default)]
     pub experts: ExpertCount,
     /// A general expert beside those that are routed; it is the last one of the bank.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub general: Option<GeneralExpert>,
     /// Which part of the model has a router of its own.
+    #[schemars(default)]
     pub router_scope: RouterScope,
     /// How layers whose routers disagree are reconciled; read by one hard decision per sequence.
+    #[schemars(default)]
     pub layer_rule: LayerRule,
     /// The experts of each site.
     pub bank: BankConfig,
@@ -47,6 +53,7 @@ pub struct AdapterSpec {
     pub gate: Option<GateConfig>,
     /// Whether the norm of each output's weight is learned apart (DoRA, Liu et al., arXiv:2402.09353).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(default)]
     pub dora: bool,
 }
 

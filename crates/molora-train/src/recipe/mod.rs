@@ -48,6 +48,7 @@ mod poly;
 mod profile;
 mod report;
 mod samora;
+mod schema;
 mod stage;
 mod top_p;
 mod validation;
@@ -57,6 +58,7 @@ use std::collections::BTreeMap;
 
 use molora_models::{AdapterSpec, Backbone};
 use molora_regularize::ObjectiveConfig;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -72,6 +74,7 @@ pub use optimizer::{Decay, OptimizerConfig, ScheduleConfig};
 pub use phases::{Phase, phases};
 pub use profile::BaseKind;
 pub use report::{LogFormat, ReportConfig};
+pub use schema::schema;
 pub use stage::{Scope, StageConfig, StageRouting, Transform};
 pub use validation::{CheckpointConfig, FinalState, ValidationConfig};
 
@@ -126,8 +129,9 @@ const ATTENTION: [&str; 1] = ["all-attention"];
 const FEED_FORWARD: [&str; 1] = ["all-feed-forward"];
 
 /// A method and how it is trained, as data.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "RecipeFile")]
+#[schemars(!try_from, deny_unknown_fields)]
 pub struct Recipe {
     /// Name of the method.
     pub name: String,
@@ -136,13 +140,17 @@ pub struct Recipe {
     /// A checkpoint is written every so many steps.
     pub checkpoint_every: usize,
     /// Which states are kept.
+    #[schemars(default)]
     pub checkpoint: CheckpointConfig,
     /// When the validation split is scored.
+    #[schemars(default)]
     pub validation: ValidationConfig,
     /// What the report shows.
+    #[schemars(default)]
     pub report: ReportConfig,
     /// What watches the routers.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(default)]
     pub guard: GuardConfig,
     /// Texts and batches.
     pub data: DataConfig,
@@ -155,11 +163,12 @@ pub struct Recipe {
     /// What is trained after a new expert has joined the others; nothing where it is only put
     /// beside them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub growth: Vec<StageConfig>,
 }
 
 /// How texts become batches.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
     /// Texts for an encoder are cut at this many tokens.

@@ -22,7 +22,7 @@ use crate::base::place::NewFolder;
 use crate::error::{RunProblem, TrainError};
 
 /// Folder of the experts in a run folder.
-pub const EXPERTS: &str = "experts";
+pub(crate) const EXPERTS: &str = "experts";
 
 /// Folder of the general expert in a run folder.
 pub(super) const GENERAL: &str = "general";
@@ -32,12 +32,12 @@ pub(crate) const HEAD: &str = "head.safetensors";
 pub(crate) const GATE: &str = "gate.safetensors";
 
 /// Folder of a task's expert.
-pub fn expert_folder(run: &Path, task: &str) -> PathBuf {
+pub(crate) fn expert_folder(run: &Path, task: &str) -> PathBuf {
     run.join(EXPERTS).join(task)
 }
 
 /// Folder of the general expert.
-pub fn general_folder(run: &Path) -> PathBuf {
+pub(crate) fn general_folder(run: &Path) -> PathBuf {
     run.join(GENERAL)
 }
 

@@ -16,7 +16,7 @@ use molora_train::exchange::{
 };
 use molora_train::hub::Progress;
 use molora_train::report::thousands;
-use molora_train::store::checkpoint::HEADS;
+use molora_train::store::HEADS;
 use molora_train::store::is_run;
 
 /// File formats of adapters.

@@ -189,7 +189,7 @@ fn scores(opened: &Opened, backbone: Backbone) -> Result<(EvalReport, EvalReport
     let score = |model: &TaskModel, guide: Option<&Guide>| {
         let (tasks, device) = (&opened.loaded.tasks, &opened.loaded.device);
         let scope = EvalScope::own(Split::Test, rows, tasks.len());
-        evaluate(model, tasks, scope, device, guide, |_| {})
+        evaluate(model, tasks, scope, device, guide, |_| Ok(()))
     };
     let mixture = score(&opened.model, guide.as_ref())?;
     Ok((mixture.scores, score(&lora, None)?.scores))
