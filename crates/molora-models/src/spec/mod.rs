@@ -12,7 +12,7 @@ use molora_routing::scorer::{LinearConfig, RowsFrom, TaskGroups};
 use molora_routing::{Granularity, LayerRule, RouteFrom, RouterConfig, RoutingError};
 use serde::{Deserialize, Serialize};
 
-use crate::ModelError;
+use crate::{ModelError, SavedModule};
 pub use composition::{Composition, RouterScope};
 pub use count::ExpertCount;
 use file::AdapterFile;
@@ -48,6 +48,9 @@ pub struct AdapterSpec {
     /// Whether the norm of each output's weight is learned apart (DoRA, Liu et al., arXiv:2402.09353).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub dora: bool,
+    /// Tables of the model that train whole beside the adapters, as PEFT's `modules_to_save`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<SavedModule>,
 }
 
 impl Default for AdapterSpec {
@@ -64,6 +67,7 @@ impl Default for AdapterSpec {
             router: None,
             gate: None,
             dora: false,
+            modules_to_save: Vec::new(),
         }
     }
 }
@@ -178,6 +182,7 @@ impl AdapterSpec {
             self.scope_exists(),
             self.composition_exists(),
             self.choices_exist(),
+            self.saved_once(),
         ]
         .into_iter()
         .chain(router)
@@ -218,6 +223,19 @@ impl AdapterSpec {
                 self.bank.core.name()
             ))),
             false => Ok(()),
+        }
+    }
+
+    fn saved_once(&self) -> Result<(), ModelError> {
+        let modules = self.modules_to_save.iter().enumerate();
+        let mut again = modules.filter(|(at, module)| self.modules_to_save[..*at].contains(module));
+        match again.next() {
+            Some((_, module)) => {
+                let name = format!("{module:?}").to_lowercase();
+                let text = format!("adapter.modules_to_save names {name} twice");
+                Err(ModelError::Inconsistent(text))
+            }
+            None => Ok(()),
         }
     }
 
