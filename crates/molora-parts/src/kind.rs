@@ -19,6 +19,8 @@ pub enum ParameterKind {
     Gates,
     /// Heads of tasks.
     Heads,
+    /// Tables of the pretrained model that train whole beside the adapters, as copies.
+    Saved,
     /// What a part has and no gradient trains: drawn once, taken from the base model, or moved by a
     /// rule of its own. It is stored with the adapter.
     Frozen,

@@ -13,7 +13,7 @@ use molora_routing::{Granularity, LayerRule, RouteFrom, RouterConfig, RoutingErr
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ModelError;
+use crate::{ModelError, SavedModule};
 pub use composition::{Composition, RouterScope};
 pub use count::ExpertCount;
 use file::AdapterFile;
@@ -55,6 +55,9 @@ pub struct AdapterSpec {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schemars(default)]
     pub dora: bool,
+    /// Tables of the model that train whole beside the adapters, as PEFT's `modules_to_save`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<SavedModule>,
 }
 
 impl Default for AdapterSpec {
@@ -71,6 +74,7 @@ impl Default for AdapterSpec {
             router: None,
             gate: None,
             dora: false,
+            modules_to_save: Vec::new(),
         }
     }
 }
@@ -185,6 +189,7 @@ impl AdapterSpec {
             self.scope_exists(),
             self.composition_exists(),
             self.choices_exist(),
+            self.saved_once(),
         ]
         .into_iter()
         .chain(router)
@@ -225,6 +230,19 @@ impl AdapterSpec {
                 self.bank.core.name()
             ))),
             false => Ok(()),
+        }
+    }
+
+    fn saved_once(&self) -> Result<(), ModelError> {
+        let modules = self.modules_to_save.iter().enumerate();
+        let mut again = modules.filter(|(at, module)| self.modules_to_save[..*at].contains(module));
+        match again.next() {
+            Some((_, module)) => {
+                let name = format!("{module:?}").to_lowercase();
+                let text = format!("adapter.modules_to_save names {name} twice");
+                Err(ModelError::Inconsistent(text))
+            }
+            None => Ok(()),
         }
     }
 

@@ -172,8 +172,8 @@ impl StageConfig {
 
     /// A stage that trains everything but the base.
     pub fn joint(steps: usize) -> Self {
-        use ParameterKind::{Adapters, Gates, Heads, Routers};
-        Self::new("joint", steps, &[Adapters, Routers, Gates, Heads])
+        use ParameterKind::{Adapters, Gates, Heads, Routers, Saved};
+        Self::new("joint", steps, &[Adapters, Routers, Gates, Heads, Saved])
     }
 
     /// A step without gradient.
@@ -310,6 +310,7 @@ impl StageConfig {
             ParameterKind::Routers => counts.routers,
             ParameterKind::Gates => counts.gates,
             ParameterKind::Heads => counts.heads,
+            ParameterKind::Saved => counts.saved,
         };
         debug_assert!(model.num_params() >= counts.base);
         self.trainable.iter().map(of).sum()

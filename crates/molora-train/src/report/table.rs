@@ -79,20 +79,26 @@ fn base_mean(report: &EvalReport, base: Option<&EvalReport>) -> Option<f64> {
 }
 
 /// Kind of parameter, count, and share of the base model.
-pub(super) fn parameter_rows(summary: &RunSummary) -> [[String; 3]; 6] {
+pub(super) fn parameter_rows(summary: &RunSummary) -> Vec<[String; 3]> {
     count_rows(&summary.parameters)
 }
 
-pub(super) fn count_rows(counts: &ParameterCounts) -> [[String; 3]; 6] {
-    let kinds = [
+pub(super) fn count_rows(counts: &ParameterCounts) -> Vec<[String; 3]> {
+    let mut kinds = vec![
         ("base (frozen)", counts.base),
         ("adapters", counts.adapters),
         ("routers", counts.routers),
         ("gates", counts.gates),
         ("heads", counts.heads),
-        ("trainable", counts.trainable()),
     ];
-    kinds.map(|(kind, count)| [kind.to_owned(), thousands(count), share(count, counts.base)])
+    if counts.saved > 0 {
+        kinds.push(("saved modules", counts.saved));
+    }
+    kinds.push(("trainable", counts.trainable()));
+    let row = |(kind, count): (&str, usize)| {
+        [kind.to_owned(), thousands(count), share(count, counts.base)]
+    };
+    kinds.into_iter().map(row).collect()
 }
 
 /// Name and value of each fact about speed, memory and time.

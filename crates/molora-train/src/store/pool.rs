@@ -104,6 +104,10 @@ pub(crate) fn load_lora(
     for ((_, site), (_, read)) in backbone.sites_mut().into_iter().zip(read.sites()) {
         site.bank = read.bank.clone();
     }
+    let tables = backbone.saved_mut().into_iter();
+    for ((_, table), (_, read)) in tables.zip(read.saved_mut()) {
+        *table = read.clone();
+    }
     Ok(())
 }
 

@@ -29,6 +29,7 @@ mod recover;
 mod refusal;
 mod report;
 mod resume;
+mod saved;
 #[cfg(unix)]
 mod signals;
 mod switches;
