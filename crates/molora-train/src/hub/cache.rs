@@ -38,6 +38,18 @@ impl ModelCache {
         self.repo.blob_path(name)
     }
 
+    /// Place of a lock, beside the cache's models as Python has it: `.locks/models--org--name`.
+    pub(super) fn lock(&self, name: &str) -> PathBuf {
+        let blobs = self.repo.blob_path(name);
+        let model = blobs.ancestors().nth(2).unwrap_or(&blobs);
+        let (cache, folder) = (model.parent(), model.file_name().unwrap_or_default());
+        cache
+            .unwrap_or(model)
+            .join(".locks")
+            .join(folder)
+            .join(name)
+    }
+
     /// The snapshot of the model's revision if all of it is there, or what is missing.
     pub(super) fn whole_snapshot(&self) -> Result<Snapshot, String> {
         let folder = match self.model.is_commit() {

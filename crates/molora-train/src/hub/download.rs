@@ -38,10 +38,10 @@ impl Download<'_> {
             return Ok(());
         }
         // The commit names the bytes, so that what is there can be continued without asking.
-        let part = self
-            .cache
-            .blob(&format!("{}-{name}.part", self.listing.commit));
-        let mut part = PartialFile::open(part, &mut || {
+        let name_of_part = format!("{}-{name}", self.listing.commit);
+        let part = self.cache.blob(&format!("{name_of_part}.part"));
+        let lock = self.cache.lock(&format!("{name_of_part}.lock"));
+        let mut part = PartialFile::open(part, &lock, &mut || {
             self.tell(Progress::Waiting { file: name }, name, on_progress)
         })?;
         if self.is_here(name, size, on_progress)? {

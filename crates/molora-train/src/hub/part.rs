@@ -1,4 +1,7 @@
 //! A partially downloaded file and its lock.
+//!
+//! The lock is a file of its own, which stays: a part gets another name when it is whole, and whoever
+//! opens the old name between that and the file's link in its commit would find a new, unlocked part.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -11,22 +14,22 @@ use super::HubError;
 pub(super) struct PartialFile {
     path: PathBuf,
     file: File,
+    /// Held until the part is dropped.
+    _lock: File,
     pub(super) len: u64,
 }
 
 impl PartialFile {
-    /// Opens the part and keeps other processes from it; `wait` is called while one has it.
+    /// Opens the part and keeps other processes from it by a lock at `lock`; `wait` is called while one
+    /// has it.
     pub(super) fn open(
         path: PathBuf,
+        lock: &Path,
         wait: &mut dyn FnMut() -> Result<(), HubError>,
     ) -> Result<Self, HubError> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(HubError::io(folder))?;
-        }
-        let file = OpenOptions::new().append(true).create(true).open(&path);
-        let file = file.map_err(HubError::io(&path))?;
+        let lock = open(lock)?;
         loop {
-            match file.try_lock() {
+            match lock.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) => wait()?,
                 // Not every file system has locks.
@@ -34,8 +37,14 @@ impl PartialFile {
             }
             std::thread::sleep(Duration::from_millis(200));
         }
+        let file = open(&path)?;
         let len = file.metadata().map_err(HubError::io(&path))?.len();
-        Ok(Self { path, file, len })
+        Ok(Self {
+            path,
+            file,
+            _lock: lock,
+            len,
+        })
     }
 
     /// Where it is.
@@ -64,4 +73,13 @@ impl PartialFile {
         self.file.sync_all().map_err(HubError::io(&self.path))?;
         std::fs::rename(&self.path, blob).map_err(HubError::io(blob))
     }
+}
+
+/// Opens a file to append to it, which is made if it is not there.
+fn open(path: &Path) -> Result<File, HubError> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(HubError::io(folder))?;
+    }
+    let file = OpenOptions::new().append(true).create(true).open(path);
+    file.map_err(HubError::io(path))
 }
