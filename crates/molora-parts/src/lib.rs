@@ -35,7 +35,7 @@ mod tensor;
 #[doc(hidden)]
 pub use choice::write;
 pub use choice::{or_flag, read};
-pub use fill::{Origins, fill};
+pub use fill::{Origins, fill, new_values};
 pub use kind::ParameterKind;
 pub use tensor::{Axis, Count, PartTensor};
 
