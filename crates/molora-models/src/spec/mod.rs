@@ -3,6 +3,7 @@
 mod composition;
 mod count;
 mod file;
+mod growth;
 mod init;
 mod routing;
 
@@ -16,6 +17,7 @@ use crate::ModelError;
 pub use composition::{Composition, RouterScope};
 pub use count::ExpertCount;
 use file::AdapterFile;
+pub use growth::Growth;
 pub(crate) use init::PoolPlace;
 
 /// The declarative choice of a method: which layers, which experts, which router and gate.
