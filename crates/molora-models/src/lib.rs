@@ -81,7 +81,7 @@ pub use pool::{Pool, PoolConfig, PoolWeights, PooledBank, PooledSite};
 pub use saved::{SavedModule, SavedTables};
 pub use scope::LayerRouter;
 pub use site::{SitePattern, select_sites};
-pub use spec::{AdapterSpec, Composition, ExpertCount, RouterScope};
+pub use spec::{AdapterSpec, Composition, ExpertCount, Growth, RouterScope};
 pub use task_model::{TaskHead, TaskModel, TextInput, TextOutput};
 
 /// Compiles the example of the README.

@@ -35,7 +35,7 @@ mod tensor;
 pub use choice::{or_flag, read};
 #[doc(hidden)]
 pub use choice::{schema, write};
-pub use fill::{Origins, fill};
+pub use fill::{Origins, fill, new_values};
 pub use kind::ParameterKind;
 #[doc(hidden)]
 pub use schemars;

@@ -10,11 +10,12 @@ const ARCHITECTURE: &str = "docs/architecture.md";
 /// The folder with one file per method.
 const RECIPES: &str = "crates/molora-train/src/recipe/";
 /// Files of that folder that are no method.
-const NO_RECIPES: [&str; 16] = [
+const NO_RECIPES: [&str; 17] = [
     "about",
     "check",
     "cluster_texts",
     "file",
+    "growth",
     "guard",
     "instructions",
     "phases",

@@ -14,6 +14,10 @@ use crate::ExpertBank;
 pub struct GridConfig;
 
 impl Combining for GridConfig {
+    fn is_full(&self) -> Option<&'static str> {
+        Some("its experts are the lines of a grid, whose cells are chosen as one set")
+    }
+
     fn groups(&self, rank: usize) -> usize {
         rank
     }

@@ -39,6 +39,13 @@ impl Default for OrthogonalConfig {
 const TINY: f64 = 1e-24;
 
 impl Combining for OrthogonalConfig {
+    fn is_full(&self) -> Option<&'static str> {
+        Some(
+            "the outputs of a token's experts are made orthogonal to each other, so that one more would turn those \
+             of the others",
+        )
+    }
+
     fn is_linear(&self) -> bool {
         false
     }

@@ -34,6 +34,10 @@ impl Default for SizesConfig {
 }
 
 impl Combining for SizesConfig {
+    fn is_full(&self) -> Option<&'static str> {
+        Some("its experts are the sizes into which one LoRA is divided")
+    }
+
     fn choices(&self, _num_experts: usize) -> usize {
         self.shares.len() + usize::from(self.skip)
     }

@@ -3,6 +3,7 @@
 mod composition;
 mod count;
 mod file;
+mod growth;
 mod init;
 mod routing;
 
@@ -17,6 +18,7 @@ use crate::{ModelError, SavedModule};
 pub use composition::{Composition, RouterScope};
 pub use count::ExpertCount;
 use file::AdapterFile;
+pub use growth::Growth;
 pub(crate) use init::PoolPlace;
 
 /// The declarative choice of a method: which layers, which experts, which router and gate.

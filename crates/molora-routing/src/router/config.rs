@@ -214,6 +214,12 @@ impl RouterConfig {
         self.granularity == Granularity::Task || self.scorer.reads() == Reads::FeaturesAndTasks
     }
 
+    /// Whether the decisions for a row depend on what is its task's alone and on the row: one more task leaves those for
+    /// the others as they are.
+    pub fn is_apart_by_task(&self) -> bool {
+        self.granularity == Granularity::Task || self.scorer.is_apart_by_task()
+    }
+
     /// A router over `num_experts` for features of width `d_features`; `num_tasks` is read by
     /// decisions per task alone.
     ///

@@ -69,6 +69,10 @@ impl ScorerNumbers for MagnitudeConfig {
         Reads::Codes
     }
 
+    fn is_full(&self) -> Option<&'static str> {
+        Some("its router balances all experts after every step, also those that are there")
+    }
+
     fn validate(&self, _num_experts: usize) -> Result<(), RoutingError> {
         match self.rate.is_finite() && self.rate >= 0.0 {
             true => Ok(()),

@@ -33,6 +33,10 @@ impl ScorerNumbers for PerTaskConfig {
     fn reads(&self) -> Reads {
         Reads::FeaturesAndTasks
     }
+
+    fn is_apart_by_task(&self) -> bool {
+        true
+    }
 }
 
 /// A linear map from features to logits for every task.

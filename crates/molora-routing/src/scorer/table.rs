@@ -63,6 +63,10 @@ impl ScorerNumbers for TableConfig {
     fn reads(&self) -> Reads {
         Reads::Tasks
     }
+
+    fn is_apart_by_task(&self) -> bool {
+        true
+    }
 }
 
 /// A logit for every task and expert.

@@ -28,6 +28,12 @@ impl ScorerNumbers for UniformConfig {
     fn is_uniform(&self) -> bool {
         true
     }
+
+    fn is_full(&self) -> Option<&'static str> {
+        Some(
+            "all its experts weigh the same, so that one more would take a share of the others for good",
+        )
+    }
 }
 
 /// Score 0 for every expert; nothing is trained.

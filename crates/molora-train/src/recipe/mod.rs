@@ -11,6 +11,7 @@ mod earlier;
 mod flylora;
 mod glider;
 mod goat;
+mod growth;
 mod guard;
 mod hmora;
 mod hydralora;

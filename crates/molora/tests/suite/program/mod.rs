@@ -16,6 +16,7 @@ mod formats;
 mod frozen;
 mod frozen_stages;
 mod grow;
+mod grow_together;
 mod guard;
 mod hostile;
 mod init;
