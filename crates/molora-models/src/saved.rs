@@ -5,6 +5,7 @@ use std::fmt;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use molora_parts::{Axis, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::de::{SeqAccess, Visitor, value::SeqAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -12,7 +13,9 @@ use crate::base_dtype::wide;
 use crate::{AdapterSpec, ModelError};
 
 /// A table of a model that is trained whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum SavedModule {
     /// The embeddings of tokens.

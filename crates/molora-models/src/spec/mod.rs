@@ -59,6 +59,7 @@ pub struct AdapterSpec {
     pub dora: bool,
     /// Tables of the model that train whole beside the adapters, as PEFT's `modules_to_save`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub modules_to_save: Vec<SavedModule>,
 }
 

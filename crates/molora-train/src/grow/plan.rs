@@ -8,7 +8,7 @@ use crate::base::bundled;
 use crate::data::Task;
 use crate::error::{RunProblem, TrainError};
 use crate::recipe::{StageConfig, Transform};
-use crate::store::{Digests, FORMAT, RUN, RunConfig, TaskLabels};
+use crate::store::{Digests, PROMPTED, RUN, RunConfig, TaskLabels};
 
 /// Whether a stage trains the expert of each task alone.
 fn trains_experts(stage: &StageConfig) -> bool {
@@ -82,7 +82,7 @@ pub(super) fn grown(
     let labels = TaskLabels::of(task);
     grown.tasks.push(TaskLabels {
         // A file of an earlier format has no such key.
-        instruction: labels.instruction.filter(|_| config.format == FORMAT),
+        instruction: labels.instruction.filter(|_| config.format >= PROMPTED),
         data: (data != config.data).then(|| data.to_owned()),
         ..labels
     });

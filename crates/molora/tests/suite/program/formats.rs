@@ -424,7 +424,7 @@ fn a_run_says_its_format() {
         .lines()
         .filter(|line| line.starts_with("format = "))
         .collect();
-    assert_eq!(formats, ["format = 4"]);
+    assert_eq!(formats, ["format = 5"]);
     old.run("lora/finished");
     set_format(&old.path("run"), 1);
     assert_scores(&old, &old.path("run"));
