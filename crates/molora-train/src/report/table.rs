@@ -22,7 +22,7 @@ pub fn task_table(report: &EvalReport, base: Option<&EvalReport>) -> String {
 /// Parameters by kind, then speed, memory, time and padding of a run.
 pub fn summary_table(summary: &RunSummary) -> String {
     let header = ["parameters", "count", "of base"].map(str::to_owned);
-    let counts = total_table(header, parameter_rows(summary).into(), 1);
+    let counts = total_table(header, parameter_rows(summary), 1);
     let header = ["training", ""].map(str::to_owned);
     let facts = aligned(
         ASCII_BORDERS_ONLY_CONDENSED,
