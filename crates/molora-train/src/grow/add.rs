@@ -156,7 +156,7 @@ impl Growth<'_> {
                 let (model, new) = self.widen()?;
                 self.begin()?;
                 fs_err::create_dir_all(self.joined())?;
-                (Vec::new(), None, model, Some(new))
+                (Vec::new(), None, model, Some(Box::new(new)))
             }
         };
         let guide = instructions.as_ref();

@@ -21,7 +21,6 @@ impl Recipe {
         if !self.growth.is_empty() {
             return self.growth.iter().map(without_decay).collect();
         }
-        let trained = self.stages.iter().filter(|s| s.transform.is_none());
         let of = |stage: &StageConfig, whose: &str, tasks: &[&str]| StageConfig {
             name: format!("{}-{whose}", stage.name),
             tasks: tasks.iter().map(|task| (*task).to_owned()).collect(),
@@ -32,12 +31,11 @@ impl Recipe {
             },
             ..without_decay(stage)
         };
-        let mut stages: Vec<_> = trained
-            .clone()
-            .map(|stage| of(stage, task, &[task]))
-            .collect();
+        let trains = |stage: &&StageConfig| stage.transform.is_none();
+        let trained = self.stages.iter().filter(trains);
+        let mut stages: Vec<_> = trained.map(|stage| of(stage, task, &[task])).collect();
         if growth == Growth::Expert {
-            let last = trained.last();
+            let last = self.stages.iter().rfind(trains);
             stages.extend(last.map(|stage| of(stage, &format!("{task}-all"), &[])));
         }
         stages

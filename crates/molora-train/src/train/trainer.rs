@@ -37,7 +37,7 @@ pub enum Start {
         /// The guidance of its routers by task, if the method has that.
         guide: Option<Guide>,
         /// The values that alone train, if that is not all that the stages train.
-        only: Option<NewValues>,
+        only: Option<Box<NewValues>>,
     },
 }
 
@@ -135,7 +135,7 @@ pub(super) struct State {
     pub(super) model: TaskModel,
     pub(super) is_mixture: bool,
     pub(super) guide: Option<Guide>,
-    pub(super) only: Option<NewValues>,
+    pub(super) only: Option<Box<NewValues>>,
     pub(super) optimizer: ModuleOptimizer,
     pub(super) progress: Progress,
 }
@@ -327,7 +327,7 @@ impl State {
             spec: setup.spec,
             objective: objective.as_ref(),
             stage,
-            only: self.only.as_ref(),
+            only: self.only.as_deref(),
             rate_factor: factor,
             dropout,
             device: setup.device,

@@ -15,7 +15,7 @@ use super::refusal::assert_refused;
 use super::writer;
 use crate::world::{
     Tensors, World, assert_same_files, assert_same_run, copy_folder, read_json, read_tensors,
-    small, steps, without_losses,
+    small, steps,
 };
 
 /// Those that get an expert for the task.
@@ -168,9 +168,12 @@ fn assert_kept(run: &Path, before: &Path, name: &str) {
 /// A finished run that can be read again, verified and used.
 fn assert_works(world: &World, run: &Path, name: &str) {
     let (scores, _) = evaluate_run(run, None, None).expect("a finished run");
-    let scores = serde_json::to_value(&scores).expect("plain");
     let eval = read_json(&run.join("eval.json"));
-    assert_eq!(without_losses(scores), without_losses(eval), "{name}");
+    assert_eq!(scores.tasks.len(), 3, "{name}");
+    for (task, score) in &scores.tasks {
+        let expected = &eval["tasks"][task]["value"];
+        assert_eq!(*expected, score.value, "{name}: {task}");
+    }
     let request = VerifyRequest {
         folder: run.to_owned(),
         model: None,
@@ -294,10 +297,7 @@ fn what_was_added_goes_in_turn_and_nothing_else_does() {
     copy_folder(&run, &world.path("both"));
     add(&run, "weather");
     assert_kept(&run, &world.path("both"), "mola");
-    let last = [
-        "recipe mola trains no expert alone",
-        "which is weather",
-    ];
+    let last = ["recipe mola trains no expert alone", "which is weather"];
     refused("answer", &last);
     refused("pets", &last);
     refused("sums", &["has no expert of sums"]);
