@@ -10,10 +10,11 @@ const ARCHITECTURE: &str = "docs/architecture.md";
 /// The folder with one file per method.
 const RECIPES: &str = "crates/molora-train/src/recipe/";
 /// Files of that folder that are no method.
-const NO_RECIPES: [&str; 17] = [
+const NO_RECIPES: [&str; 19] = [
     "about",
     "check",
     "cluster_texts",
+    "data",
     "file",
     "growth",
     "guard",
@@ -26,6 +27,7 @@ const NO_RECIPES: [&str; 17] = [
     "overrides",
     "profile",
     "report",
+    "schema",
     "stage",
     "validation",
 ];

@@ -23,28 +23,8 @@ mod tests {
 
     /// Whether a value keeps to a schema, by the keywords that recipes' schemas have; with why not.
     fn check(root: &Value, schema: &Value, value: &Value) -> Result<(), String> {
-        let known = [
-            "$ref",
-            "$schema",
-            "additionalProperties",
-            "allOf",
-            "anyOf",
-            "const",
-            "default",
-            "definitions",
-            "description",
-            "enum",
-            "format",
-            "items",
-            "maximum",
-            "maxLength",
-            "minimum",
-            "oneOf",
-            "properties",
-            "required",
-            "title",
-            "type",
-        ];
+        let known = "$ref $schema additionalProperties allOf anyOf const default definitions description enum \
+                     format items maximum maxLength minimum oneOf properties required title type";
         let Value::Object(keywords) = schema else {
             return match schema {
                 Value::Bool(false) => Err(format!("{value} is refused")),
@@ -52,7 +32,10 @@ mod tests {
             };
         };
         for (keyword, rule) in keywords {
-            assert!(known.contains(&&**keyword), "an unknown keyword: {keyword}");
+            assert!(
+                known.split(' ').any(|one| one == keyword),
+                "unknown: {keyword}"
+            );
             let rules = || rule.as_array().into_iter().flatten();
             let fits = |rule: &Value| check(root, rule, value);
             match keyword.as_str() {
