@@ -56,7 +56,6 @@ mod top_p;
 mod validation;
 mod x_lora;
 
-
 use molora_models::{AdapterSpec, Backbone};
 use molora_regularize::ObjectiveConfig;
 use schemars::JsonSchema;
