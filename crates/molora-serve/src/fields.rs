@@ -1,8 +1,11 @@
 //! The fields of a request's body: each is read, or refused by its name.
 
+use std::fmt;
+
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
@@ -40,9 +43,10 @@ impl Fields {
     /// Reads a JSON object.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => Ok(Self(fields)),
-            Ok(_) => Err(ApiError::bad("the body is no JSON object")),
-            Err(error) => Err(ApiError::bad(format!("the body is no JSON: {error}"))),
+            Ok(Once(fields)) => Ok(Self(fields)),
+            Err(error) => Err(ApiError::bad(format!(
+                "the body is no JSON object: {error}"
+            ))),
         }
     }
 
@@ -89,6 +93,36 @@ impl Fields {
             None => Ok(()),
             Some((name, _)) => Err(ApiError::field(&name, format!("unknown field `{name}`"))),
         }
+    }
+}
+
+/// The fields of an object in which none stands twice: of two, serde's own map keeps the last in silence.
+struct Once(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Once {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(OnceVisitor)
+    }
+}
+
+struct OnceVisitor;
+
+impl<'de> Visitor<'de> for OnceVisitor {
+    type Value = Once;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Once, A::Error> {
+        let mut fields = Map::new();
+        while let Some((name, value)) = access.next_entry::<String, Value>()? {
+            if fields.contains_key(&name) {
+                return Err(A::Error::custom(format!("field \"{name}\" stands twice")));
+            }
+            fields.insert(name, value);
+        }
+        Ok(Once(fields))
     }
 }
 

@@ -40,9 +40,16 @@ impl Params {
             let problem = format!("n is {count}, expected at least 1 and at most {CHOICES}");
             return Err(ApiError::field("n", problem));
         }
-        let mut max_new_tokens = None;
+        let mut max_new_tokens: Option<usize> = None;
         for name in names {
-            max_new_tokens = max_new_tokens.or(fields.take(name)?);
+            let found = fields.take(name)?;
+            if let (Some(first), Some(second)) = (max_new_tokens, found)
+                && first != second
+            {
+                let problem = format!("{name} is {second}, but {} is {first}", names[0]);
+                return Err(ApiError::field(name, problem));
+            }
+            max_new_tokens = max_new_tokens.or(found);
         }
         let stop = match fields.take("stop")? {
             None => Vec::new(),
@@ -229,6 +236,19 @@ mod tests {
         assert!(params.stream && params.include_usage);
         assert_eq!(taken(r#"{"temperature": 0}"#).unwrap().sampling, None);
         assert_eq!(taken("{}").unwrap().sampling, Some(Sampling::default()));
+    }
+
+    #[test]
+    fn two_names_of_one_limit_agree() {
+        let taken = |body: &str| {
+            let mut fields = Fields::parse(body.as_bytes())?;
+            Params::take(&mut fields, &["max_completion_tokens", "max_tokens"])
+        };
+        let found = taken(r#"{"max_tokens": 5, "max_completion_tokens": 5}"#).unwrap();
+        assert_eq!(found.max_new_tokens, Some(5));
+        let error = taken(r#"{"max_tokens": 5, "max_completion_tokens": 6}"#).unwrap_err();
+        let expected = "max_tokens is 5, but max_completion_tokens is 6";
+        assert_eq!(error.body()["error"]["message"], expected);
     }
 
     #[test]

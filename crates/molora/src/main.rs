@@ -37,8 +37,12 @@ fn main() -> ExitCode {
         .init();
     quiet_while_panics_become_errors();
     let cli = Cli::parse();
-    // On a thread of the pool, so that a parallel operation needs no other thread to be woken for it.
-    match rayon::scope(|_| cli.run()) {
+    let result = match cli.waits() {
+        true => cli.run(),
+        // On a thread of the pool, so that a parallel operation needs no other thread to be woken for it.
+        false => rayon::scope(|_| cli.run()),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // The shell's code for a program that Ctrl-C has ended; SIGTERM, which does the same, has it too.
         Err(error) if is_interruption(&error) => {

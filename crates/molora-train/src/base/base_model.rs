@@ -32,6 +32,7 @@ pub struct BaseModel {
 /// If there is no such model; the error says what was tried. [`TrainError::Hub`] if it cannot be
 /// downloaded.
 pub fn find(name: &str, on_progress: &mut OnProgress<'_>) -> Result<BaseModel, TrainError> {
+    let name = bundled_as_exported(name);
     if let Some(id) = name.strip_prefix("hub:") {
         return Ok(fetch(&id.parse()?, on_progress)?);
     }
@@ -61,6 +62,7 @@ pub fn find(name: &str, on_progress: &mut OnProgress<'_>) -> Result<BaseModel, T
 /// # Errors
 /// If it is neither a folder nor a name on the Hub.
 pub fn check(name: &str) -> Result<(), TrainError> {
+    let name = bundled_as_exported(name);
     if let Some(id) = name.strip_prefix("hub:") {
         id.parse::<ModelId>()?;
         return Ok(());
@@ -73,6 +75,12 @@ pub fn check(name: &str) -> Result<(), TrainError> {
         return Ok(());
     }
     Err(no_folder(&folder.to_string_lossy()))
+}
+
+/// The bundled model where a file names it as exports do, without `bundled:`, which Python does not know.
+fn bundled_as_exported(name: &str) -> &str {
+    let is_bundled = name == plain_name(bundled::MODEL) && !Path::new(name).exists();
+    if is_bundled { bundled::MODEL } else { name }
 }
 
 /// The name of a base model for people and for other programs: without `bundled:`, `hub:` and the
@@ -153,6 +161,15 @@ fn no_folder(name: &str) -> TrainError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn exports_name_the_bundled_model_without_its_mark() {
+        assert_eq!(
+            bundled_as_exported(plain_name(bundled::MODEL)),
+            bundled::MODEL
+        );
+        assert_eq!(bundled_as_exported("org/name"), "org/name");
+    }
 
     #[test]
     fn plain_names() {

@@ -67,15 +67,16 @@ pub fn parse_prompts(text: &str, path: &Path, is_json: bool) -> Result<Vec<Promp
 fn prompt(mut fields: Fields<'_>) -> Result<Prompt, DataError> {
     let has = |name: &str| fields.map.get(name).is_some_and(|value| !value.is_null());
     let (has_prompt, has_messages) = (has("prompt"), has("messages"));
-    if has_prompt == has_messages {
+    if has_prompt && has_messages {
+        let found = Value::from("one with messages beside it");
+        return Err(fields.wrong_type("prompt", &found, "one of prompt and messages"));
+    }
+    if !has_prompt && !has_messages {
         return Err(FormatError::MissingColumn {
             place: fields.place.clone(),
             column: "prompt".into(),
             found: fields.map.keys().cloned().collect(),
-            reason: match has_prompt {
-                true => ", expected one of prompt and messages",
-                false => ", expected prompt or messages",
-            },
+            reason: ", expected prompt or messages",
         }
         .into());
     }
@@ -161,6 +162,11 @@ mod tests {
                 "p:1: there is no column \"prompt\", found text, expected prompt or messages",
             ),
             ("{\"messages\": []}", true, "p:1: "),
+            (
+                r#"{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}"#,
+                true,
+                "p:1: key \"prompt\" holds the string",
+            ),
             (
                 r#"{"messages": [{"role": "assistant", "content": "a"}]}"#,
                 true,

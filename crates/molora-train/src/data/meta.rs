@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::error::{DataError, Place};
 use super::fields::{Fields, whole};
-use super::format::{FormatError, Row};
+use super::format::{FormatError, Row, read_text};
 use super::kind::TaskKind;
 use super::metrics::Metric;
 use super::schema::COLUMNS;
@@ -37,10 +37,7 @@ impl MetaFile {
         if !path.is_file() {
             return Ok(None);
         }
-        let text = std::fs::read(&path).map_err(|source| DataError::Read {
-            path: path.clone(),
-            source,
-        })?;
+        let text = read_text(&path)?;
         let place = Place::file(&path);
         let mut fields = Fields::parse(&text, &place)?;
         let has = |fields: &Fields<'_>, key: &str| fields.map.contains_key(key);

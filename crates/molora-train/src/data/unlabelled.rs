@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::error::{At, DataError, Place};
-use super::format::{FormatError, Row, read_rows};
+use super::format::{FormatError, Row, check_utf8, read_rows, read_text};
 use super::prompt::ANSWERS;
 use super::record::Record;
 use super::schema::{Reading, Schema, warn_of_unread};
@@ -34,10 +34,11 @@ pub fn load_unlabelled(
     columns: &BTreeMap<String, String>,
 ) -> Result<Vec<Record>, DataError> {
     if path.extension().is_some_and(|ending| ending == "txt") {
-        let text = std::fs::read_to_string(path).map_err(|source| DataError::Read {
-            path: path.into(),
-            source,
-        })?;
+        let text = read_text(path)?;
+        for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
+            check_utf8(line, &Place::new(path, At::Line(index + 1)))?;
+        }
+        let text = String::from_utf8_lossy(&text);
         return unlabelled(lines(&text, path)?, path, meta);
     }
     let (format, mut rows) = read_rows(path, Arc::new(|_: &str| true))?;
@@ -60,7 +61,9 @@ pub fn parse_unlabelled(
     columns: &BTreeMap<String, String>,
 ) -> Result<Vec<Record>, DataError> {
     if !text.trim_start().starts_with('{') {
-        return unlabelled(lines(text, path)?, path, meta);
+        let rows = lines(text, path)?;
+        refuse_objects(&rows)?;
+        return unlabelled(rows, path, meta);
     }
     let mut rows = super::format::parse_lines(text.as_bytes(), path)?;
     rows.iter_mut().try_for_each(|row| rename(row, columns))?;
@@ -82,6 +85,23 @@ fn lines(text: &str, path: &Path) -> Result<Vec<Row>, DataError> {
         })
     };
     text.trim_end().lines().enumerate().map(row).collect()
+}
+
+/// Refuses JSON objects among texts: the first line says what all of them are.
+fn refuse_objects(rows: &[Row]) -> Result<(), DataError> {
+    let is_object = |row: &&Row| {
+        let text = row.columns["input"].as_str().unwrap_or_default();
+        text.starts_with('{') && serde_json::from_str::<Map<String, Value>>(text).is_ok()
+    };
+    match rows.iter().find(is_object) {
+        None => Ok(()),
+        Some(row) => Err(DataError::Contradiction {
+            place: row.place.clone(),
+            key: "input",
+            found: "a JSON object".into(),
+            expected: "the first line is a text, and so are all".into(),
+        }),
+    }
 }
 
 fn rename(row: &mut Row, columns: &BTreeMap<String, String>) -> Result<(), DataError> {

@@ -144,8 +144,9 @@ impl Recipe {
         }
         problems.extend(self.template_problems());
         for (task, weight) in &self.data.task_weights {
-            if !(weight.is_finite() && *weight > 0.0) {
-                let text = "expected a finite number above 0; --tasks leaves tasks out";
+            // What is multiplied by them is in f32.
+            if !(1e-9..=1e9).contains(weight) {
+                let text = "expected a number from 1e-9 to 1e9; --tasks leaves tasks out";
                 problems.push(format!("data.task_weights.{task} is {weight}, {text}"));
             }
         }

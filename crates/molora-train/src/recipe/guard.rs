@@ -115,7 +115,7 @@ impl GuardRule {
                 if !(factor.is_finite() && factor > 1.0 && most.is_finite() && most >= factor) {
                     problems.push(format!(
                         "action.raise_balance has factor {factor} and most {most}, expected a factor above 1 \
-                         and at least as much as most"
+                         and most at least as much"
                     ));
                 }
                 let balances = |objective: &&&ObjectiveConfig| {

@@ -1,11 +1,10 @@
 //! `molora generate`.
 
 use std::fmt::Write as _;
-use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use clap::Args;
 use molora_models::{BaseDtype, Finish, Sampling};
 use serde_json::json;
@@ -13,7 +12,7 @@ use serde_json::json;
 use super::chat::Chat;
 use super::download::Downloads;
 use super::source::adapter_of;
-use super::{print_written, say};
+use super::{STANDARD_INPUT, print_written, read_standard_input, read_utf8, say};
 use molora_train::base::{DeviceSpec, base_model, write_atomically};
 use molora_train::generate::{Prompt, WriteOptions, Writer, Written, parse_prompts};
 use molora_train::store::{is_run, read_config};
@@ -185,12 +184,11 @@ impl GenerateArgs {
             return Ok(prompts);
         };
         if path == Path::new("-") {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text)?;
+            let text = read_standard_input()?;
             let is_json = text.trim_start().starts_with('{');
-            prompts.extend(parse_prompts(&text, Path::new("standard input"), is_json)?);
+            prompts.extend(parse_prompts(&text, Path::new(STANDARD_INPUT), is_json)?);
         } else {
-            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            let text = read_utf8(path)?;
             let is_json = path.extension().is_some_and(|ending| ending == "jsonl");
             prompts.extend(parse_prompts(&text, path, is_json)?);
         }

@@ -1,14 +1,14 @@
 //! `molora predict`.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use anyhow::ensure;
 use clap::Args;
 
 use super::download::Downloads;
 use super::progress::Progress;
-use super::{print_written, say};
+use super::{STANDARD_INPUT, print_written, read_standard_input, say};
 use molora_train::base::{DeviceSpec, base_model};
 use molora_train::data::{Record, TaskMeta, load_unlabelled, parse_unlabelled};
 use molora_train::predict::{CHUNK, Predictor, predict_file};
@@ -79,6 +79,16 @@ impl PredictArgs {
             }
             return Ok(());
         };
+        ensure!(
+            !is_same_file(out, &self.input),
+            "{}: the output is the input",
+            out.display()
+        );
+        ensure!(
+            !is_in(out, &self.run),
+            "{}: the output would be a file of the run; choose another place",
+            out.display()
+        );
         let mut progress = Progress::new();
         let show = &mut |event: molora_train::train::Event<'_>| progress.show(event);
         predict_file(&mut predictor, &records, out, self.force, show)?;
@@ -92,9 +102,25 @@ impl PredictArgs {
         if self.input != Path::new("-") {
             return Ok(load_unlabelled(&self.input, task, &columns)?);
         }
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text)?;
-        let name = Path::new("standard input");
+        let name = Path::new(STANDARD_INPUT);
+        let text = read_standard_input()?;
         Ok(parse_unlabelled(&text, name, task, &columns)?)
     }
+}
+
+/// Whether two paths are one file that is there.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let (one, other) = (one.canonicalize(), other.canonicalize());
+    matches!((one, other), (Ok(one), Ok(other)) if one == other)
+}
+
+/// Whether a file lies, or would lie, directly in a folder.
+fn is_in(file: &Path, folder: &Path) -> bool {
+    let parent = file
+        .parent()
+        .map(|parent| match parent.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => parent,
+        });
+    parent.is_some_and(|parent| is_same_file(parent, folder))
 }

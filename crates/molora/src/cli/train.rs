@@ -2,16 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{bail, ensure};
 use clap::Args;
 
 use super::batch::BatchArgs;
 use super::choice::ScheduleChoice;
-use super::print;
 use super::progress::Progress;
 use super::signals::stop_on_signal;
 use super::source::{FoundBase, SourceArgs};
 use super::validation::ValidationArgs;
+use super::{print, read_utf8};
 use molora_train::data::Split;
 use molora_train::recipe::{self, LogFormat, Recipe, overrides};
 use molora_train::report::{dry_run_table, idle_summary, summary_table, task_table};
@@ -37,14 +37,20 @@ pub(super) struct TrainArgs {
     seed: u64,
     /// Number of optimizer steps, which the stages of the recipe share as before; with --resume the
     /// number in all that a finished run goes on to
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     steps: Option<usize>,
     /// With --resume and --steps, the learning rate over the new steps: as if the run had always had
     /// so many (extend), or with a new warm-up and decay (restart)
-    #[arg(long, value_enum, default_value_t, requires_all = ["resume", "steps"])]
-    schedule: ScheduleChoice,
+    /// [default: extend]
+    #[arg(long, value_enum)]
+    schedule: Option<ScheduleChoice>,
     /// Train for E epochs: E times the number of all training records; 0.5 is half of them
-    #[arg(long, value_name = "E", conflicts_with = "steps")]
+    #[arg(
+        long,
+        value_name = "E",
+        conflicts_with = "steps",
+        allow_negative_numbers = true
+    )]
     epochs: Option<f64>,
     #[command(flatten)]
     batch: BatchArgs,
@@ -86,13 +92,18 @@ pub(super) struct TrainArgs {
 
 impl TrainArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        // Not as a rule of clap, which passes over an option that the recipe contradicts.
+        ensure!(
+            self.schedule.is_none() || (self.resume.is_some() && self.steps.is_some()),
+            "--schedule needs --resume and --steps"
+        );
         let stop = stop_on_signal()?;
         let mut progress = Progress::new();
         let part = ResumeOptions {
             from: self.from_stage.clone(),
             until: self.until_stage.clone(),
             steps: self.steps,
-            schedule: self.schedule.into(),
+            schedule: self.schedule.unwrap_or_default().into(),
         };
         let (folder, finished) = match &self.resume {
             Some(folder) => (
@@ -163,7 +174,7 @@ pub(super) fn read_recipe(name: &str, base: &FoundBase) -> anyhow::Result<Recipe
     if !name.ends_with(".toml") {
         return Ok(recipe::find_for(name, base.kind)?);
     }
-    let text = std::fs::read_to_string(name).with_context(|| name.to_owned())?;
+    let text = read_utf8(Path::new(name))?;
     Ok(Recipe::from_toml(&text, name)?)
 }
 

@@ -10,11 +10,11 @@ use molora_train::recipe::Recipe;
 pub(super) struct ValidationArgs {
     /// Score the validation split every N steps of a stage, 0 for never [default: ten times a stage on
     /// an encoder, four times on a model that writes]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     eval_every: Option<usize>,
     /// Score at most N records of each task, the same ones each time [default: 256 on an encoder,
     /// 64 on a model that writes]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     eval_limit: Option<NonZeroUsize>,
 }
 

@@ -116,8 +116,13 @@ fn read_parquet(path: &Path, _: Wanted) -> Result<Vec<Row>, DataError> {
 }
 
 /// A file's text without a byte order mark.
-fn read_text(path: &Path) -> Result<Vec<u8>, DataError> {
-    let mut text = std::fs::read(path).map_err(|source| DataError::Read {
+pub(super) fn read_text(path: &Path) -> Result<Vec<u8>, DataError> {
+    let read = match std::fs::metadata(path) {
+        // A pipe or a device may never end.
+        Ok(found) if !found.is_file() => Err(std::io::Error::other("is no regular file")),
+        _ => std::fs::read(path),
+    };
+    let mut text = read.map_err(|source| DataError::Read {
         path: path.into(),
         source,
     })?;
@@ -128,7 +133,7 @@ fn read_text(path: &Path) -> Result<Vec<u8>, DataError> {
 }
 
 /// The error for bytes that are no UTF-8, if there is one.
-fn check_utf8(text: &[u8], place: &Place) -> Result<(), FormatError> {
+pub(super) fn check_utf8(text: &[u8], place: &Place) -> Result<(), FormatError> {
     std::str::from_utf8(text)
         .map(|_| ())
         .map_err(|error| FormatError::Encoding {

@@ -101,6 +101,9 @@ fn a_partial_task_json_names_kind_labels_and_columns() {
         let found = record(Some(meta), &line);
         assert_eq!((&found.input[..], &found.instruction[..]), ("s2", "Good?"));
         assert_eq!((&found.label, &found.output[..]), (&Label::Index(1), "yes"));
+        // An editor's byte order mark is no part of it.
+        let marked = format!("\u{feff}{meta}");
+        assert_eq!(record(Some(&marked), &line).instruction, "Good?");
     }
     let meta = r#"{"type": "regression"}"#;
     for line in [

@@ -22,8 +22,9 @@ pub(crate) fn listed(folder: &Path, kind: FolderKind) -> Result<Vec<String>, Tra
         let is_by_product = name == MANIFEST || name == LOCK || is_temporary(&name);
         let is_state = is_run && (name == CHECKPOINTS || name == SWAP || is_work(&name));
         let is_folder = is_own_folder(&folder.join(&name));
-        // Exports may lie in a run, and have manifests of their own.
-        let is_other = is_run && is_folder && !FOLDERS.contains(&&name[..]);
+        // Exports may lie in a run: folders, which have manifests of their own, and files of GGUF.
+        let is_export = is_folder && !FOLDERS.contains(&&name[..]) || name.ends_with(".gguf");
+        let is_other = is_run && is_export;
         if !is_by_product && !is_state && !is_other {
             add_listed(folder, name, &mut found)?;
         }

@@ -314,6 +314,7 @@ mod tests {
                 ".lock",
                 "peft-2/adapter_config.json",
                 "thesis.tex",
+                "lora.gguf",
                 "stages/x/state.json",
             ],
         );
@@ -329,6 +330,7 @@ mod tests {
         assert_eq!(Manifest::read(run).expect("its own"), Some(manifest));
         let listed = listed(run, FolderKind::Run).expect("readable");
         assert!(listed.contains(&"thesis.tex".to_owned()), "{listed:?}");
+        assert!(!listed.contains(&"lora.gguf".to_owned()), "{listed:?}");
         put_result(run, "unseen.json", b"{}").expect("writable");
         let manifest = Manifest::read(run).expect("its own").expect("there");
         assert!(manifest.files.contains_key("unseen.json"));

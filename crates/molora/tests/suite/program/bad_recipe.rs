@@ -41,6 +41,15 @@ fn numbers_out_of_range() {
             &["adapter.bank: rank is 0, expected at least 1"],
         ),
         value(
+            &["--set", "data.task_weights.pets=1e308"],
+            &["data.task_weights.pets is", "from 1e-9 to 1e9"],
+        ),
+        option(
+            "a schedule of a new run",
+            &["--schedule", "restart"],
+            &["--schedule needs --resume and --steps"],
+        ),
+        value(
             &["--set", "adapter.bank.rank=33"],
             &["adapter.bank: rank 33 exceeds", "32"],
         ),

@@ -183,6 +183,46 @@ fn what_cannot_be_answered_is_named() {
 }
 
 #[test]
+fn an_output_replaces_neither_the_input_nor_the_run() {
+    let (world, asked) = world();
+    std::fs::write(world.path("asked.jsonl"), &asked).expect("writable");
+    for (out, words) in [
+        ("asked.jsonl", "the output is the input"),
+        ("run/eval.json", "a file of the run"),
+    ] {
+        let before = std::fs::read(world.path(out)).expect("readable");
+        let output = world.run(&[&PREDICT[..], &["--output", out, "--force"]].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(words), "{text}");
+        assert_eq!(std::fs::read(world.path(out)).expect("readable"), before);
+    }
+}
+
+#[test]
+fn standard_input_is_of_one_kind_and_utf8() {
+    let (world, _) = world();
+    let refused = |bytes: &[u8], words: &str| {
+        let arguments = ["predict", "run", "--task", "weather", "--input", "-"];
+        let mut program = world.program(&arguments);
+        program
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut child = program.spawn().expect("the program starts");
+        let mut input = child.stdin.take().expect("piped");
+        input.write_all(bytes).expect("it reads");
+        drop(input);
+        let output = child.wait_with_output().expect("it ends");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(words), "{text}");
+    };
+    let mixed =
+        "standard input:2: key \"input\" is \"a JSON object\", but the first line is a text";
+    refused(b"w0 w1\n{\"input\": \"w2\"}\n", mixed);
+    refused(b"w0\nw1 caf\xe9\n", "standard input:2: byte 7 is no UTF-8");
+}
+
+#[test]
 fn a_run_that_writes_no_answers_says_so() {
     let world = writer::world();
     let mut recipe = writer::recipe("lora", 2);

@@ -72,6 +72,14 @@ fn bad_requests_are_told_what_is_wrong() {
         400,
         "unknown field `extra`",
     );
+    let twice = br#"{"model": "base", "prompt": "w1", "prompt": "w2"}"#;
+    let answer = served.send("POST", "/v1/completions", "", twice);
+    assert_eq!(answer.status, 400);
+    assert!(
+        answer.message().contains("\"prompt\" stands twice"),
+        "{}",
+        answer.body
+    );
     let chat = json!({"model": "base", "messages": [{"role": "user", "content": "w1"}]});
     let answer = served.post("/v1/chat/completions", &chat);
     assert_eq!(answer.status, 400);

@@ -45,6 +45,18 @@ fn generated(world: &World, prompt: &str, task: Option<&str>, more: &[&str]) -> 
     line["text"].as_str().expect("a text").to_owned()
 }
 
+/// A container often has one processor: whoever waits for answers may not take it from who makes them.
+#[test]
+fn one_thread_is_enough() {
+    let world = trained("samora");
+    let mut program = world.program(&["serve", "run"]);
+    program.env("RAYON_NUM_THREADS", "1");
+    let served = Served::start(program);
+    let body = json!({"model": "run", "prompt": "w1 w2", "max_tokens": 4, "temperature": 0});
+    let found = served.ask("/v1/completions", &body);
+    assert_eq!(found["usage"]["prompt_tokens"], 2, "{found}");
+}
+
 /// Token routers, a gate by task, and a sequence router that keeps its decision.
 #[test]
 fn answers_are_those_of_generate_whatever_else_is_written() {
