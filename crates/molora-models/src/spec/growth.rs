@@ -18,6 +18,9 @@ impl AdapterSpec {
     /// # Errors
     /// Why the method has no place for one more, in its own terms.
     pub fn growth(&self) -> Result<Growth, &'static str> {
+        if !self.modules_to_save.is_empty() {
+            return Err("its embeddings or head train whole, for all tasks in common");
+        }
         let most = self.experts.by_layer().iter().max();
         let is_one = *most.unwrap_or(&self.bank.num_experts) == 1;
         if is_one && self.router.is_none() && !self.has_expert_per_task() {

@@ -161,7 +161,7 @@ fn what_cannot_have_them_is_named() {
     );
     case.refused(
         &["add-expert", "run", "--task", "sky"],
-        &["trains its experts together"],
+        &["its embeddings or head train whole, for all tasks in common"],
     );
     let set = "adapter.modules_to_save=embeddings";
     let fixed = [
