@@ -80,6 +80,17 @@ impl Fields {
         }
     }
 
+    /// Refuses a field that stands beside another one of the same meaning.
+    pub(crate) fn only(&mut self, name: &str, other: &str) -> Result<(), ApiError> {
+        match self.0.remove(name) {
+            None | Some(Value::Null) => Ok(()),
+            Some(_) => Err(ApiError::field(
+                name,
+                format!("{name} stands beside {other}, expected one of them"),
+            )),
+        }
+    }
+
     /// Drops fields that change nothing of an answer.
     pub(crate) fn ignore(&mut self, names: &[&str]) {
         for name in names {
@@ -147,6 +158,7 @@ mod tests {
         assert_eq!(fields.take::<usize>("n"), Ok(Some(2)));
         assert_eq!(fields.take::<String>("stop"), Ok(None));
         assert_eq!(fields.refuse("tools", is_empty), Ok(()));
+        assert_eq!(fields.only("stop", "n"), Ok(()));
         let missing = fields.need::<String>("model").unwrap_err().body();
         assert_eq!(missing["error"]["message"], "model is missing");
         let unknown = fields.end().unwrap_err().body();

@@ -92,7 +92,10 @@ pub(super) async fn tokenize(
     let (model, _) = app.models.text(&name)?;
     let prompt: Option<String> = fields.take("prompt")?;
     let prompt = match prompt {
-        Some(text) => Prompt::Text(text),
+        Some(text) => {
+            fields.only("messages", "prompt")?;
+            Prompt::Text(text)
+        }
         None => Prompt::Chat(chat::messages(&mut fields)?.into_iter().collect()),
     };
     fields.refuse("add_special_tokens", |value| *value == true)?;

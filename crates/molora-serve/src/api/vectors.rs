@@ -125,7 +125,10 @@ pub(super) async fn classify(
     let (model, task) = app.models.class(&name)?;
     let inputs: Vec<Value> = match fields.take("records")? {
         // Records with more than one text, as `molora predict` reads them.
-        Some(records) => records,
+        Some(records) => {
+            fields.only("input", "records")?;
+            records
+        }
         None => {
             let texts = texts(&mut fields)?.into_iter();
             texts.map(|text| json!({"input": text})).collect()
