@@ -49,6 +49,7 @@ mod scope;
 mod site;
 mod spec;
 mod task_model;
+pub mod transformers;
 
 pub use adaptable::Adaptable;
 pub use adapter::Adapter;
