@@ -1,12 +1,13 @@
 //! A general expert, which is not routed, beside those that are.
 
 use burn::tensor::Tensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
 
 /// What a general expert, the last one of its bank, gets of the weight.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GeneralExpert {
     /// The routed experts share lambda, the general one has 1 - lambda:

@@ -1,11 +1,12 @@
 //! The constant factor on an adapter's delta.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
 
 /// The factor `s` by which the low-rank delta is multiplied.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scaling {
     /// `s = 1` (SAMoRA, whose scale is learned).

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use molora_kernels::random::{Seed, normal, uniform};
 use molora_parts::{Axis, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::svd::Svd;
@@ -15,7 +16,7 @@ use crate::{AdapterError, SiteDims, qr};
 /// read the frozen weight W: experts start as parts of it, and what they start as is taken out of the
 /// layer again, `x W - c s sum_e x A0_e B0_e + delta(x)`, so that on average nothing changes. The frozen
 /// weight stays as it is; the [`Residual`] keeps `A0` and `B0`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Start {
     /// `A` from U(-1/sqrt(D), 1/sqrt(D)): PyTorch's `kaiming_uniform(a = sqrt 5)`, which PEFT and the
@@ -35,7 +36,7 @@ pub enum Start {
 
 /// Numbers of [`Start::Segments`]: of n singular triples in descending order, expert e gets the
 /// first R of those from `e (n div E)` on.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SegmentStart {
     /// By what singular values are divided, so that experts start small: rho.

@@ -1,12 +1,14 @@
 //! What all models have in common: linear layers with paths, and what is attached to them.
 
-use burn::tensor::Device;
+use burn::module::Param;
+use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 
 use molora_parts::PartTensor;
 use molora_routing::Router;
 
 use crate::attach::attach_by_site;
+use crate::saved::table_tensor;
 use crate::scope::route_names;
 use crate::{Adapter, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart, PooledSite};
 
@@ -103,6 +105,17 @@ pub trait Adaptable: Clone {
         None
     }
 
+    /// The tables that are trained whole in the place of the model's own, with the paths of those in files.
+    fn saved_mut(&mut self) -> Vec<(String, &mut Param<Tensor<2>>)> {
+        Vec::new()
+    }
+
+    /// Whether several modules of the files read a table as one, of which another program that replaces a
+    /// module by its path replaces one alone.
+    fn is_shared_table(&self, _path: &str) -> bool {
+        false
+    }
+
     /// Attaches fresh adapters where the specification says, and returns the paths of the sites.
     ///
     /// Initial values depend on `seed` and each site's path alone. By default a layer's number, by which
@@ -113,7 +126,8 @@ pub trait Adaptable: Clone {
     /// The first problem of the specification, or a target that matches nothing, or a rank that does
     /// not fit a site, or more entries of `experts.by_layer` than layers; for an encoder-decoder
     /// also if routers belong to layers: a layer of its decoder reads two texts. By default also
-    /// [`ModelError::NoPlace`] for a specification whose sites do not each decide for themselves, and
+    /// [`ModelError::NoPlace`] for a specification whose sites do not each decide for themselves or that
+    /// trains tables of the model, and
     /// [`ModelError::Inconsistent`] for two linear layers of one path, or if
     /// [`linears`](Self::linears) and [`linears_mut`](Self::linears_mut) differ.
     fn attach(
@@ -157,7 +171,7 @@ pub trait Adaptable: Clone {
     }
 
     /// Hands out every tensor of the sites, of the layers' routers and of what the model's sites share,
-    /// with the path of its site or layer.
+    /// with the path of its site or layer, and the tables that are trained whole.
     ///
     /// # Errors
     /// The first one of `visit`.
@@ -181,6 +195,9 @@ pub trait Adaptable: Clone {
         }
         for (path, tensors) in self.part_mut().into_iter().flat_map(ModelPart::tensors) {
             tensors.into_iter().try_for_each(|t| visit(&path, t))?;
+        }
+        for (path, table) in self.saved_mut() {
+            visit(&path, table_tensor(table))?;
         }
         Ok(())
     }

@@ -192,6 +192,13 @@ pub(crate) fn attach_by_site(
 /// Refuses a specification that asks for more of a model than linear layers.
 fn decides_by_site(spec: &AdapterSpec) -> Result<(), ModelError> {
     let expected = "site";
+    if !spec.modules_to_save.is_empty() {
+        return Err(ModelError::NoPlace {
+            field: "adapter.modules_to_save",
+            found: "tables",
+            expected: "none",
+        });
+    }
     if !spec.composition.is_site() {
         return Err(ModelError::NoPlace {
             field: "adapter.composition",

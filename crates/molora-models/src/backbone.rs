@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use burn::module::Module;
-use burn::tensor::Device;
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 
 use crate::checkpoint::ConfigFile;
@@ -111,6 +111,11 @@ impl Backbone {
         each!(self, model => model.vocab_size())
     }
 
+    /// Whether its embeddings train, beside the adapters.
+    pub(crate) fn trains_embeddings(&self) -> bool {
+        each!(self, model => model.saved.trains_embeddings())
+    }
+
     /// Longest sequence in tokens, if there is a limit.
     pub fn max_tokens(&self) -> Option<usize> {
         match self {
@@ -152,6 +157,14 @@ impl Adaptable for Backbone {
 
     fn part_mut(&mut self) -> Option<&mut ModelPart> {
         each!(self, model => model.part_mut())
+    }
+
+    fn saved_mut(&mut self) -> Vec<(String, &mut Param<Tensor<2>>)> {
+        each!(self, model => model.saved_mut())
+    }
+
+    fn is_shared_table(&self, path: &str) -> bool {
+        each!(self, model => model.is_shared_table(path))
     }
 
     fn attach(

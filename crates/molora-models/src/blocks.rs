@@ -55,6 +55,11 @@ impl TaskModel {
         }
     }
 
+    /// Whether a gradient of the input of the first layer leads to parameters that train.
+    pub fn trains_embeddings(&self) -> bool {
+        self.backbone.trains_embeddings()
+    }
+
     /// The input of the first layer `[B, T, D]`.
     ///
     /// # Panics

@@ -13,12 +13,13 @@ use molora_kernels::linear;
 use molora_kernels::random::{Seed, uniform};
 use molora_parts::{Axis, ParameterKind, PartTensor};
 use molora_routing::{RouteInput, Router, RouterOutput};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{ForwardContext, ModelError};
 
 /// Numbers of a first pass that decides for all sites.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FirstPassConfig {
     /// Whether every site has a router of its own, on the same hidden states.

@@ -45,6 +45,7 @@ mod part;
 pub mod peft;
 mod pool;
 mod reader;
+mod saved;
 mod scope;
 mod site;
 mod spec;
@@ -78,9 +79,10 @@ pub use noise::EmbeddingNoise;
 pub use observe::Observation;
 pub use part::ModelPart;
 pub use pool::{Pool, PoolConfig, PoolWeights, PooledBank, PooledSite};
+pub use saved::{SavedModule, SavedTables};
 pub use scope::LayerRouter;
 pub use site::{SitePattern, select_sites};
-pub use spec::{AdapterSpec, Composition, ExpertCount, RouterScope};
+pub use spec::{AdapterSpec, Composition, ExpertCount, Growth, RouterScope};
 pub use task_model::{TaskHead, TaskModel, TextInput, TextOutput};
 
 /// Compiles the example of the README.

@@ -47,7 +47,8 @@ pub trait BaseModel: Adaptable {
     /// Gives a head that is the table of embeddings a table of its own, which then is a module.
     fn untie(&mut self) {}
 
-    /// Removes the routers of layers.
+    /// Removes what is attached outside of linear layers: the routers of layers, what sites share, tables
+    /// that are trained whole.
     fn clear_routers(&mut self) {}
 
     /// Whether layers have routers.

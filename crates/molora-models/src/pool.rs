@@ -15,12 +15,13 @@ use molora_adapters::{BankConfig, ExpertBank, Mixing, SiteDims};
 use molora_kernels::random::Seed;
 use molora_parts::{Axis, ParameterKind, PartTensor};
 use molora_routing::{RouteInput, Router, RouterOutput};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{ForwardContext, RouteTrace};
 
 /// How the decisions of tokens become those that experts are mixed by.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PoolWeights {
     /// Every token by its own.
@@ -35,7 +36,7 @@ pub enum PoolWeights {
 }
 
 /// Numbers of the experts that layers share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PoolConfig {
     /// So many neighbouring layers share one `A`.

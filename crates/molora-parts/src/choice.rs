@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use schemars::{Schema, json_schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -14,11 +15,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// of its name with its numbers: `scorer = "cosine"`, `scorer = { linear = { bias = true } }`.
 ///
 /// ```
+/// use molora_parts::schemars::{self, JsonSchema};
 /// use serde::{Deserialize, Serialize};
 ///
-/// #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+/// #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 /// pub struct Round;
-/// #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+/// #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 /// pub struct Square {
 ///     pub side: f64,
 /// }
@@ -76,6 +78,17 @@ macro_rules! choices {
             }
         })*
 
+        impl $crate::schemars::JsonSchema for $Choice {
+            fn schema_name() -> ::std::borrow::Cow<'static, str> {
+                stringify!($Choice).into()
+            }
+
+            fn json_schema(generator: &mut $crate::schemars::SchemaGenerator) -> $crate::schemars::Schema {
+                let choices = [$(($name, size_of::<$Numbers>() > 0, generator.subschema_for::<$Numbers>())),*];
+                $crate::schema(choices)
+            }
+        }
+
         impl ::serde::Serialize for $Choice {
             fn serialize<S: ::serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 match self {
@@ -109,6 +122,25 @@ macro_rules! choices {
             }
         };
     };
+}
+
+/// The JSON schema of a choice, from every name, whether it has numbers, and their schema: the name alone,
+/// or a table of one name with its numbers.
+#[doc(hidden)]
+pub fn schema<const N: usize>(choices: [(&'static str, bool, Schema); N]) -> Schema {
+    let names: Vec<_> = choices.iter().map(|(name, ..)| *name).collect();
+    let mut forms = vec![json_schema!({"type": "string", "enum": names})];
+    for (name, has_numbers, numbers) in choices {
+        if has_numbers {
+            forms.push(json_schema!({
+                "type": "object",
+                "properties": {name: numbers},
+                "required": [name],
+                "additionalProperties": false,
+            }));
+        }
+    }
+    json_schema!({"oneOf": forms})
 }
 
 /// Writes a choice: its name alone where it has no numbers.
@@ -220,10 +252,10 @@ where
 mod tests {
     use super::*;
 
-    #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+    #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
     pub struct Plain;
 
-    #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+    #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
     #[serde(deny_unknown_fields)]
     pub struct Sized {
         size: usize,

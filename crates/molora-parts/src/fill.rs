@@ -37,6 +37,28 @@ pub fn fill(to: Vec<PartTensor<'_>>, from: &[PartTensor<'_>], origins: &Origins)
     }
 }
 
+/// For each value of a tensor, in the order of memory, whether it is new: at an entry of some axis that
+/// has no origin.
+///
+/// # Panics
+/// If the size of an axis disagrees with the origins.
+pub fn new_values(tensor: &PartTensor<'_>, origins: &Origins) -> Vec<bool> {
+    let mut is_new = vec![false];
+    for count in tensor.counts() {
+        let places = origins.of(count.axis);
+        let name = tensor.name();
+        if let Some(places) = places {
+            assert_eq!(places.len(), count.size, "{name}: {:?}", count.axis);
+        }
+        let has_none = |entry: usize| places.is_some_and(|places| places[entry].is_none());
+        let inner = is_new.iter();
+        is_new = inner
+            .flat_map(|&outer| (0..count.size).map(move |entry| outer || has_none(entry)))
+            .collect();
+    }
+    is_new
+}
+
 fn filled(to: &PartTensor<'_>, from: &PartTensor<'_>, origins: &Origins) -> Vec<f32> {
     let name = to.name();
     let mut values = to.own_values();
@@ -116,6 +138,19 @@ mod tests {
         let values = new.val().into_data().try_to_vec::<f32>().expect("f32");
         let expected = [4, 5, 6, 7, 104, 105, 106, 107, 0, 1, 2, 3];
         assert_eq!(values, expected.map(|value| value as f32));
+    }
+
+    #[test]
+    fn values_at_an_entry_without_origin_are_new() {
+        let mut value = matrix(3, 0);
+        let origins = Origins::default().with(Axis::Expert, vec![Some(1), None, Some(0)]);
+        let found = new_values(&up(&mut value, 3), &origins);
+        let expected = [[false; 4], [true; 4], [false; 4]].concat();
+        assert_eq!(found, expected);
+        assert_eq!(
+            new_values(&up(&mut value, 3), &Origins::default()),
+            [false; 12]
+        );
     }
 
     #[test]

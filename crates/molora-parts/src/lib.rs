@@ -32,11 +32,13 @@ mod fill;
 mod kind;
 mod tensor;
 
-#[doc(hidden)]
-pub use choice::write;
 pub use choice::{or_flag, read};
-pub use fill::{Origins, fill};
+#[doc(hidden)]
+pub use choice::{schema, write};
+pub use fill::{Origins, fill, new_values};
 pub use kind::ParameterKind;
+#[doc(hidden)]
+pub use schemars;
 pub use tensor::{Axis, Count, PartTensor};
 
 /// Compiles the example of the README.

@@ -39,6 +39,7 @@ mod output_cosine;
 mod prediction_entropy;
 mod term;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use objective::{LossBreakdown, ObjectiveConfig, Shown, TermConfig};
@@ -47,7 +48,7 @@ pub use prediction_entropy::prediction_entropy;
 pub use term::*;
 
 /// How the entries of a term are put together; papers and their released code often differ here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reduction {
     /// The mean, which does not grow with rank, experts or tokens.

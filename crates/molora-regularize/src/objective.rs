@@ -1,12 +1,13 @@
 //! The weighted list of auxiliary terms of a recipe.
 
 use burn::tensor::Tensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Need, Reduction, SiteView, Term};
 
 /// One weighted term.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TermConfig {
     /// What is computed.
@@ -22,7 +23,7 @@ pub struct TermConfig {
 }
 
 /// The auxiliary terms that are added to the task loss.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct ObjectiveConfig {
     /// The terms in the order in which they are reported.

@@ -1,11 +1,12 @@
 //! From the tokens of a sequence to one row of features.
 
 use burn::tensor::{Int, Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How decisions per sequence sum up its tokens. Only tokens that the mask keeps are read: give the
 /// prompt's mask to decide by the prompt alone.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Pooling {
     /// The mean over all kept tokens.

@@ -2,13 +2,14 @@
 
 use burn::tensor::{Bool, Tensor};
 use molora_kernels::top_k_mask;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::RoutingError;
 use crate::normaliser::{Normaliser, Scores, Softmax, Weighed};
 
 /// Which experts take part.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Selection {
     /// All of them.

@@ -5,10 +5,11 @@
 
 use burn::tensor::{Tensor, activation::softmax};
 use molora_kernels::top_k_mask;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How the layers' routers are reconciled.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerRule {
     /// Every layer takes its own best expert.

@@ -10,11 +10,13 @@ const ARCHITECTURE: &str = "docs/architecture.md";
 /// The folder with one file per method.
 const RECIPES: &str = "crates/molora-train/src/recipe/";
 /// Files of that folder that are no method.
-const NO_RECIPES: [&str; 16] = [
+const NO_RECIPES: [&str; 19] = [
     "about",
     "check",
     "cluster_texts",
+    "data",
     "file",
+    "growth",
     "guard",
     "instructions",
     "phases",
@@ -25,6 +27,7 @@ const NO_RECIPES: [&str; 16] = [
     "overrides",
     "profile",
     "report",
+    "schema",
     "stage",
     "validation",
 ];

@@ -4,6 +4,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 use molora_parts::{Axis, Count, ParameterKind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ExpertBank;
@@ -14,7 +15,7 @@ use crate::start::StartDims;
 use crate::{AdapterError, Scaling, Start};
 
 /// Which down-projection an expert reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Slices {
     /// Each expert has its own `A`.
@@ -35,7 +36,7 @@ impl Slices {
 }
 
 /// What a weight means for the gradient of its expert; the output is the same.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GateGradient {
     /// The weight itself multiplies it.
@@ -67,7 +68,7 @@ pub struct Site<'a> {
 }
 
 /// Numbers of an [`ExpertBank`]; widths come with [`init`](Self::init).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BankConfig {
     /// Which down-projection an expert reads.

@@ -2,6 +2,7 @@
 //! multi-head routing, Caccia et al., arXiv:2211.03831.
 
 use burn::tensor::Tensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Combining, Weighed, added, by_group};
@@ -12,7 +13,7 @@ use crate::{AdapterError, BankConfig, ExpertBank, SiteDims, Slices};
 /// those of block q of `A`'s rows and of `B`'s columns (multi-head routing).
 ///
 /// Weights are those of a whole sequence or task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FactorsConfig {
     /// Number of blocks; it has to divide both widths of every site.

@@ -1,6 +1,7 @@
 //! Experts of rank 1 from every pair of a down-vector and an up-vector. MoR1E, arXiv:2404.08985.
 
 use burn::tensor::Tensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Combining, Weighed, added, by_group};
@@ -9,10 +10,14 @@ use crate::ExpertBank;
 /// R down-vectors and E up-vectors make a grid of R x E experts of rank 1:
 /// `y = s sum_j b_j sum_i w_ij z_i`. Up-vector j counts as expert j, and each rank weighs them for
 /// itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct GridConfig;
 
 impl Combining for GridConfig {
+    fn is_full(&self) -> Option<&'static str> {
+        Some("its experts are the lines of a grid, whose cells are chosen as one set")
+    }
+
     fn groups(&self, rank: usize) -> usize {
         rank
     }

@@ -77,6 +77,11 @@ pub trait Combining {
         false
     }
 
+    /// Why a trained bank cannot get one more expert, where it cannot.
+    fn is_full(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Checks the numbers against the bank's.
     ///
     /// # Errors
@@ -194,6 +199,11 @@ impl Combine {
     /// See [`Combining::needs_shared_slice`].
     pub fn needs_shared_slice(&self) -> bool {
         each!(self, numbers => numbers.needs_shared_slice())
+    }
+
+    /// See [`Combining::is_full`].
+    pub fn is_full(&self) -> Option<&'static str> {
+        each!(self, numbers => numbers.is_full())
     }
 
     /// See [`Combining::validate`].

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use molora_kernels::top_k_mask;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Combining, SumConfig, Weighed, added};
@@ -13,7 +14,7 @@ use crate::{AdapterError, BankConfig, ExpertBank};
 ///
 /// An output of norm 0, as all are while `B` is zero, stays 0. No code is published; the order, and what
 /// happens to norms, are inferred.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OrthogonalConfig {
     /// The most experts of a token whose outputs take part; a router that selects more is refused. Of a
@@ -38,6 +39,13 @@ impl Default for OrthogonalConfig {
 const TINY: f64 = 1e-24;
 
 impl Combining for OrthogonalConfig {
+    fn is_full(&self) -> Option<&'static str> {
+        Some(
+            "the outputs of a token's experts are made orthogonal to each other, so that one more would turn those \
+             of the others",
+        )
+    }
+
     fn is_linear(&self) -> bool {
         false
     }

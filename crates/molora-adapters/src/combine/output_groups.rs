@@ -1,6 +1,7 @@
 //! A weight for every block of outputs. mtLoRA, arXiv:2603.01526.
 
 use burn::tensor::Tensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Combining, Weighed, added, by_group};
@@ -8,7 +9,7 @@ use crate::{AdapterError, ExpertBank, SiteDims};
 
 /// Outputs lie in blocks of equal width, and each block weighs the experts for itself:
 /// `y_o = s sum_e w_{e, g(o)} (B_e z)_o`. One group is the plain sum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutputGroupsConfig {
     /// Number of blocks; it has to divide the output width of every site.

@@ -1,6 +1,7 @@
 //! A weight for every group of ranks. MoDE, Ning et al., arXiv:2408.01505.
 
 use burn::tensor::Tensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Combining, Weighed, added, by_group};
@@ -8,7 +9,7 @@ use crate::{AdapterError, BankConfig, ExpertBank};
 
 /// Ranks are weighed in groups of `ranks`: rank r of expert e by the weight of its group. With E
 /// experts and G groups a token has E^G combinations. One group is the plain sum over a shared `A`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RankGroupsConfig {
     /// Ranks of a group; 0 for all of them.

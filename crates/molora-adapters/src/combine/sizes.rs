@@ -2,6 +2,7 @@
 //! arXiv:2410.10846.
 
 use burn::tensor::{Tensor, TensorData};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Combining, Weighed, added};
@@ -12,7 +13,7 @@ use crate::{AdapterError, BankConfig, ExpertBank};
 /// layer as it is.
 ///
 /// The bank has one expert, whose rank is divided.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SizesConfig {
     /// Share of the rank that each expert has, relative to the others'; rounded down, but at least one rank,
@@ -33,6 +34,10 @@ impl Default for SizesConfig {
 }
 
 impl Combining for SizesConfig {
+    fn is_full(&self) -> Option<&'static str> {
+        Some("its experts are the sizes into which one LoRA is divided")
+    }
+
     fn choices(&self, _num_experts: usize) -> usize {
         self.shares.len() + usize::from(self.skip)
     }

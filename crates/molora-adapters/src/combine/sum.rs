@@ -2,13 +2,14 @@
 
 use burn::tensor::Tensor;
 use molora_kernels::{LowRankMix, low_rank_mix};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Combining, Weighed};
 use crate::ExpertBank;
 
 /// The weighed sum of experts' outputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct SumConfig;
 
 impl Combining for SumConfig {

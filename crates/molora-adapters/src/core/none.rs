@@ -4,12 +4,13 @@ use burn::module::Module;
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_parts::Count;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{CoreDims, CoreNumbers, Transforming};
 
 /// The code stays as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct NoCoreConfig;
 
 impl CoreNumbers for NoCoreConfig {

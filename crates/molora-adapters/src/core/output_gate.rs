@@ -4,12 +4,13 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, activation::sigmoid};
 use molora_kernels::random::Seed;
 use molora_parts::{Axis, Count, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{CoreDims, CoreNumbers, Transforming};
 
 /// `sigmoid(sharpness beta) x A` with one learned beta for a site, initially 0: a factor of one half.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutputGateConfig {
     /// Factor on beta, which makes its steps larger.

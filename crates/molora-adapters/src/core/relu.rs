@@ -5,6 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, activation::relu};
 use molora_kernels::random::Seed;
 use molora_parts::{Axis, Count, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{CoreDims, CoreNumbers, Transforming};
@@ -13,7 +14,7 @@ use super::{CoreDims, CoreNumbers, Transforming};
 /// starts it at 0, beside a `B` of zeros, where neither would ever learn).
 ///
 /// No LoRA holds such experts: they are not linear.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReluConfig {
     /// Whether each expert has a learned factor (style `adaptformer` of mtLoRA).

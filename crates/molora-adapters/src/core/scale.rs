@@ -4,12 +4,13 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 use molora_parts::{Axis, Count, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{CoreDims, CoreNumbers, Transforming};
 
 /// `sigma o x A` with a learned vector `sigma`, initially ones. SAMoRA, arXiv:2604.19048.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ScaleConfig;
 
 impl CoreNumbers for ScaleConfig {

@@ -4,12 +4,13 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 use molora_parts::Count;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{DownDims, DownNumbers, Lower};
 
 /// `A` is one trained matrix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct DenseConfig;
 
 impl DownNumbers for DenseConfig {

@@ -5,6 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use molora_kernels::random::{Seed, uniform};
 use molora_parts::{Axis, Count, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{DownDims, DownNumbers, Lower};
@@ -17,7 +18,7 @@ use crate::svd::Svd;
 /// variance of an ordinary `A`: `S` and `P` are the best factors of rank d of an `A` drawn as usual,
 /// `S` with orthonormal columns, and `P` makes up for the mass that was cut off. Where d is larger than
 /// the rank of that `A`, the columns of `S` that are left start at zero and their rows of `P` are drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FactoredConfig {
     /// Width d of the subspace.

@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use molora_kernels::random::{Seed, normal, unit};
 use molora_parts::{Count, ParameterKind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{DownDims, DownNumbers, Lower};
@@ -11,7 +12,7 @@ use crate::AdapterError;
 
 /// Each coordinate of the code reads a few inputs at random places, with weights from N(0, 1/r^2),
 /// where r is the width of the whole code. The matrix is drawn once.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FrozenSparseConfig {
     /// Share of the inputs that a coordinate reads; the paper's is k / r, selected ranks by ranks.

@@ -166,7 +166,14 @@ fn adapter_config<M: Adaptable>(
         true => spec.targets.clone(),
         false => shortest_names(&paths, &all_paths(model)),
     };
-    let is_plain = spec.is_plain_lora() && !paths.iter().any(|path| model.is_part(path));
+    let mut copy = model.clone();
+    let tables = copy.saved_mut().into_iter();
+    let tables: Vec<String> = tables.map(|(path, _)| path).collect();
+    // PEFT replaces one of the modules that read a table.
+    let is_shared = |path: &String| model.is_shared_table(path);
+    let is_plain = spec.is_plain_lora()
+        && !paths.iter().any(|path| model.is_part(path))
+        && !tables.iter().any(is_shared);
     let alpha = spec.bank.scaling.alpha(spec.bank.rank);
     let Some(alpha) = alpha.filter(|_| is_plain) else {
         return serde_json::json!({
@@ -182,7 +189,7 @@ fn adapter_config<M: Adaptable>(
         spec.bank.scaling,
         molora_adapters::Scaling::RankStabilized(_)
     );
-    serde_json::json!({
+    let mut config = serde_json::json!({
         "peft_type": "LORA",
         "task_type": model.task_type(),
         "base_model_name_or_path": base_model,
@@ -195,7 +202,11 @@ fn adapter_config<M: Adaptable>(
         "bias": "none",
         "fan_in_fan_out": false,
         "inference_mode": true,
-    })
+    });
+    if !tables.is_empty() {
+        config["modules_to_save"] = tables.into();
+    }
+    config
 }
 
 fn all_paths<M: Adaptable>(model: &M) -> Vec<String> {

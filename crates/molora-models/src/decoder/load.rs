@@ -13,7 +13,7 @@ use super::model::{Decoder, Layer};
 use crate::checkpoint::ModelWeights;
 use crate::layers::Norm;
 use crate::reader::Reader;
-use crate::{BaseDtype, ModelError};
+use crate::{BaseDtype, ModelError, SavedTables};
 
 impl Decoder {
     /// Reads `config.json` and `model.safetensors`, or the files of `model.safetensors.index.json`
@@ -105,6 +105,7 @@ impl Builder<'_> {
             names,
             layer_rule: LayerRule::default(),
             part: None,
+            saved: SavedTables::default(),
         })
     }
 

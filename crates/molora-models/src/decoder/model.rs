@@ -14,7 +14,9 @@ use super::rope::Rope;
 use crate::base_dtype::wide;
 use crate::layers::Norm;
 use crate::scope::vote;
-use crate::{EmbeddingNoise, ForwardContext, LayerRouter, ModelPart, Observation, RouteTrace};
+use crate::{
+    EmbeddingNoise, ForwardContext, LayerRouter, ModelPart, Observation, RouteTrace, SavedTables,
+};
 
 /// A padded batch of token sequences.
 #[derive(Debug, Clone)]
@@ -106,6 +108,8 @@ pub struct Decoder {
     pub(super) layer_rule: LayerRule,
     /// What the sites share.
     pub(super) part: Option<ModelPart>,
+    /// What trains in the place of tables.
+    pub(crate) saved: SavedTables,
 }
 
 impl Decoder {
@@ -186,7 +190,8 @@ impl Decoder {
     /// # Shapes
     /// `[B, T, D]` to `[B, T, V]`
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
-        scores(hidden, self.head.as_ref().unwrap_or(&self.tokens))
+        let frozen = self.head.as_ref().unwrap_or(&self.tokens);
+        scores(hidden, self.saved.head(frozen))
     }
 
     /// What the layers share; `mask` `[B, S]` is that of all tokens, of which the input is the end.
@@ -217,7 +222,7 @@ impl Decoder {
         positions: Tensor<2, Int>,
         noise: Option<EmbeddingNoise>,
     ) -> Tensor<3> {
-        let hidden = embedded(&self.tokens, input, noise);
+        let hidden = embedded(self.saved.embeddings(&self.tokens), input, noise);
         match &self.positions {
             Some(table) => hidden + rows(table, &positions),
             None => hidden,

@@ -4,9 +4,9 @@ use molora_routing::LayerRule;
 
 use super::config::Names;
 use super::model::{Decoder, Layer};
-use crate::MoLoraLinear;
 use crate::layers::{RmsNorm, frozen};
 use crate::modules::{BaseModel, ModuleMut, PartMut};
+use crate::{MoLoraLinear, SavedTables};
 
 impl BaseModel for Decoder {
     fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
@@ -31,6 +31,7 @@ impl BaseModel for Decoder {
         self.layers.iter_mut().for_each(|layer| layer.router = None);
         self.layer_rule = LayerRule::default();
         self.part = None;
+        self.saved = SavedTables::default();
     }
 
     fn copies_table(&self, path: &str) -> bool {

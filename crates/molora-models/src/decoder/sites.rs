@@ -1,12 +1,15 @@
 //! The linear layers of a decoder, and what is attached to them.
 
-use burn::tensor::Device;
+use burn::module::Param;
+use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 
 use super::feed_forward::FeedForward;
 use super::model::{Decoder, Layer};
 use crate::attach::{Attachment, Place, attach_sites, layer_routers, model_part};
-use crate::{Adaptable, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart};
+use crate::{
+    Adaptable, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart, SavedTables,
+};
 
 /// GPT-2 files hold queries, keys and values as one layer `attn.c_attn`; here they are the three
 /// layers `attn.c_attn.q`, `attn.c_attn.k` and `attn.c_attn.v`.
@@ -50,6 +53,12 @@ impl Adaptable for Decoder {
         self.part.as_mut()
     }
 
+    fn saved_mut(&mut self) -> Vec<(String, &mut Param<Tensor<2>>)> {
+        let names = self.names;
+        let embeddings = format!("{}{}", names.prefix, names.tokens);
+        self.saved.listed(&embeddings, names.head)
+    }
+
     fn task_type(&self) -> &'static str {
         "CAUSAL_LM"
     }
@@ -73,6 +82,8 @@ impl Adaptable for Decoder {
             device,
         };
         let (names, width) = (self.names, self.width());
+        let head = self.head.as_ref().unwrap_or(&self.tokens);
+        let saved = SavedTables::of(spec, &self.tokens, Some(head), device)?;
         let (sites, plan) = attach_sites(self.places(), spec, width, &to)?;
         let name = |index| names.layer_name(index);
         let routers = layer_routers(spec, &to, &sites, width, name);
@@ -81,6 +92,7 @@ impl Adaptable for Decoder {
         }
         self.layer_rule = spec.layer_rule;
         self.part = model_part(spec, &to, width, plan);
+        self.saved = saved;
         Ok(sites.into_iter().map(|site| site.path).collect())
     }
 }

@@ -13,7 +13,7 @@ use crate::observe::{Observation, observation};
 use crate::scope::{Decides, decide, decide_feed_forward, vote};
 use crate::{
     Adaptable, AdapterSpec, EmbeddingNoise, ForwardContext, LayerNorm, LayerRouter, MoLoraLinear,
-    ModelError, ModelPart, RouteTrace,
+    ModelError, ModelPart, RouteTrace, SavedTables,
 };
 
 /// A padded batch of token sequences.
@@ -74,6 +74,8 @@ pub struct Bert {
     pub(super) layer_rule: LayerRule,
     /// What the sites share.
     pub(super) part: Option<ModelPart>,
+    /// What trains in the place of tables.
+    pub(crate) saved: SavedTables,
 }
 
 impl Bert {
@@ -110,7 +112,10 @@ impl Bert {
         input: &EncoderInput,
         context: &ForwardContext,
     ) -> (Tensor<3>, ForwardContext) {
-        let hidden = self.embeddings.forward(input, context.embedding_noise);
+        let words = self.saved.embeddings(&self.embeddings.word);
+        let hidden = self
+            .embeddings
+            .forward(words, input, context.embedding_noise);
         let mut context = context.clone();
         if let Some(first) = self.part.as_ref().and_then(ModelPart::first_pass) {
             let weight = first.scaling_pass_value();
@@ -238,6 +243,11 @@ impl Adaptable for Bert {
             .collect()
     }
 
+    fn saved_mut(&mut self) -> Vec<(String, &mut Param<Tensor<2>>)> {
+        // An encoder has no head over its vocabulary.
+        self.saved.listed("embeddings.word_embeddings", "")
+    }
+
     fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
         let layers = self.layers.iter().enumerate();
         layers
@@ -274,6 +284,7 @@ impl Adaptable for Bert {
             device,
         };
         let width = self.width();
+        let saved = SavedTables::of(spec, &self.embeddings.word, None, device)?;
         let places = self.linears_mut().into_iter().enumerate();
         let place = |(index, (path, linear))| Place {
             path,
@@ -289,12 +300,18 @@ impl Adaptable for Bert {
         }
         self.layer_rule = spec.layer_rule;
         self.part = model_part(spec, &to, width, plan);
+        self.saved = saved;
         Ok(sites.into_iter().map(|site| site.path).collect())
     }
 }
 
 impl Embeddings {
-    fn forward(&self, input: &EncoderInput, noise: Option<EmbeddingNoise>) -> Tensor<3> {
+    fn forward(
+        &self,
+        words: &Param<Tensor<2>>,
+        input: &EncoderInput,
+        noise: Option<EmbeddingNoise>,
+    ) -> Tensor<3> {
         let [batch, tokens] = input.ids.dims();
         let width = self.word.dims()[1];
         let rows = |table: &Param<Tensor<2>>, ids: &Tensor<2, Int>| {
@@ -306,7 +323,7 @@ impl Embeddings {
             .val()
             .slice([0..tokens, 0..width])
             .unsqueeze::<3>();
-        let mut words = rows(&self.word, &input.ids);
+        let mut words = rows(words, &input.ids);
         if let Some(noise) = noise {
             words = noise.add(words, &input.mask, None);
         }

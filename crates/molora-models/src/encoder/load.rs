@@ -11,7 +11,7 @@ use molora_routing::LayerRule;
 
 use crate::checkpoint::{ModelWeights, old_name};
 use crate::layers::frozen;
-use crate::{BaseDtype, LayerNorm, MoLoraLinear, ModelError};
+use crate::{BaseDtype, LayerNorm, MoLoraLinear, ModelError, SavedTables};
 
 /// Names in checkpoints of whole BERT models that the encoder does not need.
 const UNUSED: [&str; 3] = ["pooler.", "cls.", "embeddings.position_ids"];
@@ -88,6 +88,7 @@ impl Reader<'_> {
             layers: layers.collect::<Result<_, _>>()?,
             layer_rule: LayerRule::PerLayer,
             part: None,
+            saved: SavedTables::default(),
         })
     }
 

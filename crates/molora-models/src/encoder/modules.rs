@@ -4,8 +4,8 @@ use molora_routing::LayerRule;
 
 use super::Bert;
 use super::bert::{Embeddings, Layer, layer_path};
-use crate::LayerNorm;
 use crate::modules::{BaseModel, Layout, ModuleMut, PartMut};
+use crate::{LayerNorm, SavedTables};
 
 impl BaseModel for Bert {
     fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
@@ -19,6 +19,7 @@ impl BaseModel for Bert {
         self.layers.iter_mut().for_each(|layer| layer.router = None);
         self.layer_rule = LayerRule::default();
         self.part = None;
+        self.saved = SavedTables::default();
     }
 
     fn leaves_out(&self, path: &str) -> bool {

@@ -12,7 +12,7 @@ use crate::checkpoint::ModelWeights;
 use crate::decoder::{Attention, FeedForward};
 use crate::layers::RmsNorm;
 use crate::reader::{Layout, Reader};
-use crate::{BaseDtype, ModelError};
+use crate::{BaseDtype, ModelError, SavedTables};
 
 /// Copies of the embeddings, and a bias of early files that no model reads.
 const UNUSED: [&str; 2] = [
@@ -85,6 +85,7 @@ impl Builder<'_> {
             num_heads: config.num_heads,
             start_token: config.start_token,
             part: None,
+            saved: SavedTables::default(),
         })
     }
 

@@ -14,7 +14,8 @@ use crate::decoder::{
 use crate::layers::RmsNorm;
 use crate::observe::Observation;
 use crate::{
-    DecoderInput, DecoderOutput, EmbeddingNoise, ForwardContext, LayerRouter, ModelPart, RouteTrace,
+    DecoderInput, DecoderOutput, EmbeddingNoise, ForwardContext, LayerRouter, ModelPart,
+    RouteTrace, SavedTables,
 };
 
 /// A layer: each part reads its normalised input and is added to it.
@@ -53,6 +54,8 @@ pub struct T5 {
     pub(super) start_token: usize,
     /// What the sites share.
     pub(super) part: Option<ModelPart>,
+    /// What trains in the place of tables.
+    pub(crate) saved: SavedTables,
 }
 
 /// A text that was read.
@@ -106,7 +109,8 @@ impl T5 {
         context.pool = self.part.as_ref().and_then(ModelPart::pool).cloned();
         let mut pass = Pass::new(context, attention);
         pass.observed = observed;
-        let mut hidden = embedded(&self.tokens, source, pass.context.embedding_noise);
+        let tokens = self.saved.embeddings(&self.tokens);
+        let mut hidden = embedded(tokens, source, pass.context.embedding_noise);
         for block in &self.encoder.blocks {
             hidden = block.read(hidden, &mut pass);
             hidden = block.think(hidden, self.part.as_ref(), &mut pass);
@@ -186,7 +190,7 @@ impl T5 {
             seed: noise.seed.child("target"),
             ..noise
         });
-        let mut hidden = embedded(&self.tokens, target, noise);
+        let mut hidden = embedded(self.saved.embeddings(&self.tokens), target, noise);
         let layers = self.decoder.blocks.iter().zip(&mut cache.layers);
         for ((block, cache), memory) in layers.zip(&encoded.memory) {
             let normed = block.attention_norm.forward(hidden.clone());
@@ -212,8 +216,8 @@ impl T5 {
     /// Scores of every token of the vocabulary as the next one, before softmax: `[B, T, D]` to
     /// `[B, T, V]`.
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
-        let table = self.head.as_ref().unwrap_or(&self.tokens);
-        scores(hidden.mul_scalar(self.head_scale), table)
+        let frozen = self.head.as_ref().unwrap_or(&self.tokens);
+        scores(hidden.mul_scalar(self.head_scale), self.saved.head(frozen))
     }
 
     /// Writes a text for each of a padded batch of sources, with a cache.

@@ -2,6 +2,7 @@
 
 use super::model::{Block, Stack, T5};
 use super::sites::linears_mut;
+use crate::SavedTables;
 use crate::layers::{RmsNorm, frozen};
 use crate::modules::{BaseModel, Layout, ModuleMut, PartMut};
 
@@ -26,6 +27,7 @@ impl BaseModel for T5 {
         let blocks = blocks.chain(&mut self.decoder.blocks);
         blocks.for_each(|block| block.router = None);
         self.part = None;
+        self.saved = SavedTables::default();
     }
 
     fn copies_table(&self, path: &str) -> bool {

@@ -1,6 +1,7 @@
 //! The linear layers of T5, and what is attached to them.
 
-use burn::tensor::Device;
+use burn::module::Param;
+use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 
 use super::model::{Block, T5};
@@ -8,6 +9,7 @@ use crate::attach::{Attachment, Place, attach_sites, layer_routers, model_part};
 use crate::decoder::{Attention, FeedForward};
 use crate::{
     Adaptable, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart, RouterScope,
+    SavedTables,
 };
 
 /// The encoder's layers come first; layers of the decoder count after those of the encoder.
@@ -30,6 +32,14 @@ impl Adaptable for T5 {
 
     fn task_type(&self) -> &'static str {
         "SEQ_2_SEQ_LM"
+    }
+
+    fn saved_mut(&mut self) -> Vec<(String, &mut Param<Tensor<2>>)> {
+        self.saved.listed("shared", "lm_head")
+    }
+
+    fn is_shared_table(&self, path: &str) -> bool {
+        path == "shared"
     }
 
     fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
@@ -70,6 +80,8 @@ impl Adaptable for T5 {
                         encoder-decoder reads two texts";
             return Err(ModelError::Inconsistent(text.into()));
         }
+        let head = self.head.as_ref().unwrap_or(&self.tokens);
+        let saved = SavedTables::of(spec, &self.tokens, Some(head), device)?;
         let to = Attachment {
             num_layers: self.encoder.blocks.len() + self.decoder.blocks.len(),
             num_tasks,
@@ -85,6 +97,7 @@ impl Adaptable for T5 {
             block.router = router;
         }
         self.part = model_part(spec, &to, width, plan);
+        self.saved = saved;
         Ok(sites.into_iter().map(|site| site.path).collect())
     }
 }

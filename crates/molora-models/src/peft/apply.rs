@@ -1,5 +1,7 @@
 //! Merging an adapter into a model's weights, or attaching it beside them.
 
+use std::collections::BTreeSet;
+
 use burn::module::Param;
 use burn::tensor::Tensor;
 use molora_adapters::ExpertBank;
@@ -71,6 +73,13 @@ pub fn attach_experts<M: BaseModel>(
 }
 
 impl ResolvedAdapter {
+    /// Number of modules that it changes.
+    pub fn num_modules(&self) -> usize {
+        let loras = self.loras.iter().map(|lora| &lora.path);
+        let full = self.full.iter().map(|full| &full.path);
+        loras.chain(full).collect::<BTreeSet<_>>().len()
+    }
+
     /// What is added to the weight of a module.
     pub fn lora(&self, path: &str) -> Option<&ModuleLora> {
         self.loras.iter().find(|lora| lora.path == path)

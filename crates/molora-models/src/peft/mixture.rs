@@ -6,13 +6,13 @@ use burn::tensor::{Tensor, TensorData};
 use molora_adapters::ExpertBank;
 use molora_routing::{Granularity, RouteInput, Router};
 
-use super::resolve::{ModuleLora, ResolvedAdapter};
+use super::resolve::{FullTensor, FullValue, ModuleLora, ResolvedAdapter};
 use crate::modules::{BaseModel, PartMut};
 use crate::{Adaptable, Adapter, ForwardContext, LayerRouter, MoLoraLinear, ModelError, ModelPart};
 
 /// The mixture of the attached experts under fixed weights, as one LoRA for each adapted module: the
 /// experts' factors side by side, rank `E R`, or rank R where the experts share `A`. Nothing is
-/// approximated.
+/// approximated. Tables that are trained whole are in it as they are.
 ///
 /// `weights` gives one weight for each expert of a site, by the site's path. An expert of weight 0
 /// is left out.
@@ -50,12 +50,23 @@ fn mixture_of<M: BaseModel>(
         let text = "no adapter is attached, expected at least one";
         return Err(ModelError::Inconsistent(text.into()));
     }
+    let full = saved(&mut model);
     Ok(ResolvedAdapter {
         loras,
-        full: Vec::new(),
-        unties: false,
+        unties: !full.is_empty(),
+        full,
         dropout: 0.0,
     })
+}
+
+/// The tables that are trained whole.
+fn saved<M: Adaptable>(model: &mut M) -> Vec<FullTensor> {
+    let tables = model.saved_mut().into_iter();
+    let full = tables.map(|(path, table)| FullTensor {
+        path,
+        value: FullValue::Matrix(table.val().detach()),
+    });
+    full.collect()
 }
 
 /// The expert of this number of every site alone, as one LoRA of rank R.
@@ -167,7 +178,7 @@ fn fixed_weights(
     }
 }
 
-/// Removes all adapters, magnitudes and routers.
+/// Removes all adapters, magnitudes, routers and tables that are trained whole.
 pub fn detach<M: BaseModel>(model: &mut M) {
     model.clear_routers();
     for module in model.modules_mut() {

@@ -74,6 +74,10 @@ impl Parameter {
 /// All parameters of a model without adapters.
 pub(crate) fn parameters<M: BaseModel>(model: &mut M) -> Result<Vec<Parameter>, ModelError> {
     let mut all = Vec::new();
+    if let Some((path, _)) = model.saved_mut().into_iter().next() {
+        let text = format!("a trained table is in the place of {path}: merge it first");
+        return Err(ModelError::Inconsistent(text));
+    }
     for module in model.modules_mut() {
         let path = module.path.as_str();
         let put = |field: &str, value| Parameter::new(path, field, value);

@@ -38,6 +38,16 @@ pub struct FullTensor {
     pub value: FullValue,
 }
 
+impl FullTensor {
+    /// How many numbers it has.
+    pub fn num_values(&self) -> usize {
+        match &self.value {
+            FullValue::Matrix(matrix) => matrix.shape().num_elements(),
+            FullValue::Scale(vector) | FullValue::Bias(vector) => vector.dims()[0],
+        }
+    }
+}
+
 /// A parameter of a module.
 #[derive(Debug, Clone)]
 pub enum FullValue {

@@ -39,7 +39,8 @@ type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 ///
 /// # Errors
 /// [`ModelError::Io`] if a file cannot be written; [`ModelError::Inconsistent`] for a name that
-/// cannot be a folder, or an adapter that mixes modules with and without magnitudes.
+/// cannot be a folder, an adapter that mixes modules with and without magnitudes, or one that holds a
+/// table whole that several modules read (T5's).
 pub fn write_adapter<M: BaseModel>(
     folder: &Path,
     model: &M,
@@ -47,6 +48,14 @@ pub fn write_adapter<M: BaseModel>(
     about: &PeftAbout,
 ) -> Result<PathBuf, ModelError> {
     let folder = adapter_folder(folder, &about.name)?;
+    let mut full = adapter.full.iter();
+    if let Some(full) = full.find(|full| model.is_shared_table(&full.path)) {
+        let path = &full.path;
+        return Err(ModelError::Inconsistent(format!(
+            "the adapter holds {path} whole, and PEFT would replace that module alone, not the others that \
+             read its table: molora merge writes the whole model"
+        )));
+    }
     let mut model = model.clone();
     model.untie();
     let kinds = kinds(&mut model);

@@ -2,13 +2,14 @@
 
 use molora_adapters::{GateGradient, Slices};
 use molora_routing::{Granularity, RouteFrom, RouterConfig, Selection};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{AdapterSpec, inconsistent};
 use crate::{FirstPassConfig, ModelError, PoolConfig, PoolWeights};
 
 /// Where in a model a mixture acts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Composition {
@@ -67,7 +68,7 @@ impl Composition {
 }
 
 /// Which part of a model has a router of its own.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RouterScope {

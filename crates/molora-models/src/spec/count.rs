@@ -1,9 +1,10 @@
 //! How many experts there are, and where.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How many experts the sites have.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ExpertCount {
     /// `bank.num_experts` at every site.

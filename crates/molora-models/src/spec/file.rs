@@ -16,6 +16,8 @@ use molora_routing::{LayerRule, RouterConfig};
 use serde::Deserialize;
 
 use super::{AdapterSpec, Composition, ExpertCount, RouterScope};
+use crate::SavedModule;
+use crate::saved::read_list;
 
 /// An [`AdapterSpec`] in a file.
 #[derive(Deserialize)]
@@ -35,6 +37,8 @@ pub(super) struct AdapterFile {
     gate: Option<GateConfig>,
     #[serde(default)]
     dora: bool,
+    #[serde(default, deserialize_with = "read_list")]
+    modules_to_save: Vec<SavedModule>,
     experts_per_layer: Option<Vec<usize>>,
     expert_per_task: Option<bool>,
     blend: Option<f64>,
@@ -88,6 +92,7 @@ impl TryFrom<AdapterFile> for AdapterSpec {
             router,
             gate: file.gate,
             dora: file.dora,
+            modules_to_save: file.modules_to_save,
         })
     }
 }

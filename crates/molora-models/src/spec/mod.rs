@@ -3,6 +3,7 @@
 mod composition;
 mod count;
 mod file;
+mod growth;
 mod init;
 mod routing;
 
@@ -10,32 +11,39 @@ use molora_adapters::{AdapterError, BankConfig, GateConfig, GeneralExpert, Slice
 use molora_routing::normaliser::SigmoidConfig;
 use molora_routing::scorer::{LinearConfig, RowsFrom, TaskGroups};
 use molora_routing::{Granularity, LayerRule, RouteFrom, RouterConfig, RoutingError};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ModelError;
+use crate::{ModelError, SavedModule};
 pub use composition::{Composition, RouterScope};
 pub use count::ExpertCount;
 use file::AdapterFile;
+pub use growth::Growth;
 pub(crate) use init::PoolPlace;
 
 /// The declarative choice of a method: which layers, which experts, which router and gate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "AdapterFile")]
+#[schemars(!try_from, deny_unknown_fields)]
 pub struct AdapterSpec {
     /// Which linear layers are adapted: names, globs or `regex:...`; see
     /// [`SitePattern`](crate::SitePattern).
     pub targets: Vec<String>,
     /// Where in the model the mixture acts.
     #[serde(skip_serializing_if = "Composition::is_site")]
+    #[schemars(default)]
     pub composition: Composition,
     /// How many experts there are, where that is not `bank.num_experts` everywhere.
+    #[schemars(default)]
     pub experts: ExpertCount,
     /// A general expert beside those that are routed; it is the last one of the bank.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub general: Option<GeneralExpert>,
     /// Which part of the model has a router of its own.
+    #[schemars(default)]
     pub router_scope: RouterScope,
     /// How layers whose routers disagree are reconciled; read by one hard decision per sequence.
+    #[schemars(default)]
     pub layer_rule: LayerRule,
     /// The experts of each site.
     pub bank: BankConfig,
@@ -47,7 +55,12 @@ pub struct AdapterSpec {
     pub gate: Option<GateConfig>,
     /// Whether the norm of each output's weight is learned apart (DoRA, Liu et al., arXiv:2402.09353).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(default)]
     pub dora: bool,
+    /// Tables of the model that train whole beside the adapters, as PEFT's `modules_to_save`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    pub modules_to_save: Vec<SavedModule>,
 }
 
 impl Default for AdapterSpec {
@@ -64,6 +77,7 @@ impl Default for AdapterSpec {
             router: None,
             gate: None,
             dora: false,
+            modules_to_save: Vec::new(),
         }
     }
 }
@@ -178,6 +192,7 @@ impl AdapterSpec {
             self.scope_exists(),
             self.composition_exists(),
             self.choices_exist(),
+            self.saved_once(),
         ]
         .into_iter()
         .chain(router)
@@ -218,6 +233,19 @@ impl AdapterSpec {
                 self.bank.core.name()
             ))),
             false => Ok(()),
+        }
+    }
+
+    fn saved_once(&self) -> Result<(), ModelError> {
+        let modules = self.modules_to_save.iter().enumerate();
+        let mut again = modules.filter(|(at, module)| self.modules_to_save[..*at].contains(module));
+        match again.next() {
+            Some((_, module)) => {
+                let name = format!("{module:?}").to_lowercase();
+                let text = format!("adapter.modules_to_save names {name} twice");
+                Err(ModelError::Inconsistent(text))
+            }
+            None => Ok(()),
         }
     }
 

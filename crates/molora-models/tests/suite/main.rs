@@ -8,3 +8,4 @@ mod golden_t5;
 mod own_model;
 mod parity;
 mod peft;
+mod saved;

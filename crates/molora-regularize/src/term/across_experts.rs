@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use molora_adapters::ExpertBank;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{SiteView, TermNumbers};
@@ -9,7 +10,7 @@ use crate::Reduction;
 use crate::output_cosine::off_diagonal;
 
 /// See [`across_experts`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct AcrossExperts;
 
 impl TermNumbers for AcrossExperts {

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Tensor, activation::softmax};
 use molora_routing::RouterOutput;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::balance_mass::counts_times_mass;
@@ -9,7 +10,7 @@ use super::{Need, SiteView, TermNumbers};
 use crate::Reduction;
 
 /// See [`balance_literal`]; skips sites of one expert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct BalanceLiteral;
 
 impl TermNumbers for BalanceLiteral {

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 use molora_routing::RouterOutput;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Need, SiteView, TermNumbers};
@@ -9,7 +10,7 @@ use crate::Reduction;
 
 /// See [`mean_cost`]: the squared distance of the mean cost over the whole model from a target, so that
 /// layers may share the budget unevenly. It has no reduction within a site, and needs `over_sites = "mean"`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Budget {
     /// The mean cost that is aimed at, from 0 (always the expert that costs nothing) to 1 (always the

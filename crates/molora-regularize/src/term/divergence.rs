@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use molora_routing::RoutedPart;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Need, SiteView, TermNumbers};
@@ -12,7 +13,7 @@ const EPSILON: f64 = 1e-9;
 
 /// See [`divergence`]; the sum over the routers that were blended, or of the one router where none were.
 /// Has no reduction.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Divergence {
     /// A decision whose entropy is below this share of `ln E` is certain enough.

@@ -10,6 +10,7 @@
 use burn::tensor::{Int, Tensor};
 use molora_adapters::ExpertBank;
 use molora_routing::RouterOutput;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Need, SiteView, TermNumbers};
@@ -22,7 +23,7 @@ const NORM_FLOOR: f64 = 1e-12;
 const NEVER: f32 = -1e9;
 
 /// What an expert's output is compared with.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Contrast {
     /// Positives: the same expert on other tokens; negatives: other selected experts on any token
@@ -34,7 +35,7 @@ pub enum Contrast {
 }
 
 /// See [`info_nce`]; needs a router of its own at every site, and decisions by token.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct InfoNce {
     /// What an output is compared with.

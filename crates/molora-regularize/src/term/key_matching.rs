@@ -2,13 +2,14 @@
 
 use burn::tensor::{Tensor, activation::log_softmax};
 use molora_adapters::ExpertBank;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Need, SiteView, TermNumbers};
 use crate::Reduction;
 
 /// See [`key_matching`]; needs a router with keys in rank space.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct KeyMatching;
 
 impl TermNumbers for KeyMatching {

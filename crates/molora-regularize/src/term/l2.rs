@@ -2,13 +2,14 @@
 
 use burn::tensor::Tensor;
 use molora_adapters::ExpertBank;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{SiteView, TermNumbers};
 use crate::Reduction;
 
 /// See [`l2`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct L2;
 
 impl TermNumbers for L2 {

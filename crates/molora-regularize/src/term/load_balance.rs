@@ -2,13 +2,14 @@
 
 use burn::tensor::Tensor;
 use molora_routing::RouterOutput;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Need, SiteView, TermNumbers};
 use crate::Reduction;
 
 /// See [`load_balance`]; skips sites of one expert, where it is constant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct LoadBalance;
 
 impl TermNumbers for LoadBalance {

@@ -2,13 +2,14 @@
 
 use burn::tensor::{Tensor, activation::log_softmax};
 use molora_routing::RouterOutput;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Need, SiteView, TermNumbers};
 use crate::Reduction;
 
 /// See [`router_z_loss`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct RouterZLoss;
 
 impl TermNumbers for RouterZLoss {

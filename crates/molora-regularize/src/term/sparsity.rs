@@ -3,13 +3,14 @@
 use burn::tensor::Tensor;
 use molora_routing::RouterOutput;
 use molora_routing::normaliser::Learned;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Need, SiteView, TermNumbers};
 use crate::Reduction;
 
 /// See [`sparsity`]; skips sites whose normaliser learns nothing or that have no more experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sparsity {
     /// A decision for more experts than this costs.

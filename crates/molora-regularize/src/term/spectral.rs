@@ -2,13 +2,14 @@
 
 use burn::tensor::Tensor;
 use molora_adapters::ExpertBank;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{SiteView, TermNumbers};
 use crate::Reduction;
 
 /// What is orthogonal to what.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SpectralForm {
     /// The columns of one `B`, as released.
@@ -19,7 +20,7 @@ pub enum SpectralForm {
 }
 
 /// See [`spectral`]. It reads singular values on the host, so that it is due on some steps alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Spectral {
     /// What is orthogonal to what.

@@ -2,13 +2,14 @@
 
 use burn::tensor::Tensor;
 use molora_routing::RouterOutput;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Need, SiteView, TermNumbers};
 use crate::Reduction;
 
 /// See [`task_information`]; has no reduction. A batch of one task has nothing to tell.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TaskInformation {
     /// Added to every probability; that of Mod-Squad's gates is 1e-4.

@@ -3,13 +3,14 @@
 use burn::tensor::Tensor;
 use molora_routing::RouterOutput;
 use molora_routing::normaliser::Learned;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Need, SiteView, TermNumbers};
 use crate::Reduction;
 
 /// See [`threshold_balance`]; needs a router with a learned threshold, and has no reduction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ThresholdBalance;
 
 impl TermNumbers for ThresholdBalance {

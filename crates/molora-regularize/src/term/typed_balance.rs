@@ -2,6 +2,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 use molora_routing::RouterOutput;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Need, SiteView, TermNumbers};
@@ -11,7 +12,7 @@ use crate::Reduction;
 const MEAN_EPSILON: f64 = 1e-10;
 
 /// How unequal the weighted masses are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Spread {
     /// Unbiased variance divided by the squared mean, as in the released code.
@@ -25,7 +26,7 @@ pub enum Spread {
 ///
 /// The first half of the experts (the smaller one if their number is odd) is for the tasks in
 /// `knowledge`, the other half for all other tasks.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TypedBalance {
     /// Names of the tasks whose records ask for knowledge of the world.

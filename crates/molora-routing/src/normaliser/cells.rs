@@ -5,6 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, activation::sigmoid};
 use molora_kernels::random::Seed;
 use molora_parts::{Axis, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Normalise, NormaliserNumbers, Scores, Weighed};
@@ -12,7 +13,7 @@ use crate::RoutingError;
 
 /// `g = a omega softmax(l) + c (1 - omega) s` over all cells, with similarities s of the sequence and
 /// `omega = sigmoid(sharpness omega_raw)`; without similarities they are 0.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CellsConfig {
     /// Factor a of the softmax; the released one, 32, is the number of cells.

@@ -3,12 +3,13 @@
 use burn::module::Module;
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Normalise, NormaliserNumbers, Scores, Weighed};
 
 /// Each expert's own logit, which may be negative or above 1. WEMoE, arXiv:2402.00433, section 3.3.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct IdentityConfig;
 
 impl NormaliserNumbers for IdentityConfig {

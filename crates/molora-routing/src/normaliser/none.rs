@@ -3,12 +3,13 @@
 use burn::module::Module;
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Normalise, NormaliserNumbers, Scores, Weighed};
 
 /// Every expert that takes part has weight 1, so that no gradient reaches the scores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct NoneConfig;
 
 impl NormaliserNumbers for NoneConfig {

@@ -7,13 +7,14 @@
 use burn::module::Module;
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Normalise, NormaliserNumbers, Scores, Weighed};
 use crate::RoutingError;
 
 /// The softmax over all experts, kept for those that take part. Top-p routing, arXiv:2403.07652.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProbabilityConfig {
     /// Added to every probability (Mod-Squad's code: 1e-4).

@@ -4,12 +4,13 @@
 use burn::module::Module;
 use burn::tensor::{Device, activation::sigmoid};
 use molora_kernels::random::Seed;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Normalise, NormaliserNumbers, Scores, Weighed};
 
 /// The sigmoid of each expert's own logit. PHATGOOSE, arXiv:2402.05859, section 3.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct SigmoidConfig;
 
 impl NormaliserNumbers for SigmoidConfig {

@@ -4,12 +4,13 @@
 use burn::module::Module;
 use burn::tensor::{Device, activation::sigmoid};
 use molora_kernels::random::Seed;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Normalise, NormaliserNumbers, Scores, Weighed};
 
 /// `sigmoid(l_e) / sum_j sigmoid(l_j)` over the experts that take part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct SigmoidShareConfig;
 
 impl NormaliserNumbers for SigmoidShareConfig {

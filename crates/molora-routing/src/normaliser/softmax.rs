@@ -3,12 +3,13 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation::softmax};
 use molora_kernels::random::Seed;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Normalise, NormaliserNumbers, Scores, Weighed};
 
 /// Softmax over the experts that take part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct SoftmaxConfig;
 
 impl NormaliserNumbers for SoftmaxConfig {

@@ -5,6 +5,7 @@
 use burn::module::Module;
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::softmax::masked_softmax;
@@ -12,7 +13,7 @@ use super::{Normalise, NormaliserNumbers, Scores, Weighed};
 
 /// The softmax of the probabilities of the experts that take part; the probabilities themselves where all
 /// do. HMoRA's released code, openreview lTkHiXeuDl.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct SoftmaxTwiceConfig;
 
 impl NormaliserNumbers for SoftmaxTwiceConfig {

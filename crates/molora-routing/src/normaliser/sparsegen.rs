@@ -16,6 +16,7 @@ use burn::tensor::activation::{log_sigmoid, relu};
 use burn::tensor::{Bool, Device, Tensor};
 use molora_kernels::random::{Seed, uniform};
 use molora_parts::{Axis, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Learned, Normalise, NormaliserNumbers, Scores, Weighed};
@@ -31,7 +32,7 @@ const LARGEST: f64 = 0.99;
 const BARRED: f32 = -1e9;
 
 /// Sparsegen with a network of one hidden layer for lambda.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SparsegenConfig {
     /// Width H of the hidden layer.

@@ -13,13 +13,14 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, activation::sigmoid};
 use molora_kernels::random::{Seed, uniform};
 use molora_parts::{Axis, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Learned, Normalise, NormaliserNumbers, Scores, Weighed};
 use crate::RoutingError;
 
 /// What exceeds a learned threshold. AdaMoLE, arXiv:2405.00361.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ThresholdConfig {
     /// The largest threshold; `1 / E` if absent, as in the paper.

@@ -3,6 +3,7 @@
 use burn::module::Param;
 use burn::tensor::Device;
 use molora_kernels::random::{Seed, normal};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Router;
@@ -11,7 +12,7 @@ use crate::scorer::{LinearConfig, Reads, ScorerConfig, ScorerDims};
 use crate::{Pooling, RoutingError, Selection};
 
 /// What one routing decision is taken for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Granularity {
     /// Every token by its own features.
@@ -23,7 +24,7 @@ pub enum Granularity {
 }
 
 /// Which features a router reads; the layer that owns the router provides them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RouteFrom {
     /// The input of the site, width D.
@@ -35,8 +36,9 @@ pub enum RouteFrom {
 }
 
 /// Numbers of a [`Router`]; widths and the number of experts come with [`init`](Self::init).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "RouterFile")]
+#[schemars(!from, default, deny_unknown_fields)]
 pub struct RouterConfig {
     /// How features are scored.
     pub scorer: ScorerConfig,
@@ -210,6 +212,12 @@ impl RouterConfig {
     /// Whether decisions depend on the task of a row.
     pub fn reads_tasks(&self) -> bool {
         self.granularity == Granularity::Task || self.scorer.reads() == Reads::FeaturesAndTasks
+    }
+
+    /// Whether the decisions for a row depend on what is its task's alone and on the row: one more task leaves those for
+    /// the others as they are.
+    pub fn is_apart_by_task(&self) -> bool {
+        self.granularity == Granularity::Task || self.scorer.is_apart_by_task()
     }
 
     /// A router over `num_experts` for features of width `d_features`; `num_tasks` is read by

@@ -13,13 +13,14 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 use molora_parts::PartTensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{RowsFrom, Score, ScorerDims, ScorerNumbers, rows_of_experts};
 
 /// The size of the dot product with one direction per expert. Arrow, arXiv:2405.11157. Starts at zero,
 /// where no gradient moves it: directions are computed from the experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ArrowConfig;
 
 impl ScorerNumbers for ArrowConfig {

@@ -16,6 +16,7 @@ use burn::tensor::activation::{log_sigmoid, log_softmax, softmax, softplus};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::{Seed, normal};
 use molora_parts::{Axis, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::linear::LinearConfig;
@@ -26,7 +27,7 @@ use super::{
 use crate::RoutingError;
 
 /// The blend of a router by features and one by tasks. HMoRA, openreview lTkHiXeuDl.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BlendConfig {
     /// Width Z of the tasks' vectors.

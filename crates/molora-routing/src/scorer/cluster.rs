@@ -12,6 +12,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::{Seed, normal};
 use molora_parts::{Axis, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -21,7 +22,7 @@ use super::{
 use crate::RoutingError;
 
 /// `W c + b` with an embedding `c` for each cluster. MoCLE, arXiv:2312.12379.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterConfig {
     /// Number of clusters.

@@ -16,6 +16,7 @@ use burn::tensor::{Bool, Device, Tensor};
 use molora_kernels::random::Seed;
 use molora_kernels::top_k_mask;
 use molora_parts::{Axis, Count, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -29,7 +30,7 @@ const SMALLEST: f64 = 1e-30;
 
 /// Pairs of down-vectors and up-vectors, the second chosen with a view to the first. Shen et al.,
 /// arXiv:2402.15896.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConditionalConfig {
     /// Number of pairs r that take part.

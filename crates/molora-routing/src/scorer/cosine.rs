@@ -4,12 +4,13 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 use molora_parts::PartTensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Score, ScorerDims, ScorerNumbers, draw, rows_of_experts};
 
 /// The cosine of the features with one key per expert. SAMoRA, arXiv:2604.19048.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CosineConfig;
 
 impl ScorerNumbers for CosineConfig {

@@ -8,13 +8,14 @@ use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Int, Tensor, activation::log_softmax};
 use molora_kernels::random::Seed;
 use molora_parts::{Axis, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Score, ScorerDims, ScorerNumbers, TaskGroups};
 use crate::RoutingError;
 
 /// What the weights inside a group depend on. The paper's formula has two consistent readings.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WithinGroup {
     /// On one learned number per expert, times the weight of its group.
@@ -25,7 +26,7 @@ pub enum WithinGroup {
 }
 
 /// Which experts form which groups, and how each level is softened.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GroupedConfig {
     /// The experts of each group; every expert is in exactly one. Where each task has an expert, they

@@ -12,13 +12,14 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 use molora_parts::{Axis, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Reads, Score, ScorerDims, ScorerNumbers};
 use crate::RoutingError;
 
 /// What an expert's count is compared with when its bias is moved.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CountTarget {
     /// The mean count: FlyLoRA's paper and its adapted PEFT layers.
@@ -30,7 +31,7 @@ pub enum CountTarget {
 }
 
 /// The size of an expert's code plus a bias that balances how often experts are chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MagnitudeConfig {
     /// By how much a bias moves in a step: u.
@@ -66,6 +67,10 @@ impl ScorerNumbers for MagnitudeConfig {
 
     fn reads(&self) -> Reads {
         Reads::Codes
+    }
+
+    fn is_full(&self) -> Option<&'static str> {
+        Some("its router balances all experts after every step, also those that are there")
     }
 
     fn validate(&self, _num_experts: usize) -> Result<(), RoutingError> {

@@ -184,6 +184,17 @@ pub trait ScorerNumbers {
         false
     }
 
+    /// Why a trained scorer cannot get one more expert, where it cannot.
+    fn is_full(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether all that a row is scored by belongs to its task alone: one more task then leaves the scores of
+    /// the others as they are.
+    fn is_apart_by_task(&self) -> bool {
+        false
+    }
+
     /// The groups of tasks whose experts belong together, where the scorer has groups.
     fn task_groups(&mut self) -> Option<&mut TaskGroups> {
         None
@@ -356,6 +367,16 @@ impl ScorerConfig {
     /// Whether the scorer selects and weighs experts as well.
     pub fn decides(&self) -> bool {
         each!(ScorerConfig, self, numbers => numbers.decides())
+    }
+
+    /// See [`ScorerNumbers::is_full`].
+    pub fn is_full(&self) -> Option<&'static str> {
+        each!(ScorerConfig, self, numbers => numbers.is_full())
+    }
+
+    /// See [`ScorerNumbers::is_apart_by_task`].
+    pub fn is_apart_by_task(&self) -> bool {
+        each!(ScorerConfig, self, numbers => numbers.is_apart_by_task())
     }
 
     /// The groups of tasks whose experts belong together, where the scorer has groups.

@@ -11,12 +11,13 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 use molora_parts::{Axis, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Reads, Score, ScoreInput, Scored, ScorerDims, ScorerNumbers, draw, unknown_rows};
 
 /// `W_t u` for a row of task t. Mod-Squad, arXiv:2212.08066.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct PerTaskConfig;
 
 impl ScorerNumbers for PerTaskConfig {
@@ -31,6 +32,10 @@ impl ScorerNumbers for PerTaskConfig {
 
     fn reads(&self) -> Reads {
         Reads::FeaturesAndTasks
+    }
+
+    fn is_apart_by_task(&self) -> bool {
+        true
     }
 }
 

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, activation::relu};
 use molora_kernels::random::{Seed, normal};
 use molora_parts::{Axis, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Score, ScorerDims, ScorerNumbers, rows_of_experts};
@@ -14,7 +15,7 @@ const DEVIATION: f64 = 0.01;
 
 /// `W2 relu(W1 u + b1) + b2` with a hidden layer as wide as the features: the gate of WEMoE
 /// (arXiv:2402.00433, section 3.3).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PerceptronConfig {
     /// What `b2` starts at for every expert.

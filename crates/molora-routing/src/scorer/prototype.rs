@@ -13,6 +13,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, activation::sigmoid};
 use molora_kernels::random::Seed;
 use molora_parts::PartTensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{RowsFrom, Score, ScorerDims, ScorerNumbers, rows_of_experts};
@@ -22,7 +23,7 @@ const EPSILON: f64 = 1e-5;
 
 /// The standardised dot product with one vector per expert. PHATGOOSE, arXiv:2402.05859. Starts at
 /// zero: a gate that is half open, and uniform weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct PrototypeConfig;
 
 impl ScorerNumbers for PrototypeConfig {

@@ -5,13 +5,14 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::{Seed, uniform};
 use molora_parts::{Axis, ParameterKind, PartTensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Reads, Score, ScorerDims, ScorerNumbers, draw};
 use crate::RoutingError;
 
 /// What a row gets whose task is unknown.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UnknownTask {
     /// The mean of all tasks' logits.
@@ -22,7 +23,7 @@ pub enum UnknownTask {
 }
 
 /// A logit for every task and expert.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TableConfig {
     /// What a row gets whose task is unknown.
@@ -61,6 +62,10 @@ impl ScorerNumbers for TableConfig {
 
     fn reads(&self) -> Reads {
         Reads::Tasks
+    }
+
+    fn is_apart_by_task(&self) -> bool {
+        true
     }
 }
 

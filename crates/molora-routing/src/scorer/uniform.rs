@@ -7,12 +7,13 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 use molora_parts::PartTensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Score, ScorerDims, ScorerNumbers};
 
 /// The same score for all: the mean of the experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct UniformConfig;
 
 impl ScorerNumbers for UniformConfig {
@@ -26,6 +27,12 @@ impl ScorerNumbers for UniformConfig {
 
     fn is_uniform(&self) -> bool {
         true
+    }
+
+    fn is_full(&self) -> Option<&'static str> {
+        Some(
+            "all its experts weigh the same, so that one more would take a share of the others for good",
+        )
     }
 }
 

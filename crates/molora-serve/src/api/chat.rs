@@ -11,6 +11,7 @@ use molora_train::generate::{Event, TokenScore, Writer};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::document::{ChatRequest, ErrorAnswer};
 use super::stream::{Speak, respond};
 use super::{App, Frame, blocking, reason};
 use crate::error::{ApiError, json_response};
@@ -94,7 +95,20 @@ fn message(index: usize, said: Said) -> Result<Message, ApiError> {
     }
 }
 
-/// Answers a request.
+/// Answers a chat, by the chat template of the model.
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions",
+    operation_id = "chat",
+    tag = "texts",
+    request_body = ChatRequest,
+    responses(
+        (status = 200, description = "`chat.completion`, or server-sent events of `chat.completion.chunk`"),
+        (status = 400, description = "A field is wrong or not supported", body = ErrorAnswer),
+        (status = 404, description = "There is no such model", body = ErrorAnswer),
+        (status = 429, description = "The queue is full", body = ErrorAnswer),
+    )
+)]
 pub(super) async fn answer(
     State(app): State<Arc<App>>,
     request: Request<Body>,

@@ -2,6 +2,7 @@
 
 mod chat;
 mod completions;
+mod document;
 mod models;
 mod stream;
 mod vectors;
@@ -41,10 +42,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     };
     let nowhere = || async { ApiError::new(StatusCode::NOT_FOUND, "there is no such path") };
     Router::new()
-        .route(
-            "/health",
-            get(|| async { json!({"status": "ok"}).to_string() }),
-        )
+        .route("/health", get(health))
+        .route("/openapi.json", get(document::document))
         .route("/metrics", get(models::metrics))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*name}", get(models::one))
@@ -63,6 +62,19 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         }))
         .layer(from_fn_with_state(Arc::clone(&app), watch))
         .with_state(app)
+}
+
+/// `GET /health`: whether the server answers; needs no key.
+#[utoipa::path(
+    get,
+    path = "/health",
+    operation_id = "health",
+    tag = "server",
+    responses((status = 200, description = "It does")),
+    security(())
+)]
+async fn health() -> String {
+    json!({"status": "ok"}).to_string()
 }
 
 /// Lets nobody in without the key, and counts the answers.

@@ -9,16 +9,37 @@ use axum::response::Response;
 use molora_train::data::Prompt;
 use serde_json::{Value, json};
 
+use super::document::{DetokenizeRequest, ErrorAnswer, TokenizeRequest};
 use super::{App, blocking, chat};
 use crate::error::{ApiError, json_response};
 use crate::fields::Fields;
 
-/// `GET /v1/models`.
+/// `GET /v1/models`: what is served.
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    operation_id = "models",
+    tag = "models",
+    responses(
+        (status = 200, description = "A list of `model`, with `root` and `parent`"),
+    )
+)]
 pub(super) async fn list(State(app): State<Arc<App>>) -> Response {
     json_response(StatusCode::OK, &app.models.list())
 }
 
-/// `GET /v1/models/NAME`.
+/// `GET /v1/models/NAME`: one of what is served.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{name}",
+    operation_id = "model",
+    tag = "models",
+    params(("name" = String, Path, description = "Name of a model")),
+    responses(
+        (status = 200, description = "A `model`"),
+        (status = 404, description = "There is no such model", body = ErrorAnswer),
+    )
+)]
 pub(super) async fn one(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
@@ -32,7 +53,16 @@ pub(super) async fn one(
     }
 }
 
-/// `GET /metrics`.
+/// `GET /metrics`: counts and times, for Prometheus.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    operation_id = "metrics",
+    tag = "server",
+    responses(
+        (status = 200, description = "Text in the exposition format of Prometheus"),
+    )
+)]
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let mut response = Response::new(Body::from(app.metrics.text(&app.models)));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -41,6 +71,18 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
 }
 
 /// `POST /tokenize`: the tokens that a prompt or the messages of a chat are read as.
+#[utoipa::path(
+    post,
+    path = "/tokenize",
+    operation_id = "tokenize",
+    tag = "models",
+    request_body = TokenizeRequest,
+    responses(
+        (status = 200, description = "`count`, `max_model_len` and `tokens`"),
+        (status = 400, description = "A field is wrong or not supported", body = ErrorAnswer),
+        (status = 404, description = "There is no such model", body = ErrorAnswer),
+    )
+)]
 pub(super) async fn tokenize(
     State(app): State<Arc<App>>,
     request: Request<Body>,
@@ -70,6 +112,18 @@ pub(super) async fn tokenize(
 }
 
 /// `POST /detokenize`: the text of tokens.
+#[utoipa::path(
+    post,
+    path = "/detokenize",
+    operation_id = "detokenize",
+    tag = "models",
+    request_body = DetokenizeRequest,
+    responses(
+        (status = 200, description = "`prompt`"),
+        (status = 400, description = "A field is wrong or not supported", body = ErrorAnswer),
+        (status = 404, description = "There is no such model", body = ErrorAnswer),
+    )
+)]
 pub(super) async fn detokenize(
     State(app): State<Arc<App>>,
     request: Request<Body>,

@@ -16,6 +16,7 @@ use molora_train::predict::{Answer, Predictor};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::document::{ClassRequest, EmbeddingRequest, ErrorAnswer};
 use super::{App, id, now};
 use crate::error::{ApiError, json_response};
 use crate::fields::Fields;
@@ -46,6 +47,18 @@ fn texts(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
 }
 
 /// `POST /v1/embeddings`: a vector of length 1 for each text, the mean over its tokens.
+#[utoipa::path(
+    post,
+    path = "/v1/embeddings",
+    operation_id = "embeddings",
+    tag = "encoders",
+    request_body = EmbeddingRequest,
+    responses(
+        (status = 200, description = "A list of `embedding`"),
+        (status = 400, description = "A field is wrong or not supported", body = ErrorAnswer),
+        (status = 404, description = "There is no such model", body = ErrorAnswer),
+    )
+)]
 pub(super) async fn embed(
     State(app): State<Arc<App>>,
     request: Request<Body>,
@@ -91,6 +104,18 @@ pub(super) async fn embed(
 }
 
 /// `POST /v1/classify`: the class of each text in a task with its probability, or the number.
+#[utoipa::path(
+    post,
+    path = "/v1/classify",
+    operation_id = "classify",
+    tag = "encoders",
+    request_body = ClassRequest,
+    responses(
+        (status = 200, description = "A list of `index`, `label`, `probs`, or `index` and `value`"),
+        (status = 400, description = "A field is wrong or not supported", body = ErrorAnswer),
+        (status = 404, description = "There is no such model", body = ErrorAnswer),
+    )
+)]
 pub(super) async fn classify(
     State(app): State<Arc<App>>,
     request: Request<Body>,

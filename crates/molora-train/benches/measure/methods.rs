@@ -95,6 +95,7 @@ fn measure(recipe: &Recipe, world: &World) -> Result<Measured> {
             spec: &spec,
             objective: objective.as_ref(),
             stage: &stage,
+            only: None,
             rate_factor: 1.0,
             dropout: Seed::new(2).index(number),
             device: &device,

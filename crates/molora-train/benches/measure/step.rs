@@ -125,6 +125,7 @@ impl Case {
                 spec: &recipe.adapter,
                 objective: stage.objective(&recipe.objective),
                 stage: &stage,
+                only: None,
                 rate_factor: 1.0,
                 dropout: Seed::new(2).index(number),
                 device: &device,

@@ -47,7 +47,7 @@ pub use unseen::{UnseenComparison, UnseenResult};
 /// File of the resolved request in a comparison's folder.
 pub const COMPARISON: &str = "compare.toml";
 /// File of the result in a comparison's folder.
-pub const RESULT: &str = "compare.json";
+pub(crate) const RESULT: &str = "compare.json";
 /// File of the result's tables in a comparison's folder.
 pub const TABLES: &str = "compare.md";
 /// File of the page in a comparison's folder.

@@ -35,13 +35,12 @@ pub struct Counter<'a> {
 }
 
 impl Counter<'_> {
-    /// Scalars of the adapters, routers and gates that a specification attaches.
+    /// Scalars that a specification attaches: those of adapters, routers, gates and tables that train whole.
     ///
     /// # Errors
     /// If the specification does not fit the model.
     pub fn parameters(&self, spec: &AdapterSpec) -> Result<usize, TrainError> {
-        let counts = count(&self.attached(spec)?);
-        Ok(counts.adapters + counts.routers + counts.gates)
+        Ok(count(&self.attached(spec)?).beside_heads())
     }
 
     /// The rank in `1..=64` (less where a site is narrower) whose count is nearest to `budget`.

@@ -245,7 +245,7 @@ fn recipe_result(
         citation: recipe.recipe.citation.clone(),
         rank: recipe.recipe.adapter.bank.rank,
         steps: recipe.steps(),
-        budget_parameters: counts.adapters + counts.routers + counts.gates,
+        budget_parameters: counts.beside_heads(),
         parameters: counts,
         worst_task: worst_task(&tasks),
         tasks,

@@ -272,7 +272,7 @@ pub fn tokenize_tasks(
 ///
 /// # Errors
 /// Names every task whose answers have to be written, with its kind.
-pub fn require_heads(tasks: &[Task]) -> Result<(), DataError> {
+pub(crate) fn require_heads(tasks: &[Task]) -> Result<(), DataError> {
     let has_head = |task: &&Task| {
         matches!(
             task.meta.kind,

@@ -7,12 +7,12 @@
 //! decides which examples the next step sees. The format is described in `docs/data.md`.
 
 mod ask;
-pub mod batch;
+pub(crate) mod batch;
 mod chat;
 pub(crate) mod contain;
 pub(crate) mod draw;
-pub mod error;
-pub mod example;
+pub(crate) mod error;
+pub(crate) mod example;
 mod fields;
 mod format;
 mod hold_out;
@@ -20,37 +20,37 @@ mod jinja;
 mod kind;
 mod message;
 mod meta;
-pub mod metrics;
-pub mod prompt;
-pub mod record;
-pub mod sampler;
+pub(crate) mod metrics;
+pub(crate) mod prompt;
+pub(crate) mod record;
+pub(crate) mod sampler;
 mod schema;
 mod source;
 mod special;
 mod subset;
-pub mod task;
-pub mod tokenizer;
+pub(crate) mod task;
+pub(crate) mod tokenizer;
 mod unlabelled;
-pub mod written;
+pub(crate) mod written;
 
 pub use ask::{Prompt, parse_prompts};
 pub use batch::{AnswerToken, Batch};
 pub use chat::{ChatError, ChatTemplate};
 pub use contain::is_contained;
 pub use error::DataError;
-pub use example::{Example, Target, TokenizedTask, require_heads, task_names, tokenize_tasks};
+pub use example::{Example, Target, TokenizedTask, task_names, tokenize_tasks};
 pub use format::FormatError;
 pub(crate) use message::Part;
 pub use message::{Chat, Message};
+pub use metrics::{Metric, MetricError};
 pub use prompt::{Piece, PromptFormat, PromptTemplate};
 pub use record::{Label, Record};
-pub use sampler::{Sampler, SamplerConfig, Strategy, eval_batches};
+pub(crate) use sampler::{Sampler, eval_batches};
+pub use sampler::{SamplerConfig, Strategy};
 pub(crate) use source::task_files;
-pub use special::SpecialTokens;
-pub use task::{
-    Split, Task, TaskKind, TaskMeta, list_tasks, load_task, load_tasks, load_tasks_for,
-    require_classification, task_path,
-};
+pub(crate) use special::SpecialTokens;
+pub use task::{Split, Task, TaskKind, TaskMeta, list_tasks, load_task, load_tasks, task_path};
+pub(crate) use task::{load_tasks_for, require_classification};
 pub use tokenizer::{Encoded, TextTokenizer};
 pub use unlabelled::{load_unlabelled, parse_unlabelled};
 pub use written::{Average, Candidate, PromptStyle, Question, Writing, WritingConfig};

@@ -92,7 +92,7 @@ impl PromptFormat {
 /// # Errors
 /// [`DataError::Chat`] if the template fails, [`DataError::ChatPrefix`] if it renders what asks for an
 /// answer differently once the answer follows.
-pub fn pieces(
+pub(crate) fn pieces(
     record: &Record,
     meta: &TaskMeta,
     format: &PromptFormat,
@@ -108,7 +108,7 @@ pub fn pieces(
 ///
 /// # Errors
 /// As [`pieces`].
-pub fn turns(
+pub(crate) fn turns(
     record: &Record,
     meta: &TaskMeta,
     format: &PromptFormat,
@@ -137,7 +137,7 @@ pub fn turns(
 ///
 /// # Errors
 /// As [`pieces`].
-pub fn pieces_with_answer(
+pub(crate) fn pieces_with_answer(
     record: &Record,
     meta: &TaskMeta,
     format: &PromptFormat,
@@ -178,7 +178,7 @@ pub fn pieces_with_answer(
 ///
 /// # Errors
 /// As [`pieces`].
-pub fn prompt(
+pub(crate) fn prompt(
     record: &Record,
     meta: &TaskMeta,
     format: &PromptFormat,
@@ -190,7 +190,7 @@ pub fn prompt(
 
 /// The answers to choose from, for [`pieces_with_answer`]: the record's choices (multiple choice) or
 /// the task's labels (classification), in the order of their numbers; otherwise none.
-pub fn choices(record: &Record, meta: &TaskMeta) -> Vec<String> {
+pub(crate) fn choices(record: &Record, meta: &TaskMeta) -> Vec<String> {
     match meta.kind {
         TaskKind::MultipleChoice => record.choices.clone(),
         TaskKind::Classification => meta.labels.clone(),

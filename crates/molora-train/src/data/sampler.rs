@@ -15,13 +15,14 @@ use std::collections::VecDeque;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::draw::{below, shuffle};
 use super::error::DataError;
 
 /// How often each task is drawn; `n_t` is the number of its training records.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Strategy {
     /// `p_t` proportional to `n_t`.
@@ -38,7 +39,7 @@ pub enum Strategy {
 }
 
 /// Settings of a [`Sampler`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "snake_case", deny_unknown_fields)]
 pub struct SamplerConfig {
     /// How often each task is drawn.
@@ -96,7 +97,7 @@ impl SamplerConfig {
 }
 
 /// A training example: index of its task, index in the task's training split.
-pub type Pick = (usize, usize);
+pub(crate) type Pick = (usize, usize);
 
 /// Draws the batches of a run; its whole state can be saved and restored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -283,7 +284,7 @@ fn task_weights(strategy: Strategy, sizes: &[usize]) -> Vec<u64> {
 ///
 /// # Panics
 /// If `batch_size` is 0.
-pub fn eval_batches(lengths: &[usize], batch_size: usize) -> Vec<Vec<usize>> {
+pub(crate) fn eval_batches(lengths: &[usize], batch_size: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&index| lengths[index]);
     order.chunks(batch_size).map(<[usize]>::to_vec).collect()

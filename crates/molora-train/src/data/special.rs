@@ -22,14 +22,14 @@ const ROLES: [&str; 7] = [
 /// Special tokens by role (`bos_token` and so on): `tokenizer_config.json`, or where it says nothing of
 /// a role `special_tokens_map.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SpecialTokens(BTreeMap<String, String>);
+pub(crate) struct SpecialTokens(BTreeMap<String, String>);
 
 impl SpecialTokens {
     /// Those of a model folder; none where it has neither file.
     ///
     /// # Errors
     /// [`ChatError`] for files that cannot be read or are no JSON object.
-    pub fn from_folder(folder: &Path) -> Result<Self, ChatError> {
+    pub(crate) fn from_folder(folder: &Path) -> Result<Self, ChatError> {
         let mut tokens = BTreeMap::new();
         for name in ["tokenizer_config.json", "special_tokens_map.json"] {
             let path = folder.join(name);
@@ -53,7 +53,7 @@ impl SpecialTokens {
     }
 
     /// The token of a role.
-    pub fn get(&self, role: &str) -> Option<&str> {
+    pub(crate) fn get(&self, role: &str) -> Option<&str> {
         self.0.get(role).map(String::as_str)
     }
 

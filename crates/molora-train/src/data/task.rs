@@ -110,7 +110,7 @@ pub fn load_tasks(path: &Path, names: Option<&[String]>) -> Result<Vec<Task>, Da
 ///
 /// # Errors
 /// As [`load_tasks`]; a template that is broken, or a record that it cannot ask.
-pub fn load_tasks_for(
+pub(crate) fn load_tasks_for(
     path: &Path,
     names: Option<&[String]>,
     writing: &WritingConfig,
@@ -163,7 +163,7 @@ pub fn list_tasks(path: &Path) -> Result<Vec<String>, DataError> {
 ///
 /// # Errors
 /// Names every task that is no classification task, with its kind.
-pub fn require_classification(tasks: &[Task]) -> Result<(), DataError> {
+pub(crate) fn require_classification(tasks: &[Task]) -> Result<(), DataError> {
     let others: Vec<String> = tasks
         .iter()
         .filter(|task| task.meta.kind != TaskKind::Classification)

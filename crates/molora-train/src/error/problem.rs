@@ -344,10 +344,13 @@ pub enum RunProblem {
     #[error("{site}: {source}")]
     Unlike { site: String, source: AdapterError },
     /// A recipe that cannot grow.
+    #[error("recipe {recipe} cannot get another expert: {why}")]
+    CannotGrow { recipe: String, why: &'static str },
+    /// A task that cannot go, where experts belong to none.
     #[error(
-        "recipe {recipe} trains its experts together: adding or removing one needs training again"
+        "recipe {recipe} trains no expert alone: only the task that was added last can go, {last}"
     )]
-    TrainedTogether { recipe: String },
+    TrainedTogether { recipe: String, last: String },
     /// An expert that is there already.
     #[error("has an expert of {task} already")]
     HasExpert { task: String },

@@ -46,7 +46,7 @@ pub(crate) fn answers(
         device,
         guide,
         routing: &mut RoutingSums::new(model),
-        progress: &mut |_| {},
+        progress: &mut |_| Ok(()),
     };
     Ok(match (&task.written, task.kind) {
         (None, TaskKind::Regression) => {

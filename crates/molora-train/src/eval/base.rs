@@ -36,15 +36,16 @@ pub(crate) struct BaseScope<'a> {
 }
 
 /// The answers of a model that has neither adapters nor heads to the records of a split. `progress` is
-/// called with the number of records done and their number in all.
+/// called with the number of records done and their number in all, and may end the
+/// evaluation.
 ///
 /// # Errors
-/// [`TrainError::ScoreNotFinite`] for outputs that allow no prediction.
+/// [`TrainError::ScoreNotFinite`] for outputs that allow no prediction; what `progress` says.
 pub(crate) fn ask_base(
     model: &TaskModel,
     task: &TokenizedTask,
     scope: BaseScope<'_>,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize) -> Result<(), TrainError>,
 ) -> Result<BaseAnswers, TrainError> {
     match task.written {
         Some(_) => plain(model, task, scope, progress),
@@ -57,7 +58,7 @@ fn plain(
     model: &TaskModel,
     task: &TokenizedTask,
     scope: BaseScope<'_>,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize) -> Result<(), TrainError>,
 ) -> Result<BaseAnswers, TrainError> {
     let asked = EvalScope {
         numbers: &[None],
@@ -68,7 +69,7 @@ fn plain(
     let tasks = std::slice::from_ref(task);
     let mut found = evaluate(model, tasks, asked, scope.device, None, |records| {
         done += records;
-        progress(done, total);
+        progress(done, total)
     })?;
     let score = found.scores.tasks.remove(&task.name);
     let predictions = found.predictions.tasks.remove(&task.name);
@@ -84,7 +85,7 @@ fn head(
     model: &TaskModel,
     task: &TokenizedTask,
     scope: BaseScope<'_>,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize) -> Result<(), TrainError>,
 ) -> Result<BaseAnswers, TrainError> {
     let frozen = Frozen {
         model,
@@ -107,7 +108,7 @@ fn head(
             None,
             &mut |count| {
                 done += count;
-                progress(done, total);
+                progress(done, total)
             },
         )
     };

@@ -71,7 +71,7 @@ impl Pass<'_> {
                 self.check_finite(row, "log-probability of an answer", numbers)?;
                 scores[row] = found;
             }
-            (self.progress)(rows.len());
+            (self.progress)(rows.len())?;
         }
         Ok(scores)
     }

@@ -31,7 +31,7 @@ impl Frozen<'_> {
         (task, split): (&TokenizedTask, Split),
         rows: &[usize],
         guide: Option<&Guide>,
-        progress: &mut dyn FnMut(usize),
+        progress: &mut dyn FnMut(usize) -> Result<(), TrainError>,
     ) -> Result<Tensor<2>, TrainError> {
         let device = self.device;
         let examples: &[Example] = task.split(split);
@@ -55,7 +55,7 @@ impl Frozen<'_> {
                 check_finite(&task.name, (split, rows[place]), "pooled state", numbers)?;
                 values[place * width..][..width].copy_from_slice(state);
             }
-            progress(places.len());
+            progress(places.len())?;
         }
         Ok(Tensor::from_data(
             TensorData::new(values, [rows.len(), width]),

@@ -39,7 +39,7 @@ impl Pass<'_> {
         };
         let is_asked = questions.iter().all(|question| question.is_asked);
         if !is_asked || !self.generates || written.writing.max_new_tokens == 0 {
-            (self.progress)(questions.len());
+            (self.progress)(questions.len())?;
             return Ok((score, Predictions::Texts(Vec::new())));
         }
         let texts = self.answers(written, questions)?;
@@ -93,7 +93,7 @@ impl Pass<'_> {
                 let tokens: Vec<u32> = generated.tokens.iter().map(|&id| id as u32).collect();
                 texts[row] = writing.tokenizer.decode(&tokens)?.trim().to_owned();
             }
-            (self.progress)(rows.len());
+            (self.progress)(rows.len())?;
         }
         Ok(texts)
     }

@@ -54,7 +54,7 @@ impl Pass<'_> {
                 losses[row] = loss(outputs, &examples[row].target);
             }
             self.routing.add(&self.task.name, &routes);
-            (self.progress)(rows.len());
+            (self.progress)(rows.len())?;
         }
         // In the order of the records, whatever the batches were.
         let mean = losses.iter().sum::<f64>() / losses.len().max(1) as f64;

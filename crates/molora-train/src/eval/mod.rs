@@ -81,18 +81,18 @@ impl EvalScope<'_> {
 /// Scores every task on a split, and averages the routers' weights over its real tokens.
 ///
 /// The batches depend on the records' lengths alone, so that the same weights give the same scores
-/// to the last bit. `guide` tells the routers about whole sequences. `progress` is called with the
-/// number of records done.
+/// to the last bit. `guide` tells the routers about whole sequences. `progress` is called after
+/// every batch with the number of its records, and may end the evaluation.
 ///
 /// # Errors
-/// A task number out of range, or scores that no text can be written by.
+/// A task number out of range, scores that no text can be written by, or what `progress` says.
 pub fn evaluate(
     model: &TaskModel,
     tasks: &[TokenizedTask],
     scope: EvalScope<'_>,
     device: &Device,
     guide: Option<&Guide>,
-    mut progress: impl FnMut(usize),
+    mut progress: impl FnMut(usize) -> Result<(), TrainError>,
 ) -> Result<Evaluation, TrainError> {
     let model = model.valid();
     let (mut scores, mut predictions) = (BTreeMap::new(), BTreeMap::new());
@@ -165,7 +165,7 @@ struct Pass<'a> {
     device: &'a Device,
     guide: Option<&'a Guide>,
     routing: &'a mut RoutingSums,
-    progress: &'a mut dyn FnMut(usize),
+    progress: &'a mut dyn FnMut(usize) -> Result<(), TrainError>,
 }
 
 impl Pass<'_> {

@@ -18,10 +18,10 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use crate::data::{Split, TaskKind, TokenizedTask};
 
 /// The penalties that are tried, the strongest first; each fit starts from the one before it.
-pub const PENALTIES: [f64; 4] = [1e-1, 1e-2, 1e-3, 1e-4];
+pub(crate) const PENALTIES: [f64; 4] = [1e-1, 1e-2, 1e-3, 1e-4];
 
 /// Steps of the optimizer for each penalty.
-pub const ITERATIONS: usize = 150;
+pub(crate) const ITERATIONS: usize = 150;
 
 /// Multiplications by which the largest eigenvalue is found.
 const POWER_ITERATIONS: usize = 40;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use molora_models::Adaptable;
-use molora_models::peft::{PeftAbout, ResolvedAdapter, write_adapter};
+use molora_models::peft::{FullTensor, PeftAbout, ResolvedAdapter, write_adapter};
 
 use super::lora::{LoraSelector, as_lora};
 use super::method::Method;
@@ -38,6 +38,8 @@ pub struct Exported {
     pub folder: PathBuf,
     /// Number of adapted modules.
     pub modules: usize,
+    /// Paths of the modules that it holds whole.
+    pub whole: Vec<String>,
     /// The smallest and the largest rank.
     pub ranks: (usize, usize),
     /// Number of parameters.
@@ -96,16 +98,19 @@ pub(super) fn write(
 pub(super) fn exported(folder: PathBuf, adapter: &ResolvedAdapter, has_heads: bool) -> Exported {
     let ranks = || adapter.loras.iter().map(|lora| lora.a.dims()[1]);
     let size = |dims: [usize; 2]| dims[0] * dims[1];
-    let parameters = adapter.loras.iter();
+    let factors = adapter.loras.iter();
+    let factors = factors.map(|lora| size(lora.a.dims()) + size(lora.b.dims()));
+    let whole = adapter.full.iter();
     Exported {
         kind: "a LoRA",
         note: None,
         folder,
         modules: adapter.loras.len(),
         ranks: (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0)),
-        parameters: parameters
-            .map(|lora| size(lora.a.dims()) + size(lora.b.dims()))
+        parameters: factors
+            .chain(whole.clone().map(FullTensor::num_values))
             .sum(),
+        whole: whole.map(|full| full.path.clone()).collect(),
         has_heads,
     }
 }

@@ -144,12 +144,12 @@ fn no_experts(opened: &Opened) -> Option<&'static str> {
 /// What can be had instead of the mixture.
 pub(super) fn advice(run: &Path, opened: &Opened) -> String {
     let (rank, run) = (opened.loaded.spec.bank.rank, run.display());
-    let by_layer = not_by_layer(opened).is_none();
+    let is_fitted = not_by_layer(opened).is_none() && opened.loaded.spec.modules_to_save.is_empty();
     let expert = match opened.expert_names().as_slice() {
         [] => format!("N (0 to {})", num_experts(opened).saturating_sub(1)),
         names => format!("NAME ({})", names.join(", ")),
     };
-    let fit = by_layer.then(|| {
+    let fit = is_fitted.then(|| {
         format!("molora distill {run} --rank {rank} fits the nearest LoRA and measures its error")
     });
     let has_experts = no_experts(opened).is_none();

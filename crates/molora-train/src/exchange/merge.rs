@@ -50,7 +50,7 @@ pub fn merge_adapter(
     certify_model(new.path(), Origin::of(&adapter.base, device)?)?;
     new.put_new()?;
     Ok(Merged {
-        modules: resolved.loras.len(),
+        modules: resolved.num_modules(),
         has_heads: false,
     })
 }
@@ -85,7 +85,7 @@ pub fn merge(request: &MergeRequest) -> Result<Merged, TrainError> {
     carry_ends(&opened, new.path())?;
     let has_heads = opened.model.heads.iter().any(Option::is_some);
     copy_heads(&request.run, new.path(), has_heads)?;
-    let (origin, modules) = (of_run(&opened)?, adapter.loras.len());
+    let (origin, modules) = (of_run(&opened)?, adapter.num_modules());
     // The model is read again, and would be in memory twice.
     drop((model, opened));
     certify_model(new.path(), origin)?;

@@ -72,6 +72,7 @@ impl Method {
             kind: self.kind(),
             folder: place,
             modules: opened.model.backbone.site_paths().len(),
+            whole: Vec::new(),
             ranks: (rank, rank),
             parameters: counts.adapters + counts.routers,
             has_heads,
@@ -101,6 +102,11 @@ impl Method {
     fn check(self, run: &Path, opened: &Opened) -> Result<(), TrainError> {
         let spec = &opened.loaded.spec;
         let why = match self {
+            _ if !spec.modules_to_save.is_empty() => Some(
+                "its embeddings or head train whole (adapter.modules_to_save), which molora writes beside \
+                 LoRAs alone"
+                    .to_owned(),
+            ),
             Self::Poly => None,
             Self::XLora => why_no_xlora(spec),
             Self::Arrow => why_no_arrow(spec).map(str::to_owned),

@@ -7,7 +7,8 @@ use molora_kernels::random::Seed;
 use molora_models::{AdapterSpec, Backbone, TaskModel, load_heads};
 
 use super::mixture::{Newcomer, fill};
-use super::plan::{Origins, check_recipe, grown};
+use super::plan::{Origins, Way, grown, way};
+use super::together::widen;
 use super::{names, progress, stored_mixture};
 use crate::base::base_model::absolute;
 use crate::base::files::{copy, is_there};
@@ -16,7 +17,7 @@ use crate::base::{DeviceSpec, bundled};
 use crate::data::{Task, WritingConfig, load_tasks_for};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Instructions, check_instructions};
-use crate::model::with_stable_ids;
+use crate::model::{NewValues, with_stable_ids};
 use crate::recipe::Scope;
 use crate::recipe::{InstructionConfig, Phase, StageConfig, phases};
 use crate::report::{Record, StepWriter, read_records};
@@ -46,14 +47,16 @@ pub struct AddRequest {
     pub device: Option<DeviceSpec>,
 }
 
-/// Trains one more expert and admits it.
+/// Trains one more expert and admits it. Experts that were there keep every bit.
 ///
-/// The expert is the one that a training of all tasks together would have given, if each got as
-/// many steps: it depends on seed, stage and task alone. Experts that were there keep every bit.
+/// Where experts are trained alone, it is the one that a training of all tasks together would have given,
+/// if each got as many steps: it depends on seed, stage and task alone. Where they were trained together, a
+/// fresh one is trained among them; a method whose tasks weigh experts apart gets none, and the new task
+/// learns to weigh those that are there.
 ///
 /// # Errors
-/// If the run is not finished, trains its experts together or has one of the task already; any
-/// problem with the task; [`TrainError::GrowthInterrupted`] if `stop` was set, after a checkpoint
+/// If the run is not finished, its method has no place for another expert, or there is one of the task
+/// already; any problem with the task; [`TrainError::GrowthInterrupted`] if `stop` was set, after a checkpoint
 /// from which the same request resumes. The run is then as it was.
 pub fn add_expert(
     request: &AddRequest,
@@ -63,7 +66,7 @@ pub fn add_expert(
     let run = &request.run;
     let _writing = Writing::begin(run)?;
     let old = read_finished(run)?;
-    check_recipe(run, &old)?;
+    let way = way(run, &old)?;
     if names(&old).contains(&request.task) {
         let task = request.task.clone();
         let problem = RunProblem::HasExpert { task };
@@ -72,13 +75,20 @@ pub fn add_expert(
     let data = request.data.as_deref().map_or(old.data.clone(), absolute);
     check_name(run, "name of a task", &request.task)?;
     let task = find_task(&data, &request.task, &old.recipe.data.writing)?;
-    let config = grown(run, &old, &task, &data, request.group.as_deref())?;
+    let config = grown(run, &old, way, (&task, &data), request.group.as_deref())?;
     if config.recipe.instructions().is_some() {
         check_instructions([(&task.meta.name, &task.meta.instruction)])?;
     }
     let device = device_of(run, &config, request.device)?;
     let tasks = load_run_tasks(run, &config, None)?;
-    check_growth(&config)?;
+    let stages = match way {
+        Way::Apart => config.recipe.growth.clone(),
+        Way::Together(growth) => {
+            let recipe = &config.recipe;
+            recipe.growth_together(growth, &request.task, old.tasks.len())
+        }
+    };
+    check_growth(&config, &stages)?;
     let model = find_model(&config.model, stop, on_event)?;
     refuse_changed(run, &old, &model.folder)?;
     on_event(Event::Phase("loading model and tasks"));
@@ -89,6 +99,8 @@ pub fn add_expert(
         name: &request.task,
         old,
         config,
+        way,
+        stages,
         loaded,
         stop,
     };
@@ -103,12 +115,12 @@ pub fn add_expert(
 }
 
 /// Checks a recipe with one more task against its tasks, before there is a model.
-fn check_growth(config: &RunConfig) -> Result<(), TrainError> {
+fn check_growth(config: &RunConfig, stages: &[StageConfig]) -> Result<(), TrainError> {
     let (recipe, names) = (&config.recipe, names(config));
     recipe.for_tasks(&names)?;
     let new = names.len() - 1..names.len();
     phases(&recipe.name, &recipe.stages, &names, new)?;
-    phases(&recipe.name, &recipe.growth, &names, 0..names.len())?;
+    phases(&recipe.name, stages, &names, 0..names.len())?;
     Ok(())
 }
 
@@ -125,19 +137,33 @@ struct Growth<'a> {
     name: &'a String,
     old: RunConfig,
     config: RunConfig,
+    way: Way,
+    /// What is trained once the expert has joined the others.
+    stages: Vec<StageConfig>,
     loaded: Loaded,
     stop: &'a AtomicBool,
 }
 
 impl Growth<'_> {
     fn go(&self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Finished, TrainError> {
-        self.begin()?;
-        let steps = self.train_expert(on_event)?;
-        let instructions = self.instructions()?;
+        let (steps, instructions, model, only) = match self.way {
+            Way::Apart => {
+                self.begin()?;
+                let steps = self.train_expert(on_event)?;
+                (steps, self.instructions()?, self.join()?, None)
+            }
+            Way::Together(_) => {
+                let (model, new) = self.widen()?;
+                self.begin()?;
+                fs_err::create_dir_all(self.joined())?;
+                (Vec::new(), None, model, Some(Box::new(new)))
+            }
+        };
         let guide = instructions.as_ref();
         let start = Start::Mixture {
-            model: Box::new(self.join()?),
+            model: Box::new(model),
             guide: guide.map(|instructions| instructions.guide(&self.loaded.device)),
+            only,
         };
         let (trained, more) = self.train_mixture(start, on_event)?;
         let steps = [steps, more].concat();
@@ -159,7 +185,7 @@ impl Growth<'_> {
         Err(TrainError::run(&self.work, RunProblem::BegunOtherwise))
     }
 
-    /// Folder in which the recipe's `growth` stages train; it is there once the expert is trained.
+    /// Folder in which the mixture trains; it is there once an expert that is trained alone is trained.
     fn joined(&self) -> PathBuf {
         self.work.join("joined")
     }
@@ -227,6 +253,26 @@ impl Growth<'_> {
         Ok(with_stable_ids(model))
     }
 
+    /// The old mixture with a fresh start for what is new, and which values that are.
+    fn widen(&self) -> Result<(TaskModel, NewValues), TrainError> {
+        let Loaded {
+            base, device, spec, ..
+        } = &self.loaded;
+        let mut model = self.loaded.mixture(Seed::new(self.config.seed))?;
+        let old = stored_mixture(self.run, &self.old, base, device)?;
+        let origins = Origins::of(&self.old, &self.config);
+        let new = widen(&mut model, &old, spec, &origins, device);
+        let trains = |stage: &StageConfig| new.has_any(&stage.trainable);
+        if let Some(stage) = self.stages.iter().find(|stage| !trains(stage)) {
+            let problem = format!("stage {} would train nothing that is new", stage.name);
+            return Err(TrainError::Recipe {
+                name: self.config.recipe.name.clone(),
+                problems: vec![problem],
+            });
+        }
+        Ok((model, new))
+    }
+
     fn newcomer(&self, folder: &Path) -> Result<Newcomer, TrainError> {
         let setup = self.setup(&self.work, &[], &[], Seed::new(self.config.seed));
         let fresh = |gated: bool| -> Result<(Backbone, AdapterSpec), TrainError> {
@@ -270,7 +316,7 @@ impl Growth<'_> {
         Ok(Some(all))
     }
 
-    /// Goes through the recipe's `growth` stages, if there are any, and returns the records.
+    /// Goes through the stages of the mixture, if there are any, and returns the records.
     fn train_mixture(
         &self,
         start: Start,
@@ -279,9 +325,9 @@ impl Growth<'_> {
         let recipe = &self.config.recipe;
         let folder = self.joined();
         let names = names(&self.config);
-        let phases = phases(&recipe.name, &recipe.growth, &names, 0..names.len())?;
+        let phases = phases(&recipe.name, &self.stages, &names, 0..names.len())?;
         let seed = Seed::new(self.config.seed).child("growth").child(self.name);
-        let setup = self.setup(&folder, &recipe.growth, &phases, seed);
+        let setup = self.setup(&folder, &self.stages, &phases, seed);
         if !phases.is_empty() {
             on_event(Event::Phase("training the mixture"));
         }
@@ -317,9 +363,11 @@ impl Growth<'_> {
         )?;
         write_config(&new, &self.config)?;
         swap.keep(self.run, self.name, STAGES)?;
-        let folder = pool::expert_folder(&self.work, self.name);
-        fs_err::create_dir_all(new.join(pool::EXPERTS))?;
-        copy(&folder, &pool::expert_folder(&new, self.name))?;
+        if self.way == Way::Apart {
+            let folder = pool::expert_folder(&self.work, self.name);
+            fs_err::create_dir_all(new.join(pool::EXPERTS))?;
+            copy(&folder, &pool::expert_folder(&new, self.name))?;
+        }
         if self.stop.load(Ordering::SeqCst) {
             let (step, run) = (trained.progress.step, self.run.to_owned());
             return Err(TrainError::Interrupted { step, run });

@@ -2,8 +2,11 @@
 //!
 //! A new expert is trained alone, as the run's own were, in `.growing-<task>` inside the run folder.
 //! Then it joins them: their tensors are copied bit by bit, every router gets one more row, and the
-//! recipe's `growth` stages, if there are any, train on all tasks. A recipe whose experts are
-//! trained together cannot grow.
+//! recipe's `growth` stages, if there are any, train on all tasks.
+//!
+//! Where experts were trained together, a fresh one joins them first, if the method has a place for it
+//! ([`AdapterSpec::growth`](molora_models::AdapterSpec::growth)), and is trained in the mixture, where
+//! nothing trains but what is new.
 //!
 //! Nothing of the run changes before the end, where all new files are put in its place at once; see
 //! `swap.rs`. What they replace is kept in `before/<task>`, from which removing the expert that was
@@ -13,6 +16,7 @@ mod add;
 mod mixture;
 mod plan;
 mod remove;
+mod together;
 
 use std::path::Path;
 

@@ -2,27 +2,57 @@
 
 use std::path::Path;
 
+use molora_models::Growth;
+
 use crate::base::bundled;
 use crate::data::Task;
 use crate::error::{RunProblem, TrainError};
-use crate::recipe::StageConfig;
-use crate::store::{Digests, FORMAT, RUN, RunConfig, TaskLabels};
+use crate::recipe::{StageConfig, Transform};
+use crate::store::{Digests, PROMPTED, RUN, RunConfig, TaskLabels};
 
 /// Whether a stage trains the expert of each task alone.
 fn trains_experts(stage: &StageConfig) -> bool {
     stage.trains_alone() && stage.scope.is_by_task()
 }
 
-/// Refuses a run whose experts were not trained one by one.
-pub(super) fn check_recipe(run: &Path, config: &RunConfig) -> Result<(), TrainError> {
+/// How a run gets one more task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The new expert is trained alone, as the others were, and joins them.
+    Apart,
+    /// What is new joins a mixture that was trained together, and is trained in it.
+    Together(Growth),
+}
+
+/// How a run grows.
+///
+/// # Errors
+/// Why it cannot.
+pub(super) fn way(run: &Path, config: &RunConfig) -> Result<Way, TrainError> {
     let recipe = &config.recipe;
-    if recipe.adapter.has_expert_per_task() && recipe.stages.iter().any(trains_experts) {
-        return Ok(());
+    if is_apart(config) {
+        return Ok(Way::Apart);
     }
-    let problem = RunProblem::TrainedTogether {
-        recipe: recipe.name.clone(),
+    let is_given = |stage: &StageConfig| stage.transform == Some(Transform::Given);
+    let growth = match recipe.stages.iter().any(is_given) {
+        true => {
+            Err("its experts were trained elsewhere: `molora assemble` puts more of them together")
+        }
+        false => recipe.adapter.growth(),
     };
-    Err(TrainError::run(&run.join(RUN), problem))
+    growth.map(Way::Together).map_err(|why| {
+        let problem = RunProblem::CannotGrow {
+            recipe: recipe.name.clone(),
+            why,
+        };
+        TrainError::run(&run.join(RUN), problem)
+    })
+}
+
+/// Whether a run's experts were trained one by one.
+pub(super) fn is_apart(config: &RunConfig) -> bool {
+    let recipe = &config.recipe;
+    recipe.adapter.has_expert_per_task() && recipe.stages.iter().any(trains_experts)
 }
 
 /// The position of a run's task.
@@ -43,8 +73,8 @@ pub(super) fn position(run: &Path, config: &RunConfig, task: &str) -> Result<usi
 pub(super) fn grown(
     run: &Path,
     config: &RunConfig,
-    task: &Task,
-    data: &str,
+    way: Way,
+    (task, data): (&Task, &str),
     group: Option<&str>,
 ) -> Result<RunConfig, TrainError> {
     let name = &task.meta.name;
@@ -52,7 +82,7 @@ pub(super) fn grown(
     let labels = TaskLabels::of(task);
     grown.tasks.push(TaskLabels {
         // A file of an earlier format has no such key.
-        instruction: labels.instruction.filter(|_| config.format == FORMAT),
+        instruction: labels.instruction.filter(|_| config.format >= PROMPTED),
         data: (data != config.data).then(|| data.to_owned()),
         ..labels
     });
@@ -81,6 +111,9 @@ pub(super) fn grown(
             return Err(TrainError::run(run, problem));
         }
         (None, None) => {}
+    }
+    if let Way::Together(growth) = way {
+        grown.recipe.adapter = grown.recipe.adapter.grown(growth);
     }
     let listed = |stage: &&mut StageConfig| trains_experts(stage) && !stage.tasks.is_empty();
     for stage in grown.recipe.stages.iter_mut().filter(listed) {

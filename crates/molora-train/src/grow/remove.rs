@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use molora_kernels::random::Seed;
 
 use super::mixture::fill;
-use super::plan::{Origins, check_recipe, position, shrunk};
+use super::plan::{Origins, is_apart, position, shrunk};
 use super::{names, progress, stored_mixture};
 use crate::base::files::{copy, copy_into};
 use crate::base::place::discard;
@@ -20,7 +20,7 @@ use crate::run::{
 };
 use crate::store::manifest::foresee;
 use crate::store::{
-    BEFORE, MANIFEST, REMOVING, RunConfig, STAGES, STEPS, Swap, Writing, pool, write_config,
+    BEFORE, MANIFEST, REMOVING, RUN, RunConfig, STAGES, STEPS, Swap, Writing, pool, write_config,
 };
 use crate::train::{Event, Trained};
 
@@ -37,11 +37,12 @@ pub enum Removed {
 ///
 /// The one that was added last goes as it came: every file is what it was before. Any other loses
 /// its expert, router rows, instruction, head and folder, and the run is evaluated again; the other
-/// experts keep every bit, and what earlier additions replaced is no longer kept.
+/// experts keep every bit, and what earlier additions replaced is no longer kept. Where experts were
+/// trained together no other can go.
 ///
 /// # Errors
-/// If the run is not finished, trains its experts together, has no expert of the task or only that
-/// one; whatever reading and writing the run gives.
+/// If the run is not finished, has no expert of the task or only that one, or none that can go; whatever
+/// reading and writing the run gives.
 pub fn remove_expert(
     run: &Path,
     task: &str,
@@ -50,17 +51,28 @@ pub fn remove_expert(
 ) -> Result<Removed, TrainError> {
     let _writing = Writing::begin(run)?;
     let config = read_finished(run)?;
-    check_recipe(run, &config)?;
     let place = position(run, &config, task)?;
     if config.tasks.len() == 1 {
         let problem = RunProblem::OnlyExpert { task: task.into() };
         return Err(TrainError::run(run, problem));
     }
+    let was_added = |task: &str| run.join(BEFORE).join(task).is_dir();
+    let is_last = place + 1 == config.tasks.len() && was_added(task);
+    if !is_last && !is_apart(&config) {
+        let last = &config.tasks[config.tasks.len() - 1].name;
+        let problem = RunProblem::TrainedTogether {
+            recipe: config.recipe.name,
+            last: match was_added(last) {
+                true => format!("which is {last}"),
+                false => "and none was".into(),
+            },
+        };
+        return Err(TrainError::run(&run.join(RUN), problem));
+    }
     let work = run.join(format!("{REMOVING}{task}"));
     discard(&work)?;
     fs_err::create_dir_all(&work)?;
-    let is_last = place + 1 == config.tasks.len();
-    if is_last && run.join(BEFORE).join(task).is_dir() {
+    if is_last {
         restore(run, task, &work)?;
         return Ok(Removed::Restored);
     }

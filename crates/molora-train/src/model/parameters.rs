@@ -23,6 +23,7 @@ pub fn count(model: &TaskModel) -> ParameterCounts {
         routers: of(ParameterKind::Routers),
         gates: of(ParameterKind::Gates),
         heads: of(ParameterKind::Heads),
+        saved: of(ParameterKind::Saved),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is wrong with a recipe: each value against the others, the tasks and the model.
 
-use molora_models::{AdapterSpec, Backbone};
+use molora_models::{AdapterSpec, Backbone, ParameterKind};
 use molora_regularize::{Mixture, Need, ObjectiveConfig, Reduction};
 use molora_routing::{Granularity, RouterConfig};
 
@@ -87,6 +87,13 @@ impl Recipe {
         }
         let order = order_problems("stages", &self.stages, &self.adapter);
         problems.extend(order);
+        let mut kinds = self.stages.iter().flat_map(|stage| &stage.trainable);
+        let has_saved = !self.adapter.modules_to_save.is_empty();
+        if has_saved && !kinds.any(|kind| *kind == ParameterKind::Saved) {
+            let text =
+                "adapter.modules_to_save trains in no stage: expected saved in a stage's trainable";
+            problems.push(text.into());
+        }
         let mixture =
             |stage: &StageConfig| stage.scope == Scope::Mixture && stage.transform.is_none();
         if let Some(index) = self.growth.iter().position(|stage| !mixture(stage)) {

@@ -1,12 +1,13 @@
 //! How training texts are divided into clusters.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::base::bundled;
 
 /// Who reads the training texts, and how k-means divides them; how many clusters there are is a number of
 /// the routers' scorer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterTexts {
     /// Folder of the sentence encoder, `bundled:NAME`, or `org/name` on the Hub; its tokens are

@@ -19,7 +19,7 @@ pub(super) const ABOUT: About = About {
 };
 
 pub(super) fn recipe() -> Recipe {
-    use ParameterKind::{Adapters, Heads, Routers};
+    use ParameterKind::{Adapters, Heads, Routers, Saved};
     let bank = BankConfig {
         slices: Slices::Independent,
         combine: SizesConfig {
@@ -57,7 +57,7 @@ pub(super) fn recipe() -> Recipe {
         routing: StageRouting::Random,
         // Routers do not train yet.
         objective: Some(ObjectiveConfig::default()),
-        ..StageConfig::new("experts", 400, &[Adapters, Heads])
+        ..StageConfig::new("experts", 400, &[Adapters, Heads, Saved])
     };
     Recipe {
         objective: ObjectiveConfig {

@@ -2,6 +2,7 @@
 
 use molora_models::{AdapterSpec, Composition, RouterScope};
 use molora_regularize::ObjectiveConfig;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Terms that a guard can give more weight: those that spread the load over experts.
@@ -16,7 +17,7 @@ const BALANCES: [&str; 7] = [
 ];
 
 /// What is watched while a mixture trains.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GuardConfig {
     /// Routers are looked at after every so many steps of a stage.
@@ -35,7 +36,7 @@ impl Default for GuardConfig {
 }
 
 /// A limit of something that is watched.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GuardRule {
     /// What is watched.
@@ -51,7 +52,7 @@ pub struct GuardRule {
 }
 
 /// What a guard watches, of one batch of training.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Watched {
     /// Mean entropy of a router's decisions, divided by `ln E`: 0 where it is sure of one expert, 1 where
@@ -78,7 +79,7 @@ impl Watched {
 }
 
 /// What a guard does.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum GuardAction {
     /// Says so.

@@ -1,11 +1,12 @@
 //! How a recipe compares experts by the texts of their tasks.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::base::bundled;
 
 /// How much the texts of tasks count in routing, and who reads them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct InstructionConfig {
     /// Weight alpha_g of the cosine beside the routers' own logits.
@@ -42,7 +43,7 @@ impl InstructionConfig {
 }
 
 /// Where the text of a query comes from in evaluation.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum QuerySource {
     /// The instruction of the record's task, as in the paper's code.

@@ -6,11 +6,13 @@ mod arrow;
 mod at_moe;
 mod check;
 mod cluster_texts;
+mod data;
 mod duo_lora;
 mod earlier;
 mod flylora;
 mod glider;
 mod goat;
+mod growth;
 mod guard;
 mod hmora;
 mod hydralora;
@@ -48,21 +50,21 @@ mod poly;
 mod profile;
 mod report;
 mod samora;
+mod schema;
 mod stage;
 mod top_p;
 mod validation;
 mod x_lora;
 
-use std::collections::BTreeMap;
-
 use molora_models::{AdapterSpec, Backbone};
 use molora_regularize::ObjectiveConfig;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
-use crate::data::{SamplerConfig, WritingConfig};
 pub use about::{About, Group, about};
 pub use cluster_texts::ClusterTexts;
+pub use data::DataConfig;
 use earlier::RecipeFile;
 pub(crate) use guard::balances;
 pub use guard::{GuardAction, GuardConfig, GuardRule, Watched};
@@ -72,6 +74,7 @@ pub use optimizer::{Decay, OptimizerConfig, ScheduleConfig};
 pub use phases::{Phase, phases};
 pub use profile::BaseKind;
 pub use report::{LogFormat, ReportConfig};
+pub use schema::schema;
 pub use stage::{Scope, StageConfig, StageRouting, Transform};
 pub use validation::{CheckpointConfig, FinalState, ValidationConfig};
 
@@ -126,8 +129,9 @@ const ATTENTION: [&str; 1] = ["all-attention"];
 const FEED_FORWARD: [&str; 1] = ["all-feed-forward"];
 
 /// A method and how it is trained, as data.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "RecipeFile")]
+#[schemars(!try_from, deny_unknown_fields)]
 pub struct Recipe {
     /// Name of the method.
     pub name: String,
@@ -136,13 +140,17 @@ pub struct Recipe {
     /// A checkpoint is written every so many steps.
     pub checkpoint_every: usize,
     /// Which states are kept.
+    #[schemars(default)]
     pub checkpoint: CheckpointConfig,
     /// When the validation split is scored.
+    #[schemars(default)]
     pub validation: ValidationConfig,
     /// What the report shows.
+    #[schemars(default)]
     pub report: ReportConfig,
     /// What watches the routers.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(default)]
     pub guard: GuardConfig,
     /// Texts and batches.
     pub data: DataConfig,
@@ -155,52 +163,8 @@ pub struct Recipe {
     /// What is trained after a new expert has joined the others; nothing where it is only put
     /// beside them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub growth: Vec<StageConfig>,
-}
-
-/// How texts become batches.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DataConfig {
-    /// Texts for an encoder are cut at this many tokens.
-    pub max_length: usize,
-    /// Rows per batch in evaluation.
-    pub eval_batch_size: usize,
-    /// How training batches are drawn.
-    pub sampling: SamplerConfig,
-    /// How much the losses of tasks count, by name, relative to each other: 1 for those that are not
-    /// named. See [`relative_weights`](Self::relative_weights).
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub task_weights: BTreeMap<String, f64>,
-    /// How records become texts for generative models.
-    pub writing: WritingConfig,
-}
-
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self {
-            max_length: 64,
-            eval_batch_size: 64,
-            sampling: SamplerConfig::default(),
-            task_weights: BTreeMap::new(),
-            writing: WritingConfig::default(),
-        }
-    }
-}
-
-impl DataConfig {
-    /// What the losses of tasks that are trained together are multiplied by, in their order: their
-    /// weights divided by the mean of these. None where all are equal, which is a training without
-    /// weights.
-    pub fn relative_weights<'a>(&self, tasks: impl IntoIterator<Item = &'a str>) -> Vec<f64> {
-        let weight = |task| self.task_weights.get(task).copied().unwrap_or(1.0);
-        let weights: Vec<f64> = tasks.into_iter().map(weight).collect();
-        if weights.iter().all(|weight| *weight == weights[0]) {
-            return Vec::new();
-        }
-        let mean = weights.iter().sum::<f64>() / weights.len() as f64;
-        weights.into_iter().map(|weight| weight / mean).collect()
-    }
 }
 
 fn is_default(guard: &GuardConfig) -> bool {

@@ -87,6 +87,12 @@ impl Order<'_> {
                 "experts that train alone are mixed later, which adapter.dora = true rules out",
             );
         }
+        if alone && !self.spec.modules_to_save.is_empty() {
+            return Some(
+                "experts that train alone stand on one base model, which adapter.modules_to_save would make \
+                 another one for each",
+            );
+        }
         if alone && self.assembled {
             return Some("experts train alone before they are assembled, not afterwards");
         }

@@ -1,9 +1,10 @@
 //! What a run's report shows beside its own scores.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What stands in the report.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReportConfig {
     /// Whether the base model is scored too: with heads alone on an encoder, as it is where it writes.
@@ -17,7 +18,7 @@ pub struct ReportConfig {
 }
 
 /// A program that shows a training.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// TensorBoard, by an event file in the run's folder `tensorboard`.

@@ -3,6 +3,7 @@
 use burn::module::Module;
 use molora_models::{AdapterSpec, ParameterKind, TaskModel};
 use molora_regularize::ObjectiveConfig;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 
 use super::earlier::StageFile;
@@ -10,7 +11,7 @@ use super::{ClusterTexts, InstructionConfig, OptimizerConfig, ScheduleConfig};
 use crate::model::{count, set_trainable};
 
 /// Which part of the method a stage trains.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// The whole mixture.
@@ -34,7 +35,7 @@ impl Scope {
 }
 
 /// What decides which experts a sequence gets while a stage trains.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StageRouting {
     /// The routers.
@@ -48,8 +49,9 @@ pub enum StageRouting {
 }
 
 /// A step between stages that computes without gradients.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(transform = by_name_alone)]
 pub enum Transform {
     /// The experts were trained elsewhere and given as files to `molora assemble`; nothing is
     /// computed.
@@ -73,9 +75,21 @@ pub enum Transform {
     },
 }
 
+/// The steps with numbers may stand as their names alone, with default numbers.
+fn by_name_alone(schema: &mut Schema) {
+    if let Some(forms) = schema
+        .get_mut("oneOf")
+        .and_then(|forms| forms.as_array_mut())
+    {
+        forms
+            .push(serde_json::json!({"type": "string", "enum": ["cluster", "embed_instructions"]}));
+    }
+}
+
 /// One stage of a recipe.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "StageFile")]
+#[schemars(!try_from, deny_unknown_fields)]
 pub struct StageConfig {
     /// Name in reports, unlike that of any other stage.
     pub name: String,
@@ -84,39 +98,50 @@ pub struct StageConfig {
     pub transform: Option<Transform>,
     /// Which part of the method trains.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(default)]
     pub scope: Scope,
     /// What decides which experts a sequence gets.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(default)]
     pub routing: StageRouting,
     /// Names of the tasks whose data it trains on; all of the run if empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub tasks: Vec<String>,
     /// Number of optimizer steps, over all tasks together where they train one after the other.
+    #[schemars(default)]
     pub steps: usize,
     /// Which kinds of parameters train; the base never does.
+    #[schemars(default)]
     pub trainable: Vec<ParameterKind>,
     /// Rows per forward pass; a batch with more is split and its gradients are added up exactly.
     /// 0 for the whole batch at once.
+    #[schemars(default)]
     pub micro_batch_size: usize,
     /// Whether the backward pass computes every layer again instead of keeping what is inside it:
     /// the memory of one layer for one forward pass more. Not for an encoder-decoder.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(default)]
     pub gradient_checkpointing: bool,
     /// Label smoothing, of classes that a head predicts and of generated tokens: the share of the
     /// probability that is spread evenly over all classes, as in PyTorch's `CrossEntropyLoss`. Scores on the
     /// validation and test splits are computed without it.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(default)]
     pub label_smoothing: f64,
     /// NEFTune's alpha: noise on the embedded tokens while the stage trains, see
     /// [`molora_models::EmbeddingNoise`]; 0 for none.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(default)]
     pub neftune_alpha: f64,
     /// Auxiliary terms in place of the recipe's; experts that train alone have none without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub objective: Option<ObjectiveConfig>,
     /// The optimizer.
+    #[schemars(default)]
     pub optimizer: OptimizerConfig,
     /// The learning rate over the stage, or over each task's share of it.
+    #[schemars(default)]
     pub schedule: ScheduleConfig,
 }
 
@@ -147,8 +172,8 @@ impl StageConfig {
 
     /// A stage that trains everything but the base.
     pub fn joint(steps: usize) -> Self {
-        use ParameterKind::{Adapters, Gates, Heads, Routers};
-        Self::new("joint", steps, &[Adapters, Routers, Gates, Heads])
+        use ParameterKind::{Adapters, Gates, Heads, Routers, Saved};
+        Self::new("joint", steps, &[Adapters, Routers, Gates, Heads, Saved])
     }
 
     /// A step without gradient.
@@ -285,6 +310,7 @@ impl StageConfig {
             ParameterKind::Routers => counts.routers,
             ParameterKind::Gates => counts.gates,
             ParameterKind::Heads => counts.heads,
+            ParameterKind::Saved => counts.saved,
         };
         debug_assert!(model.num_params() >= counts.base);
         self.trainable.iter().map(of).sum()

@@ -1,11 +1,12 @@
 //! How a run is watched on the validation split, and which of its states is kept.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::report::StateMetric;
 
 /// When the validation split is scored, and on what.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ValidationConfig {
     /// After every so many steps of a stage, or of an expert that trains alone, and after its last
@@ -77,7 +78,7 @@ impl ValidationConfig {
 }
 
 /// The state that a stage, or an expert that trained alone, ends with.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FinalState {
     /// The best one on the validation split; the first of equally good ones.
@@ -88,7 +89,7 @@ pub enum FinalState {
 }
 
 /// Which states of a run are kept.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
     /// So many of the newest checkpoints stay in the finished run. A run that is not finished always

@@ -155,10 +155,9 @@ fn tiles(groups: &[Group<'_>], tasks: &[String]) -> Vec<[String; 2]> {
     tiles.into_iter().flatten().collect()
 }
 
-/// Scalars of adapters, routers and gates.
+/// Scalars that train, but for the heads.
 fn beside_heads(run: &ComparedRun) -> usize {
-    let counts = &run.summary.parameters;
-    counts.adapters + counts.routers + counts.gates
+    run.summary.parameters.beside_heads()
 }
 
 fn spots(groups: &[Group<'_>], tasks: &[String]) -> Vec<Spot> {
@@ -220,13 +219,14 @@ fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
-const COST: [&str; 10] = [
+const COST: [&str; 11] = [
     "recipe",
     "runs",
     "adapters",
     "routers",
     "gates",
     "heads",
+    "saved modules",
     "steps",
     "training time",
     "tokens/s",
@@ -254,6 +254,7 @@ fn cost(group: &Group<'_>) -> Vec<String> {
         count(&|run| run.parameters.routers),
         count(&|run| run.parameters.gates),
         count(&|run| run.parameters.heads),
+        count(&|run| run.parameters.saved),
         count(&|run| run.steps),
         duration(group.spread(|run| run.summary.train_seconds).mean),
         thousands(speed.round().max(0.0) as usize),

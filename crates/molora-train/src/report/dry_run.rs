@@ -105,7 +105,7 @@ pub fn dry_run_table(dry: &DryRun) -> String {
     );
     let counts = total_table(
         ["parameters", "count", "of base"].map(str::to_owned),
-        count_rows(&dry.parameters).into(),
+        count_rows(&dry.parameters),
         1,
     );
     let task = |task: &TaskSize| {

@@ -4,7 +4,7 @@ use super::format::thousands;
 use super::schema::RoutingReport;
 
 /// An expert with less than this share of every task's weight at its site is idle.
-pub const IDLE_SHARE: f64 = 0.01;
+pub(crate) const IDLE_SHARE: f64 = 0.01;
 
 /// Sites that are named before the rest is counted.
 const NAMED: usize = 6;

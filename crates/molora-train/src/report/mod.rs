@@ -2,7 +2,7 @@
 //!
 //! [`schema`] holds the records; everything else only reads or writes them.
 
-pub mod schema;
+mod schema;
 
 mod acts;
 mod answers;
@@ -44,20 +44,23 @@ pub use details::{
 pub use dry_run::{DryRun, SiteSize, StageCost, TaskSize, dry_run_table};
 pub use error::ReportError;
 pub use format::thousands;
-pub use idle::{IDLE_SHARE, idle_summary};
+pub(crate) use idle::IDLE_SHARE;
+pub use idle::idle_summary;
 pub use micro_batch::MicroBatch;
 pub use page::{Page, render};
 pub use reader::read_json;
 pub(crate) use reader::read_json_if_there;
+pub(crate) use schema::SCHEMA_VERSION;
 pub use schema::{
     EvalReport, KeptState, ParameterCounts, PredictionReport, Predictions, Record, RoutingReport,
-    RunSummary, SCHEMA_VERSION, SiteRouting, SplitSizes, StepRecord, TaskScore, ValidationRecord,
-    ValidationScore, ValidationScores,
+    RunSummary, SiteRouting, SplitSizes, StepRecord, TaskScore, ValidationRecord, ValidationScore,
+    ValidationScores,
 };
 pub use states::StateMetric;
 pub(crate) use states::kept_states;
 pub(crate) use statistics::{CONFIDENCE, RESAMPLES};
 pub use statistics::{Gain, Spread, Verdict};
 pub use table::{summary_table, task_table, total_table};
+pub(crate) use writer::StepWriter;
 pub(crate) use writer::truncate_after;
-pub use writer::{StepWriter, peak_memory_bytes, read_records, read_steps};
+pub use writer::{peak_memory_bytes, read_records, read_steps};

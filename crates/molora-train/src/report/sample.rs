@@ -57,6 +57,7 @@ pub(crate) fn summary() -> RunSummary {
             routers: 576,
             gates: 1_536,
             heads: 43_120,
+            saved: 0,
         },
         train_seconds: 417.3,
         tokens_per_second: 3456.7,

@@ -19,7 +19,7 @@ use super::acts::GuardRecord;
 use super::states::StateMetric;
 
 /// Version of every record in this module; it grows when a field changes its meaning.
-pub const SCHEMA_VERSION: u32 = 1;
+pub(crate) const SCHEMA_VERSION: u32 = 1;
 
 /// What one optimiser step measured: one line of `steps.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -295,18 +295,30 @@ pub struct ParameterCounts {
     pub gates: usize,
     /// Parameters of the tasks' output heads.
     pub heads: usize,
+    /// Parameters of tables of the base model that train whole.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub saved: usize,
 }
 
 impl ParameterCounts {
     /// Number of parameters that training may change: all but the base.
     pub fn trainable(&self) -> usize {
-        self.adapters + self.routers + self.gates + self.heads
+        self.beside_heads() + self.heads
+    }
+
+    /// Number of parameters that training may change, but for the heads of tasks.
+    pub fn beside_heads(&self) -> usize {
+        self.adapters + self.routers + self.gates + self.saved
     }
 
     /// Number of all parameters.
     pub fn total(&self) -> usize {
         self.base + self.trainable()
     }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// The state that a stage, or an expert that trained alone, ended with.
@@ -463,8 +475,9 @@ mod tests {
             routers: 4,
             gates: 3,
             heads: 2,
+            saved: 1,
         };
-        assert_eq!((counts.trainable(), counts.total()), (14, 114));
+        assert_eq!((counts.trainable(), counts.total()), (15, 115));
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub fn task_table(report: &EvalReport, base: Option<&EvalReport>) -> String {
 /// Parameters by kind, then speed, memory, time and padding of a run.
 pub fn summary_table(summary: &RunSummary) -> String {
     let header = ["parameters", "count", "of base"].map(str::to_owned);
-    let counts = total_table(header, parameter_rows(summary).into(), 1);
+    let counts = total_table(header, parameter_rows(summary), 1);
     let header = ["training", ""].map(str::to_owned);
     let facts = aligned(
         ASCII_BORDERS_ONLY_CONDENSED,
@@ -79,20 +79,26 @@ fn base_mean(report: &EvalReport, base: Option<&EvalReport>) -> Option<f64> {
 }
 
 /// Kind of parameter, count, and share of the base model.
-pub(super) fn parameter_rows(summary: &RunSummary) -> [[String; 3]; 6] {
+pub(super) fn parameter_rows(summary: &RunSummary) -> Vec<[String; 3]> {
     count_rows(&summary.parameters)
 }
 
-pub(super) fn count_rows(counts: &ParameterCounts) -> [[String; 3]; 6] {
-    let kinds = [
+pub(super) fn count_rows(counts: &ParameterCounts) -> Vec<[String; 3]> {
+    let mut kinds = vec![
         ("base (frozen)", counts.base),
         ("adapters", counts.adapters),
         ("routers", counts.routers),
         ("gates", counts.gates),
         ("heads", counts.heads),
-        ("trainable", counts.trainable()),
     ];
-    kinds.map(|(kind, count)| [kind.to_owned(), thousands(count), share(count, counts.base)])
+    if counts.saved > 0 {
+        kinds.push(("saved modules", counts.saved));
+    }
+    kinds.push(("trainable", counts.trainable()));
+    let row = |(kind, count): (&str, usize)| {
+        [kind.to_owned(), thousands(count), share(count, counts.base)]
+    };
+    kinds.into_iter().map(row).collect()
 }
 
 /// Name and value of each fact about speed, memory and time.

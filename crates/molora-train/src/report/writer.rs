@@ -17,7 +17,7 @@ use super::tensorboard::EventFile;
 
 /// Appends [`Record`]s to a JSON Lines file.
 #[derive(Debug)]
-pub struct StepWriter {
+pub(crate) struct StepWriter {
     file: File,
     path: PathBuf,
     events: Option<EventFile>,
@@ -28,7 +28,7 @@ impl StepWriter {
     ///
     /// # Errors
     /// If the file cannot be opened.
-    pub fn open(path: impl Into<PathBuf>) -> Result<Self, ReportError> {
+    pub(crate) fn open(path: impl Into<PathBuf>) -> Result<Self, ReportError> {
         let path = path.into();
         let file = OpenOptions::new()
             .create(true)
@@ -44,7 +44,7 @@ impl StepWriter {
     ///
     /// # Errors
     /// If a file cannot be read or written.
-    pub fn with_events(mut self, folder: &Path) -> Result<Self, ReportError> {
+    pub(crate) fn with_events(mut self, folder: &Path) -> Result<Self, ReportError> {
         self.events = Some(EventFile::open(folder, &read_records(&self.path)?)?);
         Ok(self)
     }
@@ -53,7 +53,7 @@ impl StepWriter {
     ///
     /// # Errors
     /// If a number of the record is not finite (nothing is written then), or the write fails.
-    pub fn write(&mut self, record: &StepRecord) -> Result<(), ReportError> {
+    pub(crate) fn write(&mut self, record: &StepRecord) -> Result<(), ReportError> {
         refuse_non_finite(record)?;
         self.append(record)?;
         self.events
@@ -65,7 +65,10 @@ impl StepWriter {
     ///
     /// # Errors
     /// If a number of it is not finite (nothing is written then), or the write fails.
-    pub fn write_validation(&mut self, record: &ValidationRecord) -> Result<(), ReportError> {
+    pub(crate) fn write_validation(
+        &mut self,
+        record: &ValidationRecord,
+    ) -> Result<(), ReportError> {
         let scores = &record.validation;
         let plain = [
             ("validation.mean_score", scores.mean_score),
@@ -86,7 +89,7 @@ impl StepWriter {
     ///
     /// # Errors
     /// If its value is not finite (nothing is written then), or the write fails.
-    pub fn write_guard(&mut self, record: &GuardRecord) -> Result<(), ReportError> {
+    pub(crate) fn write_guard(&mut self, record: &GuardRecord) -> Result<(), ReportError> {
         let (step, value) = (record.step, record.guard.value);
         if !value.is_finite() {
             let field = format!("guard.{}", record.guard.watch);
@@ -113,7 +116,7 @@ impl StepWriter {
     ///
     /// # Errors
     /// If the system cannot write the file out.
-    pub fn sync(&self) -> Result<(), ReportError> {
+    pub(crate) fn sync(&self) -> Result<(), ReportError> {
         self.file
             .sync_data()
             .map_err(ReportError::io("sync", &self.path))

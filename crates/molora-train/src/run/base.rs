@@ -56,7 +56,7 @@ struct Known {
 /// run itself is none the worse for it.
 ///
 /// # Errors
-/// [`TrainError::Interrupted`], which `go_on` says between two tasks; what was scored by then is kept.
+/// [`TrainError::Interrupted`], which `go_on` says between two batches; what tasks gave by then is kept.
 pub(super) fn base_report(
     config: &RunConfig,
     loaded: &Loaded,
@@ -137,7 +137,10 @@ impl Asked<'_> {
             "scoring the base model on {}{kept}",
             task.name
         )));
-        let mut progress = |done, total| on_event(Event::Evaluated(done, total));
+        let mut progress = |done, total| {
+            on_event(Event::Evaluated(done, total));
+            (self.go_on)()
+        };
         let BaseAnswers {
             way,
             score,

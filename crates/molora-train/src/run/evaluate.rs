@@ -272,6 +272,7 @@ pub(super) fn evaluate_showing(
     evaluate(model, tasks, scope, device, guide, |records| {
         done += records;
         on_event(Event::Evaluated(done, total));
+        Ok(())
     })
 }
 

@@ -151,8 +151,7 @@ impl Progress {
 }
 
 /// A state of a run that can be gone on from.
-#[expect(missing_debug_implementations, reason = "optimizers have none")]
-pub struct Snapshot<'a> {
+pub(crate) struct Snapshot<'a> {
     /// The model that trains.
     pub model: &'a TaskModel,
     /// Its specification.
@@ -189,7 +188,7 @@ impl Snapshot<'_> {
 }
 
 /// Folder of the state in which a stage began.
-pub fn stage_folder(run: &Path, stage: &str) -> PathBuf {
+pub(crate) fn stage_folder(run: &Path, stage: &str) -> PathBuf {
     run.join(STAGES).join(stage)
 }
 
@@ -197,7 +196,11 @@ pub fn stage_folder(run: &Path, stage: &str) -> PathBuf {
 ///
 /// # Errors
 /// [`TrainError::Io`] or [`TrainError::Model`] if a file cannot be written.
-pub fn save_stage(run: &Path, stage: &str, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
+pub(crate) fn save_stage(
+    run: &Path,
+    stage: &str,
+    snapshot: &Snapshot<'_>,
+) -> Result<(), TrainError> {
     snapshot.write(&run.join(STAGES), stage)
 }
 
@@ -205,7 +208,7 @@ pub fn save_stage(run: &Path, stage: &str, snapshot: &Snapshot<'_>) -> Result<()
 ///
 /// # Errors
 /// [`TrainError::Io`] if a file cannot be copied; a stage that did not begin is one of them.
-pub fn restart(run: &Path, stage: &str) -> Result<(), TrainError> {
+pub(crate) fn restart(run: &Path, stage: &str) -> Result<(), TrainError> {
     let from = stage_folder(run, stage);
     let step = load_progress(&from)?.step;
     let path = run.join(CHECKPOINTS).join(checkpoint_name(step));
@@ -224,7 +227,7 @@ const END: &str = ".end";
 ///
 /// # Errors
 /// As [`save_stage`].
-pub fn save_end(run: &Path, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
+pub(crate) fn save_end(run: &Path, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
     save_stage(run, END, snapshot)
 }
 
@@ -232,7 +235,7 @@ pub fn save_end(run: &Path, snapshot: &Snapshot<'_>) -> Result<(), TrainError> {
 ///
 /// # Errors
 /// As [`load_progress`].
-pub fn end_of(run: &Path) -> Result<Option<Progress>, TrainError> {
+pub(crate) fn end_of(run: &Path) -> Result<Option<Progress>, TrainError> {
     let folder = stage_folder(run, END);
     let is_there = folder.is_dir();
     is_there.then(|| load_progress(&folder)).transpose()
@@ -245,7 +248,7 @@ pub fn end_of(run: &Path) -> Result<Option<Progress>, TrainError> {
 ///
 /// # Errors
 /// [`TrainError::Io`] if a file cannot be copied.
-pub fn go_on(run: &Path, is_last: bool) -> Result<(), TrainError> {
+pub(crate) fn go_on(run: &Path, is_last: bool) -> Result<(), TrainError> {
     let from = stage_folder(run, END);
     let mut progress = load_progress(&from)?;
     let best = progress.best.first().map(|best| best.step);
@@ -272,7 +275,7 @@ pub fn go_on(run: &Path, is_last: bool) -> Result<(), TrainError> {
 ///
 /// # Errors
 /// [`TrainError::Io`] if they cannot be removed.
-pub fn forget(run: &Path) -> Result<(), TrainError> {
+pub(crate) fn forget(run: &Path) -> Result<(), TrainError> {
     discard(&run.join(CHECKPOINTS))
 }
 
@@ -285,7 +288,11 @@ fn checkpoint_name(step: usize) -> String {
 ///
 /// # Errors
 /// [`TrainError::Io`] or [`TrainError::Model`] if a file cannot be written.
-pub fn save(run: &Path, snapshot: &Snapshot<'_>, keep_last: usize) -> Result<(), TrainError> {
+pub(crate) fn save(
+    run: &Path,
+    snapshot: &Snapshot<'_>,
+    keep_last: usize,
+) -> Result<(), TrainError> {
     let progress = snapshot.progress;
     let root = run.join(CHECKPOINTS);
     snapshot.write(&root, &checkpoint_name(progress.step))?;
@@ -297,7 +304,7 @@ pub fn save(run: &Path, snapshot: &Snapshot<'_>, keep_last: usize) -> Result<(),
 ///
 /// # Errors
 /// [`TrainError::Io`] if one cannot be removed.
-pub fn retain(run: &Path, progress: &Progress, keep_last: usize) -> Result<(), TrainError> {
+pub(crate) fn retain(run: &Path, progress: &Progress, keep_last: usize) -> Result<(), TrainError> {
     let is_kept = |step: usize| {
         progress.kept.contains(&step) || progress.best.iter().any(|best| best.step == step)
     };
@@ -313,7 +320,7 @@ pub fn retain(run: &Path, progress: &Progress, keep_last: usize) -> Result<(), T
 }
 
 /// The checkpoint after a step.
-pub fn after(run: &Path, step: usize) -> PathBuf {
+pub(crate) fn after(run: &Path, step: usize) -> PathBuf {
     run.join(CHECKPOINTS).join(checkpoint_name(step))
 }
 
@@ -321,7 +328,7 @@ pub fn after(run: &Path, step: usize) -> PathBuf {
 ///
 /// # Errors
 /// [`TrainError::Model`] if a file cannot be written.
-pub fn save_weights(
+pub(crate) fn save_weights(
     folder: &Path,
     model: &TaskModel,
     spec: &AdapterSpec,
@@ -353,7 +360,7 @@ pub(crate) fn replace_weights(
 ///
 /// # Errors
 /// [`TrainError::Model`] for a missing, broken or foreign file.
-pub fn load_weights(
+pub(crate) fn load_weights(
     folder: &Path,
     model: &mut TaskModel,
     spec: &AdapterSpec,
@@ -367,7 +374,7 @@ pub fn load_weights(
 ///
 /// # Errors
 /// [`TrainError::Io`] if the run folder cannot be read.
-pub fn latest(run: &Path) -> Result<Option<PathBuf>, TrainError> {
+pub(crate) fn latest(run: &Path) -> Result<Option<PathBuf>, TrainError> {
     Ok(all(run)?.into_iter().next_back().map(|(_, path)| path))
 }
 
@@ -375,7 +382,7 @@ pub fn latest(run: &Path) -> Result<Option<PathBuf>, TrainError> {
 ///
 /// # Errors
 /// [`TrainError::Io`] or [`TrainError::Run`] for a missing or broken file.
-pub fn load_progress(checkpoint: &Path) -> Result<Progress, TrainError> {
+pub(crate) fn load_progress(checkpoint: &Path) -> Result<Progress, TrainError> {
     let path = checkpoint.join(STATE);
     let bytes = fs_err::read(&path)?;
     serde_json::from_slice(&bytes).map_err(TrainError::json(&path))
@@ -385,7 +392,7 @@ pub fn load_progress(checkpoint: &Path) -> Result<Progress, TrainError> {
 ///
 /// # Errors
 /// [`TrainError::Io`] or [`TrainError::Run`] for a missing or broken file.
-pub fn load_optimizer(
+pub(crate) fn load_optimizer(
     checkpoint: &Path,
     progress: &Progress,
     optimizer: ModuleOptimizer,

@@ -23,10 +23,13 @@ use crate::recipe::{Recipe, ValidationConfig, text_error};
 pub const RUN: &str = "run.toml";
 
 /// The format of the file that this molora writes; files without a number are of the first one.
-pub const FORMAT: u32 = 4;
+pub(crate) const FORMAT: u32 = 5;
 
 /// The first format whose runs are scored on the validation split.
 const VALIDATED: u32 = 2;
+
+/// The first format that says the prompt of a task's records.
+pub(crate) const PROMPTED: u32 = 4;
 
 /// So long another process has for putting a change of experts in place, a matter of renames.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -303,7 +306,7 @@ pub(super) mod tests {
         let error = read("format = 7\nnews = true\n")
             .expect_err("newer")
             .to_string();
-        let end = "run.toml: format is 7, but this molora knows up to 4: a newer molora wrote the run; \
+        let end = "run.toml: format is 7, but this molora knows up to 5: a newer molora wrote the run; \
                    use that one";
         assert!(error.ends_with(end), "{error}");
         let error = read("format = 1\nnews = true\n")

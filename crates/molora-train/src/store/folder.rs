@@ -38,29 +38,29 @@ pub const STEPS: &str = "steps.jsonl";
 /// File that a run folder holds as soon as the run is finished.
 pub const SUMMARY: &str = "summary.json";
 /// File of the scores in a run folder.
-pub const EVAL: &str = "eval.json";
+pub(crate) const EVAL: &str = "eval.json";
 /// File of how the routers shared the tasks in a run folder.
-pub const ROUTING: &str = "routing.json";
+pub(crate) const ROUTING: &str = "routing.json";
 /// Folder of the event file that TensorBoard reads in a run folder.
-pub const TENSORBOARD: &str = "tensorboard";
+pub(crate) const TENSORBOARD: &str = "tensorboard";
 /// The page of a run folder.
-pub const REPORT: &str = "report.html";
+pub(crate) const REPORT: &str = "report.html";
 /// Folder of the states that a run resumes from.
 pub(super) const CHECKPOINTS: &str = "checkpoints";
 /// Folder of the states in which a run's stages began: they belong to the tasks that it had then.
 pub(crate) const STAGES: &str = "stages";
 /// File of the predicted classes in a run folder.
-pub const PREDICTIONS: &str = "predictions.json";
+pub(crate) const PREDICTIONS: &str = "predictions.json";
 
 /// File of the base model's scores in a run folder.
 pub const BASE: &str = "base.json";
 /// File of the example answers in a run folder.
-pub const EXAMPLES: &str = "examples.json";
+pub(crate) const EXAMPLES: &str = "examples.json";
 /// File of how alike the experts are in a run folder.
-pub const EXPERT_REPORT: &str = "experts.json";
+pub(crate) const EXPERT_REPORT: &str = "experts.json";
 
 /// File of the scores on other tasks in a run folder.
-pub const UNSEEN: &str = "unseen.json";
+pub(crate) const UNSEEN: &str = "unseen.json";
 
 /// A place for a new run, reserved for this process.
 ///

@@ -1,6 +1,6 @@
 //! What lies in a run folder, and reading and writing it.
 
-pub mod checkpoint;
+pub(crate) mod checkpoint;
 mod config;
 mod digests;
 mod finished;
@@ -8,20 +8,21 @@ mod folder;
 mod lock;
 pub(crate) mod manifest;
 mod names;
-pub mod pool;
+pub(crate) mod pool;
 mod recover;
 mod swap;
 
-pub use config::{FORMAT, RUN, RunConfig, TaskLabels, is_run, read_config};
-pub(crate) use config::{fresh_head, git_commit, write_config};
+pub use checkpoint::HEADS;
+pub(crate) use config::{FORMAT, PROMPTED, fresh_head, git_commit, write_config};
+pub use config::{RUN, RunConfig, TaskLabels, is_run, read_config};
 pub use digests::Digests;
 pub(crate) use finished::check_page;
 pub use finished::{FinishedRun, read_base, write_page, write_report};
-pub use folder::{
-    BASE, EVAL, EXAMPLES, EXPERT_REPORT, PREDICTIONS, REPORT, ROUTING, STEPS, SUMMARY, TENSORBOARD,
-    UNSEEN,
+pub use folder::{BASE, STEPS, SUMMARY};
+pub(crate) use folder::{
+    Claim, EVAL, EXAMPLES, EXPERT_REPORT, PREDICTIONS, REPORT, ROUTING, STAGES, TENSORBOARD,
+    UNSEEN, Writing,
 };
-pub(crate) use folder::{Claim, STAGES, Writing};
 pub(crate) use lock::FolderLock;
 pub use manifest::{FolderKind, MANIFEST, Manifest, ManifestBase, Probe, TensorRecord, Tensors};
 pub(crate) use names::{GROWING, REMOVING, check_name, is_empty, is_plain};

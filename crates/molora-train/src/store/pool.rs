@@ -22,7 +22,7 @@ use crate::base::place::NewFolder;
 use crate::error::{RunProblem, TrainError};
 
 /// Folder of the experts in a run folder.
-pub const EXPERTS: &str = "experts";
+pub(crate) const EXPERTS: &str = "experts";
 
 /// Folder of the general expert in a run folder.
 pub(super) const GENERAL: &str = "general";
@@ -32,12 +32,12 @@ pub(crate) const HEAD: &str = "head.safetensors";
 pub(crate) const GATE: &str = "gate.safetensors";
 
 /// Folder of a task's expert.
-pub fn expert_folder(run: &Path, task: &str) -> PathBuf {
+pub(crate) fn expert_folder(run: &Path, task: &str) -> PathBuf {
     run.join(EXPERTS).join(task)
 }
 
 /// Folder of the general expert.
-pub fn general_folder(run: &Path) -> PathBuf {
+pub(crate) fn general_folder(run: &Path) -> PathBuf {
     run.join(GENERAL)
 }
 
@@ -103,6 +103,10 @@ pub(crate) fn load_lora(
     load_adapter(folder, &mut read, &plain(spec))?;
     for ((_, site), (_, read)) in backbone.sites_mut().into_iter().zip(read.sites()) {
         site.bank = read.bank.clone();
+    }
+    let tables = backbone.saved_mut().into_iter();
+    for ((_, table), (_, read)) in tables.zip(read.saved_mut()) {
+        *table = read.clone();
     }
     Ok(())
 }

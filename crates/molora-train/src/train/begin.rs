@@ -56,7 +56,7 @@ impl State {
             }
             self.take_from_pool(setup, phase, &spec)?;
         }
-        self.model = with_stable_ids(stage.apply(self.model.clone()));
+        self.model = with_stable_ids(self.to_be_trained(stage));
         self.optimizer = stage.optimizer.init(&self.model);
         let config = setup.recipe.data.sampling.clone();
         let seed = phase_seed(setup, phase, "sampler").value();

@@ -2,8 +2,9 @@
 //!
 //! A first pass without gradients keeps the input of every layer and nothing else. From the last
 //! layer to the first, each is computed again from its input, now with gradients, and the gradient
-//! of its output is carried on to its input. Dropout masks are drawn from keys, so that they are the
-//! same again. Gradients are those of the whole pass; one forward pass more is what it costs.
+//! of its output is carried on to its input, and at last to the embeddings, if they train. Dropout
+//! masks are drawn from keys, so that they are the same again. Gradients are those of the whole pass;
+//! one forward pass more is what it costs.
 
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
@@ -80,6 +81,12 @@ pub(crate) fn backward(
             total = total + own.mul_scalar(part.tokens);
         }
         gradient = carry(total.backward(), &hidden, model, accumulator);
+    }
+    if model.trains_embeddings() {
+        let (hidden, _) = model.begin(input, context);
+        let total = (hidden * Tensor::from_inner(gradient)).sum();
+        let gradients = GradientsParams::from_grads(total.backward(), model);
+        accumulator.accumulate(model, gradients);
     }
     (tasks, found, routes)
 }

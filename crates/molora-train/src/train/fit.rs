@@ -162,7 +162,7 @@ fn largest_of_scores(
                 generates: false,
                 ..EvalScope::own(Split::Validation, rows, longest.len())
             };
-            evaluate(model, &longest, scope, setup.device, None, |_| ())?;
+            evaluate(model, &longest, scope, setup.device, None, |_| Ok(()))?;
         }
         Ok(())
     })?;

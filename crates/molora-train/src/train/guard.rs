@@ -91,6 +91,10 @@ impl State {
         let (Some(from), Some(to), Some(site)) = (busiest, dead.expert, dead.site) else {
             return GuardDone::Warned;
         };
+        // Where new values alone train, an expert that was there stays.
+        if self.only.is_some() {
+            return GuardDone::Warned;
+        }
         let seed = setup.seed.child("guard").index(self.progress.step as u64);
         let seed = seed.index(site as u64).index(to as u64);
         let mut sites = self.model.backbone.sites_mut();

@@ -25,7 +25,7 @@ const TIMED: usize = 12;
 ///
 /// # Errors
 /// As [`train`](super::train), and [`TrainError::Stopped`].
-pub fn rehearse(
+pub(crate) fn rehearse(
     setup: &Setup<'_>,
     start: Start,
     on_event: &mut dyn FnMut(Event<'_>),

@@ -14,7 +14,7 @@ use super::checkpointed::{self, MicroBatchShare};
 use super::watch::{Found, Watch};
 use crate::TrainError;
 use crate::data::Batch;
-use crate::model::{Auxiliary, inputs, sum_of, task_losses};
+use crate::model::{Auxiliary, NewValues, inputs, sum_of, task_losses};
 use crate::recipe::{GuardRule, StageConfig, clip_global_norm};
 
 /// What a step measured, before it is put into words.
@@ -53,6 +53,8 @@ pub struct Step<'a> {
     pub objective: Option<&'a ObjectiveConfig>,
     /// The stage that the step belongs to.
     pub stage: &'a StageConfig,
+    /// The values that alone train, if that is not all that the stage trains.
+    pub only: Option<&'a NewValues>,
     /// The learning rates of this step as a factor of their peaks.
     pub rate_factor: f64,
     /// What the loss of each task is multiplied by, by task number; none where all count alike.
@@ -103,6 +105,9 @@ impl Step<'_> {
             }
         }
         let mut gradients = accumulator.grads();
+        if let Some(only) = self.only {
+            only.keep_others(&mut gradients, &model);
+        }
         if !self.rules.is_empty() {
             watch.weigh(&gradients, &model);
         }

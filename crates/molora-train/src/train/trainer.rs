@@ -19,7 +19,7 @@ use crate::data::sampler::Pick;
 use crate::data::{Average, Batch, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::guide::{Clusters, Guide, Instructions};
-use crate::model::find_not_finite;
+use crate::model::{NewValues, find_not_finite};
 use crate::recipe::{FinalState, GuardRule, LogFormat, Phase, Scope, StageConfig, Transform};
 use crate::report::{GuardDone, SCHEMA_VERSION, StepRecord, StepWriter, truncate_after};
 use crate::store::checkpoint::{Progress, Snapshot};
@@ -36,6 +36,8 @@ pub enum Start {
         model: Box<TaskModel>,
         /// The guidance of its routers by task, if the method has that.
         guide: Option<Guide>,
+        /// The values that alone train, if that is not all that the stages train.
+        only: Option<Box<NewValues>>,
     },
 }
 
@@ -133,6 +135,7 @@ pub(super) struct State {
     pub(super) model: TaskModel,
     pub(super) is_mixture: bool,
     pub(super) guide: Option<Guide>,
+    pub(super) only: Option<Box<NewValues>>,
     pub(super) optimizer: ModuleOptimizer,
     pub(super) progress: Progress,
 }
@@ -143,17 +146,18 @@ impl State {
         start: Start,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self, TrainError> {
-        let (model, guide, is_mixture) = match start {
+        let (model, guide, only, is_mixture) = match start {
             Start::Fresh(heads) => {
                 let backbone = setup.base.0.clone();
-                (TaskModel { backbone, heads }, None, false)
+                (TaskModel { backbone, heads }, None, None, false)
             }
-            Start::Mixture { model, guide } => (*model, guide, true),
+            Start::Mixture { model, guide, only } => (*model, guide, only, true),
         };
         let mut state = Self {
             model,
             is_mixture,
             guide,
+            only,
             optimizer: AdamWConfig::new().init(),
             progress: Progress::default(),
         };
@@ -210,7 +214,7 @@ impl State {
             let fresh = stage.optimizer.init(&self.model);
             self.optimizer = checkpoint::load_optimizer(path, &self.progress, fresh)?;
         }
-        self.model = stage.apply(self.model.clone());
+        self.model = self.to_be_trained(stage);
         // The run was stopped between two stages, or at the end of one.
         if self.is_done(phase) {
             if !self.progress.best.is_empty() {
@@ -219,6 +223,15 @@ impl State {
             self.enter(setup, self.progress.phase + 1, on_event)?;
         }
         Ok(())
+    }
+
+    /// The model with the parameters of a stage trainable.
+    pub(super) fn to_be_trained(&self, stage: &StageConfig) -> TaskModel {
+        let model = stage.apply(self.model.clone());
+        match &self.only {
+            Some(only) => only.freeze_others(model),
+            None => model,
+        }
     }
 
     /// Whether a phase has made its last step.
@@ -314,6 +327,7 @@ impl State {
             spec: setup.spec,
             objective: objective.as_ref(),
             stage,
+            only: self.only.as_deref(),
             rate_factor: factor,
             dropout,
             device: setup.device,

@@ -120,7 +120,9 @@ pub(crate) fn tune_global_weight(
         let rows = setup.recipe.data.eval_batch_size;
         let scope = EvalScope::own(Split::Validation, rows, setup.tasks.len());
         let guide_ref = Some(&guide);
-        let found = evaluate(mixture, setup.tasks, scope, setup.device, guide_ref, |_| {})?;
+        let found = evaluate(mixture, setup.tasks, scope, setup.device, guide_ref, |_| {
+            Ok(())
+        })?;
         let score = found.scores.mean;
         tracing::info!("global weight {weight}: mean score {score:.4} on the validation split");
         if best.is_none_or(|(_, best)| score > best) {

@@ -61,7 +61,7 @@ pub(super) fn score(
         scope,
         setup.device,
         guide,
-        |_| {},
+        |_| Ok(()),
     )?;
     let validation = ValidationScores::of(&found.scores.tasks);
     let metric = setup.recipe.checkpoint.metric;

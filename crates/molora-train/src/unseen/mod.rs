@@ -34,8 +34,8 @@ use crate::store::manifest::put_result;
 use crate::store::{RUN, RunConfig, read_config};
 use crate::train::Event;
 
-pub use crate::eval::probe::{ITERATIONS, PENALTIES};
-pub use report::{ProbeResult, UNSEEN, UnseenReport, UnseenTask, unseen_table};
+pub(crate) use report::UNSEEN;
+pub use report::{ProbeResult, UnseenReport, UnseenTask, unseen_table};
 
 /// Which run is measured on what.
 #[derive(Debug, Clone, Default)]
@@ -232,6 +232,7 @@ impl Measuring<'_> {
             frozen.pooled(place, rows, guide.as_ref(), &mut |records| {
                 done += records;
                 on_event(Event::Evaluated(done, total));
+                Ok(())
             })
         };
         let train = features(Split::Train, rows)?;

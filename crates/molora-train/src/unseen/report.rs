@@ -10,7 +10,7 @@ use crate::report::table::aligned;
 use crate::report::{Gain, TaskScore};
 
 /// File of a run's scores on unseen tasks in its folder.
-pub const UNSEEN: &str = crate::store::UNSEEN;
+pub(crate) const UNSEEN: &str = crate::store::UNSEEN;
 
 /// Scores of linear probes on tasks that a run was not trained on; fractions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

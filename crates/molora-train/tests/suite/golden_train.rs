@@ -101,6 +101,7 @@ fn golden_training_equals_peft() {
                 spec: &spec,
                 objective: None,
                 stage: &stage,
+                only: None,
                 rate_factor: 1.0,
                 dropout: Seed::new(0).index(index as u64),
                 device: &device,

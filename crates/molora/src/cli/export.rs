@@ -17,7 +17,7 @@ use molora_train::exchange::{
 };
 use molora_train::hub::Progress;
 use molora_train::report::thousands;
-use molora_train::store::checkpoint::HEADS;
+use molora_train::store::HEADS;
 use molora_train::store::is_run;
 
 /// File formats of adapters.
@@ -192,8 +192,12 @@ pub(super) fn exported(found: &Exported) -> String {
     let (folder, modules) = (found.folder.display(), found.modules);
     let (kind, parameters) = (found.kind, thousands(found.parameters));
     let note = found.note.map(|note| format!("{note}\n"));
+    let whole = match found.whole.as_slice() {
+        [] => String::new(),
+        paths => format!(" and {} whole", paths.join(", ")),
+    };
     format!(
-        "{folder}: {kind} of {rank} on {modules} modules, {parameters} parameters{}\n{}",
+        "{folder}: {kind} of {rank} on {modules} modules{whole}, {parameters} parameters{}\n{}",
         heads(found.has_heads),
         note.unwrap_or_default()
     )

@@ -14,9 +14,9 @@ use molora_train::grow::{AddRequest, Removed, add_expert, remove_expert};
 /// Options of `molora add-expert`.
 #[derive(Debug, Args)]
 pub(super) struct AddArgs {
-    /// Folder of a finished run whose experts were trained one by one
+    /// Folder of a finished run
     run: PathBuf,
-    /// Task whose expert is trained and added
+    /// Task that the run gets, with an expert where the method gives it one
     #[arg(long, value_name = "NAME")]
     task: String,
     /// Folder with the task's folder [default: the run's own]
@@ -51,9 +51,9 @@ impl AddArgs {
 /// Options of `molora remove-expert`.
 #[derive(Debug, Args)]
 pub(super) struct RemoveArgs {
-    /// Folder of a finished run whose experts were trained one by one
+    /// Folder of a finished run
     run: PathBuf,
-    /// Task whose expert is removed
+    /// Task whose expert is removed; where experts were trained together, the one added last
     #[arg(long, value_name = "NAME")]
     task: String,
     /// Where to evaluate again: cpu, ndarray, wgpu or cuda [default: as in training]

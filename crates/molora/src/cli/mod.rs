@@ -89,6 +89,8 @@ enum Command {
     Completions(shell::CompletionsArgs),
     /// Write manual pages
     Man(shell::ManArgs),
+    /// Print the JSON schema of recipe files, for editors and other tools
+    Schema(shell::SchemaArgs),
 }
 
 impl Cli {
@@ -121,6 +123,7 @@ impl Cli {
             Command::List(args) => args.run(),
             Command::Completions(args) => args.run(),
             Command::Man(args) => args.run(),
+            Command::Schema(args) => args.run(),
         }
     }
 }

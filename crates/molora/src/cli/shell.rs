@@ -1,4 +1,4 @@
-//! `molora completions` and `molora man`: what shells and `man` know of the program.
+//! `molora completions`, `molora man` and `molora schema`: what shells, `man` and editors know of the program.
 
 use std::path::PathBuf;
 
@@ -20,6 +20,16 @@ impl CompletionsArgs {
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "molora", &mut text);
         print_raw(&String::from_utf8(text)?)
+    }
+}
+
+/// Options of `molora schema`.
+#[derive(Debug, Args)]
+pub(super) struct SchemaArgs {}
+
+impl SchemaArgs {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        print_raw(&format!("{:#}\n", molora_train::recipe::schema()))
     }
 }
 

@@ -12,8 +12,10 @@ use std::fmt;
 
 use crate::data::TaskKind;
 use counts::Counts;
-pub use number::{pearson, rmse, spearman};
-pub use text::{exact_match, extract_answer};
+pub(crate) use number::{pearson, rmse, spearman};
+pub(crate) use text::exact_match;
+#[cfg(test)]
+use text::extract_answer;
 
 /// How a task is scored; higher is better.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -252,7 +254,7 @@ impl fmt::Display for Metric {
 ///
 /// # Panics
 /// If the two differ in length.
-pub fn accuracy(predictions: &[usize], targets: &[usize]) -> f64 {
+pub(crate) fn accuracy(predictions: &[usize], targets: &[usize]) -> f64 {
     let classes = predictions
         .iter()
         .chain(targets)

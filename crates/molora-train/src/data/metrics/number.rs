@@ -9,7 +9,7 @@ use super::ratio;
 ///
 /// # Panics
 /// If the two differ in length.
-pub fn pearson(predictions: &[f64], targets: &[f64]) -> f64 {
+pub(crate) fn pearson(predictions: &[f64], targets: &[f64]) -> f64 {
     assert_eq!(
         predictions.len(),
         targets.len(),
@@ -31,7 +31,7 @@ pub fn pearson(predictions: &[f64], targets: &[f64]) -> f64 {
 ///
 /// # Panics
 /// If the two differ in length.
-pub fn spearman(predictions: &[f64], targets: &[f64]) -> f64 {
+pub(crate) fn spearman(predictions: &[f64], targets: &[f64]) -> f64 {
     let is_finite = predictions
         .iter()
         .chain(targets)
@@ -51,7 +51,7 @@ pub fn spearman(predictions: &[f64], targets: &[f64]) -> f64 {
 ///
 /// # Panics
 /// If the two differ in length.
-pub fn rmse(predictions: &[f64], targets: &[f64]) -> f64 {
+pub(crate) fn rmse(predictions: &[f64], targets: &[f64]) -> f64 {
     assert_eq!(
         predictions.len(),
         targets.len(),

@@ -6,7 +6,7 @@
 /// the marker is wrong; a target without it is its own answer. Without a marker the whole texts are
 /// compared, without the space around them. Two numbers are compared by value: `1,234.50`, `1234.5`
 /// and `1234.5.` are equal.
-pub fn exact_match(prediction: &str, target: &str, marker: Option<&str>) -> bool {
+pub(crate) fn exact_match(prediction: &str, target: &str, marker: Option<&str>) -> bool {
     let whole = |text: &str| extract_answer(text, None).unwrap_or_default();
     let target = extract_answer(target, marker).unwrap_or_else(|| whole(target));
     extract_answer(prediction, marker).is_some_and(|answer| answer == target)
@@ -19,7 +19,7 @@ pub fn exact_match(prediction: &str, target: &str, marker: Option<&str>) -> bool
 /// does not stop continues with the next question. Without a marker: the whole text. Space around it
 /// is left out, and a number loses its thousands separators, leading and trailing zeros and a full
 /// stop after it.
-pub fn extract_answer(text: &str, marker: Option<&str>) -> Option<String> {
+pub(super) fn extract_answer(text: &str, marker: Option<&str>) -> Option<String> {
     let Some(marker) = marker else {
         let text = text.trim();
         return Some(number(text).unwrap_or_else(|| text.to_owned()));

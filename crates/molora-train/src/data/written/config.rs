@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::error::DataError;
@@ -10,7 +11,7 @@ use crate::data::prompt::PromptTemplate;
 use crate::data::{ChatError, ChatTemplate};
 
 /// How texts are put together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PromptStyle {
     /// [`Chat`](Self::Chat) where the model's folder has a chat template, which instruction-tuned models
@@ -39,7 +40,7 @@ impl PromptStyle {
 }
 
 /// What counts alike in the loss of a batch.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Average {
     /// Every example, however long its answer is: tasks with long answers do not drown the others.
@@ -50,7 +51,7 @@ pub enum Average {
 }
 
 /// How records become texts for generative models.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WritingConfig {
     /// Texts are cut at this many tokens, prompts at their beginning.

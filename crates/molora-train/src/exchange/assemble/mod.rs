@@ -361,6 +361,7 @@ impl Assembly<'_> {
         let start = Start::Mixture {
             model: Box::new(mixture),
             guide: None,
+            only: None,
         };
         train(&setup, start, on_event)
     }

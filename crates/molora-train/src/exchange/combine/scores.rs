@@ -108,7 +108,7 @@ impl Asked {
         });
         let rows = self.data.eval_batch_size;
         let scope = EvalScope::own(Split::Test, rows, self.tasks.len());
-        Ok(evaluate(&model, &self.tasks, scope, device, None, |_| {})?.scores)
+        Ok(evaluate(&model, &self.tasks, scope, device, None, |_| Ok(()))?.scores)
     }
 }
 

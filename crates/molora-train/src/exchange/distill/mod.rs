@@ -99,6 +99,10 @@ pub fn distill(
     }
     on_event(Event::Phase("loading model and tasks"));
     let opened = request.teacher.open(request.device)?;
+    if !opened.loaded.spec.modules_to_save.is_empty() {
+        let what = "trained its embeddings or head whole (adapter.modules_to_save)".to_owned();
+        return Err(TrainError::run(folder, RunProblem::NotDistilled { what }));
+    }
     if let Some(why) = not_by_layer(&opened) {
         let problem = RunProblem::NotByLayer { why: why.into() };
         return Err(TrainError::run(folder, problem));
@@ -189,7 +193,7 @@ fn scores(opened: &Opened, backbone: Backbone) -> Result<(EvalReport, EvalReport
     let score = |model: &TaskModel, guide: Option<&Guide>| {
         let (tasks, device) = (&opened.loaded.tasks, &opened.loaded.device);
         let scope = EvalScope::own(Split::Test, rows, tasks.len());
-        evaluate(model, tasks, scope, device, guide, |_| {})
+        evaluate(model, tasks, scope, device, guide, |_| Ok(()))
     };
     let mixture = score(&opened.model, guide.as_ref())?;
     Ok((mixture.scores, score(&lora, None)?.scores))

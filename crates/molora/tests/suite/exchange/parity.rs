@@ -6,6 +6,7 @@ mod gguf;
 mod transformers;
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use burn::module::Param;
 use burn::tensor::{Int, Tensor};
@@ -13,11 +14,16 @@ use molora_kernels::random::{Seed, normal};
 use molora_models::peft::{
     PeftAbout, PeftAdapter, attach, merge_into, open_poly, static_mixture, write_adapter,
 };
-use molora_models::{Adaptable, AdapterSpec, Backbone, DecoderInput, EncoderInput, ForwardContext};
+use molora_models::{
+    Adaptable, AdapterSpec, Backbone, DecoderInput, EncoderInput, ForwardContext, SavedModule,
+};
 use molora_testkit::{assert_close, device};
+use molora_train::Recipe;
+use molora_train::run::train;
 use serde_json::{Value, json};
 
 use super::decoder::{Llama, golden};
+use crate::program::writer;
 use crate::world::{Tensors, World, copy_folder, small, write_json, write_tensors};
 
 const TOLERANCE: f32 = 1e-5;
@@ -196,6 +202,37 @@ fn a_trained_lora_of_an_encoder() {
     }
     let path = |folder: &str| world.path(folder);
     keep("bert-lora", &path("model"), &path("peft"), &path("merged"));
+}
+
+/// PEFT's `modules_to_save`; the decoder's tables are tied in its base.
+#[test]
+fn tables_that_trained_whole() {
+    let (encoder, decoder) = (World::new(), writer::world());
+    let with = |mut recipe: Recipe, modules: &[SavedModule]| {
+        recipe.adapter.modules_to_save = modules.to_vec();
+        recipe
+    };
+    let embeddings = [SavedModule::Embeddings];
+    let reads = encoder.request(with(small("lora"), &embeddings), "run");
+    let recipe = with(
+        writer::recipe("lora", 20),
+        &[SavedModule::Embeddings, SavedModule::Head],
+    );
+    let writes = writer::request(&decoder, recipe, &["pets"], "run");
+    for (name, world, base, request) in [
+        ("bert-saved", &encoder, "model", reads),
+        ("llama-saved", &decoder, "writer", writes),
+    ] {
+        train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
+        for arguments in [
+            ["export", "run", "--out", "peft"],
+            ["merge", "run", "--out", "merged"],
+        ] {
+            assert!(world.run(&arguments).status.success(), "{arguments:?}");
+        }
+        let path = |folder: &str| world.path(folder);
+        keep(name, &path(base), &path("peft"), &path("merged"));
+    }
 }
 
 /// Every task of skills that the program exported.

@@ -24,7 +24,7 @@ fn with_groups(mut recipe: Recipe, tasks: &[&str]) -> Recipe {
 }
 
 /// Losses, terms and gradient norms of a run with and without checkpointing.
-fn check(request: &mut Request, what: &str) {
+pub(super) fn check(request: &mut Request, what: &str) {
     let mut found = Vec::new();
     for is_on in [false, true] {
         for stage in &mut request.recipe.stages {

@@ -299,6 +299,26 @@ fn experts_join_and_leave_old_runs() {
 }
 
 #[test]
+fn a_task_joins_and_leaves_old_mixtures() {
+    let old = Old::new();
+    copy_folder(&fixture("data/pets"), &old.path("data/birds"));
+    for name in entries(&old.path("data/birds")) {
+        let path = old.path("data/birds").join(name);
+        let text = std::fs::read_to_string(&path).expect("a text");
+        let text = text.replace("\"task\": \"pets\"", "\"task\": \"birds\"");
+        std::fs::write(&path, text).expect("writable");
+    }
+    for name in ["hydralora", "mosld", "samora"] {
+        let run = old.run(&format!("{name}/finished"));
+        old.molora(&["add-expert", "run", "--task", "birds"]);
+        let scores = old.molora(&["eval", "run"]);
+        assert!(scores.contains("birds"), "{name}: {scores}");
+        old.molora(&["remove-expert", "run", "--task", "birds"]);
+        assert_same(&run, &fixture(&format!("{name}/finished")));
+    }
+}
+
+#[test]
 fn old_recipe_files_train_the_same() {
     let old = Old::new();
     for name in RECIPES {
@@ -404,7 +424,7 @@ fn a_run_says_its_format() {
         .lines()
         .filter(|line| line.starts_with("format = "))
         .collect();
-    assert_eq!(formats, ["format = 4"]);
+    assert_eq!(formats, ["format = 5"]);
     old.run("lora/finished");
     set_format(&old.path("run"), 1);
     assert_scores(&old, &old.path("run"));

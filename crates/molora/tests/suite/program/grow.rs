@@ -19,7 +19,7 @@ use crate::world::{
 };
 
 /// The recipes whose experts are trained one by one.
-const RECIPES: [&str; 4] = ["at-moe", "glider", "moa", "phatgoose"];
+const RECIPES: [&str; 6] = ["arrow", "at-moe", "glider", "moa", "phatgoose", "x-lora"];
 
 /// A run on `answer` and `pets`.
 fn two(world: &World, recipe: Recipe, out: &str) -> PathBuf {
@@ -267,8 +267,8 @@ const REFUSED: [(&str, &[&str], &[&str]); 9] = [
     ),
     (
         "add-expert",
-        &["samora", "weather"],
-        &["recipe samora trains its experts together"],
+        &["samora", "weather", "--group", "sky"],
+        &["recipe samora has no groups"],
     ),
     (
         "add-expert",
@@ -294,7 +294,7 @@ const REFUSED: [(&str, &[&str], &[&str]); 9] = [
     (
         "remove-expert",
         &["samora", "pets"],
-        &["trains its experts together"],
+        &["trains no expert alone", "and none was"],
     ),
 ];
 

@@ -16,6 +16,7 @@ mod formats;
 mod frozen;
 mod frozen_stages;
 mod grow;
+mod grow_together;
 mod guard;
 mod hostile;
 mod init;
@@ -29,6 +30,7 @@ mod recover;
 mod refusal;
 mod report;
 mod resume;
+mod saved;
 #[cfg(unix)]
 mod signals;
 mod switches;

@@ -1,4 +1,5 @@
-//! Switches that a recipe takes whatever its method (DoRA, LoRA+), and the list of all methods.
+//! Switches that a recipe takes whatever its method (DoRA, LoRA+), the list of all methods, and the schema of
+//! their files.
 
 use molora_train::recipe::{self, Recipe};
 
@@ -112,5 +113,18 @@ fn the_list_has_every_recipe_and_every_merge_once() {
     assert!(
         text.lines().all(|line| line.chars().count() <= 130),
         "{text}"
+    );
+}
+
+#[test]
+fn the_schema_is_json_by_itself() {
+    let world = World::new();
+    let output = world.run(&["schema"]);
+    let schema: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON alone");
+    assert_eq!(schema["title"], "Recipe");
+    let rank = &schema["definitions"]["BankConfig"]["properties"]["rank"];
+    assert_eq!(
+        (&rank["type"], &rank["default"]),
+        (&"integer".into(), &8.into())
     );
 }

@@ -3,6 +3,7 @@
 mod alone;
 mod client;
 mod disturbed;
+mod documented;
 mod encoders;
 mod refusal;
 mod texts;
