@@ -3,7 +3,9 @@
 //!
 //! `parity/make.py` lets PEFT write adapters of its own methods with what it computes. Tests of
 //! molora-models read them, and tests of molora-models and molora write adapters and models with what
-//! molora computes; `parity/check.py` loads those in Python. Both compare at 1e-4 of the largest value.
+//! molora computes; `parity/check.py` loads those in Python. Both compare at 1e-4 of the largest value, and runs that
+//! were exported for transformers with Python of our own at 1e-5. `MOLORA_PARITY_MODEL` names a larger decoder to do
+//! that with too.
 
 use std::path::{Path, PathBuf};
 

@@ -50,6 +50,7 @@ mod scope;
 mod site;
 mod spec;
 mod task_model;
+pub mod transformers;
 
 pub use adaptable::Adaptable;
 pub use adapter::Adapter;

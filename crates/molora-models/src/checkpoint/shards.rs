@@ -99,6 +99,11 @@ impl ModelWeights {
         &self.path
     }
 
+    /// The files, in the order of their names.
+    pub(crate) fn files(&self) -> &[Weights] {
+        &self.files
+    }
+
     /// Names of all tensors, sorted.
     pub fn names(&self) -> &[String] {
         &self.names

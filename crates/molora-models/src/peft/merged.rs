@@ -120,7 +120,8 @@ fn io(path: &Path, source: std::io::Error) -> ModelError {
     }
 }
 
-fn copy_small_files(source: &Path, out: &Path) -> Result<(), ModelError> {
+/// Copies what belongs to a model beside its weights and configuration.
+pub(crate) fn copy_small_files(source: &Path, out: &Path) -> Result<(), ModelError> {
     for entry in std::fs::read_dir(source).map_err(|e| io(source, e))? {
         let path = entry.map_err(|e| io(source, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -93,7 +93,7 @@ impl Targets {
 }
 
 /// Whether a path is a name or ends with `.` and the name.
-pub(super) fn ends_with(path: &str, name: &str) -> bool {
+pub(crate) fn ends_with(path: &str, name: &str) -> bool {
     path.strip_suffix(name)
         .is_some_and(|front| front.is_empty() || front.ends_with('.'))
 }

@@ -431,6 +431,12 @@ pub enum RunProblem {
     /// A run of a method of which PEFT computes something else.
     #[error("no adapter of PEFT computes what this run does: {why}")]
     NotOfPeft { why: String },
+    /// A run of a method that the Python of an export does not compute.
+    #[error(
+        "the Python of --format transformers does not compute this run: {why}; molora generate and molora eval \
+         read the run itself"
+    )]
+    NotInPython { why: String },
     /// A given expert without the gate that the routers go by.
     #[error(
         "has no {file}: phatgoose routes by gates that were trained with the experts, as molora's own \

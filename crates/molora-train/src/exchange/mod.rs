@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `molora export` ([`export`]) | an adapter that PEFT loads, where one computes the same, as PEFT's own method where it has it |
 //! | `molora export --format gguf` ([`export_gguf`]) | a LoRA or a whole model that llama.cpp and Ollama load |
+//! | `molora export --format transformers` ([`export_transformers`]) | a whole model with its mixture, and Python that computes it |
 //! | `molora merge` ([`merge`]) | a whole model that transformers loads, where one computes the same |
 //! | `molora combine` ([`combine()`]) | one adapter, a whole model, or a run with gates, from several experts |
 //! | `molora distill` ([`distill`]) | the nearest adapter that PEFT loads, with its error |
@@ -19,6 +20,7 @@ mod import;
 mod lora;
 mod merge;
 mod method;
+mod transformers;
 
 use std::path::Path;
 
@@ -32,6 +34,7 @@ pub use gguf::{GgufRequest, GgufSource, GgufWritten, export_gguf};
 pub use import::{ImportRequest, import};
 pub use lora::LoraSelector;
 pub use merge::{MergeRequest, Merged, merge, merge_adapter};
+pub use transformers::{TransformersRequest, TransformersWritten, export_transformers};
 
 use crate::base::write_stop_tokens;
 use crate::data::PromptStyle;

@@ -68,6 +68,15 @@ pub(crate) fn certify_method(folder: &Path, what: &str, origin: Origin) -> Resul
     write(folder, FolderKind::Adapter, origin, Probe::None { why })
 }
 
+/// Writes the manifest of a folder with a whole model that other programs compute by Python of its own.
+///
+/// # Errors
+/// If the folder cannot be read again or written to.
+pub(crate) fn certify_python(folder: &Path, origin: Origin) -> Result<(), TrainError> {
+    let why = "its Python computes it, and molora reads the run".to_owned();
+    write(folder, FolderKind::Model, origin, Probe::None { why })
+}
+
 /// Writes the manifest of a folder with a whole model, which is read again.
 ///
 /// # Errors

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use molora_models::Backbone;
 use molora_models::peft::{PeftAdapter, attach};
 
-pub(crate) use certify::{Origin, certify_adapter, certify_method, certify_model, of_run};
+pub(crate) use certify::{
+    Origin, certify_adapter, certify_method, certify_model, certify_python, of_run,
+};
 pub use files::{ChangedTensor, FileState};
 pub use result::{BaseState, ChangedOutput, ProbeState, TOLERANCE, Verified};
 

@@ -12,7 +12,8 @@ use super::source::adapter_of;
 use molora_train::base::{DeviceSpec, base_model};
 use molora_train::exchange::{
     ExportRequest, Exported, GgufRequest, GgufSource, GgufWritten, LoraSelector, MergeRequest,
-    export, export_gguf, merge, merge_adapter,
+    TransformersRequest, TransformersWritten, export, export_gguf, export_transformers, merge,
+    merge_adapter,
 };
 use molora_train::hub::Progress;
 use molora_train::report::thousands;
@@ -26,6 +27,8 @@ enum Format {
     Peft,
     /// One file for llama.cpp and Ollama: a LoRA, or a whole model
     Gguf,
+    /// A whole model with its mixture, for transformers with trust_remote_code=True
+    Transformers,
 }
 
 /// Which LoRA of a run is meant.
@@ -34,7 +37,8 @@ struct SelectorArgs {
     /// Take one expert alone, by the name of its task or by its number
     #[arg(long, value_name = "NAME|N", conflicts_with = "task")]
     expert: Option<String>,
-    /// Fix gates and routers that depend on the task to this one
+    /// Fix gates and routers that depend on the task to this one; with --format transformers the task of
+    /// inputs that none is given for
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
 }
@@ -55,6 +59,9 @@ pub(super) struct ExportArgs {
     /// or a whole model (a folder or org/name on the Hub)
     #[arg(value_name = "RUN|ADAPTER|MODEL")]
     run: PathBuf,
+    /// Folder or file to write, as --out
+    #[arg(value_name = "DIR|FILE", conflicts_with = "out")]
+    place: Option<PathBuf>,
     /// Format of the files
     #[arg(long, value_enum, default_value_t = Format::Peft)]
     format: Format,
@@ -69,8 +76,8 @@ pub(super) struct ExportArgs {
     /// With --format gguf: type of the numbers of matrices [default: f32 for a LoRA, as in its files for a model]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
-    /// Folder to write [default: RUN/peft, or RUN/peft-NAME for an expert or task]; with --format gguf the file
-    /// [default: RUN/lora.gguf, or RUN/lora-NAME.gguf]
+    /// Folder to write [default: RUN/peft, or RUN/peft-NAME for an expert or task, or RUN/transformers]; with
+    /// --format gguf the file [default: RUN/lora.gguf, or RUN/lora-NAME.gguf]
     #[arg(long, value_name = "DIR|FILE")]
     out: Option<PathBuf>,
     /// Where to compute: cpu, ndarray, wgpu or cuda [default: as in training]
@@ -79,12 +86,16 @@ pub(super) struct ExportArgs {
 }
 
 impl ExportArgs {
-    pub(super) fn run(self) -> anyhow::Result<()> {
+    pub(super) fn run(mut self) -> anyhow::Result<()> {
+        self.out = self.out.or(self.place.take());
         if self.format == Format::Gguf {
             return self.run_gguf();
         }
         if self.model.is_some() || self.dtype.is_some() {
             bail!("--model and --dtype are for --format gguf");
+        }
+        if self.format == Format::Transformers {
+            return self.run_transformers();
         }
         let choice = self.choice.choice();
         let chosen = choice.expert.as_ref().or(choice.task.as_ref());
@@ -97,6 +108,25 @@ impl ExportArgs {
             device: self.device,
         };
         print(&exported(&export(&request)?))
+    }
+
+    fn run_transformers(self) -> anyhow::Result<()> {
+        if self.name.is_some() {
+            bail!("--name is for --format peft: a model is called by --out");
+        }
+        if self.choice.expert.is_some() {
+            bail!(
+                "--expert is for --format peft and gguf: with --format transformers all experts are written"
+            );
+        }
+        let request = TransformersRequest {
+            out: self.out.unwrap_or_else(|| self.run.join("transformers")),
+            run: self.run,
+            task: self.choice.task,
+            device: self.device,
+        };
+        let written = export_transformers(&request)?;
+        print(&whole_mixture(&request, written))
     }
 
     fn run_gguf(self) -> anyhow::Result<()> {
@@ -170,6 +200,26 @@ pub(super) fn exported(found: &Exported) -> String {
         "{folder}: {kind} of {rank} on {modules} modules{whole}, {parameters} parameters{}\n{}",
         heads(found.has_heads),
         note.unwrap_or_default()
+    )
+}
+
+/// The printed summary of an export for transformers.
+fn whole_mixture(request: &TransformersRequest, written: TransformersWritten) -> String {
+    let (out, modules) = (request.out.display(), written.modules);
+    let parameters = thousands(written.parameters);
+    let heads = match written.heads {
+        0 => String::new(),
+        count => {
+            format!("; heads of {count} tasks: AutoModelForSequenceClassification, with task=NAME")
+        }
+    };
+    let texts = match written.reads_texts {
+        true => "its routers go by what texts are about: give the model text_vectors\n",
+        false => "",
+    };
+    format!(
+        "{out}: a whole model for transformers with trust_remote_code=True, mixtures on {modules} modules, \
+         {parameters} parameters{heads}\n{texts}"
     )
 }
 

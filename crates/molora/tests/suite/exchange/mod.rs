@@ -12,4 +12,5 @@ mod lora;
 mod method;
 mod parity;
 mod refusal;
+mod transformers;
 mod unequal;

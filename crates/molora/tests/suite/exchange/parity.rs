@@ -3,6 +3,7 @@
 //! itself has read them again.
 
 mod gguf;
+mod transformers;
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
