@@ -107,6 +107,9 @@ fn routes_are_computed(router: &RouterConfig) {
 /// Why the Python beside an export does not compute a mixture, in words; `None` if it does.
 pub fn why_not_computed(spec: &AdapterSpec) -> Option<String> {
     are_computed(spec);
+    if !spec.modules_to_save.is_empty() {
+        return Some("its embeddings or head train whole (adapter.modules_to_save)".into());
+    }
     let place = match spec.composition {
         Composition::Site => None,
         Composition::FeedForward => Some("its experts are whole feed-forward parts"),
@@ -178,6 +181,17 @@ mod tests {
                 assert!(mixture.contains(&format!("\"{name}\"")), "{field}: {name}");
             }
         }
+    }
+
+    #[test]
+    fn tables_that_train_whole_are_refused() {
+        let spec = AdapterSpec {
+            modules_to_save: vec![crate::SavedModule::Embeddings],
+            ..AdapterSpec::default()
+        };
+        assert_eq!(why_not_computed(&AdapterSpec::default()), None);
+        let why = why_not_computed(&spec).expect("no table in the Python");
+        assert!(why.contains("adapter.modules_to_save"), "{why}");
     }
 
     #[test]
