@@ -432,10 +432,7 @@ pub enum RunProblem {
     #[error("no adapter of PEFT computes what this run does: {why}")]
     NotOfPeft { why: String },
     /// A run of a method that the Python of an export does not compute.
-    #[error(
-        "the Python of --format transformers does not compute this run: {why}; molora generate and molora eval \
-         read the run itself"
-    )]
+    #[error("the Python of --format transformers does not compute this run: {why}")]
     NotInPython { why: String },
     /// A given expert without the gate that the routers go by.
     #[error(
