@@ -1,4 +1,5 @@
 //! What can be wrong with a folder or file that a command is given.
+// tidy-allow: long-file one list of all that can be wrong, which is read by its names
 
 use std::path::PathBuf;
 

@@ -170,7 +170,10 @@ fn mixtures_elsewhere_are_refused_by_name() {
         ),
     ] {
         let world = written(recipe);
-        let words = [words, "molora generate and molora eval read the run itself"];
+        let words = [
+            words,
+            "the Python of --format transformers does not compute this run",
+        ];
         refused(&world, &["out"], &words);
     }
 }
