@@ -124,7 +124,10 @@ fn what_cannot_go_on_is_said() {
     let run = world.train(&small("lora"), "run");
     let alone = world.run(&["train", "--resume", "run", "--schedule", "restart"]);
     let text = String::from_utf8_lossy(&alone.stderr);
-    assert!(text.contains("--steps <N>"), "{text}");
+    assert!(
+        text.contains("--schedule needs --resume and --steps"),
+        "{text}"
+    );
     refused(
         "run",
         "20",
