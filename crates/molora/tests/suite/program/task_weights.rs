@@ -142,11 +142,11 @@ fn weights_that_cannot_be_are_refused() {
         ),
         (
             [("pets", 0.0)],
-            "data.task_weights.pets is 0, expected a finite number above 0",
+            "data.task_weights.pets is 0, expected a number from 1e-9 to 1e9",
         ),
         (
             [("pets", f64::NAN)],
-            "data.task_weights.pets is NaN, expected a finite",
+            "data.task_weights.pets is NaN, expected a number from",
         ),
     ] {
         let request = world.request(weighted(small("lora"), &weights), "refused");

@@ -54,7 +54,7 @@ fn one_thread_is_enough() {
     let served = Served::start(program);
     let body = json!({"model": "run", "prompt": "w1 w2", "max_tokens": 4, "temperature": 0});
     let found = served.ask("/v1/completions", &body);
-    assert_eq!(found["usage"]["prompt_tokens"], 2, "{found}");
+    assert_eq!(found["usage"]["completion_tokens"], 4, "{found}");
 }
 
 /// Token routers, a gate by task, and a sequence router that keeps its decision.
