@@ -224,7 +224,7 @@ impl TokenizedTask {
         }
     }
 
-    /// Token counts of one split's examples, for samplers and [`super::eval_batches`].
+    /// Token counts of one split's examples, for samplers and `super::eval_batches`.
     pub fn lengths(&self, split: Split) -> Vec<usize> {
         self.split(split)
             .iter()

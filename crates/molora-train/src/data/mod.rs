@@ -1,9 +1,9 @@
 //! From tasks on disk to padded batches.
 //!
-//! The data goes one way: [`task`] finds the files, `format` reads their rows, `schema` says what
-//! these mean and makes them a [`record`], [`prompt`] puts its text together, [`tokenizer`] turns
-//! texts into token ids, [`example`] and [`written`] hold
-//! tokenized records, [`batch`] pads them, [`sampler`]
+//! The data goes one way: `task` finds the files, `format` reads their rows, `schema` says what
+//! these mean and makes them a `record`, `prompt` puts its text together, `tokenizer` turns
+//! texts into token ids, `example` and `written` hold
+//! tokenized records, `batch` pads them, `sampler`
 //! decides which examples the next step sees. The format is described in `docs/data.md`.
 
 mod ask;

@@ -24,7 +24,7 @@ pub enum Label {
 ///
 /// The last fields determine how its text is put together: a chat has messages, text as it
 /// stands is verbatim, and everything else is a prompt of instruction and inputs, unless a template has
-/// written the prompt; see [`super::prompt::pieces`].
+/// written the prompt; see `super::prompt::pieces`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Record {
     /// Name, as a rule `<task>-<split>-<n>`.

@@ -38,7 +38,7 @@ pub enum Strategy {
     },
 }
 
-/// Settings of a [`Sampler`].
+/// Settings of a `Sampler`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "snake_case", deny_unknown_fields)]
 pub struct SamplerConfig {

@@ -1,6 +1,6 @@
 //! What a run reports: records on disk, tables for the terminal, and a self-contained HTML page.
 //!
-//! [`schema`] holds the records; everything else only reads or writes them.
+//! `schema` holds the records; everything else only reads or writes them.
 
 mod schema;
 
@@ -50,11 +50,10 @@ pub use micro_batch::MicroBatch;
 pub use page::{Page, render};
 pub use reader::read_json;
 pub(crate) use reader::read_json_if_there;
-pub(crate) use schema::SCHEMA_VERSION;
 pub use schema::{
     EvalReport, KeptState, ParameterCounts, PredictionReport, Predictions, Record, RoutingReport,
-    RunSummary, SiteRouting, SplitSizes, StepRecord, TaskScore, ValidationRecord, ValidationScore,
-    ValidationScores,
+    RunSummary, SCHEMA_VERSION, SiteRouting, SplitSizes, StepRecord, TaskScore, ValidationRecord,
+    ValidationScore, ValidationScores,
 };
 pub use states::StateMetric;
 pub(crate) use states::kept_states;

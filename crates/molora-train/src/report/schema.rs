@@ -19,7 +19,7 @@ use super::acts::GuardRecord;
 use super::states::StateMetric;
 
 /// Version of every record in this module; it grows when a field changes its meaning.
-pub(crate) const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 1;
 
 /// What one optimiser step measured: one line of `steps.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -23,7 +23,7 @@ use crate::recipe::{Recipe, ValidationConfig, text_error};
 pub const RUN: &str = "run.toml";
 
 /// The format of the file that this molora writes; files without a number are of the first one.
-pub(crate) const FORMAT: u32 = 5;
+pub const FORMAT: u32 = 5;
 
 /// The first format whose runs are scored on the validation split.
 const VALIDATED: u32 = 2;

@@ -13,8 +13,8 @@ mod recover;
 mod swap;
 
 pub use checkpoint::HEADS;
-pub(crate) use config::{FORMAT, PROMPTED, fresh_head, git_commit, write_config};
-pub use config::{RUN, RunConfig, TaskLabels, is_run, read_config};
+pub use config::{FORMAT, RUN, RunConfig, TaskLabels, is_run, read_config};
+pub(crate) use config::{PROMPTED, fresh_head, git_commit, write_config};
 pub use digests::Digests;
 pub(crate) use finished::check_page;
 pub use finished::{FinishedRun, read_base, write_page, write_report};

@@ -35,14 +35,14 @@ pub enum Metric {
         /// Its name.
         label: String,
     },
-    /// Share of texts that are the expected answer, in `0..=1`; see [`exact_match`].
+    /// Share of texts that are the expected answer, in `0..=1`; see `exact_match`.
     ExactMatch {
         /// Only what follows this text counts, as `####` in gsm8k.
         marker: Option<String>,
     },
-    /// Rank correlation, in `-1..=1`; see [`spearman`].
+    /// Rank correlation, in `-1..=1`; see `spearman`.
     Spearman,
-    /// Correlation, in `-1..=1`; see [`pearson`].
+    /// Correlation, in `-1..=1`; see `pearson`.
     Pearson,
 }
 
