@@ -32,7 +32,7 @@ pub mod train;
 pub mod unseen;
 pub mod verify;
 
-pub use error::{RunProblem, TrainError};
+pub use error::{GrowthProblem, RunProblem, TrainError};
 pub use recipe::Recipe;
 
 /// Compiles the examples of the repository's README, and of this crate's.

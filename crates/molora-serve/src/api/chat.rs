@@ -11,7 +11,7 @@ use molora_train::generate::{Event, TokenScore, Writer};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::document::{ChatRequest, ErrorAnswer};
+use super::document::{ChatRequest, Refusals};
 use super::stream::{Speak, respond};
 use super::{App, Frame, blocking, reason};
 use crate::error::{ApiError, json_response};
@@ -104,9 +104,7 @@ fn message(index: usize, said: Said) -> Result<Message, ApiError> {
     request_body = ChatRequest,
     responses(
         (status = 200, description = "`chat.completion`, or server-sent events of `chat.completion.chunk`"),
-        (status = 400, description = "A field is wrong or not supported", body = ErrorAnswer),
-        (status = 404, description = "There is no such model", body = ErrorAnswer),
-        (status = 429, description = "The queue is full", body = ErrorAnswer),
+        Refusals,
     )
 )]
 pub(super) async fn answer(

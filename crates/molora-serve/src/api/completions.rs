@@ -11,7 +11,7 @@ use molora_train::generate::{EncodedPrompt, Event, TokenScore, Writer};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::document::{CompletionRequest, ErrorAnswer};
+use super::document::{CompletionRequest, Refusals};
 use super::stream::{Speak, respond};
 use super::{App, Frame, blocking, reason};
 use crate::error::{ApiError, json_response};
@@ -66,9 +66,7 @@ impl Prompts {
     request_body = CompletionRequest,
     responses(
         (status = 200, description = "`text_completion`, or server-sent events of it"),
-        (status = 400, description = "A field is wrong or not supported", body = ErrorAnswer),
-        (status = 404, description = "There is no such model", body = ErrorAnswer),
-        (status = 429, description = "The queue is full", body = ErrorAnswer),
+        Refusals,
     )
 )]
 pub(super) async fn answer(

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::Value;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
-use utoipa::{Modify, OpenApi, ToSchema};
+use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::{chat, completions, models, vectors};
 use crate::error::json_response;
@@ -190,6 +190,21 @@ pub(super) struct DetokenizeRequest {
     model: String,
     /// The tokens.
     tokens: Vec<usize>,
+}
+
+/// Why a request has no answer.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes answers")]
+pub(super) enum Refusals {
+    /// A field is wrong or not supported.
+    #[response(status = 400)]
+    Field(ErrorAnswer),
+    /// There is no such model.
+    #[response(status = 404)]
+    Model(ErrorAnswer),
+    /// More requests are written or wait than there is room for.
+    #[response(status = 429)]
+    Full(ErrorAnswer),
 }
 
 /// A refusal.

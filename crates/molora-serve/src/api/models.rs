@@ -9,7 +9,7 @@ use axum::response::Response;
 use molora_train::data::Prompt;
 use serde_json::{Value, json};
 
-use super::document::{DetokenizeRequest, ErrorAnswer, TokenizeRequest};
+use super::document::{DetokenizeRequest, ErrorAnswer, Refusals, TokenizeRequest};
 use super::{App, blocking, chat};
 use crate::error::{ApiError, json_response};
 use crate::fields::Fields;
@@ -79,8 +79,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     request_body = TokenizeRequest,
     responses(
         (status = 200, description = "`count`, `max_model_len` and `tokens`"),
-        (status = 400, description = "A field is wrong or not supported", body = ErrorAnswer),
-        (status = 404, description = "There is no such model", body = ErrorAnswer),
+        Refusals,
     )
 )]
 pub(super) async fn tokenize(
@@ -123,8 +122,7 @@ pub(super) async fn tokenize(
     request_body = DetokenizeRequest,
     responses(
         (status = 200, description = "`prompt`"),
-        (status = 400, description = "A field is wrong or not supported", body = ErrorAnswer),
-        (status = 404, description = "There is no such model", body = ErrorAnswer),
+        Refusals,
     )
 )]
 pub(super) async fn detokenize(

@@ -16,7 +16,7 @@ use molora_train::predict::{Answer, Predictor};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::document::{ClassRequest, EmbeddingRequest, ErrorAnswer};
+use super::document::{ClassRequest, EmbeddingRequest, Refusals};
 use super::{App, id, now};
 use crate::error::{ApiError, json_response};
 use crate::fields::Fields;
@@ -55,8 +55,7 @@ fn texts(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     request_body = EmbeddingRequest,
     responses(
         (status = 200, description = "A list of `embedding`"),
-        (status = 400, description = "A field is wrong or not supported", body = ErrorAnswer),
-        (status = 404, description = "There is no such model", body = ErrorAnswer),
+        Refusals,
     )
 )]
 pub(super) async fn embed(
@@ -112,8 +111,7 @@ pub(super) async fn embed(
     request_body = ClassRequest,
     responses(
         (status = 200, description = "A list of `index`, `label`, `probs`, or `index` and `value`"),
-        (status = 400, description = "A field is wrong or not supported", body = ErrorAnswer),
-        (status = 404, description = "There is no such model", body = ErrorAnswer),
+        Refusals,
     )
 )]
 pub(super) async fn classify(

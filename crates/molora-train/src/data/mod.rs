@@ -39,7 +39,7 @@ pub use chat::{ChatError, ChatTemplate};
 pub use contain::is_contained;
 pub use error::DataError;
 pub use example::{Example, Target, TokenizedTask, task_names, tokenize_tasks};
-pub use format::FormatError;
+pub use format::{FormatError, text_of};
 pub(crate) use message::Part;
 pub use message::{Chat, Message};
 pub use metrics::{Metric, MetricError};

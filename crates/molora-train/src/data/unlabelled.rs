@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::error::{At, DataError, Place};
-use super::format::{FormatError, Row, check_utf8, read_rows, read_text};
+use super::format::{FormatError, Row, read_rows, read_text, text_of};
 use super::prompt::ANSWERS;
 use super::record::Record;
 use super::schema::{Reading, Schema, warn_of_unread};
@@ -34,11 +34,7 @@ pub fn load_unlabelled(
     columns: &BTreeMap<String, String>,
 ) -> Result<Vec<Record>, DataError> {
     if path.extension().is_some_and(|ending| ending == "txt") {
-        let text = read_text(path)?;
-        for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
-            check_utf8(line, &Place::new(path, At::Line(index + 1)))?;
-        }
-        let text = String::from_utf8_lossy(&text);
+        let text = text_of(read_text(path)?, path)?;
         return unlabelled(lines(&text, path)?, path, meta);
     }
     let (format, mut rows) = read_rows(path, Arc::new(|_: &str| true))?;

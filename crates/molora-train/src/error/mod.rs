@@ -1,5 +1,6 @@
 //! What can go wrong in a run.
 
+mod growth;
 mod problem;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use crate::data::{ChatError, DataError};
 use crate::hub::HubError;
 use crate::report::ReportError;
 
+pub use growth::GrowthProblem;
 pub use problem::RunProblem;
 
 /// A failure of a run, each as one line.
@@ -175,16 +177,16 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    pub(crate) fn run(path: &std::path::Path, problem: RunProblem) -> Self {
+    pub(crate) fn run(path: &std::path::Path, problem: impl Into<RunProblem>) -> Self {
         Self::Run {
             path: path.to_owned(),
-            problem,
+            problem: problem.into(),
         }
     }
 
     pub(crate) fn json(path: &std::path::Path) -> impl FnOnce(serde_json::Error) -> Self {
         let path = path.to_owned();
-        move |error| Self::run(&path, error.into())
+        move |error| Self::run(&path, RunProblem::from(error))
     }
 
     pub(crate) fn optimizer<E: ToString>(path: &std::path::Path) -> impl FnOnce(E) -> Self {

@@ -1,10 +1,10 @@
 //! What can be wrong with a folder or file that a command is given.
-// tidy-allow: long-file one list of all that can be wrong, which is read by its names
 
 use std::path::PathBuf;
 
 use molora_adapters::AdapterError;
 
+use super::GrowthProblem;
 use crate::report::format::mebibytes;
 
 /// Why a folder or file cannot be used as asked; the error names it in front of this.
@@ -344,20 +344,6 @@ pub enum RunProblem {
     /// An expert that differs from the others at a site.
     #[error("{site}: {source}")]
     Unlike { site: String, source: AdapterError },
-    /// A recipe that cannot grow.
-    #[error("recipe {recipe} cannot get another expert: {why}")]
-    CannotGrow { recipe: String, why: &'static str },
-    /// A task that cannot go, where experts belong to none.
-    #[error(
-        "recipe {recipe} trains no expert alone: only the task that was added last can go, {last}"
-    )]
-    TrainedTogether { recipe: String, last: String },
-    /// An expert that is there already.
-    #[error("has an expert of {task} already")]
-    HasExpert { task: String },
-    /// An expert that is not there, by its task.
-    #[error("has no expert of {task}; there are: {known}")]
-    NoExpertOf { task: String, known: String },
     /// An expert that is not there, by name or number.
     #[error("has no expert `{name}`; {known} from 0 to {last}")]
     NoExpert {
@@ -374,27 +360,6 @@ pub enum RunProblem {
     /// A model that writes, but not for many at once.
     #[error("cannot be served: {why}")]
     NotServed { why: &'static str },
-    /// The last expert, which stays.
-    #[error("{task} is its only expert, expected another one to stay")]
-    OnlyExpert { task: String },
-    /// An addition that was begun in another way.
-    #[error(
-        "the expert was begun with other data, another group or beside other experts: give the same \
-         options, or remove this folder"
-    )]
-    BegunOtherwise,
-    /// A new expert without a group.
-    #[error(
-        "task {task} has no group in its task.json; name one of this run's with --group, or a new one: \
-         {known}"
-    )]
-    NoGroup { task: String, known: String },
-    /// A group for a method that has none.
-    #[error("recipe {recipe} has no groups of experts, but {group} is given")]
-    NoGroups { recipe: String, group: String },
-    /// A stage that would be left without a task.
-    #[error("stage {stage} trains on {task} alone")]
-    StageOfOneTask { stage: String, task: String },
 
     /// A site of which nothing can be fitted.
     #[error("what {site} reads or adds is not finite: its weights are broken or far too large")]
@@ -499,4 +464,7 @@ pub enum RunProblem {
         first: String,
         expected: String,
     },
+    /// What is wrong with adding or removing an expert.
+    #[error(transparent)]
+    Growth(#[from] GrowthProblem),
 }

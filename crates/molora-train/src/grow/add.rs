@@ -15,7 +15,7 @@ use crate::base::files::{copy, is_there};
 use crate::base::place::{NewFolder, discard};
 use crate::base::{DeviceSpec, bundled};
 use crate::data::{Task, WritingConfig, load_tasks_for};
-use crate::error::{RunProblem, TrainError};
+use crate::error::{GrowthProblem, TrainError};
 use crate::guide::{Instructions, check_instructions};
 use crate::model::{NewValues, with_stable_ids};
 use crate::recipe::Scope;
@@ -69,7 +69,7 @@ pub fn add_expert(
     let way = way(run, &old)?;
     if names(&old).contains(&request.task) {
         let task = request.task.clone();
-        let problem = RunProblem::HasExpert { task };
+        let problem = GrowthProblem::HasExpert { task };
         return Err(TrainError::run(run, problem));
     }
     let data = request.data.as_deref().map_or(old.data.clone(), absolute);
@@ -182,7 +182,7 @@ impl Growth<'_> {
         if read_config(&self.work).is_ok_and(|begun| begun == self.config) {
             return Ok(());
         }
-        Err(TrainError::run(&self.work, RunProblem::BegunOtherwise))
+        Err(TrainError::run(&self.work, GrowthProblem::BegunOtherwise))
     }
 
     /// Folder in which the mixture trains; it is there once an expert that is trained alone is trained.

@@ -6,7 +6,7 @@ use molora_models::Growth;
 
 use crate::base::bundled;
 use crate::data::Task;
-use crate::error::{RunProblem, TrainError};
+use crate::error::{GrowthProblem, TrainError};
 use crate::recipe::{StageConfig, Transform};
 use crate::store::{Digests, PROMPTED, RUN, RunConfig, TaskLabels};
 
@@ -41,7 +41,7 @@ pub(super) fn way(run: &Path, config: &RunConfig) -> Result<Way, TrainError> {
         false => recipe.adapter.growth(),
     };
     growth.map(Way::Together).map_err(|why| {
-        let problem = RunProblem::CannotGrow {
+        let problem = GrowthProblem::CannotGrow {
             recipe: recipe.name.clone(),
             why,
         };
@@ -60,7 +60,7 @@ pub(super) fn position(run: &Path, config: &RunConfig, task: &str) -> Result<usi
     let names = super::names(config);
     let found = names.iter().position(|name| name == task);
     found.ok_or_else(|| {
-        let problem = RunProblem::NoExpertOf {
+        let problem = GrowthProblem::NoExpertOf {
             task: task.into(),
             known: names.join(", "),
         };
@@ -95,7 +95,7 @@ pub(super) fn grown(
             let own = group.or(task.meta.group.as_deref());
             let Some(group) = own.filter(|group| !group.is_empty()) else {
                 let known: Vec<&str> = groups.keys().map(String::as_str).collect();
-                let problem = RunProblem::NoGroup {
+                let problem = GrowthProblem::NoGroup {
                     task: name.clone(),
                     known: known.join(", "),
                 };
@@ -104,7 +104,7 @@ pub(super) fn grown(
             groups.entry(group.into()).or_default().push(name.clone());
         }
         (None, Some(group)) => {
-            let problem = RunProblem::NoGroups {
+            let problem = GrowthProblem::NoGroups {
                 recipe: config.recipe.name.clone(),
                 group: group.into(),
             };
@@ -140,7 +140,7 @@ pub(super) fn shrunk(run: &Path, config: &RunConfig, task: &str) -> Result<RunCo
     for stage in recipe.stages.iter_mut().chain(&mut recipe.growth) {
         // An empty list would mean all tasks.
         if stage.tasks == [task] {
-            let problem = RunProblem::StageOfOneTask {
+            let problem = GrowthProblem::StageOfOneTask {
                 stage: stage.name.clone(),
                 task: task.into(),
             };

@@ -11,7 +11,7 @@ use super::{names, progress, stored_mixture};
 use crate::base::files::{copy, copy_into};
 use crate::base::place::discard;
 use crate::base::{DeviceSpec, base_model};
-use crate::error::{RunProblem, TrainError};
+use crate::error::{GrowthProblem, TrainError};
 use crate::guide::Instructions;
 use crate::model::with_stable_ids;
 use crate::report::read_records;
@@ -53,14 +53,14 @@ pub fn remove_expert(
     let config = read_finished(run)?;
     let place = position(run, &config, task)?;
     if config.tasks.len() == 1 {
-        let problem = RunProblem::OnlyExpert { task: task.into() };
+        let problem = GrowthProblem::OnlyExpert { task: task.into() };
         return Err(TrainError::run(run, problem));
     }
     let was_added = |task: &str| run.join(BEFORE).join(task).is_dir();
     let is_last = place + 1 == config.tasks.len() && was_added(task);
     if !is_last && !is_apart(&config) {
         let last = &config.tasks[config.tasks.len() - 1].name;
-        let problem = RunProblem::TrainedTogether {
+        let problem = GrowthProblem::TrainedTogether {
             recipe: config.recipe.name,
             last: match was_added(last) {
                 true => format!("which is {last}"),

@@ -35,6 +35,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use molora_train::data::text_of;
 
 /// Train mixtures of LoRA experts, evaluate them, and see what they learned.
 #[derive(Debug, Parser)]
@@ -146,28 +147,13 @@ const STANDARD_INPUT: &str = "standard input";
 fn read_standard_input() -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     std::io::stdin().read_to_end(&mut bytes)?;
-    utf8(bytes, STANDARD_INPUT)
+    Ok(text_of(bytes, Path::new(STANDARD_INPUT))?)
 }
 
 /// A file's text.
 fn read_utf8(path: &Path) -> anyhow::Result<String> {
-    let name = path.display().to_string();
-    let bytes = std::fs::read(path).with_context(|| name.clone())?;
-    utf8(bytes, &name)
-}
-
-/// Bytes as text; where they are none, the error names line and byte.
-fn utf8(bytes: Vec<u8>, name: &str) -> anyhow::Result<String> {
-    String::from_utf8(bytes).map_err(|error| {
-        let good = error.utf8_error().valid_up_to();
-        let before = &error.as_bytes()[..good];
-        let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
-        let start = before
-            .iter()
-            .rposition(|&byte| byte == b'\n')
-            .map_or(0, |at| at + 1);
-        anyhow::anyhow!("{name}:{line}: byte {} is no UTF-8", good - start + 1)
-    })
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    Ok(text_of(bytes, path)?)
 }
 
 /// Writes a line to standard error. Nobody has to read it: a reader that went away and a full disk

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::error::{DataError, Place};
+use super::error::{At, DataError, Place};
 pub use error::FormatError;
 pub(super) use jsonl::parse_lines;
 
@@ -132,8 +132,19 @@ pub(super) fn read_text(path: &Path) -> Result<Vec<u8>, DataError> {
     Ok(text)
 }
 
+/// Bytes as a text; `path` is named in errors.
+///
+/// # Errors
+/// The first line that is no UTF-8, with the byte.
+pub fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String, DataError> {
+    for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
+        check_utf8(line, &Place::new(path, At::Line(index + 1)))?;
+    }
+    Ok(String::from_utf8(bytes).expect("every line is UTF-8"))
+}
+
 /// The error for bytes that are no UTF-8, if there is one.
-pub(super) fn check_utf8(text: &[u8], place: &Place) -> Result<(), FormatError> {
+fn check_utf8(text: &[u8], place: &Place) -> Result<(), FormatError> {
     std::str::from_utf8(text)
         .map(|_| ())
         .map_err(|error| FormatError::Encoding {

@@ -10,7 +10,7 @@ mod generate;
 mod gguf;
 mod lora;
 mod method;
-mod parity;
+pub(crate) mod parity;
 mod refusal;
 mod transformers;
 mod unequal;

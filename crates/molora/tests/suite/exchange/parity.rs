@@ -35,7 +35,7 @@ const IDS: [[i64; 6]; 2] = [[3, 17, 5, 30, 21, 8], [11, 2, 30, 4, 9, 1]];
 const TARGET: [[i64; 3]; 2] = [[0, 7, 4], [0, 12, 3]];
 
 /// What a model returns for these texts: scores, or an encoder's hidden states.
-fn output(model: &Backbone) -> Tensor<3> {
+pub(crate) fn output(model: &Backbone) -> Tensor<3> {
     let text = |ids: Tensor<2, Int>| DecoderInput {
         mask: Tensor::full(ids.dims(), true, &device()),
         ids,

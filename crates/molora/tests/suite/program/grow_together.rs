@@ -186,6 +186,18 @@ fn assert_works(world: &World, run: &Path, name: &str) {
     assert!(output.status.success(), "{name}: {errors}");
 }
 
+/// A run that got `weather`, which works and has every old value, and what it was before.
+fn with_weather(name: &str) -> (World, PathBuf, PathBuf) {
+    let world = World::new();
+    let run = two(&world, decaying(name), "run");
+    let before = world.path("before");
+    copy_folder(&run, &before);
+    add(&run, "weather");
+    assert_kept(&run, &before, name);
+    assert_works(&world, &run, name);
+    (world, run, before)
+}
+
 #[test]
 fn every_recipe_is_on_one_of_the_lists() {
     let mut listed: Vec<&str> = [&WITH_EXPERT[..], &BY_TASK, &APART].concat();
@@ -197,13 +209,7 @@ fn every_recipe_is_on_one_of_the_lists() {
 #[test]
 fn an_expert_joins_and_the_others_keep_every_bit() {
     for name in WITH_EXPERT {
-        let world = World::new();
-        let run = two(&world, decaying(name), "run");
-        copy_folder(&run, &world.path("before"));
-        let before = world.path("before");
-        add(&run, "weather");
-        assert_kept(&run, &before, name);
-        assert_works(&world, &run, name);
+        let (_world, run, before) = with_weather(name);
         let names: Vec<String> = steps(&run).into_iter().map(|step| step.stage).collect();
         // Half of the run's steps, as there were two tasks, and as many on the data of all.
         assert_eq!(names.len(), 40, "{name}");
@@ -224,13 +230,7 @@ fn an_expert_joins_and_the_others_keep_every_bit() {
 #[test]
 fn a_task_that_weighs_experts_apart_leaves_the_others_as_they_are() {
     for name in BY_TASK {
-        let world = World::new();
-        let run = two(&world, decaying(name), "run");
-        copy_folder(&run, &world.path("before"));
-        let before = world.path("before");
-        add(&run, "weather");
-        assert_kept(&run, &before, name);
-        assert_works(&world, &run, name);
+        let (_world, run, before) = with_weather(name);
         for file in ["eval.json", "predictions.json"] {
             let tasks = |run: &Path| read_json(&run.join(file))["tasks"].clone();
             let (found, old) = (tasks(&run), tasks(&before));

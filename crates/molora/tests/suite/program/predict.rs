@@ -219,7 +219,10 @@ fn standard_input_is_of_one_kind_and_utf8() {
     let mixed =
         "standard input:2: key \"input\" is \"a JSON object\", but the first line is a text";
     refused(b"w0 w1\n{\"input\": \"w2\"}\n", mixed);
-    refused(b"w0\nw1 caf\xe9\n", "standard input:2: byte 7 is no UTF-8");
+    refused(
+        b"w0\nw1 caf\xe9\n",
+        "standard input:2: no UTF-8 text: byte 7",
+    );
 }
 
 #[test]

@@ -7,7 +7,8 @@ use molora_models::SavedModule::{Embeddings, Head};
 use molora_testkit::{assert_close, device};
 use molora_train::run::{evaluate_run, train};
 
-use super::{TOLERANCE, both, decoder, output};
+use super::{TOLERANCE, both, decoder};
+use crate::exchange::parity::output;
 use crate::world::read_json;
 
 #[test]

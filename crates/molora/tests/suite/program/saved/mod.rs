@@ -5,13 +5,9 @@ mod files;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use burn::tensor::Tensor;
 use molora_kernels::random::Seed;
 use molora_models::peft::{PeftAdapter, attach};
-use molora_models::{
-    Adaptable, Backbone, BaseDtype, DecoderInput, EncoderInput, ForwardContext, ParameterKind,
-    SavedModule, load_adapter,
-};
+use molora_models::{Adaptable, Backbone, BaseDtype, ParameterKind, SavedModule, load_adapter};
 use molora_testkit::device;
 use molora_train::recipe::{FinalState, Recipe};
 use molora_train::run::{Request, train};
@@ -116,25 +112,6 @@ impl Case {
             assert!(line.contains(word), "{word}: {errors}");
         }
         assert!(!self.world.path("out").exists(), "{arguments:?}");
-    }
-}
-
-/// Scores of a decoder, hidden states of an encoder.
-fn output(model: &Backbone) -> Tensor<3> {
-    let rows = [vec![3, 17, 5, 30, 21], vec![1, 2, 30, 4, 9]];
-    let read = DecoderInput::from_sequences(&rows, &device());
-    let context = ForwardContext::new(read.mask.clone().float());
-    match model {
-        Backbone::Encoder(model) => {
-            let input = EncoderInput {
-                type_ids: Tensor::zeros(read.ids.dims(), &device()),
-                ids: read.ids,
-                mask: read.mask,
-            };
-            model.forward(&input, &context).hidden
-        }
-        Backbone::Decoder(model) => model.logits(model.forward(&read, &context).hidden),
-        Backbone::EncoderDecoder(_) => panic!("no world has one"),
     }
 }
 
