@@ -34,7 +34,7 @@ pub fn load_unlabelled(
     columns: &BTreeMap<String, String>,
 ) -> Result<Vec<Record>, DataError> {
     if path.extension().is_some_and(|ending| ending == "txt") {
-        let text = text_of(read_text(path)?, path)?;
+        let text = text_of(&read_text(path)?, path)?;
         return unlabelled(lines(&text, path)?, path, meta);
     }
     let (format, mut rows) = read_rows(path, Arc::new(|_: &str| true))?;

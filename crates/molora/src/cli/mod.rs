@@ -147,13 +147,13 @@ const STANDARD_INPUT: &str = "standard input";
 fn read_standard_input() -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     std::io::stdin().read_to_end(&mut bytes)?;
-    Ok(text_of(bytes, Path::new(STANDARD_INPUT))?)
+    Ok(text_of(&bytes, Path::new(STANDARD_INPUT))?)
 }
 
 /// A file's text.
 fn read_utf8(path: &Path) -> anyhow::Result<String> {
     let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-    Ok(text_of(bytes, path)?)
+    Ok(text_of(&bytes, path)?)
 }
 
 /// Writes a line to standard error. Nobody has to read it: a reader that went away and a full disk

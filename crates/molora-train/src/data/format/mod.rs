@@ -136,11 +136,12 @@ pub(super) fn read_text(path: &Path) -> Result<Vec<u8>, DataError> {
 ///
 /// # Errors
 /// The first line that is no UTF-8, with the byte.
-pub fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String, DataError> {
+pub fn text_of(bytes: &[u8], path: &Path) -> Result<String, DataError> {
     for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
         check_utf8(line, &Place::new(path, At::Line(index + 1)))?;
     }
-    Ok(String::from_utf8(bytes).expect("every line is UTF-8"))
+    // Every line is UTF-8, so that nothing is replaced.
+    Ok(String::from_utf8_lossy(bytes).into_owned())
 }
 
 /// The error for bytes that are no UTF-8, if there is one.
