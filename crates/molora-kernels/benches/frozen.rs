@@ -61,5 +61,11 @@ fn x_w<const TYPE: usize>(bencher: Bencher<'_, '_>, shape: usize) {
 /// As the head of a language model, and as the gradient of `x`.
 #[divan::bench(args = 0..SHAPES.len(), consts = [0, 1])]
 fn x_w_transposed<const TYPE: usize>(bencher: Bencher<'_, '_>, shape: usize) {
-    bench(bencher, shape, TYPES[TYPE], linear_transposed, true);
+    bench(
+        bencher,
+        shape,
+        TYPES[TYPE],
+        |x, table| linear_transposed(x, table, None),
+        true,
+    );
 }

@@ -19,8 +19,8 @@
 //! | [`attention`] | `softmax(q * k^T / sqrt(width)) * v` per head | `q`, `k`, `v` |
 //! | [`attention_with`] | the same, causal, grouped, packed, with a bias | `q`, `k`, `v`, the bias |
 //! | [`linear`] | `x * W + b` | nothing but `W` if it is frozen, else `x` |
-//! | [`linear_transposed`] | `x * table^T` | nothing but a frozen `table` |
-//! | [`linear_blocks`] | `x * W + b`, `W` of 8 or 4 bits | nothing but `W` |
+//! | [`linear_transposed`] | `x * table^T + b` | nothing but a frozen `table` |
+//! | [`linear_blocks`] | `x * W^T + b`, `W` of 8 or 4 bits | nothing but `W` |
 //! | [`low_rank_mix`] | `y + sum_e w_e * (sigma o low_e) * B_e` | `low`, `w`, `B` |
 //! | [`top_k_mask`] | which entries are the `k` largest of their row | no gradient |
 //! | [`dropout`] | `x * mask / (1 - p)`, the mask from a seed | nothing |

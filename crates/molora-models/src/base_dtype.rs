@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
 use crate::layers::frozen;
+use crate::reader::Layout;
 
 /// The type in which the frozen matrices of a base model are kept. What is computed, and all that is
 /// trained, is f32 with each.
@@ -71,14 +72,33 @@ impl BaseDtype {
         }
     }
 
-    /// The weight of a linear layer of the f32 numbers of `data`.
-    pub(crate) fn weight(self, data: TensorData, device: &Device) -> BaseWeight {
-        let bits = match self {
-            Self::F32 | Self::Bf16 => return BaseWeight::of(self.table(data, device)),
-            Self::Q8 => 8,
-            Self::Q4 => 4,
+    /// The weight of a linear layer of f32 numbers that lie in the order of a file.
+    pub(crate) fn weight(
+        self,
+        values: Vec<f32>,
+        [inputs, outputs]: [usize; 2],
+        layout: Layout,
+        device: &Device,
+    ) -> BaseWeight {
+        let wanted = match self {
+            Self::F32 => Layout::InOut,
+            Self::Bf16 | Self::Q8 | Self::Q4 => Layout::OutIn,
         };
-        BaseWeight::Blocks(BlockMatrix::new(data, bits, device))
+        let shape = |layout| match layout {
+            Layout::InOut => [inputs, outputs],
+            Layout::OutIn => [outputs, inputs],
+        };
+        let values = match layout == wanted {
+            true => values,
+            false => transposed(&values, shape(layout)),
+        };
+        let data = TensorData::new(values, shape(wanted));
+        match self {
+            Self::F32 => BaseWeight::Numbers(frozen(self.table(data, device))),
+            Self::Bf16 => BaseWeight::Half(frozen(self.table(data, device))),
+            Self::Q8 => BaseWeight::Blocks(BlockMatrix::new(data, 8, device)),
+            Self::Q4 => BaseWeight::Blocks(BlockMatrix::new(data, 4, device)),
+        }
     }
 }
 
@@ -98,34 +118,46 @@ impl FromStr for BaseDtype {
     }
 }
 
-/// The frozen weight of a linear layer, `[D, O]`.
+/// The frozen weight of a linear layer of D inputs and O outputs.
 #[derive(Module, Debug)]
 pub enum BaseWeight {
-    /// In f32 or bf16.
+    /// In f32, `[D, O]`.
     Numbers(Param<Tensor<2>>),
-    /// In 8 or 4 bits a number.
+    /// In bf16, `[O, D]`: the numbers of an output side by side, as decoding reads them.
+    Half(Param<Tensor<2>>),
+    /// In 8 or 4 bits a number, `[O, D]`.
     Blocks(BlockMatrix),
 }
 
 impl BaseWeight {
-    /// A weight that keeps the type of the tensor.
+    /// A weight `[D, O]` of f32 or bf16 that keeps the type of the tensor.
     pub fn of(weight: Tensor<2>) -> Self {
-        Self::Numbers(frozen(weight))
+        match weight.dtype() {
+            DType::BF16 => {
+                let device = weight.device();
+                // In memory of its own: a view would be laid out again in every product.
+                let data = weight.transpose().into_data();
+                Self::Half(frozen(Tensor::from_data(data, (&device, DType::BF16))))
+            }
+            _ => Self::Numbers(frozen(weight)),
+        }
     }
 
     /// Inputs and outputs.
     pub fn dims(&self) -> [usize; 2] {
-        match self {
-            Self::Numbers(weight) => weight.dims(),
+        let [outputs, inputs] = match self {
+            Self::Numbers(weight) => return weight.dims(),
+            Self::Half(weight) => weight.dims(),
             Self::Blocks(blocks) => blocks.dims(),
-        }
+        };
+        [inputs, outputs]
     }
 
     /// Its type.
     pub fn dtype(&self) -> BaseDtype {
         match self {
-            Self::Numbers(weight) if weight.dtype() == DType::F32 => BaseDtype::F32,
-            Self::Numbers(_) => BaseDtype::Bf16,
+            Self::Numbers(_) => BaseDtype::F32,
+            Self::Half(_) => BaseDtype::Bf16,
             Self::Blocks(blocks) if blocks.bits() == 8 => BaseDtype::Q8,
             Self::Blocks(_) => BaseDtype::Q4,
         }
@@ -134,16 +166,17 @@ impl BaseWeight {
     /// Where it lies.
     pub fn device(&self) -> Device {
         match self {
-            Self::Numbers(weight) => weight.device(),
+            Self::Numbers(weight) | Self::Half(weight) => weight.device(),
             Self::Blocks(blocks) => blocks.device(),
         }
     }
 
-    /// Its numbers in f32: a copy, unless it is in f32.
+    /// Its numbers in f32, `[D, O]`: a copy, unless it is in f32.
     pub fn wide(&self) -> Tensor<2> {
         match self {
-            Self::Numbers(weight) => wide(weight.val()),
-            Self::Blocks(blocks) => blocks.wide(),
+            Self::Numbers(weight) => weight.val(),
+            Self::Half(weight) => wide(weight.val()).transpose(),
+            Self::Blocks(blocks) => blocks.wide().transpose(),
         }
     }
 
@@ -151,9 +184,27 @@ impl BaseWeight {
     pub(crate) fn times(&self, x: Tensor<3>, bias: Option<Tensor<1>>) -> Tensor<3> {
         match self {
             Self::Numbers(weight) => molora_kernels::linear(x, weight.val(), bias),
+            Self::Half(weight) => molora_kernels::linear_transposed(x, weight.val(), bias),
             Self::Blocks(blocks) => molora_kernels::linear_blocks(x, blocks, bias),
         }
     }
+}
+
+/// A matrix of `[rows, columns]`, column by column.
+pub(crate) fn transposed(values: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
+    // Squares that fit the fastest cache: whole columns would touch a line of memory per number.
+    const SIDE: usize = 32;
+    let mut out = vec![0.0; values.len()];
+    for top in (0..rows).step_by(SIDE) {
+        for left in (0..columns).step_by(SIDE) {
+            for column in left..columns.min(left + SIDE) {
+                for row in top..rows.min(top + SIDE) {
+                    out[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    out
 }
 
 /// A matrix in f32, whatever its type.
@@ -161,5 +212,50 @@ pub(crate) fn wide(matrix: Tensor<2>) -> Tensor<2> {
     match matrix.dtype() {
         DType::F32 => matrix,
         _ => matrix.cast(DType::F32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use molora_testkit::{assert_close, device};
+
+    use super::*;
+
+    #[test]
+    fn a_matrix_is_transposed_at_any_size() {
+        for (rows, columns) in [(1, 1), (3, 50), (64, 32), (33, 65)] {
+            let values: Vec<f32> = (0..rows * columns).map(|value| value as f32).collect();
+            let out = transposed(&values, [rows, columns]);
+            let is_moved = |(index, value): (usize, &f32)| {
+                let (column, row) = (index / rows, index % rows);
+                *value == (row * columns + column) as f32
+            };
+            assert!(out.iter().enumerate().all(is_moved));
+        }
+    }
+
+    #[test]
+    fn a_weight_is_the_same_in_every_type_and_from_both_layouts() {
+        let (inputs, outputs) = (3, 2);
+        // Whole multiples of one scale in every type.
+        let by_inputs = vec![-8.0f32, 1.0, 2.0, -8.0, 3.0, 4.0];
+        let by_outputs = transposed(&by_inputs, [inputs, outputs]);
+        let x = Tensor::<3>::from_floats([[[1.0, -1.0, 1.0]], [[1.0, 1.0, 0.0]]], &device());
+        let bias = Tensor::<1>::from_floats([0.5, -0.5], &device());
+        for dtype in BaseDtype::ALL {
+            for (values, layout) in [(&by_inputs, Layout::InOut), (&by_outputs, Layout::OutIn)] {
+                let weight = dtype.weight(values.clone(), [inputs, outputs], layout, &device());
+                assert_eq!((weight.dims(), weight.dtype()), ([3, 2], dtype));
+                let expected = [[-8.0, 1.0], [2.0, -8.0], [3.0, 4.0]];
+                assert_close(weight.wide(), expected, 1e-6, "numbers");
+                let y = weight.times(x.clone(), Some(bias.clone()));
+                let expected = [[[-6.5, 12.5]], [[-5.5, -7.5]]];
+                assert_close(y, expected, 1e-6, "product");
+            }
+        }
+        let weight = Tensor::<2>::from_floats([[-8.0, 1.0], [2.0, -8.0], [3.0, 4.0]], &device());
+        let half = BaseWeight::of(weight.clone().cast(burn::tensor::FloatDType::BF16));
+        assert_eq!((half.dims(), half.dtype()), ([3, 2], BaseDtype::Bf16));
+        assert_close(half.wide(), weight, 1e-6, "of a tensor");
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::base_dtype::BaseDtype;
+use crate::base_dtype::{BaseDtype, transposed};
 use crate::checkpoint::ModelWeights;
 use crate::layers::{Norm, frozen};
 use crate::{LayerNorm, MoLoraLinear, ModelError, RmsNorm};
@@ -69,19 +69,17 @@ impl Reader<'_> {
         Ok(frozen(self.tensor(values, shape)))
     }
 
-    /// A weight in rows of inputs, whatever the file's layout.
+    /// The numbers of a weight in the file's layout.
     fn weight(
         &mut self,
         path: &str,
         [inputs, outputs]: [usize; 2],
     ) -> Result<Vec<f32>, ModelError> {
-        match self.layout {
-            Layout::InOut => self.values(path, "weight", &[inputs, outputs]),
-            Layout::OutIn => {
-                let values = self.values(path, "weight", &[outputs, inputs])?;
-                Ok(transposed(&values, outputs, inputs))
-            }
-        }
+        let shape = match self.layout {
+            Layout::InOut => [inputs, outputs],
+            Layout::OutIn => [outputs, inputs],
+        };
+        self.values(path, "weight", &shape)
     }
 
     /// A linear layer of so many inputs and outputs.
@@ -97,9 +95,7 @@ impl Reader<'_> {
             false => None,
         };
         let bias = bias.map(|bias| self.tensor(bias, [dims[1]]));
-        let weight = self
-            .dtype
-            .weight(TensorData::new(weight, dims), self.device);
+        let weight = self.dtype.weight(weight, dims, self.layout, self.device);
         Ok(MoLoraLinear::new(weight, bias))
     }
 
@@ -112,22 +108,25 @@ impl Reader<'_> {
         has_bias: bool,
     ) -> Result<[MoLoraLinear; N], ModelError> {
         let all = outputs.iter().sum();
-        let fused = self.weight(path, [inputs, all])?;
-        let fused = self.tensor(fused, [inputs, all]);
+        let mut fused = self.weight(path, [inputs, all])?;
+        if self.layout == Layout::InOut {
+            fused = transposed(&fused, [inputs, all]);
+        }
         let bias = match has_bias {
             true => Some(self.values(path, "bias", &[all])?),
             false => None,
         };
         let mut start = 0;
         Ok(outputs.map(|width| {
-            // A copy of its own, so that the fused matrix is not kept.
-            let weight = fused.clone().narrow(1, start, width).into_data();
-            let bias = bias.as_ref().map(|bias| {
-                let bias = bias[start..start + width].to_vec();
-                self.tensor(bias, [width])
-            });
+            let rows = start..start + width;
+            let weight = fused[rows.start * inputs..rows.end * inputs].to_vec();
+            let dims = [inputs, width];
+            let weight = self.dtype.weight(weight, dims, Layout::OutIn, self.device);
+            let bias = bias
+                .as_ref()
+                .map(|bias| self.tensor(bias[rows].to_vec(), [width]));
             start += width;
-            MoLoraLinear::new(self.dtype.weight(weight, self.device), bias)
+            MoLoraLinear::new(weight, bias)
         }))
     }
 
@@ -166,40 +165,5 @@ impl Reader<'_> {
             tracing::warn!("{}: tensor `{name}` is not used", path.display());
         }
         Ok(())
-    }
-}
-
-/// A matrix of `rows` rows, column by column.
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    // Squares that fit the fastest cache: whole columns would touch a line of memory per number.
-    const SIDE: usize = 32;
-    let mut out = vec![0.0; values.len()];
-    for top in (0..rows).step_by(SIDE) {
-        for left in (0..columns).step_by(SIDE) {
-            for column in left..columns.min(left + SIDE) {
-                for row in top..rows.min(top + SIDE) {
-                    out[column * rows + row] = values[row * columns + column];
-                }
-            }
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_matrix_is_transposed_at_any_size() {
-        for (rows, columns) in [(1, 1), (3, 50), (64, 32), (33, 65)] {
-            let values: Vec<f32> = (0..rows * columns).map(|value| value as f32).collect();
-            let out = transposed(&values, rows, columns);
-            let is_moved = |(index, value): (usize, &f32)| {
-                let (column, row) = (index / rows, index % rows);
-                *value == (row * columns + column) as f32
-            };
-            assert!(out.iter().enumerate().all(is_moved));
-        }
     }
 }

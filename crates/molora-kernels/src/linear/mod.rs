@@ -61,37 +61,42 @@ pub fn linear<const D: usize>(
     portable::linear(x, weight, bias)
 }
 
-/// Computes `x * table^T` over the last axis: products with every row of a table, as a language
+/// Computes `x * table^T + bias` over the last axis: products with every row of a table, as a language
 /// model's head has them.
 ///
-/// A frozen table may be in bf16, see [`linear`].
+/// A frozen table may be in bf16, see [`linear`]. Of a few rows of `x` it is read once, as it lies, which is what
+/// decoding wants; [`linear`] has no such kernel for bf16.
 ///
 /// # Shapes
 /// - `x`: `[..., in]`
 /// - `table`: `[out, in]`
+/// - `bias`: `[out]`
 /// - returns `[..., out]`
 ///
 /// # Panics
-/// If the widths disagree, or a table in bf16 is tracked.
-pub fn linear_transposed<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> Tensor<D> {
-    assert_eq!(
-        x.dims()[D - 1],
-        table.dims()[1],
-        "widths of x and the table"
-    );
-    #[cfg(feature = "flex")]
-    if supports(&x, None) && crate::flex::supports(&table) {
-        // A view, which the fast path reads as it lies.
-        return linear(x, table.transpose(), None);
+/// If the shapes disagree, or a table in bf16 is tracked.
+pub fn linear_transposed<const D: usize>(
+    x: Tensor<D>,
+    table: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let [outputs, inputs] = table.dims();
+    assert_eq!(x.dims()[D - 1], inputs, "widths of x and the table");
+    if let Some(bias) = &bias {
+        assert_eq!(bias.dims(), [outputs], "width of the bias");
     }
     #[cfg(feature = "flex")]
-    if supports(&x, None) && supports_half(&table) {
-        let outputs = table.dims()[0];
-        return over_rows(x, table, None, outputs, |x, table, bias| {
+    if supports(&x, bias.as_ref()) && crate::flex::supports(&table) {
+        // A view, which the fast path reads as it lies.
+        return linear(x, table.transpose(), bias);
+    }
+    #[cfg(feature = "flex")]
+    if supports(&x, bias.as_ref()) && supports_half(&table) {
+        return over_rows(x, table, bias, outputs, |x, table, bias| {
             Dispatch::fast_half_linear(x, table, bias, true)
         });
     }
-    portable::linear_transposed(x, table)
+    portable::linear_transposed(x, table, bias)
 }
 
 #[cfg(test)]
@@ -128,11 +133,11 @@ pub(crate) mod tests {
         Case {
             name: "linear_transposed",
             others: |[_, width]| vec![[width; 2]],
-            fast: |t| linear_transposed(t[0].clone(), t[1].clone()),
-            plain: Some(|t| portable::linear_transposed(t[0].clone(), t[1].clone())),
+            fast: |t| linear_transposed(t[0].clone(), t[1].clone(), None),
+            plain: Some(|t| portable::linear_transposed(t[0].clone(), t[1].clone(), None)),
             is_row_wise: false,
             tiny: Some((
-                |x| linear_transposed(x.clone(), Tensor::eye(x.dims()[1], &x.device())),
+                |x| linear_transposed(x.clone(), Tensor::eye(x.dims()[1], &x.device()), None),
                 1.0,
             )),
         },
@@ -146,8 +151,11 @@ pub(crate) mod tests {
         },
         Case {
             name: "linear_transposed in bf16",
-            others: |[_, width]| vec![[width; 2]],
-            fast: |t| linear_transposed(t[0].clone(), half(&t[1])),
+            others: |[_, width]| vec![[width; 2], [1, width]],
+            fast: |t| {
+                let bias = t[2].clone().reshape([-1]);
+                linear_transposed(t[0].clone(), half(&t[1]), Some(bias))
+            },
             plain: None,
             is_row_wise: false,
             tiny: None,
@@ -244,8 +252,12 @@ pub(crate) mod tests {
         let x = Tensor::<2>::from_floats([[1.0, 2.0]], &device());
         let table = Tensor::<2>::from_floats([[1.0, 4.0], [0.5, -1.0], [3.0, 0.0]], &device());
         for dtype in [FloatDType::F32, FloatDType::BF16] {
-            let scores = linear_transposed(x.clone(), table.clone().cast(dtype));
+            let table = table.clone().cast(dtype);
+            let scores = linear_transposed(x.clone(), table.clone(), None);
             assert_close(scores, [[9.0, -1.5, 3.0]], 1e-6, "scores");
+            let bias = Tensor::from_floats([0.5, 1.0, -1.0], &device());
+            let scores = linear_transposed(x.clone(), table, Some(bias));
+            assert_close(scores, [[9.5, -0.5, 2.0]], 1e-6, "with a bias");
         }
     }
 
@@ -318,9 +330,9 @@ pub(crate) mod tests {
 
             let table = weight.transpose();
             let (expected, expected_to_x, _) =
-                with_gradients(|x, _| portable::linear_transposed(x, table.clone()), x.clone(), None);
+                with_gradients(|x, bias| portable::linear_transposed(x, table.clone(), bias), x.clone(), bias.clone());
             let (out, to_x, _) =
-                with_gradients(|x, _| linear_transposed(x, table.clone()), x, None);
+                with_gradients(|x, bias| linear_transposed(x, table.clone(), bias), x, bias);
             assert_close(&out, &expected, 1e-2, "scores");
             assert_close(&to_x, &expected_to_x, 2e-2, "gradient of x from scores");
         }

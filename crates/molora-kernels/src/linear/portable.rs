@@ -13,13 +13,21 @@ pub fn linear<const D: usize>(
 }
 
 /// The definition by a matrix product, in the type of `x`.
-pub fn linear_transposed<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> Tensor<D> {
+pub fn linear_transposed<const D: usize>(
+    x: Tensor<D>,
+    table: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
     let table = in_type_of(table, &x);
     let mut shape = x.dims();
     let rows = shape[..D - 1].iter().product::<usize>();
     let x = x.reshape([rows, shape[D - 1]]);
     shape[D - 1] = table.dims()[0];
-    x.matmul(table.transpose()).reshape(shape)
+    let out = x.matmul(table.transpose()).reshape(shape);
+    match bias {
+        Some(bias) => out + bias.unsqueeze(),
+        None => out,
+    }
 }
 
 /// The weight with the numbers of `x`'s type.

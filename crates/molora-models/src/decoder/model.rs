@@ -382,7 +382,7 @@ impl Layer {
 
 /// Products of hidden states `[B, T, D]` with every row of a table `[V, D]`: `[B, T, V]`.
 pub(crate) fn scores(hidden: Tensor<3>, table: &Param<Tensor<2>>) -> Tensor<3> {
-    molora_kernels::linear_transposed(hidden, table.val())
+    molora_kernels::linear_transposed(hidden, table.val(), None)
 }
 
 /// Rows of a table, `[B, T, D]`.

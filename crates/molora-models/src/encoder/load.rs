@@ -11,6 +11,7 @@ use molora_routing::LayerRule;
 
 use crate::checkpoint::{ModelWeights, old_name};
 use crate::layers::frozen;
+use crate::reader::Layout;
 use crate::{BaseDtype, LayerNorm, MoLoraLinear, ModelError, SavedTables};
 
 /// Names in checkpoints of whole BERT models that the encoder does not need.
@@ -148,11 +149,12 @@ impl Reader<'_> {
         d_input: usize,
         d_output: usize,
     ) -> Result<MoLoraLinear, ModelError> {
-        // Files hold [out, in], as PyTorch does; a contiguous [in, out] is what matmul reads.
-        let weight = self.tensor(&format!("{path}.weight"), [d_output, d_input])?;
+        let name = format!("{path}.weight");
+        let weight = self.tensor(&name, [d_output, d_input])?.into_data();
+        let weight = weight.try_into_vec().expect("read as f32");
         let bias = self.tensor(&format!("{path}.bias"), [d_output])?;
-        let weight = weight.transpose().into_data();
-        let weight = self.dtype.weight(weight, self.device);
+        let dims = [d_input, d_output];
+        let weight = self.dtype.weight(weight, dims, Layout::OutIn, self.device);
         Ok(MoLoraLinear::new(weight, Some(bias)))
     }
 

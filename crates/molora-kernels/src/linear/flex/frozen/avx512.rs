@@ -1,4 +1,4 @@
-//! Products with AVX-512-BF16.
+//! Products with AVX-512-BF16, and the processors that have it; all of them have AVX-512-VNNI too.
 //!
 //! `x` is rounded to bf16 once. Each number of the product is summed in one order, whatever is done
 //! by which thread.
@@ -47,6 +47,8 @@ impl Processor {
     pub(super) fn detect() -> Option<Self> {
         let has_all = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
             && is_x86_feature_detected!("avx512bf16");
         has_all.then_some(Self(()))
     }
@@ -55,7 +57,7 @@ impl Processor {
     pub(super) fn product(self, x: &[f32], weight: Frozen<'_>, bias: Option<&[f32]>) -> Vec<f32> {
         let x = self.rounded(x, weight.inner());
         let rows = x.words.len() / x.stride;
-        if rows <= FEW {
+        if rows <= FEW && weight.is_transposed {
             return rows::product(self, rows, &x, weight, bias);
         }
         let shape = [rows, weight.outer()];

@@ -13,12 +13,18 @@ use crate::linear::format::{BLOCK, block_bytes, decode};
 pub(super) enum Numbers<'a> {
     /// One by one.
     Half(&'a [bf16]),
-    /// Rows of blocks, see [`crate::BlockMatrix`].
-    Blocks {
-        codes: &'a [u8],
-        scales: &'a [bf16],
-        bits: usize,
-    },
+    /// Rows of blocks.
+    Blocks(Blocks<'a>),
+}
+
+/// Rows of blocks, see [`crate::BlockMatrix`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Blocks<'a> {
+    pub(super) codes: &'a [u8],
+    pub(super) scales: &'a [bf16],
+    pub(super) bits: usize,
+    /// Rows, and numbers of a row.
+    pub(super) dims: [usize; 2],
 }
 
 /// A matrix on one side of a product, as it lies in memory: `rows` of `cols`.
@@ -37,13 +43,10 @@ impl<'a> Frozen<'a> {
     pub(super) fn new(numbers: Numbers<'a>, [rows, cols]: [usize; 2], is_transposed: bool) -> Self {
         let fits = match numbers {
             Numbers::Half(values) => values.len() == rows * cols,
-            Numbers::Blocks {
-                codes,
-                scales,
-                bits,
-            } => {
+            Numbers::Blocks(of) => {
                 let blocks = rows * cols.div_ceil(BLOCK);
-                codes.len() == blocks * block_bytes(bits) && scales.len() == blocks
+                let has_all = of.codes.len() == blocks * block_bytes(of.bits);
+                has_all && of.scales.len() == blocks && of.dims == [rows, cols]
             }
         };
         assert!(fits, "size of the frozen matrix");
@@ -86,13 +89,9 @@ impl<'a> Frozen<'a> {
         assert!(rows.end <= self.rows && cols.end <= self.cols);
         let (values, stride): (&[bf16], usize) = match self.numbers {
             Numbers::Half(values) => (&values[rows.start * self.cols + cols.start..], self.cols),
-            Numbers::Blocks {
-                codes,
-                scales,
-                bits,
-            } => {
+            Numbers::Blocks(of) => {
                 scratch.resize(rows.len() * cols.len(), bf16::ZERO);
-                let blocks = (codes, scales, block_bytes(bits));
+                let blocks = (of.codes, of.scales, block_bytes(of.bits));
                 let targets = scratch.chunks_exact_mut(cols.len());
                 let blocks_of_row = self.cols.div_ceil(BLOCK);
                 for (row, target) in rows.clone().zip(targets) {

@@ -3,11 +3,14 @@
 //! The matrix lies in memory row by row, once, and serves both `x * W` and `x * W^T`. Where the
 //! processor multiplies pairs of bf16 (AVX-512-BF16), `x` is rounded to bf16 (to nearest, ties to
 //! even) and products are summed in f32; elsewhere the matrix is widened and all is f32. Blocks are decoded
-//! to bf16 part by part. A few rows
-//! of `x`, as in decoding, go through kernels that read the matrix once, as it lies.
+//! to bf16 part by part. A few rows of `x`, as in decoding, go through kernels that read the rows of the
+//! matrix once, as they lie; for one token of each sequence `x` is rounded to bytes too where the matrix is of
+//! blocks, and products are those of whole numbers (AVX-512-VNNI).
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod bytes;
 #[cfg(target_arch = "x86_64")]
 mod decode;
 mod matrix;
@@ -19,7 +22,7 @@ mod tests;
 
 use burn::tensor::Shape;
 
-use self::matrix::{Frozen, Numbers};
+use self::matrix::{Blocks, Frozen, Numbers};
 use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values};
 
 /// How a matrix of blocks is to be read.
@@ -27,6 +30,8 @@ use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values};
 pub(in crate::linear) struct BlockShape {
     pub(in crate::linear) bits: usize,
     pub(in crate::linear) num_cols: usize,
+    /// Whether `x` has one token of each sequence, and may be rounded to bytes.
+    pub(in crate::linear) is_step: bool,
 }
 
 /// `x * W + bias`, or `x * W^T + bias`, for f32 `x` and `bias` and `W` in bf16.
@@ -50,7 +55,7 @@ pub(in crate::linear) fn backward_x(
     affine(&grad, half(&weight, !is_transposed), None)
 }
 
-/// As [`forward`] for a matrix of blocks.
+/// `x * W^T + bias` for a matrix of blocks.
 pub(in crate::linear) fn forward_blocks(
     x: FlexTensor,
     [codes, scales]: [FlexTensor; 2],
@@ -58,8 +63,21 @@ pub(in crate::linear) fn forward_blocks(
     shape: BlockShape,
 ) -> FlexTensor {
     let [x, bias, codes, scales] = [x, bias, codes, scales].map(contiguous);
-    let weight = blocks(&codes, &scales, shape, false);
-    affine(&x, weight, Some(elements(&bias)))
+    let weight = blocks(&codes, &scales, shape);
+    let bias = Some(elements(&bias));
+    #[cfg(target_arch = "x86_64")]
+    if shape.is_step
+        && let Some(processor) = avx512::Processor::detect()
+    {
+        let values = bytes::product(processor, elements(&x), weight, bias);
+        let rows = x.layout().shape()[0];
+        return from_values(values, Shape::from([rows, weight.dims[0]]));
+    }
+    affine(
+        &x,
+        Frozen::new(Numbers::Blocks(weight), weight.dims, true),
+        bias,
+    )
 }
 
 /// As [`backward_x`] for a matrix of blocks.
@@ -70,7 +88,12 @@ pub(in crate::linear) fn backward_x_blocks(
 ) -> FlexTensor {
     let [codes, scales] = parts.map(contiguous);
     let grad = contiguous(grad);
-    affine(&grad, blocks(&codes, &scales, shape, true), None)
+    let weight = blocks(&codes, &scales, shape);
+    affine(
+        &grad,
+        Frozen::new(Numbers::Blocks(weight), weight.dims, false),
+        None,
+    )
 }
 
 fn half(weight: &FlexTensor, is_transposed: bool) -> Frozen<'_> {
@@ -79,19 +102,13 @@ fn half(weight: &FlexTensor, is_transposed: bool) -> Frozen<'_> {
     Frozen::new(Numbers::Half(values), [shape[0], shape[1]], is_transposed)
 }
 
-fn blocks<'a>(
-    codes: &'a FlexTensor,
-    scales: &'a FlexTensor,
-    shape: BlockShape,
-    is_transposed: bool,
-) -> Frozen<'a> {
-    let numbers = Numbers::Blocks {
+fn blocks<'a>(codes: &'a FlexTensor, scales: &'a FlexTensor, shape: BlockShape) -> Blocks<'a> {
+    Blocks {
         codes: codes.as_slice().expect("codes are bytes"),
         scales: scales.as_slice().expect("scales are bf16"),
         bits: shape.bits,
-    };
-    let rows = codes.layout().shape()[0];
-    Frozen::new(numbers, [rows, shape.num_cols], is_transposed)
+        dims: [codes.layout().shape()[0], shape.num_cols],
+    }
 }
 
 fn affine(x: &FlexTensor, weight: Frozen<'_>, bias: Option<&[f32]>) -> FlexTensor {
