@@ -3,15 +3,19 @@
 #[cfg(feature = "flex")]
 use burn::backend::Dispatch;
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData, bf16};
+#[cfg(feature = "flex")]
+use rayon::prelude::*;
 
 #[cfg(feature = "flex")]
 use super::backend::LinearOps;
 #[cfg(feature = "flex")]
 use super::flex::frozen::BlockShape;
-use super::format::{BLOCK, block_bytes, encode, zero};
+use super::format::{BLOCK, block_bytes, encode_row, zero};
 #[cfg(feature = "flex")]
 use super::rows::{over_rows, supports};
+#[cfg(feature = "flex")]
+use crate::flex::simd::vectorised;
 
 /// A frozen matrix `[out, in]` whose numbers are whole multiples of a scale for every 32 of a row.
 ///
@@ -41,15 +45,9 @@ impl BlockMatrix {
         let [rows, num_cols] = data.shape().dims();
         let values: Vec<f32> = data.try_into_vec().expect("f32 numbers");
         let blocks = num_cols.div_ceil(BLOCK);
-        let mut codes = Vec::with_capacity(rows * blocks * block_bytes(bits));
-        let mut scales = Vec::with_capacity(rows * blocks);
-        for row in values.chunks(num_cols.max(1)) {
-            for numbers in row.chunks(BLOCK) {
-                let mut block = [0.0; BLOCK];
-                block[..numbers.len()].copy_from_slice(numbers);
-                scales.push(encode(&block, bits, &mut codes));
-            }
-        }
+        let mut codes = vec![0; rows * blocks * block_bytes(bits)];
+        let mut scales = vec![bf16::ZERO; rows * blocks];
+        encode_rows(&values, num_cols, bits, &mut codes, &mut scales);
         let codes = TensorData::new(codes, [rows, blocks * block_bytes(bits)]);
         let codes = Tensor::from_data(codes, (device, DType::U8));
         let scales = TensorData::new(scales, [rows, blocks]);
@@ -96,6 +94,41 @@ impl BlockMatrix {
             .reshape([rows, blocks * BLOCK])
             .narrow(1, 0, cols)
             .detach()
+    }
+}
+
+/// Writes the codes and scales of rows of numbers.
+fn encode_rows(
+    values: &[f32],
+    num_cols: usize,
+    bits: usize,
+    codes: &mut [u8],
+    scales: &mut [bf16],
+) {
+    let blocks = num_cols.div_ceil(BLOCK);
+    if blocks == 0 {
+        return;
+    }
+    #[cfg(feature = "flex")]
+    {
+        let rows = values.par_chunks(num_cols);
+        let codes = codes.par_chunks_mut(blocks * block_bytes(bits));
+        let targets = codes.zip(scales.par_chunks_mut(blocks));
+        let rows = rows.zip(targets).with_min_len(64);
+        rows.for_each(|(row, (codes, scales))| {
+            vectorised(
+                #[inline(always)]
+                || encode_row(row, bits, codes, scales),
+            );
+        });
+    }
+    #[cfg(not(feature = "flex"))]
+    {
+        let codes = codes.chunks_mut(blocks * block_bytes(bits));
+        let targets = codes.zip(scales.chunks_mut(blocks));
+        for (row, (codes, scales)) in values.chunks(num_cols).zip(targets) {
+            encode_row(row, bits, codes, scales);
+        }
     }
 }
 

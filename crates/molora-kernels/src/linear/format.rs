@@ -15,8 +15,9 @@ pub(super) fn zero(bits: usize) -> f32 {
     if bits == 8 { 128.0 } else { 8.0 }
 }
 
-/// Appends the codes of a block and returns its scale.
-pub(super) fn encode(numbers: &[f32; BLOCK], bits: usize, codes: &mut Vec<u8>) -> bf16 {
+/// Writes the codes of a block and returns its scale.
+#[inline(always)]
+pub(super) fn encode(numbers: &[f32; BLOCK], bits: usize, codes: &mut [u8]) -> bf16 {
     let largest = numbers.iter().copied();
     let largest = largest.fold(
         0.0f32,
@@ -28,19 +29,30 @@ pub(super) fn encode(numbers: &[f32; BLOCK], bits: usize, codes: &mut Vec<u8>) -
         0.0 => 0.0,
         scale => 1.0 / scale,
     };
-    // A conversion to bytes ends at 0 and 255.
-    let code = |x: f32| (x * inverse + zero).round().min(2.0 * zero - 1.0) as u8;
+    // To the nearest: a conversion to bytes drops what follows the point, and ends at 0.
+    let code = |x: f32| (x * inverse + zero + 0.5).min(2.0 * zero - 1.0) as u8;
     if bits == 8 {
-        codes.extend(numbers.map(code));
+        for (out, &x) in codes.iter_mut().zip(numbers) {
+            *out = code(x);
+        }
     } else {
         let (low, high) = numbers.split_at(BLOCK / 2);
-        codes.extend(
-            low.iter()
-                .zip(high)
-                .map(|(&low, &high)| code(low) | code(high) << 4),
-        );
+        for (out, (&low, &high)) in codes.iter_mut().zip(low.iter().zip(high)) {
+            *out = code(low) | code(high) << 4;
+        }
     }
     scale
+}
+
+/// Writes the codes and scales of a row of numbers; zeros fill its last block.
+#[inline(always)]
+pub(super) fn encode_row(row: &[f32], bits: usize, codes: &mut [u8], scales: &mut [bf16]) {
+    let codes = codes.chunks_exact_mut(block_bytes(bits));
+    for ((numbers, codes), scale) in row.chunks(BLOCK).zip(codes).zip(scales) {
+        let mut block = [0.0; BLOCK];
+        block[..numbers.len()].copy_from_slice(numbers);
+        *scale = encode(&block, bits, codes);
+    }
 }
 
 /// The numbers of a block in bf16.

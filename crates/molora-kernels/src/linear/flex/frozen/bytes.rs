@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::avx512::Processor;
 use super::matrix::Blocks;
 use super::rows::{AHEAD, fill};
+use crate::flex::simd::vectorised;
 use crate::linear::flex::tiles::{LANES, Target};
 use crate::linear::format::{BLOCK, block_bytes};
 
@@ -46,34 +47,23 @@ impl Bytes {
             chunks,
         };
         for row in x.chunks_exact(inner) {
-            row.chunks(chunk(BITS))
-                .for_each(|numbers| bytes.push::<BITS>(numbers));
+            for numbers in row.chunks(chunk(BITS)) {
+                let mut blocks = [[0; BLOCK]; 4];
+                let mut scales = [0.0; 4];
+                vectorised(
+                    #[inline(always)]
+                    || round(numbers, &mut blocks, &mut scales),
+                );
+                bytes.push::<BITS>(&blocks[..chunk(BITS) / BLOCK], &scales);
+            }
         }
         bytes
     }
 
-    /// Appends a chunk.
-    fn push<const BITS: usize>(&mut self, numbers: &[f32]) {
-        let mut blocks = [[0i8; BLOCK]; 4];
-        let mut scales = [0.0f32; 4];
-        for (numbers, (codes, scale)) in numbers
-            .chunks(BLOCK)
-            .zip(blocks.iter_mut().zip(&mut scales))
-        {
-            let largest = numbers.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-            // No code stands for an infinity or a NaN, and `max` drops a NaN.
-            *scale = match numbers.iter().all(|x| x.is_finite()) {
-                true => largest / 127.0,
-                false => f32::NAN,
-            };
-            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            for (code, x) in codes.iter_mut().zip(numbers) {
-                *code = (x * inverse).round_ties_even() as i8;
-            }
-        }
+    /// Appends a chunk of so many blocks.
+    fn push<const BITS: usize>(&mut self, blocks: &[[i8; BLOCK]], scales: &[f32; 4]) {
         let lanes = LANES / (chunk(BITS) / BLOCK);
         let halves = if BITS == 8 { 1 } else { 2 };
-        let blocks = &blocks[..chunk(BITS) / BLOCK];
         for half in 0..halves {
             let part = BLOCK / halves * half..BLOCK / halves * (half + 1);
             blocks
@@ -88,8 +78,27 @@ impl Bytes {
                     .flat_map(|half| &codes[BLOCK / halves * half..][lane * width..][..width]);
                 self.offsets
                     .push(-zero * sums.map(|&code| i32::from(code)).sum::<i32>());
-                self.scales.push(scale);
+                self.scales.push(*scale);
             }
+        }
+    }
+}
+
+/// Codes and scales of the blocks of some numbers.
+#[inline(always)]
+fn round(numbers: &[f32], blocks: &mut [[i8; BLOCK]; 4], scales: &mut [f32; 4]) {
+    for (numbers, (codes, scale)) in numbers.chunks(BLOCK).zip(blocks.iter_mut().zip(scales)) {
+        let mut block = [0.0f32; BLOCK];
+        block[..numbers.len()].copy_from_slice(numbers);
+        let largest = block.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        // No code stands for an infinity or a NaN, and `max` drops a NaN.
+        *scale = match block.iter().all(|x| x.is_finite()) {
+            true => largest / 127.0,
+            false => f32::NAN,
+        };
+        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        for (code, x) in codes.iter_mut().zip(block) {
+            *code = (x * inverse).round_ties_even() as i8;
         }
     }
 }
@@ -264,18 +273,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::linear::format::{decode, encode};
+    use crate::linear::format::{decode, encode_row};
     use crate::testing::values;
 
     /// Codes and scales of a matrix.
     fn blocks(numbers: &[f32], inner: usize, bits: usize) -> (Vec<u8>, Vec<bf16>) {
-        let (mut codes, mut scales) = (Vec::new(), Vec::new());
-        for row in numbers.chunks(inner) {
-            for part in row.chunks(BLOCK) {
-                let mut block = [0.0; BLOCK];
-                block[..part.len()].copy_from_slice(part);
-                scales.push(encode(&block, bits, &mut codes));
-            }
+        let (per_row, rows) = (inner.div_ceil(BLOCK), numbers.len() / inner);
+        let mut codes = vec![0; rows * per_row * block_bytes(bits)];
+        let mut scales = vec![bf16::ZERO; rows * per_row];
+        for (row, numbers) in numbers.chunks(inner).enumerate() {
+            let codes = &mut codes[row * per_row * block_bytes(bits)..];
+            encode_row(numbers, bits, codes, &mut scales[row * per_row..]);
         }
         (codes, scales)
     }
