@@ -5,7 +5,7 @@ use std::fmt;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use molora_parts::{Axis, ParameterKind, PartTensor};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{SeqAccess, Visitor, value::SeqAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -111,6 +111,25 @@ pub(crate) fn read_list<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SavedM
     from.deserialize_any(List)
 }
 
+/// The schema of what [`read_list`] reads, with the names that transformers has for the modules.
+pub(crate) fn list_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": [
+        {"type": "array", "items": {"type": "string", "enum": NAMES}},
+        {"type": "string"},
+    ]})
+}
+
+/// The names of all modules, and others that are read as these.
+const NAMES: [&str; 7] = [
+    "embeddings",
+    "head",
+    "embed_tokens",
+    "word_embeddings",
+    "wte",
+    "shared",
+    "lm_head",
+];
+
 struct List;
 
 impl<'de> Visitor<'de> for List {
@@ -142,6 +161,13 @@ mod tests {
     fn read(value: &str) -> Result<AdapterSpec, String> {
         let text = format!(r#"{{"targets": ["q"], "bank": {{}}, "modules_to_save": {value}}}"#);
         serde_json::from_str(&text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_name_of_the_schema_is_read() {
+        for name in NAMES {
+            read(&format!("[{name:?}]")).expect(name);
+        }
     }
 
     #[test]

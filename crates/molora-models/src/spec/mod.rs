@@ -14,6 +14,7 @@ use molora_routing::{Granularity, LayerRule, RouteFrom, RouterConfig, RoutingErr
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::saved::list_schema;
 use crate::{ModelError, SavedModule};
 pub use composition::{Composition, RouterScope};
 pub use count::ExpertCount;
@@ -60,6 +61,7 @@ pub struct AdapterSpec {
     /// Tables of the model that train whole beside the adapters, as PEFT's `modules_to_save`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
+    #[schemars(schema_with = "list_schema")]
     pub modules_to_save: Vec<SavedModule>,
 }
 

@@ -2,7 +2,7 @@
 //! place stands in `place.rs`.
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
@@ -13,6 +13,41 @@ pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
+    }
+}
+
+/// Folders that were made for what may come to nothing: dropped, those that are still empty go again.
+#[derive(Debug, Default)]
+pub(crate) struct MadeFolders(Vec<PathBuf>);
+
+impl MadeFolders {
+    /// Makes a folder and those around it, as far as they are not there.
+    ///
+    /// # Errors
+    /// [`RunProblem::IsFile`] with the file that is in the way; [`TrainError::Io`] if one cannot be made.
+    pub(crate) fn up_to(folder: &Path) -> Result<Self, TrainError> {
+        let around = folder
+            .ancestors()
+            .filter(|path| !path.as_os_str().is_empty());
+        let mut made = Self::default();
+        for path in around {
+            match path.metadata() {
+                Ok(found) if found.is_dir() => break,
+                Ok(_) => return Err(TrainError::run(path, RunProblem::IsFile)),
+                Err(_) => made.0.push(path.to_owned()),
+            }
+        }
+        fs::create_dir_all(folder)?;
+        Ok(made)
+    }
+}
+
+impl Drop for MadeFolders {
+    fn drop(&mut self) {
+        // The innermost first. Only empty folders can be removed so.
+        for folder in &self.0 {
+            drop(std::fs::remove_dir(folder));
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use fs_err as fs;
 use serde::Serialize;
 use tempfile::{Builder, TempDir};
 
-use super::files::{entries, is_there, parent, remove, sync, sync_all};
+use super::files::{MadeFolders, entries, is_there, parent, remove, sync, sync_all};
 use crate::error::{RunProblem, TrainError};
 
 /// Beginning of the names of what is being written.
@@ -74,6 +74,8 @@ pub(crate) struct NewFolder {
     place: PathBuf,
     /// Has the lock on the folder.
     held: Option<File>,
+    /// Folders around it that were not there: after it, so that they are empty when they are dropped.
+    _around: MadeFolders,
 }
 
 impl NewFolder {
@@ -85,13 +87,17 @@ impl NewFolder {
             None => fs::canonicalize(place)?,
         };
         let parent = parent(place);
-        fs::create_dir_all(parent)?;
+        let around = MadeFolders::up_to(parent)?;
         clean_beside(place)?;
-        match Self::make(parent, &prefix_of(place), place) {
+        let made = match Self::make(parent, &prefix_of(place), place) {
             // Only the folder itself can be written.
             Err(_) if place.is_dir() => Self::for_files(place),
             other => other,
-        }
+        };
+        Ok(Self {
+            _around: around,
+            ..made?
+        })
     }
 
     /// An empty folder whose files are to come into the folder `place`, which is there.
@@ -99,11 +105,29 @@ impl NewFolder {
         Self::make(place, PREFIX, place)
     }
 
+    /// An empty folder for one new file that is to come to `place`, after what killed processes left of such is
+    /// gone.
+    pub(crate) fn for_file(place: &Path) -> Result<Self, TrainError> {
+        let folder = parent(place);
+        let around = MadeFolders::up_to(folder)?;
+        clean_beside(place)?;
+        let made = Self::make(folder, &prefix_of(place), folder)?;
+        Ok(Self {
+            _around: around,
+            ..made
+        })
+    }
+
     fn make(parent: &Path, prefix: &str, place: &Path) -> Result<Self, TrainError> {
         let made = builder(0o777).prefix(prefix).tempdir_in(parent)?;
         let held = File::open(made.path()).ok().filter(hold);
         let place = place.to_owned();
-        Ok(Self { made, place, held })
+        Ok(Self {
+            made,
+            place,
+            held,
+            _around: MadeFolders::default(),
+        })
     }
 
     /// Where it is until then.
@@ -339,6 +363,21 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_to_nothing_leaves_no_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let place = root.path().join("a/b/place");
+        drop(NewFolder::for_place(&place).unwrap());
+        drop(NewFolder::for_file(&place).unwrap());
+        assert!(entries(root.path()).unwrap().is_empty());
+        fs::write(root.path().join("a"), "").unwrap();
+        let error = NewFolder::for_place(&place).unwrap_err().to_string();
+        assert!(
+            error.ends_with("a: is a file, expected a folder"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_folder_replaces_another_and_leaves_nothing_else() {
         let root = tempfile::tempdir().unwrap();
         let place = root.path().join("place");
@@ -383,6 +422,30 @@ mod tests {
         );
         assert_eq!(read(&place.join("file")), "one");
         assert_eq!(entries(root.path()).unwrap(), ["place"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_left_of_a_file_goes_with_the_next_one() {
+        let root = tempfile::tempdir().unwrap();
+        let place = root.path().join("model.gguf");
+        let busy = NewFolder::for_file(&place).unwrap();
+        for name in [".molora-model.gguf-1", ".molora-other.gguf-1"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+        }
+        let new = NewFolder::for_file(&place).unwrap();
+        fs::write(new.path().join("model.gguf"), "new").unwrap();
+        new.put_files().unwrap();
+        let own = busy.path().file_name().unwrap().to_str().unwrap();
+        let mut expected = [own, ".molora-other.gguf-1", "model.gguf"];
+        expected.sort_unstable();
+        let mut left = entries(root.path()).unwrap();
+        left.sort();
+        assert_eq!(
+            left, expected,
+            "another process may be writing, also other files"
+        );
+        assert_eq!(read(&place), "new");
     }
 
     #[cfg(unix)]

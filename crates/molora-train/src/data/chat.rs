@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::SpecialTokens;
 use super::jinja::{Template, TemplateProblem};
 use super::message::{Message, Part};
+use super::thought;
 
 /// What can go wrong with a chat template.
 #[derive(Debug, thiserror::Error)]
@@ -165,8 +166,21 @@ impl ChatTemplate {
         })
     }
 
-    /// Whether a part of messages beside their content is seen in the text of a chat.
+    /// What of a text that a model wrote, or is to write, is its answer: of a template that has a place for
+    /// thoughts, what stands behind them.
+    pub(crate) fn answer_of<'a>(&self, text: &'a str) -> &'a str {
+        match thought::is_in(self.source()) {
+            true => thought::without(text),
+            false => text,
+        }
+    }
+
+    /// Whether a part of messages beside their content is seen in the text of a chat, or where it is learned.
     pub(crate) fn shows(&self, part: Part) -> bool {
+        let asks = || self.render(&[Message::user(MARK)], true);
+        if part == Part::Reasoning && asks().is_ok_and(|asked| thought::is_open(&asked)) {
+            return true;
+        }
         // Templates differ in what calls they take: with null or an empty content, with an object or a text.
         let forms = [
             (true, json!({})),

@@ -29,6 +29,7 @@ mod source;
 mod special;
 mod subset;
 pub(crate) mod task;
+mod thought;
 pub(crate) mod tokenizer;
 mod unlabelled;
 pub(crate) mod written;

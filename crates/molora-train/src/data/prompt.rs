@@ -11,7 +11,7 @@ use super::error::DataError;
 use super::message::Part;
 use super::record::Record;
 use super::task::{TaskKind, TaskMeta};
-use super::{ChatError, ChatTemplate, Message};
+use super::{ChatError, ChatTemplate, Message, thought};
 pub(super) use template::ANSWERS;
 pub use template::PromptTemplate;
 
@@ -64,6 +64,14 @@ impl PromptFormat {
         }
     }
 
+    /// What of a text that a model wrote, or is to write, is its answer: what it thought before is none.
+    pub(crate) fn answer_of<'a>(&self, text: &'a str) -> &'a str {
+        match self {
+            Self::Chat(template) => template.answer_of(text),
+            Self::Plain => text,
+        }
+    }
+
     /// Whether a part of messages beside their content is seen in the text of a chat.
     pub(super) fn shows(&self, part: Part) -> bool {
         match self {
@@ -86,7 +94,8 @@ impl PromptFormat {
 /// Instruction and inputs, or what a template wrote, are the user's message and `output` the
 /// assistant's; `system` is a message in front of them. A prompt is rendered with the generation prompt
 /// on; an answer is what the rendering with the assistant's message adds
-/// to it, which includes the mark of its end. Verbatim records without an `input` stay as they are. Of a
+/// to it, which includes the mark of its end. Where the generation prompt has a place for thoughts that the
+/// template does not show with an answer, the answer is what fills that place too. Verbatim records without an `input` stay as they are. Of a
 /// chat whose template rewrites earlier turns it is the last turn alone, with all before it given.
 ///
 /// # Errors
@@ -318,19 +327,25 @@ impl<'a> Rendering<'a> {
         let mut whole = String::new();
         for index in turns {
             for (count, asks) in [(index, true), (index + 1, false)] {
+                let message = &self.messages[index];
                 let longer = self.text(count, asks)?;
-                let added = longer.strip_prefix(&whole[..]);
+                let added = longer.strip_prefix(&whole[..]).map(str::to_owned);
+                let added = added.filter(|text| !text.is_empty() || asks);
+                let in_place = || match asks {
+                    true => None,
+                    false => thought::answer(&whole, &longer, message),
+                };
                 let text = added
-                    .filter(|text| !text.is_empty() || asks)
+                    .or_else(in_place)
                     .ok_or_else(|| DataError::ChatPrefix {
                         id: self.record.id.clone(),
                         message: count,
                     })?;
+                whole += &text;
                 pieces.push(match asks {
                     true => Piece::given(text),
-                    false => Piece::of(&self.messages[index], text.to_owned()),
+                    false => Piece::of(message, text),
                 });
-                whole = longer;
             }
         }
         Ok(pieces)

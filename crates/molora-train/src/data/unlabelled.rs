@@ -143,13 +143,47 @@ fn unlabelled(mut rows: Vec<Row>, path: &Path, meta: &TaskMeta) -> Result<Vec<Re
             _ => (index + 1).to_string(),
         };
         // By their own names, which what follows may change.
-        asked.push((id, reading.columns(row)));
+        let text = TEXTS
+            .into_iter()
+            .find(|name| row.columns.contains_key(*name));
+        asked.push((id, reading.columns(row), text.unwrap_or("input")));
         answer(row, schema, meta.kind);
     }
     warn_of_unread(schema, meta.template.as_ref(), path, &rows);
     let records = rows.into_iter().zip(asked);
-    let record = |(row, (id, columns))| reading.record(row, id, columns);
+    let record = |(row, (id, columns, text)): (Row, (_, _, &'static str))| {
+        let place = row.place.clone();
+        let record = reading.record(row, id, columns);
+        let record = record.and_then(|record| match is_empty_prompt(&record) {
+            true => Err(reading.empty(&record.input, &place)),
+            false => Ok(record),
+        });
+        record.map_err(|error| named(error, text))
+    };
     records.map(record).collect()
+}
+
+/// Whether a text is to be continued that has nothing in it. What was trained on may be such a text.
+fn is_empty_prompt(record: &Record) -> bool {
+    record.is_verbatim && record.prompt.is_none() && record.input.trim().is_empty()
+}
+
+/// An error about the text by the name of its column in the file.
+fn named(error: DataError, text: &'static str) -> DataError {
+    match error {
+        DataError::WrongType {
+            place,
+            key: "input",
+            found,
+            expected,
+        } => DataError::WrongType {
+            place,
+            key: text,
+            found,
+            expected,
+        },
+        other => other,
+    }
 }
 
 /// What the columns of a row without an answer mean.
@@ -268,6 +302,48 @@ mod tests {
         assert_eq!(error, "-: holds no records");
         let chat = r#"{"messages": [{"role": "user", "content": "Hi"}]}"#;
         assert!(read(chat, TaskKind::Classification).is_err());
+    }
+
+    #[test]
+    fn what_asks_nothing_is_named_with_its_line_and_column() {
+        use TaskKind::{Classification, Generation, MultipleChoice, Regression};
+        let one = r#"{"text": "a", "question": "a", "prompt": "a", "choices": ["x"]}"#;
+        for (kind, row, column) in [
+            (Classification, r#"{"input": ""}"#, "input"),
+            (Classification, r#"{"text": " \n"}"#, "text"),
+            (Classification, r#"{"input": "", "input_b": ""}"#, "input"),
+            (
+                Classification,
+                r#"{"input": "", "instruction": "Say it."}"#,
+                "input",
+            ),
+            (Regression, r#"{"text": ""}"#, "text"),
+            (
+                MultipleChoice,
+                r#"{"question": "", "choices": ["x", "y"]}"#,
+                "question",
+            ),
+        ] {
+            let first = match kind {
+                MultipleChoice => one.to_owned(),
+                _ => r#"{"input": "a"}"#.to_owned(),
+            };
+            let error = read(&format!("{first}\n{row}"), kind).expect_err(row);
+            let expected = format!("-:2: key \"{column}\" holds the string \"");
+            assert!(error.starts_with(&expected), "{error}");
+            assert!(
+                error.ends_with("\", expected a text that is not empty"),
+                "{error}"
+            );
+        }
+        let error = read("{\"prompt\": \"a\"}\n{\"prompt\": \"\"}", Generation);
+        let error = error.expect_err("an empty prompt");
+        assert!(error.starts_with("-:2: key \"prompt\" holds"), "{error}");
+        // What there is to do says enough.
+        read(r#"{"input": ""}"#, Generation).expect("the task says what to write");
+        let own = r#"{"instruction": "Is water wet?", "input": ""}"#;
+        read(own, Classification).expect("a question of its own");
+        read(r#"{"input": "", "input_b": "b"}"#, Classification).expect("a second text");
     }
 
     #[test]

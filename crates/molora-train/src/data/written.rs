@@ -239,7 +239,7 @@ impl Writing {
             },
             output: match record.messages.last() {
                 Some(last) if last.tool_calls.is_some() => self.call(record, meta)?,
-                _ => record.output.clone(),
+                _ => self.format.answer_of(&record.output).to_owned(),
             },
         })
     }
@@ -251,7 +251,8 @@ impl Writing {
         let ids = self.tokenizer.encode_whole(text, false)?;
         let is_end = |id: &&u32| self.end_tokens.contains(&(**id as usize));
         let said: Vec<u32> = ids.iter().take_while(|id| !is_end(id)).copied().collect();
-        Ok(self.tokenizer.decode(&said)?.trim().to_owned())
+        let text = self.tokenizer.decode(&said)?;
+        Ok(self.format.answer_of(&text).trim().to_owned())
     }
 
     /// A candidate answer with its tokens.

@@ -184,6 +184,9 @@ pub enum RunProblem {
     /// A file that would be written over.
     #[error("it is there already; replace it with --force")]
     FileThere,
+    /// A line among answers that is none of their records.
+    #[error("line {line}: {problem}; remove the file to begin again")]
+    OtherAnswer { line: usize, problem: String },
     /// A task that is requested as unseen.
     #[error("task {task} is one that the run was trained on: it is not unseen")]
     NotUnseen { task: String },
@@ -222,6 +225,9 @@ pub enum RunProblem {
     /// A number of epochs that is none.
     #[error("found {found}, expected a finite number above 0")]
     Epochs { found: f64 },
+    /// More epochs than there can be steps.
+    #[error("found {found:?}, expected at most {most} with so many records: {steps} steps")]
+    ManyEpochs { found: f64, most: f64, steps: u64 },
 
     /// An adapter without the name of its base model.
     #[error("its adapter_config.json names no base model: give it with --model")]
@@ -424,6 +430,9 @@ pub enum RunProblem {
     /// A given expert whose base model is unknown.
     #[error("does not say of which base model it is: give that with --base")]
     NoBaseNamed,
+    /// An expert that is given twice.
+    #[error("is given twice: each expert once")]
+    GivenTwice,
     /// A given expert that is neither a run nor an adapter.
     #[error(
         "is no run and has no adapter_config.json: expected a run of one LoRA, RUN/experts/NAME, or a \

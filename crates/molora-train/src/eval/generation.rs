@@ -91,7 +91,8 @@ impl Pass<'_> {
             let asked: Vec<&Question> = rows.iter().map(|&row| &questions[row]).collect();
             for (&row, generated) in rows.iter().zip(self.generate(&asked, &rows, &options)?) {
                 let tokens: Vec<u32> = generated.tokens.iter().map(|&id| id as u32).collect();
-                texts[row] = writing.tokenizer.decode(&tokens)?.trim().to_owned();
+                let text = writing.tokenizer.decode(&tokens)?;
+                texts[row] = writing.format.answer_of(&text).trim().to_owned();
             }
             (self.progress)(rows.len())?;
         }

@@ -11,7 +11,6 @@ use super::Exported;
 use super::export::exported;
 use super::lora::{LoraSelector, as_lora};
 use crate::base::base_model::BaseModel;
-use crate::base::files::parent;
 use crate::base::place::NewFolder;
 use crate::base::{AdapterFolder, DeviceSpec, chat_stop_tokens, stop_tokens};
 use crate::data::{ChatTemplate, SpecialTokens, TextTokenizer};
@@ -72,8 +71,7 @@ pub fn export_gguf(request: &GgufRequest) -> Result<GgufWritten, TrainError> {
     if out.is_symlink() || out.exists() {
         return Err(TrainError::run(out, RunProblem::NotEmpty));
     }
-    fs_err::create_dir_all(parent(out))?;
-    let new = NewFolder::for_files(parent(out))?;
+    let new = NewFolder::for_file(out)?;
     let path = new.path().join(file);
     let device = request.device;
     let written = match &request.source {

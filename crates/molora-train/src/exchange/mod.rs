@@ -22,7 +22,7 @@ mod merge;
 mod method;
 mod transformers;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use molora_adapters::merge::Sign;
 
@@ -56,6 +56,22 @@ fn check_new(folder: &Path) -> Result<(), TrainError> {
         None => Ok(()),
         Some(_) => Err(TrainError::run(folder, RunProblem::NotEmpty)),
     }
+}
+
+/// Refuses an expert that is given twice, also by another path: it would count twice in silence.
+fn refuse_twice<'a>(experts: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), TrainError> {
+    let mut seen = Vec::new();
+    for folder in experts {
+        // One that is not there is named where it is read.
+        let Ok(place) = folder.canonicalize() else {
+            continue;
+        };
+        if seen.contains(&place) {
+            return Err(TrainError::run(folder, RunProblem::GivenTwice));
+        }
+        seen.push(place);
+    }
+    Ok(())
 }
 
 /// Says beside what is written which tokens end an answer, where the run's tasks were asked by a chat

@@ -259,8 +259,8 @@ impl Writer {
         Ok(self.encode(0, prompt, options)?.0.len())
     }
 
-    /// The likeliest answer to a request, in at most `max_new_tokens` tokens. A model without a chat
-    /// template continues the text of the request.
+    /// The likeliest answer to a request, in at most `max_new_tokens` tokens with what is thought before it. A
+    /// model without a chat template continues the text of the request.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -277,7 +277,11 @@ impl Writer {
         };
         let prompt = Prompt::Text(request.to_owned());
         let mut written = self.write(&[prompt], &options)?;
-        Ok(written.remove(0).text)
+        let text = written.remove(0).text;
+        let template = self.template.as_ref();
+        Ok(template
+            .map_or(&text[..], |template| template.answer_of(&text))
+            .to_owned())
     }
 
     /// Continues texts, several in one pass. What is drawn for a prompt does not depend on the size

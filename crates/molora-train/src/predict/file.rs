@@ -1,6 +1,6 @@
 //! Answers as lines of JSON, in a file from which a killed process can be resumed.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::{Answer, CHUNK, Predictor};
 use crate::TrainError;
 use crate::base::digest::sha256;
-use crate::data::{Record, TaskMeta};
+use crate::data::{Record, TaskKind, TaskMeta};
 use crate::error::RunProblem;
 use crate::train::Event;
 
@@ -52,7 +52,8 @@ pub fn prediction(record: &Record, answer: &Answer, task: &TaskMeta) -> Value {
 /// name tells run, task and records: the same call resumes what a killed process left there.
 ///
 /// # Errors
-/// A file that is there already, unless `force`; whatever [`Predictor::answers`] and writing give.
+/// A file that is there already, unless `force`; a line in the file beside it that is no answer to its record;
+/// whatever [`Predictor::answers`] and writing give.
 pub fn predict_file(
     predictor: &mut Predictor,
     records: &[Record],
@@ -64,12 +65,28 @@ pub fn predict_file(
         return Err(TrainError::run(out, RunProblem::FileThere));
     }
     let part = part_beside(out, predictor, records)?;
-    let (mut done, length) = lines_of(&part, records);
+    let (done, length) = lines_of(&part, records, predictor.task())?;
+    let written = go_on(predictor, records, (&part, done, length), on_event);
+    // Nothing to go on from is no reason to leave a file.
+    if written.is_err() && part.metadata().is_ok_and(|found| found.len() == 0) {
+        drop(std::fs::remove_file(&part));
+    }
+    written?;
+    Ok(fs_err::rename(&part, out)?)
+}
+
+/// Writes the answers that are not in the file yet, of which so many are, in so many bytes.
+fn go_on(
+    predictor: &mut Predictor,
+    records: &[Record],
+    (part, mut done, length): (&Path, usize, u64),
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<(), TrainError> {
     let mut file = fs_err::OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
-        .open(&part)?;
+        .open(part)?;
     file.set_len(length)?;
     std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0))?;
     while done < records.len() {
@@ -78,9 +95,7 @@ pub fn predict_file(
         done += chunk.len();
         on_event(Event::Evaluated(done, records.len()));
     }
-    file.sync_all()?;
-    drop(file);
-    Ok(fs_err::rename(&part, out)?)
+    Ok(file.sync_all()?)
 }
 
 /// The file in which the answers are gathered.
@@ -109,25 +124,102 @@ fn part_beside(
     Ok(out.with_file_name(name))
 }
 
-/// Number and bytes of the whole lines at the beginning of a file that are those of the records.
-fn lines_of(part: &Path, records: &[Record]) -> (usize, u64) {
-    let text = std::fs::read(part).unwrap_or_default();
+/// Number and bytes of the whole lines at the beginning of a file, which are those of the records: a killed
+/// process leaves the beginning of a line at the end, which is written again.
+///
+/// # Errors
+/// [`RunProblem::OtherAnswer`] with the first whole line that is no answer to its record.
+fn lines_of(part: &Path, records: &[Record], task: &TaskMeta) -> Result<(usize, u64), TrainError> {
+    let text = match fs_err::read(part) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok((0, 0)),
+        other => other?,
+    };
     let (mut count, mut length) = (0, 0);
-    for (line, record) in text.split_inclusive(|&byte| byte == b'\n').zip(records) {
-        let found: Option<Value> = serde_json::from_slice(line).ok();
-        let is_own = found.is_some_and(|found| found["id"] == record.id[..]);
-        if !is_own || !line.ends_with(b"\n") {
-            break;
+    let lines = text.split_inclusive(|&byte| byte == b'\n');
+    for line in lines.filter(|line| line.ends_with(b"\n")) {
+        let problem = match records.get(count) {
+            Some(record) => foreign(line, record, task),
+            None => Some(format!("found another line, expected {count} records")),
+        };
+        if let Some(problem) = problem {
+            let line = count + 1;
+            return Err(TrainError::run(
+                part,
+                RunProblem::OtherAnswer { line, problem },
+            ));
         }
         (count, length) = (count + 1, length + line.len() as u64);
     }
-    (count, length)
+    Ok((count, length))
+}
+
+/// What of a line is not what [`prediction`] writes of a record, whatever the scores, number or text.
+fn foreign(line: &[u8], record: &Record, task: &TaskMeta) -> Option<String> {
+    let found: Map<String, Value> = match serde_json::from_slice(line) {
+        Ok(found) => found,
+        Err(error) => return Some(format!("no JSON object: {error}")),
+    };
+    let answer = match answer_of(&found, record, task) {
+        Ok(answer) => answer,
+        Err(problem) => return Some(problem),
+    };
+    let expected = prediction(record, &answer, task);
+    let expected = expected.as_object().expect("an object");
+    let other = expected
+        .iter()
+        .find(|(key, value)| found.get(*key) != Some(value));
+    if let Some((key, value)) = other {
+        let found = found.get(key).unwrap_or(&Value::Null);
+        return Some(format!("key \"{key}\" is {found}, expected {value}"));
+    }
+    let unknown = found.keys().find(|key| !expected.contains_key(*key));
+    unknown.map(|key| format!("key \"{key}\" is none of an answer"))
+}
+
+/// The answer that a line holds.
+fn answer_of(
+    found: &Map<String, Value>,
+    record: &Record,
+    task: &TaskMeta,
+) -> Result<Answer, String> {
+    let get = |key: &str| found.get(key).unwrap_or(&Value::Null);
+    let wrong = |key: &str, expected: &str| {
+        let found = get(key);
+        format!("key \"{key}\" is {found}, expected {expected}")
+    };
+    let scores = |list: Vec<Option<f64>>, count: usize| {
+        let is_score = |score: &f64| (0.0..=1.0).contains(score);
+        let scores: Option<Vec<f64>> = list.into_iter().collect();
+        let scores = scores.filter(|list| list.len() == count && list.iter().all(is_score));
+        let expected = format!("probabilities of {count} answers");
+        scores
+            .map(Answer::Chosen)
+            .ok_or_else(|| wrong("scores", &expected))
+    };
+    match task.kind {
+        TaskKind::Regression => match get("value").as_f64() {
+            Some(value) => Ok(Answer::Number(value)),
+            None => Err(wrong("value", "a number")),
+        },
+        TaskKind::Generation => match get("text") {
+            Value::String(text) => Ok(Answer::Text(text.clone())),
+            _ => Err(wrong("text", "a text")),
+        },
+        TaskKind::MultipleChoice => {
+            let list = get("scores").as_array().into_iter().flatten();
+            scores(list.map(Value::as_f64).collect(), record.choices.len())
+        }
+        TaskKind::Classification => {
+            let of = |label: &String| get("scores").get(label).and_then(Value::as_f64);
+            scores(task.labels.iter().map(of).collect(), task.labels.len())
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{TaskKind, parse_unlabelled};
+    use crate::data::parse_unlabelled;
 
     fn task(kind: TaskKind) -> TaskMeta {
         TaskMeta {
@@ -165,27 +257,117 @@ mod tests {
         assert_eq!(line, expected);
     }
 
-    #[test]
-    fn only_whole_lines_of_the_same_records_are_kept() {
+    /// What [`lines_of`] finds in a file of that text, for records `a`, `b` and `c`.
+    fn found(text: &str, kind: TaskKind) -> Result<(usize, u64), String> {
         let folder = tempfile::tempdir().expect("a folder");
         let part = folder.path().join("part");
-        let records = records("a\nb\nc", TaskKind::Classification);
-        let found = |text: &str| {
-            std::fs::write(&part, text).expect("writable");
-            lines_of(&part, &records)
+        std::fs::write(&part, text).expect("writable");
+        let records = match kind {
+            TaskKind::MultipleChoice => records(r#"{"input": "q", "choices": ["x", "y"]}"#, kind),
+            _ => records("a\nb\nc", kind),
         };
-        assert_eq!(lines_of(&part, &records), (0, 0), "no file");
-        assert_eq!(found("{\"id\":\"1\"}\n{\"id\":\"2\"}\n"), (2, 22));
-        assert_eq!(
-            found("{\"id\":\"1\"}\n{\"id\":\"2\"}"),
-            (1, 11),
-            "cut before its end"
+        lines_of(&part, &records, &task(kind)).map_err(|error| {
+            let text = error.to_string();
+            let place = text.find("part: ").expect("the file is named");
+            text[place..].to_owned()
+        })
+    }
+
+    fn chosen(id: &str, label: &str, no: f64) -> String {
+        let scores = json!({"no": no, "yes": 1.0 - no});
+        format!("{}\n", json!({"id": id, "label": label, "scores": scores}))
+    }
+
+    #[test]
+    fn whole_lines_are_kept_and_what_a_kill_cut_is_not() {
+        let kind = TaskKind::Classification;
+        let (one, two) = (chosen("1", "no", 0.75), chosen("2", "yes", 0.25));
+        let none = lines_of(Path::new("no/part"), &records("a", kind), &task(kind));
+        assert_eq!(none.expect("no file"), (0, 0));
+        let both = one.clone() + &two;
+        assert_eq!(found(&both, kind), Ok((2, both.len() as u64)));
+        for cut in [&both[..both.len() - 1], &both[..both.len() - 7]] {
+            assert_eq!(found(cut, kind), Ok((1, one.len() as u64)), "{cut}");
+        }
+        for (kind, line) in [
+            (TaskKind::Regression, r#"{"id": "1", "value": -0.5}"#),
+            (TaskKind::Generation, r#"{"id": "1", "text": ""}"#),
+            (
+                TaskKind::MultipleChoice,
+                r#"{"id": "1", "choice": 1, "answer": "y", "scores": [0.25, 0.75]}"#,
+            ),
+        ] {
+            let line = format!("{line}\n");
+            assert_eq!(found(&line, kind), Ok((1, line.len() as u64)), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_no_answer_to_its_record_is_named() {
+        let one = chosen("1", "no", 0.75);
+        let class = TaskKind::Classification;
+        for (kind, line, words) in [
+            (
+                class,
+                "{}".into(),
+                r#"key "scores" is null, expected probabilities of 2 answers"#,
+            ),
+            (
+                class,
+                chosen("9", "yes", 0.25),
+                r#"key "id" is "9", expected "2""#,
+            ),
+            (
+                class,
+                chosen("2", "dog", 0.25),
+                r#"key "label" is "dog", expected "yes""#,
+            ),
+            (
+                class,
+                chosen("2", "no", 0.25),
+                r#"key "label" is "no", expected "yes""#,
+            ),
+            (
+                class,
+                chosen("2", "yes", -0.25),
+                r#"key "scores" is {"no":-0.25"#,
+            ),
+            (class, "{\"id\"".into(), "no JSON object: "),
+            (
+                class,
+                chosen("2", "yes", 0.25).replace("\"id\"", "\"seen\": 1, \"id\""),
+                r#"key "seen" is none of an answer"#,
+            ),
+            (
+                TaskKind::Generation,
+                r#"{"id": "2", "value": 1}"#.into(),
+                r#"key "text" is null"#,
+            ),
+            (
+                TaskKind::Regression,
+                r#"{"id": "2", "value": "1"}"#.into(),
+                r#"key "value" is "1""#,
+            ),
+        ] {
+            let first = match kind {
+                TaskKind::Generation => "{\"id\": \"1\", \"text\": \"t\"}\n".to_owned(),
+                TaskKind::Regression => "{\"id\": \"1\", \"value\": 1.0}\n".to_owned(),
+                _ => one.clone(),
+            };
+            let line = line.trim_end();
+            let error = found(&format!("{first}{line}\n"), kind).expect_err(words);
+            let expected = format!("part: line 2: {words}");
+            assert!(error.starts_with(&expected), "{error}, not {expected}");
+            assert!(
+                error.ends_with("; remove the file to begin again"),
+                "{error}"
+            );
+        }
+        let lines = chosen("1", "no", 0.75) + &chosen("2", "no", 0.75) + &chosen("3", "no", 0.75);
+        let error = found(&(lines + "{}\n"), class).expect_err("a fourth");
+        assert!(
+            error.contains("line 4: found another line, expected 3 records"),
+            "{error}"
         );
-        assert_eq!(
-            found("{\"id\":\"1\"}\n{\"id\":\"9\"}\n"),
-            (1, 11),
-            "another record"
-        );
-        assert_eq!(found("{\"id\":\"1\"}\n{\"i"), (1, 11));
     }
 }

@@ -23,8 +23,11 @@ const LARGEST: [(&str, u64); 14] = [
     ("max_new_tokens", 1 << 20),
 ];
 
+/// The most optimizer steps of a stage.
+pub const MAX_STEPS: u64 = 1_000_000_000;
+
 /// Of all others, such as steps.
-const LARGEST_OTHER: u64 = 1_000_000_000;
+const LARGEST_OTHER: u64 = MAX_STEPS;
 
 /// The most rows that are drawn together.
 const MAX_ROWS: usize = 1 << 24;

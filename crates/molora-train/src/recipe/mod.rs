@@ -69,6 +69,7 @@ use earlier::RecipeFile;
 pub(crate) use guard::balances;
 pub use guard::{GuardAction, GuardConfig, GuardRule, Watched};
 pub use instructions::{InstructionConfig, QuerySource};
+pub use limits::MAX_STEPS;
 pub(crate) use optimizer::clip_global_norm;
 pub use optimizer::{Decay, OptimizerConfig, ScheduleConfig};
 pub use phases::{Phase, phases};

@@ -2,6 +2,8 @@
 //!
 //! The update itself is burn's. Loshchilov and Hutter, arXiv:1711.05101.
 
+mod adam_w;
+
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
@@ -15,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Recipe;
 use crate::model::ids_by_kind;
+use adam_w::AdamWOn;
 
 /// Numbers of AdamW; the defaults are PyTorch's but for the weight decay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -132,28 +135,36 @@ impl OptimizerConfig {
         problems
     }
 
-    /// An optimizer without state for the parameters of a model.
+    /// An optimizer without state for the parameters of a model, on whose device a kept state is read.
     pub fn init(&self, model: &TaskModel) -> ModuleOptimizer {
+        let device = model.devices().first().cloned().unwrap_or_default();
+        let device = device.without_autodiff();
         let with_decay = |decay: f32| {
-            AdamWConfig::new()
+            let config = AdamWConfig::new()
                 .with_beta_1(self.beta_1)
                 .with_beta_2(self.beta_2)
                 .with_epsilon(self.epsilon)
-                .with_weight_decay(decay)
+                .with_weight_decay(decay);
+            AdamWOn {
+                adam_w: config.build(),
+                device: device.clone(),
+            }
         };
-        let mut optimizer = with_decay(self.weight_decay).init();
+        // The last group that a parameter is in has it; one of all has every parameter that is in no other.
+        let all = with_decay(self.weight_decay);
+        let mut optimizer = ModuleOptimizer::from(all.adam_w.clone());
+        optimizer = optimizer.with_group(ParamGroup::all(), all, None);
         if !self.weight_decays.is_empty() {
             let ids = ids_by_kind(model);
             for (kind, &decay) in &self.weight_decays {
                 let group = ids.get(kind).into_iter().flatten().copied();
                 let group = ParamGroup::from_ids(group.collect::<Vec<_>>());
-                optimizer = optimizer.with_group(group, with_decay(decay).build(), None);
+                optimizer = optimizer.with_group(group, with_decay(decay), None);
             }
         }
-        // The last group that a parameter is in has it.
         if let Some(decay) = self.up_weight_decay {
             let up = ParamGroup::from_ids(model.up_projections().into_iter().collect::<Vec<_>>());
-            optimizer = optimizer.with_group(up, with_decay(decay).build(), None);
+            optimizer = optimizer.with_group(up, with_decay(decay), None);
         }
         optimizer
     }

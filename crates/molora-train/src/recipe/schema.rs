@@ -193,6 +193,92 @@ mod tests {
         assert!(!changed("/rank", Some(json!(4))));
     }
 
+    /// The places of all values in a recipe.
+    fn places(value: &Value, here: &str, found: &mut Vec<String>) {
+        let below: Vec<(String, &Value)> = match value {
+            Value::Object(map) => map
+                .iter()
+                .map(|(key, value)| (key.clone(), value))
+                .collect(),
+            Value::Array(list) => (0..)
+                .map(|place: usize| place.to_string())
+                .zip(list)
+                .collect(),
+            _ => Vec::new(),
+        };
+        for (key, value) in below {
+            let place = format!("{here}/{key}");
+            places(value, &place, found);
+            found.push(place);
+        }
+    }
+
+    /// A value in other forms: of another type, several in a text, one instead of a list, a name without its
+    /// numbers.
+    fn forms(value: &Value) -> Vec<Value> {
+        let mut forms = vec![
+            json!(true),
+            json!(1),
+            json!(0.5),
+            json!("linear"),
+            json!({}),
+        ];
+        match value {
+            Value::Object(map) => forms.extend(map.keys().map(|key| json!(key))),
+            Value::Array(list) => {
+                forms.extend(list.first().cloned());
+                let texts: Vec<&str> = list.iter().filter_map(Value::as_str).collect();
+                forms.push(json!(texts.join(",")));
+            }
+            // serde reads tables from lists too, which nobody writes.
+            single => forms.push(json!([single])),
+        }
+        forms
+    }
+
+    #[test]
+    fn whatever_form_the_reader_takes_is_admitted() {
+        let schema = schema();
+        let mut seen = std::collections::BTreeSet::new();
+        let mut taken = Vec::new();
+        for recipe in names().map(|name| find(name).expect("listed")) {
+            let mut whole = value_of(&recipe.to_toml());
+            whole["adapter"]["modules_to_save"] = json!(["embeddings", "head"]);
+            let mut found = Vec::new();
+            places(&whole, "", &mut found);
+            for place in found {
+                let part = |part| match str::parse::<usize>(part) {
+                    Ok(_) => "*",
+                    Err(_) => part,
+                };
+                let path: Vec<&str> = place.split('/').map(part).collect();
+                if !seen.insert(path.join(".")) {
+                    continue;
+                }
+                for form in forms(whole.pointer(&place).expect("a place")) {
+                    let mut changed = whole.clone();
+                    *changed.pointer_mut(&place).expect("a place") = form.clone();
+                    // A flag was the earlier form of a core.
+                    let is_earlier = path.last() == Some(&"core") && form.is_boolean();
+                    let text = toml::to_string(&changed).expect("plain data");
+                    if !is_earlier && Recipe::from_toml(&text, "changed.toml").is_ok() {
+                        let admitted = check(&schema, &schema, &changed);
+                        assert_eq!(admitted, Ok(()), "{place} = {form}");
+                        taken.push(format!("{} = {form}", path.join(".")));
+                    }
+                }
+            }
+        }
+        for form in [
+            ".adapter.modules_to_save = \"embeddings,head\"",
+            ".adapter.modules_to_save = \"embeddings\"",
+            ".adapter.router.scorer = \"linear\"",
+            ".stages.*.transform = \"cluster\"",
+        ] {
+            assert!(taken.iter().any(|one| one == form), "{form}: {taken:#?}");
+        }
+    }
+
     #[test]
     fn keys_are_explained() {
         let schema = schema();

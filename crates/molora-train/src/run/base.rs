@@ -25,7 +25,7 @@ use crate::store::RunConfig;
 use crate::train::Event;
 
 /// What a kept score depends on beside the inputs: it grows when the computation changes.
-const COMPUTATION: u32 = 1;
+const COMPUTATION: u32 = 2;
 
 /// Everything that decides what the base model answers to a task.
 #[derive(Serialize)]

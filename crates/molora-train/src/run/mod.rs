@@ -4,6 +4,7 @@
 
 mod base;
 mod certificate;
+mod checked;
 mod dry;
 mod evaluate;
 mod examples;
@@ -24,9 +25,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
 
+use crate::base::base_model;
 use crate::base::place::{write_atomically, write_json_atomically};
-use crate::base::{base_model, bundled};
-use crate::data::{PromptStyle, Split, Task, TokenizedTask, load_tasks_for, task_names};
+use crate::data::{PromptStyle, Split, TokenizedTask, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::eval::EvalScope;
 use crate::guide::{Guide, Instructions};
@@ -38,15 +39,17 @@ use crate::report::{
     read_records, render,
 };
 use crate::store::{
-    BASE, Claim, Digests, EVAL, EXAMPLES, EXPERT_REPORT, PREDICTIONS, REPORT, ROUTING, RunConfig,
-    STEPS, SUMMARY, Writing, checkpoint, read_config,
+    BASE, Claim, EVAL, EXAMPLES, EXPERT_REPORT, PREDICTIONS, REPORT, ROUTING, RunConfig, STEPS,
+    SUMMARY, Writing, checkpoint, read_config,
 };
-use crate::train::{Setup, Start, Trained, check_init, train as train_loop};
+use crate::train::{Setup, Start, State, Trained, go_on};
 
 pub use crate::train::{Event, StageEvent};
 use base::base_report;
 use certificate::write_summary;
 pub(crate) use certificate::{base_of, probe_opened};
+pub use checked::check;
+use checked::{Checked, checked};
 pub use dry::dry_run;
 use dry::with_micro_batches;
 use evaluate::evaluate_showing;
@@ -116,85 +119,13 @@ pub fn train(
     let loaded = load(&config, &model.folder, &tasks, request.device, true)?;
     let config = with_micro_batches(request, config, &loaded, stop, on_event)?;
     refuse_moving(&request.out, &config, files, &model.folder)?;
-    let _lock = claim.begin(&config)?;
-    run(
-        &request.out,
-        &config,
+    let run = Run {
+        folder: &request.out,
+        config: &config,
         loaded,
-        stop,
-        request.until.as_deref(),
-        on_event,
-    )
-}
-
-/// Checks all of a request that can be checked without its base model; [`train`] does so too.
-///
-/// # Errors
-/// As [`train`].
-pub fn check(request: &Request) -> Result<(), TrainError> {
-    checked(request).map(drop)
-}
-
-/// What can be known of a request without its base model.
-struct Checked {
-    claim: Claim,
-    recipe: Recipe,
-    tasks: Vec<Task>,
-    /// Digests of the tasks' files as they were read.
-    files: BTreeMap<String, BTreeMap<String, String>>,
-}
-
-fn checked(request: &Request) -> Result<Checked, TrainError> {
-    let data = bundled::folder(&request.data)?;
-    let encoder = request.recipe.text_encoder();
-    let mut inputs = vec![Path::new(&request.model), data.as_path()];
-    inputs.extend(encoder.map(Path::new));
-    inputs.extend(request.init.as_deref());
-    let claim = Claim::new(&request.out, request.force, &inputs)?;
-    if request.memory.is_some() && !request.device.is_processor() {
-        let device = request.device.to_string();
-        let problem = RunProblem::MemoryOfDevice { device };
-        return Err(TrainError::run(Path::new("memory"), problem));
-    }
-    request.device.check()?;
-    request.recipe.check()?;
-    if let Some(epochs) = request.epochs
-        && !(epochs.is_finite() && epochs > 0.0)
-    {
-        let problem = RunProblem::Epochs { found: epochs };
-        return Err(TrainError::run(Path::new("epochs"), problem));
-    }
-    if let Some(stage) = &request.until {
-        stage_number(&request.recipe, stage)?;
-    }
-    if let Some(init) = &request.init {
-        check_init(init, &request.recipe)?;
-    }
-    base_model::check(&request.model)?;
-    let writing = &request.recipe.data.writing;
-    let tasks = load_tasks_for(&data, request.tasks.as_deref(), writing)?;
-    let digest = |task: &Task| {
-        let name = task.meta.name.clone();
-        Ok((name, Digests::of_task(&data, &task.meta.name)?))
+        until: request.until.as_deref(),
     };
-    let files = tasks
-        .iter()
-        .map(digest)
-        .collect::<Result<_, TrainError>>()?;
-    let mut recipe = with_groups(&request.recipe, &tasks)?;
-    if let Some(epochs) = request.epochs {
-        let records: usize = tasks.iter().map(|task| task.train.len()).sum();
-        let batches = epochs * records as f64 / recipe.data.sampling.batch_size as f64;
-        recipe.set_total_steps(batches.ceil() as usize);
-        recipe.check()?;
-    }
-    check_tasks(&recipe, &tasks)?;
-    Ok(Checked {
-        claim,
-        recipe,
-        tasks,
-        files,
-    })
+    run.to_its_end(Some(claim), stop, on_event)
 }
 
 /// Goes on with an unfinished run from its newest checkpoint, or from the start without one.
@@ -231,14 +162,13 @@ pub fn resume(
     refuse_changed(folder, &config, &model.folder)?;
     on_event(Event::Phase("loading model and tasks"));
     let loaded = load(&config, &model.folder, &tasks, device, true)?;
-    run(
+    let run = Run {
         folder,
-        &config,
+        config: &config,
         loaded,
-        stop,
-        part.until.as_deref(),
-        on_event,
-    )
+        until: part.until.as_deref(),
+    };
+    run.to_its_end(None, stop, on_event)
 }
 
 /// The recipe with the prompts that fit the model of a folder, where it leaves them open.
@@ -267,42 +197,59 @@ pub(crate) fn find_model(
     })
 }
 
-/// Trains, evaluates and writes everything that a finished run consists of.
-fn run(
-    folder: &Path,
-    config: &RunConfig,
+/// A run that trains.
+struct Run<'a> {
+    folder: &'a Path,
+    config: &'a RunConfig,
     loaded: Loaded,
-    stop: &AtomicBool,
-    until: Option<&str>,
-    on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<Finished, TrainError> {
-    let recipe = &config.recipe;
-    let until = until.map(|name| stage_number(recipe, name)).transpose()?;
-    let names = task_names(&loaded.tasks);
-    let phases = phases(&recipe.name, &recipe.stages, &names, 0..names.len())?;
-    let base_name = config.base_name();
-    let init = config.init.as_ref().map(PathBuf::from);
-    let setup = Setup {
-        recipe,
-        stages: &recipe.stages,
-        phases: &phases,
-        spec: &loaded.spec,
-        base: (&loaded.base, base_name),
-        tasks: &loaded.tasks,
-        seed: Seed::new(config.seed),
-        device: &loaded.device,
-        folder,
-        stop,
-        until,
-        keeps_end: true,
-        init: init.as_deref(),
-    };
-    on_event(Event::Phase("training"));
-    let heads = loaded.heads.clone();
-    let trained = train_loop(&setup, Start::Fresh(heads), on_event)?;
-    let finished = finish(folder, config, &loaded, &trained, stop, on_event)?;
-    checkpoint::retain(folder, &trained.progress, recipe.checkpoint.keep_last)?;
-    Ok(finished)
+    until: Option<&'a str>,
+}
+
+impl Run<'_> {
+    /// Trains, evaluates and writes everything that a finished run consists of. With a claim the run is new, and
+    /// leaves nothing if it cannot begin.
+    fn to_its_end(
+        &self,
+        claim: Option<Claim>,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Finished, TrainError> {
+        let (folder, config, loaded) = (self.folder, self.config, &self.loaded);
+        let recipe = &config.recipe;
+        let until = self.until.map(|name| stage_number(recipe, name));
+        let names = task_names(&loaded.tasks);
+        let phases = phases(&recipe.name, &recipe.stages, &names, 0..names.len())?;
+        let init = config.init.as_ref().map(PathBuf::from);
+        let setup = Setup {
+            recipe,
+            stages: &recipe.stages,
+            phases: &phases,
+            spec: &loaded.spec,
+            base: (&loaded.base, config.base_name()),
+            tasks: &loaded.tasks,
+            seed: Seed::new(config.seed),
+            device: &loaded.device,
+            folder,
+            stop,
+            until: until.transpose()?,
+            keeps_end: true,
+            init: init.as_deref(),
+        };
+        on_event(Event::Phase("training"));
+        let start = Start::Fresh(loaded.heads.clone());
+        let (state, _lock) = match claim.map(|claim| claim.begin(config)).transpose()? {
+            None => (State::start(&setup, start, on_event)?, None),
+            Some(begun) => {
+                let folder = begun.folder();
+                let state = State::start(&Setup { folder, ..setup }, start, on_event)?;
+                (state, Some(begun.put()?))
+            }
+        };
+        let trained = go_on(&setup, state, on_event)?;
+        let finished = finish(folder, config, loaded, &trained, stop, on_event)?;
+        checkpoint::retain(folder, &trained.progress, recipe.checkpoint.keep_last)?;
+        Ok(finished)
+    }
 }
 
 /// Evaluates a trained model and writes everything that a finished run consists of, the summary

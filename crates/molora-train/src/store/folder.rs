@@ -25,11 +25,11 @@
 use std::path::{Path, PathBuf};
 
 use super::config::{read_config, refuse_newer, write_config};
-use super::lock::FolderLock;
+use super::lock::{FolderLock, LOCK};
 use super::names::{is_empty, is_remains, refuse_links};
 use super::swap::{recover, remove_empty};
 use super::{BEFORE, EXPERTS, RUN, RunConfig, SWAP, checkpoint};
-use crate::base::files::{entries, is_own_folder, is_there, remove};
+use crate::base::files::{MadeFolders, entries, is_own_folder, is_there, remove};
 use crate::base::place::{NewFolder, clean, clean_beside, discard, is_current};
 use crate::error::{RunProblem, TrainError};
 
@@ -73,7 +73,9 @@ pub(crate) struct Claim {
     /// Whether there is an older run, which is removed when the new one begins.
     replaces: bool,
     /// Folders that were not there.
-    made: Vec<PathBuf>,
+    _made: MadeFolders,
+    /// Whether a new run is being written into the folder itself, which is not there to stay yet.
+    is_open: bool,
 }
 
 impl Claim {
@@ -93,9 +95,9 @@ impl Claim {
             folder: folder.to_owned(),
             lock: None,
             replaces: false,
-            made: missing(folder)?,
+            _made: MadeFolders::up_to(folder)?,
+            is_open: false,
         };
-        fs_err::create_dir_all(folder)?;
         check_free(folder, force)?;
         claim.lock = Some(FolderLock::take(folder)?);
         // Another process may have been done just now.
@@ -128,50 +130,77 @@ impl Claim {
         }
     }
 
-    /// Begins the run: from here on the folder has its configuration and nothing of an older run.
+    /// Writes the configuration where the run may begin: it is there to stay, in place of an older one, with
+    /// [`Begun::put`].
     ///
     /// # Errors
     /// [`TrainError::Io`] if the folder cannot be written; an older run is whole then.
-    pub(crate) fn begin(mut self, config: &RunConfig) -> Result<FolderLock, TrainError> {
+    pub(crate) fn begin(mut self, config: &RunConfig) -> Result<Begun, TrainError> {
         if !self.replaces {
+            self.is_open = true;
             write_config(&self.folder, config)?;
-            return Ok(self.lock.take().expect("a claim has the lock"));
+            return Ok(Begun {
+                claim: self,
+                new: None,
+            });
         }
         let place = fs_err::canonicalize(&self.folder)?;
         let new = NewFolder::for_place(&place)?;
-        let mut own = FolderLock::take(new.path())?;
+        let lock = FolderLock::take(new.path())?;
         write_config(new.path(), config)?;
-        new.put()?;
-        own.moved_to(&self.folder);
-        Ok(own)
+        Ok(Begun {
+            claim: self,
+            new: Some((lock, new)),
+        })
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        drop(self.lock.take());
-        // Only empty folders can be removed so.
-        for folder in self.made.iter().rev() {
-            drop(std::fs::remove_dir(folder));
+        // The folder was free, so that what is in it is of the run that did not begin. Errors leave what a
+        // killed process would.
+        if self.is_open {
+            for name in entries(&self.folder).unwrap_or_default() {
+                if name != LOCK {
+                    drop(remove(&self.folder.join(name)));
+                }
+            }
         }
+        // Before the folders that were made, which have to be empty to go.
+        drop(self.lock.take());
     }
 }
 
-/// A folder and those around it, as far as they are not there.
-fn missing(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
-    let around = folder
-        .ancestors()
-        .filter(|path| !path.as_os_str().is_empty());
-    let mut missing: Vec<PathBuf> = Vec::new();
-    for path in around {
-        match path.metadata() {
-            Ok(found) if found.is_dir() => break,
-            Ok(_) => return Err(TrainError::run(path, RunProblem::IsFile)),
-            Err(_) => missing.push(path.to_owned()),
+/// A run of which the beginning is being made: dropped, it leaves nothing behind, and an older run as it was.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    claim: Claim,
+    /// What is to replace an older run, with its lock.
+    new: Option<(FolderLock, NewFolder)>,
+}
+
+impl Begun {
+    /// Where the files of the beginning are written.
+    pub(crate) fn folder(&self) -> &Path {
+        match &self.new {
+            Some((_, new)) => new.path(),
+            None => &self.claim.folder,
         }
     }
-    missing.reverse();
-    Ok(missing)
+
+    /// Lets the run stay: from here on its folder has nothing of an older run.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`] if the folder cannot be written; an older run is whole then.
+    pub(crate) fn put(mut self) -> Result<FolderLock, TrainError> {
+        self.claim.is_open = false;
+        let Some((mut lock, new)) = self.new else {
+            return Ok(self.claim.lock.take().expect("a claim has the lock"));
+        };
+        new.put()?;
+        lock.moved_to(&self.claim.folder);
+        Ok(lock)
+    }
 }
 
 /// Whether a folder is free; with `force` one with a run is not, and no error.
@@ -297,11 +326,43 @@ mod tests {
     }
 
     #[test]
+    fn a_beginning_that_comes_to_nothing_leaves_what_was_there() {
+        let root = tempfile::tempdir().expect("a folder");
+        let run = root.path().join("runs/run");
+        let begin = |number| {
+            let claim = Claim::new(&run, number > 1, &[]).expect("free, or a run");
+            let begun = claim.begin(&config(number)).expect("writable");
+            std::fs::write(begun.folder().join("clusters.json"), "").expect("writable");
+            begun
+        };
+        drop(begin(1));
+        assert!(entries(root.path()).expect("readable").is_empty());
+        drop(begin(1).put().expect("writable"));
+        let old = std::fs::read(run.join(RUN)).expect("readable");
+        drop(begin(2));
+        assert_eq!(std::fs::read(run.join(RUN)).ok(), Some(old));
+        assert_eq!(
+            entries(&root.path().join("runs")).expect("readable"),
+            ["run"]
+        );
+        // An empty folder that the user made stays.
+        std::fs::remove_dir_all(&run).expect("there");
+        std::fs::create_dir(&run).expect("writable");
+        drop(begin(1));
+        assert!(entries(&run).expect("readable").is_empty());
+    }
+
+    #[test]
     fn a_run_is_replaced_by_force_alone() {
         let root = tempfile::tempdir().expect("a folder");
         let run = root.path().join("run");
         let claim = Claim::new(&run, false, &[]).expect("free");
-        drop(claim.begin(&config(1)).expect("writable"));
+        drop(
+            claim
+                .begin(&config(1))
+                .and_then(Begun::put)
+                .expect("writable"),
+        );
         assert_eq!(entries(&run).expect("readable"), [RUN]);
         assert!(refused(&run, false, &[]).contains("exists already"));
         let data = run.join("data");
@@ -310,7 +371,10 @@ mod tests {
         let old = std::fs::read(run.join(RUN)).expect("readable");
         let claim = Claim::new(&run, true, &[root.path()]).expect("a run");
         assert_eq!(std::fs::read(run.join(RUN)).ok(), Some(old));
-        let lock = claim.begin(&config(1)).expect("writable");
+        let lock = claim
+            .begin(&config(1))
+            .and_then(Begun::put)
+            .expect("writable");
         assert!(refused(&run, true, &[]).contains("is writing here"));
         drop(lock);
         assert_eq!(entries(&run).expect("readable"), [RUN]);
@@ -330,7 +394,12 @@ mod tests {
         std::fs::write(run.join(STEPS), "").expect("writable");
         assert!(refused(&run, false, &[]).contains("exists already"));
         let claim = Claim::new(&run, true, &[]).expect("remains");
-        drop(claim.begin(&config(1)).expect("writable"));
+        drop(
+            claim
+                .begin(&config(1))
+                .and_then(Begun::put)
+                .expect("writable"),
+        );
         assert_eq!(entries(&run).expect("readable"), [RUN]);
         std::fs::remove_file(run.join(RUN)).expect("there");
         std::fs::write(run.join("thesis.tex"), "").expect("writable");

@@ -1,4 +1,7 @@
-//! How a phase begins: what comes before it without a gradient, its model, its optimizer, its data.
+//! How a training goes on from a checkpoint, and how a phase begins: what comes before it without a gradient,
+//! its model, its optimizer, its data.
+
+use std::path::Path;
 
 use molora_models::AdapterSpec;
 
@@ -10,11 +13,68 @@ use super::transform;
 use crate::TrainError;
 use crate::data::{Sampler, task_names};
 use crate::error::RunProblem;
+use crate::guide::{Clusters, Instructions};
 use crate::model::with_stable_ids;
-use crate::recipe::{Phase, Scope, Transform};
+use crate::recipe::{Phase, Scope, StageConfig, Transform};
 use crate::store::{checkpoint, pool};
 
 impl State {
+    /// Goes on from a checkpoint.
+    pub(super) fn load(
+        &mut self,
+        setup: &Setup<'_>,
+        path: &Path,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        self.progress = checkpoint::load_progress(path)?;
+        let steps: Vec<usize> = setup.phases.iter().map(|phase| phase.steps).collect();
+        if let Some(problem) = self.progress.problem(&steps) {
+            return Err(TrainError::run(path, RunProblem::State(problem)));
+        }
+        let phase = setup.phases.get(self.progress.phase);
+        let last = setup.phases.last();
+        let stage = phase.or(last).map(|phase| &setup.stages[phase.stage]);
+        let spec = stage.map_or(setup.spec.clone(), |stage| stage.spec(setup.spec));
+        self.model = attach(setup, phase, &spec.to_be_filled(), self.model.heads.clone())?;
+        self.is_mixture = !stage.is_some_and(StageConfig::trains_alone);
+        let names = task_names(setup.tasks);
+        checkpoint::load_weights(path, &mut self.model, &spec, &names)?;
+        for phase in &setup.phases[..self.progress.phase] {
+            match &setup.stages[phase.stage].transform {
+                Some(Transform::EmbedInstructions(_)) => {
+                    let instructions = Instructions::load(setup.folder, &names)?;
+                    self.guide = Some(instructions.guide(setup.device));
+                }
+                Some(Transform::Cluster(_)) => {
+                    let clusters = Clusters::load_for(setup.folder, setup.spec)?;
+                    let guide = clusters.map(|found| found.guide(setup.tasks, setup.device));
+                    self.guide = guide.transpose()?;
+                }
+                _ => {}
+            }
+        }
+        let Some((phase, stage)) = phase.zip(stage) else {
+            return Ok(());
+        };
+        if let Some(sampler) = &self.progress.sampler {
+            sampler.check(&setup.recipe.data.sampling, &lengths(setup, phase))?;
+        }
+        self.optimizer = stage.optimizer.init(&self.model);
+        if self.progress.phase_step > 0 {
+            let fresh = stage.optimizer.init(&self.model);
+            self.optimizer = checkpoint::load_optimizer(path, &self.progress, fresh)?;
+        }
+        self.model = self.to_be_trained(stage);
+        // The run was stopped between two stages, or at the end of one.
+        if self.is_done(phase) {
+            if !self.progress.best.is_empty() {
+                self.leave(setup, phase, on_event)?;
+            }
+            self.enter(setup, self.progress.phase + 1, on_event)?;
+        }
+        Ok(())
+    }
+
     /// Begins a phase, after the steps without gradient in front of it.
     pub(super) fn enter(
         &mut self,

@@ -22,4 +22,5 @@ pub(crate) use rehearsal::rehearse;
 pub use setup::Setup;
 pub use step::{Step, StepValues};
 pub use trainer::{Start, Trained, train};
+pub(crate) use trainer::{State, go_on};
 pub use watch::Found;

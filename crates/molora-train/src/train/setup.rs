@@ -17,7 +17,7 @@ use crate::recipe::{Phase, Recipe, StageConfig, StageRouting, balances};
 use crate::store::checkpoint;
 
 /// Everything that a training run reads and does not change.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Setup<'a> {
     /// The method.
     pub recipe: &'a Recipe,

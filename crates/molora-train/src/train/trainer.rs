@@ -1,7 +1,6 @@
 //! The training loop: stages, steps, records, checkpoints.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -9,18 +8,16 @@ use burn::optim::{AdamWConfig, ModuleOptimizer};
 use molora_models::{AdapterSpec, TaskHead, TaskModel};
 
 use super::event::{Event, Kept};
-use super::setup::{
-    Setup, attach, guidance, lengths, not_finite, objective, phase_seed, task_weights,
-};
+use super::setup::{Setup, guidance, not_finite, objective, phase_seed, task_weights};
 use super::step::Step;
 use super::validate;
 use super::watch::Found;
 use crate::data::sampler::Pick;
 use crate::data::{Average, Batch, task_names};
-use crate::error::{RunProblem, TrainError};
-use crate::guide::{Clusters, Guide, Instructions};
+use crate::error::TrainError;
+use crate::guide::Guide;
 use crate::model::{NewValues, find_not_finite};
-use crate::recipe::{FinalState, GuardRule, LogFormat, Phase, Scope, StageConfig, Transform};
+use crate::recipe::{FinalState, GuardRule, LogFormat, Phase, Scope, StageConfig};
 use crate::report::{GuardDone, SCHEMA_VERSION, StepRecord, StepWriter, truncate_after};
 use crate::store::checkpoint::{Progress, Snapshot};
 use crate::store::{STEPS, TENSORBOARD, checkpoint, pool};
@@ -63,7 +60,16 @@ pub fn train(
     start: Start,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Trained, TrainError> {
-    let mut state = State::start(setup, start, on_event)?;
+    let state = State::start(setup, start, on_event)?;
+    go_on(setup, state, on_event)
+}
+
+/// Trains on from where a state is; see [`train`].
+pub(crate) fn go_on(
+    setup: &Setup<'_>,
+    mut state: State,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Trained, TrainError> {
     let mut writer = StepWriter::open(setup.folder.join(STEPS))?;
     if setup.recipe.report.log.contains(&LogFormat::Tensorboard) {
         writer = writer.with_events(&setup.folder.join(TENSORBOARD))?;
@@ -100,7 +106,10 @@ pub fn train(
         if is_done && !is_over {
             state.enter(setup, state.progress.phase + 1, on_event)?;
         }
-        let is_due = state.progress.step % setup.recipe.checkpoint_every == 0;
+        let is_due = state
+            .progress
+            .step
+            .is_multiple_of(setup.recipe.checkpoint_every);
         let is_stopped =
             setup.stop.load(Ordering::SeqCst) && setup.phases.get(state.progress.phase).is_some();
         // A state that is kept stays as it was; what follows it is done again when the run is resumed.
@@ -131,7 +140,8 @@ pub fn train(
     })
 }
 
-pub(super) struct State {
+/// A training that has begun.
+pub(crate) struct State {
     pub(super) model: TaskModel,
     pub(super) is_mixture: bool,
     pub(super) guide: Option<Guide>,
@@ -141,7 +151,12 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn start(
+    /// Begins a training, or reads where it was; the folder of `setup` may get files of what comes before the
+    /// first step.
+    ///
+    /// # Errors
+    /// What cannot be begun with or gone on from; whatever reading and writing files gives.
+    pub(crate) fn start(
         setup: &Setup<'_>,
         start: Start,
         on_event: &mut dyn FnMut(Event<'_>),
@@ -169,62 +184,6 @@ impl State {
         Ok(state)
     }
 
-    /// Goes on from a checkpoint.
-    fn load(
-        &mut self,
-        setup: &Setup<'_>,
-        path: &Path,
-        on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<(), TrainError> {
-        self.progress = checkpoint::load_progress(path)?;
-        let steps: Vec<usize> = setup.phases.iter().map(|phase| phase.steps).collect();
-        if let Some(problem) = self.progress.problem(&steps) {
-            return Err(TrainError::run(path, RunProblem::State(problem)));
-        }
-        let phase = setup.phases.get(self.progress.phase);
-        let last = setup.phases.last();
-        let stage = phase.or(last).map(|phase| &setup.stages[phase.stage]);
-        let spec = stage.map_or(setup.spec.clone(), |stage| stage.spec(setup.spec));
-        self.model = attach(setup, phase, &spec.to_be_filled(), self.model.heads.clone())?;
-        self.is_mixture = !stage.is_some_and(StageConfig::trains_alone);
-        let names = task_names(setup.tasks);
-        checkpoint::load_weights(path, &mut self.model, &spec, &names)?;
-        for phase in &setup.phases[..self.progress.phase] {
-            match &setup.stages[phase.stage].transform {
-                Some(Transform::EmbedInstructions(_)) => {
-                    let instructions = Instructions::load(setup.folder, &names)?;
-                    self.guide = Some(instructions.guide(setup.device));
-                }
-                Some(Transform::Cluster(_)) => {
-                    let clusters = Clusters::load_for(setup.folder, setup.spec)?;
-                    let guide = clusters.map(|found| found.guide(setup.tasks, setup.device));
-                    self.guide = guide.transpose()?;
-                }
-                _ => {}
-            }
-        }
-        let Some((phase, stage)) = phase.zip(stage) else {
-            return Ok(());
-        };
-        if let Some(sampler) = &self.progress.sampler {
-            sampler.check(&setup.recipe.data.sampling, &lengths(setup, phase))?;
-        }
-        self.optimizer = stage.optimizer.init(&self.model);
-        if self.progress.phase_step > 0 {
-            let fresh = stage.optimizer.init(&self.model);
-            self.optimizer = checkpoint::load_optimizer(path, &self.progress, fresh)?;
-        }
-        self.model = self.to_be_trained(stage);
-        // The run was stopped between two stages, or at the end of one.
-        if self.is_done(phase) {
-            if !self.progress.best.is_empty() {
-                self.leave(setup, phase, on_event)?;
-            }
-            self.enter(setup, self.progress.phase + 1, on_event)?;
-        }
-        Ok(())
-    }
-
     /// The model with the parameters of a stage trainable.
     pub(super) fn to_be_trained(&self, stage: &StageConfig) -> TaskModel {
         let model = stage.apply(self.model.clone());
@@ -235,7 +194,7 @@ impl State {
     }
 
     /// Whether a phase has made its last step.
-    fn is_done(&self, phase: &Phase) -> bool {
+    pub(super) fn is_done(&self, phase: &Phase) -> bool {
         self.progress.phase_step == phase.steps || self.progress.is_early
     }
 

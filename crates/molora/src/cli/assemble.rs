@@ -76,7 +76,11 @@ impl AssembleArgs {
         let router = exchange::RouterChoice::from(self.router);
         let default = || Path::new("runs").join(format!("assembled-{}", router.name()));
         let names: Vec<&str> = self.expert.iter().map(|(name, _)| &name[..]).collect();
-        for (name, _) in &self.instruction {
+        for (place, (name, _)) in self.instruction.iter().enumerate() {
+            let before = &self.instruction[..place];
+            if before.iter().any(|(other, _)| other == name) {
+                bail!("--instruction {name}: is given twice");
+            }
             if !names.contains(&&name[..]) {
                 let names = names.join(", ");
                 bail!("--instruction {name}: no expert is called so; there are: {names}");

@@ -1,6 +1,6 @@
 //! `molora generate --interactive`: a conversation in the terminal, or through pipes.
 
-use std::io::{ErrorKind, IsTerminal, Write as _};
+use std::io::{BufRead as _, ErrorKind, IsTerminal, Write as _};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -201,14 +201,30 @@ impl Messages {
         })
     }
 
-    /// The next message; none at the end of the input, or after Ctrl-C.
+    /// The next message; none at the end of the input, or after Ctrl-C. What is no text is named and passed over.
     fn next(&mut self) -> anyhow::Result<Option<String>> {
+        loop {
+            match self.read() {
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    say(&format!("error: {error}; say it again"));
+                }
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// The next message, or [`ErrorKind::InvalidData`] for one that is not UTF-8.
+    fn read(&mut self) -> std::io::Result<Option<String>> {
         let Some(history) = &mut self.history else {
             // Nothing else hears of Ctrl-C while a line is waited for: with the flag set it ends the program.
             self.stop.store(true, Ordering::SeqCst);
-            let line = std::io::stdin().lines().next().transpose();
+            let mut bytes = Vec::new();
+            let count = std::io::stdin().lock().read_until(b'\n', &mut bytes);
             self.stop.store(false, Ordering::SeqCst);
-            return Ok(line?);
+            return match count? {
+                0 => Ok(None),
+                _ => message_of(bytes).map(Some),
+            };
         };
         self.stop.store(false, Ordering::SeqCst);
         let input = Input::new().with_prompt("you").allow_empty(true);
@@ -218,9 +234,23 @@ impl Messages {
                 say("");
                 Ok(None)
             }
-            Err(error) => Err(error.into()),
+            Err(dialoguer::Error::IO(error)) => Err(error),
         }
     }
+}
+
+/// The text of a line without its end.
+fn message_of(mut line: Vec<u8>) -> std::io::Result<String> {
+    for end in *b"\n\r" {
+        if line.last() == Some(&end) {
+            line.pop();
+        }
+    }
+    String::from_utf8(line).map_err(|error| {
+        let byte = error.utf8_error().valid_up_to() + 1;
+        let problem = format!("the message is no UTF-8 text: byte {byte}");
+        std::io::Error::new(ErrorKind::InvalidData, problem)
+    })
 }
 
 /// What of a growing text was printed.
@@ -265,6 +295,20 @@ fn certain<'a>(text: &'a str, stop: &[String]) -> &'a str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_is_a_line_without_its_end() {
+        let read = |line: &[u8]| message_of(line.to_vec()).map_err(|error| error.to_string());
+        assert_eq!(read(b"a b\r\n").as_deref(), Ok("a b"));
+        assert_eq!(read(b"a\n").as_deref(), Ok("a"));
+        assert_eq!(
+            read(b"a\r").as_deref(),
+            Ok("a"),
+            "the last one may have none"
+        );
+        let error = read(b"caf\xe9\n").expect_err("Latin-1");
+        assert_eq!(error, "the message is no UTF-8 text: byte 4");
+    }
 
     #[test]
     fn what_may_still_change_is_not_shown() {

@@ -8,7 +8,7 @@ use super::choice::Budget;
 use super::progress::Progress;
 use super::signals::stop_on_signal;
 use super::source::{FoundBase, SourceArgs};
-use super::train::read_recipe;
+use super::train::{read_recipe, set_steps};
 use super::validation::ValidationArgs;
 use super::{print, say};
 use molora_train::compare::{
@@ -109,9 +109,7 @@ impl CompareArgs {
 
     fn recipe(&self, name: &str, base: &FoundBase) -> anyhow::Result<Recipe> {
         let mut recipe = overrides::apply(&read_recipe(name, base)?, &self.set)?;
-        if let Some(steps) = self.steps {
-            recipe.set_total_steps(steps);
-        }
+        set_steps(&mut recipe, self.steps)?;
         self.validation.apply(&mut recipe);
         Ok(recipe)
     }

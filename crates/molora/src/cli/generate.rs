@@ -96,6 +96,7 @@ pub(super) struct GenerateArgs {
 
 impl GenerateArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        let sampling = self.sampling()?;
         let prompts = self.all_prompts()?;
         self.check_output()?;
         let mut writer = self.writer()?;
@@ -111,7 +112,7 @@ impl GenerateArgs {
                 true => 512,
                 false => 64,
             }),
-            sampling: self.sampling(),
+            sampling,
             seed: self.seed,
             batch: self.batch.get(),
         };
@@ -188,8 +189,16 @@ impl GenerateArgs {
             let is_json = text.trim_start().starts_with('{');
             prompts.extend(parse_prompts(&text, Path::new(STANDARD_INPUT), is_json)?);
         } else {
+            let ending = path.extension().map(|ending| ending.to_ascii_lowercase());
+            let has_ending = |name: &str| ending.as_ref().is_some_and(|ending| ending == name);
+            ensure!(
+                !has_ending("json"),
+                "{}: its lines would be prompts as they stand; for objects with \"prompt\" or \"messages\", one on \
+                 each line, call it .jsonl",
+                path.display()
+            );
             let text = read_utf8(path)?;
-            let is_json = path.extension().is_some_and(|ending| ending == "jsonl");
+            let is_json = has_ending("jsonl");
             prompts.extend(parse_prompts(&text, path, is_json)?);
         }
         ensure!(
@@ -235,16 +244,23 @@ impl GenerateArgs {
     }
 
     /// Any option of the drawing asks for it.
-    fn sampling(&self) -> Option<Sampling> {
+    fn sampling(&self) -> anyhow::Result<Option<Sampling>> {
         let (temperature, top_k, top_p) = (self.temperature, self.top_k, self.top_p);
-        let is_greedy = temperature == Some(0.0);
-        let is_asked = temperature.is_some() || top_k.is_some() || top_p.is_some();
-        (is_asked && !is_greedy).then(|| Sampling {
+        let is_cut = top_k.is_some() || top_p.is_some();
+        if temperature == Some(0.0) {
+            ensure!(
+                !is_cut,
+                "--temperature 0 takes the most likely token: --top-k and --top-p need one above 0"
+            );
+            return Ok(None);
+        }
+        let is_asked = temperature.is_some() || is_cut;
+        Ok(is_asked.then(|| Sampling {
             temperature: temperature.unwrap_or(1.0),
             top_k,
             top_p,
             ..Sampling::default()
-        })
+        }))
     }
 }
 

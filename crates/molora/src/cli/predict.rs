@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use clap::Args;
 
 use super::download::Downloads;
@@ -65,13 +65,14 @@ fn column(text: &str) -> Result<(String, String), String> {
 
 impl PredictArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        let columns = self.columns()?;
         // With a bar, should the cache have lost the model since the training.
         let mut downloads = Downloads::new();
         let model = read_config(&self.run)?.model;
         base_model::find(&model, &mut |progress| downloads.show_all(progress))?;
         downloads.finish();
         let mut predictor = Predictor::open(&self.run, self.task.as_deref(), self.device)?;
-        let records = self.records(predictor.task())?;
+        let records = self.records(predictor.task(), &columns)?;
         let file = self.output.as_ref();
         let Some(out) = file.filter(|out| *out != Path::new("-")) else {
             for chunk in records.chunks(CHUNK) {
@@ -97,14 +98,28 @@ impl PredictArgs {
         Ok(())
     }
 
-    fn records(&self, task: &TaskMeta) -> anyhow::Result<Vec<Record>> {
-        let columns: BTreeMap<String, String> = self.columns.iter().cloned().collect();
+    /// The input's columns by molora's.
+    fn columns(&self) -> anyhow::Result<BTreeMap<String, String>> {
+        let mut columns = BTreeMap::new();
+        for (ours, theirs) in &self.columns {
+            if let Some(first) = columns.insert(ours.clone(), theirs.clone()) {
+                bail!("--columns: {ours} is given twice, as {first} and as {theirs}");
+            }
+        }
+        Ok(columns)
+    }
+
+    fn records(
+        &self,
+        task: &TaskMeta,
+        columns: &BTreeMap<String, String>,
+    ) -> anyhow::Result<Vec<Record>> {
         if self.input != Path::new("-") {
-            return Ok(load_unlabelled(&self.input, task, &columns)?);
+            return Ok(load_unlabelled(&self.input, task, columns)?);
         }
         let name = Path::new(STANDARD_INPUT);
         let text = read_standard_input()?;
-        Ok(parse_unlabelled(&text, name, task, &columns)?)
+        Ok(parse_unlabelled(&text, name, task, columns)?)
     }
 }
 

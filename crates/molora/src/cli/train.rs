@@ -13,7 +13,7 @@ use super::source::{FoundBase, SourceArgs};
 use super::validation::ValidationArgs;
 use super::{print, read_utf8};
 use molora_train::data::Split;
-use molora_train::recipe::{self, LogFormat, Recipe, overrides};
+use molora_train::recipe::{self, LogFormat, MAX_STEPS, Recipe, overrides};
 use molora_train::report::{dry_run_table, idle_summary, summary_table, task_table};
 use molora_train::run::{Finished, Request, ResumeOptions, check, dry_run, resume, train};
 
@@ -129,9 +129,7 @@ impl TrainArgs {
     fn request(&self, base: &FoundBase) -> anyhow::Result<Request> {
         let name = self.recipe.as_deref().unwrap_or_default();
         let mut recipe = overrides::apply(&read_recipe(name, base)?, &self.set)?;
-        if let Some(steps) = self.steps {
-            recipe.set_total_steps(steps);
-        }
+        set_steps(&mut recipe, self.steps)?;
         let memory = self.batch.apply(&mut recipe)?;
         self.validation.apply(&mut recipe);
         if !self.log.is_empty() {
@@ -160,6 +158,19 @@ impl TrainArgs {
             until: self.until_stage.clone(),
         })
     }
+}
+
+/// Gives a recipe the steps that `--steps` asks for, if it does.
+pub(super) fn set_steps(recipe: &mut Recipe, steps: Option<usize>) -> anyhow::Result<()> {
+    let Some(steps) = steps else {
+        return Ok(());
+    };
+    ensure!(
+        (1..=MAX_STEPS).contains(&(steps as u64)),
+        "--steps is {steps}, expected 1 to {MAX_STEPS}"
+    );
+    recipe.set_total_steps(steps);
+    Ok(())
 }
 
 /// Whether a file is there and lies in a folder.

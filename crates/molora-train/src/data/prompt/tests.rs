@@ -298,3 +298,137 @@ fn functions_are_given_and_their_calls_are_learned() {
     let expected = format!("{tools}<user>1 + 1?</s><assistant>|{call}</s>|");
     assert_eq!(shown(&chat, &format), expected);
 }
+
+/// The parts of Qwen3's template about thoughts, as they stand there: an empty place for them in the last answer,
+/// those behind the last question alone, and none asked for by `enable_thinking=false`.
+const QWEN3: &str = r"
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == 'user' and message.content is string and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.content is string %}
+        {%- set content = message.content %}
+    {%- else %}
+        {%- set content = '' %}
+    {%- endif %}
+    {%- if message.role == 'user' or message.role == 'tool' %}
+        {{- '<' + message.role + '>' + content + '<end>' }}
+    {%- elif message.role == 'assistant' %}
+        {%- set reasoning_content = '' %}
+        {%- if message.reasoning_content is string %}
+            {%- set reasoning_content = message.reasoning_content %}
+        {%- else %}
+            {%- if '</think>' in content %}
+                {%- set reasoning_content = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+                {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+            {%- endif %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_query_index and (loop.last or reasoning_content) %}
+            {{- '<assistant><think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}
+        {%- else %}
+            {{- '<assistant>' + content }}
+        {%- endif %}
+        {{- '<end>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<assistant>' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}";
+
+/// The parts of the template of models that DeepSeek-R1 was distilled into: it asks for thoughts, and shows none.
+const R1: &str = "{%- for message in messages %}{%- if message['role'] == 'user' %}\
+    {{'<user>' + message['content']}}{%- endif %}{%- if message['role'] == 'assistant' %}\
+    {% set content = message['content'] %}{% if '</think>' in content %}\
+    {% set content = content.split('</think>')[-1] %}{% endif %}\
+    {{'<assistant>' + content + '<end>'}}{%- endif %}{% endfor -%}\
+    {% if add_generation_prompt %}{{'<assistant><think>\n'}}{% endif %}";
+
+/// Thoughts in the contents, as most data have them.
+fn thoughts_inside() -> Record {
+    let mut chat = thoughts();
+    for message in &mut chat.messages {
+        if let Some(thought) = message.more.remove("reasoning_content") {
+            message.content = format!("<think>\n{thought}\n</think>\n\n{}", message.content);
+        }
+    }
+    chat.output = chat.messages[3].content.clone();
+    chat
+}
+
+#[test]
+fn thoughts_are_learned_where_the_model_has_to_write_them() {
+    let qwen3 = [
+        "<user>1 + 1?<end><assistant>",
+        "<user>1 + 1?<end><assistant>2<end><user>Sure?<end><assistant>",
+    ];
+    let r1 = [
+        "<user>1 + 1?<assistant><think>\n",
+        "<user>1 + 1?<assistant>2<end><user>Sure?<assistant><think>\n",
+    ];
+    let meta = meta(TaskKind::Generation);
+    for (source, prompts, begin) in [(QWEN3, qwen3, "<think>\n"), (R1, r1, "")] {
+        let format = template(source);
+        let PromptFormat::Chat(chat_template) = &format else {
+            panic!("a template");
+        };
+        for (record, thoughts) in [
+            (chat(), ["", ""]),
+            (thoughts(), ["add", "again"]),
+            (thoughts_inside(), ["add", "again"]),
+        ] {
+            let found = turns(&record, &meta, &format).expect("two turns");
+            assert_eq!(found.len(), 2);
+            for (turn, pieces) in found.iter().enumerate() {
+                let (thought, word) = (thoughts[turn], ["2", "Yes"][turn]);
+                let answer = format!("{begin}{thought}\n</think>\n\n{word}<end>");
+                assert_eq!(pieces[1..], [Piece::answer(answer)]);
+                // What is given is what the template asks for an answer with, to the last byte.
+                let asked = chat_template.render(&record.messages[..2 * turn + 1], true);
+                assert_eq!(pieces[0], Piece::given(asked.expect("it renders")));
+                let is_inside = record.output.contains("think");
+                assert!(is_inside || pieces[0].text == prompts[turn], "{pieces:?}");
+            }
+            assert_eq!(pieces(&record, &meta, &format).expect("the last"), found[1]);
+            assert_eq!(format.answer_of(&found[1][1].text), "Yes<end>");
+        }
+        assert!(format.shows(Part::Reasoning));
+    }
+}
+
+#[test]
+fn one_question_with_one_answer_is_asked_of_models_that_think() {
+    let meta = meta(TaskKind::Classification);
+    let record = record("Do", "a", None, "good");
+    for (source, asked, answer) in [
+        (
+            QWEN3,
+            "<user>Do\n\na<end><assistant>",
+            "<think>\n\n</think>\n\ngood<end>",
+        ),
+        (
+            R1,
+            "<user>Do\n\na<assistant><think>\n",
+            "\n</think>\n\ngood<end>",
+        ),
+        (
+            // As finetunes that never think ask by default.
+            &QWEN3.replace(
+                "enable_thinking is defined and enable_thinking is false",
+                "true",
+            ),
+            "<user>Do\n\na<end><assistant><think>\n\n</think>\n\n",
+            "good<end>",
+        ),
+    ] {
+        let found = pieces(&record, &meta, &template(source)).expect("it renders");
+        assert_eq!(found, [Piece::given(asked), Piece::answer(answer)]);
+    }
+}

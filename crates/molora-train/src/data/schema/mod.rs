@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::error::DataError;
+use super::error::{DataError, Place};
 use super::fields::Fields;
 use super::format::{FormatError, Row};
 use super::meta::MetaFile;
@@ -146,7 +146,7 @@ impl Schema {
             return Ok(());
         }
         Err(DataError::Contradiction {
-            place: super::error::Place::file(path),
+            place: Place::file(path),
             key: "type",
             found: kind.to_string(),
             expected: format!("records with the column {columns} are for {only}"),
@@ -165,7 +165,7 @@ impl Reading<'_> {
     /// if it has one, writes its prompt, from these [`columns`](Self::columns) too.
     ///
     /// # Errors
-    /// A column that is missing or holds something else than it should, and what
+    /// A column that is missing or holds something else than it should, a record that asks nothing, and what
     /// [`PromptTemplate::ask`](super::prompt::PromptTemplate::ask) finds.
     pub(super) fn record(
         &self,
@@ -178,7 +178,38 @@ impl Reading<'_> {
         if let Some(template) = &self.meta.template {
             template.ask(&mut record, columns, self.meta, &place)?;
         }
-        Ok(record)
+        match self.asks_nothing(&record) {
+            true => Err(self.empty(&record.input, &place)),
+            false => Ok(record),
+        }
+    }
+
+    /// Whether a record has no text of its own to answer: the instruction of its task says what to do with one, so
+    /// that it is enough for a generation alone.
+    fn asks_nothing(&self, record: &Record) -> bool {
+        let is_blank = |text: &str| text.trim().is_empty();
+        // Plain text asks nothing, and a template has written what it asks.
+        if !record.messages.is_empty() || record.is_verbatim || record.prompt.is_some() {
+            return false;
+        }
+        let inputs = [Some(&record.input), record.input_b.as_ref()];
+        let (own, of_task) = (&record.instruction, &self.meta.instruction);
+        let instructs = match self.meta.kind {
+            TaskKind::Generation => !is_blank(own) || !is_blank(of_task),
+            _ => !is_blank(own) && own != of_task,
+        };
+        inputs.into_iter().flatten().all(|text| is_blank(text)) && !instructs
+    }
+
+    /// The error of a record whose text is empty.
+    pub(super) fn empty(&self, text: &str, place: &Place) -> DataError {
+        let key = match self.schema {
+            Schema::Question(_) => "question",
+            Schema::Completion(_) => "prompt",
+            _ => "input",
+        };
+        let fields = Fields::new(Map::new(), place);
+        fields.wrong_type(key, &Value::from(text), "a text that is not empty")
     }
 
     fn parsed(&self, row: Row, id: String) -> Result<Record, DataError> {

@@ -196,6 +196,11 @@ fn wrong_values_are_located() {
         "key \"choices\" holds a list of 2 items, expected as many labels as texts",
     );
     check(
+        QUIZ,
+        r#"{"question": " ", "choices": ["a", "b"], "answer": 0}"#,
+        "key \"question\" holds the string \" \", expected a text that is not empty",
+    );
+    check(
         r##"{"text": "#"}"##,
         r#"{"text": ""}"#,
         "key \"text\" holds the string \"\", expected a text that is not empty",

@@ -271,7 +271,7 @@ fn other_kinds_are_read_but_not_trained() {
         );
         fs::write(dir.join("task.json"), meta).unwrap();
         let line = format!(
-            r#"{{"id": "", "task": "{name}", "type": "{kind}", "instruction": "", "input": "", "input_b": "", {record}}}"#
+            r#"{{"id": "", "task": "{name}", "type": "{kind}", "instruction": "", "input": "a", "input_b": "", {record}}}"#
         );
         for split in ["train", "validation", "test"] {
             fs::write(dir.join(format!("{split}.jsonl")), &line).unwrap();

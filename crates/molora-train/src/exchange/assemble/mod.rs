@@ -31,6 +31,7 @@ use crate::base::base_model::absolute;
 use crate::base::{DeviceSpec, bundled};
 use crate::data::{ChatTemplate, Split, Task, TaskKind, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
+use crate::exchange::refuse_twice;
 use crate::recipe::{Recipe, phases};
 use crate::run::{
     Finished, Loaded, bare_task, close, find_model, finish, tokenized, with_base_digests,
@@ -112,6 +113,7 @@ pub(super) fn assemble_by(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Assembled, TrainError> {
     experts::check_names(request)?;
+    refuse_twice(request.experts.iter().map(|given| &given.folder))?;
     let place = Place {
         base: &request.base,
         tasks: &request.experts,
@@ -220,7 +222,7 @@ impl Place<'_> {
         let loaded = loaded(&config, &model.folder, base, &tasks, device)?;
         let mixture = source.fill(loaded.mixture(Seed::new(config.seed))?, &loaded)?;
         let mixture = adapt(&loaded, mixture, on_event)?;
-        let _lock = claim.begin(&config)?;
+        let _lock = claim.begin(&config)?.put()?;
         let run = Assembly {
             place: self,
             config,

@@ -33,7 +33,7 @@ use self::learn::Learning;
 use self::realign::Realign;
 use self::scores::Asked;
 use self::write::Beside;
-use super::{Exported, check_new};
+use super::{Exported, check_new, refuse_twice};
 use crate::TrainError;
 use crate::base::DeviceSpec;
 use crate::report::EvalReport;
@@ -132,6 +132,7 @@ pub fn combine(
     how::check(request)?;
     check_new(&request.out)?;
     request.device.check()?;
+    refuse_twice(&request.experts)?;
     let origins = request.experts.iter().map(|folder| Origin::of(folder));
     let origins: Vec<Origin> = origins.collect::<Result<_, _>>()?;
     let model = given::base(request, &origins, stop, on_event)?;

@@ -23,14 +23,16 @@ fn with_template(world: &Llama) {
 
 /// What a chat prints for these lines, and what it says beside.
 fn chat(world: &Llama, source: &[&str], lines: &[&str]) -> (Vec<String>, String) {
+    chat_in_bytes(world, source, (lines.join("\n") + "\n").as_bytes())
+}
+
+fn chat_in_bytes(world: &Llama, source: &[&str], input: &[u8]) -> (Vec<String>, String) {
     let short = ["--interactive", "--max-new-tokens", "5"];
     let mut program = world.program(&[&["generate"], source, &short[..]].concat());
     program.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = program.stderr(Stdio::piped()).spawn().expect("it starts");
     let mut stdin = child.stdin.take().expect("a pipe");
-    stdin
-        .write_all((lines.join("\n") + "\n").as_bytes())
-        .expect("it reads");
+    stdin.write_all(input).expect("it reads");
     drop(stdin);
     let output = child.wait_with_output().expect("it ends");
     let errors = String::from_utf8(output.stderr).expect("UTF-8");
@@ -87,6 +89,21 @@ fn a_message_is_answered_from_all_that_was_said() {
     let (drawn, _) = chat(&world, &draw, &lines);
     assert_eq!(drawn, chat(&world, &draw, &lines).0);
     assert_ne!(drawn[0], drawn[1]);
+}
+
+#[test]
+fn a_line_that_is_no_text_is_named_and_the_next_one_is_answered() {
+    let world = Llama::new();
+    with_template(&world);
+    let (expected, _) = chat(&world, &["base"], &["w3", "w4"]);
+    let (found, said) = chat_in_bytes(&world, &["base"], b"w3\nw5 caf\xe9\nw4\n");
+    assert_eq!(found, expected);
+    let error = "error: the message is no UTF-8 text: byte 7; say it again";
+    assert_eq!(
+        said.lines().filter(|line| *line == error).count(),
+        1,
+        "{said}"
+    );
 }
 
 #[test]

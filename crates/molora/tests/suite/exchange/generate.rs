@@ -216,6 +216,16 @@ fn what_cannot_be_continued_is_named() {
         world.refused(&[&["generate"], arguments].concat(), words);
     };
     refused(&["base", "--prompt", " "], &["prompt 0 is empty"]);
+    for cut in [["--top-k", "5"], ["--top-p", "0.5"]] {
+        let greedy = ["base", "--prompt", "w1", "--temperature", "0"];
+        let words = "--temperature 0 takes the most likely token";
+        refused(&[&greedy[..], &cut].concat(), &[words]);
+    }
+    std::fs::write(world.path("asked.json"), "{\"prompt\": \"w1\"}\n").expect("writable");
+    refused(
+        &["base", "--prompts", "asked.json"],
+        &["asked.json: ", "call it .jsonl"],
+    );
     let long = "w1 ".repeat(65);
     refused(
         &["base", "--prompt", "w1", "--prompt", &long],

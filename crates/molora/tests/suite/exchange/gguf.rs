@@ -328,3 +328,34 @@ fn an_encoder_is_refused() {
         assert!(!world.path("out.gguf").exists());
     }
 }
+
+#[test]
+fn nothing_is_left_of_an_export_that_a_kill_or_a_refusal_ended() {
+    let world = world();
+    std::fs::create_dir(world.path(".molora-base.gguf-dead")).expect("a new folder");
+    let before = crate::world::entries(&world.path("."));
+    // The base of this one is an encoder, which llama.cpp is not known to compute the same.
+    let other = World::new();
+    let model = other.path("model").to_string_lossy().into_owned();
+    world.refused(
+        &[
+            "export",
+            &model,
+            "--format",
+            "gguf",
+            "--out",
+            "a/b/other.gguf",
+        ],
+        &["model"],
+    );
+    assert_eq!(crate::world::entries(&world.path(".")), before);
+    world.done(&["export", "base", "--format", "gguf", "--out", "base.gguf"]);
+    let mut expected = before;
+    let left = expected
+        .iter()
+        .position(|name| name == ".molora-base.gguf-dead");
+    expected.remove(left.expect("it was there"));
+    expected.push("base.gguf".into());
+    expected.sort();
+    assert_eq!(crate::world::entries(&world.path(".")), expected);
+}

@@ -25,6 +25,7 @@ fn names_and_folders() {
             ["law=law", "law=med"],
             "two experts are called law: law and med",
         ),
+        (["law=law", "again=law"], "law: is given twice"),
         (["law=law", "med=nowhere"], "nowhere"),
         (["law=law", "med=empty"], "empty: no adapter_config.json"),
         (["law=law", "a/b=med"], "`a/b` cannot be the name"),
@@ -32,6 +33,13 @@ fn names_and_folders() {
     ] {
         refused(&world, &experts, &[], &[words]);
     }
+    let twice = ["--instruction", "law=Judge.", "--instruction", "law=Plead."];
+    refused(
+        &world,
+        &["law=law", "med=med"],
+        &twice,
+        &["--instruction law: is given twice"],
+    );
     let output = world.run(&[
         "assemble", "--base", "base", "--router", "arrow", "--expert", "law",
     ]);

@@ -107,7 +107,11 @@ fn numbers_out_of_range() {
 #[test]
 fn stages_out_of_range() {
     check(&[
-        option("no steps", &["--steps", "0"], &["stages.0.steps is 0"]),
+        option(
+            "no steps",
+            &["--steps", "0"],
+            &["--steps is 0, expected 1 to 1000000000"],
+        ),
         value(
             &["--set", "stages.0.optimizer.learning_rate=0"],
             &["stages.0.optimizer.learning_rate is 0, expected a finite number above 0"],

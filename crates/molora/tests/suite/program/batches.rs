@@ -194,6 +194,23 @@ fn epochs_say_how_many_steps_there_are() {
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(text.contains("expected a finite number above 0"), "{text}");
     }
+    for (option, words) in [
+        (
+            "--epochs=1e30",
+            "--epochs: found 1e30, expected at most 222222222 with so many records",
+        ),
+        ("--steps=0", "--steps is 0, expected 1 to 1000000000"),
+        (
+            "--steps=1000000001",
+            "--steps is 1000000001, expected 1 to 1000000000",
+        ),
+    ] {
+        let output = world.run(&[
+            "train", "lora", "--model", "model", "--data", "data", option,
+        ]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(words), "{text}");
+    }
 }
 
 #[test]
@@ -321,7 +338,7 @@ fn rows_of_a_batch_are_a_number_or_chosen() {
     for (wrong, words) in [
         (
             &["--batch-size", "0"][..],
-            "expected a number of rows, or auto",
+            "expected a number of rows from 1 to 65536, or auto",
         ),
         (&["--memory", "1GiB"], "--batch-size"),
         (
@@ -329,8 +346,20 @@ fn rows_of_a_batch_are_a_number_or_chosen() {
             "goes with --batch-size auto",
         ),
         (
+            &["--batch-size", "70000"],
+            "expected a number of rows from 1 to 65536, or auto",
+        ),
+        (
             &["--batch-size", "auto", "--memory", "much"],
-            "invalid value",
+            "`much` is no size, expected a number above 0 with a unit",
+        ),
+        (
+            &["--batch-size", "auto", "--memory", "8"],
+            "8 has no unit, expected one such as 8GiB",
+        ),
+        (
+            &["--batch-size", "auto", "--memory", "-1GiB"],
+            "-1GiB is no size of a memory, expected a number above 0",
         ),
         (
             &["--batch-size", "auto", "--device", "wgpu"],

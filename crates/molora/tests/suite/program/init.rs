@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use molora_train::Recipe;
+use molora_train::recipe::Transform;
 use molora_train::run::train;
 
 use crate::world::{
-    World, assert_same_run, read_tensors, resume_to_end, small, train_until, write_json,
+    World, assert_same_run, entries, read_tensors, resume_to_end, small, train_until, write_json,
+    write_tensors,
 };
 
 /// A step that changes next to nothing.
@@ -146,4 +148,49 @@ fn what_cannot_be_begun_with_is_named() {
         None,
         "recipe samora has several experts or a router",
     );
+}
+
+/// Nor does what comes before the first step, where that fails.
+#[test]
+fn a_text_encoder_that_is_not_there_leaves_nothing_behind() {
+    let world = World::new();
+    let before = entries(&world.path("."));
+    let mut request = world.request(small("mocle"), "run");
+    for stage in &mut request.recipe.stages {
+        if let Some(Transform::Cluster(config)) = &mut stage.transform {
+            config.encoder = world.path("nowhere").to_string_lossy().into_owned();
+        }
+    }
+    let error = train(&request, &AtomicBool::new(false), &mut |_| {});
+    let error = error.expect_err("no encoder").to_string();
+    assert!(error.contains("nowhere"), "{error}");
+    assert_eq!(entries(&world.path(".")), before);
+}
+
+/// What is found out only when the weights are read leaves nothing either, and an older run as it was.
+#[test]
+fn an_adapter_of_another_model_leaves_nothing_behind() {
+    let world = World::new();
+    let run = world.train(&small("lora"), "run");
+    let output = world.run(&["export", "run", "--out", "adapter"]);
+    assert!(output.status.success());
+    let path = world.path("adapter/adapter_model.safetensors");
+    let tensors = read_tensors(&path).into_iter();
+    let renamed = tensors.map(|(name, value)| (name.replace("attention", "mixer"), value));
+    write_tensors(&path, &renamed.collect());
+    let before = (entries(&world.path(".")), entries(&run));
+    let summary = std::fs::read(run.join("summary.json")).expect("readable");
+    for (out, force) in [("a/new/run", false), ("run", true)] {
+        let mut request = world.request(small("lora"), out);
+        (request.init, request.force) = (Some(world.path("adapter")), force);
+        let error = train(&request, &AtomicBool::new(false), &mut |_| {});
+        let error = error.expect_err("another model").to_string();
+        assert!(error.contains("mixer"), "{error}");
+        assert_eq!(
+            (entries(&world.path(".")), entries(&run)),
+            before,
+            "{error}"
+        );
+    }
+    assert_eq!(std::fs::read(run.join("summary.json")).ok(), Some(summary));
 }

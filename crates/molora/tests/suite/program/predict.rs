@@ -141,6 +141,16 @@ fn a_stopped_prediction_goes_on() {
     child.wait().expect("it ends");
     if let Some(part) = part() {
         let text = std::fs::read(&part).expect("readable");
+        // What somebody has changed meanwhile is no answer of the model.
+        let edited = String::from_utf8_lossy(&text).replacen("\"label\":\"", "\"label\":\"no ", 1);
+        std::fs::write(&part, &edited).expect("writable");
+        let output = world.run(&arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            error.contains(".part: line 1: key \"label\" is \"no "),
+            "{error}"
+        );
+        assert_eq!(std::fs::read(&part).ok(), Some(edited.into_bytes()));
         std::fs::write(&part, &text[..text.len() - 7]).expect("writable");
     }
     done(&world, &[&arguments[..], &["--force"]].concat());
@@ -168,6 +178,18 @@ fn what_cannot_be_answered_is_named() {
     let none = "other.jsonl:1: there is no column \"input\"";
     refused(&[&task[..], &["other.jsonl"]].concat(), none);
     refused(&[&task[..], &["none.jsonl"]].concat(), "none.jsonl");
+    let empty = "{\"text\": \"w1\"}\n{\"text\": \" \"}\n";
+    std::fs::write(world.path("empty.jsonl"), empty).expect("writable");
+    let words =
+        "empty.jsonl:2: key \"text\" holds the string \" \", expected a text that is not empty";
+    refused(
+        &[&task[..], &["empty.jsonl", "--output", "out.jsonl"]].concat(),
+        words,
+    );
+    assert!(!world.path("out.jsonl").exists());
+    let twice = ["other.jsonl", "--columns", "input=sentence,input=text"];
+    let words = "--columns: input is given twice, as sentence and as text";
+    refused(&[&task[..], &twice].concat(), words);
     let renamed = ["other.jsonl", "--columns", "input=sentence"];
     done(&world, &[&["predict", "run"], &task[..], &renamed].concat());
     let output = world.run(

@@ -228,3 +228,22 @@ fn a_kill_after_a_resume_leaves_a_run_that_goes_on() {
     resume_to_end(&world.path("killed"));
     assert_same_run(&world.path("killed"), &whole);
 }
+
+/// A backend of graphics processors may be compiled in where no such processor is.
+#[test]
+fn a_run_on_the_processor_opens_no_other_device() {
+    let world = World::new();
+    let request = world.request(small("lora"), "run");
+    train_until(&request, 7);
+    let mut program = world.program(&["train", "--resume", "run"]);
+    program.env_remove("BURN_DEVICE");
+    // Whatever there is to find such a processor by.
+    for name in ["VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES"] {
+        program.env(name, "no/such/file");
+    }
+    program.env("WGPU_BACKEND", "none");
+    let output = program.output().expect("the program starts");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    assert_eq!(read_json(&world.path("run/summary.json"))["steps"], 20);
+}

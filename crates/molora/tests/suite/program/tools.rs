@@ -233,3 +233,59 @@ fn a_template_that_rewrites_turns_is_trained_turn_by_turn() {
     resume_to_end(&cut.out);
     assert_same_run(&cut.out, &whole.out);
 }
+
+/// As the template of DeepSeek-R1's distilled models: it asks for thoughts, and shows none.
+const OPEN_THOUGHTS: &str = "{% for m in messages %}{{ m.role }} {{ m.content.split('</think>')[-1] }} \
+    {% if m.role == 'assistant' %}</s> {% endif %}{% endfor %}\
+    {% if add_generation_prompt %}assistant <think>\n{% endif %}";
+
+/// As Qwen3's: the last answer alone has a place for thoughts.
+const LAST_THOUGHTS: &str = "{% for m in messages %}{{ m.role }} \
+    {% if m.role == 'assistant' and loop.last %}<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}\
+    {{ m.content }} </s> {% endfor %}{% if add_generation_prompt %}assistant {% endif %}";
+
+/// A world whose tokenizer has the marks of thoughts as tokens.
+fn thinking_world(template: &str) -> World {
+    let world = world(template);
+    World::edit(&world.path("writer/tokenizer.json"), |tokenizer| {
+        for (word, mark) in [("5", "<think>"), ("6", "</think>")] {
+            let words = tokenizer["model"]["vocab"].as_object_mut();
+            let id = words.and_then(|words| words.remove(word)).expect("a word");
+            tokenizer["model"]["vocab"][mark] = id.clone();
+            let added = json!({"id": id, "content": mark, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": false});
+            let tokens = tokenizer["added_tokens"].as_array_mut();
+            tokens.expect("a list").push(added);
+        }
+    });
+    world
+}
+
+/// Thoughts are learned and generated, and are no part of the answer that is scored or predicted.
+#[test]
+fn models_that_think_are_trained_asked_and_scored() {
+    for (template, begin) in [(OPEN_THOUGHTS, ""), (LAST_THOUGHTS, "<think> ")] {
+        let world = thinking_world(template);
+        let finished = run(&request(&world, thoughts, 150, "run")).expect("a whole run");
+        let records = finished.summary.records["chats"];
+        assert_eq!(records.train, 2 * (60 - records.validation - records.test));
+        let score = finished.eval.tasks["chats"].value;
+        assert!(score > 0.9, "{begin}: {score}");
+        let mut asked = thoughts(0);
+        for (count, expected, thought) in [(1, "cat", "plus"), (3, "warm", "which")] {
+            asked["messages"] = thoughts(0)["messages"].as_array().expect("a list")[..count].into();
+            std::fs::write(world.path("asked.jsonl"), format!("{asked}\n")).expect("writable");
+            let text = |command: &[&str]| {
+                let output = world.run(command);
+                let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(output.status.success() && errors.is_empty(), "{errors}");
+                let text = lines(&output.stdout)[0]["text"].as_str().map(str::to_owned);
+                text.expect("a text").trim().to_owned()
+            };
+            let predicted = text(&["predict", "run", "--input", "asked.jsonl"]);
+            assert_eq!(predicted, expected);
+            let generated = text(&["generate", "run", "--prompts", "asked.jsonl", "--json"]);
+            assert_eq!(generated, format!("{begin}{thought} </think> {expected}"));
+        }
+    }
+}

@@ -18,6 +18,25 @@ fn refuse(world: &Llama, experts: &[&str], more: &[&str], words: &str) {
 }
 
 #[test]
+fn an_expert_counts_once() {
+    let world = world();
+    refuse(
+        &world,
+        &["law", "other", "./law"],
+        &[],
+        "./law: is given twice",
+    );
+    for how in ["svd", "ties"] {
+        refuse(
+            &world,
+            &["law", "law"],
+            &["--how", how],
+            "law: is given twice",
+        );
+    }
+}
+
+#[test]
 fn options_and_folders_that_cannot_be_combined() {
     let world = world();
     std::fs::create_dir(world.path("empty")).expect("a new folder");
