@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use xshell::{Shell, cmd};
 
@@ -120,15 +120,7 @@ fn prepare(shell: &Shell, options: &Torture, folder: &Path) -> Result<Program> {
         "cc -O2 -Wall -Wextra -shared -fPIC -o {library} {source}"
     )
     .run()?;
-    let path = match &options.program {
-        Some(path) => path.canonicalize().context("no such program")?,
-        None => {
-            cmd!(shell, "cargo build --release --package molora").run()?;
-            let target =
-                std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
-            shell.current_dir().join(target).join("release/molora")
-        }
-    };
+    let path = workspace::program(shell, options.program.as_deref())?;
     let cache = folder.join("cache");
     std::fs::create_dir_all(&cache)?;
     Ok(Program {
