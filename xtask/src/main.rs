@@ -46,7 +46,7 @@ enum Command {
     Parity(parity::Parity),
     /// The project's own rules: dependency arrows, line budgets, documents, plain text.
     Tidy,
-    /// Kills, errors of the disk, pairs of commands and a hub that lies, against the program.
+    /// Kills, errors of the disk, pairs of commands, a hub that lies and requests that are none.
     Torture(torture::Torture),
 }
 

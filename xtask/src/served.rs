@@ -44,6 +44,11 @@ impl Served {
         })
     }
 
+    /// The process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks it to end, as systemd does, and gives back how it did and what it said.
     pub(crate) fn end(mut self) -> Result<(ExitStatus, String)> {
         let id = self.child.id().to_string();

@@ -1,7 +1,8 @@
 //! `cargo xtask torture`: does the program keep what docs/reliability.md promises?
 //!
 //! Commands that write are killed, or get an error, at each operation on a file in turn; pairs of
-//! commands run at the same time; a hub lies in every way that we could think of. The operations are
+//! commands run at the same time; a hub lies in every way that we could think of; a server gets requests
+//! that are none, and many. The operations are
 //! counted and disturbed by a library that is preloaded (`torture/faults.c`), the hub is a few lines
 //! of HTTP on the loopback. Everything is drawn from a seed. Not a part of `ci`: it takes minutes.
 
@@ -16,6 +17,7 @@ mod hub;
 mod pairs;
 mod process;
 mod report;
+mod requests;
 mod scenario;
 mod tree;
 mod trial;
@@ -65,6 +67,10 @@ enum What {
     Pairs,
     /// A hub that lies.
     Hub,
+    /// A server that is sent bodies, heads, chunks and pauses that no client sends.
+    Requests,
+    /// A server that is asked 10,000 times, and left by 200 clients in the middle.
+    Soak,
     /// All of these.
     All,
 }
@@ -101,6 +107,13 @@ pub(crate) fn run(options: &Torture) -> Result<()> {
     }
     if wants(What::Hub) {
         told("hub", hub::run_all(&stage, &shell.current_dir(), options)?);
+    }
+    if wants(What::Requests) {
+        let root = shell.current_dir();
+        told("requests", requests::run_all(&stage, &root, options)?);
+    }
+    if wants(What::Soak) {
+        requests::soak(&stage, &shell.current_dir())?;
     }
     match count {
         0 => Ok(()),
