@@ -93,6 +93,7 @@ fn bad_requests_are_told_what_is_wrong() {
         ("GET", "/v1/completions", 405),
         ("DELETE", "/v1/models", 405),
         ("GET", "/v1/models/nobody", 404),
+        ("GET", "/v1/models/%ff", 400),
     ] {
         let answer = served.send(method, path, "", b"");
         assert_eq!(answer.status, status, "{method} {path}");
