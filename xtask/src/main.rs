@@ -15,6 +15,7 @@ mod book;
 mod ci;
 mod embed;
 mod parity;
+mod served;
 mod tidy;
 mod torture;
 mod workspace;
@@ -41,11 +42,11 @@ enum Command {
     Embed,
     /// Formats every file, those behind the lists of axes too, which `cargo fmt` does not see.
     Fmt,
-    /// Let transformers and PEFT read the files that molora writes (needs Python).
-    Parity,
+    /// Let transformers and PEFT read the files that molora writes, and clients ask its server (needs Python).
+    Parity(parity::Parity),
     /// The project's own rules: dependency arrows, line budgets, documents, plain text.
     Tidy,
-    /// Kills, errors of the disk, pairs of commands and a hub that lies, against the program.
+    /// Kills, errors of the disk, pairs of commands, a hub that lies and requests that are none.
     Torture(torture::Torture),
 }
 
@@ -67,7 +68,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Ci => ci::run(),
         Command::Embed => embed::run(),
         Command::Fmt => ci::format(&workspace::shell()?),
-        Command::Parity => parity::run(),
+        Command::Parity(parity) => parity::run(parity),
         Command::Tidy => tidy::run(),
         Command::Torture(torture) => torture::run(torture),
     }

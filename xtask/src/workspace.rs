@@ -1,6 +1,6 @@
 //! Where the workspace is and which files belong to it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
@@ -17,6 +17,18 @@ pub(crate) fn shell() -> Result<Shell> {
     let shell = Shell::new()?;
     shell.change_dir(root);
     Ok(shell)
+}
+
+/// The program that is given, or molora, built for release.
+pub(crate) fn program(shell: &Shell, given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(path) = given {
+        return path
+            .canonicalize()
+            .with_context(|| format!("no program {}", path.display()));
+    }
+    cmd!(shell, "cargo build --release --package molora").run()?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
+    Ok(shell.current_dir().join(target).join("release/molora"))
 }
 
 /// Paths, relative to the root, of all files that are committed or could be: git's own list.

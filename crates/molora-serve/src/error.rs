@@ -3,6 +3,8 @@
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use molora_models::GenerateError;
+use molora_train::TrainError;
 use serde_json::{Value, json};
 
 /// Why a request has no answer.
@@ -39,6 +41,27 @@ impl ApiError {
         Self {
             param: Some(param.to_owned()),
             ..Self::bad(message)
+        }
+    }
+
+    /// A prompt that nothing can be written behind. Clients know one that is too long by its code.
+    pub(crate) fn prompt(error: &GenerateError) -> Self {
+        let refusal = Self::bad(error.to_string());
+        match error {
+            GenerateError::PromptTooLong { .. } => refusal.with_code("context_length_exceeded"),
+            _ => refusal,
+        }
+    }
+
+    /// A field whose texts cannot be read by a model.
+    pub(crate) fn unreadable(param: &str, error: &TrainError) -> Self {
+        let refusal = match error {
+            TrainError::Generate(error) => Self::prompt(error),
+            _ => Self::bad(error.to_string()),
+        };
+        Self {
+            param: Some(param.to_owned()),
+            ..refusal
         }
     }
 

@@ -83,6 +83,21 @@ pub(crate) struct ClassModel {
     pub(crate) worker: TurnWorker<Predictor>,
 }
 
+impl ClassModel {
+    fn has(&self, task: &str) -> bool {
+        self.tasks.iter().any(|own| own == task)
+    }
+}
+
+/// What turns texts into vectors.
+#[derive(Debug)]
+pub(crate) enum Vectors<'a> {
+    /// An encoder as it is.
+    Base(&'a EmbeddingModel),
+    /// A run, and the task that its gates and routers are told.
+    Run(&'a ClassModel, Option<String>),
+}
+
 #[derive(Debug)]
 enum Kind {
     Text(TextModel),
@@ -187,11 +202,15 @@ impl Models {
         Ok((model, variant))
     }
 
-    /// The model that turns texts into vectors under a name.
-    pub(crate) fn embedding(&self, name: &str) -> Result<&EmbeddingModel, ApiError> {
+    /// What turns texts into vectors under a name.
+    pub(crate) fn vectors(&self, name: &str) -> Result<Vectors<'_>, ApiError> {
         match self.find(name)? {
-            (Kind::Embedding(model), None) => Ok(model),
-            (kind, None) => {
+            (Kind::Embedding(model), None) => Ok(Vectors::Base(model)),
+            (Kind::Class(model), None) => Ok(Vectors::Run(model, None)),
+            (Kind::Class(model), Some(("task", task))) if model.has(task) => {
+                Ok(Vectors::Run(model, Some(task.to_owned())))
+            }
+            (kind @ Kind::Text(_), None) => {
                 let problem = format!("{name} {}, and gives no vectors", kind.does());
                 Err(ApiError::field("model", problem))
             }

@@ -125,14 +125,7 @@ impl Params {
         });
         let checked = requests.map(|request| match request.check(room) {
             Ok(()) => Ok(request),
-            Err(error) => {
-                let too_long = request.asked.tokens.len() > room;
-                let error = ApiError::bad(error.to_string());
-                Err(match too_long {
-                    true => error.with_code("context_length_exceeded"),
-                    false => error,
-                })
-            }
+            Err(error) => Err(ApiError::prompt(&error)),
         });
         checked.collect()
     }

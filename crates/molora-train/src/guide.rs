@@ -345,19 +345,8 @@ impl TextEncoder {
     /// # Errors
     /// A text that cannot be tokenized, or has more tokens than the encoder reads.
     pub fn embed_whole(&self, texts: &[&str]) -> Result<(Vec<Vec<f32>>, usize), TrainError> {
-        let (max_tokens, mut count) = (self.bert.max_tokens(), 0);
-        for (row, text) in texts.iter().enumerate() {
-            let tokens = self.tokenizer.encode_whole(text, true)?.len();
-            if tokens > max_tokens {
-                let error = GenerateError::PromptTooLong {
-                    row,
-                    tokens,
-                    max_tokens,
-                };
-                return Err(error.into());
-            }
-            count += tokens;
-        }
+        let max_tokens = self.bert.max_tokens();
+        let count = count_tokens(&self.tokenizer, texts, max_tokens)?;
         Ok((self.embed_within(texts, max_tokens)?, count))
     }
 
@@ -391,10 +380,39 @@ impl TextEncoder {
             mask: mask.clone(),
         };
         let hidden = self.bert.forward(&input, &context).hidden;
-        let mean = masked_mean(hidden, &mask);
-        let norm = mean.clone().square().sum_dim(1).sqrt().clamp_min(1e-12);
-        let width = self.bert.width();
-        let values: Vec<f32> = (mean / norm).into_data().iter::<f32>().collect();
-        values.chunks(width).map(<[f32]>::to_vec).collect()
+        unit_rows(masked_mean(hidden, &mask))
     }
+}
+
+/// The number of tokens of all texts, each of which a model has to be able to read whole.
+///
+/// # Errors
+/// A text that cannot be tokenized, or has more tokens than the model reads.
+pub(crate) fn count_tokens(
+    tokenizer: &TextTokenizer,
+    texts: &[&str],
+    max_tokens: usize,
+) -> Result<usize, TrainError> {
+    let mut count = 0;
+    for (row, text) in texts.iter().enumerate() {
+        let tokens = tokenizer.encode_whole(text, true)?.len();
+        if tokens > max_tokens {
+            let error = GenerateError::PromptTooLong {
+                row,
+                tokens,
+                max_tokens,
+            };
+            return Err(error.into());
+        }
+        count += tokens;
+    }
+    Ok(count)
+}
+
+/// The rows of a matrix, each brought to length 1.
+pub(crate) fn unit_rows(matrix: Tensor<2>) -> Vec<Vec<f32>> {
+    let width = matrix.dims()[1];
+    let norm = matrix.clone().square().sum_dim(1).sqrt().clamp_min(1e-12);
+    let values: Vec<f32> = (matrix / norm).into_data().iter::<f32>().collect();
+    values.chunks(width).map(<[f32]>::to_vec).collect()
 }

@@ -10,11 +10,12 @@ mod measure;
 mod python;
 mod record;
 mod save;
+mod serve;
 mod table;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use xshell::Shell;
 
@@ -48,9 +49,12 @@ pub(crate) struct Bench {
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// A decoder in Hugging Face layout for `decode`, in place of a random one in the shape of
-    /// SmolLM2-135M.
+    /// SmolLM2-135M, and for `serve`.
     #[arg(long)]
     model: Option<PathBuf>,
+    /// The program that serves [default: molora, built for release]
+    #[arg(long)]
+    program: Option<PathBuf>,
 }
 
 /// A backend by its name.
@@ -77,6 +81,8 @@ enum Suite {
     Scale,
     /// Greedy decoding.
     Decode,
+    /// Streams of `molora serve`; measured alone, and only where it is asked for.
+    Serve,
 }
 
 /// What to compare with.
@@ -130,6 +136,13 @@ pub(crate) fn absent(shell: &Shell, device: &str, features: &str) -> Result<Opti
 /// Measures, prints, and saves if asked to.
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     let shell = workspace::shell()?;
+    if bench.suite.contains(&Suite::Serve) {
+        ensure!(
+            bench.suite.len() == 1,
+            "the suite `serve` is measured alone"
+        );
+        return serve::run(&shell, bench);
+    }
     let (absent, wanted): (Vec<DeviceName>, Vec<DeviceName>) = bench
         .devices
         .iter()
@@ -202,7 +215,10 @@ impl Bench {
 
     fn suites(&self) -> Vec<Suite> {
         match self.suite.is_empty() {
-            true => Suite::value_variants().to_vec(),
+            true => {
+                let all = Suite::value_variants().iter().copied();
+                all.filter(|suite| *suite != Suite::Serve).collect()
+            }
             false => self.suite.clone(),
         }
     }

@@ -46,6 +46,22 @@ pub(crate) fn measurements(records: &[Record]) -> String {
     table.to_string()
 }
 
+/// What servers did, a line each.
+pub(crate) fn serving(rows: &[[String; 5]]) -> String {
+    let header = [
+        "server",
+        "tokens/s, one stream",
+        "tokens/s, 16 streams",
+        "first token ms, idle",
+        "first token ms, 15 streams",
+    ];
+    let mut table = table(&header, 1);
+    rows.iter().for_each(|row| {
+        table.add_row(row);
+    });
+    table.to_string()
+}
+
 /// Steps of all recipes at the same number of parameters, beside that of a LoRA on the same device;
 /// none without it.
 pub(crate) fn methods(records: &[Record]) -> Option<String> {

@@ -1,13 +1,14 @@
 //! `cargo xtask torture`: does the program keep what docs/reliability.md promises?
 //!
 //! Commands that write are killed, or get an error, at each operation on a file in turn; pairs of
-//! commands run at the same time; a hub lies in every way that we could think of. The operations are
+//! commands run at the same time; a hub lies in every way that we could think of; a server gets requests
+//! that are none, and many. The operations are
 //! counted and disturbed by a library that is preloaded (`torture/faults.c`), the hub is a few lines
 //! of HTTP on the loopback. Everything is drawn from a seed. Not a part of `ci`: it takes minutes.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use xshell::{Shell, cmd};
 
@@ -16,6 +17,7 @@ mod hub;
 mod pairs;
 mod process;
 mod report;
+mod requests;
 mod scenario;
 mod tree;
 mod trial;
@@ -65,6 +67,10 @@ enum What {
     Pairs,
     /// A hub that lies.
     Hub,
+    /// A server that is sent bodies, heads, chunks and pauses that no client sends.
+    Requests,
+    /// A server that is asked 10,000 times, and left by 200 clients in the middle.
+    Soak,
     /// All of these.
     All,
 }
@@ -102,6 +108,13 @@ pub(crate) fn run(options: &Torture) -> Result<()> {
     if wants(What::Hub) {
         told("hub", hub::run_all(&stage, &shell.current_dir(), options)?);
     }
+    if wants(What::Requests) {
+        let root = shell.current_dir();
+        told("requests", requests::run_all(&stage, &root, options)?);
+    }
+    if wants(What::Soak) {
+        requests::soak(&stage, &shell.current_dir())?;
+    }
     match count {
         0 => Ok(()),
         _ => bail!(
@@ -120,15 +133,7 @@ fn prepare(shell: &Shell, options: &Torture, folder: &Path) -> Result<Program> {
         "cc -O2 -Wall -Wextra -shared -fPIC -o {library} {source}"
     )
     .run()?;
-    let path = match &options.program {
-        Some(path) => path.canonicalize().context("no such program")?,
-        None => {
-            cmd!(shell, "cargo build --release --package molora").run()?;
-            let target =
-                std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
-            shell.current_dir().join(target).join("release/molora")
-        }
-    };
+    let path = workspace::program(shell, options.program.as_deref())?;
     let cache = folder.join("cache");
     std::fs::create_dir_all(&cache)?;
     Ok(Program {

@@ -192,11 +192,10 @@ pub(super) fn run_within(command: Command, limit: Duration) -> Result<End> {
 impl Running {
     /// Waits for the end; a process that takes too long is killed.
     pub(super) fn wait(mut self) -> Result<End> {
-        let status = self.child.id();
-        let status_file = PathBuf::from(format!("/proc/{status}/status"));
-        let mut memory = 0;
+        let id = self.child.id();
+        let mut most = 0;
         let status = loop {
-            memory = memory.max(peak(&status_file));
+            most = most.max(memory(id, "VmHWM:"));
             if let Some(status) = self.child.try_wait()? {
                 break Some(status);
             }
@@ -212,7 +211,7 @@ impl Running {
             status,
             output,
             errors,
-            memory,
+            memory: most,
         })
     }
 }
@@ -225,10 +224,10 @@ fn read(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
     })
 }
 
-/// The most memory that a process has used, in MiB; 0 where the system does not tell.
-fn peak(status: &Path) -> u64 {
-    let text = std::fs::read_to_string(status).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+/// What the system tells of a process in a field of its status, such as `VmHWM:`, in MiB; 0 where it does not.
+pub(super) fn memory(process: u32, field: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
     let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     number.unwrap_or(0) / 1024
 }

@@ -136,7 +136,7 @@ pub(super) async fn answer(
     let writer = Arc::clone(&model.writer);
     let asked = blocking(move || {
         let asked = writer.encode_prompt(&Prompt::Chat(messages.into_iter().collect()), true);
-        asked.map_err(|error| ApiError::field("messages", error.to_string()))
+        asked.map_err(|error| ApiError::unreadable("messages", &error))
     });
     let asked = vec![asked.await?];
     let scores = wants_scores.then(|| best.unwrap_or(0));

@@ -46,7 +46,7 @@ impl Prompts {
             Self::Tokens(one) => tokens(one).map(|asked| vec![asked]),
             Self::TokenLists(all) => all.into_iter().map(tokens).collect(),
         };
-        let asked = asked.map_err(|error| ApiError::field("prompt", error.to_string()))?;
+        let asked = asked.map_err(|error| ApiError::unreadable("prompt", &error))?;
         match asked.len() {
             1..=INPUTS => Ok(asked),
             count => Err(ApiError::field(

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::response::Response;
@@ -42,8 +43,10 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Response {
 )]
 pub(super) async fn one(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
+    // What axum would say by itself is no error object.
+    let Path(name) = name.map_err(|error| ApiError::bad(error.body_text()))?;
     let mut list = app.models.list();
     let entries = list["data"].as_array_mut().into_iter().flatten();
     let mut found = entries.filter(|entry| entry["id"] == name[..]);

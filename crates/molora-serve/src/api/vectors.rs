@@ -12,6 +12,7 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use molora_train::TrainError;
+use molora_train::guide::TextEncoder;
 use molora_train::predict::{Answer, Predictor};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -21,6 +22,7 @@ use super::{App, id, now};
 use crate::error::{ApiError, json_response};
 use crate::fields::Fields;
 use crate::limits::INPUTS;
+use crate::models::Vectors;
 
 /// One text or several.
 #[derive(Debug, Deserialize)]
@@ -46,6 +48,10 @@ fn texts(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     }
 }
 
+fn slices(texts: &[String]) -> Vec<&str> {
+    texts.iter().map(String::as_str).collect()
+}
+
 /// `POST /v1/embeddings`: a vector of length 1 for each text, the mean over its tokens.
 #[utoipa::path(
     post,
@@ -64,7 +70,7 @@ pub(super) async fn embed(
 ) -> Result<Response, ApiError> {
     let mut fields = Fields::read(request).await?;
     let name: String = fields.need("model")?;
-    let model = app.models.embedding(&name)?;
+    let model = app.models.vectors(&name)?;
     let texts = texts(&mut fields)?;
     let format: String = fields
         .take("encoding_format")?
@@ -76,13 +82,17 @@ pub(super) async fn embed(
     fields.refuse("dimensions", |_| false)?;
     fields.ignore(&["user"]);
     fields.end()?;
-    let found = model.worker.ask(move |encoder| {
-        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        encoder.embed_whole(&texts)
-    });
-    let (vectors, tokens) = found
-        .await?
-        .map_err(|error| ApiError::bad(error.to_string()))?;
+    let found = match model {
+        Vectors::Base(model) => {
+            let find = move |encoder: &mut TextEncoder| encoder.embed_whole(&slices(&texts));
+            model.worker.ask(find).await?
+        }
+        Vectors::Run(model, task) => {
+            let find = move |run: &mut Predictor| run.vectors(&slices(&texts), task.as_deref());
+            model.worker.ask(find).await?
+        }
+    };
+    let (vectors, tokens) = found.map_err(|error| ApiError::unreadable("input", &error))?;
     let written = |vector: &[f32]| match &format[..] {
         "base64" => {
             let bytes: Vec<u8> = vector

@@ -61,7 +61,15 @@ impl AdapterFolder {
     /// # Errors
     /// Whatever reading model and adapter give; an adapter that does not fit the model.
     pub fn open(&self, base_dtype: BaseDtype, device: &Device) -> Result<Backbone, TrainError> {
-        let mut backbone = Backbone::from_folder_as(&self.base.folder, base_dtype, device)?;
+        let backbone = Backbone::from_folder_as(&self.base.folder, base_dtype, device)?;
+        self.attach(backbone)
+    }
+
+    /// Its base model, which was read already, with the adapter beside its weights.
+    ///
+    /// # Errors
+    /// An adapter that cannot be read or does not fit the model.
+    pub(crate) fn attach(&self, mut backbone: Backbone) -> Result<Backbone, TrainError> {
         let adapter = PeftAdapter::open(&self.folder)?.resolve(&backbone)?;
         attach(&mut backbone, &adapter);
         Ok(backbone)

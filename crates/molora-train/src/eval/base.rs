@@ -92,6 +92,8 @@ fn head(
         num_tasks: 1,
         batch_size: scope.batch_size,
         device: scope.device,
+        place: 0,
+        known: None,
     };
     let limits = [
         (Split::Train, PROBE_RECORDS),

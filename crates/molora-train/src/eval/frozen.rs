@@ -15,13 +15,17 @@ pub(crate) struct Frozen<'a> {
     pub(crate) model: &'a TaskModel,
     /// Number of tasks that it was trained on.
     pub(crate) num_tasks: usize,
+    /// The task's place in a guide.
+    pub(crate) place: usize,
+    /// The model's own number of the task, where gates and routers are told it.
+    pub(crate) known: Option<usize>,
     /// Rows per pass.
     pub(crate) batch_size: usize,
     pub(crate) device: &'a Device,
 }
 
 impl Frozen<'_> {
-    /// The pooled states of some examples of a task that the model does not know, `[rows, D]`.
+    /// The pooled states of some examples of a task, `[rows, D]`.
     /// `progress` is called with the number of records done.
     ///
     /// # Errors
@@ -43,11 +47,11 @@ impl Frozen<'_> {
             let examples: Vec<_> = records.iter().map(|&row| &examples[row]).collect();
             let batch = Batch::from_examples(&examples);
             let guidance =
-                guide.map(|guide| guide.of(&vec![0; batch.rows], &records, split, device));
+                guide.map(|guide| guide.of(&vec![self.place; batch.rows], &records, split, device));
             let guidance = guidance.unwrap_or_default();
-            let unknown = vec![None; batch.rows];
+            let known = vec![self.known; batch.rows];
             let (input, context) =
-                inputs_for(&batch, &unknown, self.num_tasks, None, guidance, device)?;
+                inputs_for(&batch, &known, self.num_tasks, None, guidance, device)?;
             let pooled = self.model.encode(&input, &context).0.into_data();
             let pooled: Vec<f32> = pooled.iter::<f32>().collect();
             for (&place, state) in places.iter().zip(pooled.chunks_exact(width)) {

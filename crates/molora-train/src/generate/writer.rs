@@ -74,6 +74,12 @@ pub struct Written {
     pub finish: Finish,
 }
 
+/// The base models that writers have read.
+fn bases<'a>(writers: &[&'a Writer]) -> Vec<&'a ReadBase> {
+    let bases = writers.iter().filter_map(|writer| writer.read.as_ref());
+    bases.collect()
+}
+
 impl Writer {
     /// Loads a language model by the name of its folder, or by one that [`base_model::find`] knows, its
     /// matrices in the given type.
@@ -82,11 +88,23 @@ impl Writer {
     /// A model that writes no text; whatever reading the model, its tokenizer or its chat template
     /// gives.
     pub fn open(name: &str, base_dtype: BaseDtype, device: &Device) -> Result<Self, TrainError> {
+        Self::open_beside(name, base_dtype, device, &[])
+    }
+
+    /// As [`open`](Self::open); the weights are shared with a writer on the same base, if there is one.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_beside(
+        name: &str,
+        base_dtype: BaseDtype,
+        device: &Device,
+        others: &[&Self],
+    ) -> Result<Self, TrainError> {
         let folder = base_model::find(name, &mut base_model::silent)?.folder;
         let device = device.clone().inner();
-        let backbone = Backbone::from_folder_as(&folder, base_dtype, &device)?;
-        let read = ReadBase::new(&folder, base_dtype, &device, backbone.clone());
-        let mut writer = Self::of(backbone, None, folder, device)?;
+        let read = ReadBase::find(&folder, base_dtype, &device, &bases(others))?;
+        let mut writer = Self::of(read.backbone(), None, folder, device)?;
         writer.read = Some(read);
         Ok(writer)
     }
@@ -100,9 +118,26 @@ impl Writer {
         base_dtype: BaseDtype,
         device: &Device,
     ) -> Result<Self, TrainError> {
-        let device = device.clone().inner();
-        let backbone = adapter.open(base_dtype, &device)?;
-        Self::of(backbone, None, adapter.base.folder.clone(), device)
+        Self::of_adapter_beside(adapter, base_dtype, device, &[])
+    }
+
+    /// As [`of_adapter`](Self::of_adapter); the base's weights are shared with a writer on the same base, if there
+    /// is one.
+    ///
+    /// # Errors
+    /// As [`of_adapter`](Self::of_adapter).
+    pub fn of_adapter_beside(
+        adapter: &AdapterFolder,
+        base_dtype: BaseDtype,
+        device: &Device,
+        others: &[&Self],
+    ) -> Result<Self, TrainError> {
+        let (folder, device) = (adapter.base.folder.clone(), device.clone().inner());
+        let read = ReadBase::find(&folder, base_dtype, &device, &bases(others))?;
+        let backbone = adapter.attach(read.backbone())?;
+        let mut writer = Self::of(backbone, None, folder, device)?;
+        writer.read = Some(read);
+        Ok(writer)
     }
 
     /// Loads a finished run. With a `task` gates and routers know that the texts are of this one. The
@@ -131,10 +166,7 @@ impl Writer {
         (base_dtype, device): (Option<BaseDtype>, Option<DeviceSpec>),
         others: &[&Self],
     ) -> Result<Self, TrainError> {
-        let known: Vec<_> = others
-            .iter()
-            .filter_map(|other| other.read.as_ref())
-            .collect();
+        let known = bases(others);
         let mut opened = open_as(run, base_dtype, device, &known)?;
         let mixture = Mixture::of(run.into(), &mut opened, task)?;
         let templates = RunTemplates::of(run, &opened);
@@ -142,7 +174,7 @@ impl Writer {
         let style = opened.config.recipe.data.writing.prompt;
         let (backbone, folder) = (opened.model.backbone, opened.loaded.folder);
         let dtype = base_dtype.unwrap_or(opened.config.base_dtype);
-        let read = ReadBase::new(&folder, dtype, &device, opened.loaded.base);
+        let read = ReadBase::of(opened.loaded.base, &folder, dtype, &device);
         let mut writer = Self::of(backbone, Some(mixture), folder, device)?;
         writer.is_chat &= style == PromptStyle::Chat;
         writer.templates = templates;

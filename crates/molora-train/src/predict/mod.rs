@@ -1,6 +1,7 @@
 //! Answers of a finished run to records that have none.
 
 mod file;
+mod vectors;
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,7 @@ use crate::base::DeviceSpec;
 use crate::data::{Record, Split, Task, TaskKind, TaskMeta};
 use crate::error::RunProblem;
 use crate::eval::{EvalScope, answers};
-use crate::guide::Query;
+use crate::guide::{Guide, Query};
 use crate::run::{Opened, bare_task, guide_by, load_run_tasks, open_without_data, tokenized};
 use crate::store::{RUN, read_config};
 
@@ -132,13 +133,22 @@ impl Predictor {
         loaded.tasks = tokenized(&loaded.folder, &loaded.base, &tasks, &config.recipe.data)?;
         let scope = EvalScope::own(Split::Test, config.recipe.data.eval_batch_size, tasks.len());
         let model = burn::module::Module::valid(model);
-        let guide = match &self.query {
-            Query::Task => self.opened.guide()?,
-            query => guide_by(&self.opened, query, Split::Test)?,
-        };
+        let guide = self.guide(&self.query)?;
         let loaded = &self.opened.loaded;
         let task = (self.number, &loaded.tasks[self.number]);
         answers(&model, task, scope, &loaded.device, guide.as_ref())
+    }
+
+    /// The guidance of the routers for the records that were tokenized, if the method has that.
+    fn guide(&self, query: &Query) -> Result<Option<Guide>, TrainError> {
+        match query {
+            Query::Task => self.opened.guide(),
+            query if self.opened.instructions.is_some() => {
+                guide_by(&self.opened, query, Split::Test)
+            }
+            // Clusters are of texts, whatever is asked.
+            _ => self.opened.guide(),
+        }
     }
 
     /// The [`prediction`] of each record on a line of its own.

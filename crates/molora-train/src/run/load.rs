@@ -27,24 +27,47 @@ pub(crate) struct ReadBase {
 }
 
 impl ReadBase {
-    pub(crate) fn new(
+    /// The base model of a folder, its matrices in a type: one of those that were read before, or read now.
+    ///
+    /// # Errors
+    /// Whatever reading the model gives.
+    pub(crate) fn find(
         folder: &Path,
         dtype: BaseDtype,
         device: &Device,
-        backbone: Backbone,
-    ) -> Self {
+        known: &[&Self],
+    ) -> Result<Self, TrainError> {
+        let place = place_of(folder);
+        let is_it = |known: &&&Self| {
+            known.folder == place && known.dtype == dtype && known.device == *device
+        };
+        if let Some(known) = known.iter().find(is_it) {
+            return Ok((*known).clone());
+        }
+        let backbone = Backbone::from_folder_as(folder, dtype, device)?;
+        Ok(Self::of(backbone, folder, dtype, device))
+    }
+
+    /// A model that was read from a folder.
+    pub(crate) fn of(backbone: Backbone, folder: &Path, dtype: BaseDtype, device: &Device) -> Self {
         Self {
-            folder: folder.to_owned(),
+            folder: place_of(folder),
             dtype,
             device: device.clone(),
             backbone,
         }
     }
 
-    /// Whether it is the model of a folder in a type and on a device.
-    fn is(&self, folder: &Path, dtype: BaseDtype, device: &Device) -> bool {
-        self.folder == folder && self.dtype == dtype && self.device == *device
+    /// The model, which shares its weights with all others of it.
+    pub(crate) fn backbone(&self) -> Backbone {
+        self.backbone.clone()
     }
+}
+
+/// A folder, however it was named.
+fn place_of(folder: &Path) -> PathBuf {
+    let place = folder.canonicalize();
+    place.unwrap_or_else(|_| folder.to_owned())
 }
 
 /// A base model without adapters, the mixture's specification for the tasks, and the tasks.
@@ -98,13 +121,7 @@ pub(crate) fn load_beside(
     let device_spec = device;
     let device = device.open()?;
     let device = if trains { device.autodiff() } else { device };
-    let known = known
-        .iter()
-        .find(|known| known.is(folder, config.base_dtype, &device));
-    let base = match known {
-        Some(known) => known.backbone.clone(),
-        None => Backbone::from_folder_as(folder, config.base_dtype, &device)?,
-    };
+    let base = ReadBase::find(folder, config.base_dtype, &device, known)?.backbone;
     let recipe = &config.recipe;
     let names: Vec<String> = tasks.iter().map(|task| task.meta.name.clone()).collect();
     let spec = recipe.resolve(&base, &names)?;

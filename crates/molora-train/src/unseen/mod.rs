@@ -220,6 +220,8 @@ impl Measuring<'_> {
             num_tasks: self.opened.loaded.tasks.len(),
             batch_size: self.opened.config.recipe.data.eval_batch_size,
             device: &self.opened.loaded.device,
+            place: 0,
+            known: None,
         };
         let total = rows.len() + validation_rows.len() + test_rows.len();
         let mut done = 0;

@@ -107,23 +107,24 @@ impl ServeArgs {
     }
 
     /// Reads what is to be served: what writes, else an encoder, which has classes if it is a run.
-    /// Runs share the weights of a base model that another one has.
+    /// All that write on one base model share its weights.
     fn open(&self, source: &str, others: &[(String, Source)]) -> anyhow::Result<Source> {
         let folder = Path::new(source);
         let mut downloads = Downloads::new();
         let mut show = |progress: molora_train::hub::Progress<'_>| downloads.show_all(progress);
+        let others = others.iter().filter_map(|(_, other)| match other {
+            Source::Writer(writer) => Some(&**writer),
+            _ => None,
+        });
+        let others: Vec<&Writer> = others.collect();
         if is_run(folder)? {
             let base = base_model::find(&read_config(folder)?.model, &mut show)?;
             if BaseKind::of(&base.folder)? == BaseKind::Encoder {
                 let predictor = Predictor::of_any_task(folder, self.device)?;
                 return Ok(Source::Predictor(Box::new(predictor)));
             }
-            let others = others.iter().filter_map(|(_, other)| match other {
-                Source::Writer(writer) => Some(&**writer),
-                _ => None,
-            });
             let types = (self.base_dtype, self.device);
-            let writer = Writer::of_run_beside(folder, None, types, &others.collect::<Vec<_>>())?;
+            let writer = Writer::of_run_beside(folder, None, types, &others)?;
             if writer.has_own_templates() {
                 say(&format!(
                     "{source}: prompts are read as they are sent, without the run's data.writing.template"
@@ -135,7 +136,7 @@ impl ServeArgs {
         let base_dtype = self.base_dtype.unwrap_or_default();
         let model = self.model.as_deref().filter(|_| AdapterFolder::is(folder));
         if let Some(adapter) = adapter_of(folder, model)? {
-            let writer = Writer::of_adapter(&adapter, base_dtype, &device.open()?)?;
+            let writer = Writer::of_adapter_beside(&adapter, base_dtype, &device.open()?, &others)?;
             return Ok(Source::Writer(Box::new(writer)));
         }
         let base = base_model::find(source, &mut show)?;
@@ -144,7 +145,7 @@ impl ServeArgs {
             let encoder = TextEncoder::open(source, &device.open()?)?;
             return Ok(Source::Encoder(Box::new(encoder)));
         }
-        let writer = Writer::open(source, base_dtype, &device.open()?)?;
+        let writer = Writer::open_beside(source, base_dtype, &device.open()?, &others)?;
         Ok(Source::Writer(Box::new(writer)))
     }
 }

@@ -1,5 +1,11 @@
 //! Experts and tasks as models of their own.
 
+use std::ops::ControlFlow;
+
+use molora_models::BaseDtype;
+use molora_testkit::device;
+use molora_train::base::AdapterFolder;
+use molora_train::generate::Writer;
 use serde_json::json;
 
 use super::client::Served;
@@ -11,7 +17,8 @@ use crate::exchange::decoder::Llama;
 fn an_expert_is_a_model_of_its_own() {
     let world = Llama::new();
     world.assemble("arrow", &[]);
-    let served = Served::start(world.program(&["serve", "run", "law", "--model", "base"]));
+    let sources = ["serve", "run", "law", "base", "--model", "base"];
+    let served = Served::start(world.program(&sources));
     let list = served.get("/v1/models").json();
     let entries = list["data"].as_array().expect("models");
     let names: Vec<&str> = entries
@@ -37,6 +44,19 @@ fn an_expert_is_a_model_of_its_own() {
         served.ask("/v1/completions", &body)["choices"][0]["text"].clone()
     };
     assert_eq!(write("run:expert=law"), write("law"));
+    // The base has nothing of those that share its weights.
+    let alone = [
+        "generate",
+        "base",
+        "--raw",
+        "--max-new-tokens",
+        "16",
+        "--prompt",
+    ];
+    let alone = world.done(&[&alone[..], &["w3 w17 w5 w80"]].concat());
+    let beside = write("base");
+    assert_eq!(alone.trim(), beside.as_str().expect("a text").trim());
+    assert_ne!(beside, write("law"));
     let others = ["run", "run:expert=med"].map(write);
     assert!(others.iter().any(|other| *other != write("law")));
 }
@@ -64,4 +84,26 @@ fn an_expert_that_is_not_itself_is_refused() {
         "{}",
         answer.body
     );
+}
+
+/// What is read once is read no more: the file may even be gone.
+#[test]
+fn writers_on_one_base_share_its_weights() {
+    let world = Llama::new();
+    let base = world.path("base");
+    let name = base.to_str().expect("UTF-8");
+    let first = Writer::open(name, BaseDtype::F32, &device()).expect("the golden Llama");
+    let law = AdapterFolder::find(&world.path("law"), Some(name), &mut |_| {
+        ControlFlow::Continue(())
+    });
+    let law = law.expect("an adapter");
+    std::fs::remove_file(base.join("model.safetensors")).expect("it was there");
+    let open = |dtype: BaseDtype| Writer::open_beside(name, dtype, &device(), &[&first]);
+    open(BaseDtype::F32).expect("the weights of the first");
+    open(BaseDtype::Bf16).expect_err("other weights");
+    let beside =
+        |others: &[&Writer]| Writer::of_adapter_beside(&law, BaseDtype::F32, &device(), others);
+    let adapted = beside(&[&first]).expect("the weights of the first");
+    beside(&[&adapted]).expect("the weights of the first, without the adapter of another");
+    beside(&[]).expect_err("no weights");
 }

@@ -93,10 +93,18 @@ fn bad_requests_are_told_what_is_wrong() {
         ("GET", "/v1/completions", 405),
         ("DELETE", "/v1/models", 405),
         ("GET", "/v1/models/nobody", 404),
+        ("GET", "/v1/models/%ff", 400),
     ] {
         let answer = served.send(method, path, "", b"");
         assert_eq!(answer.status, status, "{method} {path}");
         answer.message();
+    }
+    // Clients know by the code that a prompt is to be cut, whether it is beyond the server's bound or the
+    // model's own.
+    for tokens in [33, 5000] {
+        let body = json!({"model": "base", "prompt": vec![1; tokens]});
+        let error = served.post("/v1/completions", &body).json()["error"].clone();
+        assert_eq!(error["code"], "context_length_exceeded", "{error}");
     }
     let long = served.send("POST", "/v1/completions", "", &vec![b' '; (8 << 20) + 1]);
     assert_eq!(long.status, 413);
