@@ -273,7 +273,6 @@ mod tests {
             ".adapter.modules_to_save = \"embeddings,head\"",
             ".adapter.modules_to_save = \"embeddings\"",
             ".adapter.router.scorer = \"linear\"",
-            ".stages.*.transform = \"cluster\"",
         ] {
             assert!(taken.iter().any(|one| one == form), "{form}: {taken:#?}");
         }

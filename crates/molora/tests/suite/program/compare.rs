@@ -478,7 +478,7 @@ fn a_request_that_makes_no_sense_is_refused_in_one_line() {
             "lora,samora --set data.max_length=9999",
             &["data.max_length"],
         ),
-        ("lora,samora --steps 0", &["stages.0.steps is 0"]),
+        ("lora,samora --steps 0", &["--steps is 0, expected 1 to "]),
         (
             "lora,samora --out data",
             &["holds files but no compare.toml"],
