@@ -206,14 +206,14 @@ class Openai:
         assert text == choice.message.content, (text, choice.message.content)
         assert chunks[-1].usage == usage, (chunks[-1].usage, usage)
         # The client's own collector of a stream, which takes no answer that the limit cut.
-        stop = text[4:6]
+        stop = middle(text)
         with self.client.chat.completions.stream(**self.asked(stop=stop)) as events:
             final = events.get_final_completion()
         assert final.choices[0].message.content == text[: text.index(stop)]
-        drawn = self.asked(temperature=1, seed=3, n=3)
+        drawn = self.asked(temperature=2, seed=3, n=3)
         answers = [self.client.chat.completions.create(**drawn) for _ in range(2)]
         texts = [[choice.message.content for choice in answer.choices] for answer in answers]
-        assert texts[0] == texts[1] and len(set(texts[0])) == 3, texts
+        assert texts[0] == texts[1] and len(set(texts[0])) > 1, texts
 
     def completions(self):
         tokens = [[40, 41, 42, 43], [50, 51, 52]]
@@ -231,8 +231,9 @@ class Openai:
         for chunk in self.client.completions.create(prompt=tokens[0], stream=True, **ask):
             streamed += chunk.choices[0].text
         assert streamed == answer.choices[0].text
-        stopped = self.client.completions.create(prompt=tokens[0], stop=streamed[2:4], **ask)
-        assert stopped.choices[0].text == streamed[: streamed.index(streamed[2:4])]
+        stop = middle(streamed)
+        stopped = self.client.completions.create(prompt=tokens[0], stop=stop, **ask)
+        assert stopped.choices[0].text == streamed[: streamed.index(stop)]
 
     async def together(self):
         """Answers beside each other are those of one alone."""
@@ -264,7 +265,7 @@ class Openai:
         expect(openai.NotFoundError, None, lambda: self.client.responses.create(model="run", input="x"))
         for more in [{"n": 0}, {"temperature": -1}, {"messages": []}, {"extra_body": {"guided_json": {}}}]:
             expect(openai.BadRequestError, None, lambda more=more: chat.create(**self.asked(**more)))
-        long = lambda: self.client.completions.create(model="run", prompt="a" * 5000)
+        long = lambda: self.client.completions.create(model="run", prompt=[40] * 5000)
         expect(openai.BadRequestError, "context_length_exceeded", long)
         stranger = openai.OpenAI(base_url=self.url, api_key="other", max_retries=0)
         expect(openai.AuthenticationError, "invalid_api_key", stranger.models.list)
@@ -277,6 +278,12 @@ class Openai:
         # A client that is patient gets its answer.
         patient = self.client.with_options(max_retries=5)
         assert patient.completions.create(model="base", prompt=[2, 3]).usage.prompt_tokens == 2
+
+
+def middle(text):
+    """Two letters of a text."""
+    assert len(text) > 1, text
+    return text[len(text) // 2 - 1 :][:2]
 
 
 def expect(kind, code, ask):

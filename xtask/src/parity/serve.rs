@@ -55,7 +55,8 @@ pub(super) fn run(shell: &Shell, work: &Path, program: Option<&Path>) -> Result<
     shell.write_file(world.join("key"), KEY)?;
     let mut serve = Command::new(&program);
     serve.current_dir(&world);
-    serve.args(["serve", "run", "base", "classes"]);
+    // Else a link has the name of what it leads to.
+    serve.args(["serve", "run", "base=base", "classes"]);
     serve.arg(format!("encoder={ENCODER}"));
     serve.args(["--api-key-file", "key"]).args(ROOM);
     let served = Served::start(serve)?;

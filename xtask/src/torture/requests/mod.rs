@@ -15,8 +15,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 mod answer;
+mod bodies;
 mod cases;
 mod soak;
+mod wire;
 
 pub(super) use soak::run as soak;
 

@@ -99,16 +99,22 @@ fn bad_requests_are_told_what_is_wrong() {
         assert_eq!(answer.status, status, "{method} {path}");
         answer.message();
     }
-    // Clients know by the code that a prompt is to be cut, whether it is beyond the server's bound or the
-    // model's own.
+    let long = served.send("POST", "/v1/completions", "", &vec![b' '; (8 << 20) + 1]);
+    assert_eq!(long.status, 413);
+    assert_eq!(served.get("/health").status, 200);
+}
+
+/// Clients know by the code that a prompt is to be cut, whether it is beyond the server's bound or the model's
+/// own.
+#[test]
+fn a_prompt_that_is_too_long_has_a_code() {
+    let world = Llama::new();
+    let served = Served::start(world.program(&["serve", "base", "--max-context", "32"]));
     for tokens in [33, 5000] {
         let body = json!({"model": "base", "prompt": vec![1; tokens]});
         let error = served.post("/v1/completions", &body).json()["error"].clone();
         assert_eq!(error["code"], "context_length_exceeded", "{error}");
     }
-    let long = served.send("POST", "/v1/completions", "", &vec![b' '; (8 << 20) + 1]);
-    assert_eq!(long.status, 413);
-    assert_eq!(served.get("/health").status, 200);
 }
 
 #[test]
