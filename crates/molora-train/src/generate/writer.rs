@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
 use molora_models::{
-    Backbone, BaseDtype, DecoderInput, Finish, ForwardContext, GenerateError, GenerateOptions,
-    Generated, Sampling,
+    Backbone, DecoderInput, Finish, ForwardContext, GenerateError, GenerateOptions, Generated,
+    Sampling,
 };
 
 mod open;
