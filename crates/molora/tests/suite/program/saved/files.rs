@@ -142,17 +142,13 @@ fn what_cannot_have_them_is_named() {
             "a distilled LoRA would leave that out",
         ],
     );
-    case.refused(
-        &["combine", "run", "run", "--how", "ties", "--out", "out"],
-        &["holds model.embed_tokens whole, which has no weighted sum"],
-    );
     case.done(&["export", "run", "--out", "peft"]);
-    case.refused(
-        &[
-            "combine", "peft", "peft", "--base", "writer", "--how", "ties", "--out", "out",
-        ],
-        &["holds model.embed_tokens whole, which has no weighted sum"],
-    );
+    case.done(&["export", "run", "--out", "again"]);
+    let words = ["holds model.embed_tokens whole, which has no weighted sum"];
+    let how = ["--how", "ties", "--out", "out"];
+    case.refused(&[&["combine", "run", "again"], &how[..]].concat(), &words);
+    let folders = ["combine", "peft", "again", "--base", "writer"];
+    case.refused(&[&folders[..], &how].concat(), &words);
     let assemble = [
         "assemble", "--base", "writer", "--expert", "a=peft", "--out", "out",
     ];
