@@ -220,17 +220,17 @@ fn sums<const BITS: usize, const M: usize, const R: usize>(
         let block = index * in_chunk;
         let count = in_chunk.min(blocks - block);
         let mask = u64::MAX >> (64 - count * bytes);
-        for r in 0..R {
+        for ((codes, scales), sums) in codes.iter().zip(&scales).zip(&mut sums) {
             // SAFETY: the masks end with the blocks of the row, the chunks of `x` are whole, and asking
             // for memory ahead reads nothing.
             unsafe {
-                let at = codes[r].add(block * bytes);
+                let at = codes.add(block * bytes);
                 _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
                 let stored = _mm512_maskz_loadu_epi8(mask, at.cast());
-                let scale = _mm_maskz_loadu_epi16(0xff >> (8 - count), scales[r].add(block).cast());
+                let scale = _mm_maskz_loadu_epi16(0xff >> (8 - count), scales.add(block).cast());
                 let scale = _mm_castsi128_ps(_mm_slli_epi32::<16>(_mm_cvtepu16_epi32(scale)));
                 let scale = _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(scale));
-                for m in 0..M {
+                for (m, total) in sums.iter_mut().enumerate() {
                     let chunk_of_x = m * x.chunks + index;
                     let x = x_codes.add(chunk_of_x * chunk(BITS));
                     let sum = _mm512_loadu_si512(x_offsets.add(chunk_of_x * LANES).cast());
@@ -245,7 +245,7 @@ fn sums<const BITS: usize, const M: usize, const R: usize>(
                     };
                     let scale =
                         _mm512_mul_ps(scale, _mm512_loadu_ps(x_scales.add(chunk_of_x * LANES)));
-                    sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, sums[r][m]);
+                    *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, *total);
                 }
             }
         }

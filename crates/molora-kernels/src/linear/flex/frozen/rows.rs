@@ -88,8 +88,8 @@ unsafe fn some<const M: usize>(
     // SAFETY: as promised by the caller.
     unsafe {
         match M {
-            ..=2 => rows_of_matrix::<M, 8>(x, weight, bias, columns, target),
-            ..=4 => rows_of_matrix::<M, 4>(x, weight, bias, columns, target),
+            0..=2 => rows_of_matrix::<M, 8>(x, weight, bias, columns, target),
+            3..=4 => rows_of_matrix::<M, 4>(x, weight, bias, columns, target),
             _ => rows_of_matrix::<M, 2>(x, weight, bias, columns, target),
         }
     }
