@@ -3,11 +3,12 @@
 //! | base | rate of deltas that are scaled by `alpha / rank` | of others | of experts that train apart | batch | tokens | steps |
 //! |---|---|---|---|---|---|---|
 //! | encoder | 2e-3 | 4e-3 | 4e-3 | 32 | 64 | 600 |
-//! | generative model | 5e-4 | 2e-3 | 5e-4 | 16 | 512 | 300 |
+//! | generative model | 2e-3 | 4e-3 | 2e-3 | 16 | 512 | 300 |
 //!
 //! A recipe that is named gets those of its base model; one that is read from a file has its own. The rates
-//! for encoders were chosen on validation splits (`docs/benchmarks/2026-11-29-xeon-2-cores`), those for
-//! generative models by hand.
+//! were chosen on validation splits: for encoders in `docs/benchmarks/2026-11-29-xeon-2-cores`, for generative
+//! models, with SmolLM2-135M, in `docs/benchmarks/2026-11-30-epyc-2-cores`. That of experts that train apart was not
+//! tried on a generative model.
 
 use std::path::Path;
 
@@ -60,9 +61,9 @@ const ENCODER: Profile = Profile {
 };
 
 const WRITER: Profile = Profile {
-    scaled_rate: 5e-4,
-    plain_rate: 2e-3,
-    apart_rate: 5e-4,
+    scaled_rate: 2e-3,
+    plain_rate: 4e-3,
+    apart_rate: 2e-3,
     batch_size: 16,
     steps: 300,
 };
