@@ -117,19 +117,18 @@ pub(super) fn product(
 ) -> Vec<f32> {
     let [outputs, inner] = weight.dims;
     let rows = x.len() / inner;
-    // SAFETY: the processor has the instructions; each task has columns of its own.
-    let run = |x: &Bytes, target, columns| unsafe {
-        match weight.bits {
-            8 => all_rows::<8>(x, weight, bias, columns, target),
-            _ => all_rows::<4>(x, weight, bias, columns, target),
-        }
-    };
     let x = match weight.bits {
         8 => Bytes::new::<8>(x, inner),
         _ => Bytes::new::<4>(x, inner),
     };
     fill(rows, inner, outputs, |target, columns| {
-        run(&x, target, columns);
+        // SAFETY: the processor has the instructions; each task has columns of its own.
+        unsafe {
+            match weight.bits {
+                8 => all_rows::<8>(&x, weight, bias, columns, target),
+                _ => all_rows::<4>(&x, weight, bias, columns, target),
+            }
+        }
     })
 }
 
@@ -175,10 +174,8 @@ unsafe fn some<const BITS: usize, const M: usize, const R: usize>(
 ) {
     let write = |row: usize, sums: [f32; M]| {
         let bias = bias.map_or(0.0, |bias| bias[row]);
-        for (m, sum) in sums.into_iter().enumerate() {
-            // SAFETY: the caller's rows of the matrix are columns of the target.
-            unsafe { *target.first.add((first + m) * target.cols + row) = sum + bias }
-        }
+        // SAFETY: the caller's rows of the matrix are columns of the target.
+        unsafe { target.set_column(first, row, sums.map(|sum| sum + bias)) }
     };
     let whole = rows.len() / R * R;
     for row in rows.clone().take(whole).step_by(R) {
@@ -276,16 +273,40 @@ mod tests {
     use crate::linear::format::{decode, encode_row};
     use crate::testing::values;
 
-    /// Codes and scales of a matrix.
-    fn blocks(numbers: &[f32], inner: usize, bits: usize) -> (Vec<u8>, Vec<bf16>) {
-        let (per_row, rows) = (inner.div_ceil(BLOCK), numbers.len() / inner);
-        let mut codes = vec![0; rows * per_row * block_bytes(bits)];
-        let mut scales = vec![bf16::ZERO; rows * per_row];
-        for (row, numbers) in numbers.chunks(inner).enumerate() {
-            let codes = &mut codes[row * per_row * block_bytes(bits)..];
-            encode_row(numbers, bits, codes, &mut scales[row * per_row..]);
+    /// A matrix of blocks.
+    struct Matrix {
+        codes: Vec<u8>,
+        scales: Vec<bf16>,
+        bits: usize,
+        dims: [usize; 2],
+    }
+
+    impl Matrix {
+        fn new(dims: [usize; 2], bits: usize, seed: u64) -> Self {
+            let [rows, inner] = dims;
+            let blocks = inner.div_ceil(BLOCK);
+            let mut codes = vec![0; rows * blocks * block_bytes(bits)];
+            let mut scales = vec![bf16::ZERO; rows * blocks];
+            for (row, numbers) in values(rows * inner, seed).chunks(inner).enumerate() {
+                let codes = &mut codes[row * blocks * block_bytes(bits)..];
+                encode_row(numbers, bits, codes, &mut scales[row * blocks..]);
+            }
+            Self {
+                codes,
+                scales,
+                bits,
+                dims,
+            }
         }
-        (codes, scales)
+
+        fn blocks(&self) -> Blocks<'_> {
+            Blocks {
+                codes: &self.codes,
+                scales: &self.scales,
+                bits: self.bits,
+                dims: self.dims,
+            }
+        }
     }
 
     /// `x` rounded as the product rounds it, by the definition.
@@ -314,24 +335,18 @@ mod tests {
         let Some(processor) = Processor::detect() else {
             return;
         };
-        let (codes, scales) = blocks(&values(inner * outputs, seed ^ 1), inner, bits);
-        let weight = Blocks {
-            codes: &codes,
-            scales: &scales,
-            bits,
-            dims: [outputs, inner],
-        };
+        let matrix = Matrix::new([outputs, inner], bits, seed ^ 1);
         let bias = values(outputs, seed ^ 2);
         let bias = has_bias.then_some(bias.as_slice());
-        let found = product(processor, x, weight, bias);
+        let found = product(processor, x, matrix.blocks(), bias);
         assert_eq!(found.len(), rows * outputs);
         let per_row = inner.div_ceil(BLOCK);
         let numbers = |o: usize| -> Vec<f64> {
             let blocks = o * per_row..(o + 1) * per_row;
             let decoded = blocks.flat_map(|block| {
-                let codes = &codes[block * block_bytes(bits)..][..block_bytes(bits)];
+                let codes = &matrix.codes[block * block_bytes(bits)..][..block_bytes(bits)];
                 // The numbers before they are rounded to bf16.
-                let scale = scales[block].to_f64();
+                let scale = matrix.scales[block].to_f64();
                 let exact = decode(codes, bf16::ONE);
                 exact.map(|number| number.to_f64() * scale)
             });
@@ -387,17 +402,11 @@ mod tests {
         let Some(processor) = Processor::detect() else {
             return;
         };
-        let (codes, scales) = blocks(&values(64 * 3, 1), 64, 4);
-        let weight = Blocks {
-            codes: &codes,
-            scales: &scales,
-            bits: 4,
-            dims: [3, 64],
-        };
+        let matrix = Matrix::new([3, 64], 4, 1);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = vec![1.0; 128];
             x[40] = bad;
-            let out = product(processor, &x, weight, None);
+            let out = product(processor, &x, matrix.blocks(), None);
             assert!(out[..3].iter().all(|value| !value.is_finite()), "{out:?}");
             assert!(out[3..].iter().all(|value| value.is_finite()), "{out:?}");
         }
@@ -408,18 +417,12 @@ mod tests {
         let Some(processor) = Processor::detect() else {
             return;
         };
-        let (codes, scales) = blocks(&values(200 * 2000, 1), 200, 4);
-        let weight = Blocks {
-            codes: &codes,
-            scales: &scales,
-            bits: 4,
-            dims: [2000, 200],
-        };
+        let matrix = Matrix::new([2000, 200], 4, 1);
         let x = values(3 * 200, 2);
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             pool.expect("threads can be started")
-                .install(|| product(processor, &x, weight, None))
+                .install(|| product(processor, &x, matrix.blocks(), None))
         };
         assert_eq!(run(1), run(3));
         assert_eq!(run(1), run(8));
@@ -431,17 +434,11 @@ mod tests {
             return;
         };
         for bits in [8, 4] {
-            let (codes, scales) = blocks(&values(300 * 50, 1), 300, bits);
-            let weight = Blocks {
-                codes: &codes,
-                scales: &scales,
-                bits,
-                dims: [50, 300],
-            };
+            let matrix = Matrix::new([50, 300], bits, 1);
             let x = values(11 * 300, 2);
-            let all = product(processor, &x, weight, None);
+            let all = product(processor, &x, matrix.blocks(), None);
             for (row, x) in x.chunks(300).enumerate() {
-                let alone = product(processor, x, weight, None);
+                let alone = product(processor, x, matrix.blocks(), None);
                 assert_eq!(alone, all[row * 50..][..50], "{bits} bits, row {row}");
             }
         }

@@ -55,25 +55,17 @@ pub(super) fn fill(
     cols: usize,
     run: impl Fn(Target, Range<usize>) + Sync,
 ) -> Vec<f32> {
-    let mut values = Vec::with_capacity(rows * cols);
-    let target = Target {
-        first: values.as_mut_ptr(),
-        rows,
-        cols,
-    };
     let share = cols.div_ceil(rayon::current_num_threads());
     let step = share.max(TASK / inner).next_multiple_of(TASK_ROWS);
-    if step >= cols {
-        run(target, 0..cols);
-    } else {
-        let starts = (0..cols).into_par_iter().step_by(step);
-        starts.for_each(|start| run(target, start..cols.min(start + step)));
-    }
-    // SAFETY: the capacity is `rows * cols`, and each column was written.
-    unsafe {
-        values.set_len(rows * cols);
-    }
-    values
+    let all = |target| match step >= cols {
+        true => run(target, 0..cols),
+        false => {
+            let starts = (0..cols).into_par_iter().step_by(step);
+            starts.for_each(|start| run(target, start..cols.min(start + step)));
+        }
+    };
+    // SAFETY: the tasks have all columns.
+    unsafe { Target::filled(rows, cols, all) }
 }
 
 /// Columns of the product of `M` rows.
@@ -106,10 +98,8 @@ unsafe fn rows_of_matrix<const M: usize, const R: usize>(
 ) {
     let write = |row: usize, sums: [f32; M]| {
         let bias = bias.map_or(0.0, |bias| bias[row]);
-        for (m, sum) in sums.into_iter().enumerate() {
-            // SAFETY: the caller's rows of the matrix are columns of the target.
-            unsafe { *target.first.add(m * target.cols + row) = sum + bias }
-        }
+        // SAFETY: the caller's rows of the matrix are columns of the target.
+        unsafe { target.set_column(0, row, sums.map(|sum| sum + bias)) }
     };
     let scratch = &mut Vec::new();
     let whole = rows.len() / R * R;

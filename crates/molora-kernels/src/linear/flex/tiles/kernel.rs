@@ -19,6 +19,42 @@ pub(crate) struct Target {
     pub(crate) cols: usize,
 }
 
+impl Target {
+    /// A product of `rows` of `cols` numbers, all of which `run` writes.
+    ///
+    /// # Safety
+    /// `run` must write every number.
+    pub(crate) unsafe fn filled(rows: usize, cols: usize, run: impl FnOnce(Self)) -> Vec<f32> {
+        let mut values = Vec::with_capacity(rows * cols);
+        run(Self {
+            first: values.as_mut_ptr(),
+            rows,
+            cols,
+        });
+        // SAFETY: the capacity is that, and the caller promises that all are written.
+        unsafe {
+            values.set_len(rows * cols);
+        }
+        values
+    }
+
+    /// Writes a column of `M` rows from `row` on.
+    ///
+    /// # Safety
+    /// The product must have these rows and this column, and no other thread may write them.
+    pub(crate) unsafe fn set_column<const M: usize>(
+        self,
+        row: usize,
+        column: usize,
+        numbers: [f32; M],
+    ) {
+        for (m, number) in numbers.into_iter().enumerate() {
+            // SAFETY: as promised by the caller.
+            unsafe { *self.first.add((row + m) * self.cols + column) = number }
+        }
+    }
+}
+
 // SAFETY: whoever writes through copies of a target on several threads keeps to elements of its own.
 unsafe impl Send for Target {}
 // SAFETY: as above.

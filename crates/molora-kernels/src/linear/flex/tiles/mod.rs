@@ -50,18 +50,12 @@ pub(super) unsafe fn multiply<R>(
     room: impl Fn() -> R + Sync,
     lay_out: impl Fn(&mut Panel, &mut R, Range<usize>, Range<usize>) + Sync,
 ) -> Vec<f32> {
-    let mut values = Vec::with_capacity(rows * cols);
-    let target = Target {
-        first: values.as_mut_ptr(),
-        rows,
-        cols,
-    };
     let panels = cols.div_ceil(COLUMNS);
     // Some for each thread, so that one that comes late does less.
     let wanted = (3 * rayon::current_num_threads()).div_ceil(panels);
     let task_rows = rows.div_ceil(wanted).next_multiple_of(ROWS).max(TASK_ROWS);
     let parts = rows.div_ceil(task_rows);
-    let run = |(panel, room): &mut (Panel, R), task: usize| {
+    let run = |(panel, room): &mut (Panel, R), target, task: usize| {
         let (column, row) = (task / parts * COLUMNS, task % parts * task_rows);
         let rows = row..rows.min(row + task_rows);
         let columns = column..cols.min(column + COLUMNS);
@@ -77,15 +71,14 @@ pub(super) unsafe fn multiply<R>(
         }
     };
     let room = || (Panel::new(BLOCK), room());
-    match panels * parts {
-        1 => run(&mut room(), 0),
-        tasks => (0..tasks).into_par_iter().for_each_init(room, run),
-    }
-    // SAFETY: the capacity is `rows * cols`, and the first block of each task wrote them all.
-    unsafe {
-        values.set_len(rows * cols);
-    }
-    values
+    let all = |target| match panels * parts {
+        1 => run(&mut room(), target, 0),
+        tasks => (0..tasks)
+            .into_par_iter()
+            .for_each_init(room, |room, task| run(room, target, task)),
+    };
+    // SAFETY: the tasks have all rows and columns, and the first block of each writes its own.
+    unsafe { Target::filled(rows, cols, all) }
 }
 
 /// The bias of a panel's columns; 0 where there is none.
