@@ -70,6 +70,11 @@ impl BlockMatrix {
         self.bits
     }
 
+    /// How many scales it has, one for every block.
+    pub fn num_scales(&self) -> usize {
+        self.scales.shape().num_elements()
+    }
+
     /// Where it lies.
     pub fn device(&self) -> Device {
         self.codes.device()

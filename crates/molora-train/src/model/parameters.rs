@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
-use molora_models::{ParameterKind, TaskModel};
+use molora_models::{Adaptable, BaseWeight, ParameterKind, TaskModel};
 
 use crate::report::ParameterCounts;
 
@@ -17,14 +17,28 @@ pub(crate) fn ids_by_kind(model: &TaskModel) -> BTreeMap<ParameterKind, Vec<Para
 pub fn count(model: &TaskModel) -> ParameterCounts {
     let scalars = collected(model).scalars;
     let of = |kind| scalars.get(&kind).copied().unwrap_or(0);
+    let (numbers, scales) = in_blocks(model);
     ParameterCounts {
-        base: of(ParameterKind::Base) + of(ParameterKind::Frozen),
+        base: of(ParameterKind::Base) + of(ParameterKind::Frozen) + numbers - scales,
         adapters: of(ParameterKind::Adapters),
         routers: of(ParameterKind::Routers),
         gates: of(ParameterKind::Gates),
         heads: of(ParameterKind::Heads),
         saved: of(ParameterKind::Saved),
     }
+}
+
+/// Numbers of the base model's matrices of 8 or 4 bits, which the walk over parameters does not see, and their scales,
+/// which it takes for parameters.
+fn in_blocks(model: &TaskModel) -> (usize, usize) {
+    let mut sums = (0, 0);
+    for (_, linear) in model.backbone.linears() {
+        if let BaseWeight::Blocks(blocks) = &linear.weight {
+            sums.0 += blocks.dims().iter().product::<usize>();
+            sums.1 += blocks.num_scales();
+        }
+    }
+    sums
 }
 
 fn collected(model: &TaskModel) -> Collect {

@@ -251,7 +251,8 @@ fn a_stage_says_whether_they_train_and_how_fast() {
 }
 
 #[test]
-fn a_base_of_fewer_bits_has_tables_in_f32() {
+fn a_base_of_fewer_bits_has_tables_in_f32_and_as_many_parameters() {
+    let mut counts = Vec::new();
     for dtype in [BaseDtype::Bf16, BaseDtype::Q8, BaseDtype::Q4] {
         for mut case in both("lora") {
             case.request.base_dtype = dtype;
@@ -267,8 +268,13 @@ fn a_base_of_fewer_bits_has_tables_in_f32() {
                 assert!(values.iter().any(|value| value.to_bits() & 0xffff != 0));
             }
             case.done(&["verify", "run"]);
+            let summary = std::fs::read(case.world.path("run/summary.json")).expect("readable");
+            let summary: serde_json::Value = serde_json::from_slice(&summary).expect("JSON");
+            counts.push(summary["parameters"]["base"].as_u64().expect("a count"));
         }
     }
+    let [encoder, decoder] = [counts[0], counts[1]];
+    assert_eq!(counts, [encoder, decoder].repeat(3));
 }
 
 #[test]
