@@ -5,6 +5,7 @@
 //! `docs/adding-a-model.md`.
 
 mod attention;
+mod beam;
 mod cache;
 mod config;
 mod family;
@@ -20,6 +21,7 @@ mod sample;
 mod sites;
 
 pub(crate) use attention::Attention;
+pub use beam::BeamOptions;
 pub use cache::KvCache;
 pub use config::{DecoderConfig, NormKind};
 pub(crate) use feed_forward::FeedForward;
