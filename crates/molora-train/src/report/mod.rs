@@ -52,8 +52,8 @@ pub use reader::read_json;
 pub(crate) use reader::read_json_if_there;
 pub use schema::{
     EvalReport, KeptState, ParameterCounts, PredictionReport, Predictions, Record, RoutingReport,
-    RunSummary, SCHEMA_VERSION, SiteRouting, SplitSizes, StepRecord, TaskScore, ValidationRecord,
-    ValidationScore, ValidationScores,
+    RunSummary, SCHEMA_VERSION, SiteRouting, SplitSizes, StepRecord, TaskScore, TestScore,
+    ValidationRecord, ValidationScore, ValidationScores,
 };
 pub use states::StateMetric;
 pub(crate) use states::kept_states;

@@ -150,6 +150,21 @@ pub struct TaskScore {
     /// Other measures of the same answers, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub also: BTreeMap<String, f64>,
+    /// Scores of several test splits, by name; empty where there is one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tests: BTreeMap<String, TestScore>,
+}
+
+/// Score of one of several test splits of a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TestScore {
+    /// Value of the task's metric.
+    pub value: f64,
+    /// Share of records whose answer was right; `None` where an answer is not simply right or wrong.
+    pub accuracy: Option<f64>,
+    /// Number of records.
+    pub n: usize,
 }
 
 /// Scores of all tasks on one split: `eval.json`.
@@ -417,6 +432,7 @@ mod tests {
             majority: 0.5,
             loss: None,
             also: BTreeMap::new(),
+            tests: BTreeMap::new(),
         }
     }
 
