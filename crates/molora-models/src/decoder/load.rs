@@ -79,7 +79,7 @@ impl Builder<'_> {
         let path = |part: &str| format!("{}{part}", names.prefix);
         let tokens = self
             .reader
-            .large_table(&path(names.tokens), [vocab_size, width])?;
+            .token_table(&path(names.tokens), [vocab_size, width])?;
         let positions = match config.rope {
             Some(_) => None,
             None => Some(
@@ -89,7 +89,7 @@ impl Builder<'_> {
         };
         let head = match config.has_tied_head && !self.has_other_head()? {
             true => None,
-            false => Some(self.reader.large_table(names.head, [vocab_size, width])?),
+            false => Some(self.reader.token_table(names.head, [vocab_size, width])?),
         };
         let layers = (0..config.num_layers).map(|index| self.layer(index));
         Ok(Decoder {

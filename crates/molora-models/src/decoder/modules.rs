@@ -4,7 +4,7 @@ use molora_routing::LayerRule;
 
 use super::config::Names;
 use super::model::{Decoder, Layer};
-use crate::layers::{RmsNorm, frozen};
+use crate::layers::RmsNorm;
 use crate::modules::{BaseModel, ModuleMut, PartMut};
 use crate::{MoLoraLinear, SavedTables};
 
@@ -13,16 +13,17 @@ impl BaseModel for Decoder {
         let names = self.names;
         let path = |part: &str| format!("{}{part}", names.prefix);
         let module = |path, part| ModuleMut { path, part };
-        let tokens = PartMut::Table(&mut self.tokens);
+        let tokens = PartMut::Table((&mut self.tokens).into());
         let mut modules = vec![module(path(names.tokens), tokens)];
-        let positions = self.positions.as_mut().map(PartMut::Table);
+        let positions = self.positions.as_mut();
+        let positions = positions.map(|table| PartMut::Table(table.into()));
         modules.extend(positions.map(|table| module(path(names.positions), table)));
         for (index, layer) in self.layers.iter_mut().enumerate() {
             modules.extend(layer_modules(names, index, layer));
         }
         let final_norm = PartMut::norm(&mut self.final_norm);
         modules.push(module(path(names.final_norm), final_norm));
-        let head = self.head.as_mut().map(PartMut::Head);
+        let head = self.head.as_mut().map(|head| PartMut::Head(head.into()));
         modules.extend(head.map(|head| module(names.head.into(), head)));
         modules
     }
@@ -40,7 +41,7 @@ impl BaseModel for Decoder {
 
     fn untie(&mut self) {
         let table = &self.tokens;
-        self.head.get_or_insert_with(|| frozen(table.val()));
+        self.head.get_or_insert_with(|| table.clone());
     }
 }
 

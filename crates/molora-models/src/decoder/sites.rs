@@ -83,7 +83,7 @@ impl Adaptable for Decoder {
         };
         let (names, width) = (self.names, self.width());
         let head = self.head.as_ref().unwrap_or(&self.tokens);
-        let saved = SavedTables::of(spec, &self.tokens, Some(head), device)?;
+        let saved = SavedTables::of(spec, || self.tokens.wide(), Some(&|| head.wide()), device)?;
         let (sites, plan) = attach_sites(self.places(), spec, width, &to)?;
         let name = |index| names.layer_name(index);
         let routers = layer_routers(spec, &to, &sites, width, name);
