@@ -231,7 +231,10 @@ mod tests {
             let expected = matrix.wide().select(0, rows.clone());
             let found = matrix.select(rows);
             assert_eq!(found.dims(), [3, 70]);
-            found.wide().into_data().assert_eq(&expected.into_data(), true);
+            found
+                .wide()
+                .into_data()
+                .assert_eq(&expected.into_data(), true);
         }
     }
 

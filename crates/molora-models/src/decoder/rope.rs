@@ -199,14 +199,7 @@ pub(super) struct Rotation {
 impl Rotation {
     /// Turns the heads `[B, T, H, W]`.
     pub(super) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let half = x.dims()[3] / 2;
-        let (first, second) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
-        let (cos, sin) = (self.cos.clone(), self.sin.clone());
-        let turned = [
-            first.clone() * cos.clone() - second.clone() * sin.clone(),
-            second * cos + first * sin,
-        ];
-        Tensor::cat(turned.into(), 3)
+        molora_kernels::rotary(x, self.cos.clone(), self.sin.clone())
     }
 }
 
