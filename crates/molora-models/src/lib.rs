@@ -63,8 +63,8 @@ pub use checkpoint::{
 };
 pub use decoder::{
     Decoder, DecoderConfig, DecoderInput, DecoderOutput, Finish, GenerateError, GenerateOptions,
-    Generated, KvCache, NormKind, Penalties, Rope, RopeScaling, Sampling, Watcher, choose,
-    last_real, likeliest, log_sum_exp,
+    Generated, KvCache, LayerConfig, NormKind, NormPlace, Penalties, QkNorm, QkvForm, Rope,
+    RopeScaling, Sampling, Watcher, choose, last_real, likeliest, log_sum_exp,
 };
 pub use encoder::{Bert, BertConfig, EncoderInput, EncoderOutput, masked_mean};
 pub use encoder_decoder::{Encoded, T5, T5Config};

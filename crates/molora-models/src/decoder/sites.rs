@@ -5,7 +5,8 @@ use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 
 use super::feed_forward::FeedForward;
-use super::model::{Decoder, Layer};
+use super::layer::Layer;
+use super::model::Decoder;
 use crate::attach::{Attachment, Place, attach_sites, layer_routers, model_part};
 use crate::{
     Adaptable, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart, SavedTables,
@@ -119,20 +120,18 @@ impl Decoder {
     }
 }
 
-/// In the order of [`Names::linears`](super::config::Names::linears).
+/// In the order of [`Names::linears`](super::names::Names::linears).
 fn linears(layer: &Layer) -> [Option<&MoLoraLinear>; 7] {
-    let [query, key, value] = &layer.attention.qkv;
+    let [query, key, value] = layer.attention.qkv.linears();
     let FeedForward { gate, up, down, .. } = &layer.feed_forward;
-    let output = &layer.attention.output;
-    let [query, key, value, output, up, down] = [query, key, value, output, up, down].map(Some);
+    let [output, up, down] = [&layer.attention.output, up, down].map(Some);
     [query, key, value, output, gate.as_ref(), up, down]
 }
 
-/// In the order of [`Names::linears`](super::config::Names::linears).
+/// In the order of [`Names::linears`](super::names::Names::linears).
 fn linears_mut(layer: &mut Layer) -> [Option<&mut MoLoraLinear>; 7] {
-    let [query, key, value] = &mut layer.attention.qkv;
+    let [query, key, value] = layer.attention.qkv.linears_mut();
     let FeedForward { gate, up, down, .. } = &mut layer.feed_forward;
-    let output = &mut layer.attention.output;
-    let [query, key, value, output, up, down] = [query, key, value, output, up, down].map(Some);
+    let [output, up, down] = [&mut layer.attention.output, up, down].map(Some);
     [query, key, value, output, gate.as_mut(), up, down]
 }

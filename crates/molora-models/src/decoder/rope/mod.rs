@@ -1,50 +1,61 @@
 //! Rotary positions: Su et al., RoFormer, arXiv:2104.09864, section 3.4.2, in the half-split layout of
-//! Hugging Face's files: number `i` of a head turns together with number `i + W/2`.
+//! Hugging Face's files: of the W numbers that turn, number `i` turns together with number `i + W/2`.
 
-use std::f64::consts::TAU;
+mod scaling;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
+use self::scaling::Plain;
+pub use self::scaling::RopeScaling;
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 
 /// How fast each pair of numbers of a head turns.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// Pair `i` of W/2 turns by `theta^(-2i/W)` radians per token.
     pub theta: f64,
+    /// How many numbers W at the front of a head turn; the others stay as they are. An odd W is that of
+    /// the frequencies: one more number turns.
+    pub width: usize,
     /// How these frequencies are changed for texts longer than those of pretraining.
     pub scaling: RopeScaling,
 }
 
-/// A change of the frequencies.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    /// None.
-    Default,
-    /// All are divided by `factor`.
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// Slow ones are divided by `factor`, fast ones are kept, those between are interpolated: Llama
-    /// 3.1 (Grattafiori et al., arXiv:2407.21783, section 3.4.2) as in its published code.
-    Llama3 {
-        /// The divisor of slow frequencies.
-        factor: f64,
-        /// Frequencies that turn at most this often in `original_max_tokens` are slow.
-        low_freq_factor: f64,
-        /// Frequencies that turn at least this often in `original_max_tokens` are fast.
-        high_freq_factor: f64,
-        /// Longest text of pretraining, in tokens.
-        original_max_tokens: usize,
-    },
+/// What a family calls the fields that old files have outside of an object, and what it has where a file
+/// says nothing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RopeFields {
+    /// Name of the base, and its value where no file has it.
+    pub(crate) theta: (&'static str, f64),
+    /// Name of the share of a head that turns, and its value where no file has it; none if the whole head
+    /// does.
+    pub(crate) share: Option<(&'static str, f64)>,
+    /// Longest text of pretraining, where the family keeps it outside of the object.
+    pub(crate) original_max_tokens: Option<usize>,
+    /// Other names of LongRoPE.
+    pub(crate) long_rope_names: &'static [&'static str],
+}
+
+impl Default for RopeFields {
+    /// Whole heads, by a base of 10000.
+    fn default() -> Self {
+        Self {
+            theta: ("rope_theta", 10_000.0),
+            share: None,
+            original_max_tokens: None,
+            long_rope_names: &[],
+        }
+    }
 }
 
 impl Rope {
     /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling` of files before transformers 5.
-    pub(crate) fn from_config(file: &ConfigFile) -> Result<Self, ModelError> {
-        let theta = file.optional_number("rope_theta")?;
+    pub(crate) fn from_config(
+        file: &ConfigFile,
+        head_dim: usize,
+        fields: RopeFields,
+    ) -> Result<Self, ModelError> {
         let (parameters, scaling) = (
             file.object("rope_parameters")?,
             file.object("rope_scaling")?,
@@ -52,141 +63,136 @@ impl Rope {
         if parameters.is_some() && scaling.is_some() {
             return Err(file.problem("rope_scaling", "is given beside rope_parameters"));
         }
-        let Some(rope) = parameters.or(scaling) else {
-            return Ok(Self {
-                theta: theta.unwrap_or(10_000.0),
-                scaling: RopeScaling::Default,
-            });
+        let rope = parameters.or(scaling);
+        Self::from_object(rope.as_ref(), file, head_dim, fields)
+    }
+
+    /// As [`from_config`](Self::from_config) from the object of the file that is about these positions.
+    pub(crate) fn from_object(
+        rope: Option<&ConfigFile>,
+        file: &ConfigFile,
+        head_dim: usize,
+        fields: RopeFields,
+    ) -> Result<Self, ModelError> {
+        let (theta_field, theta) = fields.theta;
+        let outer_theta = file.optional_number(theta_field)?;
+        let own_theta = match rope {
+            Some(rope) => rope.optional_number("rope_theta")?,
+            None => None,
         };
-        let own_theta = rope.optional_number("rope_theta")?;
-        if own_theta
-            .zip(theta)
-            .is_some_and(|(own, outer)| own != outer)
+        if let (Some(rope), Some(own), Some(outer)) = (rope, own_theta, outer_theta)
+            && own != outer
         {
-            rope.warn(
-                "rope_theta",
-                "differs from rope_theta outside of it, which has no effect",
-            );
+            let text = format!("differs from {theta_field} outside of it, which has no effect");
+            rope.warn("rope_theta", &text);
         }
-        let theta = own_theta.or(theta);
-        let scaling = RopeScaling::from_config(&rope, file)?;
-        if rope
-            .optional_number("partial_rotary_factor")?
-            .unwrap_or(1.0)
-            != 1.0
-        {
-            return Err(rope.unsupported("partial_rotary_factor", "1"));
-        }
-        for field in rope.unread() {
+        let theta = own_theta.or(outer_theta).unwrap_or(theta);
+        let width = turned(rope, file, head_dim, fields)?;
+        let plain = Plain {
+            theta,
+            width,
+            original_max_tokens: fields.original_max_tokens,
+        };
+        let scaling = match rope {
+            Some(rope) => RopeScaling::from_config(rope, file, plain, fields.long_rope_names)?,
+            None => RopeScaling::Default,
+        };
+        for (rope, field) in rope.into_iter().flat_map(|rope| {
+            let unread = rope.unread().into_iter();
+            unread.map(move |field| (rope, field))
+        }) {
             rope.warn(field, "is not used by this rope_type and has no effect");
         }
         Ok(Self {
-            theta: theta.unwrap_or(10_000.0),
+            theta,
+            width,
             scaling,
         })
     }
 
-    /// Radians per token of each pair of a head.
-    fn frequencies(&self, head_dim: usize) -> Vec<f64> {
-        let pairs = (0..head_dim).step_by(2);
-        let plain = pairs.map(|i| self.theta.powf(-(i as f64) / head_dim as f64));
-        plain
-            .map(|frequency| self.scaling.apply(frequency))
-            .collect()
+    fn plain(&self) -> Plain {
+        Plain {
+            theta: self.theta,
+            width: self.width,
+            original_max_tokens: None,
+        }
+    }
+
+    /// Radians per token of each pair of a head, in a pass of `length` tokens.
+    fn frequencies(&self, length: usize) -> Vec<f64> {
+        self.scaling.frequencies(self.plain(), length)
     }
 
     /// What the scaling divides the frequency of each pair of a head by.
-    pub(crate) fn divisors(&self, head_dim: usize) -> Vec<f32> {
-        let plain = Self {
-            scaling: RopeScaling::Default,
-            ..*self
-        };
-        let pairs = plain
-            .frequencies(head_dim)
-            .into_iter()
-            .zip(self.frequencies(head_dim));
+    pub(crate) fn divisors(&self) -> Vec<f32> {
+        let plain = RopeScaling::Default.frequencies(self.plain(), 1);
+        let pairs = plain.into_iter().zip(self.frequencies(1));
         pairs
             .map(|(plain, scaled)| (plain / scaled) as f32)
             .collect()
     }
 
-    /// The rotation of every token by its position `[B, T]`.
-    pub(super) fn rotation(&self, positions: Tensor<2, Int>, head_dim: usize) -> Rotation {
-        let frequencies: Vec<f32> = self
-            .frequencies(head_dim)
-            .iter()
-            .map(|&f| f as f32)
-            .collect();
-        let data = TensorData::new(frequencies, [1, 1, 1, head_dim / 2]);
+    /// What of the length of a pass changes the frequencies: equal numbers mean equal frequencies. None if
+    /// the length changes nothing.
+    pub(super) fn stage(&self, length: usize) -> Option<usize> {
+        self.scaling.stage(length)
+    }
+
+    /// The rotation of every token by its position `[B, T]`, in a pass of `length` tokens.
+    pub(super) fn rotation(&self, positions: Tensor<2, Int>, length: usize) -> Rotation {
+        let frequencies = self.frequencies(length);
+        let frequencies: Vec<f32> = frequencies.iter().map(|&f| f as f32).collect();
+        let pairs = frequencies.len();
+        let data = TensorData::new(frequencies, [1, 1, 1, pairs]);
         let frequencies = Tensor::<4>::from_data(data, &positions.device());
         let [batch, tokens] = positions.dims();
         let angles_bt1p = positions.float().reshape([batch, tokens, 1, 1]) * frequencies;
-        Rotation {
-            cos: angles_bt1p.clone().cos(),
-            sin: angles_bt1p.sin(),
+        let (cos, sin) = (angles_bt1p.clone().cos(), angles_bt1p.sin());
+        match self.scaling.attention_factor() {
+            1.0 => Rotation { cos, sin },
+            factor => Rotation {
+                cos: cos.mul_scalar(factor),
+                sin: sin.mul_scalar(factor),
+            },
         }
     }
 }
 
-impl RopeScaling {
-    fn from_config(rope: &ConfigFile, file: &ConfigFile) -> Result<Self, ModelError> {
-        // `type` is the older name; files that were saved again hold both.
-        let (new, old) = (rope.text("rope_type")?, rope.text("type")?);
-        if let (Some(new), Some(old)) = (new, old)
-            && new != old
-        {
-            let text = format!("is \"{new}\", but type beside it is \"{old}\"");
-            return Err(rope.problem("rope_type", &text));
-        }
-        let field = if new.is_some() { "rope_type" } else { "type" };
-        match rope.text(field)?.unwrap_or("default") {
-            "default" => Ok(Self::Default),
-            "linear" => Ok(Self::Linear {
-                factor: rope.number("factor")?,
-            }),
-            "llama3" => Self::llama3(rope, file),
-            _ => Err(rope.unsupported(field, "default, linear or llama3")),
-        }
-    }
-
-    fn llama3(rope: &ConfigFile, file: &ConfigFile) -> Result<Self, ModelError> {
-        const ORIGINAL: &str = "original_max_position_embeddings";
-        let original = match rope.optional_size(ORIGINAL)? {
-            Some(tokens) => tokens,
-            None => file.size(ORIGINAL)?,
+/// How many numbers of a head turn.
+fn turned(
+    rope: Option<&ConfigFile>,
+    file: &ConfigFile,
+    head_dim: usize,
+    fields: RopeFields,
+) -> Result<usize, ModelError> {
+    const SHARE: &str = "partial_rotary_factor";
+    let own = match rope {
+        Some(rope) => rope.optional_number(SHARE)?,
+        None => None,
+    };
+    let (of, field, share) = match (fields.share, own, rope) {
+        (None, Some(share), Some(rope)) if share != 1.0 => return Err(rope.unsupported(SHARE, "1")),
+        (None, ..) => (file, "head_dim", 1.0),
+        (Some(_), Some(share), Some(rope)) => (rope, SHARE, share),
+        (Some((field, share)), ..) => (file, field, file.optional_number(field)?.unwrap_or(share)),
+    };
+    let width = (head_dim as f64 * share) as usize;
+    if width == 0 || 2 * width.div_ceil(2) > head_dim {
+        let text = match field {
+            "head_dim" => format!("{head_dim} is odd, expected an even width for rotary positions"),
+            _ => format!(
+                "{share} turns {width} numbers of a head of {head_dim}, expected an even number"
+            ),
         };
-        let (low, high) = (
-            rope.number("low_freq_factor")?,
-            rope.number("high_freq_factor")?,
-        );
-        if low >= high {
-            let expected = format!("more than low_freq_factor {low}");
-            return Err(rope.unsupported("high_freq_factor", &expected));
-        }
-        Ok(Self::Llama3 {
-            factor: rope.number("factor")?,
-            low_freq_factor: low,
-            high_freq_factor: high,
-            original_max_tokens: original,
-        })
+        return Err(of.problem(field, &text));
     }
+    Ok(width)
+}
 
-    fn apply(&self, frequency: f64) -> f64 {
-        match *self {
-            Self::Default => frequency,
-            Self::Linear { factor } => frequency / factor,
-            Self::Llama3 {
-                factor,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_max_tokens: original,
-            } => {
-                let turns = original as f64 * frequency / TAU;
-                let share = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                (1.0 - share) * frequency / factor + share * frequency
-            }
-        }
-    }
+/// The largest position of a pass, plus one.
+pub(super) fn length(positions: &Tensor<2, Int>) -> usize {
+    let largest = positions.clone().max().into_scalar::<i64>();
+    largest as usize + 1
 }
 
 /// Cosines and sines, `[B, T, 1, W/2]`.
@@ -197,27 +203,38 @@ pub(super) struct Rotation {
 }
 
 impl Rotation {
-    /// Turns the heads `[B, T, H, W]`.
+    /// Turns the numbers at the front of the heads `[B, T, H, W]`.
     pub(super) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let half = x.dims()[3] / 2;
+        let (head, half) = (x.dims()[3], self.cos.dims()[3]);
+        let rest = (2 * half < head).then(|| x.clone().narrow(3, 2 * half, head - 2 * half));
         let (first, second) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
         let (cos, sin) = (self.cos.clone(), self.sin.clone());
-        let turned = [
+        let mut turned = vec![
             first.clone() * cos.clone() - second.clone() * sin.clone(),
             second * cos + first * sin,
         ];
-        Tensor::cat(turned.into(), 3)
+        turned.extend(rest);
+        Tensor::cat(turned, 3)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::f64::consts::TAU;
+
     use super::*;
     use molora_testkit::{FORWARD, assert_close, device};
 
+    fn rope(width: usize, scaling: RopeScaling) -> Rope {
+        Rope {
+            theta: 10_000.0,
+            width,
+            scaling,
+        }
+    }
+
     fn frequencies(scaling: RopeScaling) -> Vec<f64> {
-        let theta = 10_000.0;
-        Rope { theta, scaling }.frequencies(8)
+        rope(8, scaling).frequencies(1)
     }
 
     fn near(actual: &[f64], expected: [f64; 4]) {
@@ -253,15 +270,81 @@ mod tests {
 
     #[test]
     fn a_rotation_turns_each_pair_by_its_angle() {
-        let rope = Rope {
-            theta: 10_000.0,
-            scaling: RopeScaling::Default,
-        };
+        let rope = rope(4, RopeScaling::Default);
         let positions = Tensor::<2, Int>::from_ints([[3]], &device());
         let x = Tensor::<4>::from_floats([[[[1.0, 0.0, 0.0, 2.0]]]], &device());
-        let turned = rope.rotation(positions, 4).apply(x);
+        let turned = rope.rotation(positions.clone(), 4).apply(x.clone());
         let (fast, slow) = (3.0f32, 0.03f32);
         let expected = [[fast.cos(), -2.0 * slow.sin(), fast.sin(), 2.0 * slow.cos()]];
-        assert_close(turned.reshape([1, 4]), expected, FORWARD, "rotation");
+        assert_close(
+            turned.clone().reshape([1, 4]),
+            expected,
+            FORWARD,
+            "rotation",
+        );
+        // What is behind the numbers that turn stays.
+        let rest = Tensor::full([1, 1, 1, 3], 7.0, &device());
+        let longer = Tensor::cat(vec![x, rest.clone()], 3);
+        let found = rope.rotation(positions, 4).apply(longer);
+        assert_close(found, Tensor::cat(vec![turned, rest], 3), 0.0, "a part");
+    }
+
+    #[test]
+    fn yarn_keeps_the_first_pairs_and_divides_the_last() {
+        let yarn = |first, last| RopeScaling::Yarn {
+            factor: 4.0,
+            first,
+            last,
+            attention_factor: 1.25,
+        };
+        near(
+            &frequencies(yarn(0.0, 2.0)),
+            [1.0, 0.1 * 0.625, 0.01 / 4.0, 0.001 / 4.0],
+        );
+        near(
+            &frequencies(yarn(1.0, 1.0)),
+            [1.0, 0.1, 0.01 / 4.0, 0.001 / 4.0],
+        );
+        let positions = Tensor::<2, Int>::from_ints([[0]], &device());
+        let x = Tensor::<4>::from_floats([[[[1.0, 2.0, 3.0, 4.0]]]], &device());
+        let scaled = rope(4, yarn(0.0, 2.0))
+            .rotation(positions, 1)
+            .apply(x.clone());
+        assert_close(scaled, x.mul_scalar(1.25), FORWARD, "a factor on all");
+    }
+
+    #[test]
+    fn the_length_of_a_pass_changes_dynamic_and_long_ropes_alone() {
+        let dynamic = rope(
+            8,
+            RopeScaling::Dynamic {
+                factor: 2.0,
+                max_tokens: 10,
+            },
+        );
+        near(&dynamic.frequencies(10), [1.0, 0.1, 0.01, 0.001]);
+        let theta = 10_000.0 * 3f64.powf(8.0 / 6.0);
+        let at = [0.0, 0.25, 0.5, 0.75].map(|share| theta.powf(-share));
+        near(&dynamic.frequencies(20), at);
+        assert_eq!(
+            [3, 10, 11].map(|length| dynamic.stage(length)),
+            [Some(10), Some(10), Some(11)]
+        );
+        let long = rope(
+            8,
+            RopeScaling::LongRope {
+                short: vec![1.0; 4],
+                long: vec![2.0, 4.0, 5.0, 8.0],
+                original_max_tokens: 10,
+                attention_factor: 1.0,
+            },
+        );
+        near(&long.frequencies(10), [1.0, 0.1, 0.01, 0.001]);
+        near(&long.frequencies(11), [0.5, 0.025, 0.002, 0.000_125]);
+        assert_eq!(
+            [10, 11, 12].map(|length| long.stage(length)),
+            [Some(0), Some(1), Some(1)]
+        );
+        assert_eq!(rope(8, RopeScaling::Default).stage(99), None);
     }
 }

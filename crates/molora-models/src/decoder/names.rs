@@ -1,0 +1,72 @@
+//! How the files of a family name the parts of a decoder.
+
+use crate::reader::Layout;
+
+/// How the files of a family name the parts of a decoder, and how they store its matrices.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Names {
+    /// In front of everything but the head; absent in files of a model without a head.
+    pub(crate) prefix: &'static str,
+    /// The table of embeddings.
+    pub(crate) tokens: &'static str,
+    /// The table of learned positions.
+    pub(crate) positions: &'static str,
+    /// The list of layers.
+    pub(crate) layers: &'static str,
+    /// Of what attention reads, or of the sum behind it.
+    pub(crate) attention_norm: &'static str,
+    /// Of what attention gives.
+    pub(crate) attention_output_norm: &'static str,
+    /// Queries, keys and values; the first one alone where they are one linear layer.
+    pub(crate) qkv: [&'static str; 3],
+    /// One matrix in the file with queries, keys and values side by side; `qkv` then names parts of
+    /// it that only exist here.
+    pub(crate) fused_qkv: Option<&'static str>,
+    /// Normalisation of queries and of keys.
+    pub(crate) qk_norm: [&'static str; 2],
+    /// The output of attention.
+    pub(crate) output: &'static str,
+    /// Of what the feed-forward part reads, or of the sum behind it.
+    pub(crate) feed_forward_norm: &'static str,
+    /// Of what the feed-forward part gives.
+    pub(crate) feed_forward_output_norm: &'static str,
+    /// The three matrices of the feed-forward part; `gate` is not read where there is none, or where it
+    /// is a part of `up`.
+    pub(crate) gate: &'static str,
+    pub(crate) up: &'static str,
+    pub(crate) down: &'static str,
+    /// In front of the head.
+    pub(crate) final_norm: &'static str,
+    /// The head, without the prefix.
+    pub(crate) head: &'static str,
+    /// How matrices are stored.
+    pub(crate) layout: Layout,
+    /// Ends of names of tensors that carry no parameter.
+    pub(crate) unused: &'static [&'static str],
+}
+
+impl Names {
+    /// Path of a layer.
+    pub(crate) fn layer_name(&self, index: usize) -> String {
+        format!("{}{}.{index}", self.prefix, self.layers)
+    }
+
+    /// Path of a part of a layer.
+    pub(crate) fn layer(&self, index: usize, part: &str) -> String {
+        format!("{}.{part}", self.layer_name(index))
+    }
+
+    /// The linear layers of a layer, in the order of the forward pass; some may not exist.
+    pub(crate) fn linears(&self) -> [&'static str; 7] {
+        let [query, key, value] = self.qkv;
+        [
+            query,
+            key,
+            value,
+            self.output,
+            self.gate,
+            self.up,
+            self.down,
+        ]
+    }
+}
