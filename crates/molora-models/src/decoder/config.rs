@@ -146,6 +146,9 @@ const FAMILIES: &[(&str, Read)] = &[
     ("olmo2", family::llama::olmo2),
     ("granite", family::llama::granite),
     ("smollm3", family::llama::smollm3),
+    ("gemma", family::gemma::gemma),
+    ("gemma2", family::gemma::gemma2),
+    ("gemma3_text", family::gemma::gemma3),
     ("gpt2", family::gpt2::gpt2),
 ];
 

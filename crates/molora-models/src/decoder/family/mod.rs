@@ -1,5 +1,6 @@
 //! Families: from `config.json` to a decoder's configuration, and names of tensors.
 
+pub(super) mod gemma;
 pub(super) mod gpt2;
 pub(super) mod llama;
 
