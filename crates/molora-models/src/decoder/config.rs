@@ -149,6 +149,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("gemma", family::gemma::gemma),
     ("gemma2", family::gemma::gemma2),
     ("gemma3_text", family::gemma::gemma3),
+    ("phi3", family::phi::phi3),
     ("gpt2", family::gpt2::gpt2),
 ];
 

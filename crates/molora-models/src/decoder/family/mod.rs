@@ -3,6 +3,7 @@
 pub(super) mod gemma;
 pub(super) mod gpt2;
 pub(super) mod llama;
+pub(super) mod phi;
 
 use super::config::{DecoderConfig, NormKind, NormPlace, QkvForm};
 use super::names::Names;
