@@ -151,6 +151,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("gemma3_text", family::gemma::gemma3),
     ("phi3", family::phi::phi3),
     ("gpt2", family::gpt2::gpt2),
+    ("gpt_neox", family::gpt_neox::gpt_neox),
 ];
 
 impl DecoderConfig {

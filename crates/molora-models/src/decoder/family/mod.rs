@@ -2,6 +2,7 @@
 
 pub(super) mod gemma;
 pub(super) mod gpt2;
+pub(super) mod gpt_neox;
 pub(super) mod llama;
 pub(super) mod phi;
 
