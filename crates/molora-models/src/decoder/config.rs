@@ -152,6 +152,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("phi3", family::phi::phi3),
     ("gpt2", family::gpt2::gpt2),
     ("gpt_neox", family::gpt_neox::gpt_neox),
+    ("opt", family::opt::opt),
 ];
 
 impl DecoderConfig {

@@ -4,6 +4,7 @@ pub(super) mod gemma;
 pub(super) mod gpt2;
 pub(super) mod gpt_neox;
 pub(super) mod llama;
+pub(super) mod opt;
 pub(super) mod phi;
 
 use super::config::{DecoderConfig, NormKind, NormPlace, QkvForm};
