@@ -62,6 +62,21 @@ pub struct LayerConfig {
     pub window: Option<usize>,
     /// Which of the model's rotary positions it has; none where absent.
     pub rope: Option<usize>,
+    /// Whether its feed-forward part is a mixture of experts.
+    pub has_experts: bool,
+}
+
+/// The experts of a feed-forward part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    /// How many there are.
+    pub count: usize,
+    /// How many a token has.
+    pub top_k: usize,
+    /// Width inside each.
+    pub inner_width: usize,
+    /// Whether the probabilities of a token's experts are made to add up to 1.
+    pub shares_out: bool,
 }
 
 /// Sizes and choices of a decoder, whatever its family calls them.
@@ -98,6 +113,8 @@ pub struct DecoderConfig {
     pub is_gated: bool,
     /// Whether the files hold gate and up as one matrix, which is one linear layer.
     pub has_fused_gate: bool,
+    /// The experts of the layers that have such.
+    pub experts: Option<ExpertsConfig>,
     /// Whether attention and the feed-forward part read the same hidden states.
     pub is_parallel: bool,
     /// Learned positions, added to the embeddings: the number of rows in front of the first one.
@@ -150,6 +167,8 @@ const FAMILIES: &[(&str, Read)] = &[
     ("gemma2", family::gemma::gemma2),
     ("gemma3_text", family::gemma::gemma3),
     ("phi3", family::phi::phi3),
+    ("mixtral", family::experts::mixtral),
+    ("qwen3_moe", family::experts::qwen3_moe),
     ("gpt2", family::gpt2::gpt2),
     ("gpt_neox", family::gpt_neox::gpt_neox),
     ("opt", family::opt::opt),

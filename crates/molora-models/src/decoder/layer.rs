@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use super::attention::Attention;
 use super::cache::LayerCache;
 use super::config::LayerConfig;
-use super::feed_forward::FeedForward;
+use super::experts::FeedForwardPart;
 use super::pass::Pass;
 use crate::LayerRouter;
 use crate::layers::Norm;
@@ -51,7 +51,7 @@ pub(super) struct Layer {
     pub(super) attention_norms: PartNorms,
     pub(super) attention: Attention,
     pub(super) feed_forward_norms: PartNorms,
-    pub(super) feed_forward: FeedForward,
+    pub(super) feed_forward: FeedForwardPart,
     pub(super) is_parallel: bool,
     /// Factor on what the parts add.
     pub(super) residual_scale: f64,

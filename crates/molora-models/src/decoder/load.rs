@@ -8,6 +8,7 @@ use molora_routing::LayerRule;
 
 use super::attention::{Attention, Qkv};
 use super::config::{DecoderConfig, NormKind, NormPlace, QkNorm, QkvForm};
+use super::experts::{Experts, FeedForwardPart};
 use super::feed_forward::FeedForward;
 use super::layer::{Layer, PartNorms};
 use super::model::Decoder;
@@ -158,7 +159,7 @@ impl Builder<'_> {
             attention_norms: self.norms(index, attention_norms)?,
             attention: self.attention(index)?,
             feed_forward_norms: self.norms(index, feed_forward_norms)?,
-            feed_forward: self.feed_forward(index)?,
+            feed_forward: self.feed_forward_part(index)?,
             is_parallel: config.is_parallel,
             residual_scale: config.residual_scale,
             own: config.layers[index],
@@ -234,29 +235,49 @@ impl Builder<'_> {
         }
     }
 
-    fn feed_forward(&mut self, index: usize) -> Result<FeedForward, ModelError> {
+    fn feed_forward_part(&mut self, index: usize) -> Result<FeedForwardPart, ModelError> {
         let (config, names) = (self.config, self.config.names);
-        let path = |part| names.layer(index, part);
-        let (width, inner, has_bias) = (config.width, config.inner_width, config.feed_forward_bias);
-        let gate = match config.is_gated && !config.has_fused_gate {
-            true => Some(
-                self.reader
-                    .linear(&path(names.gate), [width, inner], has_bias)?,
-            ),
-            false => None,
+        let experts = config.experts.filter(|_| config.layers[index].has_experts);
+        let Some(experts) = experts else {
+            let paths = [names.gate, names.up, names.down].map(|part| names.layer(index, part));
+            let part = self.feed_forward(&paths, config.inner_width)?;
+            return Ok(FeedForwardPart::Dense(part));
         };
+        let router = names.layer(index, names.router);
+        let dims = [config.width, experts.count];
+        let router = self.reader.linear(&router, dims, false)?;
+        let each = (0..experts.count).map(|expert| {
+            let paths = [0, 1, 2].map(|part| names.layer(index, &names.of_expert(expert, part)));
+            self.feed_forward(&paths, experts.inner_width)
+        });
+        Ok(FeedForwardPart::Experts(Experts {
+            router,
+            experts: each.collect::<Result<_, _>>()?,
+            top_k: experts.top_k,
+            shares_out: experts.shares_out,
+        }))
+    }
+
+    /// The feed-forward part with a gate, an up- and a down-projection at these paths.
+    fn feed_forward(
+        &mut self,
+        [gate, up, down]: &[String; 3],
+        inner: usize,
+    ) -> Result<FeedForward, ModelError> {
+        let config = self.config;
+        let (width, has_bias) = (config.width, config.feed_forward_bias);
         let outputs = match config.has_fused_gate {
             true => 2 * inner,
             false => inner,
         };
+        let gate = match config.is_gated && !config.has_fused_gate {
+            true => Some(self.reader.linear(gate, [width, inner], has_bias)?),
+            false => None,
+        };
         Ok(FeedForward {
             gate,
-            up: self
-                .reader
-                .linear(&path(names.up), [width, outputs], has_bias)?,
-            down: self
-                .reader
-                .linear(&path(names.down), [inner, width], has_bias)?,
+            up: self.reader.linear(up, [width, outputs], has_bias)?,
+            down: self.reader.linear(down, [inner, width], has_bias)?,
             activation: config.activation,
         })
     }

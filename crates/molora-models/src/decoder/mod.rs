@@ -7,6 +7,7 @@
 mod attention;
 mod cache;
 mod config;
+mod experts;
 mod family;
 mod feed_forward;
 mod generate;
@@ -25,7 +26,7 @@ mod sites;
 pub(crate) use attention::{Attention, Qkv};
 pub use cache::KvCache;
 pub(crate) use config::any_of;
-pub use config::{DecoderConfig, LayerConfig, NormKind, NormPlace, QkNorm, QkvForm};
+pub use config::{DecoderConfig, ExpertsConfig, LayerConfig, NormKind, NormPlace, QkNorm, QkvForm};
 pub(crate) use feed_forward::FeedForward;
 pub use generate::{Finish, GenerateError, GenerateOptions, Generated, Watcher, last_real};
 pub(crate) use generate::{check_prompts, one_token_rows, with_mask, write_on};

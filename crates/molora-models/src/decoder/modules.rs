@@ -5,6 +5,7 @@ use molora_routing::LayerRule;
 use super::layer::{Layer, PartNorms};
 use super::model::Decoder;
 use super::names::Names;
+use super::sites::part_linears_mut;
 use crate::layers::{RmsNorm, frozen};
 use crate::modules::{BaseModel, ModuleMut, PartMut};
 use crate::{MoLoraLinear, SavedTables};
@@ -51,7 +52,7 @@ fn layer_modules<'a>(names: &Names, index: usize, layer: &'a mut Layer) -> Vec<M
         path: path(part),
         part: value,
     };
-    let linear = |part, linear: &'a mut MoLoraLinear| {
+    let linear = |part: &str, linear: &'a mut MoLoraLinear| {
         module(part, PartMut::Linear(vec![linear], names.layout))
     };
     let norm = |part, norm: &'a mut RmsNorm| module(part, PartMut::Norm(&mut norm.weight, None));
@@ -80,10 +81,8 @@ fn layer_modules<'a>(names: &Names, index: usize, layer: &'a mut Layer) -> Vec<M
     modules.push(linear(names.output, &mut attention.output));
     modules.extend(attention_output.map(|part| outer(part, names.attention_output_norm)));
     modules.extend(feed_forward_input.map(|part| outer(part, names.feed_forward_norm)));
-    let parts = &mut layer.feed_forward;
-    modules.extend(parts.gate.as_mut().map(|gate| linear(names.gate, gate)));
-    modules.push(linear(names.up, &mut parts.up));
-    modules.push(linear(names.down, &mut parts.down));
+    let parts = part_linears_mut(names, &mut layer.feed_forward).into_iter();
+    modules.extend(parts.map(|(part, value)| linear(&part, value)));
     modules.extend(feed_forward_output.map(|part| outer(part, names.feed_forward_output_norm)));
     modules
 }

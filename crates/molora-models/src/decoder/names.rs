@@ -35,6 +35,12 @@ pub(crate) struct Names {
     pub(crate) gate: &'static str,
     pub(crate) up: &'static str,
     pub(crate) down: &'static str,
+    /// The router of a mixture of experts.
+    pub(crate) router: &'static str,
+    /// The list of experts.
+    pub(crate) experts: &'static str,
+    /// Gate, up and down of an expert.
+    pub(crate) expert: [&'static str; 3],
     /// In front of the head.
     pub(crate) final_norm: &'static str,
     /// The head, without the prefix.
@@ -56,17 +62,18 @@ impl Names {
         format!("{}.{part}", self.layer_name(index))
     }
 
-    /// The linear layers of a layer, in the order of the forward pass; some may not exist.
-    pub(crate) fn linears(&self) -> [&'static str; 7] {
-        let [query, key, value] = self.qkv;
-        [
-            query,
-            key,
-            value,
-            self.output,
-            self.gate,
-            self.up,
-            self.down,
-        ]
+    /// Whether a path is that of the router of a mixture of experts.
+    pub(crate) fn is_router(&self, path: &str) -> bool {
+        !self.router.is_empty() && path.ends_with(&format!(".{}", self.router))
+    }
+
+    /// Whether a path is within an expert.
+    pub(crate) fn is_expert(&self, path: &str) -> bool {
+        !self.experts.is_empty() && path.contains(&format!(".{}.", self.experts))
+    }
+
+    /// Path, within a layer, of a part of an expert.
+    pub(crate) fn of_expert(&self, expert: usize, part: usize) -> String {
+        format!("{}.{expert}.{}", self.experts, self.expert[part])
     }
 }

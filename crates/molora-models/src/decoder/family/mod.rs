@@ -1,5 +1,6 @@
 //! Families: from `config.json` to a decoder's configuration, and names of tensors.
 
+pub(super) mod experts;
 pub(super) mod gemma;
 pub(super) mod gpt2;
 pub(super) mod gpt_neox;
@@ -52,6 +53,7 @@ fn blank(names: &'static Names) -> DecoderConfig {
         activation: Activation::Silu,
         is_gated: true,
         has_fused_gate: false,
+        experts: None,
         is_parallel: false,
         learned_positions: None,
         ropes: Vec::new(),
