@@ -8,10 +8,11 @@ use molora_kernels::BlockMatrix;
 use molora_kernels::random::Seed;
 
 use crate::checkpoint::ConfigFile;
+use crate::decoder::any_of;
 use crate::modules::{BaseModel, ModuleMut};
 use crate::{
-    Adaptable, AdapterSpec, BaseDtype, BaseWeight, Bert, Decoder, LayerRouter, MoLoraLinear, ModelError,
-    ModelPart, T5, TokenTable,
+    Adaptable, AdapterSpec, BaseDtype, BaseWeight, Bert, Decoder, DecoderConfig, LayerRouter,
+    MoLoraLinear, ModelError, ModelPart, T5, TokenTable,
 };
 
 /// A base model of any family, with its adapters.
@@ -50,10 +51,17 @@ impl Architecture {
         match file.text("model_type")? {
             Some("bert") => Ok(Self::Encoder),
             Some("t5" | "mt5") => Ok(Self::EncoderDecoder),
-            Some("llama" | "mistral" | "qwen2" | "qwen3" | "gpt2") => Ok(Self::Decoder),
+            Some(name) if DecoderConfig::families().any(|family| family == name) => {
+                Ok(Self::Decoder)
+            }
             _ => {
-                let families = "bert, llama, mistral, qwen2, qwen3, gpt2, t5 or mt5";
-                Err(file.unsupported("model_type", families))
+                let decoders = DecoderConfig::families();
+                let families: Vec<&str> = ["bert"]
+                    .into_iter()
+                    .chain(decoders)
+                    .chain(["t5", "mt5"])
+                    .collect();
+                Err(file.unsupported("model_type", &any_of(&families)))
             }
         }
     }
@@ -140,7 +148,7 @@ impl Backbone {
     pub fn max_tokens(&self) -> Option<usize> {
         match self {
             Self::Encoder(model) => Some(model.max_tokens()),
-            Self::Decoder(model) => Some(model.max_tokens()),
+            Self::Decoder(model) => Some(model.max_tokens()).filter(|&tokens| tokens < usize::MAX),
             Self::EncoderDecoder(_) => None,
         }
     }

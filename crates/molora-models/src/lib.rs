@@ -63,9 +63,9 @@ pub use checkpoint::{
     save_heads, save_routers, shortest_names,
 };
 pub use decoder::{
-    Decoder, DecoderConfig, DecoderInput, DecoderOutput, Finish, GenerateError, GenerateOptions,
-    Generated, KvCache, NormKind, Penalties, Rope, RopeScaling, Sampling, Watcher, choose,
-    last_real, likeliest, log_sum_exp,
+    Decoder, DecoderConfig, DecoderInput, DecoderOutput, ExpertsConfig, Finish, GenerateError,
+    GenerateOptions, Generated, KvCache, LayerConfig, NormKind, NormPlace, Penalties, QkNorm,
+    QkvForm, Rope, RopeScaling, Sampling, Watcher, choose, last_real, likeliest, log_sum_exp,
 };
 pub use encoder::{Bert, BertConfig, EncoderInput, EncoderOutput, masked_mean};
 pub use encoder_decoder::{Encoded, T5, T5Config};

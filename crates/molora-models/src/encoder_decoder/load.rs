@@ -9,7 +9,7 @@ use super::bias::RelativeBias;
 use super::config::T5Config;
 use super::model::{Block, Stack, T5};
 use crate::checkpoint::ModelWeights;
-use crate::decoder::{Attention, FeedForward};
+use crate::decoder::{Attention, FeedForward, Qkv};
 use crate::layers::RmsNorm;
 use crate::reader::{Layout, Reader};
 use crate::{BaseDtype, ModelError, SavedTables};
@@ -134,11 +134,11 @@ impl Builder<'_> {
         let inner = self.config.num_heads * head_dim;
         let mut part = |name, dims| self.reader.linear(&format!("{path}.{name}"), dims, false);
         Ok(Attention {
-            qkv: [
+            qkv: Qkv::Apart([
                 part("q", [width, inner])?,
                 part("k", [width, inner])?,
                 part("v", [width, inner])?,
-            ],
+            ]),
             qk_norm: None,
             output: part("o", [inner, width])?,
             head_dim,
