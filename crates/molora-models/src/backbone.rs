@@ -4,13 +4,15 @@ use std::path::Path;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
+use molora_kernels::BlockMatrix;
 use molora_kernels::random::Seed;
 
 use crate::checkpoint::ConfigFile;
+use crate::decoder::any_of;
 use crate::modules::{BaseModel, ModuleMut};
 use crate::{
-    Adaptable, AdapterSpec, BaseDtype, Bert, Decoder, LayerRouter, MoLoraLinear, ModelError,
-    ModelPart, T5,
+    Adaptable, AdapterSpec, BaseDtype, BaseWeight, Bert, Decoder, DecoderConfig, LayerRouter,
+    MoLoraLinear, ModelError, ModelPart, T5, TokenTable,
 };
 
 /// A base model of any family, with its adapters.
@@ -49,10 +51,17 @@ impl Architecture {
         match file.text("model_type")? {
             Some("bert") => Ok(Self::Encoder),
             Some("t5" | "mt5") => Ok(Self::EncoderDecoder),
-            Some("llama" | "mistral" | "qwen2" | "qwen3" | "gpt2") => Ok(Self::Decoder),
+            Some(name) if DecoderConfig::families().any(|family| family == name) => {
+                Ok(Self::Decoder)
+            }
             _ => {
-                let families = "bert, llama, mistral, qwen2, qwen3, gpt2, t5 or mt5";
-                Err(file.unsupported("model_type", families))
+                let decoders = DecoderConfig::families();
+                let families: Vec<&str> = ["bert"]
+                    .into_iter()
+                    .chain(decoders)
+                    .chain(["t5", "mt5"])
+                    .collect();
+                Err(file.unsupported("model_type", &any_of(&families)))
             }
         }
     }
@@ -116,11 +125,30 @@ impl Backbone {
         each!(self, model => model.saved.trains_embeddings())
     }
 
+    /// Its matrices of 8 or 4 bits a number, tables among them.
+    pub fn block_matrices(&self) -> Vec<&BlockMatrix> {
+        let tables = match self {
+            Self::Encoder(_) => Vec::new(),
+            Self::Decoder(model) => model.token_tables(),
+            Self::EncoderDecoder(model) => model.token_tables(),
+        };
+        let tables = tables.into_iter().filter_map(|table| match table {
+            TokenTable::Blocks(blocks) => Some(blocks),
+            TokenTable::Numbers(_) => None,
+        });
+        let linears = self.linears().into_iter();
+        let linears = linears.filter_map(|(_, linear)| match &linear.weight {
+            BaseWeight::Blocks(blocks) => Some(blocks),
+            _ => None,
+        });
+        linears.chain(tables).collect()
+    }
+
     /// Longest sequence in tokens, if there is a limit.
     pub fn max_tokens(&self) -> Option<usize> {
         match self {
             Self::Encoder(model) => Some(model.max_tokens()),
-            Self::Decoder(model) => Some(model.max_tokens()),
+            Self::Decoder(model) => Some(model.max_tokens()).filter(|&tokens| tokens < usize::MAX),
             Self::EncoderDecoder(_) => None,
         }
     }

@@ -20,7 +20,8 @@ use crate::layers::Activation;
 use crate::{Adapter, ForwardContext, MoLoraLinear};
 
 /// The linear layers of a feed-forward part: `down(activation(up(x)))`, or
-/// `down(activation(gate(x)) * up(x))` with a gate (Shazeer, arXiv:2002.05202).
+/// `down(activation(gate(x)) * up(x))` with a gate (Shazeer, arXiv:2002.05202). Where `up` has twice as
+/// many outputs as `down` has inputs, the first half is the gate.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FeedForwardParts<'a> {
     pub(crate) gate: Option<&'a MoLoraLinear>,
@@ -50,6 +51,14 @@ impl FeedForwardParts<'_> {
 
     /// What the down-projection reads.
     fn inner(&self, gate: Option<Tensor<3>>, up: Tensor<3>) -> Tensor<3> {
+        let width = self.down.dims().d_input;
+        let (gate, up) = match up.dims()[2] == 2 * width {
+            true => (
+                Some(up.clone().narrow(2, 0, width)),
+                up.narrow(2, width, width),
+            ),
+            false => (gate, up),
+        };
         match (gate, self.activation) {
             (Some(gate), Activation::Silu) => molora_kernels::silu_gate(gate, up),
             (Some(gate), activation) => activation.apply(gate) * up,

@@ -58,7 +58,8 @@ impl LayerNorm {
     }
 }
 
-/// Root-mean-square normalisation over the last axis: `x / sqrt(mean(x^2) + epsilon) * weight`.
+/// Root-mean-square normalisation over the last axis: `x / sqrt(mean(x^2) + epsilon) * weight`, or by
+/// `1 + weight` (Gemma, arXiv:2403.08295).
 ///
 /// # Source
 /// Zhang and Sennrich, Root Mean Square Layer Normalization, arXiv:1910.07467, eq. 4.
@@ -67,6 +68,7 @@ pub struct RmsNorm {
     /// Frozen scale, `[width]`.
     pub weight: Param<Tensor<1>>,
     epsilon: f64,
+    adds_one: bool,
 }
 
 impl RmsNorm {
@@ -75,12 +77,29 @@ impl RmsNorm {
         Self {
             weight: frozen(weight),
             epsilon,
+            adds_one: false,
         }
+    }
+
+    /// The same layer with a scale of `1 + weight`.
+    #[must_use]
+    pub fn with_one(mut self) -> Self {
+        self.adds_one = true;
+        self
+    }
+
+    /// Width of what it normalises.
+    pub fn width(&self) -> usize {
+        self.weight.dims()[0]
     }
 
     /// Normalises `[..., width]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        molora_kernels::rms_norm(x, self.weight.val(), self.epsilon)
+        let weight = match self.adds_one {
+            true => self.weight.val().add_scalar(1.0),
+            false => self.weight.val(),
+        };
+        molora_kernels::rms_norm(x, weight, self.epsilon)
     }
 }
 

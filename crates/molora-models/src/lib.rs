@@ -49,6 +49,7 @@ mod saved;
 mod scope;
 mod site;
 mod spec;
+mod table;
 mod task_model;
 pub mod transformers;
 
@@ -62,9 +63,10 @@ pub use checkpoint::{
     save_heads, save_routers, shortest_names,
 };
 pub use decoder::{
-    BeamOptions, Decoder, DecoderConfig, DecoderInput, DecoderOutput, Finish, GenerateError,
-    GenerateOptions, Generated, KvCache, NormKind, Penalties, Rope, RopeScaling, Sampling, Watcher,
-    choose, last_real, likeliest, log_sum_exp,
+    BeamOptions, Decoder, DecoderConfig, DecoderInput, DecoderOutput, ExpertsConfig, Finish,
+    GenerateError, GenerateOptions, Generated, KvCache, LayerConfig, NormKind, NormPlace,
+    Penalties, QkNorm, QkvForm, Rope, RopeScaling, Sampling, Watcher, choose, last_real, likeliest,
+    log_sum_exp,
 };
 pub use encoder::{Bert, BertConfig, EncoderInput, EncoderOutput, masked_mean};
 pub use encoder_decoder::{Encoded, T5, T5Config};
@@ -73,7 +75,7 @@ pub use first_pass::{FirstPass, FirstPassConfig, FirstPassStates, Hidden};
 pub use ids::with_stable_ids;
 pub use layers::{Activation, LayerNorm, RmsNorm};
 pub use linear::{ForwardContext, MoLoraLinear, RouteTrace};
-pub use modules::{BaseModel, Layout, ModuleMut, PartMut};
+pub use modules::{BaseModel, Layout, ModuleMut, PartMut, TableMut};
 pub use molora_parts::ParameterKind;
 pub use noise::EmbeddingNoise;
 pub use observe::Observation;
@@ -83,6 +85,7 @@ pub use saved::{SavedModule, SavedTables};
 pub use scope::LayerRouter;
 pub use site::{SitePattern, select_sites};
 pub use spec::{AdapterSpec, Composition, ExpertCount, Growth, RouterScope};
+pub use table::TokenTable;
 pub use task_model::{TaskHead, TaskModel, TextInput, TextOutput};
 
 /// Compiles the example of the README.

@@ -1,6 +1,6 @@
 //! Information about whole sequences, beside their features.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use molora_kernels::random::{Seed, uniform};
 use molora_kernels::top_k_mask;
@@ -77,6 +77,24 @@ impl Guidance {
             prompt: rows(|one| &one.prompt),
             clusters: rows(|one| &one.clusters),
             random: batches.first().is_some_and(|(one, _)| one.random),
+        }
+    }
+
+    /// What is known of some rows of a batch, by their numbers `[R]`, each of which is one token: there is no
+    /// prompt apart from it.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[must_use]
+    pub fn of_tokens(&self, rows: &Tensor<1, Int>) -> Self {
+        let pick = |of: &Option<Tensor<2>>| of.clone().map(|of| of.select(0, rows.clone()));
+        Self {
+            bias: pick(&self.bias),
+            similarities: pick(&self.similarities),
+            labels: pick(&self.labels),
+            prompt: None,
+            clusters: pick(&self.clusters),
+            random: self.random,
         }
     }
 

@@ -120,6 +120,38 @@ impl RouterOutput {
         }
     }
 
+    /// The decisions for some tokens, each as a row of its own: `[B, T', E]` to `[R, 1, E]`, by the numbers
+    /// `[R]` of the tokens among all of the batch, row by row, and of the rows that they are in.
+    ///
+    /// # Panics
+    /// If there is no such token.
+    #[must_use]
+    pub fn of_tokens(&self, tokens: &Tensor<1, Int>, rows: &Tensor<1, Int>) -> Self {
+        // A decision for a whole row holds for all of its tokens.
+        let pick = |of: Tensor<3>| {
+            let [batch, decisions, width] = of.dims();
+            let picks = if decisions == 1 { rows } else { tokens };
+            of.reshape([batch * decisions, 1, width])
+                .select(0, picks.clone())
+        };
+        let pick_flat = |of: Tensor<2>| pick(of.unsqueeze_dim(2)).squeeze_dim::<2>(2);
+        let part = |part: &RoutedPart| RoutedPart {
+            probs: pick(part.probs.clone()),
+            counted: pick_flat(part.counted.clone()),
+        };
+        let selected = self.selected.clone();
+        Self {
+            logits: pick(self.logits.clone()),
+            probs: pick(self.probs.clone()),
+            weights: pick(self.weights.clone()),
+            selected: selected.map(|selected| pick(selected.float()).greater_elem(0.5)),
+            counted: pick_flat(self.counted.clone()),
+            learned: self.learned.clone().map(pick),
+            parts: self.parts.iter().map(part).collect(),
+            reaches_all: self.reaches_all,
+        }
+    }
+
     /// Whether a weight of 0 stands for an expert that was not selected and gets no gradient.
     pub fn is_selection(&self) -> bool {
         self.selected.is_some() && !self.reaches_all

@@ -21,27 +21,35 @@ const NEUTRAL: &[&str] = &[
     "bos_token_id",
     "chunk_size_feed_forward",
     "decoder_start_token_id",
+    "cache_implementation",
+    "dropout",
     "dropout_rate",
     "classifier_dropout",
     "dtype",
     "embd_pdrop",
     "eos_token_id",
+    "hidden_dropout",
     "id2label",
+    "init_std",
     "initializer_factor",
     "initializer_range",
     "is_llama_config",
     "label2id",
+    "layerdrop",
     "max_length",
     "model_type",
     "n_ctx",
     "n_positions",
     "output_past",
+    "output_router_logits",
     "pad_token_id",
     "pretraining_tp",
     "problem_type",
     "reorder_and_upcast_attn",
     "resid_pdrop",
     "return_dict",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
     "summary_activation",
     "summary_first_dropout",
     "summary_proj_to_labels",
@@ -89,6 +97,7 @@ const FOREIGN: &[&str] = &[
     "rope_parameters",
     "rope_scaling",
     "sliding_window",
+    "use_bidirectional_attention",
     "use_mrope",
     "use_parallel_residual",
     "use_qk_norm",
@@ -190,6 +199,30 @@ impl ConfigFile {
             Some(number) if number > 0.0 && number.is_finite() => Ok(Some(number)),
             _ => Err(self.unsupported(field, "a number above 0")),
         }
+    }
+
+    /// So many positive numbers.
+    pub(crate) fn numbers(&self, field: &str, count: usize) -> Result<Vec<f64>, ModelError> {
+        let Some(value) = self.get(field) else {
+            return Err(self.problem(field, "is missing"));
+        };
+        let positive = |value: &Value| value.as_f64().filter(|n| *n > 0.0 && n.is_finite());
+        let numbers = value
+            .as_array()
+            .map(|list| list.iter().map(positive).collect());
+        match numbers {
+            Some(Some(numbers)) if Vec::len(&numbers) == count => Ok(numbers),
+            Some(Some(numbers)) => {
+                let text = format!("has {} numbers, expected {count}", numbers.len());
+                Err(self.problem(field, &text))
+            }
+            _ => Err(self.unsupported(field, "a list of numbers above 0")),
+        }
+    }
+
+    /// Whether the file has a field, if only to say null.
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.fields.contains_key(field)
     }
 
     /// True or false, `default` if absent.

@@ -21,6 +21,9 @@ pub struct KvCache {
     pub(crate) decisions: Decisions,
     /// `[B, S]`, after the first pass.
     mask: Option<Tensor<2, Bool>>,
+    /// The tokens `[B, S]` of a model whose rotary positions depend on the length of a text, and what they
+    /// were computed for.
+    tokens: Option<(Tensor<2, Int>, Vec<usize>)>,
 }
 
 /// Keys and values of one layer; keys have been turned by their positions.
@@ -50,6 +53,7 @@ impl KvCache {
             first_pass: vec![LayerCache::default(); num_layers],
             decisions: Decisions::new(),
             mask: None,
+            tokens: None,
         }
     }
 
@@ -98,6 +102,7 @@ impl KvCache {
         for (own, new) in self.first_pass.iter_mut().zip(other.first_pass) {
             own.append(new, width);
         }
+        self.tokens = joined(self.tokens.take(), other.tokens, width);
         let mut new = other.decisions;
         let own = std::mem::take(&mut self.decisions);
         self.decisions = own
@@ -148,10 +153,39 @@ impl KvCache {
         for layer in self.layers.iter_mut().chain(&mut self.first_pass) {
             layer.select(&rows, columns.as_ref());
         }
+        self.tokens = self.tokens.take().map(|(ids, stages)| {
+            let ids = ids.select(0, rows.clone());
+            let ids = match &columns {
+                Some(columns) => ids.select(1, columns.clone()),
+                None => ids,
+            };
+            (ids, stages)
+        });
         let decisions = std::mem::take(&mut self.decisions).into_iter();
         self.decisions = decisions
             .map(|(site, of)| (site, of.select(&rows)))
             .collect();
+    }
+
+    /// Adds new tokens `[B, T]`, which are computed for `stages`. Where those of the cache were computed for
+    /// others, their keys and values are forgotten, and all tokens are returned, to be computed again.
+    pub(crate) fn outdated(
+        &mut self,
+        stages: Vec<usize>,
+        new: &Tensor<2, Int>,
+    ) -> Option<Tensor<2, Int>> {
+        let Some((ids, before)) = self.tokens.take() else {
+            self.tokens = Some((new.clone(), stages));
+            return None;
+        };
+        let ids = Tensor::cat(vec![ids, new.clone()], 1);
+        let is_outdated = before != stages;
+        self.tokens = Some((ids.clone(), stages));
+        if is_outdated {
+            self.layers.fill(LayerCache::default());
+            self.first_pass.fill(LayerCache::default());
+        }
+        is_outdated.then_some(ids)
     }
 
     /// Adds the mask of new tokens `[B, T]` and returns that of all, `[B, S + T]`.
@@ -163,6 +197,28 @@ impl KvCache {
         self.mask = Some(all.clone());
         all
     }
+}
+
+/// Tokens of two caches with padding in front up to `width` tokens, and what they were computed for:
+/// nothing, where that differs, so that they are computed again.
+fn joined(
+    own: Option<(Tensor<2, Int>, Vec<usize>)>,
+    new: Option<(Tensor<2, Int>, Vec<usize>)>,
+    width: usize,
+) -> Option<(Tensor<2, Int>, Vec<usize>)> {
+    let ((own, own_stages), (new, new_stages)) = (own?, new?);
+    let padded = |ids: Tensor<2, Int>| {
+        let [rows, tokens] = ids.dims();
+        match width - tokens {
+            0 => ids,
+            more => Tensor::cat(vec![Tensor::zeros([rows, more], &ids.device()), ids], 1),
+        }
+    };
+    let stages = match own_stages == new_stages {
+        true => own_stages,
+        false => Vec::new(),
+    };
+    Some((Tensor::cat(vec![padded(own), padded(new)], 0), stages))
 }
 
 impl LayerCache {

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::family;
+use super::names::Names;
 use super::rope::Rope;
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::layers::Activation;
-use crate::reader::Layout;
 
 /// Which normalisation a family has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,67 @@ pub enum NormKind {
     Layer,
     /// [`RmsNorm`](crate::RmsNorm).
     Rms,
+    /// [`RmsNorm`](crate::RmsNorm) that scales by `1 + weight`.
+    RmsAddsOne,
+}
+
+/// Where the normalisations of a layer stand; `f` is attention or the feed-forward part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormPlace {
+    /// `x + f(norm(x))` (Xiong et al., arXiv:2002.04745).
+    Input,
+    /// `x + norm(f(x))` (OLMo 2, arXiv:2501.00656, section 3.2).
+    Output,
+    /// `x + norm(f(norm(x)))` (Gemma 2, arXiv:2408.00118, section 2).
+    Both,
+    /// `norm(x + f(x))` (Vaswani et al., arXiv:1706.03762, section 3.1).
+    Sum,
+}
+
+/// How the files hold the matrices of queries, keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkvForm {
+    /// Three matrices.
+    Apart,
+    /// One matrix, of which three linear layers are made.
+    Split,
+    /// One matrix with the queries of all heads first, then keys, then values: one linear layer.
+    Fused,
+    /// One matrix with query, key and value of each head side by side: one linear layer.
+    FusedByHead,
+}
+
+/// What the queries and keys of attention are normalised over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head (Henry et al., arXiv:2010.04245).
+    Heads,
+    /// All heads together (OLMo 2, arXiv:2501.00656, section 3.2).
+    Whole,
+}
+
+/// What is a layer's own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayerConfig {
+    /// How many tokens a query sees, its own and those in front of it; all where absent.
+    pub window: Option<usize>,
+    /// Which of the model's rotary positions it has; none where absent.
+    pub rope: Option<usize>,
+    /// Whether its feed-forward part is a mixture of experts.
+    pub has_experts: bool,
+}
+
+/// The experts of a feed-forward part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    /// How many there are.
+    pub count: usize,
+    /// How many a token has.
+    pub top_k: usize,
+    /// Width inside each.
+    pub inner_width: usize,
+    /// Whether the probabilities of a token's experts are made to add up to 1.
+    pub shares_out: bool,
 }
 
 /// Sizes and choices of a decoder, whatever its family calls them.
@@ -35,10 +96,14 @@ pub struct DecoderConfig {
     pub head_dim: usize,
     /// Width inside the feed-forward part.
     pub inner_width: usize,
-    /// Longest sequence in tokens.
+    /// Longest sequence in tokens; [`usize::MAX`] where there is no limit.
     pub max_tokens: usize,
-    /// Which normalisation is in front of both parts of a layer and of the head.
+    /// Which normalisations a layer has, and the one in front of the head.
     pub norm: NormKind,
+    /// Where they stand in a layer.
+    pub norm_place: NormPlace,
+    /// Whether there is one in front of the head.
+    pub has_final_norm: bool,
     /// Added to the variance, or the mean square, in it.
     pub epsilon: f64,
     /// Non-linearity of the feed-forward part.
@@ -46,87 +111,75 @@ pub struct DecoderConfig {
     /// Whether the feed-forward part is `down(activation(gate(x)) * up(x))` rather than
     /// `down(activation(up(x)))`.
     pub is_gated: bool,
-    /// Rotary positions; learned ones, added to the embeddings, where absent.
-    pub rope: Option<Rope>,
+    /// Whether the files hold gate and up as one matrix, which is one linear layer.
+    pub has_fused_gate: bool,
+    /// The experts of the layers that have such.
+    pub experts: Option<ExpertsConfig>,
+    /// Whether attention and the feed-forward part read the same hidden states.
+    pub is_parallel: bool,
+    /// Learned positions, added to the embeddings: the number of rows in front of the first one.
+    pub learned_positions: Option<usize>,
+    /// The rotary positions that layers choose from.
+    pub ropes: Vec<Rope>,
+    /// What is each layer's own.
+    pub layers: Vec<LayerConfig>,
+    /// Factor on the scores of attention; one over the square root of `head_dim` where absent.
+    pub attention_scale: Option<f64>,
+    /// Bound of the scores of attention, by `cap * tanh(score / cap)`.
+    pub attention_cap: Option<f64>,
+    /// How files hold queries, keys and values.
+    pub qkv: QkvForm,
     /// Whether queries, keys and values have biases.
     pub qkv_bias: bool,
     /// Whether the output of attention has one.
     pub output_bias: bool,
     /// Whether the feed-forward part has them.
     pub feed_forward_bias: bool,
-    /// Whether each head of queries and keys is normalised.
-    pub has_qk_norm: bool,
+    /// Whether, and over what, queries and keys are normalised.
+    pub qk_norm: Option<QkNorm>,
+    /// Factor on the embeddings.
+    pub embedding_scale: f64,
+    /// Factor on what attention and the feed-forward part add.
+    pub residual_scale: f64,
+    /// Factor on the scores of the vocabulary.
+    pub logit_scale: f64,
+    /// Bound of the scores of the vocabulary, by `cap * tanh(score / cap)`.
+    pub logit_cap: Option<f64>,
     /// Whether the head is the table of embeddings.
     pub has_tied_head: bool,
     /// How the family's files name the parts.
     pub(crate) names: &'static Names,
 }
 
-/// How the files of a family name the parts of a decoder, and how they store its matrices.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Names {
-    /// In front of everything but the head; absent in files of a model without a head.
-    pub(crate) prefix: &'static str,
-    /// The table of embeddings.
-    pub(crate) tokens: &'static str,
-    /// The table of learned positions.
-    pub(crate) positions: &'static str,
-    /// The list of layers.
-    pub(crate) layers: &'static str,
-    /// In front of attention.
-    pub(crate) attention_norm: &'static str,
-    /// Queries, keys and values.
-    pub(crate) qkv: [&'static str; 3],
-    /// One matrix in the file with queries, keys and values side by side; `qkv` then names parts of
-    /// it that only exist here.
-    pub(crate) fused_qkv: Option<&'static str>,
-    /// Normalisation of the heads of queries and of keys.
-    pub(crate) qk_norm: [&'static str; 2],
-    /// The output of attention.
-    pub(crate) output: &'static str,
-    /// In front of the feed-forward part.
-    pub(crate) feed_forward_norm: &'static str,
-    /// The three matrices of the feed-forward part; `gate` is not read where there is none.
-    pub(crate) gate: &'static str,
-    pub(crate) up: &'static str,
-    pub(crate) down: &'static str,
-    /// In front of the head.
-    pub(crate) final_norm: &'static str,
-    /// The head, without the prefix.
-    pub(crate) head: &'static str,
-    /// How matrices are stored.
-    pub(crate) layout: Layout,
-    /// Ends of names of tensors that carry no parameter.
-    pub(crate) unused: &'static [&'static str],
-}
+/// A function from a family's `config.json`.
+type Read = fn(&ConfigFile) -> Result<DecoderConfig, ModelError>;
 
-impl Names {
-    /// Path of a layer.
-    pub(crate) fn layer_name(&self, index: usize) -> String {
-        format!("{}{}.{index}", self.prefix, self.layers)
-    }
-
-    /// Path of a part of a layer.
-    pub(crate) fn layer(&self, index: usize, part: &str) -> String {
-        format!("{}.{part}", self.layer_name(index))
-    }
-
-    /// The linear layers of a layer, in the order of the forward pass; `gate` may not exist.
-    pub(crate) fn linears(&self) -> [&'static str; 7] {
-        let [query, key, value] = self.qkv;
-        [
-            query,
-            key,
-            value,
-            self.output,
-            self.gate,
-            self.up,
-            self.down,
-        ]
-    }
-}
+/// The families by the `model_type` of their `config.json`.
+const FAMILIES: &[(&str, Read)] = &[
+    ("llama", family::llama::llama),
+    ("mistral", family::llama::mistral),
+    ("qwen2", family::llama::qwen2),
+    ("qwen3", family::llama::qwen3),
+    ("olmo2", family::llama::olmo2),
+    ("granite", family::llama::granite),
+    ("smollm3", family::llama::smollm3),
+    ("gemma", family::gemma::gemma),
+    ("gemma2", family::gemma::gemma2),
+    ("gemma3_text", family::gemma::gemma3),
+    ("phi3", family::phi::phi3),
+    ("mixtral", family::experts::mixtral),
+    ("qwen3_moe", family::experts::qwen3_moe),
+    ("gpt2", family::gpt2::gpt2),
+    ("gpt_neox", family::gpt_neox::gpt_neox),
+    ("opt", family::opt::opt),
+];
 
 impl DecoderConfig {
+    /// The families, by the `model_type` of their `config.json`.
+    pub fn families() -> impl Iterator<Item = &'static str> {
+        FAMILIES.iter().map(|(name, _)| *name)
+    }
+
     /// Reads and checks a `config.json` of any supported family.
     ///
     /// # Errors
@@ -134,18 +187,28 @@ impl DecoderConfig {
     /// missing or has a wrong type, and one that asks for something that is not supported.
     pub fn from_file(path: &Path) -> Result<Self, ModelError> {
         let file = ConfigFile::open(path)?;
-        let config = match file.text("model_type")? {
-            Some("llama") => family::llama::llama(&file)?,
-            Some("mistral") => family::llama::mistral(&file)?,
-            Some("qwen2") => family::llama::qwen2(&file)?,
-            Some("qwen3") => family::llama::qwen3(&file)?,
-            Some("gpt2") => family::gpt2::gpt2(&file)?,
-            _ => {
-                let families = "llama, mistral, qwen2, qwen3 or gpt2";
-                return Err(file.unsupported("model_type", families));
-            }
+        let family = file.text("model_type")?;
+        let Some((_, read)) = FAMILIES.iter().find(|(name, _)| Some(*name) == family) else {
+            let names: Vec<&str> = Self::families().collect();
+            return Err(file.unsupported("model_type", &any_of(&names)));
         };
+        let config = read(&file)?;
         file.finish()?;
         Ok(config)
+    }
+
+    /// The rotary positions, where all layers have the same ones.
+    pub(crate) fn rope(&self) -> Option<&Rope> {
+        let first = self.layers.first()?.rope?;
+        let is_same = self.layers.iter().all(|layer| layer.rope == Some(first));
+        is_same.then(|| &self.ropes[first])
+    }
+}
+
+/// Names as in "a, b or c".
+pub(crate) fn any_of(names: &[&str]) -> String {
+    match names {
+        [front @ .., last] if !front.is_empty() => format!("{} or {last}", front.join(", ")),
+        _ => names.join(""),
     }
 }

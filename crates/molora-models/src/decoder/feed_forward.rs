@@ -38,6 +38,14 @@ impl FeedForward {
         y
     }
 
+    /// Whether anything is attached to its linear layers.
+    pub(crate) fn is_adapted(&self) -> bool {
+        let linears = self.gate.iter().chain([&self.up, &self.down]);
+        linears
+            .into_iter()
+            .any(|linear| linear.adapter.is_some() || linear.pooled.is_some())
+    }
+
     fn parts(&self) -> FeedForwardParts<'_> {
         FeedForwardParts {
             gate: self.gate.as_ref(),

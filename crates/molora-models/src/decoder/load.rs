@@ -6,14 +6,17 @@ use std::path::Path;
 use burn::tensor::Device;
 use molora_routing::LayerRule;
 
-use super::attention::Attention;
-use super::config::{DecoderConfig, NormKind};
+use super::attention::{Attention, Qkv};
+use super::config::{DecoderConfig, NormKind, NormPlace, QkNorm, QkvForm};
+use super::experts::{Experts, FeedForwardPart};
 use super::feed_forward::FeedForward;
-use super::model::{Decoder, Layer};
+use super::layer::{Layer, PartNorms};
+use super::model::Decoder;
+use super::scaling::Scaling;
 use crate::checkpoint::ModelWeights;
 use crate::layers::Norm;
 use crate::reader::Reader;
-use crate::{BaseDtype, ModelError, SavedTables};
+use crate::{BaseDtype, ModelError, RmsNorm, SavedTables};
 
 impl Decoder {
     /// Reads `config.json` and `model.safetensors`, or the files of `model.safetensors.index.json`
@@ -79,29 +82,40 @@ impl Builder<'_> {
         let path = |part: &str| format!("{}{part}", names.prefix);
         let tokens = self
             .reader
-            .large_table(&path(names.tokens), [vocab_size, width])?;
-        let positions = match config.rope {
-            Some(_) => None,
-            None => Some(
-                self.reader
-                    .table(&path(names.positions), [config.max_tokens, width])?,
-            ),
+            .token_table(&path(names.tokens), [vocab_size, width])?;
+        let positions = match config.learned_positions {
+            None => None,
+            Some(first) => {
+                let shape = [first + config.max_tokens, width];
+                Some(self.reader.table(&path(names.positions), shape)?)
+            }
         };
         let head = match config.has_tied_head && !self.has_other_head()? {
             true => None,
-            false => Some(self.reader.large_table(names.head, [vocab_size, width])?),
+            false => Some(self.reader.token_table(names.head, [vocab_size, width])?),
         };
         let layers = (0..config.num_layers).map(|index| self.layer(index));
         Ok(Decoder {
             tokens,
             positions,
+            first_position: config.learned_positions.unwrap_or(0),
             layers: layers.collect::<Result<_, _>>()?,
-            final_norm: self.norm(&path(names.final_norm))?,
+            final_norm: match config.has_final_norm {
+                true => Some(self.norm(&path(names.final_norm))?),
+                false => None,
+            },
             head,
             num_heads: config.num_heads,
             num_kv_heads: config.num_kv_heads,
             max_tokens: config.max_tokens,
-            rope: config.rope,
+            ropes: config.ropes.clone(),
+            scaling: Scaling {
+                embeddings: config.embedding_scale,
+                attention: config.attention_scale,
+                attention_cap: config.attention_cap,
+                logits: config.logit_scale,
+                logit_cap: config.logit_cap,
+            },
             names,
             layer_rule: LayerRule::default(),
             part: None,
@@ -138,14 +152,33 @@ impl Builder<'_> {
     }
 
     fn layer(&mut self, index: usize) -> Result<Layer, ModelError> {
-        let names = self.config.names;
-        let path = |part| names.layer(index, part);
+        let (config, names) = (self.config, self.config.names);
+        let attention_norms = [names.attention_norm, names.attention_output_norm];
+        let feed_forward_norms = [names.feed_forward_norm, names.feed_forward_output_norm];
         Ok(Layer {
-            attention_norm: self.norm(&path(names.attention_norm))?,
+            attention_norms: self.norms(index, attention_norms)?,
             attention: self.attention(index)?,
-            feed_forward_norm: self.norm(&path(names.feed_forward_norm))?,
-            feed_forward: self.feed_forward(index)?,
+            feed_forward_norms: self.norms(index, feed_forward_norms)?,
+            feed_forward: self.feed_forward_part(index)?,
+            is_parallel: config.is_parallel,
+            residual_scale: config.residual_scale,
+            own: config.layers[index],
             router: None,
+        })
+    }
+
+    fn norms(&mut self, index: usize, [input, output]: [&str; 2]) -> Result<PartNorms, ModelError> {
+        let path = |part| self.config.names.layer(index, part);
+        let (input, output) = (path(input), path(output));
+        let place = self.config.norm_place;
+        let mut norm = |path, is_there: bool| is_there.then(|| self.norm(path)).transpose();
+        Ok(PartNorms {
+            input: norm(&input, matches!(place, NormPlace::Input | NormPlace::Both))?,
+            output: norm(
+                &output,
+                matches!(place, NormPlace::Output | NormPlace::Both),
+            )?,
+            sum: norm(&input, place == NormPlace::Sum)?,
         })
     }
 
@@ -154,62 +187,97 @@ impl Builder<'_> {
         let path = |part| names.layer(index, part);
         let (width, head) = (config.width, config.head_dim);
         let (queries, keys) = (config.num_heads * head, config.num_kv_heads * head);
-        let qk_norm = match config.has_qk_norm {
-            false => None,
-            true => {
-                let [query, key] = names.qk_norm;
+        let qk_norm = match config.qk_norm {
+            None => None,
+            Some(over) => {
+                let widths = match over {
+                    QkNorm::Heads => [head, head],
+                    QkNorm::Whole => [queries, keys],
+                };
+                let [query, key] = names.qk_norm.map(path);
                 Some([
-                    self.reader.rms_norm(&path(query), head)?,
-                    self.reader.rms_norm(&path(key), head)?,
+                    self.rms_norm(&query, widths[0])?,
+                    self.rms_norm(&key, widths[1])?,
                 ])
-            }
-        };
-        let has_bias = config.qkv_bias;
-        let qkv = match names.fused_qkv {
-            Some(fused) => {
-                self.reader
-                    .split(&path(fused), width, [queries, keys, keys], has_bias)?
-            }
-            None => {
-                let [query, key, value] = names.qkv;
-                [
-                    self.reader
-                        .linear(&path(query), [width, queries], has_bias)?,
-                    self.reader.linear(&path(key), [width, keys], has_bias)?,
-                    self.reader.linear(&path(value), [width, keys], has_bias)?,
-                ]
             }
         };
         let output =
             self.reader
                 .linear(&path(names.output), [queries, width], config.output_bias)?;
         Ok(Attention {
-            qkv,
+            qkv: self.qkv(index, [queries, keys, keys])?,
             qk_norm,
             output,
             head_dim: head,
         })
     }
 
-    fn feed_forward(&mut self, index: usize) -> Result<FeedForward, ModelError> {
+    fn qkv(&mut self, index: usize, outputs: [usize; 3]) -> Result<Qkv, ModelError> {
         let (config, names) = (self.config, self.config.names);
         let path = |part| names.layer(index, part);
-        let (width, inner, has_bias) = (config.width, config.inner_width, config.feed_forward_bias);
-        let gate = match config.is_gated {
-            true => Some(
-                self.reader
-                    .linear(&path(names.gate), [width, inner], has_bias)?,
-            ),
+        let (width, has_bias) = (config.width, config.qkv_bias);
+        let [query, key, value] = names.qkv.map(path);
+        let [queries, keys, values] = outputs;
+        let mut linear = |path, outputs| self.reader.linear(path, [width, outputs], has_bias);
+        match config.qkv {
+            QkvForm::Apart => Ok(Qkv::Apart([
+                linear(&query, queries)?,
+                linear(&key, keys)?,
+                linear(&value, values)?,
+            ])),
+            QkvForm::Fused => Ok(Qkv::Fused(linear(&query, queries + keys + values)?)),
+            QkvForm::FusedByHead => Ok(Qkv::FusedByHead(linear(&query, queries + keys + values)?)),
+            QkvForm::Split => {
+                let fused = path(names.fused_qkv.unwrap_or_default());
+                let parts = self.reader.split(&fused, width, outputs, has_bias)?;
+                Ok(Qkv::Apart(parts))
+            }
+        }
+    }
+
+    fn feed_forward_part(&mut self, index: usize) -> Result<FeedForwardPart, ModelError> {
+        let (config, names) = (self.config, self.config.names);
+        let experts = config.experts.filter(|_| config.layers[index].has_experts);
+        let Some(experts) = experts else {
+            let paths = [names.gate, names.up, names.down].map(|part| names.layer(index, part));
+            let part = self.feed_forward(&paths, config.inner_width)?;
+            return Ok(FeedForwardPart::Dense(part));
+        };
+        let router = names.layer(index, names.router);
+        let dims = [config.width, experts.count];
+        let router = self.reader.linear(&router, dims, false)?;
+        let each = (0..experts.count).map(|expert| {
+            let paths = [0, 1, 2].map(|part| names.layer(index, &names.of_expert(expert, part)));
+            self.feed_forward(&paths, experts.inner_width)
+        });
+        Ok(FeedForwardPart::Experts(Experts {
+            router,
+            experts: each.collect::<Result<_, _>>()?,
+            top_k: experts.top_k,
+            shares_out: experts.shares_out,
+        }))
+    }
+
+    /// The feed-forward part with a gate, an up- and a down-projection at these paths.
+    fn feed_forward(
+        &mut self,
+        [gate, up, down]: &[String; 3],
+        inner: usize,
+    ) -> Result<FeedForward, ModelError> {
+        let config = self.config;
+        let (width, has_bias) = (config.width, config.feed_forward_bias);
+        let outputs = match config.has_fused_gate {
+            true => 2 * inner,
+            false => inner,
+        };
+        let gate = match config.is_gated && !config.has_fused_gate {
+            true => Some(self.reader.linear(gate, [width, inner], has_bias)?),
             false => None,
         };
         Ok(FeedForward {
             gate,
-            up: self
-                .reader
-                .linear(&path(names.up), [width, inner], has_bias)?,
-            down: self
-                .reader
-                .linear(&path(names.down), [inner, width], has_bias)?,
+            up: self.reader.linear(up, [width, outputs], has_bias)?,
+            down: self.reader.linear(down, [inner, width], has_bias)?,
             activation: config.activation,
         })
     }
@@ -217,9 +285,17 @@ impl Builder<'_> {
     fn norm(&mut self, path: &str) -> Result<Norm, ModelError> {
         let width = self.config.width;
         match self.config.norm {
-            NormKind::Rms => Ok(Norm::Rms(self.reader.rms_norm(path, width)?)),
             NormKind::Layer => self.reader.layer_norm(path, width),
+            NormKind::Rms | NormKind::RmsAddsOne => Ok(Norm::Rms(self.rms_norm(path, width)?)),
         }
+    }
+
+    fn rms_norm(&mut self, path: &str, width: usize) -> Result<RmsNorm, ModelError> {
+        let norm = self.reader.rms_norm(path, width)?;
+        Ok(match self.config.norm {
+            NormKind::RmsAddsOne => norm.with_one(),
+            NormKind::Layer | NormKind::Rms => norm,
+        })
     }
 
     fn refuse_unread(&self) -> Result<(), ModelError> {

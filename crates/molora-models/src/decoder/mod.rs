@@ -1,34 +1,39 @@
 //! Decoders: one hidden state per token from the tokens up to it, and generation.
 //!
 //! There is one attention, one feed-forward part and one decoder. A family is a function from its
-//! `config.json` to a [`DecoderConfig`], and a [`Names`](config::Names) map; see
+//! `config.json` to a [`DecoderConfig`], and a [`Names`](names::Names) map; see
 //! `docs/adding-a-model.md`.
 
 mod attention;
 mod beam;
 mod cache;
 mod config;
+mod experts;
 mod family;
 mod feed_forward;
 mod generate;
+mod layer;
 mod load;
 mod model;
 mod modules;
+mod names;
 mod pass;
 mod rope;
 mod rows;
 mod sample;
+mod scaling;
 mod sites;
 
-pub(crate) use attention::Attention;
+pub(crate) use attention::{Attention, Qkv};
 pub use beam::BeamOptions;
 pub use cache::KvCache;
-pub use config::{DecoderConfig, NormKind};
+pub(crate) use config::any_of;
+pub use config::{DecoderConfig, ExpertsConfig, LayerConfig, NormKind, NormPlace, QkNorm, QkvForm};
 pub(crate) use feed_forward::FeedForward;
 pub use generate::{Finish, GenerateError, GenerateOptions, Generated, Watcher, last_real};
 pub(crate) use generate::{check_prompts, one_token_rows, with_mask, write_on};
 pub use model::{Decoder, DecoderInput, DecoderOutput};
-pub(crate) use model::{embedded, scores};
+pub(crate) use model::embedded;
 pub(crate) use pass::Pass;
 pub use rope::{Rope, RopeScaling};
 pub use sample::{Penalties, Sampling, choose, likeliest, log_sum_exp};

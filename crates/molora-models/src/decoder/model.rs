@@ -5,17 +5,17 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use molora_kernels::AttentionOptions;
 use molora_routing::LayerRule;
 
-use super::attention::Attention;
 use super::cache::{KvCache, LayerCache};
-use super::config::Names;
-use super::feed_forward::FeedForward;
+use super::layer::Layer;
+use super::names::Names;
 use super::pass::Pass;
-use super::rope::Rope;
-use crate::base_dtype::wide;
+use super::rope::{self, Rope};
+use super::scaling::Scaling;
 use crate::layers::Norm;
 use crate::scope::vote;
 use crate::{
     EmbeddingNoise, ForwardContext, LayerRouter, ModelPart, Observation, RouteTrace, SavedTables,
+    TokenTable,
 };
 
 /// A padded batch of token sequences.
@@ -74,34 +74,26 @@ pub struct DecoderOutput {
     pub routes: Vec<RouteTrace>,
 }
 
-/// A layer: `h = x + attention(norm(x))`, `y = h + feed_forward(norm(h))`.
-#[derive(Module, Debug)]
-pub(super) struct Layer {
-    pub(super) attention_norm: Norm,
-    pub(super) attention: Attention,
-    pub(super) feed_forward_norm: Norm,
-    pub(super) feed_forward: FeedForward,
-    /// Weighs the experts of all sites of the layer, or of its feed-forward part, where routers belong
-    /// to those.
-    pub(super) router: Option<LayerRouter>,
-}
-
 /// A decoder with sites at every linear layer but the head.
 #[derive(Module, Debug)]
 pub struct Decoder {
     /// `[V, D]`.
-    pub(super) tokens: Param<Tensor<2>>,
+    pub(super) tokens: TokenTable,
     /// `[positions, D]`, where positions are learned.
     pub(super) positions: Option<Param<Tensor<2>>>,
+    /// Rows of that table in front of the first position.
+    pub(super) first_position: usize,
     pub(super) layers: Vec<Layer>,
-    pub(super) final_norm: Norm,
+    pub(super) final_norm: Option<Norm>,
     /// `[V, D]`; the table of tokens where absent.
-    pub(super) head: Option<Param<Tensor<2>>>,
+    pub(super) head: Option<TokenTable>,
     pub(super) num_heads: usize,
     pub(super) num_kv_heads: usize,
     pub(super) max_tokens: usize,
     #[module(skip)]
-    pub(super) rope: Option<Rope>,
+    pub(super) ropes: Vec<Rope>,
+    #[module(skip)]
+    pub(super) scaling: Scaling,
     #[module(skip)]
     pub(super) names: &'static Names,
     #[module(skip)]
@@ -114,6 +106,9 @@ pub struct Decoder {
 
 impl Decoder {
     /// Hidden states of every token, each from the tokens up to it.
+    ///
+    /// Rotary positions that depend on the length of a text (`dynamic` and `longrope`) are those of the
+    /// longest one of the batch, as in transformers.
     ///
     /// # Shapes
     /// - `input`: `[B, T]` with at most [`max_tokens`](Self::max_tokens) real tokens in a sequence
@@ -154,6 +149,10 @@ impl Decoder {
     /// As [`forward`](Self::forward) for tokens that follow those of the cache, which then holds
     /// them too. Input and context are about the new tokens only.
     ///
+    /// Where a longer text changes the rotary positions of all of its tokens, the tokens of the cache are
+    /// computed again, so that the result is that of a pass without a cache; the decisions that are
+    /// returned are then those of all tokens.
+    ///
     /// # Panics
     /// As `forward`, or if the cache is of another model or batch, or the input is packed.
     pub fn forward_cached(
@@ -166,6 +165,42 @@ impl Decoder {
         assert_eq!(cache.layers.len(), self.layers.len(), "layers of the cache");
         let mask = cache.extend_mask(input.mask.clone());
         let positions = positions(&mask, input);
+        if !self.depends_on_length() {
+            return self.extend(input, mask, positions, cache, context);
+        }
+        let length = rope::length(&positions);
+        let stages = self.ropes.iter().filter_map(|rope| rope.stage(length));
+        let Some(ids) = cache.outdated(stages.collect(), &input.ids) else {
+            return self.extend(input, mask, positions, cache, context);
+        };
+        let tokens = input.ids.dims()[1];
+        let all = DecoderInput {
+            ids,
+            mask: mask.clone(),
+            segments: None,
+        };
+        let context = ForwardContext {
+            mask: mask.clone().float(),
+            ..context.clone()
+        };
+        let positions = self::positions(&mask, &all);
+        let output = self.extend(&all, mask, positions, cache, &context);
+        let [_, whole, _] = output.hidden.dims();
+        DecoderOutput {
+            hidden: output.hidden.narrow(1, whole - tokens, tokens),
+            ..output
+        }
+    }
+
+    /// A pass with a cache; `mask` `[B, S]` is that of all tokens.
+    fn extend(
+        &self,
+        input: &DecoderInput,
+        mask: Tensor<2, Bool>,
+        positions: Tensor<2, Int>,
+        cache: &mut KvCache,
+        context: &ForwardContext,
+    ) -> DecoderOutput {
         let mut pass = self.pass(input, mask, &positions, context);
         pass.kept = Some(&mut cache.decisions);
         let caches = Some((&mut cache.layers, &mut cache.first_pass));
@@ -191,7 +226,7 @@ impl Decoder {
     /// `[B, T, D]` to `[B, T, V]`
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         let frozen = self.head.as_ref().unwrap_or(&self.tokens);
-        scores(hidden, self.saved.head(frozen))
+        self.scaling.logits(self.saved.scores(frozen, hidden))
     }
 
     /// What the layers share; `mask` `[B, S]` is that of all tokens, of which the input is the end.
@@ -207,13 +242,28 @@ impl Decoder {
             .with_num_kv_heads(self.num_kv_heads)
             .with_causal(offset)
             .with_mask(Some(mask))
-            .with_segments(input.segments.clone());
+            .with_segments(input.segments.clone())
+            .with_soft_cap(self.scaling.attention_cap);
+        let attention = AttentionOptions {
+            scale: self.scaling.attention,
+            ..attention
+        };
         let mut pass = Pass::new(context.clone(), attention);
-        pass.rotation = self.rope.map(|rope| {
-            let head_dim = self.layers[0].attention.head_dim;
-            rope.rotation(positions.clone(), head_dim)
-        });
+        let length = match self.depends_on_length() {
+            true => rope::length(positions),
+            false => 1,
+        };
+        let ropes = self.ropes.iter();
+        pass.rotations = ropes
+            .map(|rope| rope.rotation(positions.clone(), length))
+            .collect();
         pass
+    }
+
+    /// Whether what a token gets depends on the length of the longest text beside it, by its rotary
+    /// positions.
+    pub fn depends_on_length(&self) -> bool {
+        self.ropes.iter().any(|rope| rope.stage(1).is_some())
     }
 
     fn embed(
@@ -222,10 +272,19 @@ impl Decoder {
         positions: Tensor<2, Int>,
         noise: Option<EmbeddingNoise>,
     ) -> Tensor<3> {
-        let hidden = embedded(self.saved.embeddings(&self.tokens), input, noise);
+        let hidden = embedded(&self.saved, &self.tokens, input, noise);
+        let hidden = self.scaling.embeddings(hidden);
         match &self.positions {
-            Some(table) => hidden + rows(table, &positions),
+            Some(table) => hidden + rows(table, &self.row_of(positions)),
             None => hidden,
+        }
+    }
+
+    /// The rows of the table of positions.
+    fn row_of(&self, positions: Tensor<2, Int>) -> Tensor<2, Int> {
+        match self.first_position {
+            0 => positions,
+            first => positions.add_scalar(first as i64),
         }
     }
 
@@ -334,7 +393,10 @@ impl Decoder {
 
     /// What the head reads, from the output of the last layer.
     pub(crate) fn end(&self, hidden: Tensor<3>) -> Tensor<3> {
-        self.final_norm.forward(hidden)
+        match &self.final_norm {
+            Some(norm) => norm.forward(hidden),
+            None => hidden,
+        }
     }
 
     /// Number of layers.
@@ -355,6 +417,11 @@ impl Decoder {
         logits
     }
 
+    /// The tables of the vocabulary: embeddings, and the head where it is another one.
+    pub fn token_tables(&self) -> Vec<&TokenTable> {
+        [&self.tokens].into_iter().chain(&self.head).collect()
+    }
+
     /// Width D of the hidden states.
     pub fn width(&self) -> usize {
         self.tokens.dims()[1]
@@ -365,40 +432,29 @@ impl Decoder {
         self.tokens.dims()[0]
     }
 
-    /// Longest sequence in tokens.
+    /// Longest sequence in tokens; [`usize::MAX`] where there is no limit.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
     }
-}
-
-impl Layer {
-    fn forward(&self, x: Tensor<3>, cache: Option<&mut LayerCache>, pass: &mut Pass) -> Tensor<3> {
-        let normed = self.attention_norm.forward(x.clone());
-        let x = x + self.attention.forward(normed, cache, pass);
-        let normed = self.feed_forward_norm.forward(x.clone());
-        x + self.feed_forward.forward(normed, pass)
-    }
-}
-
-/// Products of hidden states `[B, T, D]` with every row of a table `[V, D]`: `[B, T, V]`.
-pub(crate) fn scores(hidden: Tensor<3>, table: &Param<Tensor<2>>) -> Tensor<3> {
-    molora_kernels::linear_transposed(hidden, table.val(), None)
 }
 
 /// Rows of a table, `[B, T, D]`.
 fn rows(table: &Param<Tensor<2>>, ids: &Tensor<2, Int>) -> Tensor<3> {
     let ([batch, tokens], width) = (ids.dims(), table.dims()[1]);
     let ids = ids.clone().reshape([batch * tokens]);
-    wide(table.val().select(0, ids)).reshape([batch, tokens, width])
+    table.val().select(0, ids).reshape([batch, tokens, width])
 }
 
 /// The rows of a table for the tokens of an input, with the noise of training, `[B, T, D]`.
 pub(crate) fn embedded(
-    table: &Param<Tensor<2>>,
+    saved: &SavedTables,
+    table: &TokenTable,
     input: &DecoderInput,
     noise: Option<EmbeddingNoise>,
 ) -> Tensor<3> {
-    let hidden = rows(table, &input.ids);
+    let ([batch, tokens], width) = (input.ids.dims(), table.dims()[1]);
+    let hidden = saved.rows(table, input.ids.clone().reshape([batch * tokens]));
+    let hidden = hidden.reshape([batch, tokens, width]);
     match noise {
         Some(noise) => noise.add(hidden, &input.mask, input.segments.as_ref()),
         None => hidden,

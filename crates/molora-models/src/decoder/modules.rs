@@ -2,9 +2,11 @@
 
 use molora_routing::LayerRule;
 
-use super::config::Names;
-use super::model::{Decoder, Layer};
-use crate::layers::{RmsNorm, frozen};
+use super::layer::{Layer, PartNorms};
+use super::model::Decoder;
+use super::names::Names;
+use super::sites::part_linears_mut;
+use crate::layers::RmsNorm;
 use crate::modules::{BaseModel, ModuleMut, PartMut};
 use crate::{MoLoraLinear, SavedTables};
 
@@ -13,16 +15,17 @@ impl BaseModel for Decoder {
         let names = self.names;
         let path = |part: &str| format!("{}{part}", names.prefix);
         let module = |path, part| ModuleMut { path, part };
-        let tokens = PartMut::Table(&mut self.tokens);
+        let tokens = PartMut::Table((&mut self.tokens).into());
         let mut modules = vec![module(path(names.tokens), tokens)];
-        let positions = self.positions.as_mut().map(PartMut::Table);
+        let positions = self.positions.as_mut();
+        let positions = positions.map(|table| PartMut::Table(table.into()));
         modules.extend(positions.map(|table| module(path(names.positions), table)));
         for (index, layer) in self.layers.iter_mut().enumerate() {
             modules.extend(layer_modules(names, index, layer));
         }
-        let final_norm = PartMut::norm(&mut self.final_norm);
-        modules.push(module(path(names.final_norm), final_norm));
-        let head = self.head.as_mut().map(PartMut::Head);
+        let final_norm = self.final_norm.as_mut().map(PartMut::norm);
+        modules.extend(final_norm.map(|norm| module(path(names.final_norm), norm)));
+        let head = self.head.as_mut().map(|head| PartMut::Head(head.into()));
         modules.extend(head.map(|head| module(names.head.into(), head)));
         modules
     }
@@ -40,7 +43,7 @@ impl BaseModel for Decoder {
 
     fn untie(&mut self) {
         let table = &self.tokens;
-        self.head.get_or_insert_with(|| frozen(table.val()));
+        self.head.get_or_insert_with(|| table.clone());
     }
 }
 
@@ -50,41 +53,44 @@ fn layer_modules<'a>(names: &Names, index: usize, layer: &'a mut Layer) -> Vec<M
         path: path(part),
         part: value,
     };
-    let linear = |part, linear: &'a mut MoLoraLinear| {
+    let linear = |part: &str, linear: &'a mut MoLoraLinear| {
         module(part, PartMut::Linear(vec![linear], names.layout))
     };
     let norm = |part, norm: &'a mut RmsNorm| module(part, PartMut::Norm(&mut norm.weight, None));
+    let outer = |part: PartMut<'a>, name: &str| module(name, part);
+    let [attention_input, attention_output] = norms(&mut layer.attention_norms);
+    let [feed_forward_input, feed_forward_output] = norms(&mut layer.feed_forward_norms);
     let attention = &mut layer.attention;
-    let mut modules = vec![module(
-        names.attention_norm,
-        PartMut::norm(&mut layer.attention_norm),
-    )];
+    let mut modules = Vec::new();
+    modules.extend(attention_input.map(|part| outer(part, names.attention_norm)));
+    let qkv = attention.qkv.linears_mut();
     match names.fused_qkv {
         Some(fused) => {
-            let parts = attention.qkv.iter_mut().collect();
+            let parts = qkv.into_iter().flatten().collect();
             modules.push(module(fused, PartMut::Linear(parts, names.layout)));
         }
         None => {
-            let parts = names.qkv.into_iter().zip(&mut attention.qkv);
-            modules.extend(parts.map(|(part, value)| linear(part, value)));
+            let parts = names.qkv.into_iter().zip(qkv);
+            modules.extend(parts.filter_map(|(part, value)| Some(linear(part, value?))));
         }
     }
-    let norms = attention.qk_norm.iter_mut().flatten();
-    modules.extend(
-        names
-            .qk_norm
-            .into_iter()
-            .zip(norms)
-            .map(|(part, value)| norm(part, value)),
-    );
+    let qk_norms = names
+        .qk_norm
+        .into_iter()
+        .zip(attention.qk_norm.iter_mut().flatten());
+    modules.extend(qk_norms.map(|(part, value)| norm(part, value)));
     modules.push(linear(names.output, &mut attention.output));
-    modules.push(module(
-        names.feed_forward_norm,
-        PartMut::norm(&mut layer.feed_forward_norm),
-    ));
-    let parts = &mut layer.feed_forward;
-    modules.extend(parts.gate.as_mut().map(|gate| linear(names.gate, gate)));
-    modules.push(linear(names.up, &mut parts.up));
-    modules.push(linear(names.down, &mut parts.down));
+    modules.extend(attention_output.map(|part| outer(part, names.attention_output_norm)));
+    modules.extend(feed_forward_input.map(|part| outer(part, names.feed_forward_norm)));
+    let parts = part_linears_mut(names, &mut layer.feed_forward).into_iter();
+    modules.extend(parts.map(|(part, value)| linear(&part, value)));
+    modules.extend(feed_forward_output.map(|part| outer(part, names.feed_forward_output_norm)));
     modules
+}
+
+/// The normalisation that the files name for what a part reads or for the sum behind it, and that of what
+/// it gives.
+fn norms(norms: &mut PartNorms) -> [Option<PartMut<'_>>; 2] {
+    let first = norms.input.as_mut().or(norms.sum.as_mut());
+    [first, norms.output.as_mut()].map(|norm| norm.map(PartMut::norm))
 }

@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use molora_kernels::AttentionOptions;
 use molora_routing::{Granularity, LayerRule, RouterOutput};
 
+use super::config::LayerConfig;
 use super::rope::Rotation;
 use crate::observe::{Observation, observation};
 use crate::scope::{decide, decide_feed_forward};
@@ -17,8 +18,10 @@ pub(crate) type Decisions = BTreeMap<usize, RouterOutput>;
 /// One forward pass: what every layer reads, and the routing decisions so far.
 pub(crate) struct Pass<'a> {
     pub(crate) context: ForwardContext,
-    /// Where the tokens stand, for rotary positions.
+    /// The rotary positions of the layer that is being computed: where the tokens stand.
     pub(super) rotation: Option<Rotation>,
+    /// Those that layers choose from.
+    pub(super) rotations: Vec<Rotation>,
     /// Which keys a query may attend to.
     pub(crate) attention: AttentionOptions,
     /// The weight of every expert in a pass without routers; 0 for a pass of the base alone.
@@ -38,7 +41,7 @@ impl Pass<'_> {
     /// The same pass for other layers, without the decisions so far.
     pub(crate) fn fork(&self) -> Pass<'static> {
         Pass {
-            rotation: self.rotation.clone(),
+            rotations: self.rotations.clone(),
             ..Pass::new(self.context.clone(), self.attention.clone())
         }
     }
@@ -48,6 +51,7 @@ impl Pass<'_> {
         Self {
             context,
             rotation: None,
+            rotations: Vec::new(),
             attention,
             fixed: None,
             kept: None,
@@ -56,6 +60,13 @@ impl Pass<'_> {
             routes: Vec::new(),
             observed: None,
         }
+    }
+
+    /// Takes what is a layer's own.
+    pub(super) fn see(&mut self, layer: LayerConfig) {
+        // A window of one token is the query's own: a distance of 0.
+        self.attention.window = layer.window.map(|window| window - 1);
+        self.rotation = layer.rope.map(|rope| self.rotations[rope].clone());
     }
 
     /// `[B, T, D]` to `[B, T, O]`, with the routing decision noted.

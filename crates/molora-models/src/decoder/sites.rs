@@ -3,24 +3,32 @@
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
+use molora_routing::Granularity;
 
+use super::experts::FeedForwardPart;
 use super::feed_forward::FeedForward;
-use super::model::{Decoder, Layer};
+use super::layer::Layer;
+use super::model::Decoder;
+use super::names::Names;
 use crate::attach::{Attachment, Place, attach_sites, layer_routers, model_part};
+use crate::site::SitePattern;
 use crate::{
-    Adaptable, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart, SavedTables,
+    Adaptable, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart, RouterScope,
+    SavedTables,
 };
 
-/// GPT-2 files hold queries, keys and values as one layer `attn.c_attn`; here they are the three
-/// layers `attn.c_attn.q`, `attn.c_attn.k` and `attn.c_attn.v`.
+/// Paths are those of the files. GPT-2 files hold queries, keys and values as one layer `attn.c_attn`;
+/// here they are the three layers `attn.c_attn.q`, `attn.c_attn.k` and `attn.c_attn.v`.
+///
+/// The experts of a mixture of experts are sites of their own, `mlp.experts.N.gate_proj` and so on. Its
+/// router, `mlp.gate`, is a site where a target names it: `all-linear` and its like do not.
 impl Adaptable for Decoder {
     fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
-        let path = |index, part| self.names.layer(index, part);
         let layers = self.layers.iter().enumerate();
         layers
             .flat_map(|(index, layer)| {
-                let linears = linears(layer).into_iter().zip(self.names.linears());
-                linears.filter_map(move |(linear, part)| Some((path(index, part), linear?)))
+                let linears = linears(self.names, layer).into_iter();
+                linears.map(move |(part, linear)| (self.names.layer(index, &part), linear))
             })
             .collect()
     }
@@ -83,8 +91,17 @@ impl Adaptable for Decoder {
         };
         let (names, width) = (self.names, self.width());
         let head = self.head.as_ref().unwrap_or(&self.tokens);
-        let saved = SavedTables::of(spec, &self.tokens, Some(head), device)?;
-        let (sites, plan) = attach_sites(self.places(), spec, width, &to)?;
+        let saved = SavedTables::of(spec, || self.tokens.wide(), Some(&|| head.wide()), device)?;
+        let mut places = self.places();
+        places.retain_mut(|place| {
+            let is_asked_for = !names.is_router(&place.path) || names_router(spec, &place.path);
+            if !is_asked_for {
+                place.linear.detach();
+            }
+            is_asked_for
+        });
+        check_experts(names, spec, &places)?;
+        let (sites, plan) = attach_sites(places, spec, width, &to)?;
         let name = |index| names.layer_name(index);
         let routers = layer_routers(spec, &to, &sites, width, name);
         for (layer, router) in self.layers.iter_mut().zip(routers) {
@@ -103,36 +120,132 @@ impl Decoder {
         let names = self.names;
         let mut places = Vec::new();
         for (layer, parts) in self.layers.iter_mut().enumerate() {
-            for (linear, part) in linears_mut(parts).into_iter().zip(names.linears()) {
-                let path = names.layer(layer, part);
-                let in_feed_forward = [names.gate, names.up, names.down].contains(&part);
-                places.extend(linear.map(|linear| Place {
-                    path,
-                    layer,
-                    in_feed_forward,
-                    ends_feed_forward: part == names.down,
-                    linear,
-                }));
-            }
+            let place = |part: &str, in_feed_forward, linear| Place {
+                path: names.layer(layer, part),
+                layer,
+                in_feed_forward,
+                ends_feed_forward: part == names.down,
+                linear,
+            };
+            let attention = &mut parts.attention;
+            let qkv = names.qkv.into_iter().zip(attention.qkv.linears_mut());
+            let qkv = qkv.filter_map(|(part, linear)| Some((part, linear?)));
+            let attention = qkv.chain([(names.output, &mut attention.output)]);
+            places.extend(attention.map(|(part, linear)| place(part, false, linear)));
+            let parts = part_linears_mut(names, &mut parts.feed_forward).into_iter();
+            places.extend(parts.map(|(part, linear)| place(&part, true, linear)));
         }
         places
     }
 }
 
-/// In the order of [`Names::linears`](super::config::Names::linears).
-fn linears(layer: &Layer) -> [Option<&MoLoraLinear>; 7] {
-    let [query, key, value] = &layer.attention.qkv;
-    let FeedForward { gate, up, down, .. } = &layer.feed_forward;
-    let output = &layer.attention.output;
-    let [query, key, value, output, up, down] = [query, key, value, output, up, down].map(Some);
-    [query, key, value, output, gate.as_ref(), up, down]
+/// Whether a target names the router of a mixture of experts, beyond all linear layers of a kind.
+fn names_router(spec: &AdapterSpec, path: &str) -> bool {
+    let mut targets = spec.targets.iter();
+    targets.any(|target| {
+        !target.starts_with("all-")
+            && SitePattern::new(target).is_ok_and(|pattern| pattern.matches(path))
+    })
 }
 
-/// In the order of [`Names::linears`](super::config::Names::linears).
-fn linears_mut(layer: &mut Layer) -> [Option<&mut MoLoraLinear>; 7] {
-    let [query, key, value] = &mut layer.attention.qkv;
-    let FeedForward { gate, up, down, .. } = &mut layer.feed_forward;
-    let output = &mut layer.attention.output;
-    let [query, key, value, output, up, down] = [query, key, value, output, up, down].map(Some);
-    [query, key, value, output, gate.as_mut(), up, down]
+/// Refuses choices that tokens which go to experts of the base by themselves have no place for.
+fn check_experts(
+    names: &Names,
+    spec: &AdapterSpec,
+    places: &[Place<'_>],
+) -> Result<(), ModelError> {
+    let is_target = |place: &Place<'_>| {
+        let mut targets = spec.targets.iter();
+        names.is_expert(&place.path)
+            && targets.any(|target| {
+                SitePattern::new(target).is_ok_and(|pattern| pattern.matches(&place.path))
+            })
+    };
+    if !places.iter().any(is_target) {
+        return Ok(());
+    }
+    let refuse = |field, found, expected| {
+        Err(ModelError::NoPlace {
+            field,
+            found,
+            expected,
+        })
+    };
+    if !spec.composition.is_site() {
+        let expected = "site for targets in experts of the base";
+        return refuse("adapter.composition", spec.composition.name(), expected);
+    }
+    let Some(router) = &spec.router else {
+        return Ok(());
+    };
+    match spec.router_scope {
+        RouterScope::Site if router.granularity == Granularity::Sequence => {
+            let expected =
+                "token or task for targets in experts of the base, which see single tokens";
+            refuse("adapter.router.granularity", "sequence", expected)
+        }
+        RouterScope::Site | RouterScope::Layer => Ok(()),
+        _ => {
+            let expected = "site or layer for targets in experts of the base";
+            refuse("adapter.router_scope", spec.router_scope.name(), expected)
+        }
+    }
+}
+
+/// The linear layers of a layer with their names in it.
+fn linears<'a>(names: &Names, layer: &'a Layer) -> Vec<(String, &'a MoLoraLinear)> {
+    let qkv = names.qkv.into_iter().zip(layer.attention.qkv.linears());
+    let qkv = qkv.filter_map(|(part, linear)| Some((part.to_owned(), linear?)));
+    let output = (names.output.to_owned(), &layer.attention.output);
+    let mut linears: Vec<_> = qkv.chain([output]).collect();
+    match &layer.feed_forward {
+        FeedForwardPart::Dense(part) => {
+            let parts = [names.gate, names.up, names.down].map(str::to_owned);
+            linears.extend(named(parts, part));
+        }
+        FeedForwardPart::Experts(part) => {
+            linears.push((names.router.into(), &part.router));
+            for (index, expert) in part.experts.iter().enumerate() {
+                let parts = [0, 1, 2].map(|part| names.of_expert(index, part));
+                linears.extend(named(parts, expert));
+            }
+        }
+    }
+    linears
+}
+
+fn named(names: [String; 3], part: &FeedForward) -> impl Iterator<Item = (String, &MoLoraLinear)> {
+    let linears = [part.gate.as_ref(), Some(&part.up), Some(&part.down)];
+    let linears = names.into_iter().zip(linears);
+    linears.filter_map(|(name, linear)| Some((name, linear?)))
+}
+
+/// The linear layers of a feed-forward part with their names in the layer, in the order of [`linears`].
+pub(super) fn part_linears_mut<'a>(
+    names: &Names,
+    part: &'a mut FeedForwardPart,
+) -> Vec<(String, &'a mut MoLoraLinear)> {
+    match part {
+        FeedForwardPart::Dense(part) => {
+            let parts = [names.gate, names.up, names.down].map(str::to_owned);
+            named_mut(parts, part).collect()
+        }
+        FeedForwardPart::Experts(part) => {
+            let mut linears = vec![(names.router.to_owned(), &mut part.router)];
+            for (index, expert) in part.experts.iter_mut().enumerate() {
+                let parts = [0, 1, 2].map(|part| names.of_expert(index, part));
+                linears.extend(named_mut(parts, expert));
+            }
+            linears
+        }
+    }
+}
+
+fn named_mut(
+    names: [String; 3],
+    part: &mut FeedForward,
+) -> impl Iterator<Item = (String, &mut MoLoraLinear)> {
+    let FeedForward { gate, up, down, .. } = part;
+    let linears = names.into_iter().zip([gate.as_mut(), Some(up), Some(down)]);
+    linears.filter_map(|(name, linear)| Some((name, linear?)))
 }

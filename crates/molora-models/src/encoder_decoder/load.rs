@@ -9,7 +9,7 @@ use super::bias::RelativeBias;
 use super::config::T5Config;
 use super::model::{Block, Stack, T5};
 use crate::checkpoint::ModelWeights;
-use crate::decoder::{Attention, FeedForward};
+use crate::decoder::{Attention, FeedForward, Qkv};
 use crate::layers::RmsNorm;
 use crate::reader::{Layout, Reader};
 use crate::{BaseDtype, ModelError, SavedTables};
@@ -74,11 +74,11 @@ impl Builder<'_> {
         let table = [config.vocab_size, config.width];
         let has_head = self.reader.weights.has("lm_head.weight") || !config.may_tie_head;
         Ok(T5 {
-            tokens: self.reader.large_table("shared", table)?,
+            tokens: self.reader.token_table("shared", table)?,
             encoder: self.stack("encoder", config.num_encoder_layers)?,
             decoder: self.stack("decoder", config.num_decoder_layers)?,
             head: match has_head {
-                true => Some(self.reader.large_table("lm_head", table)?),
+                true => Some(self.reader.token_table("lm_head", table)?),
                 false => None,
             },
             head_scale: config.head_scale,
@@ -134,11 +134,11 @@ impl Builder<'_> {
         let inner = self.config.num_heads * head_dim;
         let mut part = |name, dims| self.reader.linear(&format!("{path}.{name}"), dims, false);
         Ok(Attention {
-            qkv: [
+            qkv: Qkv::Apart([
                 part("q", [width, inner])?,
                 part("k", [width, inner])?,
                 part("v", [width, inner])?,
-            ],
+            ]),
             qk_norm: None,
             output: part("o", [inner, width])?,
             head_dim,

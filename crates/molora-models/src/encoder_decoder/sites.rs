@@ -81,7 +81,7 @@ impl Adaptable for T5 {
             return Err(ModelError::Inconsistent(text.into()));
         }
         let head = self.head.as_ref().unwrap_or(&self.tokens);
-        let saved = SavedTables::of(spec, &self.tokens, Some(head), device)?;
+        let saved = SavedTables::of(spec, || self.tokens.wide(), Some(&|| head.wide()), device)?;
         let to = Attachment {
             num_layers: self.encoder.blocks.len() + self.decoder.blocks.len(),
             num_tasks,
@@ -168,11 +168,14 @@ fn linears(block: &Block) -> Vec<(String, &MoLoraLinear)> {
     let parts = Parts::of(block.cross.is_some(), &block.feed_forward);
     let attention = |path: &str, attention| {
         let Attention { qkv, output, .. }: &Attention = attention;
-        let [query, key, value] = qkv;
-        let named = [("q", query), ("k", key), ("v", value), ("o", output)];
-        named.map(|(name, linear)| (format!("{path}.{name}"), linear))
+        let names = ["q", "k", "v", "o"];
+        let named = names
+            .into_iter()
+            .zip(qkv.linears().into_iter().flatten().chain([output]));
+        let named = named.map(|(name, linear)| (format!("{path}.{name}"), linear));
+        named.collect::<Vec<_>>()
     };
-    let mut linears = attention("layer.0.SelfAttention", &block.attention).to_vec();
+    let mut linears = attention("layer.0.SelfAttention", &block.attention);
     linears.extend(
         block
             .cross
@@ -194,17 +197,15 @@ pub(super) fn linears_mut<'a>(
     feed_forward: &'a mut FeedForward,
 ) -> Vec<(String, &'a mut MoLoraLinear)> {
     let parts = Parts::of(cross.is_some(), feed_forward);
-    fn named<'a>(path: &str, part: &'a mut Attention) -> [(String, &'a mut MoLoraLinear); 4] {
-        let [query, key, value] = &mut part.qkv;
-        let named = [
-            ("q", query),
-            ("k", key),
-            ("v", value),
-            ("o", &mut part.output),
-        ];
-        named.map(|(name, linear)| (format!("{path}.{name}"), linear))
+    fn named<'a>(path: &str, part: &'a mut Attention) -> Vec<(String, &'a mut MoLoraLinear)> {
+        let qkv = part.qkv.linears_mut().into_iter().flatten();
+        let named = ["q", "k", "v", "o"]
+            .into_iter()
+            .zip(qkv.chain([&mut part.output]));
+        let named = named.map(|(name, linear)| (format!("{path}.{name}"), linear));
+        named.collect()
     }
-    let mut linears = Vec::from(named("layer.0.SelfAttention", attention));
+    let mut linears = named("layer.0.SelfAttention", attention);
     linears.extend(
         cross
             .into_iter()

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::container::Value;
 use crate::checkpoint::ConfigFile;
-use crate::{DecoderConfig, ModelError, RopeScaling};
+use crate::{Activation, DecoderConfig, ModelError, Rope, RopeScaling};
 
 /// A family that llama.cpp has, with what a model of it needs there.
 #[derive(Debug)]
@@ -55,8 +55,9 @@ impl Architecture {
             let expected = "false: llama.cpp has no biases in the attention of this family";
             return Err(file.unsupported("attention_bias", expected));
         }
-        let rope = config.rope.map(|rope| rope.scaling);
-        if name != "llama" && matches!(rope, Some(RopeScaling::Llama3 { .. })) {
+        refuse_other_choices(&file, &config)?;
+        let is_llama3 = |rope: &Rope| matches!(rope.scaling, RopeScaling::Llama3 { .. });
+        if name != "llama" && config.rope().is_some_and(is_llama3) {
             let problem =
                 "rope_type is llama3, which llama.cpp has for llama alone, not for this family";
             return Err(ModelError::file(&path, problem));
@@ -104,9 +105,8 @@ impl Architecture {
 
     /// The divisors of the frequencies, for the scaling that has no name in llama.cpp.
     pub(super) fn frequency_factors(&self) -> Option<Vec<f32>> {
-        let rope = self.config.rope.as_ref()?;
-        matches!(rope.scaling, RopeScaling::Llama3 { .. })
-            .then(|| rope.divisors(self.config.head_dim))
+        let rope = self.config.rope()?;
+        matches!(rope.scaling, RopeScaling::Llama3 { .. }).then(|| rope.divisors())
     }
 
     /// Sizes and numbers.
@@ -127,7 +127,7 @@ impl Architecture {
             number("attention.layer_norm_rms_epsilon", config.epsilon),
             size("rope.dimension_count", config.head_dim),
         ];
-        if let Some(rope) = &config.rope {
+        if let Some(rope) = config.rope() {
             values.push(number("rope.freq_base", rope.theta));
             if let RopeScaling::Linear { factor } = rope.scaling {
                 let kind = Value::Text("linear".into());
@@ -138,6 +138,31 @@ impl Architecture {
         let own = |(name, value): (String, Value)| (format!("{}.{name}", self.name), value);
         values.into_iter().map(own).collect()
     }
+}
+
+/// Refuses choices of which it has not been checked that llama.cpp computes the same.
+fn refuse_other_choices(file: &ConfigFile, config: &DecoderConfig) -> Result<(), ModelError> {
+    if config.layers.iter().any(|layer| layer.window.is_some()) {
+        let expected = "null: windows are not written as GGUF";
+        return Err(file.unsupported("sliding_window", expected));
+    }
+    if config.activation != Activation::Silu {
+        let expected = "silu: others are not written as GGUF";
+        return Err(file.unsupported("hidden_act", expected));
+    }
+    let scaling = config.rope().map(|rope| &rope.scaling);
+    let kind = match scaling {
+        Some(RopeScaling::Yarn { .. }) => "yarn",
+        Some(RopeScaling::Dynamic { .. }) => "dynamic",
+        Some(RopeScaling::LongRope { .. }) => "longrope",
+        _ => return Ok(()),
+    };
+    let field = match file.has("rope_parameters") {
+        true => "rope_parameters",
+        false => "rope_scaling",
+    };
+    let text = format!("is of type {kind}, expected default, linear or llama3 for GGUF");
+    Err(file.problem(field, &text))
 }
 
 #[cfg(test)]

@@ -62,8 +62,6 @@ const LEFT: [&str; 5] = [
     "manifest.json",
 ];
 
-const HEAD: &str = "lm_head.weight";
-
 /// Writes a model that was read from `source` and then changed into the folder `out`, as
 /// transformers reads it: `config.json`, tokenizer and other small files as in the source, and
 /// `model.safetensors` with all of the source's tensors, those of the model with its values.
@@ -93,10 +91,10 @@ pub fn save_merged<M: BaseModel>(
         }
     }
     let mut parts = parameters(&mut model)?;
-    let has_new_head = parts.iter().any(|part| part.is_head) && !weights.has(HEAD);
-    if has_new_head {
-        tensors.push(HEAD.into());
-    }
+    let head = parts.iter().find(|part| part.is_head);
+    let new_head = head.filter(|head| !weights.has(&head.name));
+    let has_new_head = new_head.is_some();
+    tensors.extend(new_head.map(|head| head.name.clone()));
     std::fs::create_dir_all(out).map_err(|e| io(out, e))?;
     for part in parts.iter_mut().filter(|part| part.is_head && has_new_head) {
         part.scale = head_scale;

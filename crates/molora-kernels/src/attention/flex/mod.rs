@@ -20,6 +20,9 @@ use crate::flex::buffer::{
 };
 use crate::flex::matrix::{Into, Matrix, MatrixMut, multiply};
 
+/// Products of a query's numbers with keys that one thread computes sooner than several.
+const FEW: usize = 64 * 1024;
+
 /// Query, key, value and bias as slices, and their sizes.
 #[derive(Debug, Clone, Copy)]
 struct Inputs<'a> {
@@ -87,6 +90,7 @@ impl<'a> Inputs<'a> {
             bias,
             rules: rules.item(item, self.keys),
             scale: rules.scale,
+            soft_cap: rules.soft_cap,
         }
     }
 
@@ -114,13 +118,20 @@ fn forward(inputs: [FlexTensor; 4], rules: &Rules) -> FlexTensor {
     let inputs = [contiguous(query), key, value, contiguous(bias)];
     let inputs = Inputs::new(inputs.each_ref(), rules);
     let mut out = vec![0.0; inputs.query.len()];
-    inputs
-        .targets(&mut out, inputs.queries, rules.heads)
-        .into_par_iter()
-        .enumerate()
-        .for_each_init(Scratch::default, |scratch, (task, mut target)| {
-            forward_head(&inputs.head(task), &mut target, scratch);
-        });
+    let targets = inputs.targets(&mut out, inputs.queries, rules.heads);
+    let run = |scratch: &mut Scratch, (task, mut target): (usize, MatrixMut<'_>)| {
+        forward_head(&inputs.head(task), &mut target, scratch);
+    };
+    let scratch = Scratch::default;
+    // A token that is written looks at few others: not worth waking a thread.
+    if inputs.query.len() * inputs.keys < FEW {
+        let mut scratch = scratch();
+        let targets = targets.into_iter().enumerate();
+        targets.for_each(|target| run(&mut scratch, target));
+    } else {
+        let targets = targets.into_par_iter().enumerate();
+        targets.for_each_init(scratch, run);
+    }
     from_values(out, shape)
 }
 
@@ -156,8 +167,11 @@ fn backward(inputs: [FlexTensor; 4], rules: &Rules, grad: FlexTensor) -> [FlexTe
     let (inputs, grad) = (inputs.map(contiguous), contiguous(grad));
     let (inputs, grad) = (Inputs::new(inputs.each_ref(), rules), elements(&grad));
     let zeros = |like: &[f32]| vec![0.0; like.len()];
-    let (mut to_query, mut to_key, mut to_value) =
-        (zeros(inputs.query), zeros(inputs.key.0), zeros(inputs.value.0));
+    let (mut to_query, mut to_key, mut to_value) = (
+        zeros(inputs.query),
+        zeros(inputs.key.0),
+        zeros(inputs.value.0),
+    );
     let group = rules.group();
     let mut queries = inputs.targets(&mut to_query, inputs.queries, rules.heads);
     let keys = inputs.targets(&mut to_key, inputs.keys, rules.kv_heads);

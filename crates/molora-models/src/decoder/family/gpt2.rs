@@ -3,11 +3,11 @@
 //! Its files hold queries, keys and values as one matrix, `attn.c_attn`. Here they are three sites:
 //! `attn.c_attn.q`, `attn.c_attn.k` and `attn.c_attn.v`.
 
-use super::activation;
+use super::{activation, blank, shared_width};
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
-use crate::decoder::config::{DecoderConfig, Names, NormKind};
-use crate::layers::Activation;
+use crate::decoder::config::{DecoderConfig, LayerConfig, NormKind, QkvForm};
+use crate::decoder::names::Names;
 use crate::reader::Layout;
 
 const NAMES: Names = Names {
@@ -16,26 +16,24 @@ const NAMES: Names = Names {
     positions: "wpe",
     layers: "h",
     attention_norm: "ln_1",
+    attention_output_norm: "",
     qkv: ["attn.c_attn.q", "attn.c_attn.k", "attn.c_attn.v"],
     fused_qkv: Some("attn.c_attn"),
     qk_norm: ["", ""],
     output: "attn.c_proj",
     feed_forward_norm: "ln_2",
+    feed_forward_output_norm: "",
     gate: "",
     up: "mlp.c_fc",
     down: "mlp.c_proj",
+    router: "",
+    experts: "",
+    expert: ["", "", ""],
     final_norm: "ln_f",
     head: "lm_head",
     layout: Layout::InOut,
     unused: &[".attn.bias", ".attn.masked_bias"],
 };
-
-const ACTIVATIONS: [(&str, Activation); 4] = [
-    ("gelu_new", Activation::GeluTanh),
-    ("gelu_pytorch_tanh", Activation::GeluTanh),
-    ("gelu", Activation::Gelu),
-    ("relu", Activation::Relu),
-];
 
 /// GPT-2 in all sizes, DistilGPT-2.
 pub(crate) fn gpt2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
@@ -48,30 +46,28 @@ pub(crate) fn gpt2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
         }
     }
     let (width, num_heads) = (file.size("n_embd")?, file.size("n_head")?);
-    if width % num_heads != 0 {
-        let text = format!("{width} is no multiple of n_head {num_heads}");
-        return Err(file.problem("n_embd", &text));
-    }
+    let num_layers = file.size("n_layer")?;
     let epsilon = file.optional_number("layer_norm_epsilon")?;
     Ok(DecoderConfig {
         vocab_size: file.size("vocab_size")?,
         width,
-        num_layers: file.size("n_layer")?,
+        num_layers,
         num_heads,
         num_kv_heads: num_heads,
-        head_dim: width / num_heads,
+        head_dim: shared_width(file, "n_embd", "n_head")?,
         inner_width: file.optional_size("n_inner")?.unwrap_or(4 * width),
         max_tokens: file.size("n_positions")?,
         norm: NormKind::Layer,
         epsilon: epsilon.unwrap_or(1e-5),
-        activation: activation(file, "activation_function", &ACTIVATIONS)?,
+        activation: activation(file, "activation_function")?,
         is_gated: false,
-        rope: None,
+        learned_positions: Some(0),
+        layers: vec![LayerConfig::default(); num_layers],
+        qkv: QkvForm::Split,
         qkv_bias: true,
         output_bias: true,
         feed_forward_bias: true,
-        has_qk_norm: false,
         has_tied_head: file.flag("tie_word_embeddings", true)?,
-        names: &NAMES,
+        ..blank(&NAMES)
     })
 }

@@ -6,7 +6,7 @@ use molora_testkit::{assert_close, device};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::world::{context, gpt2, llama, logits, model, qwen2, qwen3, sequence};
+use super::world::{FAMILIES, context, family, gpt2, llama, logits, model, qwen2, qwen3, sequence};
 
 /// Values agree up to the order of sums.
 const ROUNDING: f32 = 1e-5;
@@ -26,6 +26,13 @@ fn any_config() -> impl Strategy<Value = Value> {
         }
         config
     })
+}
+
+/// Any family: one whose shape is drawn, or one of the golden cases with other numbers.
+fn any_model() -> impl Strategy<Value = Decoder> {
+    let drawn = (any_config(), any::<u64>()).prop_map(|(config, seed)| model(&config, seed));
+    let bundled = (prop::sample::select(FAMILIES.to_vec()), any::<u64>());
+    prop_oneof![drawn, bundled.prop_map(|(name, seed)| family(name, seed))]
 }
 
 /// One row with padding of token 5 on both sides.
@@ -48,10 +55,8 @@ proptest! {
 
     #[test]
     fn padding_changes_nothing(
-        config in any_config(), length in 1..9usize, left in 0..4usize, right in 0..4usize,
-        seed: u64,
+        model in any_model(), length in 1..9usize, left in 0..4usize, right in 0..4usize, seed: u64,
     ) {
-        let model = model(&config, seed);
         let tokens = sequence(length, seed);
         let after = logits(&model, &padded(&tokens, left, right)).narrow(1, left, length);
         assert_close(after, alone(&model, &tokens), ROUNDING, "padded");
@@ -59,10 +64,9 @@ proptest! {
 
     #[test]
     fn a_cache_changes_nothing(
-        config in any_config(), lengths in prop::collection::vec(1..4usize, 1..5), left in 0..3usize,
+        model in any_model(), lengths in prop::collection::vec(1..4usize, 1..5), left in 0..3usize,
         seed: u64,
     ) {
-        let model = model(&config, seed);
         let tokens = sequence(lengths.iter().sum(), seed);
         let all = padded(&tokens, left, 0);
         let (mut cache, mut parts, mut start) = (model.cache(), Vec::new(), 0);
@@ -84,9 +88,8 @@ proptest! {
 
     #[test]
     fn packed_sequences_do_not_see_each_other(
-        config in any_config(), lengths in prop::collection::vec(1..6usize, 1..4), seed: u64,
+        model in any_model(), lengths in prop::collection::vec(1..9usize, 1..4), seed: u64,
     ) {
-        let model = model(&config, seed);
         let sequences: Vec<Vec<usize>> =
             lengths.iter().zip(0..).map(|(&length, index)| sequence(length, index)).collect();
         let segments: Vec<i64> =

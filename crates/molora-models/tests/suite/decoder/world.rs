@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::{Seed, normal};
-use molora_models::{Decoder, DecoderInput, ForwardContext};
+use molora_models::{Decoder, DecoderInput, ForwardContext, ModelWeights};
 use molora_testkit::device;
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
@@ -50,15 +50,19 @@ pub(crate) fn tensors(config: &Value, seed: u64) -> Tensors {
         true => gpt2_shapes(config),
         false => llama_shapes(config),
     };
-    let device = Device::flex();
     let fill = |(name, shape): (String, Vec<usize>)| {
-        let count = shape.iter().product();
-        let seed = Seed::new(seed).child(&name);
-        let values: Tensor<1> = normal([count], 0.3, seed, &device);
-        let values = values.into_data().try_into_vec().expect("f32 values");
+        let values = drawn(&name, &shape, seed);
         (name, (shape, values))
     };
     shapes.into_iter().map(fill).collect()
+}
+
+/// Random numbers of a tensor.
+fn drawn(name: &str, shape: &[usize], seed: u64) -> Vec<f32> {
+    let count = shape.iter().product();
+    let seed = Seed::new(seed).child(name);
+    let values: Tensor<1> = normal([count], 0.3, seed, &Device::flex());
+    values.into_data().try_into_vec().expect("f32 values")
 }
 
 fn size(config: &Value, field: &str) -> usize {
@@ -159,6 +163,50 @@ pub(crate) fn folder(config: &Value, tensors: &Tensors) -> TempDir {
 /// A random model.
 pub(crate) fn model(config: &Value, seed: u64) -> Decoder {
     let folder = folder(config, &tensors(config, seed));
+    Decoder::from_folder(folder.path(), &device()).expect("a whole folder")
+}
+
+/// The golden cases of families, without those of which a token depends on the length of its text.
+pub(crate) const FAMILIES: [&str; 14] = [
+    "mistral_window",
+    "llama_yarn",
+    "llama_bias",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "olmo2",
+    "granite",
+    "smollm3",
+    "gpt_neox",
+    "opt",
+    "mixtral",
+    "qwen3_moe",
+];
+
+/// Configuration and tensors of a golden case.
+pub(crate) fn bundled(name: &str) -> (Value, Tensors) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    let text = std::fs::read_to_string(folder.join("config.json")).expect("a case");
+    let weights = ModelWeights::open(&folder).expect("a case");
+    let tensors = weights.names().iter().map(|name| {
+        let shape = weights.shape(name).expect("listed").to_vec();
+        let values = weights.values(name, &shape).expect("readable");
+        (name.clone(), (shape, values))
+    });
+    let config = serde_json::from_str(&text).expect("a configuration");
+    (config, tensors.collect())
+}
+
+/// The model of a golden case with other numbers.
+pub(crate) fn family(name: &str, seed: u64) -> Decoder {
+    let (config, mut tensors) = bundled(name);
+    for (name, (shape, values)) in &mut tensors {
+        *values = drawn(name, shape, seed);
+    }
+    let folder = folder(&config, &tensors);
     Decoder::from_folder(folder.path(), &device()).expect("a whole folder")
 }
 

@@ -150,7 +150,9 @@ fn a_mixed_batch_holds_several_tasks() {
 
 #[test]
 fn a_batch_of_one_task_holds_no_other() {
-    let steps = run_steps(&small("samora"), 0);
+    let mut recipe = small("samora");
+    recipe.data.sampling.mixed = false;
+    let steps = run_steps(&recipe, 0);
     assert!(steps.iter().all(|step| step.tasks.len() == 1));
     assert!(steps.iter().any(|step| step.tasks.contains_key("pets")));
 }
