@@ -314,7 +314,7 @@ fn the_schema_knows_the_keys() {
     let schema = schema();
     for key in ["name", "settings", "tasks", "rows", "template"] {
         assert!(
-            schema.pointer(format!("/properties/{key}")).is_some(),
+            schema.pointer(&format!("/properties/{key}")).is_some(),
             "{key}"
         );
     }
