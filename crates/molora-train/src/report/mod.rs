@@ -39,7 +39,7 @@ pub(crate) use comparable::BASE_FILES;
 pub(crate) use comparison::{ComparedRun, PlainTable, render_comparison};
 pub use details::{
     BaseReport, BaseWay, ExampleAnswer, ExampleKind, ExampleReport, ExpertReport, ExpertSimilarity,
-    SentenceRouting, TokenWeights,
+    SentenceRouting, TestScore, TokenWeights,
 };
 pub use dry_run::{DryRun, SiteSize, StageCost, TaskSize, dry_run_table};
 pub use error::ReportError;
@@ -52,8 +52,8 @@ pub use reader::read_json;
 pub(crate) use reader::read_json_if_there;
 pub use schema::{
     EvalReport, KeptState, ParameterCounts, PredictionReport, Predictions, Record, RoutingReport,
-    RunSummary, SCHEMA_VERSION, SiteRouting, SplitSizes, StepRecord, TaskScore, TestScore,
-    ValidationRecord, ValidationScore, ValidationScores,
+    RunSummary, SCHEMA_VERSION, SiteRouting, SplitSizes, StepRecord, TaskScore, ValidationRecord,
+    ValidationScore, ValidationScores,
 };
 pub use states::StateMetric;
 pub(crate) use states::kept_states;

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::acts::GuardRecord;
+use super::details::TestScore;
 use super::states::StateMetric;
 
 /// Version of every record in this module; it grows when a field changes its meaning.
@@ -153,18 +154,6 @@ pub struct TaskScore {
     /// Scores of several test splits, by name; empty where there is one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tests: BTreeMap<String, TestScore>,
-}
-
-/// Score of one of several test splits of a task.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TestScore {
-    /// Value of the task's metric.
-    pub value: f64,
-    /// Share of records whose answer was right; `None` where an answer is not simply right or wrong.
-    pub accuracy: Option<f64>,
-    /// Number of records.
-    pub n: usize,
 }
 
 /// Scores of all tasks on one split: `eval.json`.

@@ -3,8 +3,9 @@
 use comfy_table::presets::ASCII_BORDERS_ONLY_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Row, Table, TableStyle};
 
+use super::details::TestScore;
 use super::format::{duration, mebibytes, percent, share, thousands};
-use super::schema::{EvalReport, ParameterCounts, RunSummary, TaskScore, TestScore};
+use super::schema::{EvalReport, ParameterCounts, RunSummary, TaskScore};
 
 /// Scores task by task, with a last row of means; beside those of the base model where there are such.
 ///
