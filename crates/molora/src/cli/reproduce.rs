@@ -116,7 +116,11 @@ impl ReproduceArgs {
         let set_up = |recipe: Recipe| -> anyhow::Result<Recipe> {
             let recipe = suite.set_up(&recipe, base.kind, &prepared)?;
             let mut recipe = overrides::apply(&recipe, &self.set)?;
-            if self.set.iter().any(|set| set.trim_start().starts_with(BATCH_SIZE)) {
+            if self
+                .set
+                .iter()
+                .any(|set| set.trim_start().starts_with(BATCH_SIZE))
+            {
                 suite.set_steps(&mut recipe, &prepared);
             }
             set_steps(&mut recipe, self.steps)?;
