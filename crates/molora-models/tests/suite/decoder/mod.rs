@@ -3,6 +3,7 @@
 mod adapters;
 mod base_dtype;
 mod config;
+mod families;
 mod files;
 mod generate;
 mod properties;
