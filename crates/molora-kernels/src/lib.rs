@@ -16,6 +16,7 @@
 //! | [`silu_gate`] | `gate / (1 + exp(-gate)) * up` | `gate`, `up` |
 //! | [`layer_norm`] | `(x - mean) / sqrt(var + eps) * gamma + beta` | `x` |
 //! | [`rms_norm`] | `x / sqrt(mean(x^2) + eps) * weight` | `x` |
+//! | [`rotary`] | pairs of a head turned by the angles of its token | the angles |
 //! | [`attention`] | `softmax(q * k^T / sqrt(width)) * v` per head | `q`, `k`, `v` |
 //! | [`attention_with`] | the same, causal, grouped, packed, with a bias | `q`, `k`, `v`, the bias |
 //! | [`linear`] | `x * W + b` | nothing but `W` if it is frozen, else `x` |
@@ -64,6 +65,7 @@ mod linear;
 mod low_rank_mix;
 pub mod random;
 mod rms_norm;
+mod rotary;
 mod silu_gate;
 #[cfg(test)]
 mod testing;
@@ -79,6 +81,7 @@ pub use layer_norm::layer_norm;
 pub use linear::{BlockMatrix, linear, linear_blocks, linear_transposed};
 pub use low_rank_mix::{LowRankMix, crossover, low_rank_mix};
 pub use rms_norm::rms_norm;
+pub use rotary::rotary;
 pub use silu_gate::silu_gate;
 pub use top_k::top_k_mask;
 
@@ -93,13 +96,14 @@ pub mod portable {
     pub use crate::linear::portable::{linear, linear_transposed};
     pub use crate::low_rank_mix::portable::low_rank_mix;
     pub use crate::rms_norm::portable::rms_norm;
+    pub use crate::rotary::portable::rotary;
     pub use crate::silu_gate::portable::silu_gate;
     pub use crate::top_k::portable::top_k_mask;
 }
 
 /// Every operation, for the tests that all of them go through.
 #[cfg(test)]
-const OPERATIONS: [&[testing::Case]; 10] = [
+const OPERATIONS: [&[testing::Case]; 11] = [
     attention::tests::CASES,
     cross_entropy::tests::CASES,
     dropout::tests::CASES,
@@ -108,6 +112,7 @@ const OPERATIONS: [&[testing::Case]; 10] = [
     linear::tests::CASES,
     low_rank_mix::tests::CASES,
     rms_norm::tests::CASES,
+    rotary::tests::CASES,
     silu_gate::tests::CASES,
     top_k::tests::CASES,
 ];

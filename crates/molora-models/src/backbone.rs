@@ -4,14 +4,15 @@ use std::path::Path;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
+use molora_kernels::BlockMatrix;
 use molora_kernels::random::Seed;
 
 use crate::checkpoint::ConfigFile;
 use crate::decoder::any_of;
 use crate::modules::{BaseModel, ModuleMut};
 use crate::{
-    Adaptable, AdapterSpec, BaseDtype, Bert, Decoder, DecoderConfig, LayerRouter, MoLoraLinear,
-    ModelError, ModelPart, T5,
+    Adaptable, AdapterSpec, BaseDtype, BaseWeight, Bert, Decoder, DecoderConfig, LayerRouter,
+    MoLoraLinear, ModelError, ModelPart, T5, TokenTable,
 };
 
 /// A base model of any family, with its adapters.
@@ -122,6 +123,25 @@ impl Backbone {
     /// Whether its embeddings train, beside the adapters.
     pub(crate) fn trains_embeddings(&self) -> bool {
         each!(self, model => model.saved.trains_embeddings())
+    }
+
+    /// Its matrices of 8 or 4 bits a number, tables among them.
+    pub fn block_matrices(&self) -> Vec<&BlockMatrix> {
+        let tables = match self {
+            Self::Encoder(_) => Vec::new(),
+            Self::Decoder(model) => model.token_tables(),
+            Self::EncoderDecoder(model) => model.token_tables(),
+        };
+        let tables = tables.into_iter().filter_map(|table| match table {
+            TokenTable::Blocks(blocks) => Some(blocks),
+            TokenTable::Numbers(_) => None,
+        });
+        let linears = self.linears().into_iter();
+        let linears = linears.filter_map(|(_, linear)| match &linear.weight {
+            BaseWeight::Blocks(blocks) => Some(blocks),
+            _ => None,
+        });
+        linears.chain(tables).collect()
     }
 
     /// Longest sequence in tokens, if there is a limit.

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use molora_kernels::BlockMatrix;
 use serde::{Deserialize, Serialize};
 
-use crate::ModelError;
+use crate::{ModelError, TokenTable};
 use crate::layers::frozen;
 use crate::reader::Layout;
 
@@ -22,9 +22,10 @@ pub enum BaseDtype {
     F32,
     /// 2 bytes a number, with 8 bits of precision.
     Bf16,
-    /// 8.5 bits a number of a linear layer, see [`BlockMatrix`]; tables are bf16.
+    /// 8.5 bits a number of a linear layer and of a vocabulary's table, see [`BlockMatrix`]; other tables are bf16.
     Q8,
-    /// 4.5 bits a number of a linear layer, see [`BlockMatrix`]; tables are bf16.
+    /// 4.5 bits a number of a linear layer, see [`BlockMatrix`], and 8.5 of a vocabulary's table; other tables are
+    /// bf16.
     Q4,
 }
 
@@ -69,6 +70,15 @@ impl BaseDtype {
                 let data = data.convert_dtype(DType::BF16);
                 Tensor::from_data(data, (device, DType::BF16))
             }
+        }
+    }
+
+    /// The table of a vocabulary of f32 numbers `[V, D]`.
+    pub(crate) fn token_table(self, data: TensorData, device: &Device) -> TokenTable {
+        match self {
+            Self::F32 | Self::Bf16 => TokenTable::Numbers(frozen(self.table(data, device))),
+            // Its errors reach every score, and 4 bits are too few for them.
+            Self::Q8 | Self::Q4 => TokenTable::Blocks(BlockMatrix::new(data, 8, device)),
         }
     }
 

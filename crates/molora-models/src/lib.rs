@@ -49,6 +49,7 @@ mod saved;
 mod scope;
 mod site;
 mod spec;
+mod table;
 mod task_model;
 pub mod transformers;
 
@@ -73,7 +74,7 @@ pub use first_pass::{FirstPass, FirstPassConfig, FirstPassStates, Hidden};
 pub use ids::with_stable_ids;
 pub use layers::{Activation, LayerNorm, RmsNorm};
 pub use linear::{ForwardContext, MoLoraLinear, RouteTrace};
-pub use modules::{BaseModel, Layout, ModuleMut, PartMut};
+pub use modules::{BaseModel, Layout, ModuleMut, PartMut, TableMut};
 pub use molora_parts::ParameterKind;
 pub use noise::EmbeddingNoise;
 pub use observe::Observation;
@@ -83,6 +84,7 @@ pub use saved::{SavedModule, SavedTables};
 pub use scope::LayerRouter;
 pub use site::{SitePattern, select_sites};
 pub use spec::{AdapterSpec, Composition, ExpertCount, Growth, RouterScope};
+pub use table::TokenTable;
 pub use task_model::{TaskHead, TaskModel, TextInput, TextOutput};
 
 /// Compiles the example of the README.

@@ -1,11 +1,12 @@
 //! The parts of a model by the names and layouts of its files.
 
 use burn::module::Param;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::layers::Norm;
 pub use crate::reader::Layout;
-use crate::{Adaptable, MoLoraLinear};
+use crate::base_dtype::wide;
+use crate::{Adaptable, BaseDtype, MoLoraLinear, TokenTable};
 
 /// A module of a model's files, to be changed.
 #[derive(Debug)]
@@ -22,11 +23,75 @@ pub enum PartMut<'a> {
     /// Linear layers that the files hold as one, side by side along the outputs.
     Linear(Vec<&'a mut MoLoraLinear>, Layout),
     /// A table of embeddings, `[rows, D]`.
-    Table(&'a mut Param<Tensor<2>>),
+    Table(TableMut<'a>),
     /// The output head, `[V, D]`.
-    Head(&'a mut Param<Tensor<2>>),
+    Head(TableMut<'a>),
     /// A normalisation's scale and shift, `[D]`.
     Norm(&'a mut Param<Tensor<1>>, Option<&'a mut Param<Tensor<1>>>),
+}
+
+/// A table of rows.
+#[derive(Debug)]
+pub enum TableMut<'a> {
+    /// Numbers.
+    Numbers(&'a mut Param<Tensor<2>>),
+    /// The table of a vocabulary, which may have fewer bits.
+    Tokens(&'a mut TokenTable),
+}
+
+impl TableMut<'_> {
+    /// Rows and columns.
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Numbers(table) => table.dims(),
+            Self::Tokens(table) => table.dims(),
+        }
+    }
+
+    /// The type that it is kept in.
+    pub fn dtype(&self) -> BaseDtype {
+        match self {
+            Self::Tokens(TokenTable::Blocks(_)) => BaseDtype::Q8,
+            _ if self.kept().dtype() == DType::BF16 => BaseDtype::Bf16,
+            _ => BaseDtype::F32,
+        }
+    }
+
+    /// Its numbers in f32.
+    pub fn wide(&self) -> Tensor<2> {
+        match self {
+            Self::Numbers(table) => wide(table.val()),
+            Self::Tokens(table) => table.wide(),
+        }
+    }
+
+    /// Its numbers as they are kept, those of fewer than 16 bits in f32.
+    pub(crate) fn kept(&self) -> Tensor<2> {
+        match self {
+            Self::Numbers(table) => table.val(),
+            Self::Tokens(table) => table.kept(),
+        }
+    }
+
+    /// Puts another table in its place.
+    pub fn set(&mut self, table: Param<Tensor<2>>) {
+        match self {
+            Self::Numbers(old) => **old = table,
+            Self::Tokens(old) => **old = table.into(),
+        }
+    }
+}
+
+impl<'a> From<&'a mut Param<Tensor<2>>> for TableMut<'a> {
+    fn from(table: &'a mut Param<Tensor<2>>) -> Self {
+        Self::Numbers(table)
+    }
+}
+
+impl<'a> From<&'a mut TokenTable> for TableMut<'a> {
+    fn from(table: &'a mut TokenTable) -> Self {
+        Self::Tokens(table)
+    }
 }
 
 /// A model whose parts can be found by the names of its files.

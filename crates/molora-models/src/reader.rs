@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::base_dtype::{BaseDtype, transposed};
 use crate::checkpoint::ModelWeights;
 use crate::layers::{Norm, frozen};
-use crate::{LayerNorm, MoLoraLinear, ModelError, RmsNorm};
+use crate::{LayerNorm, MoLoraLinear, ModelError, RmsNorm, TokenTable};
 
 /// How the matrix of a linear layer is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,17 +46,15 @@ impl Reader<'_> {
         Tensor::from_data(TensorData::new(values, shape), self.device)
     }
 
-    /// A large table of rows, as it is stored: embeddings or a head.
-    pub(crate) fn large_table(
+    /// The table of a vocabulary: embeddings of tokens, or a head that scores them.
+    pub(crate) fn token_table(
         &mut self,
         path: &str,
         shape: [usize; 2],
-    ) -> Result<Param<Tensor<2>>, ModelError> {
+    ) -> Result<TokenTable, ModelError> {
         let values = self.values(path, "weight", &shape)?;
-        Ok(frozen(
-            self.dtype
-                .table(TensorData::new(values, shape), self.device),
-        ))
+        let data = TensorData::new(values, shape);
+        Ok(self.dtype.token_table(data, self.device))
     }
 
     /// A table of rows in f32, as it is stored.

@@ -3,14 +3,13 @@
 use std::fmt;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use molora_parts::{Axis, ParameterKind, PartTensor};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{SeqAccess, Visitor, value::SeqAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::base_dtype::wide;
-use crate::{AdapterSpec, ModelError};
+use crate::{AdapterSpec, ModelError, TokenTable};
 
 /// A table of a model that is trained whole.
 #[derive(
@@ -42,24 +41,23 @@ pub struct SavedTables {
 }
 
 impl SavedTables {
-    /// Copies of the tables that a specification names; `head` is that of the model, if it has one.
+    /// Copies of the tables that a specification names, whose numbers are in f32; `head` is that of the model, if it has
+    /// one.
     ///
     /// # Errors
     /// [`ModelError::Inconsistent`] for a head that the model has not.
     pub(crate) fn of(
         spec: &AdapterSpec,
-        embeddings: &Param<Tensor<2>>,
-        head: Option<&Param<Tensor<2>>>,
+        embeddings: impl Fn() -> Tensor<2>,
+        head: Option<&dyn Fn() -> Tensor<2>>,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let copy = |table: &Param<Tensor<2>>| {
-            Param::from_data(wide(table.val().detach()).into_data(), device)
-        };
+        let copy = |table: Tensor<2>| Param::from_data(table.detach().into_data(), device);
         let mut saved = Self::default();
         for module in &spec.modules_to_save {
             match (module, head) {
-                (SavedModule::Embeddings, _) => saved.embeddings = Some(copy(embeddings)),
-                (SavedModule::Head, Some(head)) => saved.head = Some(copy(head)),
+                (SavedModule::Embeddings, _) => saved.embeddings = Some(copy(embeddings())),
+                (SavedModule::Head, Some(head)) => saved.head = Some(copy(head())),
                 (SavedModule::Head, None) => {
                     let text = "adapter.modules_to_save has head, expected embeddings alone: an encoder \
                                 scores no vocabulary, and the heads of its tasks train anyway";
@@ -75,9 +73,20 @@ impl SavedTables {
         self.embeddings.as_ref().unwrap_or(frozen)
     }
 
-    /// The head that is read: the trained one, or else that of the frozen model.
-    pub(crate) fn head<'a>(&'a self, frozen: &'a Param<Tensor<2>>) -> &'a Param<Tensor<2>> {
-        self.head.as_ref().unwrap_or(frozen)
+    /// Rows for tokens `[N]`, `[N, D]`, of the trained embeddings, or else of those of the frozen model.
+    pub(crate) fn rows(&self, frozen: &TokenTable, ids: Tensor<1, Int>) -> Tensor<2> {
+        match &self.embeddings {
+            Some(trained) => trained.val().select(0, ids),
+            None => frozen.rows(ids),
+        }
+    }
+
+    /// Scores of hidden states `[B, T, D]` by the trained head, or else by that of the frozen model: `[B, T, V]`.
+    pub(crate) fn scores(&self, frozen: &TokenTable, hidden: Tensor<3>) -> Tensor<3> {
+        match &self.head {
+            Some(trained) => molora_kernels::linear_transposed(hidden, trained.val(), None),
+            None => frozen.scores(hidden),
+        }
     }
 
     /// Those that there are, by the paths that both have in files.

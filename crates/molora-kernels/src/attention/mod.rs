@@ -114,6 +114,7 @@ pub fn attention_with(
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use burn::tensor::TensorData;
     use molora_testkit::{assert_close, device};
     use proptest::prelude::*;
 
@@ -144,6 +145,24 @@ pub(crate) mod tests {
             tiny: None,
         },
     ];
+
+    #[test]
+    fn keys_with_room_behind_them_are_read_where_they_lie() {
+        for batch in [1, 3] {
+            let draw = |tokens: usize, width: usize, seed| {
+                let numbers = crate::testing::values(batch * tokens * width, seed);
+                let data = TensorData::new(numbers, [batch, tokens, width]);
+                Tensor::<3>::from_data(data, &device())
+            };
+            let (query, key, value) = (draw(2, 12, 1), draw(9, 6, 2), draw(9, 6, 3));
+            let [key, value] = [key, value].map(|part| part.narrow(1, 1, 5));
+            let apart = |part: &Tensor<3>| Tensor::from_data(part.to_data(), &device());
+            let options = AttentionOptions::new(4).with_num_kv_heads(2).with_causal(3);
+            let expected = attention_with(query.clone(), apart(&key), apart(&value), &options);
+            let found = attention_with(query, key, value, &options);
+            found.into_data().assert_eq(&expected.into_data(), true);
+        }
+    }
 
     type Attend = fn(Tensor<3>, Tensor<3>, Tensor<3>, Option<Tensor<2, Bool>>, usize) -> Tensor<3>;
 

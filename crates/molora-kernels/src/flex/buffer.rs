@@ -34,6 +34,32 @@ pub(crate) fn elements(tensor: &FlexTensor) -> &[f32] {
         .expect("the operation made its inputs contiguous f32")
 }
 
+/// The same values with adjacent numbers in each `[rows, width]` of a `[items, rows, width]` tensor, which may lie
+/// apart from each other. Copies only if they do not.
+pub(crate) fn contiguous_items(tensor: FlexTensor) -> FlexTensor {
+    let (shape, strides) = (tensor.layout().shape(), tensor.layout().strides());
+    let width = shape[2] as isize;
+    let is_packed = strides[2] == 1 && (strides[1] == width || shape[1] == 1);
+    match is_packed && strides[0] >= 0 {
+        true => tensor,
+        false => contiguous(tensor),
+    }
+}
+
+/// The numbers from the first item to the last, and how far the items are apart, of what [`contiguous_items`] returns.
+///
+/// # Panics
+/// If `tensor` is not f32.
+pub(crate) fn distant_items(tensor: &FlexTensor) -> (&[f32], usize) {
+    let (layout, shape) = (tensor.layout(), tensor.layout().shape());
+    let (start, distance) = (layout.start_offset(), layout.strides()[0].unsigned_abs());
+    let length = match shape.num_elements() {
+        0 => 0,
+        _ => (shape[0] - 1) * distance + shape[1] * shape[2],
+    };
+    (&tensor.storage()[start..start + length], distance)
+}
+
 /// A tensor that owns `values`.
 pub(crate) fn from_values(values: Vec<f32>, shape: Shape) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape))

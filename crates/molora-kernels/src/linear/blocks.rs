@@ -80,6 +80,20 @@ impl BlockMatrix {
         self.codes.device()
     }
 
+    /// Some rows, by their numbers `[N]`: `[N, in]`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn select(&self, rows: Tensor<1, Int>) -> Self {
+        let codes = self.codes.val().select(0, rows.clone());
+        let scales = self.scales.val().select(0, rows);
+        Self {
+            codes: Param::initialized(ParamId::new(), codes),
+            scales: Param::from_tensor(scales).set_require_grad(false),
+            ..*self
+        }
+    }
+
     /// The numbers in f32, `[out, in]`.
     pub fn wide(&self) -> Tensor<2> {
         let [rows, cols] = self.dims();
@@ -207,6 +221,21 @@ mod tests {
         assert_eq!(wide[..6], [7.0, 3.5, -0.875, 0.0, -6.125, 0.0]);
         assert_eq!(wide[32], 2.0);
         assert_eq!(matrix.dims(), [1, 33]);
+    }
+
+    #[test]
+    fn some_rows_are_those_of_the_whole() {
+        for bits in [8, 4] {
+            let (_, matrix) = matrix(bits, [9, 70], 5);
+            let rows = Tensor::<1, Int>::from_ints([7, 0, 7], &autodiff_device());
+            let expected = matrix.wide().select(0, rows.clone());
+            let found = matrix.select(rows);
+            assert_eq!(found.dims(), [3, 70]);
+            found
+                .wide()
+                .into_data()
+                .assert_eq(&expected.into_data(), true);
+        }
     }
 
     #[test]

@@ -26,9 +26,24 @@ pub struct KvCache {
     tokens: Option<(Tensor<2, Int>, Vec<usize>)>,
 }
 
-/// Keys and values of one layer, `[B, S, G * W]`; keys have been turned by their positions.
+/// Keys and values of one layer; keys have been turned by their positions.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct LayerCache(Option<(Tensor<3>, Tensor<3>)>);
+pub(crate) struct LayerCache(Option<Stored>);
+
+/// Keys and values with room for more tokens, so that those of a new token are written beside the others, which stay
+/// where they are.
+#[derive(Debug, Clone)]
+struct Stored {
+    /// `[B, room, G * W]`; zeros behind the tokens.
+    keys: Tensor<3>,
+    /// As the keys.
+    values: Tensor<3>,
+    /// Number S of tokens.
+    tokens: usize,
+}
+
+/// The room for tokens grows by so many, and is at most so much larger than what it holds.
+pub(crate) const ROOM: usize = 64;
 
 impl KvCache {
     /// An empty cache for a model of so many layers.
@@ -209,7 +224,7 @@ fn joined(
 impl LayerCache {
     /// Puts rows of another cache behind the own ones, all with padding in front up to `width` tokens.
     fn append(&mut self, other: Self, width: usize) {
-        let (Some((keys, values)), Some((new_keys, new_values))) = (self.0.take(), other.0) else {
+        let (Some(own), Some(new)) = (self.0.take(), other.0) else {
             return;
         };
         let padded = |part: Tensor<3>| {
@@ -223,7 +238,12 @@ impl LayerCache {
             }
         };
         let both = |own, new| Tensor::cat(vec![padded(own), padded(new)], 0);
-        self.0 = Some((both(keys, new_keys), both(values, new_values)));
+        let ([keys, values], [new_keys, new_values]) = (own.filled(), new.filled());
+        self.0 = Some(Stored {
+            keys: both(keys, new_keys),
+            values: both(values, new_values),
+            tokens: width,
+        });
     }
 
     /// Keeps some rows, and some of their tokens or all.
@@ -235,22 +255,58 @@ impl LayerCache {
                 None => part,
             }
         };
-        self.0 = self
-            .0
-            .take()
-            .map(|(keys, values)| (kept(keys), kept(values)));
+        self.0 = self.0.take().map(|stored| {
+            let [keys, values] = stored.filled().map(kept);
+            Stored {
+                tokens: keys.dims()[1],
+                keys,
+                values,
+            }
+        });
     }
 
-    /// Adds new keys and values `[B, T, G * W]` and returns all.
+    /// Adds new keys and values `[B, T, G * W]` and returns all, `[B, S + T, G * W]`.
     pub(crate) fn extend(&mut self, key: Tensor<3>, value: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let all = match self.0.take() {
-            Some((keys, values)) => (
-                Tensor::cat(vec![keys, key], 1),
-                Tensor::cat(vec![values, value], 1),
-            ),
-            None => (key, value),
+        let stored = match self.0.take() {
+            Some(stored) => stored.extended(key, value),
+            None => Stored {
+                tokens: key.dims()[1],
+                keys: key,
+                values: value,
+            },
         };
-        self.0 = Some(all.clone());
-        all
+        let [keys, values] = stored.filled();
+        self.0 = Some(stored);
+        (keys, values)
+    }
+}
+
+impl Stored {
+    /// Keys and values without the room behind them.
+    fn filled(&self) -> [Tensor<3>; 2] {
+        [&self.keys, &self.values].map(|part| part.clone().narrow(1, 0, self.tokens))
+    }
+
+    /// With those of new tokens.
+    fn extended(self, key: Tensor<3>, value: Tensor<3>) -> Self {
+        let tokens = self.tokens + key.dims()[1];
+        let added = |stored: Tensor<3>, new: Tensor<3>| {
+            let [batch, room, features] = stored.dims();
+            let stored = match tokens > room {
+                true => {
+                    let shape = [batch, tokens.next_multiple_of(ROOM), features];
+                    let old = stored.narrow(1, 0, self.tokens);
+                    let wider = Tensor::zeros(shape, &new.device());
+                    wider.slice_assign([0..batch, 0..self.tokens, 0..features], old)
+                }
+                false => stored,
+            };
+            stored.slice_assign([0..batch, self.tokens..tokens, 0..features], new)
+        };
+        Self {
+            keys: added(self.keys, key),
+            values: added(self.values, value),
+            tokens,
+        }
     }
 }

@@ -82,7 +82,7 @@ impl Builder<'_> {
         let path = |part: &str| format!("{}{part}", names.prefix);
         let tokens = self
             .reader
-            .large_table(&path(names.tokens), [vocab_size, width])?;
+            .token_table(&path(names.tokens), [vocab_size, width])?;
         let positions = match config.learned_positions {
             None => None,
             Some(first) => {
@@ -92,7 +92,7 @@ impl Builder<'_> {
         };
         let head = match config.has_tied_head && !self.has_other_head()? {
             true => None,
-            false => Some(self.reader.large_table(names.head, [vocab_size, width])?),
+            false => Some(self.reader.token_table(names.head, [vocab_size, width])?),
         };
         let layers = (0..config.num_layers).map(|index| self.layer(index));
         Ok(Decoder {

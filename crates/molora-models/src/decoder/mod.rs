@@ -31,7 +31,7 @@ pub(crate) use feed_forward::FeedForward;
 pub use generate::{Finish, GenerateError, GenerateOptions, Generated, Watcher, last_real};
 pub(crate) use generate::{check_prompts, one_token_rows, with_mask, write_on};
 pub use model::{Decoder, DecoderInput, DecoderOutput};
-pub(crate) use model::{embedded, scores};
+pub(crate) use model::embedded;
 pub(crate) use pass::Pass;
 pub use rope::{Rope, RopeScaling};
 pub use sample::{Penalties, Sampling, choose, likeliest, log_sum_exp};

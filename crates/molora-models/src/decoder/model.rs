@@ -11,11 +11,11 @@ use super::names::Names;
 use super::pass::Pass;
 use super::rope::{self, Rope};
 use super::scaling::Scaling;
-use crate::base_dtype::wide;
 use crate::layers::Norm;
 use crate::scope::vote;
 use crate::{
     EmbeddingNoise, ForwardContext, LayerRouter, ModelPart, Observation, RouteTrace, SavedTables,
+    TokenTable,
 };
 
 /// A padded batch of token sequences.
@@ -78,7 +78,7 @@ pub struct DecoderOutput {
 #[derive(Module, Debug)]
 pub struct Decoder {
     /// `[V, D]`.
-    pub(super) tokens: Param<Tensor<2>>,
+    pub(super) tokens: TokenTable,
     /// `[positions, D]`, where positions are learned.
     pub(super) positions: Option<Param<Tensor<2>>>,
     /// Rows of that table in front of the first position.
@@ -86,7 +86,7 @@ pub struct Decoder {
     pub(super) layers: Vec<Layer>,
     pub(super) final_norm: Option<Norm>,
     /// `[V, D]`; the table of tokens where absent.
-    pub(super) head: Option<Param<Tensor<2>>>,
+    pub(super) head: Option<TokenTable>,
     pub(super) num_heads: usize,
     pub(super) num_kv_heads: usize,
     pub(super) max_tokens: usize,
@@ -226,7 +226,7 @@ impl Decoder {
     /// `[B, T, D]` to `[B, T, V]`
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         let frozen = self.head.as_ref().unwrap_or(&self.tokens);
-        self.scaling.logits(scores(hidden, self.saved.head(frozen)))
+        self.scaling.logits(self.saved.scores(frozen, hidden))
     }
 
     /// What the layers share; `mask` `[B, S]` is that of all tokens, of which the input is the end.
@@ -272,7 +272,7 @@ impl Decoder {
         positions: Tensor<2, Int>,
         noise: Option<EmbeddingNoise>,
     ) -> Tensor<3> {
-        let hidden = embedded(self.saved.embeddings(&self.tokens), input, noise);
+        let hidden = embedded(&self.saved, &self.tokens, input, noise);
         let hidden = self.scaling.embeddings(hidden);
         match &self.positions {
             Some(table) => hidden + rows(table, &self.row_of(positions)),
@@ -417,6 +417,11 @@ impl Decoder {
         logits
     }
 
+    /// The tables of the vocabulary: embeddings, and the head where it is another one.
+    pub fn token_tables(&self) -> Vec<&TokenTable> {
+        [&self.tokens].into_iter().chain(&self.head).collect()
+    }
+
     /// Width D of the hidden states.
     pub fn width(&self) -> usize {
         self.tokens.dims()[1]
@@ -433,25 +438,23 @@ impl Decoder {
     }
 }
 
-/// Products of hidden states `[B, T, D]` with every row of a table `[V, D]`: `[B, T, V]`.
-pub(crate) fn scores(hidden: Tensor<3>, table: &Param<Tensor<2>>) -> Tensor<3> {
-    molora_kernels::linear_transposed(hidden, table.val(), None)
-}
-
 /// Rows of a table, `[B, T, D]`.
 fn rows(table: &Param<Tensor<2>>, ids: &Tensor<2, Int>) -> Tensor<3> {
     let ([batch, tokens], width) = (ids.dims(), table.dims()[1]);
     let ids = ids.clone().reshape([batch * tokens]);
-    wide(table.val().select(0, ids)).reshape([batch, tokens, width])
+    table.val().select(0, ids).reshape([batch, tokens, width])
 }
 
 /// The rows of a table for the tokens of an input, with the noise of training, `[B, T, D]`.
 pub(crate) fn embedded(
-    table: &Param<Tensor<2>>,
+    saved: &SavedTables,
+    table: &TokenTable,
     input: &DecoderInput,
     noise: Option<EmbeddingNoise>,
 ) -> Tensor<3> {
-    let hidden = rows(table, &input.ids);
+    let ([batch, tokens], width) = (input.ids.dims(), table.dims()[1]);
+    let hidden = saved.rows(table, input.ids.clone().reshape([batch * tokens]));
+    let hidden = hidden.reshape([batch, tokens, width]);
     match noise {
         Some(noise) => noise.add(hidden, &input.mask, input.segments.as_ref()),
         None => hidden,

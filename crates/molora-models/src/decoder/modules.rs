@@ -6,7 +6,7 @@ use super::layer::{Layer, PartNorms};
 use super::model::Decoder;
 use super::names::Names;
 use super::sites::part_linears_mut;
-use crate::layers::{RmsNorm, frozen};
+use crate::layers::RmsNorm;
 use crate::modules::{BaseModel, ModuleMut, PartMut};
 use crate::{MoLoraLinear, SavedTables};
 
@@ -15,16 +15,17 @@ impl BaseModel for Decoder {
         let names = self.names;
         let path = |part: &str| format!("{}{part}", names.prefix);
         let module = |path, part| ModuleMut { path, part };
-        let tokens = PartMut::Table(&mut self.tokens);
+        let tokens = PartMut::Table((&mut self.tokens).into());
         let mut modules = vec![module(path(names.tokens), tokens)];
-        let positions = self.positions.as_mut().map(PartMut::Table);
+        let positions = self.positions.as_mut();
+        let positions = positions.map(|table| PartMut::Table(table.into()));
         modules.extend(positions.map(|table| module(path(names.positions), table)));
         for (index, layer) in self.layers.iter_mut().enumerate() {
             modules.extend(layer_modules(names, index, layer));
         }
         let final_norm = self.final_norm.as_mut().map(PartMut::norm);
         modules.extend(final_norm.map(|norm| module(path(names.final_norm), norm)));
-        let head = self.head.as_mut().map(PartMut::Head);
+        let head = self.head.as_mut().map(|head| PartMut::Head(head.into()));
         modules.extend(head.map(|head| module(names.head.into(), head)));
         modules
     }
@@ -42,7 +43,7 @@ impl BaseModel for Decoder {
 
     fn untie(&mut self) {
         let table = &self.tokens;
-        self.head.get_or_insert_with(|| frozen(table.val()));
+        self.head.get_or_insert_with(|| table.clone());
     }
 }
 

@@ -3,12 +3,18 @@
 use molora_routing::{Granularity, LayerRule};
 
 use super::Decoder;
+use super::cache::ROOM;
 use crate::{Adaptable, PoolWeights};
 
 /// Bytes of a number in the cache.
 const NUMBER: usize = size_of::<f32>();
 
 impl Decoder {
+    /// Tokens that a cache has room for, where each row has at most `tokens`.
+    pub fn cache_room(tokens: usize) -> usize {
+        tokens.next_multiple_of(ROOM)
+    }
+
     /// Bytes that a token takes in a cache: keys and values of all layers, twice with a first pass.
     pub fn cache_bytes_per_token(&self) -> usize {
         let passes = match self.part().and_then(crate::ModelPart::first_pass) {

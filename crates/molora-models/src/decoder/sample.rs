@@ -115,42 +115,87 @@ impl Sampling {
 
     /// Draws a token; the same seed draws the same.
     fn draw(&self, logits: &[f32], seed: Seed) -> usize {
-        let candidates = self.candidates(logits);
-        let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
-        let mut left = unit(&mut seed.generator()) * total;
-        for &(token, weight) in &candidates {
+        let mut candidates = self.candidates(logits);
+        let mut left = unit(&mut seed.generator()) * candidates.total;
+        let reached = candidates.count_until(|weight| {
             left -= weight;
-            if left < 0.0 {
-                return token;
-            }
-        }
+            left < 0.0
+        });
         // Rounding may leave a rest of the order of 1e-16.
-        candidates[candidates.len() - 1].0
+        let last = candidates.tokens.len() - 1;
+        candidates.token(reached.unwrap_or(last))
     }
 
-    /// The tokens to draw from with their weights, likeliest first.
-    fn candidates(&self, logits: &[f32]) -> Vec<(usize, f64)> {
-        let order = likeliest(logits, self.top_k.unwrap_or(usize::MAX));
-        let largest = f64::from(logits[order[0]]);
-        let weight = |token: usize| ((f64::from(logits[token]) - largest) / self.temperature).exp();
-        let mut candidates: Vec<_> = order.into_iter().map(|t| (t, weight(t))).collect();
+    /// The tokens to draw from with their weights.
+    fn candidates<'a>(&self, logits: &'a [f32]) -> Candidates<'a> {
+        let largest = f64::from(logits[greedy(logits)]);
+        let weigh = |&logit: &f32| ((f64::from(logit) - largest) / self.temperature).exp();
+        let weights: Vec<f64> = logits.iter().map(weigh).collect();
+        let mut tokens = match self.top_k {
+            Some(count) => likeliest(logits, count),
+            None => (0..logits.len()).collect(),
+        };
         if let Some(min_p) = self.min_p {
             // The likeliest token has weight 1.
-            let kept = candidates.iter().take_while(|(_, weight)| *weight >= min_p);
-            let kept = kept.count();
-            candidates.truncate(kept);
+            tokens.retain(|&token| weights[token] >= min_p);
         }
+        let total = tokens.iter().map(|&token| weights[token]).sum();
+        let mut candidates = Candidates {
+            logits,
+            weights,
+            tokens,
+            sorted: 0,
+            total,
+        };
         if let Some(top_p) = self.top_p {
-            let enough = top_p * candidates.iter().map(|(_, weight)| weight).sum::<f64>();
-            let mut sum = 0.0;
-            let reaches = |(_, weight): &(usize, f64)| {
+            let (enough, mut sum) = (top_p * total, 0.0);
+            let last = candidates.count_until(|weight| {
                 sum += weight;
                 sum >= enough
-            };
-            let last = candidates.iter().position(reaches);
-            candidates.truncate(last.map_or(usize::MAX, |last| last + 1));
+            });
+            if let Some(last) = last {
+                candidates.tokens.truncate(last + 1);
+                candidates.total = sum;
+            }
         }
         candidates
+    }
+}
+
+/// Tokens to draw from. They are sorted as far as they are looked at: most draws end among the likeliest few, and
+/// sorting a whole vocabulary takes as long as a small model's layers.
+struct Candidates<'a> {
+    logits: &'a [f32],
+    /// Of every token of the vocabulary, 1 for the likeliest.
+    weights: Vec<f64>,
+    /// The first `sorted` of them are the likeliest, in order.
+    tokens: Vec<usize>,
+    sorted: usize,
+    /// The sum of their weights.
+    total: f64,
+}
+
+impl Candidates<'_> {
+    /// As many as are sorted at first; later steps are larger.
+    const FIRST: usize = 64;
+
+    /// The token of a rank, from 0.
+    fn token(&mut self, rank: usize) -> usize {
+        while self.sorted <= rank {
+            let rest = &mut self.tokens[self.sorted..];
+            let count = rest.len().min(Self::FIRST.max(7 * self.sorted));
+            sort_likeliest(self.logits, rest, count);
+            self.sorted += count;
+        }
+        self.tokens[rank]
+    }
+
+    /// The first rank at which weights, likeliest first, are enough; none if they never are.
+    fn count_until(&mut self, mut is_enough: impl FnMut(f64) -> bool) -> Option<usize> {
+        (0..self.tokens.len()).find(|&rank| {
+            let token = self.token(rank);
+            is_enough(self.weights[token])
+        })
     }
 }
 
@@ -180,14 +225,19 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
 /// The tokens of the largest scores, the largest first; of equal ones the smaller number.
 pub fn likeliest(logits: &[f32], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    let by_score = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
     let count = count.min(order.len());
-    if count < order.len() {
-        order.select_nth_unstable_by(count, by_score);
-        order.truncate(count);
-    }
-    order.sort_unstable_by(by_score);
+    sort_likeliest(logits, &mut order, count);
+    order.truncate(count);
     order
+}
+
+/// Brings the `count` tokens of the largest scores to the front, in order.
+fn sort_likeliest(logits: &[f32], tokens: &mut [usize], count: usize) {
+    let by_score = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
+    if count < tokens.len() {
+        tokens.select_nth_unstable_by(count, by_score);
+    }
+    tokens[..count].sort_unstable_by(by_score);
 }
 
 /// The token of the largest score, the first of several.
@@ -209,8 +259,10 @@ mod tests {
     }
 
     fn tokens(sampling: Sampling) -> Vec<usize> {
-        let candidates = sampling.candidates(&logits());
-        candidates.into_iter().map(|(token, _)| token).collect()
+        let logits = logits();
+        let mut candidates = sampling.candidates(&logits);
+        let count = candidates.tokens.len();
+        (0..count).map(|rank| candidates.token(rank)).collect()
     }
 
     #[test]
@@ -245,6 +297,42 @@ mod tests {
         assert_eq!(min_p(1.0, None), [1]);
         // Of 1/2 and 1/4 the first is 2/3.
         assert_eq!(min_p(0.3, Some(0.6)), [1]);
+    }
+
+    #[test]
+    fn a_vocabulary_is_sorted_as_far_as_it_is_read() {
+        let mut generator = Seed::new(4).generator();
+        let logits: Vec<f32> = (0..5000)
+            .map(|_| (unit(&mut generator) * 20.0) as f32)
+            .collect();
+        for sampling in [
+            Sampling::default(),
+            Sampling {
+                top_p: Some(0.999),
+                min_p: Some(1e-4),
+                ..Sampling::default()
+            },
+            Sampling {
+                temperature: 50.0,
+                top_k: Some(3000),
+                ..Sampling::default()
+            },
+        ] {
+            let mut candidates = sampling.candidates(&logits);
+            let count = candidates.tokens.len();
+            assert!(count > 300, "{sampling:?} leaves {count}");
+            let ranked: Vec<usize> = (0..count).map(|rank| candidates.token(rank)).collect();
+            assert_eq!(ranked, likeliest(&logits, count), "{sampling:?}");
+            for index in 0..50 {
+                let seed = Seed::new(5).index(index);
+                let mut left = unit(&mut seed.generator()) * candidates.total;
+                let expected = ranked.iter().copied().find(|&token| {
+                    left -= candidates.weights[token];
+                    left < 0.0
+                });
+                assert_eq!(Some(sampling.draw(&logits, seed)), expected, "{sampling:?}");
+            }
+        }
     }
 
     #[test]

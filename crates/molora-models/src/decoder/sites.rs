@@ -91,7 +91,7 @@ impl Adaptable for Decoder {
         };
         let (names, width) = (self.names, self.width());
         let head = self.head.as_ref().unwrap_or(&self.tokens);
-        let saved = SavedTables::of(spec, &self.tokens, Some(head), device)?;
+        let saved = SavedTables::of(spec, || self.tokens.wide(), Some(&|| head.wide()), device)?;
         let mut places = self.places();
         places.retain_mut(|place| {
             let is_asked_for = !names.is_router(&place.path) || names_router(spec, &place.path);

@@ -284,7 +284,7 @@ impl Adaptable for Bert {
             device,
         };
         let width = self.width();
-        let saved = SavedTables::of(spec, &self.embeddings.word, None, device)?;
+        let saved = SavedTables::of(spec, || wide(self.embeddings.word.val()), None, device)?;
         let places = self.linears_mut().into_iter().enumerate();
         let place = |(index, (path, linear))| Place {
             path,

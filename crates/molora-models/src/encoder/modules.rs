@@ -4,7 +4,7 @@ use molora_routing::LayerRule;
 
 use super::Bert;
 use super::bert::{Embeddings, Layer, layer_path};
-use crate::modules::{BaseModel, Layout, ModuleMut, PartMut};
+use crate::modules::{BaseModel, Layout, ModuleMut, PartMut, TableMut};
 use crate::{LayerNorm, SavedTables};
 
 impl BaseModel for Bert {
@@ -33,7 +33,7 @@ fn embedding_modules(embeddings: &mut Embeddings) -> [ModuleMut<'_>; 4] {
     let path = |part: &str| format!("embeddings.{part}");
     let table = |part, table| ModuleMut {
         path: path(part),
-        part: PartMut::Table(table),
+        part: PartMut::Table(TableMut::Numbers(table)),
     };
     [
         table("word_embeddings", &mut embeddings.word),

@@ -74,11 +74,11 @@ impl Builder<'_> {
         let table = [config.vocab_size, config.width];
         let has_head = self.reader.weights.has("lm_head.weight") || !config.may_tie_head;
         Ok(T5 {
-            tokens: self.reader.large_table("shared", table)?,
+            tokens: self.reader.token_table("shared", table)?,
             encoder: self.stack("encoder", config.num_encoder_layers)?,
             decoder: self.stack("decoder", config.num_decoder_layers)?,
             head: match has_head {
-                true => Some(self.reader.large_table("lm_head", table)?),
+                true => Some(self.reader.token_table("lm_head", table)?),
                 false => None,
             },
             head_scale: config.head_scale,

@@ -2,20 +2,20 @@
 
 use std::ops::ControlFlow;
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use molora_kernels::AttentionOptions;
 
 use super::bias::RelativeBias;
 use crate::decoder::{
     Attention, FeedForward, GenerateError, GenerateOptions, Generated, KvCache, Pass, Watcher,
-    check_prompts, embedded, one_token_rows, scores, with_mask, write_on,
+    check_prompts, embedded, one_token_rows, with_mask, write_on,
 };
 use crate::layers::RmsNorm;
 use crate::observe::Observation;
 use crate::{
     DecoderInput, DecoderOutput, EmbeddingNoise, ForwardContext, LayerRouter, ModelPart,
-    RouteTrace, SavedTables,
+    RouteTrace, SavedTables, TokenTable,
 };
 
 /// A layer: each part reads its normalised input and is added to it.
@@ -44,11 +44,11 @@ pub(super) struct Stack {
 #[derive(Module, Debug)]
 pub struct T5 {
     /// `[V, D]`.
-    pub(super) tokens: Param<Tensor<2>>,
+    pub(super) tokens: TokenTable,
     pub(super) encoder: Stack,
     pub(super) decoder: Stack,
     /// `[V, D]`; the table of tokens where absent.
-    pub(super) head: Option<Param<Tensor<2>>>,
+    pub(super) head: Option<TokenTable>,
     pub(super) head_scale: f64,
     pub(super) num_heads: usize,
     pub(super) start_token: usize,
@@ -109,8 +109,8 @@ impl T5 {
         context.pool = self.part.as_ref().and_then(ModelPart::pool).cloned();
         let mut pass = Pass::new(context, attention);
         pass.observed = observed;
-        let tokens = self.saved.embeddings(&self.tokens);
-        let mut hidden = embedded(tokens, source, pass.context.embedding_noise);
+        let noise = pass.context.embedding_noise;
+        let mut hidden = embedded(&self.saved, &self.tokens, source, noise);
         for block in &self.encoder.blocks {
             hidden = block.read(hidden, &mut pass);
             hidden = block.think(hidden, self.part.as_ref(), &mut pass);
@@ -190,7 +190,7 @@ impl T5 {
             seed: noise.seed.child("target"),
             ..noise
         });
-        let mut hidden = embedded(self.saved.embeddings(&self.tokens), target, noise);
+        let mut hidden = embedded(&self.saved, &self.tokens, target, noise);
         let layers = self.decoder.blocks.iter().zip(&mut cache.layers);
         for ((block, cache), memory) in layers.zip(&encoded.memory) {
             let normed = block.attention_norm.forward(hidden.clone());
@@ -217,7 +217,8 @@ impl T5 {
     /// `[B, T, V]`.
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         let frozen = self.head.as_ref().unwrap_or(&self.tokens);
-        scores(hidden.mul_scalar(self.head_scale), self.saved.head(frozen))
+        let hidden = hidden.mul_scalar(self.head_scale);
+        self.saved.scores(frozen, hidden)
     }
 
     /// Writes a text for each of a padded batch of sources, with a cache.
@@ -261,6 +262,11 @@ impl T5 {
         };
         let rows = one_token_rows(rows);
         write_on(rows, target, options, usize::MAX, step, watch)
+    }
+
+    /// The tables of the vocabulary: embeddings, and the head where it is another one.
+    pub fn token_tables(&self) -> Vec<&TokenTable> {
+        [&self.tokens].into_iter().chain(&self.head).collect()
     }
 
     /// Width D of the hidden states.

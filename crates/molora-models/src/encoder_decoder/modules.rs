@@ -3,18 +3,18 @@
 use super::model::{Block, Stack, T5};
 use super::sites::linears_mut;
 use crate::SavedTables;
-use crate::layers::{RmsNorm, frozen};
+use crate::layers::RmsNorm;
 use crate::modules::{BaseModel, Layout, ModuleMut, PartMut};
 
 impl BaseModel for T5 {
     fn modules_mut(&mut self) -> Vec<ModuleMut<'_>> {
         let mut modules = vec![ModuleMut {
             path: "shared".into(),
-            part: PartMut::Table(&mut self.tokens),
+            part: PartMut::Table((&mut self.tokens).into()),
         }];
         modules.extend(stack_modules("encoder", &mut self.encoder));
         modules.extend(stack_modules("decoder", &mut self.decoder));
-        let head = self.head.as_mut().map(PartMut::Head);
+        let head = self.head.as_mut().map(|head| PartMut::Head(head.into()));
         modules.extend(head.map(|part| ModuleMut {
             path: "lm_head".into(),
             part,
@@ -40,14 +40,14 @@ impl BaseModel for T5 {
 
     fn untie(&mut self) {
         let table = &self.tokens;
-        self.head.get_or_insert_with(|| frozen(table.val()));
+        self.head.get_or_insert_with(|| table.clone());
     }
 }
 
 fn stack_modules<'a>(name: &str, stack: &'a mut Stack) -> Vec<ModuleMut<'a>> {
     let mut modules = vec![ModuleMut {
         path: format!("{name}.block.0.layer.0.SelfAttention.relative_attention_bias"),
-        part: PartMut::Table(&mut stack.bias.table),
+        part: PartMut::Table((&mut stack.bias.table).into()),
     }];
     for (index, block) in stack.blocks.iter_mut().enumerate() {
         modules.extend(block_modules(&format!("{name}.block.{index}"), block));

@@ -81,7 +81,7 @@ impl Adaptable for T5 {
             return Err(ModelError::Inconsistent(text.into()));
         }
         let head = self.head.as_ref().unwrap_or(&self.tokens);
-        let saved = SavedTables::of(spec, &self.tokens, Some(head), device)?;
+        let saved = SavedTables::of(spec, || self.tokens.wide(), Some(&|| head.wide()), device)?;
         let to = Attachment {
             num_layers: self.encoder.blocks.len() + self.decoder.blocks.len(),
             num_tasks,

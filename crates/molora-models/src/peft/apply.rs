@@ -7,7 +7,6 @@ use burn::tensor::Tensor;
 use molora_adapters::ExpertBank;
 
 use super::resolve::{FullValue, ModuleLora, ResolvedAdapter};
-use crate::base_dtype::wide;
 use crate::layers::frozen;
 use crate::modules::{BaseModel, PartMut};
 use crate::{Adapter, BaseWeight, MoLoraLinear, ModelError};
@@ -147,7 +146,7 @@ fn replace(part: &mut PartMut<'_>, value: FullValue) {
             });
         }
         (PartMut::Table(table) | PartMut::Head(table), FullValue::Matrix(weight)) => {
-            **table = frozen(weight);
+            table.set(frozen(weight));
         }
         (PartMut::Norm(scale, _), FullValue::Scale(value)) => **scale = frozen(value),
         (PartMut::Norm(_, Some(shift)), FullValue::Bias(value)) => **shift = frozen(value),
@@ -180,10 +179,10 @@ fn merge_part(part: PartMut<'_>, lora: &ModuleLora) {
             let lora = lora.outputs(start, count);
             part.weight = BaseWeight::of(leaf(lora.merged(part.weight.wide())));
         }),
-        PartMut::Table(table) => *table = frozen(leaf(lora.merged(wide(table.val())))),
-        PartMut::Head(table) => {
-            let weight = lora.merged(wide(table.val()).transpose());
-            *table = frozen(leaf(weight.transpose()));
+        PartMut::Table(mut table) => table.set(frozen(leaf(lora.merged(table.wide())))),
+        PartMut::Head(mut table) => {
+            let weight = lora.merged(table.wide().transpose());
+            table.set(frozen(leaf(weight.transpose())));
         }
         PartMut::Norm(..) => unreachable!("a normalisation has no low-rank delta"),
     }

@@ -9,7 +9,6 @@ use molora_adapters::merge::{Rule, TaskVector};
 use super::apply::each_output;
 use super::combine::refuse_unweighable;
 use super::resolve::ResolvedAdapter;
-use crate::base_dtype::wide;
 use crate::modules::{BaseModel, PartMut};
 use crate::{BaseWeight, ModelError};
 
@@ -80,8 +79,11 @@ pub fn add_deltas<M: BaseModel>(model: &mut M, deltas: &WeightDeltas) {
                 let own = delta.clone().narrow(1, start, count);
                 part.weight = BaseWeight::Numbers(kept(part.weight.wide() + own));
             }),
-            PartMut::Table(table) => *table = kept(wide(table.val()) + delta.clone()),
-            PartMut::Head(table) => *table = kept(wide(table.val()) + delta.clone().transpose()),
+            PartMut::Table(mut table) => table.set(kept(table.wide() + delta.clone())),
+            PartMut::Head(mut table) => {
+                let changed = table.wide() + delta.clone().transpose();
+                table.set(kept(changed));
+            }
             PartMut::Norm(..) => unreachable!("a normalisation has no low-rank delta"),
         }
     }

@@ -83,11 +83,11 @@ pub(crate) fn parameters<M: BaseModel>(model: &mut M) -> Result<Vec<Parameter>, 
         let put = |field: &str, value| Parameter::new(path, field, value);
         match module.part {
             PartMut::Table(table) => {
-                let rows = Stored::Table(Box::new(table.val()));
+                let rows = Stored::Table(Box::new(table.kept()));
                 all.push(put("weight", rows));
             }
             PartMut::Head(table) => {
-                let rows = Stored::Table(Box::new(table.val()));
+                let rows = Stored::Table(Box::new(table.kept()));
                 all.push(Parameter {
                     is_head: true,
                     ..put("weight", rows)

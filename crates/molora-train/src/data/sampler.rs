@@ -46,7 +46,7 @@ pub struct SamplerConfig {
     pub strategy: Strategy,
     /// Rows of a batch, at least 1.
     pub batch_size: usize,
-    /// `false`: each batch holds one task. `true`: a task is drawn for each row.
+    /// `true`: a task is drawn for each row. `false`: each batch holds one task.
     pub mixed: bool,
     /// Batches that are drawn together and sorted by length, at least 1; 1 means unsorted. About 16
     /// for each task leave little padding.
@@ -58,7 +58,7 @@ impl Default for SamplerConfig {
         Self {
             strategy: Strategy::default(),
             batch_size: 32,
-            mixed: false,
+            mixed: true,
             bucket_batches: 128,
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
-use molora_models::{Adaptable, BaseWeight, ParameterKind, TaskModel};
+use molora_models::{ParameterKind, TaskModel};
 
 use crate::report::ParameterCounts;
 
@@ -32,11 +32,9 @@ pub fn count(model: &TaskModel) -> ParameterCounts {
 /// which it takes for parameters.
 fn in_blocks(model: &TaskModel) -> (usize, usize) {
     let mut sums = (0, 0);
-    for (_, linear) in model.backbone.linears() {
-        if let BaseWeight::Blocks(blocks) = &linear.weight {
-            sums.0 += blocks.dims().iter().product::<usize>();
-            sums.1 += blocks.num_scales();
-        }
+    for blocks in model.backbone.block_matrices() {
+        sums.0 += blocks.dims().iter().product::<usize>();
+        sums.1 += blocks.num_scales();
     }
     sums
 }

@@ -15,7 +15,7 @@ const CITATION: &str = "Liu and Luo, AdaMoLE: Fine-Tuning Large Language Models 
 pub(super) const ABOUT: About = About {
     special: "as many experts as exceed a learned threshold",
     parameters: "E R (D + O) + E D + D",
-    step_time: None,
+    step_time: Some(1.18),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -14,7 +14,7 @@ const CITATION: &str = "Ostapenko et al., Towards Modular LLMs by Building and R
 pub(super) const ABOUT: About = About {
     special: "experts trained apart, routed by their singular directions",
     parameters: "E R (D + O)",
-    step_time: None,
+    step_time: Some(0.97),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -14,7 +14,7 @@ const CITATION: &str = "Li and Yao, AT-MoE: Adaptive Task-planning Mixture of Ex
 pub(super) const ABOUT: About = About {
     special: "an expert per task, routers over groups, a general expert",
     parameters: "(E + 1) R (D + O), routers by layer",
-    step_time: None,
+    step_time: Some(1.02),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -15,7 +15,7 @@ const CITATION: &str = "Alizadeh et al., Duo-LLM: A Framework for Studying Adapt
 pub(super) const ABOUT: About = About {
     special: "a small expert, a large one or none, within a budget",
     parameters: "R (D + O), routers by layer",
-    step_time: None,
+    step_time: Some(1.01),
 };
 
 pub(super) fn recipe() -> Recipe {

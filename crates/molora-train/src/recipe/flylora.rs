@@ -15,7 +15,7 @@ const CITATION: &str = "Zou et al., FlyLoRA: Boosting Task Decoupling and Parame
 pub(super) const ABOUT: About = About {
     special: "frozen sparse A, the largest codes choose the ranks",
     parameters: "E O",
-    step_time: None,
+    step_time: Some(1.12),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -10,7 +10,7 @@ const CITATION: &str = "Li et al., Glider: Global and Local Instruction-Driven E
 pub(super) const ABOUT: About = About {
     special: "PHATGOOSE and a global score by the tasks' instructions",
     parameters: "E R (D + O) + E D",
-    step_time: None,
+    step_time: Some(1.00),
 };
 
 pub(super) fn recipe() -> Recipe {

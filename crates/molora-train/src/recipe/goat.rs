@@ -14,7 +14,7 @@ const CITATION: &str = "Fan et al., Make LoRA Great Again: Boosting LoRA with Ad
 pub(super) const ABOUT: About = About {
     special: "experts start as segments of the weight's SVD, top-2",
     parameters: "E R (D + O) + E D",
-    step_time: None,
+    step_time: Some(1.26),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -15,7 +15,7 @@ const CITATION: &str = "Liao et al., HMoRA: Making LLMs More Effective with Hier
 pub(super) const ABOUT: About = About {
     special: "token and task routers blended by a learned share",
     parameters: "R D + E R O + E (D + W)",
-    step_time: None,
+    step_time: Some(1.33),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -13,7 +13,7 @@ const CITATION: &str = "Tian et al., HydraLoRA: An Asymmetric LoRA Architecture 
 pub(super) const ABOUT: About = About {
     special: "one A, several B, a dense token router",
     parameters: "R D + E R O + E D",
-    step_time: None,
+    step_time: Some(1.16),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -13,7 +13,7 @@ const CITATION: &str = "Zhong et al., Low-Rank Interconnected Adaptation across 
 pub(super) const ABOUT: About = About {
     special: "B's of all layers in one pool that layers share",
     parameters: "R D + E R O / L + E R",
-    step_time: None,
+    step_time: Some(1.11),
 };
 
 pub(super) fn recipe() -> Recipe {

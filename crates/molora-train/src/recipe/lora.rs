@@ -10,7 +10,7 @@ const CITATION: &str = "Hu et al., LoRA: Low-Rank Adaptation of Large Language M
 pub(super) const ABOUT: About = About {
     special: "one low-rank delta",
     parameters: "R (D + O)",
-    step_time: None,
+    step_time: Some(1.00),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -14,7 +14,7 @@ const CITATION: &str = "Dou et al., LoRAMoE: Alleviate World Knowledge Forgettin
 pub(super) const ABOUT: About = About {
     special: "dense experts of two kinds in the feed-forwards",
     parameters: "E R (D + O) + E D",
-    step_time: None,
+    step_time: Some(1.05),
 };
 
 pub(super) fn recipe() -> Recipe {

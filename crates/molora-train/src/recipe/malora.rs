@@ -15,7 +15,7 @@ const CITATION: &str = "Wang et al., MALoRA: Mixture of Asymmetric Low-Rank Adap
 pub(super) const ABOUT: About = About {
     special: "A in a shared subspace, larger B, top-2",
     parameters: "d D + E R (d + O) + E D",
-    step_time: None,
+    step_time: Some(1.08),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -8,7 +8,7 @@ const CITATION: &str = "Caccia et al., Multi-Head Adapter Routing for Cross-Task
 pub(super) const ABOUT: About = About {
     special: "Poly with several heads of skills",
     parameters: "S R (D + O) + T S H",
-    step_time: None,
+    step_time: Some(0.99),
 };
 
 pub(super) fn recipe() -> Recipe {

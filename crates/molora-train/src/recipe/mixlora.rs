@@ -14,7 +14,7 @@ const CITATION: &str = "Li et al., MixLoRA: Enhancing Large Language Models Fine
 pub(super) const ABOUT: About = About {
     special: "experts are whole feed-forwards, top-2",
     parameters: "E R (D + O), routers by layer",
-    step_time: None,
+    step_time: Some(1.52),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -14,7 +14,7 @@ const CITATION: &str = "Shen et al., Multimodal Instruction Tuning with Conditio
 pub(super) const ABOUT: About = About {
     special: "rank-1 factors chosen by text, B's with a view to A's",
     parameters: "R D + E O + (R + E + k E) D",
-    step_time: None,
+    step_time: Some(1.05),
 };
 
 pub(super) fn recipe() -> Recipe {

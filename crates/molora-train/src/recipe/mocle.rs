@@ -14,7 +14,7 @@ const CITATION: &str = "Gou et al., Mixture of Cluster-conditional LoRA Experts 
 pub(super) const ABOUT: About = About {
     special: "clusters of texts choose an expert beside a universal one",
     parameters: "(E + 1) R (D + O) + table",
-    step_time: None,
+    step_time: Some(0.99),
 };
 
 pub(super) fn recipe() -> Recipe {

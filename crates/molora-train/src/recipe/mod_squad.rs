@@ -18,7 +18,7 @@ const FLOOR: f64 = 1e-4;
 pub(super) const ABOUT: About = About {
     special: "a router per task, information between tasks and experts",
     parameters: "E R (D + O) + T E D",
-    step_time: None,
+    step_time: Some(1.05),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -14,7 +14,7 @@ const CITATION: &str = "Ning et al., MoDE: Effective Multi-task Parameter Effici
 pub(super) const ABOUT: About = About {
     special: "shared A, a router for each group of ranks",
     parameters: "R D + E R O + G E D",
-    step_time: None,
+    step_time: Some(1.18),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -14,7 +14,7 @@ const CITATION: &str = "Luo et al., MoELoRA: Contrastive Learning Guided Mixture
 pub(super) const ABOUT: About = About {
     special: "top-2, outputs told apart by a contrastive loss",
     parameters: "E R (D + O) + E D",
-    step_time: None,
+    step_time: Some(1.53),
 };
 
 pub(super) fn recipe() -> Recipe {

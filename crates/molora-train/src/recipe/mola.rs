@@ -13,7 +13,7 @@ const CITATION: &str = "Gao et al., Higher Layers Need More LoRA Experts, arXiv:
 pub(super) const ABOUT: About = About {
     special: "top-2 of 2-4-6-8 experts, more above",
     parameters: "E R (D + O) + E D",
-    step_time: None,
+    step_time: Some(1.05),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -15,7 +15,7 @@ const CITATION: &str = "Zadouri et al., Pushing Mixture of Experts to the Limit:
 pub(super) const ABOUT: About = About {
     special: "independent experts, top-2 token router",
     parameters: "E R (D + O) + E D",
-    step_time: None,
+    step_time: Some(1.05),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -14,7 +14,7 @@ const CITATION: &str = "Zhao et al., MoSLD: An Extremely Parameter-Efficient Mix
 pub(super) const ABOUT: About = About {
     special: "shared A with dropped weights, top-2, more experts above",
     parameters: "R D + E R O + E D",
-    step_time: None,
+    step_time: Some(0.93),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -15,7 +15,7 @@ const CITATION: &str = "mtLoRA: multi-task low-rank adaptation with fine-grained
 pub(super) const ABOUT: About = About {
     special: "shared A beside feed-forwards, a router per group of outputs",
     parameters: "R D + E R O + G E D",
-    step_time: None,
+    step_time: Some(1.32),
 };
 
 pub(super) fn recipe() -> Recipe {

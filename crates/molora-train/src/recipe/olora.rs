@@ -11,7 +11,7 @@ const CITATION: &str = "Buyukakyuz, OLoRA: Orthonormal Low-Rank Adaptation of La
 pub(super) const ABOUT: About = About {
     special: "LoRA that starts orthonormal",
     parameters: "R (D + O)",
-    step_time: None,
+    step_time: Some(0.97),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -17,7 +17,7 @@ const SELECTED: usize = 2;
 pub(super) const ABOUT: About = About {
     special: "outputs of the selected experts made orthogonal",
     parameters: "E R (D + O) + E D",
-    step_time: None,
+    step_time: Some(1.67),
 };
 
 pub(super) fn recipe() -> Recipe {

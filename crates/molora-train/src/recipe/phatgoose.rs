@@ -14,7 +14,7 @@ const CITATION: &str = "Muqeeth et al., Learning to Route Among Specialized Expe
 pub(super) const ABOUT: About = About {
     special: "experts trained apart, routed by a gate each",
     parameters: "E R (D + O) + E D",
-    step_time: None,
+    step_time: Some(0.88),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -15,7 +15,7 @@ const CITATION: &str = "Ponti et al., Combining Modular Skills in Multitask Lear
 pub(super) const ABOUT: About = About {
     special: "skills mixed as matrices by a table of tasks",
     parameters: "S R (D + O) + T S",
-    step_time: None,
+    step_time: Some(0.93),
 };
 
 pub(super) fn recipe() -> Recipe {

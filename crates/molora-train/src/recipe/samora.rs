@@ -15,7 +15,7 @@ const CITATION: &str = "Shi et al., SAMoRA: Semantic-Aware Mixture of LoRA Exper
 pub(super) const ABOUT: About = About {
     special: "shared A, cosine router in rank space, task gate",
     parameters: "R (D + E O + E + 1) + gate",
-    step_time: None,
+    step_time: Some(1.02),
 };
 
 pub(super) fn recipe() -> Recipe {

@@ -15,7 +15,7 @@ const CITATION: &str = "Huang et al., Harder Tasks Need More Experts: Dynamic Ro
 pub(super) const ABOUT: About = About {
     special: "as many experts as hold a share of the probability",
     parameters: "E R (D + O) + E D",
-    step_time: None,
+    step_time: Some(1.07),
 };
 
 pub(super) fn recipe() -> Recipe {

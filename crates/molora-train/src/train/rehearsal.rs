@@ -8,7 +8,8 @@ use super::trainer::{Start, State};
 use super::validate;
 use crate::TrainError;
 use crate::data::sampler::Pick;
-use crate::data::{Sampler, Split};
+use crate::data::{Sampler, Split, TokenizedTask};
+use crate::eval::{EvalScope, evaluate};
 use crate::recipe::Phase;
 use crate::report::StageCost;
 
@@ -82,14 +83,18 @@ fn measure(state: &mut State, setup: &Setup<'_>, phase: &Phase) -> Result<StageC
         seconds += state.step_on(setup, phase, picks, &[])?.0.seconds;
         tokens += size;
     }
-    let (one, read) = score(state, setup, phase)?;
     let due = (1..=phase.steps).filter(|&step| validate::is_due(setup, phase, step));
+    let due = due.count();
+    let validation_seconds = match due {
+        0 => 0.0,
+        _ => validate_once(state, setup, phase)? * due as f64,
+    };
     Ok(StageCost {
         stage: setup.stages[phase.stage].name.clone(),
         steps: phase.steps,
         step_seconds: seconds / tokens.max(1) as f64 * mean,
-        validation_seconds: one * due.count() as f64,
-        token_seconds: one / read.max(1) as f64,
+        validation_seconds,
+        token_seconds: test_token(state, setup, phase)?,
         begin_seconds: 0.0,
     })
 }
@@ -142,19 +147,36 @@ pub(super) fn batches(
     (0..phase.steps.clamp(1, DRAWN)).map(batch).collect()
 }
 
-/// Seconds of one pass over the validation split, and its tokens; nothing where there is none.
-fn score(state: &mut State, setup: &Setup<'_>, phase: &Phase) -> Result<(f64, usize), TrainError> {
-    let parts = validate::parts(setup, phase);
-    let lengths = parts
-        .iter()
-        .flat_map(|part| part.lengths(Split::Validation));
-    let tokens: usize = lengths.sum();
-    if tokens == 0 {
-        return Ok((0.0, 0));
-    }
+/// Seconds of one pass over the validation split.
+fn validate_once(state: &mut State, setup: &Setup<'_>, phase: &Phase) -> Result<f64, TrainError> {
     let (model, guide, progress) = state.scored();
     let record = validate::score(setup, phase, model, guide, progress)?;
     // Nothing is kept of it.
     progress.best.clear();
-    Ok((record.seconds, tokens))
+    Ok(record.seconds)
+}
+
+/// Seconds of one pass over a token of the test split: of a full batch of each task, since the few records that a
+/// short run is validated on take more time for each.
+fn test_token(state: &mut State, setup: &Setup<'_>, phase: &Phase) -> Result<f64, TrainError> {
+    let batch_size = setup.recipe.data.eval_batch_size;
+    let part = |(number, task): (usize, &TokenizedTask)| {
+        let limit = if phase.tasks.contains(&number) { batch_size } else { 0 };
+        task.validated_on_some(Split::Test, limit)
+    };
+    let parts: Vec<_> = setup.tasks.iter().enumerate().map(part).collect();
+    let lengths = parts.iter().flat_map(|part| part.lengths(Split::Validation));
+    let tokens: usize = lengths.sum();
+    if tokens == 0 {
+        return Ok(0.0);
+    }
+    let scope = EvalScope {
+        only: &phase.tasks,
+        generates: false,
+        ..EvalScope::own(Split::Validation, batch_size, setup.tasks.len())
+    };
+    let (model, guide, _) = state.scored();
+    let start = Instant::now();
+    evaluate(model, &parts, scope, setup.device, guide, |_| Ok(()))?;
+    Ok(start.elapsed().as_secs_f64() / tokens as f64)
 }

@@ -15,15 +15,21 @@ use rayon::prelude::*;
 pub(super) use self::backend::FlexAttention;
 pub(super) use self::rules::Rules;
 use self::scores::{Head, Scratch, slope, weigh};
-use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values};
+use crate::flex::buffer::{
+    FlexTensor, contiguous, contiguous_items, distant_items, elements, from_values,
+};
 use crate::flex::matrix::{Into, Matrix, MatrixMut, multiply};
+
+/// Products of a query's numbers with keys that one thread computes sooner than several.
+const FEW: usize = 64 * 1024;
 
 /// Query, key, value and bias as slices, and their sizes.
 #[derive(Debug, Clone, Copy)]
 struct Inputs<'a> {
     query: &'a [f32],
-    key: &'a [f32],
-    value: &'a [f32],
+    /// With the distance of two batch items, as in values.
+    key: (&'a [f32], usize),
+    value: (&'a [f32], usize),
     /// `[items, H, T, S]`.
     bias: Option<(&'a [f32], usize)>,
     rules: &'a Rules,
@@ -35,14 +41,14 @@ struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    /// Of contiguous tensors.
+    /// Of contiguous tensors; keys and values of two batch items may lie apart, as in a cache with room for more.
     fn new([query, key, value, bias]: [&'a FlexTensor; 4], rules: &'a Rules) -> Self {
         let (shape, keys) = (query.layout().shape(), key.layout().shape()[1]);
         let items = bias.layout().shape()[0];
         Self {
             query: elements(query),
-            key: elements(key),
-            value: elements(value),
+            key: distant_items(key),
+            value: distant_items(value),
             bias: rules.has_bias.then(|| (elements(bias), items)),
             rules,
             batch: shape[0],
@@ -52,11 +58,18 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// The rows of one of `heads` heads of one batch item in a `[batch, rows, heads * width]` slice.
-    fn rows(&self, data: &'a [f32], rows: usize, heads: usize, task: usize) -> Matrix<'a> {
+    /// The rows of one of `heads` heads of one batch item in a `[batch, rows, heads * width]` slice whose items are so
+    /// far apart.
+    fn rows(
+        &self,
+        (data, distance): (&'a [f32], usize),
+        rows: usize,
+        heads: usize,
+        task: usize,
+    ) -> Matrix<'a> {
         let (item, head) = (task / heads, task % heads);
         let stride = heads * self.width;
-        let start = item * rows * stride + head * self.width;
+        let start = item * distance + head * self.width;
         Matrix::new(data.get(start..).unwrap_or(&[]), rows, self.width, stride)
     }
 
@@ -71,7 +84,7 @@ impl<'a> Inputs<'a> {
             Matrix::new(&bias[start..], self.queries, self.keys, self.keys)
         });
         Head {
-            query: self.rows(self.query, self.queries, rules.heads, task),
+            query: self.queries(self.query, task),
             key: self.rows(self.key, self.keys, rules.kv_heads, kv_task),
             value: self.rows(self.value, self.keys, rules.kv_heads, kv_task),
             bias,
@@ -81,9 +94,11 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// The gradient of the output of query head number `task`.
-    fn grad(&self, grad: &'a [f32], task: usize) -> Matrix<'a> {
-        self.rows(grad, self.queries, self.rules.heads, task)
+    /// The rows of query head number `task` in what has the shape of the queries.
+    fn queries(&self, data: &'a [f32], task: usize) -> Matrix<'a> {
+        let heads = self.rules.heads;
+        let distance = self.queries * heads * self.width;
+        self.rows((data, distance), self.queries, heads, task)
     }
 
     /// All heads of all batch items to write to.
@@ -98,16 +113,25 @@ impl<'a> Inputs<'a> {
 /// `softmax(scale * query * key^T + bias) * value` for each head, see [`crate::attention_with`].
 fn forward(inputs: [FlexTensor; 4], rules: &Rules) -> FlexTensor {
     let shape = inputs[0].layout().shape().clone();
-    let inputs = inputs.map(contiguous);
+    let [query, key, value, bias] = inputs;
+    let [key, value] = [key, value].map(contiguous_items);
+    let inputs = [contiguous(query), key, value, contiguous(bias)];
     let inputs = Inputs::new(inputs.each_ref(), rules);
     let mut out = vec![0.0; inputs.query.len()];
-    inputs
-        .targets(&mut out, inputs.queries, rules.heads)
-        .into_par_iter()
-        .enumerate()
-        .for_each_init(Scratch::default, |scratch, (task, mut target)| {
-            forward_head(&inputs.head(task), &mut target, scratch);
-        });
+    let targets = inputs.targets(&mut out, inputs.queries, rules.heads);
+    let run = |scratch: &mut Scratch, (task, mut target): (usize, MatrixMut<'_>)| {
+        forward_head(&inputs.head(task), &mut target, scratch);
+    };
+    let scratch = Scratch::default;
+    // A token that is written looks at few others: not worth waking a thread.
+    if inputs.query.len() * inputs.keys < FEW {
+        let mut scratch = scratch();
+        let targets = targets.into_iter().enumerate();
+        targets.for_each(|target| run(&mut scratch, target));
+    } else {
+        let targets = targets.into_par_iter().enumerate();
+        targets.for_each_init(scratch, run);
+    }
     from_values(out, shape)
 }
 
@@ -143,8 +167,11 @@ fn backward(inputs: [FlexTensor; 4], rules: &Rules, grad: FlexTensor) -> [FlexTe
     let (inputs, grad) = (inputs.map(contiguous), contiguous(grad));
     let (inputs, grad) = (Inputs::new(inputs.each_ref(), rules), elements(&grad));
     let zeros = |like: &[f32]| vec![0.0; like.len()];
-    let (mut to_query, mut to_key, mut to_value) =
-        (zeros(inputs.query), zeros(inputs.key), zeros(inputs.value));
+    let (mut to_query, mut to_key, mut to_value) = (
+        zeros(inputs.query),
+        zeros(inputs.key.0),
+        zeros(inputs.value.0),
+    );
     let group = rules.group();
     let mut queries = inputs.targets(&mut to_query, inputs.queries, rules.heads);
     let keys = inputs.targets(&mut to_key, inputs.keys, rules.kv_heads);
@@ -158,7 +185,7 @@ fn backward(inputs: [FlexTensor; 4], rules: &Rules, grad: FlexTensor) -> [FlexTe
             |scratch, (task, (queries, (mut key, mut value)))| {
                 for (head, query) in queries.iter_mut().enumerate() {
                     let head = task * group + head;
-                    let grad = inputs.grad(grad, head);
+                    let grad = inputs.queries(grad, head);
                     let targets = [query, &mut key, &mut value];
                     backward_head(&inputs.head(head), grad, targets, scratch);
                 }
@@ -215,7 +242,7 @@ fn backward_bias(inputs: [FlexTensor; 4], rules: &Rules, grad: FlexTensor) -> Fl
         |scratch, (first, target)| {
             // This head of each batch item that the bias serves.
             for task in (first..inputs.batch * rules.heads).step_by(step) {
-                let grad = inputs.grad(grad, task);
+                let grad = inputs.queries(grad, task);
                 bias_of_head(&inputs.head(task), grad, target, scratch);
             }
         },

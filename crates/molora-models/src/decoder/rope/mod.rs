@@ -205,16 +205,7 @@ pub(super) struct Rotation {
 impl Rotation {
     /// Turns the numbers at the front of the heads `[B, T, H, W]`.
     pub(super) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let (head, half) = (x.dims()[3], self.cos.dims()[3]);
-        let rest = (2 * half < head).then(|| x.clone().narrow(3, 2 * half, head - 2 * half));
-        let (first, second) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
-        let (cos, sin) = (self.cos.clone(), self.sin.clone());
-        let mut turned = vec![
-            first.clone() * cos.clone() - second.clone() * sin.clone(),
-            second * cos + first * sin,
-        ];
-        turned.extend(rest);
-        Tensor::cat(turned, 3)
+        molora_kernels::rotary(x, self.cos.clone(), self.sin.clone())
     }
 }
 

@@ -58,10 +58,10 @@ fn matrices_are_kept_in_bf16_and_nothing_else_is() {
                     }
                 }
                 PartMut::Norm(scale, _) => assert_eq!(scale.dtype(), DType::F32),
-                PartMut::Head(table) => assert_eq!(table.dtype(), DType::BF16),
+                PartMut::Head(table) => assert_eq!(table.dtype(), BaseDtype::Bf16),
                 PartMut::Table(table) => {
                     let is_large = !module.path.contains("wpe");
-                    assert_eq!(table.dtype() == DType::BF16, is_large, "{}", module.path);
+                    assert_eq!(table.dtype() == BaseDtype::Bf16, is_large, "{}", module.path);
                 }
             }
         }
@@ -125,6 +125,27 @@ fn few_bits_equal_f32_on_the_written_values() {
         let written = Decoder::from_folder(out.path(), &device()).expect("a whole folder");
         let (small, written) = (logits(&small, &input()), logits(&written, &input()));
         assert_close(small, written, HALF, "logits");
+    }
+}
+
+#[test]
+fn vocabularies_have_8_bits_where_matrices_have_few() {
+    for (config, dtype) in [(llama(), BaseDtype::Q8), (gpt2(), BaseDtype::Q4)] {
+        let mut model = load(&config, &tensors(&config, 3), dtype);
+        let mut found = Vec::new();
+        for module in model.modules_mut() {
+            if let PartMut::Head(table) | PartMut::Table(table) = module.part {
+                found.push((module.path, table.dtype()));
+            }
+        }
+        for (path, found) in &found {
+            let expected = match path.contains("wpe") {
+                true => BaseDtype::F32,
+                false => BaseDtype::Q8,
+            };
+            assert_eq!(*found, expected, "{path} of {dtype}");
+        }
+        assert!(found.len() >= 2, "{found:?}");
     }
 }
 

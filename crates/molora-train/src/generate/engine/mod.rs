@@ -146,7 +146,7 @@ impl Engine {
 
     /// Bytes that the cache may come to hold.
     pub fn most_cache_bytes(&self) -> usize {
-        let tokens = self.options.max_rows * self.options.max_context;
+        let tokens = self.options.max_rows * Decoder::cache_room(self.options.max_context);
         tokens * self.model().cache_bytes_per_token()
     }
 

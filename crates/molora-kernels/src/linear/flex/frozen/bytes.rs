@@ -121,7 +121,8 @@ pub(super) fn product(
         8 => Bytes::new::<8>(x, inner),
         _ => Bytes::new::<4>(x, inner),
     };
-    fill(rows, inner, outputs, |target, columns| {
+    let bytes = inner.div_ceil(BLOCK) * (block_bytes(weight.bits) + 2);
+    fill(rows, bytes, outputs, |target, columns| {
         // SAFETY: the processor has the instructions; each task has columns of its own.
         unsafe {
             match weight.bits {

@@ -13,8 +13,9 @@ use crate::linear::flex::tiles::{LANES, Target, dot};
 
 /// Numbers in a register of bf16.
 const PAIRED: usize = 2 * LANES;
-/// Numbers of the matrix that a task takes at least: waking a thread for fewer costs more.
-const TASK: usize = 64 * 1024;
+/// Bytes of the matrix that a task reads at least for one row of `x`, and fewer for more: waking a thread for less
+/// costs more.
+const TASK: usize = 128 * 1024;
 /// Rows of the matrix that a task takes a multiple of.
 const TASK_ROWS: usize = 16;
 /// How many bytes ahead memory is asked for.
@@ -29,7 +30,8 @@ pub(super) fn product(
     bias: Option<&[f32]>,
 ) -> Vec<f32> {
     assert!(weight.is_transposed, "sums along the rows of the matrix");
-    fill(rows, weight.inner(), weight.outer(), |target, columns| {
+    let bytes = 2 * weight.inner();
+    fill(rows, bytes, weight.outer(), |target, columns| {
         // SAFETY: the processor has the instructions; each task has columns of its own.
         unsafe {
             match target.rows {
@@ -47,16 +49,17 @@ pub(super) fn product(
     })
 }
 
-/// `rows` of `cols` numbers of a product with a matrix of `cols` rows of `inner` numbers; `run` writes
+/// `rows` of `cols` numbers of a product with a matrix of `cols` rows of so many `bytes`; `run` writes
 /// all rows of some columns, which are of one task alone.
 pub(super) fn fill(
     rows: usize,
-    inner: usize,
+    bytes: usize,
     cols: usize,
     run: impl Fn(Target, Range<usize>) + Sync,
 ) -> Vec<f32> {
     let share = cols.div_ceil(rayon::current_num_threads());
-    let step = share.max(TASK / inner).next_multiple_of(TASK_ROWS);
+    let least = TASK / (bytes * rows).max(1);
+    let step = share.max(least).next_multiple_of(TASK_ROWS);
     let all = |target| match step >= cols {
         true => run(target, 0..cols),
         false => {
