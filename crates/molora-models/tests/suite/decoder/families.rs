@@ -126,7 +126,7 @@ fn a_fresh_adapter_changes_nothing() {
 /// The gradient of all sites together along a random direction is the difference of the losses there.
 #[test]
 fn gradients_are_those_of_the_loss() {
-    const SIZE: f64 = 5e-3;
+    const SIZE: f64 = 1e-3;
     let device = autodiff_device();
     for name in all() {
         let base = read(name, &device);
