@@ -7,9 +7,10 @@ use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 
 use crate::checkpoint::ConfigFile;
+use crate::encoder;
 use crate::modules::{BaseModel, ModuleMut};
 use crate::{
-    Adaptable, AdapterSpec, BaseDtype, Bert, Decoder, LayerRouter, MoLoraLinear, ModelError,
+    Adaptable, AdapterSpec, BaseDtype, Decoder, Encoder, LayerRouter, MoLoraLinear, ModelError,
     ModelPart, T5,
 };
 
@@ -17,7 +18,7 @@ use crate::{
 #[derive(Module, Debug)]
 pub enum Backbone {
     /// Reads a text in both directions.
-    Encoder(Bert),
+    Encoder(Encoder),
     /// Writes a text on.
     Decoder(Decoder),
     /// Reads a text and writes another.
@@ -47,12 +48,15 @@ impl Architecture {
     fn of(folder: &Path) -> Result<Self, ModelError> {
         let file = ConfigFile::open(&folder.join("config.json"))?;
         match file.text("model_type")? {
-            Some("bert") => Ok(Self::Encoder),
+            Some(name) if encoder::FAMILIES.iter().any(|(family, _)| *family == name) => {
+                Ok(Self::Encoder)
+            }
             Some("t5" | "mt5") => Ok(Self::EncoderDecoder),
             Some("llama" | "mistral" | "qwen2" | "qwen3" | "gpt2") => Ok(Self::Decoder),
             _ => {
-                let families = "bert, llama, mistral, qwen2, qwen3, gpt2, t5 or mt5";
-                Err(file.unsupported("model_type", families))
+                let encoders = encoder::FAMILIES.map(|(name, _)| name).join(", ");
+                let others = "llama, mistral, qwen2, qwen3, gpt2, t5 or mt5";
+                Err(file.unsupported("model_type", &format!("{encoders}, {others}")))
             }
         }
     }
@@ -78,7 +82,9 @@ impl Backbone {
         device: &Device,
     ) -> Result<Self, ModelError> {
         match Architecture::of(folder)? {
-            Architecture::Encoder => Bert::from_folder_as(folder, dtype, device).map(Self::Encoder),
+            Architecture::Encoder => {
+                Encoder::from_folder_as(folder, dtype, device).map(Self::Encoder)
+            }
             Architecture::EncoderDecoder => {
                 T5::from_folder_as(folder, dtype, device).map(Self::EncoderDecoder)
             }
@@ -113,7 +119,11 @@ impl Backbone {
 
     /// Whether its embeddings train, beside the adapters.
     pub(crate) fn trains_embeddings(&self) -> bool {
-        each!(self, model => model.saved.trains_embeddings())
+        match self {
+            Self::Encoder(model) => model.trains_embeddings(),
+            Self::Decoder(model) => model.saved.trains_embeddings(),
+            Self::EncoderDecoder(model) => model.saved.trains_embeddings(),
+        }
     }
 
     /// Longest sequence in tokens, if there is a limit.
@@ -125,11 +135,11 @@ impl Backbone {
         }
     }
 
-    /// Number of token types; 1 where there are none.
-    pub fn num_token_types(&self) -> usize {
+    /// Number of token types; `None` where types of tokens are not read.
+    pub fn num_token_types(&self) -> Option<usize> {
         match self {
             Self::Encoder(model) => model.num_token_types(),
-            _ => 1,
+            _ => None,
         }
     }
 }

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 
 use crate::layers::Norm;
 pub use crate::reader::Layout;
-use crate::{Adaptable, MoLoraLinear};
+use crate::{Adaptable, LayerNorm, MoLoraLinear};
 
 /// A module of a model's files, to be changed.
 #[derive(Debug)]
@@ -76,8 +76,14 @@ impl<'a> PartMut<'a> {
     /// A normalisation.
     pub(crate) fn norm(norm: &'a mut Norm) -> Self {
         match norm {
-            Norm::Layer(norm) => Self::Norm(&mut norm.gamma, Some(&mut norm.beta)),
+            Norm::Layer(norm) => Self::layer_norm(norm),
             Norm::Rms(norm) => Self::Norm(&mut norm.weight, None),
         }
+    }
+
+    /// Layer normalisation.
+    pub(crate) fn layer_norm(norm: &'a mut LayerNorm) -> Self {
+        let shift = norm.has_shift.then_some(&mut norm.beta);
+        Self::Norm(&mut norm.gamma, shift)
     }
 }

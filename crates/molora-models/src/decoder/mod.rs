@@ -28,5 +28,6 @@ pub(crate) use generate::{check_prompts, one_token_rows, with_mask, write_on};
 pub use model::{Decoder, DecoderInput, DecoderOutput};
 pub(crate) use model::{embedded, scores};
 pub(crate) use pass::Pass;
+pub(crate) use rope::Rotation;
 pub use rope::{Rope, RopeScaling};
 pub use sample::{Penalties, Sampling, choose, likeliest, log_sum_exp};

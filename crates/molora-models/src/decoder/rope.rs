@@ -111,7 +111,7 @@ impl Rope {
     }
 
     /// The rotation of every token by its position `[B, T]`.
-    pub(super) fn rotation(&self, positions: Tensor<2, Int>, head_dim: usize) -> Rotation {
+    pub(crate) fn rotation(&self, positions: Tensor<2, Int>, head_dim: usize) -> Rotation {
         let frequencies: Vec<f32> = self
             .frequencies(head_dim)
             .iter()
@@ -191,14 +191,14 @@ impl RopeScaling {
 
 /// Cosines and sines, `[B, T, 1, W/2]`.
 #[derive(Debug, Clone)]
-pub(super) struct Rotation {
+pub(crate) struct Rotation {
     cos: Tensor<4>,
     sin: Tensor<4>,
 }
 
 impl Rotation {
     /// Turns the heads `[B, T, H, W]`.
-    pub(super) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+    pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         let half = x.dims()[3] / 2;
         let (first, second) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
         let (cos, sin) = (self.cos.clone(), self.sin.clone());

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
-use super::bias::RelativeBias;
 use super::config::T5Config;
 use super::model::{Block, Stack, T5};
 use crate::checkpoint::ModelWeights;
 use crate::decoder::{Attention, FeedForward};
 use crate::layers::RmsNorm;
 use crate::reader::{Layout, Reader};
+use crate::relative_bias::RelativeBias;
 use crate::{BaseDtype, ModelError, SavedTables};
 
 /// Copies of the embeddings, and a bias of early files that no model reads.
@@ -44,6 +44,7 @@ impl T5 {
         let config = T5Config::from_file(&folder.join("config.json"))?;
         let reader = Reader {
             weights: ModelWeights::open(folder)?,
+            prefix: "",
             absent_prefix: "",
             layout: Layout::OutIn,
             epsilon: config.epsilon,
@@ -103,6 +104,7 @@ impl Builder<'_> {
             blocks,
             bias: RelativeBias {
                 table,
+                classes: config.num_buckets,
                 max_distance: config.max_distance,
                 is_two_way: !is_decoder,
             },

@@ -1,6 +1,5 @@
 //! Encoder-decoders: a text is read in both directions, then another is generated.
 
-mod bias;
 mod config;
 mod load;
 mod model;

@@ -6,13 +6,13 @@ use burn::module::{Module, Param};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use molora_kernels::AttentionOptions;
 
-use super::bias::RelativeBias;
 use crate::decoder::{
     Attention, FeedForward, GenerateError, GenerateOptions, Generated, KvCache, Pass, Watcher,
     check_prompts, embedded, one_token_rows, scores, with_mask, write_on,
 };
 use crate::layers::RmsNorm;
 use crate::observe::Observation;
+use crate::relative_bias::RelativeBias;
 use crate::{
     DecoderInput, DecoderOutput, EmbeddingNoise, ForwardContext, LayerRouter, ModelPart,
     RouteTrace, SavedTables,
