@@ -7,11 +7,11 @@ use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 
 use crate::checkpoint::ConfigFile;
-use crate::encoder;
+use crate::{encoder, encoder_decoder};
 use crate::modules::{BaseModel, ModuleMut};
 use crate::{
-    Adaptable, AdapterSpec, BaseDtype, Decoder, Encoder, LayerRouter, MoLoraLinear, ModelError,
-    ModelPart, T5,
+    Adaptable, AdapterSpec, BaseDtype, Decoder, Encoder, EncoderDecoder, LayerRouter, MoLoraLinear, ModelError,
+    ModelPart,
 };
 
 /// A base model of any family, with its adapters.
@@ -22,7 +22,7 @@ pub enum Backbone {
     /// Writes a text on.
     Decoder(Decoder),
     /// Reads a text and writes another.
-    EncoderDecoder(T5),
+    EncoderDecoder(EncoderDecoder),
 }
 
 /// Calls the same method of whatever model it is.
@@ -51,12 +51,16 @@ impl Architecture {
             Some(name) if encoder::FAMILIES.iter().any(|(family, _)| *family == name) => {
                 Ok(Self::Encoder)
             }
-            Some("t5" | "mt5") => Ok(Self::EncoderDecoder),
+            Some(name) if encoder_decoder::FAMILIES.iter().any(|(family, _)| *family == name) => {
+                Ok(Self::EncoderDecoder)
+            }
             Some("llama" | "mistral" | "qwen2" | "qwen3" | "gpt2") => Ok(Self::Decoder),
             _ => {
                 let encoders = encoder::FAMILIES.map(|(name, _)| name).join(", ");
-                let others = "llama, mistral, qwen2, qwen3, gpt2, t5 or mt5";
-                Err(file.unsupported("model_type", &format!("{encoders}, {others}")))
+                let decoders = "llama, mistral, qwen2, qwen3, gpt2";
+                let both = encoder_decoder::FAMILIES.map(|(name, _)| name).join(" or ");
+                let expected = format!("{encoders}, {decoders}, {both}");
+                Err(file.unsupported("model_type", &expected))
             }
         }
     }
@@ -86,7 +90,7 @@ impl Backbone {
                 Encoder::from_folder_as(folder, dtype, device).map(Self::Encoder)
             }
             Architecture::EncoderDecoder => {
-                T5::from_folder_as(folder, dtype, device).map(Self::EncoderDecoder)
+                EncoderDecoder::from_folder_as(folder, dtype, device).map(Self::EncoderDecoder)
             }
             Architecture::Decoder => {
                 Decoder::from_folder_as(folder, dtype, device).map(Self::Decoder)
@@ -131,7 +135,7 @@ impl Backbone {
         match self {
             Self::Encoder(model) => Some(model.max_tokens()),
             Self::Decoder(model) => Some(model.max_tokens()),
-            Self::EncoderDecoder(_) => None,
+            Self::EncoderDecoder(model) => model.max_tokens(),
         }
     }
 

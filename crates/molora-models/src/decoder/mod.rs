@@ -21,6 +21,7 @@ mod sites;
 
 pub(crate) use attention::Attention;
 pub use cache::KvCache;
+pub(crate) use cache::LayerCache;
 pub use config::{DecoderConfig, NormKind};
 pub(crate) use feed_forward::FeedForward;
 pub use generate::{Finish, GenerateError, GenerateOptions, Generated, Watcher, last_real};

@@ -25,3 +25,6 @@ pub use relative::Disentangled;
 
 /// An encoder, by the name of the first family.
 pub type Bert = Encoder;
+
+/// Its configuration.
+pub type BertConfig = EncoderConfig;

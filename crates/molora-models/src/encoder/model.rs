@@ -233,6 +233,11 @@ impl Encoder {
         self.saved.trains_embeddings() || has_site
     }
 
+    /// Whether linear layers project relative positions too.
+    pub(crate) fn projects_positions(&self) -> bool {
+        self.places.relative.is_some()
+    }
+
     /// Number of layers.
     pub fn num_layers(&self) -> usize {
         self.layers.len()
