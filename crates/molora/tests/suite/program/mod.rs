@@ -11,6 +11,7 @@ mod batches;
 mod checkpointing;
 mod compare;
 mod extend;
+mod families;
 mod files;
 mod formats;
 mod frozen;
