@@ -47,7 +47,7 @@ pub fn attention(
 }
 
 /// Computes `softmax(scale * q * k^T + bias) * v` for each query head over the keys that `options`
-/// allow; several query heads may share a key head.
+/// allow; several query heads may share a key head, and the scores may be bounded.
 ///
 /// Without an allowed key the output is zero, and so is the gradient. Values of keys that are not
 /// allowed must be finite: a weight of 0 does not hide NaN.

@@ -30,6 +30,14 @@ pub struct AttentionOptions {
     /// Added to the scaled scores, `[1 or B, H, T, S]` (T5's relative positions, arXiv:1910.10683,
     /// section 2.1, which also has a scale of 1).
     pub bias: Option<Tensor<4>>,
+    /// The largest distance between a query and a key that it may attend to, on either side; `None` =
+    /// any. Distances count keys that `mask` leaves open, so that padding in between does not part two
+    /// tokens. A causal window of `w` tokens, of which the query's own is the last, is a distance of
+    /// `w - 1` (Mistral 7B, arXiv:2310.06825, section 2; Longformer, arXiv:2004.05150, section 3.1).
+    pub window: Option<usize>,
+    /// Bounds the scores, bias included, to `cap * tanh(score / cap)` (Gemma 2, arXiv:2408.00118,
+    /// section 2).
+    pub soft_cap: Option<f64>,
 }
 
 impl AttentionOptions {
@@ -44,6 +52,8 @@ impl AttentionOptions {
             segments: None,
             scale: None,
             bias: None,
+            window: None,
+            soft_cap: None,
         }
     }
 
@@ -90,6 +100,20 @@ impl AttentionOptions {
         self
     }
 
+    /// Sets the largest distance between a query and a key that it may attend to.
+    #[must_use]
+    pub fn with_window(mut self, distance: Option<usize>) -> Self {
+        self.window = distance;
+        self
+    }
+
+    /// Sets the bound of the scores.
+    #[must_use]
+    pub fn with_soft_cap(mut self, cap: Option<f64>) -> Self {
+        self.soft_cap = cap;
+        self
+    }
+
     /// The factor on `q * k^T` for heads of `width` numbers.
     pub(super) fn scale_of(&self, width: usize) -> f64 {
         self.scale.unwrap_or((width as f64).sqrt().recip())
@@ -123,6 +147,13 @@ impl AttentionOptions {
             assert!(
                 end <= keys,
                 "queries up to position {end} but segments of {keys}"
+            );
+        }
+        if self.window.is_some() {
+            let end = self.query_offset + queries;
+            assert!(
+                end <= keys,
+                "queries up to position {end} and a window, but {keys} keys"
             );
         }
         if let Some(bias) = &self.bias {

@@ -39,6 +39,9 @@ pub fn attention_with(
     if let Some(bias) = &options.bias {
         scores_bhts = scores_bhts + bias.clone();
     }
+    if let Some(cap) = options.soft_cap {
+        scores_bhts = scores_bhts.div_scalar(cap).tanh().mul_scalar(cap);
+    }
     let weights_bhts = match hidden_bhts {
         None => softmax(scores_bhts, 3),
         Some(hidden_bhts) => masked_softmax(scores_bhts, hidden_bhts),
@@ -84,10 +87,31 @@ fn hidden(
         let keys_in = segments.reshape([batch, 1, 1, keys]);
         keys_in.expand(shape).not_equal(queries_in.expand(shape))
     });
-    [padding, later, foreign]
+    let far = options.window.map(|distance| {
+        let keys_at = places([batch, keys], options, query);
+        let queries_at = keys_at.clone().narrow(1, options.query_offset, queries);
+        let queries_at = queries_at.reshape([batch, 1, queries, 1]).expand(shape);
+        let apart = keys_at.reshape([batch, 1, 1, keys]).expand(shape) - queries_at;
+        apart.abs().greater_elem(distance.min(keys) as i64)
+    });
+    [padding, later, foreign, far]
         .into_iter()
         .flatten()
         .reduce(Tensor::bool_or)
+}
+
+/// How many keys are open up to each position, `[B, S]`.
+fn places(
+    [batch, keys]: [usize; 2],
+    options: &AttentionOptions,
+    query: &Tensor<3>,
+) -> Tensor<2, Int> {
+    match &options.mask {
+        Some(mask) => mask.clone().int().cumsum(1),
+        None => Tensor::<1, Int>::arange(1..keys as i64 + 1, &query.device())
+            .reshape([1, keys])
+            .expand([batch, keys]),
+    }
 }
 
 /// `[B, T, H * W]` as `[B, H, T, W]`.

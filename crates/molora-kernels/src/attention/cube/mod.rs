@@ -26,9 +26,11 @@ const MAX_WIDTH: usize = 128;
 /// Below every score: where the running maximum begins.
 const LOWEST: f32 = -1e30;
 
-/// Whether the kernels can do it: without a bias, for heads that fit into registers.
+/// Whether the kernels can do it: without a bias, a window or a bound of the scores, for heads that fit
+/// into registers.
 pub(super) fn is_able(options: &AttentionOptions, width: usize) -> bool {
-    options.bias.is_none() && width <= MAX_WIDTH
+    let is_plain = options.bias.is_none() && options.window.is_none() && options.soft_cap.is_none();
+    is_plain && width <= MAX_WIDTH
 }
 
 /// An [`AttentionOptions`] without its tensors.

@@ -77,6 +77,7 @@ impl<'a> Inputs<'a> {
             bias,
             rules: rules.item(item, self.keys),
             scale: rules.scale,
+            soft_cap: rules.soft_cap,
         }
     }
 

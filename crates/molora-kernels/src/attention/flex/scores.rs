@@ -22,6 +22,7 @@ pub(super) struct Head<'a> {
     pub(super) bias: Option<Matrix<'a>>,
     pub(super) rules: ItemRules<'a>,
     pub(super) scale: f32,
+    pub(super) soft_cap: Option<f32>,
 }
 
 /// Some queries and the keys that they reach.
@@ -59,6 +60,8 @@ pub(super) struct Scratch {
     pub(super) totals: Vec<f32>,
     /// Gradients of the scores, `[queries, stride]`.
     pub(super) slopes: Vec<f32>,
+    /// Slopes of the bound of the scores, `[queries, stride]`, where there is one.
+    bounds: Vec<f32>,
     /// 1 or 0 for each key of one query.
     keep: Vec<f32>,
 }
@@ -82,6 +85,10 @@ pub(super) fn weigh(head: &Head<'_>, block: &Block, scratch: &mut Scratch) {
     let query = head.query.rows(block.queries.start, rows);
     let key = head.key.rows(keys.start, keys.len());
     multiply(&mut target, mode, head.scale, query, key.transposed());
+    if let Some(cap) = head.soft_cap {
+        reset(&mut scratch.bounds, rows * stride);
+        bound(&mut scratch.weights, cap, &mut scratch.bounds);
+    }
 
     let (rules, is_shared) = (head.rules, head.rules.is_shared());
     let (weights, totals, keep) = (&mut scratch.weights, &mut scratch.totals, &mut scratch.keep);
@@ -97,6 +104,15 @@ pub(super) fn weigh(head: &Head<'_>, block: &Block, scratch: &mut Scratch) {
             }
         },
     );
+}
+
+/// Replaces scores by `cap * tanh(score / cap)`, and writes the slopes of that.
+fn bound(scores: &mut [f32], cap: f32, slopes: &mut [f32]) {
+    for (score, slope) in scores.iter_mut().zip(slopes) {
+        let share = (*score / cap).tanh();
+        *score = cap * share;
+        *slope = 1.0 - share * share;
+    }
 }
 
 /// Replaces a row of scores by `exp(score - largest)`, 0 where not kept. Returns the sum, or 1 if
@@ -134,7 +150,8 @@ fn exponentials(row: &mut [f32], keep: &[f32]) -> f32 {
 }
 
 /// After [`weigh`], normalises `scratch.weights` to probabilities `p` and sets `scratch.slopes` to
-/// the gradients of the scores, `p * (dp - sum(p * dp))` with `dp = grad * value^T`.
+/// the gradients of the scores, `p * (dp - sum(p * dp))` with `dp = grad * value^T`; where the scores
+/// are bounded, those in front of the bound.
 pub(super) fn slope(head: &Head<'_>, grad: Matrix<'_>, block: &Block, scratch: &mut Scratch) {
     let (rows, keys, stride) = (block.queries.len(), block.keys.clone(), block.stride());
     reset(&mut scratch.slopes, rows * stride);
@@ -160,6 +177,12 @@ pub(super) fn slope(head: &Head<'_>, grad: Matrix<'_>, block: &Block, scratch: &
             }
         },
     );
+    if head.soft_cap.is_some() {
+        let bounds = scratch.bounds.iter();
+        for (slope, bound) in scratch.slopes.iter_mut().zip(bounds) {
+            *slope *= bound;
+        }
+    }
 }
 
 /// `len` zeros, in the memory that `values` has.

@@ -23,8 +23,13 @@ struct Case {
     packed: bool,
     biased: bool,
     scaled: bool,
+    capped: bool,
+    window: Option<usize>,
     seed: u64,
 }
+
+/// Of scores of about the same size, so that it bends them.
+const CAP: f64 = 2.0;
 
 impl Case {
     fn heads(&self) -> usize {
@@ -72,7 +77,9 @@ impl Case {
             .with_num_kv_heads(self.kv_heads)
             .with_mask(mask)
             .with_segments(segments)
-            .with_bias(bias);
+            .with_bias(bias)
+            .with_window(self.window)
+            .with_soft_cap(self.capped.then_some(CAP));
         match self.scaled {
             true => options.with_scale(0.7),
             false => options,
@@ -93,13 +100,21 @@ impl Case {
     }
 }
 
-/// Any combination of options; the queries end within the keys if there are segments.
+/// Any combination of options; the queries end within the keys if there are segments or a window.
 fn case() -> impl Strategy<Value = Case> {
     let sizes = (1usize..4, 1usize..90, 0usize..90, 1usize..4, 1usize..4);
-    let choices = (any::<[bool; 5]>(), 1usize..36, any::<u64>(), 0usize..40);
+    let window = prop::option::of(prop::sample::select(vec![0, 1, 3, 20, usize::MAX >> 1]));
+    let choices = (
+        any::<[bool; 6]>(),
+        1usize..36,
+        any::<u64>(),
+        0usize..40,
+        window,
+    );
     (sizes, choices).prop_map(|((batch, queries, more, kv_heads, group), choices)| {
-        let ([is_causal, masked, packed, biased, scaled], width, seed, offset) = choices;
-        let keys = match packed {
+        let ([is_causal, masked, packed, biased, scaled, capped], width, seed, offset, window) =
+            choices;
+        let keys = match packed || window.is_some() {
             true => queries + offset + more,
             false => 1 + more,
         };
@@ -116,6 +131,8 @@ fn case() -> impl Strategy<Value = Case> {
             packed,
             biased,
             scaled,
+            capped,
+            window,
             seed,
         }
     })
@@ -148,6 +165,16 @@ fn by_loops(case: &Case, [query, key, value, bias]: [Vec<f32>; 4], mask: &[bool]
     let (heads, width) = (case.heads(), case.width);
     let [items, ..] = case.bias_shape();
     let segments = case.segments();
+    let rows = (0..case.batch * case.keys).step_by(case.keys.max(1));
+    let places: Vec<usize> = rows
+        .flat_map(|row| {
+            let count = move |j: &usize| usize::from(!case.masked || mask[row + j]);
+            (0..case.keys).scan(0, move |open, j| {
+                *open += count(&j);
+                Some(*open)
+            })
+        })
+        .collect();
     let mut out = vec![0.0; query.len()];
     let scale = match case.scaled {
         true => 0.7,
@@ -159,10 +186,15 @@ fn by_loops(case: &Case, [query, key, value, bias]: [Vec<f32>; 4], mask: &[bool]
     {
         let row = ((b * case.queries + i) * heads + h) * width;
         let position = case.offset + i;
+        let place = |at: usize| places[b * case.keys + at];
+        let is_open = |j: usize| !case.masked || mask[b * case.keys + j];
         let kv = |j: usize| ((b * case.keys + j) * case.kv_heads + h / case.group) * width;
         let score = |j: usize| {
-            let hidden = (case.masked && !mask[b * case.keys + j])
+            let hidden = !is_open(j)
                 || (case.is_causal && j > position)
+                || case
+                    .window
+                    .is_some_and(|w| place(position).abs_diff(place(j)) > w)
                 || (case.packed
                     && segments[b * case.keys + j] != segments[b * case.keys + position]);
             if hidden {
@@ -172,12 +204,16 @@ fn by_loops(case: &Case, [query, key, value, bias]: [Vec<f32>; 4], mask: &[bool]
                 .map(|w| f64::from(query[row + w]) * f64::from(key[kv(j) + w]))
                 .sum::<f64>();
             let added = (((b % items) * heads + h) * case.queries + i) * case.keys + j;
-            dot * scale
-                + if case.biased {
-                    f64::from(bias[added])
-                } else {
-                    0.0
-                }
+            let added = if case.biased {
+                f64::from(bias[added])
+            } else {
+                0.0
+            };
+            let score = dot * scale + added;
+            match case.capped {
+                true => CAP * (score / CAP).tanh(),
+                false => score,
+            }
         };
         let scores: Vec<f64> = (0..case.keys).map(score).collect();
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -246,6 +282,37 @@ fn a_packed_row_equals_its_sequences_apart() {
         let alone = attention_with(part(&query), part(&key), part(&value), &options);
         assert_close(packed.clone().narrow(1, first, len), alone, 1e-6, "packed");
     }
+}
+
+#[test]
+fn a_window_counts_open_keys() {
+    let zeros = |rows| Tensor::<3>::zeros([1, rows, 1], &device());
+    let value = Tensor::<3>::from_floats([[[2.0], [4.0], [7.0], [9.0]]], &device());
+    let causal = AttentionOptions::new(1).with_causal(0);
+    let options = causal.clone().with_window(Some(1));
+    let out = attention_with(zeros(4), zeros(4), value.clone(), &options);
+    assert_close(
+        out,
+        [[[2.0], [3.0], [5.5], [8.0]]],
+        1e-6,
+        "itself and the one before",
+    );
+    let mask = Tensor::<2, Bool>::from_data([[true, false, false, true]], &device());
+    let options = options.with_mask(Some(mask));
+    let out = attention_with(zeros(4), zeros(4), value.clone(), &options).narrow(1, 3, 1);
+    assert_close(out, [[[5.5]]], 1e-6, "padding in between does not count");
+    let options = AttentionOptions::new(1).with_window(Some(1));
+    let out = attention_with(zeros(4), zeros(4), value, &options);
+    let thirds = [3.0, 13.0 / 3.0, 20.0 / 3.0, 8.0].map(|mean| [mean]);
+    assert_close(out, [thirds], 1e-6, "both sides");
+}
+
+#[test]
+#[should_panic(expected = "queries up to position 3 and a window, but 2 keys")]
+fn windows_of_queries_beyond_the_keys_are_refused() {
+    let x = Tensor::<3>::ones([1, 2, 4], &device());
+    let options = AttentionOptions::new(2).with_causal(1).with_window(Some(3));
+    attention_with(x.clone(), x.clone(), x, &options);
 }
 
 #[test]
