@@ -1,7 +1,7 @@
 //! Attention in both directions, and where tokens stand in it.
 
 use burn::module::Module;
-use burn::tensor::{Bool, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Int, Tensor};
 use molora_kernels::{AttentionOptions, attention_with};
 
 use super::config::LocalAttention;
@@ -77,7 +77,7 @@ impl Places {
             rope.rotation(places.unsqueeze(), head_dim)
         };
         let local = self.local.as_ref().map(|local| View {
-            options: options.clone().with_bias(far(local.reach, num_heads, mask)),
+            options: options.clone().with_window(Some(local.reach)),
             rotation: Some(rotation(&local.rope)),
         });
         let bias = self.bias.as_ref();
@@ -92,24 +92,6 @@ impl Places {
             positions: self.relative.as_ref().map(|table| table.rows(tokens)),
         }
     }
-}
-
-/// A bias `[1, H, T, T]` that hides tokens farther away than `reach` on either side; none where all
-/// are nearer.
-fn far(reach: usize, num_heads: usize, mask: &Tensor<2, Bool>) -> Option<Tensor<4>> {
-    let tokens = mask.dims()[1];
-    if tokens <= reach + 1 {
-        return None;
-    }
-    // A finite number: a padded query may see nothing but hidden keys.
-    let bias = |(query, key): (usize, usize)| match query.abs_diff(key) > reach {
-        true => -1e30f32,
-        false => 0.0,
-    };
-    let pairs = (0..tokens).flat_map(|query| (0..tokens).map(move |key| (query, key)));
-    let data = TensorData::new(pairs.map(bias).collect(), [1, 1, tokens, tokens]);
-    let bias = Tensor::<4>::from_data(data, &mask.device());
-    Some(bias.expand([1, num_heads, tokens, tokens]))
 }
 
 impl Attention {
