@@ -7,12 +7,12 @@ use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 
 use crate::checkpoint::ConfigFile;
-use crate::{encoder, encoder_decoder};
 use crate::modules::{BaseModel, ModuleMut};
 use crate::{
-    Adaptable, AdapterSpec, BaseDtype, Decoder, Encoder, EncoderDecoder, LayerRouter, MoLoraLinear, ModelError,
-    ModelPart,
+    Adaptable, AdapterSpec, BaseDtype, Decoder, Encoder, EncoderDecoder, LayerRouter, MoLoraLinear,
+    ModelError, ModelPart,
 };
+use crate::{encoder, encoder_decoder};
 
 /// A base model of any family, with its adapters.
 #[derive(Module, Debug)]
@@ -51,7 +51,11 @@ impl Architecture {
             Some(name) if encoder::FAMILIES.iter().any(|(family, _)| *family == name) => {
                 Ok(Self::Encoder)
             }
-            Some(name) if encoder_decoder::FAMILIES.iter().any(|(family, _)| *family == name) => {
+            Some(name)
+                if encoder_decoder::FAMILIES
+                    .iter()
+                    .any(|(family, _)| *family == name) =>
+            {
                 Ok(Self::EncoderDecoder)
             }
             Some("llama" | "mistral" | "qwen2" | "qwen3" | "gpt2") => Ok(Self::Decoder),

@@ -68,11 +68,12 @@ pub use decoder::{
     last_real, likeliest, log_sum_exp,
 };
 pub use encoder::{
-    Bert, BertConfig, ConvolutionConfig, Disentangled, Encoder, EncoderConfig, EncoderInput, EncoderOutput,
-    LocalAttention, Positions, Projection, RelativeClasses, masked_mean,
+    Bert, BertConfig, ConvolutionConfig, Disentangled, Encoder, EncoderConfig, EncoderInput,
+    EncoderOutput, LocalAttention, Positions, Projection, RelativeClasses, masked_mean,
 };
 pub use encoder_decoder::{
-    Encoded, EncoderDecoder, EncoderDecoderConfig, ForcedTokens, StackConfig, T5, T5Config, TokenPositions,
+    Encoded, EncoderDecoder, EncoderDecoderConfig, ForcedTokens, StackConfig, T5, T5Config,
+    TokenPositions,
 };
 pub use error::ModelError;
 pub use first_pass::{FirstPass, FirstPassConfig, FirstPassStates, Hidden};

@@ -138,7 +138,10 @@ impl Builder<'_> {
                 let [gate, up] = self.reader.split(&path(fused), width, parts, has_bias)?;
                 (Some(gate), up)
             }
-            None => (None, self.linear(&path(names.up), [width, inner], has_bias)?),
+            None => (
+                None,
+                self.linear(&path(names.up), [width, inner], has_bias)?,
+            ),
         };
         let convolution = match index {
             0 => self.convolution()?,
@@ -164,7 +167,9 @@ impl Builder<'_> {
         let path = |part| names.layer(index, part);
         let dims = [width, width];
         let qkv = match names.fused_qkv {
-            Some(fused) => self.reader.split(&path(fused), width, [width; 3], has_bias)?,
+            Some(fused) => self
+                .reader
+                .split(&path(fused), width, [width; 3], has_bias)?,
             None => {
                 let [query, key, value] = names.qkv;
                 [
@@ -181,7 +186,10 @@ impl Builder<'_> {
             false => Ok(None),
         };
         let position_key = part(names.position_key, own.is_some_and(|own| own.from_content))?;
-        let position_query = part(names.position_query, own.is_some_and(|own| own.from_position))?;
+        let position_query = part(
+            names.position_query,
+            own.is_some_and(|own| own.from_position),
+        )?;
         let local = config.local.as_ref();
         Ok(Attention {
             qkv,

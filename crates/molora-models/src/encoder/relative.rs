@@ -184,7 +184,16 @@ mod tests {
     #[test]
     fn classes_of_distances() {
         // Four single distances on each side, then up to 40 tokens in three steps.
-        let classes = [(0, 0), (3, 3), (4, 4), (5, 5), (8, 5), (9, 6), (19, 7), (40, 8)];
+        let classes = [
+            (0, 0),
+            (3, 3),
+            (4, 4),
+            (5, 5),
+            (8, 5),
+            (9, 6),
+            (19, 7),
+            (40, 8),
+        ];
         for (distance, class) in classes {
             assert_eq!(bucket(distance, 8, 40), class, "{distance}");
             assert_eq!(bucket(-distance, 8, 40), -class, "{}", -distance);

@@ -59,7 +59,11 @@ impl EncoderDecoder {
             reader,
         };
         let model = builder.model()?;
-        let prefix = if absent_prefix.is_empty() { names.prefix } else { "" };
+        let prefix = if absent_prefix.is_empty() {
+            names.prefix
+        } else {
+            ""
+        };
         let roots = ["encoder.", "decoder.", "shared."].map(|root| format!("{prefix}{root}"));
         let roots = roots.each_ref().map(String::as_str);
         builder.reader.refuse_unread(&roots, names.unused)?;

@@ -7,11 +7,11 @@ use burn::module::{Module, Param};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use molora_kernels::AttentionOptions;
 
-use crate::decoder::{
-    Attention, FeedForward, GenerateError, GenerateOptions, Generated, KvCache, LayerCache, Pass, Watcher,
-    check_prompts, embedded, one_token_rows, scores, with_mask, write_on,
-};
 use super::config::{ForcedTokens, Names};
+use crate::decoder::{
+    Attention, FeedForward, GenerateError, GenerateOptions, Generated, KvCache, LayerCache, Pass,
+    Watcher, check_prompts, embedded, one_token_rows, scores, with_mask, write_on,
+};
 use crate::layers::Norm;
 use crate::observe::Observation;
 use crate::relative_bias::RelativeBias;

@@ -7,8 +7,8 @@ use burn::tensor::{Bool, Device, Tensor};
 use molora_adapters::BankConfig;
 use molora_kernels::random::Seed;
 use molora_models::{
-    Adaptable, AdapterSpec, DecoderInput, Encoded, EncoderDecoder, Finish, ForwardContext, GenerateOptions,
-    Generated, ModelWeights, RouterScope,
+    Adaptable, AdapterSpec, DecoderInput, Encoded, EncoderDecoder, Finish, ForwardContext,
+    GenerateOptions, Generated, ModelWeights, RouterScope,
 };
 use molora_routing::RouterConfig;
 use molora_testkit::golden::{self, Case};
@@ -33,8 +33,8 @@ fn cases() -> Vec<Case> {
 }
 
 fn read(case: &Case, device: &Device) -> (EncoderDecoder, DecoderInput, DecoderInput) {
-    let model =
-        EncoderDecoder::from_folder(&case.dir, device).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+    let model = EncoderDecoder::from_folder(&case.dir, device)
+        .unwrap_or_else(|error| panic!("{}: {error}", case.name));
     let expected = case.tensors();
     let source = DecoderInput {
         ids: expected.int_tensor("input_ids", device),

@@ -116,10 +116,7 @@ pub(super) fn behind_padding(
 }
 
 /// What the families with BERT's fields share: no token types, as many positions as tokens.
-pub(super) fn base(
-    file: &ConfigFile,
-    names: &'static Names,
-) -> Result<EncoderConfig, ModelError> {
+pub(super) fn base(file: &ConfigFile, names: &'static Names) -> Result<EncoderConfig, ModelError> {
     let width = file.size("hidden_size")?;
     let max_tokens = file.size("max_position_embeddings")?;
     Ok(EncoderConfig {

@@ -58,10 +58,7 @@ pub(super) fn deberta(file: &ConfigFile) -> Result<EncoderConfig, ModelError> {
     })
 }
 
-fn disentangled(
-    file: &ConfigFile,
-    max_tokens: usize,
-) -> Result<Option<Disentangled>, ModelError> {
+fn disentangled(file: &ConfigFile, max_tokens: usize) -> Result<Option<Disentangled>, ModelError> {
     let [from_content, from_position] = kinds(file)?;
     let longest = integer(file, "max_relative_positions", -1)?;
     let buckets = integer(file, "position_buckets", -1)?;
@@ -102,14 +99,20 @@ fn kinds(file: &ConfigFile) -> Result<[bool; 2], ModelError> {
         return Ok([false; 2]);
     };
     let names: Vec<String> = match (found.as_str(), found.as_array()) {
-        (Some(text), _) => text.split('|').map(|name| name.trim().to_lowercase()).collect(),
+        (Some(text), _) => text
+            .split('|')
+            .map(|name| name.trim().to_lowercase())
+            .collect(),
         (_, Some(list)) => {
             let names = list.iter().map(|name| name.as_str().map(str::to_owned));
             names.collect::<Option<_>>().ok_or_else(refuse)?
         }
         _ => return Err(refuse()),
     };
-    match names.iter().all(|name| ["c2p", "p2c", ""].contains(&&name[..])) {
+    match names
+        .iter()
+        .all(|name| ["c2p", "p2c", ""].contains(&&name[..]))
+    {
         true => Ok(["c2p", "p2c"].map(|kind| names.iter().any(|name| name == kind))),
         false => Err(refuse()),
     }

@@ -43,7 +43,8 @@ pub(super) fn modernbert(file: &ConfigFile) -> Result<EncoderConfig, ModelError>
     let num_layers = file.size("num_hidden_layers")?;
     let num_heads = file.size("num_attention_heads")?;
     if width % num_heads == 0 && !(width / num_heads).is_multiple_of(2) {
-        let text = format!("{width} makes heads of an odd width, which rotary positions cannot have");
+        let text =
+            format!("{width} makes heads of an odd width, which rotary positions cannot have");
         return Err(file.problem("hidden_size", &text));
     }
     let layers = local_layers(file, num_layers)?;
@@ -83,7 +84,9 @@ pub(super) fn modernbert(file: &ConfigFile) -> Result<EncoderConfig, ModelError>
 
 /// Which layers see neighbours alone: by `layer_types`, or in older files all but every so manyth.
 fn local_layers(file: &ConfigFile, num_layers: usize) -> Result<Vec<bool>, ModelError> {
-    let every = file.optional_size("global_attn_every_n_layers")?.unwrap_or(3);
+    let every = file
+        .optional_size("global_attn_every_n_layers")?
+        .unwrap_or(3);
     let Some(types) = file.get("layer_types") else {
         return Ok((0..num_layers).map(|index| index % every != 0).collect());
     };
@@ -92,7 +95,9 @@ fn local_layers(file: &ConfigFile, num_layers: usize) -> Result<Vec<bool>, Model
         Some(LOCAL) => Some(true),
         _ => None,
     };
-    let types = types.as_array().and_then(|all| all.iter().map(kind).collect());
+    let types = types
+        .as_array()
+        .and_then(|all| all.iter().map(kind).collect());
     let expected = format!("{num_layers} of {FULL} and {LOCAL}");
     types
         .filter(|types: &Vec<bool>| types.len() == num_layers)

@@ -106,7 +106,11 @@ pub(super) fn bart(file: &ConfigFile) -> Result<EncoderDecoderConfig, ModelError
             offset: OFFSET,
         },
         scale: None,
-        embedding_scale: if is_scaled { (width as f64).sqrt() } else { 1.0 },
+        embedding_scale: if is_scaled {
+            (width as f64).sqrt()
+        } else {
+            1.0
+        },
         may_tie_head: file.flag("tie_word_embeddings", true)?,
         head_scale: 1.0,
         start_token: start_token(file, vocab_size, 2)?,

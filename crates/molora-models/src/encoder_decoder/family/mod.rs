@@ -21,7 +21,9 @@ pub(crate) const FAMILIES: [(&str, Read); 4] = [
 /// The token that every written text starts with; `default` if the file has none.
 fn start_token(file: &ConfigFile, vocab_size: usize, default: u64) -> Result<usize, ModelError> {
     let field = "decoder_start_token_id";
-    let token = file.get(field).map_or(Some(default), |token| token.as_u64());
+    let token = file
+        .get(field)
+        .map_or(Some(default), |token| token.as_u64());
     let token = token.map(|token| token as usize);
     token
         .filter(|token| *token < vocab_size)

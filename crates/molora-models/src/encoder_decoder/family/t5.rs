@@ -27,16 +27,8 @@ const NAMES: Names = Names {
     ],
     cross_norm: "layer.1.layer_norm",
     feed_forward: [
-        [
-            "",
-            "layer.1.DenseReluDense.wi",
-            "layer.1.DenseReluDense.wo",
-        ],
-        [
-            "",
-            "layer.2.DenseReluDense.wi",
-            "layer.2.DenseReluDense.wo",
-        ],
+        ["", "layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wo"],
+        ["", "layer.2.DenseReluDense.wi", "layer.2.DenseReluDense.wo"],
     ],
     feed_forward_norm: ["layer.1.layer_norm", "layer.2.layer_norm"],
     final_norm: "final_layer_norm",

@@ -98,12 +98,7 @@ fn adapters_are_read_as_they_are_written_for_peft() {
         let resolved = PeftAdapter::open(&written).expect("two files");
         let resolved = resolved.resolve(&read).expect("of this model");
         attach(&mut read, &resolved);
-        assert_close(
-            hidden(&read, &input),
-            hidden(&adapted, &input),
-            1e-5,
-            case,
-        );
+        assert_close(hidden(&read, &input), hidden(&adapted, &input), 1e-5, case);
     }
 }
 

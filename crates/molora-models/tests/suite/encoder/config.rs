@@ -38,21 +38,81 @@ fn refused(case: &str, changes: Value, expected: &str) {
 #[test]
 fn what_is_not_supported_is_named() {
     for (case, changes, expected) in [
-        ("bert", json!({"model_type": "albert"}), "model_type is \"albert\", expected bert, "),
-        ("bert", json!({"num_attention_heads": 5}), "hidden_size 32 is no multiple of num_att"),
-        ("distilbert", json!({"n_heads": 5}), "dim 32 is no multiple of n_heads 5"),
-        ("roberta", json!({"is_decoder": true}), "is_decoder is true, expected false"),
-        ("electra", json!({"add_cross_attention": true}), "add_cross_attention is true"),
-        ("roberta", json!({"position_embedding_type": "relative_key"}), "position_embedding_type"),
-        ("roberta", json!({"pad_token_id": -1}), "pad_token_id is -1, expected a token"),
-        ("xlm_roberta", json!({"max_position_embeddings": 2}), "max_position_embeddings is 2"),
-        ("xlm_roberta", json!({"type_vocab_size": 0}), "type_vocab_size is 0"),
-        ("distilbert", json!({"activation": "mish"}), "activation is \"mish\", expected gelu, "),
-        ("mpnet", json!({"relative_attention_num_buckets": 16}), "relative_attention_num_buckets"),
-        ("mpnet", json!({"type_vocab_size": 2}), "type_vocab_size is 2, expected 0"),
-        ("modernbert", json!({"layer_types": ["full_attention"]}), "layer_types is"),
-        ("modernbert", json!({"layer_types": ["chunked", "full_attention"]}), "layer_types is"),
-        ("modernbert", json!({"num_attention_heads": 32}), "hidden_size 32 makes heads of an odd"),
+        (
+            "bert",
+            json!({"model_type": "albert"}),
+            "model_type is \"albert\", expected bert, ",
+        ),
+        (
+            "bert",
+            json!({"num_attention_heads": 5}),
+            "hidden_size 32 is no multiple of num_att",
+        ),
+        (
+            "distilbert",
+            json!({"n_heads": 5}),
+            "dim 32 is no multiple of n_heads 5",
+        ),
+        (
+            "roberta",
+            json!({"is_decoder": true}),
+            "is_decoder is true, expected false",
+        ),
+        (
+            "electra",
+            json!({"add_cross_attention": true}),
+            "add_cross_attention is true",
+        ),
+        (
+            "roberta",
+            json!({"position_embedding_type": "relative_key"}),
+            "position_embedding_type",
+        ),
+        (
+            "roberta",
+            json!({"pad_token_id": -1}),
+            "pad_token_id is -1, expected a token",
+        ),
+        (
+            "xlm_roberta",
+            json!({"max_position_embeddings": 2}),
+            "max_position_embeddings is 2",
+        ),
+        (
+            "xlm_roberta",
+            json!({"type_vocab_size": 0}),
+            "type_vocab_size is 0",
+        ),
+        (
+            "distilbert",
+            json!({"activation": "mish"}),
+            "activation is \"mish\", expected gelu, ",
+        ),
+        (
+            "mpnet",
+            json!({"relative_attention_num_buckets": 16}),
+            "relative_attention_num_buckets",
+        ),
+        (
+            "mpnet",
+            json!({"type_vocab_size": 2}),
+            "type_vocab_size is 2, expected 0",
+        ),
+        (
+            "modernbert",
+            json!({"layer_types": ["full_attention"]}),
+            "layer_types is",
+        ),
+        (
+            "modernbert",
+            json!({"layer_types": ["chunked", "full_attention"]}),
+            "layer_types is",
+        ),
+        (
+            "modernbert",
+            json!({"num_attention_heads": 32}),
+            "hidden_size 32 makes heads of an odd",
+        ),
         (
             "modernbert",
             json!({"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}}}),
@@ -63,25 +123,97 @@ fn what_is_not_supported_is_named() {
             json!({"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}),
             "rope_parameters.rope_theta is not full_attention or sliding_attention",
         ),
-        ("modernbert", json!({"rope_scaling": {"type": "linear"}}), "rope_scaling is"),
-        ("deberta_v2", json!({"pos_att_type": ["p2p"]}), "pos_att_type is [\"p2p\"]"),
-        ("deberta_v2", json!({"norm_rel_ebd": "batch_norm"}), "norm_rel_ebd is \"batch_norm\""),
-        ("deberta_v2", json!({"position_buckets": 100}), "position_buckets is 100"),
-        ("deberta_v2", json!({"attention_head_size": 16}), "attention_head_size is 16"),
-        ("deberta_v2_conv", json!({"conv_kernel_size": 4}), "conv_kernel_size is 4"),
-        ("deberta_v2_conv", json!({"conv_groups": 5}), "conv_groups is 5"),
-        ("deberta_v2_conv", json!({"conv_act": "mish"}), "conv_act is \"mish\""),
+        (
+            "modernbert",
+            json!({"rope_scaling": {"type": "linear"}}),
+            "rope_scaling is",
+        ),
+        (
+            "deberta_v2",
+            json!({"pos_att_type": ["p2p"]}),
+            "pos_att_type is [\"p2p\"]",
+        ),
+        (
+            "deberta_v2",
+            json!({"norm_rel_ebd": "batch_norm"}),
+            "norm_rel_ebd is \"batch_norm\"",
+        ),
+        (
+            "deberta_v2",
+            json!({"position_buckets": 100}),
+            "position_buckets is 100",
+        ),
+        (
+            "deberta_v2",
+            json!({"attention_head_size": 16}),
+            "attention_head_size is 16",
+        ),
+        (
+            "deberta_v2_conv",
+            json!({"conv_kernel_size": 4}),
+            "conv_kernel_size is 4",
+        ),
+        (
+            "deberta_v2_conv",
+            json!({"conv_groups": 5}),
+            "conv_groups is 5",
+        ),
+        (
+            "deberta_v2_conv",
+            json!({"conv_act": "mish"}),
+            "conv_act is \"mish\"",
+        ),
         ("deberta_v2", json!({"num_experts": 4}), "num_experts is 4"),
-        ("mt5", json!({"scale_decoder_outputs": true}), "scale_decoder_outputs is true"),
-        ("umt5", json!({"feed_forward_proj": "gated-relu"}), "feed_forward_proj is"),
-        ("bart", json!({"model_type": "mbart"}), "model_type is \"mbart\", expected t5 or"),
-        ("bart", json!({"normalize_before": true}), "normalize_before is true, expected false"),
-        ("bart", json!({"normalize_embedding": false}), "normalize_embedding is false"),
-        ("bart", json!({"static_position_embeddings": true}), "static_position_embeddings is"),
-        ("bart", json!({"decoder_attention_heads": 5}), "d_model 32 is no multiple of decoder_"),
-        ("bart", json!({"forced_bos_token_id": 99}), "forced_bos_token_id is 99, expected a tok"),
-        ("bart", json!({"decoder_start_token_id": 99}), "decoder_start_token_id is 99"),
-        ("bart", json!({"activation_function": "elu"}), "activation_function is \"elu\""),
+        (
+            "mt5",
+            json!({"scale_decoder_outputs": true}),
+            "scale_decoder_outputs is true",
+        ),
+        (
+            "umt5",
+            json!({"feed_forward_proj": "gated-relu"}),
+            "feed_forward_proj is",
+        ),
+        (
+            "bart",
+            json!({"model_type": "mbart"}),
+            "model_type is \"mbart\", expected t5 or",
+        ),
+        (
+            "bart",
+            json!({"normalize_before": true}),
+            "normalize_before is true, expected false",
+        ),
+        (
+            "bart",
+            json!({"normalize_embedding": false}),
+            "normalize_embedding is false",
+        ),
+        (
+            "bart",
+            json!({"static_position_embeddings": true}),
+            "static_position_embeddings is",
+        ),
+        (
+            "bart",
+            json!({"decoder_attention_heads": 5}),
+            "d_model 32 is no multiple of decoder_",
+        ),
+        (
+            "bart",
+            json!({"forced_bos_token_id": 99}),
+            "forced_bos_token_id is 99, expected a tok",
+        ),
+        (
+            "bart",
+            json!({"decoder_start_token_id": 99}),
+            "decoder_start_token_id is 99",
+        ),
+        (
+            "bart",
+            json!({"activation_function": "elu"}),
+            "activation_function is \"elu\"",
+        ),
     ] {
         refused(case, changes, expected);
     }
@@ -98,7 +230,10 @@ fn positions_leave_room_for_what_they_count_from() {
     assert_eq!(roberta.positions, Some(positions));
     // MPNet's is fixed.
     let mpnet = read("mpnet", json!({"pad_token_id": 7}));
-    assert_eq!(mpnet.positions.and_then(|positions| positions.padding), Some(1));
+    assert_eq!(
+        mpnet.positions.and_then(|positions| positions.padding),
+        Some(1)
+    );
     let bert = read("bert", json!({"max_position_embeddings": 514}));
     assert_eq!(bert.max_tokens, 514);
 }
@@ -116,7 +251,10 @@ fn fields_of_older_files_mean_the_same() {
     let config = read("modernbert", defaults);
     assert_eq!(config.rope.map(|rope| rope.theta), Some(160_000.0));
     let text = read("deberta_v2", json!({"pos_att_type": "c2p | P2C"}));
-    assert_eq!(text.disentangled, read("deberta_v2", json!({})).disentangled);
+    assert_eq!(
+        text.disentangled,
+        read("deberta_v2", json!({})).disentangled
+    );
 }
 
 #[test]

@@ -40,7 +40,11 @@ fn prefixes_and_heads_of_other_uses_change_nothing() {
             .into_iter()
             .map(|(name, tensor)| (format!("{}{name}", prefix(case)), tensor));
         let mut wrapped: Tensors = wrapped.collect();
-        for name in ["classifier.dense.weight", "lm_head.bias", "head.norm.weight"] {
+        for name in [
+            "classifier.dense.weight",
+            "lm_head.bias",
+            "head.norm.weight",
+        ] {
             wrapped.insert(name.into(), (vec![2], vec![1.0, 2.0]));
         }
         let read = read(case, &wrapped).unwrap_or_else(|error| panic!("{case}: {error}"));
@@ -60,13 +64,18 @@ fn missing_tensors_and_other_shapes_are_named() {
             assert!(error.contains(&expected), "{case}: {error}");
         }
         let mut larger = all.clone();
-        let own = larger.iter_mut().filter(|(name, _)| !name.starts_with("pooler."));
+        let own = larger
+            .iter_mut()
+            .filter(|(name, _)| !name.starts_with("pooler."));
         let (name, (shape, values)) = own.last().expect("tensors");
         shape.insert(0, 2);
         values.extend(values.clone());
         let name = name.clone();
         let error = refused(case, &larger);
-        assert!(error.contains(&format!("tensor `{name}` has shape")), "{case}: {error}");
+        assert!(
+            error.contains(&format!("tensor `{name}` has shape")),
+            "{case}: {error}"
+        );
     }
 }
 

@@ -109,10 +109,13 @@ pub(super) fn written(case: &str, tensors: &Tensors, changes: &Value) -> TempDir
         .values()
         .map(|(_, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect())
         .collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, (shape, _)), bytes)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).expect("whole");
-        (name, view)
-    });
+    let views = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|((name, (shape, _)), bytes)| {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes).expect("whole");
+            (name, view)
+        });
     let file = serialize(views, None).expect("valid");
     std::fs::write(out.path().join("model.safetensors"), file).expect("writable");
     out

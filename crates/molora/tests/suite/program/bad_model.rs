@@ -197,7 +197,9 @@ fn configurations_that_cannot_be_used() {
             name: "no heads",
             damage: |world| config(world, "num_attention_heads", json!(0)),
             arguments: &[],
-            expected: &["config.json: num_attention_heads is 0, expected a whole number of at least 1"],
+            expected: &[
+                "config.json: num_attention_heads is 0, expected a whole number of at least 1",
+            ],
         },
         Mistake {
             name: "a word for a number",

@@ -14,7 +14,7 @@ use crate::world::{
 };
 
 /// Folders of the encoders' families with the tokenizers that they have.
-const ENCODERS: [(&str, fn() -> Value); 8] = [
+pub(crate) const ENCODERS: [(&str, fn() -> Value); 8] = [
     ("roberta", byte_pairs),
     ("xlm_roberta", unigrams),
     ("distilbert", words),
@@ -36,7 +36,7 @@ fn golden(family: &str) -> PathBuf {
 }
 
 /// The world with the model of a family and its tokenizer in the place of the tiny BERT.
-fn world(family: &str, tokenizer: fn() -> Value) -> World {
+pub(crate) fn world(family: &str, tokenizer: fn() -> Value) -> World {
     let world = World::new();
     let own = read_json(&world.model("tokenizer.json"));
     copy_folder(&golden(family), &world.path("model"));
@@ -144,13 +144,23 @@ fn encoders_learn_and_are_written() {
         done(&world, &["merge", "run", "--out", "merged"]);
         done(&world, &["export", "run", "--out", "peft"]);
         done(&world, &["eval", "run"]);
-        let python = ["export", "run", "--format", "transformers", "--out", "python"];
+        let python = [
+            "export",
+            "run",
+            "--format",
+            "transformers",
+            "--out",
+            "python",
+        ];
         match family.starts_with("deberta") {
             false => done(&world, &python),
             true => {
                 let output = world.run(&python);
                 let errors = String::from_utf8_lossy(&output.stderr);
-                assert!(!output.status.success() && errors.contains("DeBERTa"), "{errors}");
+                assert!(
+                    !output.status.success() && errors.contains("DeBERTa"),
+                    "{errors}"
+                );
             }
         }
     }
@@ -226,8 +236,25 @@ fn encoder_decoders_learn_too() {
         }
         done(&world, &["merge", "lora", "--out", "merged"]);
         done(&world, &["export", "lora", "--out", "peft"]);
-        done(&world, &["generate", "lora", "--prompt", "purr", "--max-new-tokens", "4"]);
-        let python = ["export", "samora", "--format", "transformers", "--out", "python"];
+        done(
+            &world,
+            &[
+                "generate",
+                "lora",
+                "--prompt",
+                "purr",
+                "--max-new-tokens",
+                "4",
+            ],
+        );
+        let python = [
+            "export",
+            "samora",
+            "--format",
+            "transformers",
+            "--out",
+            "python",
+        ];
         done(&world, &python);
     }
 }

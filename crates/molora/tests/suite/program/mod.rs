@@ -11,7 +11,7 @@ mod batches;
 mod checkpointing;
 mod compare;
 mod extend;
-mod families;
+pub(crate) mod families;
 mod files;
 mod formats;
 mod frozen;
