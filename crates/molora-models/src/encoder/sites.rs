@@ -10,6 +10,7 @@ use super::layer::Layer;
 use crate::attach::{Attachment, Place, attach_sites, layer_routers, model_part};
 use crate::{
     Adaptable, AdapterSpec, LayerRouter, MoLoraLinear, ModelError, ModelPart, SavedTables,
+    SitePattern,
 };
 
 /// A linear map of the embeddings comes first. It and projections of relative positions are sites of
@@ -87,6 +88,7 @@ impl Adaptable for Encoder {
         };
         let (names, width) = (self.names, self.width());
         let saved = SavedTables::of(spec, &self.embeddings.word, None, device)?;
+        let spec = &self.with_parts(spec);
         let places = self.places(spec.router.is_none());
         let (sites, plan) = attach_sites(places, spec, width, &to)?;
         // Those that can have no router may have had an adapter without one.
@@ -108,6 +110,30 @@ impl Adaptable for Encoder {
 }
 
 impl Encoder {
+    /// The specification with all parts of a layer that the files hold as one in the place of its name,
+    /// which is what PEFT knows.
+    fn with_parts(&self, spec: &AdapterSpec) -> AdapterSpec {
+        let fused = [self.names.fused_qkv, self.names.fused_gate];
+        let paths = (0..self.layers.len()).flat_map(|index| {
+            let fused = fused.into_iter().flatten();
+            fused.map(move |part| self.names.layer(index, part))
+        });
+        let paths: Vec<String> = paths.collect();
+        let parts_of = |target: &String| {
+            let pattern = SitePattern::new(target).ok();
+            let pattern = pattern.filter(SitePattern::is_plain_name);
+            let is_whole = |path: &String| pattern.as_ref().is_some_and(|name| name.matches(path));
+            match paths.iter().any(is_whole) {
+                true => format!("{target}.*"),
+                false => target.clone(),
+            }
+        };
+        AdapterSpec {
+            targets: spec.targets.iter().map(parts_of).collect(),
+            ..spec.clone()
+        }
+    }
+
     /// The linear layers in the order of the forward pass: all, or those that read the tokens of a
     /// layer.
     fn places(&mut self, all: bool) -> Vec<Place<'_>> {

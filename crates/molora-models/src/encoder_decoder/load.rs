@@ -6,8 +6,9 @@ use std::path::Path;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 
+use super::EncoderDecoder;
 use super::config::{EncoderDecoderConfig, HEAD, Half, StackConfig, TOKENS, TokenPositions};
-use super::model::{Block, EncoderDecoder, Positions, Stack};
+use super::layer::{Block, Positions, Stack};
 use crate::checkpoint::ModelWeights;
 use crate::decoder::{Attention, FeedForward};
 use crate::layers::{Norm, frozen};

@@ -5,6 +5,7 @@
 
 mod config;
 mod family;
+mod layer;
 mod load;
 mod model;
 mod modules;

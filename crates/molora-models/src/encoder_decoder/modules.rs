@@ -1,7 +1,8 @@
 //! The parts of an encoder-decoder by the names of its files.
 
+use super::EncoderDecoder;
 use super::config::{HEAD, Half, LINEARS, Names};
-use super::model::{Block, EncoderDecoder, Stack};
+use super::layer::{Block, Stack};
 use crate::layers::{Norm, frozen};
 use crate::modules::{BaseModel, Layout, ModuleMut, PartMut};
 use crate::{MoLoraLinear, SavedTables};

@@ -4,8 +4,9 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 
+use super::EncoderDecoder;
 use super::config::{HEAD, Half, LINEARS};
-use super::model::{Block, EncoderDecoder};
+use super::layer::Block;
 use crate::attach::{Attachment, Place, attach_sites, layer_routers, model_part};
 use crate::decoder::{Attention, FeedForward};
 use crate::{
