@@ -53,6 +53,7 @@ impl Decoder {
         };
         let reader = Reader {
             weights,
+            prefix: "",
             absent_prefix,
             layout: config.names.layout,
             epsilon: config.epsilon,

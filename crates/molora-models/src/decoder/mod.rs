@@ -25,13 +25,15 @@ mod sites;
 
 pub(crate) use attention::{Attention, Qkv};
 pub use cache::KvCache;
+pub(crate) use cache::LayerCache;
 pub(crate) use config::any_of;
 pub use config::{DecoderConfig, ExpertsConfig, LayerConfig, NormKind, NormPlace, QkNorm, QkvForm};
 pub(crate) use feed_forward::FeedForward;
 pub use generate::{Finish, GenerateError, GenerateOptions, Generated, Watcher, last_real};
 pub(crate) use generate::{check_prompts, one_token_rows, with_mask, write_on};
-pub use model::{Decoder, DecoderInput, DecoderOutput};
 pub(crate) use model::embedded;
+pub use model::{Decoder, DecoderInput, DecoderOutput};
 pub(crate) use pass::Pass;
+pub(crate) use rope::Rotation;
 pub use rope::{Rope, RopeScaling};
 pub use sample::{Penalties, Sampling, choose, likeliest, log_sum_exp};

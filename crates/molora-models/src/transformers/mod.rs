@@ -58,6 +58,21 @@ pub struct WholeMixture<'a> {
     pub more: Map<String, Value>,
 }
 
+/// Why the Python has no place for a mixture on a base model, in words; `None` if it has. `has_heads` says
+/// whether tasks have heads.
+pub fn why_not_on(backbone: &Backbone, has_heads: bool) -> Option<&'static str> {
+    match backbone {
+        Backbone::Encoder(model) if model.projects_positions() => {
+            Some("linear layers of the base (DeBERTa) project relative positions beside tokens")
+        }
+        // Transformers finds the reading half of T5 alone.
+        Backbone::EncoderDecoder(model) if has_heads && model.max_tokens().is_some() => {
+            Some("transformers has no text encoder of the base (BART) for the heads of tasks")
+        }
+        _ => None,
+    }
+}
+
 /// Tensors as they stand in a file, by name.
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 

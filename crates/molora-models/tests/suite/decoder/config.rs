@@ -299,8 +299,8 @@ fn t5_is_read_and_what_it_cannot_be_is_named() {
     assert_eq!((old.head_scale, new.head_scale), (1.0, 1.0));
     for (changes, expected) in [
         (
-            json!({"model_type": "umt5"}),
-            "model_type is \"umt5\", expected t5 or mt5",
+            json!({"model_type": "pegasus"}),
+            "model_type is \"pegasus\", expected t5 or mt5 or umt5 or bart",
         ),
         (
             json!({"feed_forward_proj": "gated-relu"}),
