@@ -28,6 +28,7 @@ pub mod recipe;
 pub mod report;
 pub mod run;
 pub mod store;
+pub mod suite;
 pub mod train;
 pub mod unseen;
 pub mod verify;

@@ -12,6 +12,7 @@ use molora_train::base::is_opening_device;
 use molora_train::compare::CompareError;
 use molora_train::data::is_contained;
 use molora_train::hub::HubError;
+use molora_train::suite::SuiteError;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::debug_fn;
 
@@ -82,9 +83,15 @@ fn is_interruption(error: &anyhow::Error) -> bool {
                 | TrainError::Hub(HubError::Stopped { .. })
         )
     };
-    match error.downcast_ref() {
-        Some(CompareError::Interrupted { .. }) => true,
-        Some(CompareError::Train(error)) => is_stop(error),
+    let of_comparison = |error: &CompareError| match error {
+        CompareError::Interrupted { .. } => true,
+        CompareError::Train(error) => is_stop(error),
+        _ => false,
+    };
+    match (error.downcast_ref(), error.downcast_ref()) {
+        (Some(SuiteError::Compare(error)), _) => of_comparison(error),
+        (Some(SuiteError::Train(error)), _) => is_stop(error),
+        (_, Some(error)) => of_comparison(error),
         _ => error.downcast_ref().is_some_and(is_stop),
     }
 }

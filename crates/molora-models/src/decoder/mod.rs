@@ -5,6 +5,7 @@
 //! `docs/adding-a-model.md`.
 
 mod attention;
+mod beam;
 mod cache;
 mod config;
 mod experts;
@@ -24,6 +25,7 @@ mod scaling;
 mod sites;
 
 pub(crate) use attention::{Attention, Qkv};
+pub use beam::BeamOptions;
 pub use cache::KvCache;
 pub(crate) use cache::LayerCache;
 pub(crate) use config::any_of;

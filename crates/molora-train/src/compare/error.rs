@@ -74,7 +74,7 @@ pub enum CompareError {
         problem: String,
     },
     /// The user cancelled.
-    #[error("stopped in {what} {number} of {total}; the same molora compare goes on from there")]
+    #[error("stopped in {what} {number} of {total}; the same command goes on from there")]
     Interrupted {
         /// `run` or `trial`.
         what: &'static str,

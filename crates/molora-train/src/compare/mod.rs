@@ -74,6 +74,8 @@ pub struct Request {
     pub seeds: u64,
     /// What is made equal between the recipes.
     pub budget: Budget,
+    /// Whether one recipe is enough, which is then compared with nothing.
+    pub alone: bool,
     /// What is tried on the validation split before the runs.
     pub tune: Option<Tuning>,
     /// The device.

@@ -14,7 +14,9 @@ use super::{COMPARISON, Request};
 use crate::base::base_model::{self, absolute};
 use crate::base::bundled;
 use crate::base::place::write_atomically;
-use crate::data::{DataError, Split, Task, list_tasks, load_tasks, require_classification};
+use crate::data::{
+    DataError, Split, Task, list_tasks, load_tasks, load_tasks_for, require_classification,
+};
 use crate::recipe::Recipe;
 use crate::report::SCHEMA_VERSION;
 use crate::run::{check_tasks, with_groups};
@@ -198,14 +200,19 @@ fn read_tasks(data: &Path, request: &Request) -> Result<Tasks, DataError> {
         let problem = "--unseen leaves no task to train on".into();
         return Err(DataError::Selection(problem));
     }
-    let trained = load_tasks(data, Some(&names))?;
+    // Templates decide how many questions a record becomes.
+    let writing = request.recipes.first().map(|recipe| &recipe.data.writing);
+    let trained = match writing.filter(|writing| writing.has_templates()) {
+        Some(writing) => load_tasks_for(data, Some(&names), writing)?,
+        None => load_tasks(data, Some(&names))?,
+    };
     require_classification(&unseen)?;
     Ok(Tasks { trained, unseen })
 }
 
 fn check(request: &Request) -> Result<(), CompareError> {
     let recipes = &request.recipes;
-    if recipes.len() < 2 {
+    if recipes.len() < 2 && !(request.alone && recipes.len() == 1) {
         let found = recipes.len();
         return Err(CompareError::TooFew { found });
     }

@@ -102,6 +102,9 @@ pub struct TaskResult {
     pub score: Spread,
     /// The accuracy.
     pub accuracy: Spread,
+    /// The metric on each of several test splits, by name; empty where there is one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tests: BTreeMap<String, Spread>,
 }
 
 /// The task with the lowest metric.
@@ -229,10 +232,16 @@ fn recipe_result(
 ) -> RecipeResult {
     let tasks = plan.tasks.iter().map(|task| {
         let of = |run: &Outcome| run.eval.tasks[&task.name].clone();
+        let by_test = |name: String| {
+            let value = |run: &Outcome| of(run).tests.get(&name).map_or(f64::NAN, |t| t.value);
+            let found = spread(runs, value);
+            (name, found)
+        };
         let result = TaskResult {
             metric: of(&runs[0]).metric,
             score: spread(runs, |run| of(run).value),
             accuracy: spread(runs, |run| of(run).accuracy.unwrap_or(of(run).value)),
+            tests: of(&runs[0]).tests.into_keys().map(&by_test).collect(),
         };
         (task.name.clone(), result)
     });
@@ -338,6 +347,7 @@ mod tests {
                 majority: 0.5,
                 loss: None,
                 also: Default::default(),
+                tests: BTreeMap::new(),
             }
         };
         let tasks = [("a", score(right[0])), ("b", score(right[1]))];
@@ -419,6 +429,7 @@ mod tests {
             metric: "accuracy".into(),
             score: Spread::of(vec![score]),
             accuracy: Spread::of(vec![1.0]),
+            tests: BTreeMap::new(),
         };
         let tasks = [("a", 0.7), ("b", -0.1), ("c", 0.2)];
         let tasks = tasks.map(|(name, score)| (name.to_owned(), result(score)));

@@ -158,7 +158,20 @@ fn scores(comparison: &Comparison) -> Cells {
         let of_base = base.get(task).map_or_else(none, spread);
         row([task, metric], of_base, &|r| spread(&r.tasks[task].score))
     };
-    let mut rows: Vec<Vec<String>> = comparison.tasks.iter().map(task).collect();
+    let test = |task: &String, name: &String| {
+        let title = format!("  {name}");
+        row([&title, ""], String::new(), &|r| {
+            let found = r.tasks[task].tests.get(name);
+            found.map_or_else(none, spread)
+        })
+    };
+    let of_task = |name: &String| -> Vec<Vec<String>> {
+        let tests = recipes[0].tasks[name].tests.keys();
+        std::iter::once(task(name))
+            .chain(tests.map(|part| test(name, part)))
+            .collect()
+    };
+    let mut rows: Vec<Vec<String>> = comparison.tasks.iter().flat_map(of_task).collect();
     let tasks = comparison.tasks.iter();
     let sum: Option<f64> = tasks.map(|task| Some(base.get(task)?.mean)).sum();
     let mean = sum.map(|sum| percent(sum / comparison.tasks.len().max(1) as f64));
@@ -263,6 +276,7 @@ mod tests {
             metric: "accuracy".into(),
             score: spread(shift),
             accuracy: spread(shift),
+            tests: BTreeMap::new(),
         };
         let dead = DeadExperts {
             seed: 0,

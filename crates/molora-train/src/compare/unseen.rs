@@ -175,6 +175,7 @@ fn task_results(
             metric: of(&reports[0].tasks[name]).score.metric.clone(),
             score: Spread::of(scores().map(|score| score.value).collect()),
             accuracy: Spread::of(scores().filter_map(|score| score.accuracy).collect()),
+            tests: BTreeMap::new(),
         };
         (name.clone(), result)
     };

@@ -110,6 +110,22 @@ pub enum DataError {
         /// What is wrong with it.
         source: MetricError,
     },
+    /// How answers are found in texts is not said right.
+    #[error("{}: key \"answer\": {problem}", path.display())]
+    Answer {
+        /// The `task.json`.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The words for labels do not fit these.
+    #[error("{}: key \"label_words\": {problem}", path.display())]
+    LabelWords {
+        /// The `task.json`.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// A folder holds no task.
     #[error(
         "{}: no task in it: expected a task folder, or sub-folders that hold a task.json or a \

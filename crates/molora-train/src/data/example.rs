@@ -54,6 +54,8 @@ pub struct TokenizedTask {
     pub kind: TaskKind,
     /// Label names by index.
     pub labels: Vec<String>,
+    /// Names and numbers of records of several test splits; see [`Task::test_sets`].
+    pub test_sets: Vec<(String, usize)>,
     /// The prompt of the task, which routers may compare experts by.
     pub instruction: String,
     /// How it is scored.
@@ -182,6 +184,7 @@ impl TokenizedTask {
             name: task.meta.name.clone(),
             kind: task.meta.kind,
             labels: task.meta.labels.clone(),
+            test_sets: task.test_sets.clone(),
             instruction: task.meta.instruction.clone(),
             metric: task.meta.metric.clone().unwrap_or(Metric::Accuracy),
             train: tokenize(Split::Train)?,

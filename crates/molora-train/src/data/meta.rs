@@ -9,7 +9,7 @@ use super::error::{DataError, Place};
 use super::fields::{Fields, whole};
 use super::format::{FormatError, Row, read_text};
 use super::kind::TaskKind;
-use super::metrics::Metric;
+use super::metrics::{AnswerConfig, AnswerPattern, Metric};
 use super::schema::COLUMNS;
 use super::task::TaskMeta;
 
@@ -22,6 +22,10 @@ pub(super) struct MetaFile {
     instruction: Option<String>,
     labels: Option<Vec<String>>,
     group: Option<String>,
+    label_words: Vec<String>,
+    answer: Option<AnswerConfig>,
+    /// Key `tests`: names of several test splits.
+    pub(super) tests: Vec<String>,
     metric_text: Option<String>,
     /// Key `columns`: the file's column by the name that we know it under.
     pub(super) columns: BTreeMap<String, String>,
@@ -67,6 +71,20 @@ impl MetaFile {
         if has(&fields, "group") {
             file.group = fields.optional_string("group")?;
         }
+        for (key, list) in [
+            ("label_words", &mut file.label_words),
+            ("tests", &mut file.tests),
+        ] {
+            *list = match fields.take_or_null(key) {
+                Value::Null => Vec::new(),
+                value => fields.string_list(key, value)?,
+            };
+        }
+        check_tests(&fields, &file.tests)?;
+        file.answer = match fields.take_or_null("answer") {
+            Value::Null => None,
+            value => Some(answer(&fields, value)?),
+        };
         file.columns = columns(&mut fields, &path)?;
         Ok(Some(file))
     }
@@ -115,13 +133,23 @@ impl MetaFile {
         let metric_text = self
             .metric_text
             .unwrap_or_else(|| usual_metric(kind).into());
-        let metric = Metric::parse_for(kind, &metric_text, &labels)
-            .map_err(|source| DataError::Metric { path, source })?;
+        let metric =
+            Metric::parse_for(kind, &metric_text, &labels).map_err(|source| DataError::Metric {
+                path: path.clone(),
+                source,
+            })?;
+        check_words(&path, kind, &labels, &self.label_words)?;
+        let metric = match &self.answer {
+            None => metric,
+            Some(answer) => extracted(&path, kind, answer, &labels)?,
+        };
         Ok(TaskMeta {
             name: name.into(),
             kind,
             instruction: self.instruction.unwrap_or_default(),
             labels,
+            label_words: self.label_words,
+            tests: self.tests,
             group: self.group,
             metric: Some(metric),
             metric_text,
@@ -146,6 +174,85 @@ impl MetaFile {
             ..Self::default()
         })
     }
+}
+
+/// Names of several test splits of the task in a folder, if its `task.json` has them.
+///
+/// # Errors
+/// As [`MetaFile::read`].
+pub(super) fn test_names(dir: &Path) -> Result<Vec<String>, DataError> {
+    Ok(MetaFile::read(dir)?.map_or_else(Vec::new, |file| file.tests))
+}
+
+/// How answers are found in texts, which only texts that are generated need.
+fn extracted(
+    path: &Path,
+    kind: TaskKind,
+    answer: &AnswerConfig,
+    labels: &[String],
+) -> Result<Metric, DataError> {
+    let refused = |problem: String| DataError::Answer {
+        path: path.into(),
+        problem,
+    };
+    if kind != TaskKind::Generation {
+        return Err(refused(format!(
+            "it is for generation, and the task is {kind}"
+        )));
+    }
+    let pattern = AnswerPattern::new(answer, labels).map_err(refused)?;
+    Ok(Metric::Extracted(pattern))
+}
+
+/// The value of `answer`.
+fn answer(fields: &Fields<'_>, value: Value) -> Result<AnswerConfig, DataError> {
+    serde_json::from_value(value).map_err(|error| DataError::Answer {
+        path: fields.place.path.clone(),
+        problem: error.to_string(),
+    })
+}
+
+/// Refuses words for labels that are not one for each, or are for something else.
+fn check_words(
+    path: &Path,
+    kind: TaskKind,
+    labels: &[String],
+    words: &[String],
+) -> Result<(), DataError> {
+    let problem = match words {
+        [] => return Ok(()),
+        _ if kind != TaskKind::Classification => {
+            format!("it is for classification, and the task is {kind}")
+        }
+        _ if words.len() != labels.len() => {
+            let (found, expected) = (words.len(), labels.len());
+            format!("it lists {found} words, expected one for each of {expected} labels")
+        }
+        _ if words.iter().any(|word| word.trim().is_empty()) => "a word of it is empty".into(),
+        _ => match (1..words.len()).find(|&place| words[..place].contains(&words[place])) {
+            Some(place) => format!("\"{}\" is listed twice", words[place]),
+            None => return Ok(()),
+        },
+    };
+    Err(DataError::LabelWords {
+        path: path.into(),
+        problem,
+    })
+}
+
+/// Refuses names of test splits that are no part of a file's name, or stand twice.
+fn check_tests(fields: &Fields<'_>, names: &[String]) -> Result<(), DataError> {
+    let is_plain = |name: &str| {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        !name.is_empty() && name.chars().all(is_part)
+    };
+    for (place, name) in names.iter().enumerate() {
+        if !is_plain(name) || names[..place].contains(name) {
+            let expected = "they have to be different names in letters, digits, - and _".into();
+            return Err(fields.contradiction("tests", name.clone(), expected));
+        }
+    }
+    Ok(())
 }
 
 /// The labels' names by number, from the outputs that stand beside them.

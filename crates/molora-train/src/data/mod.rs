@@ -41,9 +41,10 @@ pub use contain::is_contained;
 pub use error::DataError;
 pub use example::{Example, Target, TokenizedTask, task_names, tokenize_tasks};
 pub use format::{FormatError, text_of};
+pub(crate) use format::{Row, read_published};
 pub(crate) use message::Part;
 pub use message::{Chat, Message};
-pub use metrics::{Metric, MetricError};
+pub use metrics::{AnswerConfig, AnswerPattern, Metric, MetricError, Take};
 pub use prompt::{Piece, PromptFormat, PromptTemplate};
 pub use record::{Label, Record};
 pub(crate) use sampler::{Sampler, eval_batches};
@@ -54,4 +55,7 @@ pub use task::{Split, Task, TaskKind, TaskMeta, list_tasks, load_task, load_task
 pub(crate) use task::{load_tasks_for, require_classification};
 pub use tokenizer::{Encoded, TextTokenizer};
 pub use unlabelled::{load_unlabelled, parse_unlabelled};
-pub use written::{Average, Candidate, PromptStyle, Question, Writing, WritingConfig};
+pub use written::{
+    Average, Candidate, Normalize, PromptStyle, Question, ScoredTemplates, Templates, Writing,
+    WritingConfig,
+};

@@ -198,10 +198,11 @@ pub(crate) fn prompt(
 }
 
 /// The answers to choose from, for [`pieces_with_answer`]: the record's choices (multiple choice) or
-/// the task's labels (classification), in the order of their numbers; otherwise none.
+/// the task's labels or the words for them (classification), in the order of their numbers; otherwise none.
 pub(crate) fn choices(record: &Record, meta: &TaskMeta) -> Vec<String> {
     match meta.kind {
         TaskKind::MultipleChoice => record.choices.clone(),
+        TaskKind::Classification if !meta.label_words.is_empty() => meta.label_words.clone(),
         TaskKind::Classification => meta.labels.clone(),
         TaskKind::Generation | TaskKind::Regression => Vec::new(),
     }

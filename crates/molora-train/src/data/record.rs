@@ -55,6 +55,8 @@ pub struct Record {
     pub is_verbatim: bool,
     /// What a template of one's own asks, in the place of instruction and inputs.
     pub prompt: Option<String>,
+    /// What each of several templates asks; empty once it is decided which of them does.
+    pub prompts: Vec<String>,
 }
 
 /// Checks one record of our own schema.

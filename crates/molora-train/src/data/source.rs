@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::error::DataError;
 use super::format::{Format, FormatError};
 use super::kind::Split;
+use super::meta::test_names;
 
 /// Whether a path is one task: a file, or a folder with a `task.json` or a training split.
 pub(super) fn is_task(path: &Path) -> bool {
@@ -76,12 +77,26 @@ pub(super) fn split_files(dir: &Path, split: Split) -> Result<Vec<PathBuf>, Data
     Ok(Vec::new())
 }
 
-/// Names files in a warning that look like a split and belong to none that is read.
+/// The files of one of several test splits, as [`split_files`].
 ///
 /// # Errors
 /// As [`split_files`].
-pub(super) fn warn_of_other_files(dir: &Path) -> Result<(), DataError> {
-    for path in other_files(dir)? {
+pub(super) fn test_files(dir: &Path, name: &str) -> Result<Vec<PathBuf>, DataError> {
+    files_named(dir, Split::Test, &format!("test_{name}"))
+}
+
+/// Names files in a warning that look like a split and belong to none that is read; `tests` are the names of
+/// several test splits, if there are some.
+///
+/// # Errors
+/// As [`split_files`].
+pub(super) fn warn_of_other_files(dir: &Path, tests: &[String]) -> Result<(), DataError> {
+    let mut read = Vec::new();
+    for name in tests {
+        read.extend(test_files(dir, name)?);
+    }
+    let others = other_files(dir)?;
+    for path in others.iter().filter(|path| !read.contains(path)) {
         tracing::warn!(
             "{}: looks like a split and is not read: those are train, validation (or valid, val, dev) \
              and test, each in one file or in parts",
@@ -194,6 +209,9 @@ pub(crate) fn task_files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut files: Vec<PathBuf> = meta.is_file().then_some(meta).into_iter().collect();
     for split in [Split::Train, Split::Validation, Split::Test] {
         files.extend(split_files(path, split)?);
+    }
+    for name in test_names(path)? {
+        files.extend(test_files(path, &name)?);
     }
     Ok(files)
 }

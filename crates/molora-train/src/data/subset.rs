@@ -24,6 +24,18 @@ fn pick<T: Clone>(values: &[T], places: &[usize]) -> Vec<T> {
     known.cloned().collect()
 }
 
+/// Several test splits with those of their records that stand at `places` of all.
+fn part_of(sets: &[(String, usize)], places: &[usize]) -> Vec<(String, usize)> {
+    let mut start = 0;
+    let mut part = |(name, count): &(String, usize)| {
+        let range = start..start + count;
+        start = range.end;
+        let kept = places.iter().filter(|place| range.contains(place));
+        (name.clone(), kept.count())
+    };
+    sets.iter().map(&mut part).collect()
+}
+
 impl Task {
     /// The task with at most `limit` records of one split and none of the others.
     #[must_use]
@@ -36,11 +48,16 @@ impl Task {
                 false => Vec::new(),
             }
         };
+        let kept: &[usize] = match split {
+            Split::Test => &places,
+            Split::Train | Split::Validation => &[],
+        };
         Self {
             meta: self.meta.clone(),
             train: of(Split::Train),
             validation: of(Split::Validation),
             test: of(Split::Test),
+            test_sets: part_of(&self.test_sets, kept),
         }
     }
 }
@@ -80,6 +97,7 @@ impl TokenizedTask {
             name: self.name.clone(),
             kind: self.kind,
             labels: self.labels.clone(),
+            test_sets: Vec::new(),
             instruction: self.instruction.clone(),
             metric: self.metric.clone(),
             train: Vec::new(),
@@ -100,6 +118,13 @@ impl TokenizedTask {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_test_splits_keep_their_own_records() {
+        let sets = [("a".to_owned(), 3), ("b".to_owned(), 2)];
+        let found = part_of(&sets, &[0, 2, 4]);
+        assert_eq!(found, [("a".to_owned(), 2), ("b".to_owned(), 1)]);
+    }
 
     #[test]
     fn a_smaller_part_lies_in_a_larger_one() {

@@ -1,9 +1,12 @@
 //! Tasks: what is said about them and the three splits of their records, read and checked.
 
+mod asked;
+
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use self::asked::asked_by_templates;
 use super::error::DataError;
 use super::format::{Row, read_rows};
 use super::hold_out::hold_out;
@@ -13,7 +16,7 @@ use super::metrics::Metric;
 use super::prompt::PromptTemplate;
 use super::record::Record;
 use super::schema::{Reading, Schema, is_read, rename_all, warn_of_places, warn_of_unread};
-use super::source::{is_task, split_files, task_name, warn_of_other_files};
+use super::source::{is_task, split_files, task_name, test_files, warn_of_other_files};
 use super::written::WritingConfig;
 
 /// What is known about a task: what `task.json` says, or what is usual where it says nothing.
@@ -29,6 +32,10 @@ pub struct TaskMeta {
     pub instruction: String,
     /// Key `labels`: names by index; empty where the file says null.
     pub labels: Vec<String>,
+    /// Key `label_words`: what a model that writes says for each label, where that is not its name.
+    pub label_words: Vec<String>,
+    /// Key `tests`: names of several test splits, in files `test_<name>`.
+    pub tests: Vec<String>,
     /// Key `group`: which of a method's groups of experts the task's own belongs to.
     pub group: Option<String>,
     /// Key `metric`, parsed: always there for a task that was read.
@@ -48,8 +55,11 @@ pub struct Task {
     pub train: Vec<Record>,
     /// The validation split.
     pub validation: Vec<Record>,
-    /// The test split.
+    /// The test split; of several, all records, one split after the other.
     pub test: Vec<Record>,
+    /// Names and numbers of records of several test splits, in the order of `test`; empty where there is
+    /// one.
+    pub test_sets: Vec<(String, usize)>,
 }
 
 impl Task {
@@ -81,20 +91,47 @@ fn load_task_for(path: &Path, writing: &WritingConfig) -> Result<Task, DataError
     let template = writing.template_of(&name)?;
     if path.is_file() {
         let file = Table::read(&[path.to_path_buf()], None, template.as_ref())?;
-        return assemble(path, &name, None, template, [Some(file), None, None]);
+        let task = assemble(path, &name, None, template, [Some(file), None, None])?;
+        return Ok(asked_by_templates(task, writing.scored_templates));
     }
     let meta_file = MetaFile::read(path)?;
-    warn_of_other_files(path)?;
+    let tests = meta_file.as_ref().map_or(&[][..], |file| &file.tests[..]);
+    warn_of_other_files(path, tests)?;
+    let read = |files: &[PathBuf]| Table::read(files, meta_file.as_ref(), template.as_ref());
     let table = |split| match &split_files(path, split)?[..] {
         [] => Ok(None),
-        files => Table::read(files, meta_file.as_ref(), template.as_ref()).map(Some),
+        files => read(files).map(Some),
     };
-    let tables = [
-        table(Split::Train)?,
-        table(Split::Validation)?,
-        table(Split::Test)?,
-    ];
-    assemble(path, &name, meta_file, template, tables)
+    let (test, test_sets) = match tests {
+        [] => (table(Split::Test)?, Vec::new()),
+        names => read_tests(path, names, &read)?,
+    };
+    let tables = [table(Split::Train)?, table(Split::Validation)?, test];
+    let mut task = assemble(path, &name, meta_file, template, tables)?;
+    task.test_sets = test_sets;
+    Ok(asked_by_templates(task, writing.scored_templates))
+}
+
+/// The rows of several test splits, one after the other, with their numbers.
+fn read_tests(
+    path: &Path,
+    names: &[String],
+    read: &impl Fn(&[PathBuf]) -> Result<Table, DataError>,
+) -> Result<(Option<Table>, Vec<(String, usize)>), DataError> {
+    let (mut all, mut sets): (Option<Table>, _) = (None, Vec::new());
+    for name in names {
+        let files = test_files(path, name)?;
+        if files.is_empty() {
+            return Err(missing_file(&path.join(format!("test_{name}.jsonl"))));
+        }
+        let mut table = read(&files)?;
+        sets.push((name.clone(), table.rows.len()));
+        match &mut all {
+            Some(all) => all.rows.append(&mut table.rows),
+            None => all = Some(table),
+        }
+    }
+    Ok((all, sets))
 }
 
 /// Reads the tasks under `path`: those in `names`, in that order, or all of them sorted by name.
@@ -320,6 +357,7 @@ fn assemble(
         train,
         validation: validation.or(held_validation).unwrap_or_default(),
         test: test.or(held_test).unwrap_or_default(),
+        test_sets: Vec::new(),
     })
 }
 
@@ -357,9 +395,13 @@ fn resolve_meta(
 }
 
 fn not_found(path: &Path, split: Split) -> DataError {
-    let path = path.join(format!("{split}.jsonl"));
-    let error = std::fs::metadata(&path).err();
+    missing_file(&path.join(format!("{split}.jsonl")))
+}
+
+fn missing_file(path: &Path) -> DataError {
+    let error = std::fs::metadata(path).err();
     let source = error.unwrap_or_else(|| std::io::ErrorKind::NotFound.into());
+    let path = path.into();
     DataError::Read { path, source }
 }
 

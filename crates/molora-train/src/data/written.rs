@@ -1,6 +1,7 @@
 //! Records as tokens for models that generate their answers.
 
 mod config;
+mod templates;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +13,8 @@ use super::prompt::{self, Piece, PromptFormat};
 use super::record::{Label, Record};
 use super::task::{Task, TaskMeta};
 use super::tokenizer::TextTokenizer;
-pub use config::{Average, PromptStyle, WritingConfig};
+pub use config::{Average, Normalize, PromptStyle, ScoredTemplates, WritingConfig};
+pub use templates::Templates;
 
 /// What a model is asked for a record, and what is right.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +49,17 @@ pub struct Candidate {
     pub characters: usize,
 }
 
+impl Candidate {
+    /// What its log-probability is divided by.
+    pub(crate) fn length(&self, by: Normalize) -> f64 {
+        match by {
+            Normalize::None => 1.0,
+            Normalize::Tokens => self.ids.len().max(1) as f64,
+            Normalize::Characters => self.characters as f64,
+        }
+    }
+}
+
 /// How texts become tokens for a generative model, and its tokens texts.
 #[derive(Debug)]
 pub struct Writing {
@@ -58,6 +71,10 @@ pub struct Writing {
     pub max_length: usize,
     /// Most tokens of a generated answer.
     pub max_new_tokens: usize,
+    /// What the log-probability of a candidate is divided by.
+    pub normalize: Normalize,
+    /// Beams of the search for a generated answer, and the power of its length; see [`WritingConfig`].
+    pub beams: (usize, f64),
     /// Tokens that end an answer; the first of them is learned.
     pub end_tokens: Vec<usize>,
     /// The token that every text of an encoder-decoder starts with; `None` for a decoder.
@@ -80,6 +97,8 @@ impl Writing {
             format,
             max_length: config.max_length,
             max_new_tokens: config.max_new_tokens,
+            normalize: config.normalize,
+            beams: (config.num_beams, config.length_penalty),
             end_tokens,
             start_token,
             cuts: AtomicUsize::new(0),

@@ -8,13 +8,15 @@ use crate::TrainError;
 use crate::data::{TaskKind, TokenizedTask};
 use crate::guide::Guide;
 
+use super::choice::normalized;
 use super::routing::RoutingSums;
 
 /// What was answered to a record.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     /// The probability of each label of the task, or of each of the record's choices: they sum to 1.
-    /// Choices that are written are compared with each other by the probability of the whole text.
+    /// Choices that are written are compared with each other by the probability of the whole text, or what
+    /// the recipe divides its logarithm by.
     Chosen(Vec<f64>),
     /// A number.
     Number(f64),
@@ -65,8 +67,13 @@ pub(crate) fn answers(
             texts.into_iter().map(Answer::Text).collect()
         }
         (Some(written), _) => {
-            let scores = pass.scores(written.questions(scope.split))?;
-            let chosen = scores.iter().map(|scores| Answer::Chosen(softmax(scores)));
+            let questions = written.questions(scope.split);
+            let scores = pass.scores(questions)?;
+            let by = written.writing.normalize;
+            let asked = questions.iter().zip(&scores);
+            let chosen = asked.map(|(question, scores)| {
+                Answer::Chosen(softmax(&normalized(question, scores, by)))
+            });
             chosen.collect()
         }
     })

@@ -9,7 +9,7 @@ use molora_models::{
 use crate::TrainError;
 use crate::data::example::Written;
 use crate::data::metrics::accuracy;
-use crate::data::{AnswerToken, Question, Split, eval_batches};
+use crate::data::{AnswerToken, Normalize, Question, Split, eval_batches};
 use crate::model::token_losses;
 use crate::report::{Predictions, TaskScore};
 
@@ -17,22 +17,24 @@ use super::Pass;
 use super::routing::host;
 
 impl Pass<'_> {
-    /// The likeliest candidate for every record, scored. `accuracy_per_character` is that of
-    /// log-probabilities divided by the candidates' lengths, `right_nll` the mean of `-log p` of the
-    /// right candidates.
+    /// The likeliest candidate for every record, scored, by log-probabilities that are divided as the
+    /// recipe says. `accuracy_per_character` and `accuracy_per_token` are those of log-probabilities
+    /// divided by the candidates' lengths, `right_nll` the mean of `-log p` of the right candidates.
     pub(super) fn choices(
         &mut self,
         written: &Written,
     ) -> Result<(TaskScore, Predictions), TrainError> {
         let questions = written.questions(self.split);
         let scores = self.scores(questions)?;
-        let whole: Vec<usize> = scores.iter().map(|scores| best(scores)).collect();
-        let per_character = questions.iter().zip(&scores).map(|(question, scores)| {
-            let lengths = question.choices.iter().map(|c| c.characters as f64);
-            let scores: Vec<f64> = scores.iter().zip(lengths).map(|(s, n)| s / n).collect();
-            best(&scores)
-        });
-        let per_character: Vec<usize> = per_character.collect();
+        let by = |by: Normalize| -> Vec<usize> {
+            let asked = questions.iter().zip(&scores);
+            asked
+                .map(|(question, scores)| best(&normalized(question, scores, by)))
+                .collect()
+        };
+        let chosen = by(written.writing.normalize);
+        let per_character = by(Normalize::Characters);
+        let per_token = by(Normalize::Tokens);
         let right: Vec<usize> = questions.iter().filter_map(|q| q.right).collect();
         let nll = scores
             .iter()
@@ -43,9 +45,9 @@ impl Pass<'_> {
         let metric = &self.task.metric;
         let score = TaskScore {
             metric: metric.to_string(),
-            value: metric.score(&whole, &right, most),
+            value: metric.score(&chosen, &right, most),
             n: right.len(),
-            accuracy: Some(accuracy(&whole, &right)),
+            accuracy: Some(accuracy(&chosen, &right)),
             majority: metric.majority_share(&right, most),
             loss: Some(nll),
             also: [
@@ -53,11 +55,16 @@ impl Pass<'_> {
                     "accuracy_per_character".to_owned(),
                     accuracy(&per_character, &right),
                 ),
+                (
+                    "accuracy_per_token".to_owned(),
+                    accuracy(&per_token, &right),
+                ),
                 ("right_nll".to_owned(), nll),
             ]
             .into(),
+            tests: Default::default(),
         };
-        Ok((score, Predictions::Classes(whole)))
+        Ok((score, Predictions::Classes(chosen)))
     }
 
     /// `log p(candidate | prompt)` of every candidate of all questions of the split.
@@ -141,6 +148,16 @@ impl Written {
             Split::Test => test,
         }
     }
+}
+
+/// Log-probabilities of a question's candidates, divided by their lengths.
+pub(super) fn normalized(question: &Question, scores: &[f64], by: Normalize) -> Vec<f64> {
+    let lengths = question.choices.iter().map(|choice| choice.length(by));
+    scores
+        .iter()
+        .zip(lengths)
+        .map(|(score, n)| score / n)
+        .collect()
 }
 
 /// The first of the largest numbers.

@@ -1,7 +1,7 @@
 //! Texts that the model generates freely, and the log-probability of the right ones.
 
 use molora_kernels::random::Seed;
-use molora_models::{Backbone, GenerateOptions, Generated};
+use molora_models::{Backbone, BeamOptions, GenerateOptions, Generated};
 
 use crate::TrainError;
 use crate::data::example::Written;
@@ -36,6 +36,7 @@ impl Pass<'_> {
                 ("perplexity".to_owned(), nll.exp()),
             ]
             .into(),
+            tests: Default::default(),
         };
         let is_asked = questions.iter().all(|question| question.is_asked);
         if !is_asked || !self.generates || written.writing.max_new_tokens == 0 {
@@ -89,7 +90,8 @@ impl Pass<'_> {
         let lengths: Vec<usize> = questions.iter().map(|q| q.prompt.len()).collect();
         for rows in eval_batches(&lengths, self.batch_size) {
             let asked: Vec<&Question> = rows.iter().map(|&row| &questions[row]).collect();
-            for (&row, generated) in rows.iter().zip(self.generate(&asked, &rows, &options)?) {
+            let found = self.generate(&asked, &rows, &options, writing.beams)?;
+            for (&row, generated) in rows.iter().zip(found) {
                 let tokens: Vec<u32> = generated.tokens.iter().map(|&id| id as u32).collect();
                 let text = writing.tokenizer.decode(&tokens)?;
                 texts[row] = writing.format.answer_of(&text).trim().to_owned();
@@ -104,13 +106,44 @@ impl Pass<'_> {
         questions: &[&Question],
         rows: &[usize],
         options: &GenerateOptions,
+        beams: (usize, f64),
     ) -> Result<Vec<Generated>, TrainError> {
+        let (num_beams, length_penalty) = beams;
+        if num_beams > 1 {
+            let options = BeamOptions {
+                num_beams,
+                length_penalty,
+                max_new_tokens: options.max_new_tokens,
+                stop_tokens: options.stop_tokens.clone(),
+            };
+            return self.beam_search(questions, rows, &options);
+        }
         let prompts = self.prompts(questions);
         let context = self.context(&prompts, rows)?;
         Ok(match &self.model.backbone {
             Backbone::Encoder(_) => panic!("an encoder writes nothing"),
             Backbone::Decoder(model) => model.generate(&prompts, options, &context)?,
             Backbone::EncoderDecoder(model) => model.generate(&prompts, options, &context)?,
+        })
+    }
+
+    /// The likeliest text behind each prompt that beams find.
+    fn beam_search(
+        &self,
+        questions: &[&Question],
+        rows: &[usize],
+        options: &BeamOptions,
+    ) -> Result<Vec<Generated>, TrainError> {
+        let beams = options.num_beams;
+        let by_beam = |count: usize| (0..count).flat_map(move |n| [n].repeat(beams));
+        let asked: Vec<&Question> = by_beam(rows.len()).map(|n| questions[n]).collect();
+        let rows: Vec<usize> = by_beam(rows.len()).map(|n| rows[n]).collect();
+        let prompts = self.prompts(&asked);
+        let context = self.context(&prompts, &rows)?;
+        Ok(match &self.model.backbone {
+            Backbone::Encoder(_) => panic!("an encoder writes nothing"),
+            Backbone::Decoder(model) => model.beam_search(&prompts, options, &context)?,
+            Backbone::EncoderDecoder(model) => model.beam_search(&prompts, options, &context)?,
         })
     }
 }

@@ -88,6 +88,7 @@ pub(crate) fn score(task: &TokenizedTask, split: Split, predictions: &[usize]) -
         majority: task.metric.majority_share(&targets, task.labels.len()),
         loss: None,
         also: Default::default(),
+        tests: Default::default(),
     }
 }
 
@@ -106,6 +107,7 @@ pub(crate) fn score_numbers(task: &TokenizedTask, split: Split, numbers: &[f64])
             ("rmse".to_owned(), rmse(numbers, &targets)),
         ]
         .into(),
+        tests: Default::default(),
     }
 }
 

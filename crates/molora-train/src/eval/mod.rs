@@ -13,6 +13,7 @@ pub(crate) mod oracle;
 pub(crate) mod probe;
 mod probe_batch;
 mod routing;
+mod test_sets;
 
 use std::collections::BTreeMap;
 
@@ -115,7 +116,10 @@ pub fn evaluate(
             routing: &mut routing,
             progress: &mut progress,
         };
-        let (score, predicted) = pass.task()?;
+        let (mut score, predicted) = pass.task()?;
+        if scope.split == Split::Test {
+            score.tests = test_sets::test_scores(task, &predicted);
+        }
         scores.insert(task.name.clone(), score);
         predictions.insert(task.name.clone(), predicted);
     }

@@ -123,6 +123,7 @@ mod tests {
             train: train.collect(),
             validation: Vec::new(),
             test: Vec::new(),
+            test_sets: Vec::new(),
         }
     }
 

@@ -7,6 +7,9 @@ use molora_routing::{Granularity, RouterConfig};
 use super::order::order_problems;
 use super::{Recipe, Scope, StageConfig, StageRouting};
 
+/// The most beams: each is a row of the batch.
+const MAX_BEAMS: usize = 64;
+
 impl Recipe {
     /// The specification of the mixture for tasks, and what is wrong with it.
     pub(super) fn spec_for(&self, tasks: &[String]) -> (AdapterSpec, Vec<String>) {
@@ -143,6 +146,7 @@ impl Recipe {
             problems.push(format!("data.sampling: {problem}"));
         }
         problems.extend(self.template_problems());
+        problems.extend(self.beam_problems());
         for (task, weight) in &self.data.task_weights {
             // What is multiplied by them is in f32.
             if !(1e-9..=1e9).contains(weight) {
@@ -151,6 +155,24 @@ impl Recipe {
             }
         }
         problems.extend(self.validation.problems());
+        problems
+    }
+
+    fn beam_problems(&self) -> Vec<String> {
+        let writing = &self.data.writing;
+        let mut problems = Vec::new();
+        if !(1..=MAX_BEAMS).contains(&writing.num_beams) {
+            let found = writing.num_beams;
+            problems.push(format!(
+                "data.writing.num_beams is {found}, expected 1 to {MAX_BEAMS}"
+            ));
+        }
+        if !(0.0..=10.0).contains(&writing.length_penalty) {
+            let found = writing.length_penalty;
+            problems.push(format!(
+                "data.writing.length_penalty is {found}, expected a number from 0 to 10"
+            ));
+        }
         problems
     }
 

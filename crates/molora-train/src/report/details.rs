@@ -12,6 +12,18 @@ use serde::{Deserialize, Serialize};
 
 use super::schema::{EvalReport, PredictionReport};
 
+/// Score of one of several test splits of a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TestScore {
+    /// Value of the task's metric.
+    pub value: f64,
+    /// Share of records whose answer was right; `None` where an answer is not simply right or wrong.
+    pub accuracy: Option<f64>,
+    /// Number of records.
+    pub n: usize,
+}
+
 /// What the base model alone is worth on the tasks of a run: `base.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -39,7 +39,7 @@ pub(crate) use comparable::BASE_FILES;
 pub(crate) use comparison::{ComparedRun, PlainTable, render_comparison};
 pub use details::{
     BaseReport, BaseWay, ExampleAnswer, ExampleKind, ExampleReport, ExpertReport, ExpertSimilarity,
-    SentenceRouting, TokenWeights,
+    SentenceRouting, TestScore, TokenWeights,
 };
 pub use dry_run::{DryRun, SiteSize, StageCost, TaskSize, dry_run_table};
 pub use error::ReportError;

@@ -33,6 +33,7 @@ pub(crate) fn eval() -> EvalReport {
                 n,
                 accuracy: Some(accuracy),
                 also: [("perplexity".to_owned(), 1.3)].into(),
+                tests: BTreeMap::new(),
                 majority,
                 loss: Some(0.25),
             },

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::acts::GuardRecord;
+use super::details::TestScore;
 use super::states::StateMetric;
 
 /// Version of every record in this module; it grows when a field changes its meaning.
@@ -150,6 +151,9 @@ pub struct TaskScore {
     /// Other measures of the same answers, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub also: BTreeMap<String, f64>,
+    /// Scores of several test splits, by name; empty where there is one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tests: BTreeMap<String, TestScore>,
 }
 
 /// Scores of all tasks on one split: `eval.json`.
@@ -417,6 +421,7 @@ mod tests {
             majority: 0.5,
             loss: None,
             also: BTreeMap::new(),
+            tests: BTreeMap::new(),
         }
     }
 

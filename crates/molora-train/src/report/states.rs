@@ -166,6 +166,7 @@ mod tests {
             majority: 0.5,
             loss: Some(loss),
             also: BTreeMap::new(),
+            tests: BTreeMap::new(),
         };
         let tasks = [
             ("a", score(0.4, 1.0, 5)),

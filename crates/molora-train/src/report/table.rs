@@ -3,6 +3,7 @@
 use comfy_table::presets::ASCII_BORDERS_ONLY_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Row, Table, TableStyle};
 
+use super::details::TestScore;
 use super::format::{duration, mebibytes, percent, share, thousands};
 use super::schema::{EvalReport, ParameterCounts, RunSummary, TaskScore};
 
@@ -42,20 +43,34 @@ pub(super) fn task_header(report: &EvalReport, base: Option<&EvalReport>) -> Vec
     header.into_iter().map(str::to_owned).collect()
 }
 
-/// One row of text per task and the row of means.
+/// One row of text per task, below it one for each of several test splits, and the row of means.
 pub(super) fn task_rows(report: &EvalReport, base: Option<&EvalReport>) -> Vec<Vec<String>> {
     let cells = |first: [String; 3], of_base: Option<f64>, last: [String; 3]| {
         let of_base = base.map(|_| of_base.map_or("-".into(), percent));
         first.into_iter().chain(of_base).chain(last).collect()
     };
-    let row = |(task, score): (&String, &TaskScore)| {
+    let rows = |(task, score): (&String, &TaskScore)| -> Vec<Vec<String>> {
         let first = [task.clone(), score.metric.clone(), percent(score.value)];
         let last = [
             score.accuracy.map_or("-".into(), percent),
             percent(score.majority),
             thousands(score.n),
         ];
-        cells(first, base.and_then(|base| base.beside(report, task)), last)
+        let whole = cells(first, base.and_then(|base| base.beside(report, task)), last);
+        let part = |(name, test): (&String, &TestScore)| {
+            let first = [format!("  {name}"), String::new(), percent(test.value)];
+            let last = [
+                test.accuracy.map_or("-".into(), percent),
+                String::new(),
+                thousands(test.n),
+            ];
+            let of_base = base.filter(|base| base.beside(report, task).is_some());
+            let of_base = of_base.and_then(|base| base.tasks[task].tests.get(name));
+            cells(first, of_base.map(|test| test.value), last)
+        };
+        std::iter::once(whole)
+            .chain(score.tests.iter().map(part))
+            .collect()
     };
     let first = ["mean".to_owned(), String::new(), percent(report.mean)];
     let has_accuracy = report.tasks.values().any(|score| score.accuracy.is_some());
@@ -68,7 +83,7 @@ pub(super) fn task_rows(report: &EvalReport, base: Option<&EvalReport>) -> Vec<V
         thousands(report.tasks.values().map(|score| score.n).sum()),
     ];
     let mean = cells(first, base_mean(report, base), last);
-    report.tasks.iter().map(row).chain([mean]).collect()
+    report.tasks.iter().flat_map(rows).chain([mean]).collect()
 }
 
 /// The mean of the base model's scores, if it has one of every task.
@@ -192,6 +207,28 @@ mod tests {
         | mean                          68.6         71.5                       5,537 |
         +-----------------------------------------------------------------------------+
         ");
+    }
+
+    #[test]
+    fn several_test_splits_have_a_row_each() {
+        let mut eval = sample::eval();
+        let of = |value, n| TestScore {
+            value,
+            accuracy: Some(value),
+            n,
+        };
+        let score = eval.tasks.get_mut("banking77").expect("a task");
+        score.tests = [
+            ("matched".to_owned(), of(0.5, 10)),
+            ("mismatched".to_owned(), of(0.25, 8)),
+        ]
+        .into();
+        let rows = task_rows(&eval, None);
+        assert_eq!(rows[1], ["  matched", "", "50.0", "50.0", "", "10"]);
+        assert_eq!(rows[2][..3], ["  mismatched", "", "25.0"]);
+        let base = eval.clone();
+        let rows = task_rows(&eval, Some(&base));
+        assert_eq!(rows[2][..4], ["  mismatched", "", "25.0", "25.0"]);
     }
 
     #[test]

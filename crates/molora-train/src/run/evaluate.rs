@@ -353,12 +353,14 @@ pub(crate) fn bare_task(labels: &TaskLabels) -> Task {
             kind: labels.kind,
             instruction: labels.instruction.clone().unwrap_or_default(),
             labels: labels.labels.clone(),
+            label_words: labels.label_words.clone(),
             metric: Some(Metric::Accuracy),
             ..TaskMeta::default()
         },
         train: Vec::new(),
         validation: Vec::new(),
         test: Vec::new(),
+        test_sets: Vec::new(),
     }
 }
 

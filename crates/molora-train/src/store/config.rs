@@ -83,6 +83,9 @@ pub struct TaskLabels {
     pub kind: TaskKind,
     /// Its labels in the order of the head's outputs.
     pub labels: Vec<String>,
+    /// What a model that writes says for each label, where that is not its name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub label_words: Vec<String>,
     /// The prompt of its records, for those that come without one; runs before format 4 did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruction: Option<String>,
@@ -98,6 +101,7 @@ impl TaskLabels {
             name: task.meta.name.clone(),
             kind: task.meta.kind,
             labels: task.meta.labels.clone(),
+            label_words: task.meta.label_words.clone(),
             instruction: Some(task.meta.instruction.clone()),
             data: None,
         }
@@ -334,6 +338,7 @@ pub(super) mod tests {
             name: "../../elsewhere".into(),
             kind: TaskKind::default(),
             labels: Vec::new(),
+            label_words: Vec::new(),
             instruction: None,
             data: None,
         });

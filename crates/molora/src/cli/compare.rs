@@ -64,26 +64,9 @@ impl CompareArgs {
         let stop = stop_on_signal()?;
         let before = |base: &FoundBase| Ok(check(&self.request(base)?)?);
         let request = self.request(&self.source.found(&stop, before)?)?;
-        let mut progress = Progress::new();
-        let comparison = compare(&request, &stop, &mut |event| match event {
-            Event::Planned(plan) => say(&planned(plan)),
-            Event::Trial(trial) => {
-                progress.finish();
-                progress = Progress::new();
-                say(&trial_line(&trial));
-            }
-            Event::Tuned(tuned) => {
-                progress.finish();
-                tuned.iter().for_each(|tuned| say(&chosen(tuned)));
-            }
-            Event::Run(run) => {
-                progress.finish();
-                progress = Progress::new();
-                say(&turn(&run));
-            }
-            Event::Inside(event) => progress.show(event),
-        })?;
-        progress.finish();
+        let mut shown = Shown::new();
+        let comparison = compare(&request, &stop, &mut |event| shown.show(event))?;
+        shown.finish();
         print(&closing(&request.out, &comparison))
     }
 
@@ -99,6 +82,7 @@ impl CompareArgs {
             out: self.out.clone(),
             seeds: self.seeds,
             budget: self.budget.into(),
+            alone: false,
             tune: (!self.tune.is_empty()).then_some(Tuning {
                 steps: self.tune_steps,
                 keys: self.tune.clone(),
@@ -112,6 +96,47 @@ impl CompareArgs {
         set_steps(&mut recipe, self.steps)?;
         self.validation.apply(&mut recipe);
         Ok(recipe)
+    }
+}
+
+/// Shows how far a comparison is.
+pub(super) struct Shown {
+    progress: Progress,
+}
+
+impl Shown {
+    pub(super) fn new() -> Self {
+        Self {
+            progress: Progress::new(),
+        }
+    }
+
+    pub(super) fn show(&mut self, event: Event<'_>) {
+        match event {
+            Event::Planned(plan) => say(&planned(plan)),
+            Event::Trial(trial) => {
+                self.begin();
+                say(&trial_line(&trial));
+            }
+            Event::Tuned(tuned) => {
+                self.finish();
+                tuned.iter().for_each(|tuned| say(&chosen(tuned)));
+            }
+            Event::Run(run) => {
+                self.begin();
+                say(&turn(&run));
+            }
+            Event::Inside(event) => self.progress.show(event),
+        }
+    }
+
+    fn begin(&mut self) {
+        self.finish();
+        self.progress = Progress::new();
+    }
+
+    pub(super) fn finish(&mut self) {
+        self.progress.finish();
     }
 }
 

@@ -20,6 +20,7 @@ mod predict;
 mod progress;
 mod recover;
 mod report;
+mod reproduce;
 #[cfg(feature = "serve")]
 mod serve;
 mod shell;
@@ -51,6 +52,8 @@ enum Command {
     Train(train::TrainArgs),
     /// Train several recipes with several seeds at an equal budget and compare them
     Compare(compare::CompareArgs),
+    /// Reproduce a published table: its data, prompts and decoding, with the paper's numbers beside ours
+    Reproduce(reproduce::ReproduceArgs),
     /// Evaluate a finished run, an adapter or a base model
     Eval(eval::EvalArgs),
     /// Write the HTML report of a finished run, or one that compares several runs
@@ -114,6 +117,7 @@ impl Cli {
         match self.command {
             Command::Train(args) => args.run(),
             Command::Compare(args) => args.run(),
+            Command::Reproduce(args) => args.run(),
             Command::Eval(args) => args.run(),
             Command::Report(args) => args.run(),
             Command::Describe(args) => args.run(),

@@ -25,11 +25,19 @@ impl CompletionsArgs {
 
 /// Options of `molora schema`.
 #[derive(Debug, Args)]
-pub(super) struct SchemaArgs {}
+pub(super) struct SchemaArgs {
+    /// The schema of suites' files instead, as `molora reproduce` reads them
+    #[arg(long)]
+    suite: bool,
+}
 
 impl SchemaArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        print_raw(&format!("{:#}\n", molora_train::recipe::schema()))
+        let schema = match self.suite {
+            true => molora_train::suite::schema(),
+            false => molora_train::recipe::schema(),
+        };
+        print_raw(&format!("{schema:#}\n"))
     }
 }
 

@@ -9,6 +9,7 @@ mod json;
 mod jsonl;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod tabs;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -21,13 +22,13 @@ pub(super) use jsonl::parse_lines;
 
 /// One record as it stands in a file.
 #[derive(Debug, Clone)]
-pub(super) struct Row {
+pub(crate) struct Row {
     /// Where it stands.
-    pub(super) place: Place,
+    pub(crate) place: Place,
     /// Its values by column.
-    pub(super) columns: Map<String, Value>,
+    pub(crate) columns: Map<String, Value>,
     /// Whether the format has nothing but text, so that numbers are written as text.
-    pub(super) is_text: bool,
+    pub(crate) is_text: bool,
 }
 
 /// A file format, recognised by the file's extension.
@@ -102,6 +103,26 @@ pub(super) fn read_rows(path: &Path, is_wanted: Wanted) -> Result<(Format, Vec<R
     match rows.is_empty() {
         true => Err(DataError::EmptySplit { path: path.into() }),
         false => Ok((format, rows)),
+    }
+}
+
+/// Reads all rows and columns of a file in the form in which others publish it: one of the formats, or values
+/// with tabs between them (`.tsv`, `.txt`) under the names of the first line or of `header`.
+///
+/// # Errors
+/// As [`read_rows`].
+pub(crate) fn read_published(
+    path: &Path,
+    header: Option<&[String]>,
+) -> Result<Vec<Row>, DataError> {
+    let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
+    if ending != "tsv" && ending != "txt" {
+        return Ok(read_rows(path, std::sync::Arc::new(|_| true))?.1);
+    }
+    let rows = tabs::read(path, header)?;
+    match rows.is_empty() {
+        true => Err(DataError::EmptySplit { path: path.into() }),
+        false => Ok(rows),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod counts;
 mod number;
+mod pattern;
 mod text;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use std::fmt;
 use crate::data::TaskKind;
 use counts::Counts;
 pub(crate) use number::{pearson, rmse, spearman};
+pub use pattern::{AnswerConfig, AnswerPattern, Take};
 pub(crate) use text::exact_match;
 #[cfg(test)]
 use text::extract_answer;
@@ -40,6 +42,8 @@ pub enum Metric {
         /// Only what follows this text counts, as `####` in gsm8k.
         marker: Option<String>,
     },
+    /// Share of texts in which the expected answer is found, in `0..=1`.
+    Extracted(AnswerPattern),
     /// Rank correlation, in `-1..=1`; see `spearman`.
     Spearman,
     /// Correlation, in `-1..=1`; see `pearson`.
@@ -172,7 +176,7 @@ impl Metric {
     pub fn score(&self, predictions: &[usize], targets: &[usize], num_classes: usize) -> f64 {
         let counts = Counts::new(predictions, targets, num_classes);
         match self {
-            Self::Accuracy | Self::ExactMatch { .. } => {
+            Self::Accuracy | Self::ExactMatch { .. } | Self::Extracted(_) => {
                 ratio(counts.hits() as f64, counts.total as f64)
             }
             Self::MacroF1 => counts.macro_f1(),
@@ -188,7 +192,8 @@ impl Metric {
     }
 
     /// Share of `predictions` that match the text of the same place in `targets`. The marker of
-    /// [`Metric::ExactMatch`] is used; any other metric compares whole texts.
+    /// [`Metric::ExactMatch`] and the pattern of [`Metric::Extracted`] are used; any other metric compares
+    /// whole texts.
     ///
     /// # Panics
     /// If the two differ in length.
@@ -203,7 +208,10 @@ impl Metric {
             _ => None,
         };
         let pairs = predictions.iter().zip(targets);
-        let hits = pairs.filter(|(prediction, target)| exact_match(prediction, target, marker));
+        let hits = pairs.filter(|(prediction, target)| match self {
+            Self::Extracted(pattern) => pattern.is_same(prediction, target),
+            _ => exact_match(prediction, target, marker),
+        });
         ratio(hits.count() as f64, targets.len() as f64)
     }
 
@@ -244,6 +252,7 @@ impl fmt::Display for Metric {
             Self::ExactMatch {
                 marker: Some(marker),
             } => write!(f, "exact_match after {marker}"),
+            Self::Extracted(pattern) => write!(f, "exact_match by {}", pattern.name()),
             Self::Spearman => f.write_str("spearman"),
             Self::Pearson => f.write_str("pearson"),
         }

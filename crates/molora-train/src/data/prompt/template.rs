@@ -28,7 +28,8 @@ pub(in crate::data) const ANSWERS: [&str; 6] = [
 /// no value for is an error where it is written, and false where it is asked for by `if`.
 #[derive(Debug, Clone)]
 pub struct PromptTemplate {
-    template: Template,
+    /// At least one.
+    templates: Vec<Template>,
     /// Where it is from, as `data.writing.template`.
     field: String,
     names: HashSet<String>,
@@ -36,7 +37,7 @@ pub struct PromptTemplate {
 
 impl PartialEq for PromptTemplate {
     fn eq(&self, other: &Self) -> bool {
-        (&self.template, &self.field) == (&other.template, &other.field)
+        (&self.templates, &self.field) == (&other.templates, &other.field)
     }
 }
 
@@ -46,23 +47,39 @@ impl PromptTemplate {
     /// # Errors
     /// [`DataError::Template`] if it is no valid Jinja, too long, or reads an answer.
     pub fn new(field: &str, source: &str) -> Result<Self, DataError> {
-        let broken = |problem: String| DataError::Template {
-            field: field.into(),
-            problem,
+        Self::of_several(field, &[source.to_owned()])
+    }
+
+    /// Templates that ask for the same in other words; see
+    /// [`Templates`](crate::data::Templates).
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), with the number of the template.
+    ///
+    /// # Panics
+    /// Without any.
+    pub fn of_several(field: &str, sources: &[String]) -> Result<Self, DataError> {
+        assert!(!sources.is_empty(), "no template in {field}");
+        let one = |(number, source): (usize, &String)| match sources.len() {
+            1 => compiled(field, source),
+            _ => compiled(&format!("{field}.{number}"), source),
         };
-        let template = Template::new(source.into(), UndefinedBehavior::SemiStrict);
-        let template = template.map_err(|problem| broken(told(problem)))?;
-        let names = template.names();
-        if let Some(answer) = ANSWERS.iter().find(|name| names.contains(**name)) {
-            return Err(broken(format!(
-                "reads \"{answer}\", which is an answer: it follows the prompt by itself"
-            )));
-        }
+        let templates: Vec<Template> = sources
+            .iter()
+            .enumerate()
+            .map(one)
+            .collect::<Result<_, _>>()?;
+        let names = templates.iter().flat_map(Template::names).collect();
         Ok(Self {
-            template,
+            templates,
             field: field.into(),
             names,
         })
+    }
+
+    /// Number of templates.
+    pub(in crate::data) fn count(&self) -> usize {
+        self.templates.len()
     }
 
     /// Whether it reads a field.
@@ -117,19 +134,26 @@ impl PromptTemplate {
             .map(|(name, value)| (&name[..], value))
             .collect();
         let values = TemplateValue::from(Serde(&fields));
-        let rendered = self.template.render(values, fields.len(), bytes);
-        let text = rendered.map_err(|problem| {
-            let known = names.join(", ");
-            failed(format!("{}; the record has {known}", told(problem)))
-        })?;
-        if text.trim().is_empty() {
-            return Err(failed("writes nothing".into()));
+        let mut prompts = Vec::with_capacity(self.templates.len());
+        for template in &self.templates {
+            let rendered = template.render(values.clone(), fields.len(), bytes);
+            let text = rendered.map_err(|problem| {
+                let known = names.join(", ");
+                failed(format!("{}; the record has {known}", told(problem)))
+            })?;
+            if text.trim().is_empty() {
+                return Err(failed("writes nothing".into()));
+            }
+            prompts.push(text);
         }
         // Where it stands is the template's choice.
         if self.reads("system") {
             record.system.clear();
         }
-        record.prompt = Some(text);
+        record.prompt = prompts.first().cloned();
+        if prompts.len() > 1 {
+            record.prompts = prompts;
+        }
         Ok(())
     }
 
@@ -184,6 +208,23 @@ impl PromptTemplate {
         let known = texts.chain(lists);
         fields.extend(known.map(|(name, value)| (name.to_owned(), value)));
         fields
+    }
+}
+
+/// A template that reads no answer.
+fn compiled(field: &str, source: &str) -> Result<Template, DataError> {
+    let broken = |problem: String| DataError::Template {
+        field: field.into(),
+        problem,
+    };
+    let template = Template::new(source.into(), UndefinedBehavior::SemiStrict);
+    let template = template.map_err(|problem| broken(told(problem)))?;
+    let names = template.names();
+    match ANSWERS.iter().find(|name| names.contains(**name)) {
+        None => Ok(template),
+        Some(answer) => Err(broken(format!(
+            "reads \"{answer}\", which is an answer: it follows the prompt by itself"
+        ))),
     }
 }
 

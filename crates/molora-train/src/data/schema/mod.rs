@@ -12,7 +12,7 @@ use super::error::{DataError, Place};
 use super::fields::Fields;
 use super::format::{FormatError, Row};
 use super::meta::MetaFile;
-use super::record::{Record, parse_record};
+use super::record::{Label, Record, parse_record};
 use super::task::{TaskKind, TaskMeta};
 pub(super) use chat::{messages, tools};
 pub(super) use unread::{is_read, warn_of_places, warn_of_unread};
@@ -175,6 +175,10 @@ impl Reading<'_> {
     ) -> Result<Record, DataError> {
         let place = row.place.clone();
         let mut record = self.parsed(row, id)?;
+        // What a model writes; a head knows labels by their number.
+        if let (Label::Index(index), false) = (&record.label, self.meta.label_words.is_empty()) {
+            record.output.clone_from(&self.meta.label_words[*index]);
+        }
         if let Some(template) = &self.meta.template {
             template.ask(&mut record, columns, self.meta, &place)?;
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::templates::Templates;
 use crate::data::error::DataError;
 use crate::data::prompt::PromptTemplate;
 use crate::data::{ChatError, ChatTemplate};
@@ -61,15 +62,65 @@ pub struct WritingConfig {
     /// A template that writes the prompts of all tasks, in Jinja over a record's fields.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
-    /// Templates for single tasks, by name.
+    /// Templates for single tasks, by name: one, or a list of which every record that is trained on is
+    /// asked by one that its name draws.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub templates: BTreeMap<String, String>,
+    pub templates: BTreeMap<String, Templates>,
+    /// By which of a task's templates a record is asked that is scored.
+    #[serde(skip_serializing_if = "is_default")]
+    pub scored_templates: ScoredTemplates,
+    /// What the log-probability of a candidate answer is divided by before candidates are compared.
+    #[serde(skip_serializing_if = "is_default")]
+    pub normalize: Normalize,
     /// Whether short texts of one task share a row in training; they do not see each other.
     pub packing: bool,
     /// What counts alike in the loss of a batch.
     pub average: Average,
     /// Most tokens of a generated answer in evaluation.
     pub max_new_tokens: usize,
+    /// Beams of the search for a generated answer in evaluation; 1 takes the likeliest token at each step.
+    #[serde(skip_serializing_if = "is_one")]
+    pub num_beams: usize,
+    /// The log-probability of an answer that beams have found is divided by its number of tokens to this
+    /// power, as in transformers: 0 prefers short answers, 1 compares means.
+    #[serde(skip_serializing_if = "is_even")]
+    pub length_penalty: f64,
+}
+
+/// By which of a task's templates a record is asked that is scored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScoredTemplates {
+    /// The first.
+    #[default]
+    First,
+    /// Each of them: the score is that of all questions together.
+    All,
+}
+
+/// What the log-probability of a candidate answer is divided by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Normalize {
+    /// Nothing: the likeliest text.
+    #[default]
+    None,
+    /// The number of its tokens.
+    Tokens,
+    /// The number of its characters.
+    Characters,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn is_one(number: &usize) -> bool {
+    *number == 1
+}
+
+fn is_even(power: &f64) -> bool {
+    *power == 1.0
 }
 
 impl Default for WritingConfig {
@@ -79,9 +130,13 @@ impl Default for WritingConfig {
             prompt: PromptStyle::Auto,
             template: None,
             templates: BTreeMap::new(),
+            scored_templates: ScoredTemplates::First,
+            normalize: Normalize::None,
             packing: false,
             average: Average::Examples,
             max_new_tokens: 128,
+            num_beams: 1,
+            length_penalty: 1.0,
         }
     }
 }
@@ -98,12 +153,12 @@ impl WritingConfig {
     /// [`DataError::Template`] if it is broken.
     pub fn template_of(&self, task: &str) -> Result<Option<PromptTemplate>, DataError> {
         let own = self.templates.get(task);
-        let own = own.map(|source| (format!("data.writing.templates.{task}"), source));
-        let of_all = self.template.as_ref();
+        let own = own.map(|own| (format!("data.writing.templates.{task}"), own.sources()));
+        let of_all = self.template.as_ref().map(std::slice::from_ref);
         let of_all = of_all.map(|source| ("data.writing.template".into(), source));
         let found = own.or(of_all);
         found
-            .map(|(field, source)| PromptTemplate::new(&field, source))
+            .map(|(field, sources)| PromptTemplate::of_several(&field, sources))
             .transpose()
     }
 

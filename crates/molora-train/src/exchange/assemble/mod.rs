@@ -264,6 +264,7 @@ fn written(name: &str) -> TaskLabels {
         name: name.into(),
         kind: TaskKind::Generation,
         labels: Vec::new(),
+        label_words: Vec::new(),
         instruction: None,
         data: None,
     }

@@ -45,6 +45,7 @@ fn request(world: &World, out: &str) -> Request {
         out: run.out,
         seeds: 2,
         budget: Budget::Params,
+        alone: false,
         tune: None,
         device: DeviceSpec::Cpu,
     }

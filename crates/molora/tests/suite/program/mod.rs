@@ -1,5 +1,6 @@
 //! Whole runs on a tiny model and tiny tasks, through the library and through the program.
 
+mod answers;
 mod backends;
 mod bad_data;
 mod bad_folder;
@@ -30,6 +31,7 @@ mod predict;
 mod recover;
 mod refusal;
 mod report;
+mod reproduce;
 mod resume;
 mod saved;
 #[cfg(unix)]
