@@ -43,10 +43,15 @@ impl Suite {
         if let Some(rate) = self.published.learning_rate {
             recipe.set_learning_rate(rate);
         }
-        if let Some(steps) = self.steps(&recipe, prepared) {
+        self.set_steps(&mut recipe, prepared);
+        Ok(recipe)
+    }
+
+    /// Gives a recipe the papers' number of steps, which depends on the size of its batches.
+    pub fn set_steps(&self, recipe: &mut Recipe, prepared: &Prepared) {
+        if let Some(steps) = self.steps(recipe, prepared) {
             recipe.set_total_steps(steps);
         }
-        Ok(recipe)
     }
 
     fn settings_for(&self, kind: BaseKind) -> impl Iterator<Item = (&String, &Value)> {

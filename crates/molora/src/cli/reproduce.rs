@@ -17,6 +17,9 @@ use molora_train::compare;
 use molora_train::recipe::{Recipe, overrides};
 use molora_train::suite::{self, Prepared, Reproduction, Request, Suite, prepare, tables};
 
+/// What the number of steps of an epoch depends on.
+const BATCH_SIZE: &str = "data.sampling.batch_size";
+
 /// Options of `molora reproduce`.
 #[derive(Debug, Args)]
 pub(super) struct ReproduceArgs {
@@ -113,6 +116,9 @@ impl ReproduceArgs {
         let set_up = |recipe: Recipe| -> anyhow::Result<Recipe> {
             let recipe = suite.set_up(&recipe, base.kind, &prepared)?;
             let mut recipe = overrides::apply(&recipe, &self.set)?;
+            if self.set.iter().any(|set| set.trim_start().starts_with(BATCH_SIZE)) {
+                suite.set_steps(&mut recipe, &prepared);
+            }
             set_steps(&mut recipe, self.steps)?;
             self.validation.apply(&mut recipe);
             Ok(recipe)

@@ -89,7 +89,7 @@ fn words_for_labels_and_several_test_splits() {
         "--input",
         "new.jsonl",
         "--output",
-        "answers.json",
+        "answers.jsonl",
     ];
     let found = world.run(&asked);
     assert!(
@@ -97,5 +97,5 @@ fn words_for_labels_and_several_test_splits() {
         "{}",
         String::from_utf8_lossy(&found.stderr)
     );
-    assert_eq!(read_json(&world.path("answers.json"))["label"], "dog");
+    assert_eq!(read_json(&world.path("answers.jsonl"))["label"], "dog");
 }

@@ -118,7 +118,7 @@ fn the_papers_numbers_stand_beside_ours() {
         "{shown}"
     );
     assert!(
-        shown.contains("- steps: ours 2, the papers' 1 (1 epochs"),
+        shown.contains("- steps: ours 2, the papers' 7 (1 epochs of these records)"),
         "{shown}"
     );
     // Asked again, nothing is trained again and the result is the same.
@@ -161,6 +161,8 @@ fn an_encoder_reads_what_it_can() {
         "0",
         "--set",
         "data.sampling.batch_size=4",
+        "--set",
+        "data.max_length=24",
     ];
     let found = world.run(&[&arguments[..], &more[..]].concat());
     assert!(found.status.success(), "{}", text(&found.stderr));
@@ -176,6 +178,8 @@ fn an_encoder_reads_what_it_can() {
         "model",
         "--recipes",
         "lora",
+        "--set",
+        "data.max_length=24",
         "--data",
     ];
     let data = tiny("commonsense");
