@@ -34,6 +34,10 @@ from .mixture_molora import decided, largest, last_only, masked_mean, unit
 OWN = ("task", "text_vectors", "prompt_length")
 # Where decisions for sequences are kept, on a cache.
 KEPT = "molora_decisions"
+# Parts of linear layers that hold several side by side, in their order.
+FUSED = {"c_attn": ("q", "k", "v"), "Wqkv": ("q", "k", "v"), "Wi": ("gate", "up")}
+# Keys and values that are computed of the source.
+OF_SOURCE = ("EncDecAttention.k", "EncDecAttention.v", "encoder_attn.k_proj", "encoder_attn.v_proj")
 
 
 class Mixed:
@@ -46,6 +50,7 @@ class Mixed:
         self.is_pair = self.numbers["kind"] == "encoder_decoder"
         self.reads_sequences = self.spec.get("router", {}).get("granularity") == "sequence"
         self.passes: list[Pass] = []
+        self.writer = getattr(base, "decoder", None) if self.is_pair else None
         prefix = base.base_model_prefix + "."
         for site in self.numbers["sites"]:
             self.replace(base, site["path"].removeprefix(prefix), site)
@@ -57,22 +62,24 @@ class Mixed:
                 stack.register_forward_hook(self.leave, with_kwargs=True, always_call=True)
 
     def replace(self, base: nn.Module, path: str, site: dict[str, Any]) -> None:
-        """Puts a mixture beside a linear layer, or beside the queries, keys or values of a fused one."""
-        thirds, (parent, name) = {}, path.rsplit(".", 1)
-        if name in ("q", "k", "v") and parent.endswith("c_attn"):
-            thirds, (parent, name) = {name: "qkv".index(name)}, parent.rsplit(".", 1)
+        """Puts a mixture beside a linear layer, or beside a part of a fused one."""
+        parent, _, name = path.rpartition(".")
+        parts = FUSED.get(parent.rpartition(".")[2], ())
+        own = name if name in parts else None
+        if own is not None:
+            parent, _, name = parent.rpartition(".")
         if path.startswith("decoder.") and not hasattr(base, "decoder"):
             return  # an encoder alone, under heads
         module = base.get_submodule(parent)
         linear = getattr(module, name)
         if not isinstance(linear, MixtureLinear):
-            reads_source = self.is_pair and path.endswith(("EncDecAttention.k", "EncDecAttention.v"))
+            reads_source = self.is_pair and path.endswith(OF_SOURCE)
             linear = MixtureLinear(linear, self.passes, reads_source)
             setattr(module, name, linear)
         (d_in, width), first, part = linear.matrix().shape, 0, "molora"
-        for letter, third in thirds.items():
-            width //= 3
-            first, part = third * width, f"molora_{letter}"
+        if own is not None:
+            width //= len(parts)
+            first, part = parts.index(own) * width, f"molora_{own}"
         mixture = Mixture(path, self.spec, site["experts"], d_in, width, len(self.tasks))
         linear.add(part, mixture, first, width)
 
@@ -105,7 +112,7 @@ class Mixed:
         tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
         if self.reads_sequences and "attention_instances" in given:
             raise ValueError("vLLM puts several texts into a row, and decisions for a sequence would mix them")
-        is_decoder = self.numbers["kind"] == "decoder" or getattr(stack.config, "is_decoder", False)
+        is_decoder = self.numbers["kind"] == "decoder" or stack is self.writer
         cache = given.get("cache", given.get("past_key_values")) if is_decoder else None
         whole = self.whole_mask(given.get("attention_mask"), tokens, cache)
         mask = whole[:, -tokens.shape[1] :]

@@ -127,6 +127,27 @@ impl Adapter {
         self.bank.mix(base, low, mixing)
     }
 
+    /// As [`add_delta`](Self::add_delta) for rows that no decision is for; `is_routed` gives each
+    /// expert the same share.
+    pub(crate) fn add_undecided(
+        &self,
+        base: Tensor<3>,
+        x: Tensor<3>,
+        context: &ForwardContext,
+        is_routed: bool,
+    ) -> Tensor<3> {
+        let dropout = context.dropout.map(|seed| seed.index(self.site as u64));
+        let base = self.bank.less_start(Some(base), &x);
+        let low = self.bank.down(x, dropout);
+        let weights = is_routed.then(|| same_shares(self.bank.choices(), &low));
+        let mixing = Mixing {
+            weights: self.gated(weights, context),
+            is_selection: false,
+            tasks: context.tasks.as_ref(),
+        };
+        self.bank.mix(base, low, mixing)
+    }
+
     /// As [`add_delta`](Self::add_delta) under decisions `[B, 1, E]` that were taken before.
     pub(crate) fn add_decided(
         &self,
@@ -245,4 +266,9 @@ impl Adapter {
             }
         })
     }
+}
+
+/// Weights `[1, 1, E]` that add up to 1, on the device of another tensor.
+pub(crate) fn same_shares(experts: usize, like: &Tensor<3>) -> Tensor<3> {
+    Tensor::full([1, 1, experts], 1.0 / experts as f64, &like.device())
 }

@@ -11,19 +11,20 @@ use crate::checkpoint::ConfigFile;
 use crate::decoder::any_of;
 use crate::modules::{BaseModel, ModuleMut};
 use crate::{
-    Adaptable, AdapterSpec, BaseDtype, BaseWeight, Bert, Decoder, DecoderConfig, LayerRouter,
-    MoLoraLinear, ModelError, ModelPart, T5, TokenTable,
+    Adaptable, AdapterSpec, BaseDtype, BaseWeight, Decoder, DecoderConfig, Encoder, EncoderDecoder,
+    LayerRouter, MoLoraLinear, ModelError, ModelPart, TokenTable,
 };
+use crate::{encoder, encoder_decoder};
 
 /// A base model of any family, with its adapters.
 #[derive(Module, Debug)]
 pub enum Backbone {
     /// Reads a text in both directions.
-    Encoder(Bert),
+    Encoder(Encoder),
     /// Writes a text on.
     Decoder(Decoder),
     /// Reads a text and writes another.
-    EncoderDecoder(T5),
+    EncoderDecoder(EncoderDecoder),
 }
 
 /// Calls the same method of whatever model it is.
@@ -49,17 +50,25 @@ impl Architecture {
     fn of(folder: &Path) -> Result<Self, ModelError> {
         let file = ConfigFile::open(&folder.join("config.json"))?;
         match file.text("model_type")? {
-            Some("bert") => Ok(Self::Encoder),
-            Some("t5" | "mt5") => Ok(Self::EncoderDecoder),
+            Some(name) if encoder::FAMILIES.iter().any(|(family, _)| *family == name) => {
+                Ok(Self::Encoder)
+            }
+            Some(name)
+                if encoder_decoder::FAMILIES
+                    .iter()
+                    .any(|(family, _)| *family == name) =>
+            {
+                Ok(Self::EncoderDecoder)
+            }
             Some(name) if DecoderConfig::families().any(|family| family == name) => {
                 Ok(Self::Decoder)
             }
             _ => {
-                let decoders = DecoderConfig::families();
-                let families: Vec<&str> = ["bert"]
-                    .into_iter()
-                    .chain(decoders)
-                    .chain(["t5", "mt5"])
+                let encoders = encoder::FAMILIES.iter().map(|(name, _)| *name);
+                let both = encoder_decoder::FAMILIES.iter().map(|(name, _)| *name);
+                let families: Vec<&str> = encoders
+                    .chain(DecoderConfig::families())
+                    .chain(both)
                     .collect();
                 Err(file.unsupported("model_type", &any_of(&families)))
             }
@@ -87,9 +96,11 @@ impl Backbone {
         device: &Device,
     ) -> Result<Self, ModelError> {
         match Architecture::of(folder)? {
-            Architecture::Encoder => Bert::from_folder_as(folder, dtype, device).map(Self::Encoder),
+            Architecture::Encoder => {
+                Encoder::from_folder_as(folder, dtype, device).map(Self::Encoder)
+            }
             Architecture::EncoderDecoder => {
-                T5::from_folder_as(folder, dtype, device).map(Self::EncoderDecoder)
+                EncoderDecoder::from_folder_as(folder, dtype, device).map(Self::EncoderDecoder)
             }
             Architecture::Decoder => {
                 Decoder::from_folder_as(folder, dtype, device).map(Self::Decoder)
@@ -122,7 +133,11 @@ impl Backbone {
 
     /// Whether its embeddings train, beside the adapters.
     pub(crate) fn trains_embeddings(&self) -> bool {
-        each!(self, model => model.saved.trains_embeddings())
+        match self {
+            Self::Encoder(model) => model.trains_embeddings(),
+            Self::Decoder(model) => model.saved.trains_embeddings(),
+            Self::EncoderDecoder(model) => model.saved.trains_embeddings(),
+        }
     }
 
     /// Its matrices of 8 or 4 bits a number, tables among them.
@@ -149,15 +164,15 @@ impl Backbone {
         match self {
             Self::Encoder(model) => Some(model.max_tokens()),
             Self::Decoder(model) => Some(model.max_tokens()).filter(|&tokens| tokens < usize::MAX),
-            Self::EncoderDecoder(_) => None,
+            Self::EncoderDecoder(model) => model.max_tokens(),
         }
     }
 
-    /// Number of token types; 1 where there are none.
-    pub fn num_token_types(&self) -> usize {
+    /// Number of token types; `None` where types of tokens are not read.
+    pub fn num_token_types(&self) -> Option<usize> {
         match self {
             Self::Encoder(model) => model.num_token_types(),
-            _ => 1,
+            _ => None,
         }
     }
 }

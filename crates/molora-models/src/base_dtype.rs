@@ -8,9 +8,9 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use molora_kernels::BlockMatrix;
 use serde::{Deserialize, Serialize};
 
-use crate::{ModelError, TokenTable};
 use crate::layers::frozen;
 use crate::reader::Layout;
+use crate::{ModelError, TokenTable};
 
 /// The type in which the frozen matrices of a base model are kept. What is computed, and all that is
 /// trained, is f32 with each.

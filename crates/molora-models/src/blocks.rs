@@ -1,9 +1,10 @@
 //! A forward pass layer by layer, so that the backward pass can compute each layer again instead of
 //! keeping what is inside it (Chen et al., arXiv:1604.06174).
 
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::Tensor;
 
 use crate::decoder::Pass;
+use crate::encoder::Surroundings;
 use crate::{
     Backbone, DecoderInput, EncoderInput, ForwardContext, RouteTrace, TaskModel, TextInput,
     TextOutput,
@@ -13,7 +14,7 @@ use crate::{
 pub struct BlockState(State);
 
 enum State {
-    Encoder(Box<(Tensor<2, Bool>, ForwardContext)>),
+    Encoder(Box<(Surroundings, ForwardContext)>),
     Decoder(Box<Pass<'static>>),
 }
 
@@ -72,8 +73,8 @@ impl TaskModel {
                     type_ids: input.type_ids.clone(),
                     mask: input.mask.clone(),
                 };
-                let (hidden, context) = model.begin(&input, context);
-                let shared = Box::new((input.mask, context));
+                let (hidden, context, around) = model.begin(&input, context);
+                let shared = Box::new((around, context));
                 (hidden, BlockState(State::Encoder(shared)))
             }
             Backbone::Decoder(model) => {
@@ -102,9 +103,9 @@ impl TaskModel {
     ) -> (Tensor<3>, Vec<RouteTrace>) {
         match (&self.backbone, &mut state.0) {
             (Backbone::Encoder(model), State::Encoder(shared)) => {
-                let (mask, context) = &mut **shared;
+                let (around, context) = &mut **shared;
                 let mut routes = Vec::new();
-                let hidden = model.layer(index, hidden, mask, context, &mut routes);
+                let hidden = model.layer(index, hidden, around, context, &mut routes);
                 (hidden, routes)
             }
             (Backbone::Decoder(model), State::Decoder(pass)) => {
@@ -127,7 +128,12 @@ impl TaskModel {
                     routes,
                 }
             }
-            _ => TextOutput {
+            Backbone::Encoder(model) => TextOutput {
+                hidden: model.end(hidden),
+                written: None,
+                routes,
+            },
+            Backbone::EncoderDecoder(_) => TextOutput {
                 hidden,
                 written: None,
                 routes,

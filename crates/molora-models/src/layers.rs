@@ -18,6 +18,8 @@ pub enum Activation {
     /// `x * sigmoid(x)`.
     #[serde(alias = "swish")]
     Silu,
+    /// Hyperbolic tangent.
+    Tanh,
 }
 
 impl Activation {
@@ -28,6 +30,7 @@ impl Activation {
             Self::GeluTanh => molora_kernels::gelu_tanh(x),
             Self::Relu => activation::relu(x),
             Self::Silu => activation::silu(x),
+            Self::Tanh => activation::tanh(x),
         }
     }
 }
@@ -37,8 +40,10 @@ impl Activation {
 pub struct LayerNorm {
     /// Frozen scale, `[width]`.
     pub gamma: Param<Tensor<1>>,
-    /// Frozen shift, `[width]`.
+    /// Frozen shift, `[width]`; zeros where the layer has none.
     pub beta: Param<Tensor<1>>,
+    /// Whether files hold the shift.
+    pub(crate) has_shift: bool,
     epsilon: f64,
 }
 
@@ -48,7 +53,16 @@ impl LayerNorm {
         Self {
             gamma: frozen(gamma),
             beta: frozen(beta),
+            has_shift: true,
             epsilon,
+        }
+    }
+
+    /// A frozen layer without a shift.
+    pub fn without_shift(gamma: Tensor<1>, epsilon: f64) -> Self {
+        Self {
+            has_shift: false,
+            ..Self::new(gamma.clone(), gamma.zeros_like(), epsilon)
         }
     }
 

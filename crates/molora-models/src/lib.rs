@@ -45,6 +45,7 @@ mod part;
 pub mod peft;
 mod pool;
 mod reader;
+mod relative_bias;
 mod saved;
 mod scope;
 mod site;
@@ -68,8 +69,14 @@ pub use decoder::{
     Penalties, QkNorm, QkvForm, Rope, RopeScaling, Sampling, Watcher, choose, last_real, likeliest,
     log_sum_exp,
 };
-pub use encoder::{Bert, BertConfig, EncoderInput, EncoderOutput, masked_mean};
-pub use encoder_decoder::{Encoded, T5, T5Config};
+pub use encoder::{
+    Bert, BertConfig, ConvolutionConfig, Disentangled, Encoder, EncoderConfig, EncoderInput,
+    EncoderOutput, LocalAttention, Positions, Projection, RelativeClasses, masked_mean,
+};
+pub use encoder_decoder::{
+    Encoded, EncoderDecoder, EncoderDecoderConfig, ForcedTokens, StackConfig, T5, T5Config,
+    TokenPositions,
+};
 pub use error::ModelError;
 pub use first_pass::{FirstPass, FirstPassConfig, FirstPassStates, Hidden};
 pub use ids::with_stable_ids;

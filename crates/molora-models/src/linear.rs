@@ -53,6 +53,20 @@ impl ForwardContext {
         }
     }
 
+    /// The context of so many rows that are no tokens of a text.
+    fn undecided(&self, rows: usize) -> Self {
+        let alike = |tasks: &Tensor<2>| {
+            let count = tasks.dims()[1];
+            Tensor::full([1, count], 1.0 / count as f64, &tasks.device())
+        };
+        Self {
+            tasks: self.tasks.as_ref().map(alike),
+            dropout: self.dropout,
+            pool: self.pool.clone(),
+            ..Self::new(Tensor::ones([1, rows], &self.mask.device()))
+        }
+    }
+
     /// The contexts of several batches, whose masks have the same width, as that of one batch in the same
     /// order, in evaluation.
     ///
@@ -221,6 +235,30 @@ impl MoLoraLinear {
         let y = self.before(x.clone(), adapter);
         let y = adapter.add_decided(y, x, context, decided);
         self.rescaled(y, adapter, true)
+    }
+
+    /// As [`forward`](Self::forward) for rows `[1, N, D]` that are no tokens of a text, so that no
+    /// decision is for them: where routers weigh the experts, all weigh the same. Where tasks do
+    /// something, these rows are of all alike.
+    pub(crate) fn forward_undecided(
+        &self,
+        rows: Tensor<3>,
+        context: &ForwardContext,
+        is_routed: bool,
+    ) -> Tensor<3> {
+        let context = &context.undecided(rows.dims()[1]);
+        match (&self.adapter, &self.pooled) {
+            (Some(adapter), _) => {
+                let is_routed = is_routed || adapter.router.is_some();
+                let y = self.before(rows.clone(), adapter);
+                let y = adapter.add_undecided(y, rows, context, is_routed);
+                self.rescaled(y, adapter, is_routed)
+            }
+            (None, Some(pooled)) => {
+                pooled.add_undecided(self.base(rows.clone()), rows, context, is_routed)
+            }
+            (None, None) => self.base(rows),
+        }
     }
 
     /// What the delta is added to: without the bias where the sum is rescaled.

@@ -3,10 +3,10 @@
 use burn::module::Param;
 use burn::tensor::{DType, Tensor};
 
+use crate::base_dtype::wide;
 use crate::layers::Norm;
 pub use crate::reader::Layout;
-use crate::base_dtype::wide;
-use crate::{Adaptable, BaseDtype, MoLoraLinear, TokenTable};
+use crate::{Adaptable, BaseDtype, LayerNorm, MoLoraLinear, TokenTable};
 
 /// A module of a model's files, to be changed.
 #[derive(Debug)]
@@ -141,8 +141,14 @@ impl<'a> PartMut<'a> {
     /// A normalisation.
     pub(crate) fn norm(norm: &'a mut Norm) -> Self {
         match norm {
-            Norm::Layer(norm) => Self::Norm(&mut norm.gamma, Some(&mut norm.beta)),
+            Norm::Layer(norm) => Self::layer_norm(norm),
             Norm::Rms(norm) => Self::Norm(&mut norm.weight, None),
         }
+    }
+
+    /// Layer normalisation.
+    pub(crate) fn layer_norm(norm: &'a mut LayerNorm) -> Self {
+        let shift = norm.has_shift.then_some(&mut norm.beta);
+        Self::Norm(&mut norm.gamma, shift)
     }
 }

@@ -18,6 +18,7 @@ use molora_routing::{RouteInput, Router, RouterOutput};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::same_shares;
 use crate::{ForwardContext, RouteTrace};
 
 /// How the decisions of tokens become those that experts are mixed by.
@@ -250,6 +251,28 @@ impl PooledSite {
             code: None,
         };
         (y, Some(trace))
+    }
+
+    /// As [`add_delta`](Self::add_delta) for rows that no decision is for: where a router weighs the
+    /// experts, all weigh the same.
+    pub(crate) fn add_undecided(
+        &self,
+        base: Tensor<3>,
+        x: Tensor<3>,
+        context: &ForwardContext,
+        is_routed: bool,
+    ) -> Tensor<3> {
+        let pool = context.pool.as_ref().expect("put there by the model");
+        let bank = pool.bank(self);
+        let dropout = context.dropout.map(|seed| seed.index(self.site as u64));
+        let low = bank.down(x, dropout);
+        let is_routed = is_routed || self.router.is_some();
+        let mixing = Mixing {
+            weights: is_routed.then(|| same_shares(bank.choices(), &low)),
+            is_selection: false,
+            tasks: context.tasks.as_ref(),
+        };
+        bank.mix(Some(base), low, mixing)
     }
 }
 

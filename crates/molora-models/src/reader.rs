@@ -6,7 +6,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::base_dtype::{BaseDtype, transposed};
-use crate::checkpoint::ModelWeights;
+use crate::checkpoint::{ModelWeights, old_name};
 use crate::layers::{Norm, frozen};
 use crate::{LayerNorm, MoLoraLinear, ModelError, RmsNorm, TokenTable};
 
@@ -22,6 +22,8 @@ pub enum Layout {
 /// Reads layers by their paths, and remembers which tensors were read.
 pub(crate) struct Reader<'a> {
     pub(crate) weights: ModelWeights,
+    /// In front of all paths in the file.
+    pub(crate) prefix: &'static str,
     /// Left out of paths, where the file does.
     pub(crate) absent_prefix: &'static str,
     pub(crate) layout: Layout,
@@ -34,16 +36,37 @@ pub(crate) struct Reader<'a> {
 
 impl Reader<'_> {
     /// The values of a tensor by the path of its layer.
-    fn values(&mut self, path: &str, part: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+    pub(crate) fn values(
+        &mut self,
+        path: &str,
+        part: &str,
+        shape: &[usize],
+    ) -> Result<Vec<f32>, ModelError> {
         let path = path.strip_prefix(self.absent_prefix).unwrap_or(path);
-        let name = format!("{path}.{part}");
+        let mut name = format!("{}{path}.{part}", self.prefix);
+        if !self.weights.has(&name)
+            && let Some(old) = old_name(&name).filter(|old| self.weights.has(old))
+        {
+            name = old;
+        }
         let values = self.weights.values(&name, shape)?;
         self.read.insert(name);
         Ok(values)
     }
 
-    fn tensor<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    pub(crate) fn tensor<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
         Tensor::from_data(TensorData::new(values, shape), self.device)
+    }
+
+    /// A large table whose rows are looked up, as it is stored.
+    pub(crate) fn large_table(
+        &mut self,
+        path: &str,
+        shape: [usize; 2],
+    ) -> Result<Param<Tensor<2>>, ModelError> {
+        let values = self.values(path, "weight", &shape)?;
+        let data = TensorData::new(values, shape);
+        Ok(frozen(self.dtype.table(data, self.device)))
     }
 
     /// The table of a vocabulary: embeddings of tokens, or a head that scores them.
@@ -130,10 +153,27 @@ impl Reader<'_> {
 
     /// Layer normalisation.
     pub(crate) fn layer_norm(&mut self, path: &str, width: usize) -> Result<Norm, ModelError> {
+        Ok(Norm::Layer(self.shifted_norm(path, width, true)?))
+    }
+
+    /// Layer normalisation, which may have no shift.
+    pub(crate) fn shifted_norm(
+        &mut self,
+        path: &str,
+        width: usize,
+        has_shift: bool,
+    ) -> Result<LayerNorm, ModelError> {
         let gamma = self.values(path, "weight", &[width])?;
+        let gamma = self.tensor(gamma, [width]);
+        if !has_shift {
+            return Ok(LayerNorm::without_shift(gamma, self.epsilon));
+        }
         let beta = self.values(path, "bias", &[width])?;
-        let (gamma, beta) = (self.tensor(gamma, [width]), self.tensor(beta, [width]));
-        Ok(Norm::Layer(LayerNorm::new(gamma, beta, self.epsilon)))
+        Ok(LayerNorm::new(
+            gamma,
+            self.tensor(beta, [width]),
+            self.epsilon,
+        ))
     }
 
     /// Root-mean-square normalisation.

@@ -111,10 +111,11 @@ fn run(mut engine: Engine, jobs: &mpsc::Receiver<Job>, shown: &Mutex<EngineState
             engine.submit(request, listener);
         }
         // A fault in one pass ends its requests, and not the server.
-        is_busy = catch_unwind(AssertUnwindSafe(|| in_pool(|| engine.step()))).unwrap_or_else(|_| {
-            engine.fail_all("the model's computation failed; the server's log says how");
-            false
-        });
+        is_busy =
+            catch_unwind(AssertUnwindSafe(|| in_pool(|| engine.step()))).unwrap_or_else(|_| {
+                engine.fail_all("the model's computation failed; the server's log says how");
+                false
+            });
         let state = engine.state().clone();
         *shown.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
@@ -141,7 +142,9 @@ impl<Model: Send + 'static> TurnWorker<Model> {
         thread.spawn(move || {
             for turn in received {
                 // Whoever waits for this answer hears that there is none.
-                drop(catch_unwind(AssertUnwindSafe(|| in_pool(|| turn(&mut model)))));
+                drop(catch_unwind(AssertUnwindSafe(|| {
+                    in_pool(|| turn(&mut model))
+                })));
             }
         })?;
         Ok(Self {

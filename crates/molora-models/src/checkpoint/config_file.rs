@@ -56,6 +56,7 @@ const NEUTRAL: &[&str] = &[
     "summary_type",
     "summary_use_proj",
     "task_specific_params",
+    "tokenizer_class",
     "torch_dtype",
     "transformers.js_config",
     "transformers_version",

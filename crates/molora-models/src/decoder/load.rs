@@ -12,6 +12,7 @@ use super::experts::{Experts, FeedForwardPart};
 use super::feed_forward::FeedForward;
 use super::layer::{Layer, PartNorms};
 use super::model::Decoder;
+use super::names::Names;
 use super::scaling::Scaling;
 use crate::checkpoint::ModelWeights;
 use crate::layers::Norm;
@@ -45,14 +46,10 @@ impl Decoder {
         dtype.check(device)?;
         let config = DecoderConfig::from_file(&folder.join("config.json"))?;
         let weights = ModelWeights::open(folder)?;
-        // Files of a model without its head leave the prefix out.
-        let tokens = format!("{}.weight", config.names.tokens);
-        let absent_prefix = match weights.has(&tokens) {
-            true => config.names.prefix,
-            false => "",
-        };
+        let absent_prefix = absent_prefix(&weights, config.names);
         let reader = Reader {
             weights,
+            prefix: "",
             absent_prefix,
             layout: config.names.layout,
             epsilon: config.epsilon,
@@ -68,6 +65,17 @@ impl Decoder {
         builder.refuse_unread()?;
         Ok(model)
     }
+}
+
+/// What files of a model without its head leave out: the first word of the prefix, or all of it.
+fn absent_prefix(weights: &ModelWeights, names: &Names) -> &'static str {
+    let prefix = names.prefix;
+    let word = prefix.find('.').map_or("", |dot| &prefix[..=dot]);
+    let has_tokens = |absent: &&str| {
+        let rest = prefix.strip_prefix(*absent).unwrap_or(prefix);
+        weights.has(&format!("{rest}{}.weight", names.tokens))
+    };
+    ["", word, prefix].into_iter().find(has_tokens).unwrap_or("")
 }
 
 struct Builder<'a> {
@@ -131,10 +139,8 @@ impl Builder<'_> {
         if !weights.has(&head) {
             return Ok(false);
         }
-        let prefix = match self.reader.absent_prefix {
-            "" => names.prefix,
-            _ => "",
-        };
+        let absent = self.reader.absent_prefix;
+        let prefix = names.prefix.strip_prefix(absent).unwrap_or(names.prefix);
         let table = format!("{prefix}{}.weight", names.tokens);
         let shape = [config.vocab_size, config.width];
         let [values, table_values] = [&head, &table].map(|name| weights.values(name, &shape));

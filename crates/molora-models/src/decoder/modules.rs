@@ -57,12 +57,11 @@ fn layer_modules<'a>(names: &Names, index: usize, layer: &'a mut Layer) -> Vec<M
         module(part, PartMut::Linear(vec![linear], names.layout))
     };
     let norm = |part, norm: &'a mut RmsNorm| module(part, PartMut::Norm(&mut norm.weight, None));
-    let outer = |part: PartMut<'a>, name: &str| module(name, part);
     let [attention_input, attention_output] = norms(&mut layer.attention_norms);
     let [feed_forward_input, feed_forward_output] = norms(&mut layer.feed_forward_norms);
     let attention = &mut layer.attention;
     let mut modules = Vec::new();
-    modules.extend(attention_input.map(|part| outer(part, names.attention_norm)));
+    modules.extend(attention_input.map(|part| module(names.attention_norm, part)));
     let qkv = attention.qkv.linears_mut();
     match names.fused_qkv {
         Some(fused) => {
@@ -80,11 +79,11 @@ fn layer_modules<'a>(names: &Names, index: usize, layer: &'a mut Layer) -> Vec<M
         .zip(attention.qk_norm.iter_mut().flatten());
     modules.extend(qk_norms.map(|(part, value)| norm(part, value)));
     modules.push(linear(names.output, &mut attention.output));
-    modules.extend(attention_output.map(|part| outer(part, names.attention_output_norm)));
-    modules.extend(feed_forward_input.map(|part| outer(part, names.feed_forward_norm)));
+    modules.extend(attention_output.map(|part| module(names.attention_output_norm, part)));
+    modules.extend(feed_forward_input.map(|part| module(names.feed_forward_norm, part)));
     let parts = part_linears_mut(names, &mut layer.feed_forward).into_iter();
     modules.extend(parts.map(|(part, value)| linear(&part, value)));
-    modules.extend(feed_forward_output.map(|part| outer(part, names.feed_forward_output_norm)));
+    modules.extend(feed_forward_output.map(|part| module(names.feed_forward_output_norm, part)));
     modules
 }
 

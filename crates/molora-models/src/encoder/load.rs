@@ -1,30 +1,32 @@
-//! Reading a BERT encoder from a folder in Hugging Face layout.
+//! Reading an encoder from a folder in Hugging Face layout.
 
+use std::collections::HashSet;
 use std::path::Path;
 
-use burn::module::Param;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 
-use super::bert::{Embeddings, Layer, layer_path};
-use super::{Bert, BertConfig};
-use molora_routing::LayerRule;
-
-use crate::checkpoint::{ModelWeights, old_name};
+use super::Encoder;
+use super::attention::{Attention, Places};
+use super::config::EncoderConfig;
+use super::convolution::{Convolution, unfolded};
+use super::embeddings::Embeddings;
+use super::layer::Layer;
+use super::relative::RelativePositions;
+use crate::checkpoint::ModelWeights;
 use crate::layers::frozen;
-use crate::reader::Layout;
-use crate::{BaseDtype, LayerNorm, MoLoraLinear, ModelError, SavedTables};
+use crate::reader::{Layout, Reader};
+use crate::relative_bias::RelativeBias;
+use crate::{BaseDtype, LayerNorm, MoLoraLinear, ModelError};
 
-/// Names in checkpoints of whole BERT models that the encoder does not need.
-const UNUSED: [&str; 3] = ["pooler.", "cls.", "embeddings.position_ids"];
-
-impl Bert {
+impl Encoder {
     /// Reads `config.json` and `model.safetensors`, or the files of `model.safetensors.index.json`
     /// (f32, f16 or bf16; computed in f32). Normalisations may have their old names, `gamma` and
-    /// `beta`.
+    /// `beta`, and everything may stand behind the family's prefix, as in models with a head.
     ///
     /// # Errors
-    /// A missing or broken file, a missing tensor, a tensor of another shape than the configuration
-    /// says, or a configuration that is not supported; each names file and field or tensor.
+    /// A missing or broken file, a missing tensor, one of another shape than the configuration says
+    /// or one that it has no place for, or a configuration that is not supported; each names file
+    /// and field or tensor.
     pub fn from_folder(folder: &Path, device: &Device) -> Result<Self, ModelError> {
         Self::from_folder_as(folder, BaseDtype::F32, device)
     }
@@ -40,144 +42,231 @@ impl Bert {
         device: &Device,
     ) -> Result<Self, ModelError> {
         dtype.check(device)?;
-        let config = BertConfig::from_file(&folder.join("config.json"))?;
+        let config = EncoderConfig::from_file(&folder.join("config.json"))?;
+        let names = config.names;
         let weights = ModelWeights::open(folder)?;
-        // Checkpoints of models with a head keep the encoder under `bert.`.
-        let is_wrapped = weights.has("bert.embeddings.word_embeddings.weight");
-        let prefix = if is_wrapped { "bert." } else { "" };
-        let mut reader = Reader {
+        let is_wrapped = weights.has(&format!("{}{}.weight", names.prefix, names.words));
+        let prefix = if is_wrapped { names.prefix } else { "" };
+        let reader = Reader {
             weights,
             prefix,
+            absent_prefix: "",
+            layout: Layout::OutIn,
+            epsilon: config.epsilon,
             dtype,
             device,
-            read: Vec::new(),
+            read: HashSet::new(),
         };
-        let model = reader.bert(&config)?;
-        reader.warn_of_unread();
+        let mut builder = Builder {
+            config: &config,
+            reader,
+        };
+        let model = builder.encoder()?;
+        let roots = names.roots.iter().map(|root| format!("{prefix}{root}"));
+        let roots: Vec<String> = roots.collect();
+        let roots: Vec<&str> = roots.iter().map(String::as_str).collect();
+        builder.reader.refuse_unread(&roots, names.unused)?;
         Ok(model)
     }
 }
 
-struct Reader<'a> {
-    weights: ModelWeights,
-    prefix: &'static str,
-    dtype: BaseDtype,
-    device: &'a Device,
-    read: Vec<String>,
+struct Builder<'a> {
+    config: &'a EncoderConfig,
+    reader: Reader<'a>,
 }
 
-impl Reader<'_> {
-    fn bert(&mut self, config: &BertConfig) -> Result<Bert, ModelError> {
-        let width = config.hidden_size;
-        let embeddings = Embeddings {
-            word: self.words(config)?,
-            position: self.table(
-                "embeddings.position_embeddings",
-                config.max_position_embeddings,
-                width,
-            )?,
-            token_type: self.table(
-                "embeddings.token_type_embeddings",
-                config.type_vocab_size,
-                width,
-            )?,
-            norm: self.norm("embeddings.LayerNorm", config)?,
+impl Builder<'_> {
+    fn encoder(&mut self) -> Result<Encoder, ModelError> {
+        let config = self.config;
+        let embeddings = self.embeddings()?;
+        let layers = (0..config.num_layers).map(|index| self.layer(index));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let final_norm = match config.norm_first {
+            true => Some(self.norm(config.names.final_norm, config.width)?),
+            false => None,
         };
-        let layers = (0..config.num_hidden_layers).map(|index| self.layer(index, config));
-        Ok(Bert {
-            embeddings,
-            layers: layers.collect::<Result<_, _>>()?,
-            layer_rule: LayerRule::PerLayer,
-            part: None,
-            saved: SavedTables::default(),
+        let places = self.places()?;
+        Ok(Encoder::of_parts(
+            config, embeddings, layers, final_norm, places,
+        ))
+    }
+
+    fn embeddings(&mut self) -> Result<Embeddings, ModelError> {
+        let (config, names) = (self.config, self.config.names);
+        let (width, reader) = (config.embedding_width, &mut self.reader);
+        let word = reader.large_table(names.words, [config.vocab_size, width])?;
+        let position = match config.positions {
+            Some(positions) => Some(reader.table(names.positions, [positions.rows, width])?),
+            None => None,
+        };
+        let token_type = match config.token_types {
+            0 => None,
+            types => Some(reader.table(names.token_types, [types, width])?),
+        };
+        let is_behind = config.projection == super::config::Projection::BehindNorm;
+        let projection = match width == config.width {
+            true => None,
+            false => Some(reader.linear(names.projection, [width, config.width], is_behind)?),
+        };
+        let normed = if is_behind { width } else { config.width };
+        Ok(Embeddings {
+            word,
+            position,
+            padding: config.positions.and_then(|positions| positions.padding),
+            token_type,
+            reads_types: config.reads_token_types,
+            norm: self.norm(names.embedding_norm, normed)?,
+            projection,
+            order: config.projection,
         })
     }
 
-    fn layer(&mut self, index: usize, config: &BertConfig) -> Result<Layer, ModelError> {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let path = |part| layer_path(index, part);
+    fn layer(&mut self, index: usize) -> Result<Layer, ModelError> {
+        let (config, names) = (self.config, self.config.names);
+        let (width, inner) = (config.width, config.inner_width);
+        let path = |part| names.layer(index, part);
+        let has_bias = config.feed_forward_bias;
+        let attention = self.attention(index)?;
+        // What enters the first layer is normalised.
+        let attention_norm = match config.norm_first && index == 0 {
+            true => None,
+            false => Some(self.norm(&path(names.attention_norm), width)?),
+        };
+        let (gate, up) = match names.fused_gate.filter(|_| config.is_gated) {
+            Some(fused) => {
+                let parts = [inner, inner];
+                let [gate, up] = self.reader.split(&path(fused), width, parts, has_bias)?;
+                (Some(gate), up)
+            }
+            None => (
+                None,
+                self.linear(&path(names.up), [width, inner], has_bias)?,
+            ),
+        };
+        let convolution = match index {
+            0 => self.convolution()?,
+            _ => None,
+        };
         Ok(Layer {
             router: None,
-            query: self.linear(&path("attention.self.query"), width, width)?,
-            key: self.linear(&path("attention.self.key"), width, width)?,
-            value: self.linear(&path("attention.self.value"), width, width)?,
-            attention_output: self.linear(&path("attention.output.dense"), width, width)?,
-            attention_norm: self.norm(&path("attention.output.LayerNorm"), config)?,
-            intermediate: self.linear(&path("intermediate.dense"), width, inner)?,
-            output: self.linear(&path("output.dense"), inner, width)?,
-            output_norm: self.norm(&path("output.LayerNorm"), config)?,
-            num_heads: config.num_attention_heads,
-            activation: config.hidden_act,
+            attention,
+            attention_norm,
+            gate,
+            up,
+            down: self.linear(&path(names.down), [inner, width], has_bias)?,
+            feed_forward_norm: self.norm(&path(names.feed_forward_norm), width)?,
+            convolution,
+            norm_first: config.norm_first,
+            activation: config.activation,
         })
     }
 
-    fn tensor<const D: usize>(
-        &mut self,
-        name: &str,
-        shape: [usize; D],
-    ) -> Result<Tensor<D>, ModelError> {
-        let mut name = format!("{}{name}", self.prefix);
-        if let Some(old) = old_name(&name).filter(|old| self.weights.has(old))
-            && !self.weights.has(&name)
-        {
-            name = old;
-        }
-        let tensor = self.weights.tensor(&name, shape, self.device)?;
-        self.read.push(name);
-        Ok(tensor)
+    fn attention(&mut self, index: usize) -> Result<Attention, ModelError> {
+        let (config, names) = (self.config, self.config.names);
+        let (width, has_bias) = (config.width, config.attention_bias);
+        let path = |part| names.layer(index, part);
+        let dims = [width, width];
+        let qkv = match names.fused_qkv {
+            Some(fused) => self
+                .reader
+                .split(&path(fused), width, [width; 3], has_bias)?,
+            None => {
+                let [query, key, value] = names.qkv;
+                [
+                    self.linear(&path(query), dims, has_bias)?,
+                    self.linear(&path(key), dims, has_bias)?,
+                    self.linear(&path(value), dims, has_bias)?,
+                ]
+            }
+        };
+        let own = config.disentangled;
+        let own = own.filter(|scores| scores.has_positions && !scores.shares_projections);
+        let mut part = |name, is_there: bool| match is_there {
+            true => self.linear(&path(name), dims, true).map(Some),
+            false => Ok(None),
+        };
+        let position_key = part(names.position_key, own.is_some_and(|own| own.from_content))?;
+        let position_query = part(
+            names.position_query,
+            own.is_some_and(|own| own.from_position),
+        )?;
+        let local = config.local.as_ref();
+        Ok(Attention {
+            qkv,
+            position_key,
+            position_query,
+            output: self.linear(&path(names.output), dims, has_bias)?,
+            is_local: local.is_some_and(|local| local.layers[index]),
+        })
     }
 
-    fn words(&mut self, config: &BertConfig) -> Result<Param<Tensor<2>>, ModelError> {
-        let shape = [config.vocab_size, config.hidden_size];
-        let table = self.tensor("embeddings.word_embeddings.weight", shape)?;
-        Ok(frozen(self.dtype.table(table.into_data(), self.device)))
+    /// How positions act on attention.
+    fn places(&mut self) -> Result<Places, ModelError> {
+        let (config, names) = (self.config, self.config.names);
+        let bias = match config.relative_bias {
+            None => None,
+            Some(classes) => Some(RelativeBias {
+                table: self
+                    .reader
+                    .table(names.relative, [classes.rows, config.num_heads])?,
+                classes: classes.classes,
+                max_distance: classes.max_distance,
+                is_two_way: true,
+            }),
+        };
+        let scores = config.disentangled;
+        let relative = match scores.filter(|scores| scores.has_positions) {
+            None => None,
+            Some(scores) => {
+                let shape = [2 * scores.span(), config.width];
+                Some(RelativePositions {
+                    table: self.reader.table(names.relative, shape)?,
+                    norm: match scores.has_norm {
+                        true => Some(self.norm(names.relative_norm, config.width)?),
+                        false => None,
+                    },
+                    config: scores,
+                })
+            }
+        };
+        let head_dim = config.width / config.num_heads;
+        Ok(Places {
+            bias,
+            relative,
+            scale: scores.map(|scores| scores.scale(head_dim)),
+            rope: config.rope.clone(),
+            local: config.local.clone(),
+        })
     }
 
-    fn table(
-        &mut self,
-        name: &str,
-        rows: usize,
-        width: usize,
-    ) -> Result<Param<Tensor<2>>, ModelError> {
-        let table = self.tensor(&format!("{name}.weight"), [rows, width])?;
-        Ok(frozen(table))
+    fn convolution(&mut self) -> Result<Option<Convolution>, ModelError> {
+        let (config, names) = (self.config, self.config.names);
+        let Some(own) = config.convolution else {
+            return Ok(None);
+        };
+        let (width, kernel, path) = (config.width, own.kernel, names.convolution);
+        let shape = [width, width / own.groups, kernel];
+        let values = self.reader.values(path, "weight", &shape)?;
+        let weight = unfolded(&values, width, own.groups, kernel);
+        let bias = self.reader.values(path, "bias", &[width])?;
+        Ok(Some(Convolution {
+            weight: frozen(self.reader.tensor(weight, [kernel * width, width])),
+            bias: frozen(self.reader.tensor(bias, [width])),
+            norm: self.norm(names.convolution_norm, width)?,
+            activation: own.activation,
+        }))
     }
 
     fn linear(
         &mut self,
         path: &str,
-        d_input: usize,
-        d_output: usize,
+        dims: [usize; 2],
+        has_bias: bool,
     ) -> Result<MoLoraLinear, ModelError> {
-        let name = format!("{path}.weight");
-        let weight = self.tensor(&name, [d_output, d_input])?.into_data();
-        let weight = weight.try_into_vec().expect("read as f32");
-        let bias = self.tensor(&format!("{path}.bias"), [d_output])?;
-        let dims = [d_input, d_output];
-        let weight = self.dtype.weight(weight, dims, Layout::OutIn, self.device);
-        Ok(MoLoraLinear::new(weight, Some(bias)))
+        self.reader.linear(path, dims, has_bias)
     }
 
-    fn norm(&mut self, path: &str, config: &BertConfig) -> Result<LayerNorm, ModelError> {
-        let width = config.hidden_size;
-        let gamma = self.tensor(&format!("{path}.weight"), [width])?;
-        let beta = self.tensor(&format!("{path}.bias"), [width])?;
-        Ok(LayerNorm::new(gamma, beta, config.layer_norm_eps))
-    }
-
-    /// A checkpoint may hold more than an encoder; what is left out is said.
-    fn warn_of_unread(&self) {
-        let is_known = |name: &str| {
-            let name = name.strip_prefix("bert.").unwrap_or(name);
-            UNUSED.iter().any(|unused| name.starts_with(unused))
-        };
-        for name in self.weights.names() {
-            if !is_known(name) && !self.read.iter().any(|read| read == name) {
-                tracing::warn!(
-                    "{}: tensor `{name}` is not used",
-                    self.weights.path().display()
-                );
-            }
-        }
+    fn norm(&mut self, path: &str, width: usize) -> Result<LayerNorm, ModelError> {
+        self.reader.shifted_norm(path, width, self.config.norm_bias)
     }
 }

@@ -1,26 +1,22 @@
-//! Reading T5 from a folder in Hugging Face layout.
+//! Reading an encoder-decoder from a folder in Hugging Face layout.
 
 use std::collections::HashSet;
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::module::Param;
+use burn::tensor::{Device, Tensor};
 
-use super::bias::RelativeBias;
-use super::config::T5Config;
-use super::model::{Block, Stack, T5};
+use super::EncoderDecoder;
+use super::config::{EncoderDecoderConfig, HEAD, Half, StackConfig, TOKENS, TokenPositions};
+use super::layer::{Block, Positions, Stack};
 use crate::checkpoint::ModelWeights;
 use crate::decoder::{Attention, FeedForward, Qkv};
-use crate::layers::RmsNorm;
+use crate::layers::{Norm, frozen};
 use crate::reader::{Layout, Reader};
-use crate::{BaseDtype, ModelError, SavedTables};
+use crate::relative_bias::RelativeBias;
+use crate::{BaseDtype, ModelError, NormKind, SavedTables};
 
-/// Copies of the embeddings, and a bias of early files that no model reads.
-const UNUSED: [&str; 2] = [
-    "embed_tokens.weight",
-    "EncDecAttention.relative_attention_bias.weight",
-];
-
-impl T5 {
+impl EncoderDecoder {
     /// Reads `config.json` and `model.safetensors`, or the files of its index (f32, f16 or bf16;
     /// computed in f32).
     ///
@@ -41,10 +37,18 @@ impl T5 {
         device: &Device,
     ) -> Result<Self, ModelError> {
         dtype.check(device)?;
-        let config = T5Config::from_file(&folder.join("config.json"))?;
+        let config = EncoderDecoderConfig::from_file(&folder.join("config.json"))?;
+        let names = config.names;
+        let weights = ModelWeights::open(folder)?;
+        // Files of a model without its head leave the prefix out.
+        let absent_prefix = match weights.has(&format!("{TOKENS}.weight")) {
+            true => names.prefix,
+            false => "",
+        };
         let reader = Reader {
-            weights: ModelWeights::open(folder)?,
-            absent_prefix: "",
+            weights,
+            prefix: "",
+            absent_prefix,
             layout: Layout::OutIn,
             epsilon: config.epsilon,
             dtype,
@@ -56,113 +60,196 @@ impl T5 {
             reader,
         };
         let model = builder.model()?;
-        builder
-            .reader
-            .refuse_unread(&["encoder.", "decoder.", "shared."], &UNUSED)?;
+        let prefix = if absent_prefix.is_empty() {
+            names.prefix
+        } else {
+            ""
+        };
+        let roots = ["encoder.", "decoder.", "shared."].map(|root| format!("{prefix}{root}"));
+        let roots = roots.each_ref().map(String::as_str);
+        builder.reader.refuse_unread(&roots, names.unused)?;
         Ok(model)
     }
 }
 
 struct Builder<'a> {
-    config: &'a T5Config,
+    config: &'a EncoderDecoderConfig,
     reader: Reader<'a>,
 }
 
 impl Builder<'_> {
-    fn model(&mut self) -> Result<T5, ModelError> {
+    fn model(&mut self) -> Result<EncoderDecoder, ModelError> {
         let config = self.config;
         let table = [config.vocab_size, config.width];
-        let has_head = self.reader.weights.has("lm_head.weight") || !config.may_tie_head;
-        Ok(T5 {
-            tokens: self.reader.token_table("shared", table)?,
-            encoder: self.stack("encoder", config.num_encoder_layers)?,
-            decoder: self.stack("decoder", config.num_decoder_layers)?,
+        let file_has_head = self.reader.weights.has(&format!("{HEAD}.weight"));
+        let has_head = file_has_head || !config.may_tie_head;
+        Ok(EncoderDecoder {
+            tokens: self.reader.token_table(&config.names.tokens(), table)?,
+            encoder: self.stack(Half::Encoder)?,
+            decoder: self.stack(Half::Decoder)?,
             head: match has_head {
-                true => Some(self.reader.token_table("lm_head", table)?),
+                true => Some(self.reader.token_table(HEAD, table)?),
                 false => None,
             },
+            head_bias: self.head_bias()?,
             head_scale: config.head_scale,
-            num_heads: config.num_heads,
+            embedding_scale: config.embedding_scale,
+            scale: config.scale,
             start_token: config.start_token,
+            forced: config.forced,
+            max_tokens: match config.positions {
+                TokenPositions::Learned { max_tokens, .. } => Some(max_tokens),
+                TokenPositions::Relative { .. } => None,
+            },
+            names: config.names,
             part: None,
             saved: SavedTables::default(),
         })
     }
 
-    fn stack(&mut self, stack: &str, num_layers: usize) -> Result<Stack, ModelError> {
-        let config = self.config;
-        let is_decoder = stack == "decoder";
-        let blocks =
-            (0..num_layers).map(|index| self.block(&format!("{stack}.block.{index}"), is_decoder));
+    /// What is added to the scores, unless the file has none or zeros.
+    fn head_bias(&mut self) -> Result<Option<Param<Tensor<1>>>, ModelError> {
+        let (name, size) = (self.config.names.head_bias, self.config.vocab_size);
+        if name.is_empty() || !self.reader.weights.has(name) {
+            return Ok(None);
+        }
+        let values = self.reader.weights.values(name, &[1, size])?;
+        self.reader.read.insert(name.into());
+        let has_effect = values.iter().any(|&value| value != 0.0);
+        Ok(has_effect.then(|| frozen(self.reader.tensor(values, [size]))))
+    }
+
+    fn stack(&mut self, half: Half) -> Result<Stack, ModelError> {
+        let (config, names) = (self.config, self.config.names);
+        let sizes = config.stack(half);
+        let positions = match config.positions {
+            TokenPositions::Learned { max_tokens, offset } => {
+                let path = names.part(half, names.positions);
+                let table = self
+                    .reader
+                    .table(&path, [max_tokens + offset, config.width])?;
+                Some(Positions { table, offset })
+            }
+            TokenPositions::Relative { .. } => None,
+        };
+        let embedding_norm = match config.norm_first {
+            true => None,
+            false => Some(self.norm(&names.part(half, names.embedding_norm))?),
+        };
+        let num_layers = match half {
+            Half::Encoder => config.num_encoder_layers,
+            Half::Decoder => config.num_decoder_layers,
+        };
+        let blocks = (0..num_layers).map(|index| self.block(half, index));
         let blocks = blocks.collect::<Result<_, _>>()?;
-        let path = format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias");
-        let table = self
-            .reader
-            .table(&path, [config.num_buckets, config.num_heads])?;
+        let final_norm = match config.norm_first {
+            true => Some(self.norm(&names.part(half, names.final_norm))?),
+            false => None,
+        };
         Ok(Stack {
+            positions,
+            embedding_norm,
             blocks,
-            bias: RelativeBias {
-                table,
-                max_distance: config.max_distance,
-                is_two_way: !is_decoder,
-            },
-            final_norm: self.norm(&format!("{stack}.final_layer_norm"))?,
+            final_norm,
+            num_heads: sizes.num_heads,
         })
     }
 
-    fn block(&mut self, path: &str, is_decoder: bool) -> Result<Block, ModelError> {
-        let last = if is_decoder { 2 } else { 1 };
-        let cross = match is_decoder {
-            true => Some((
-                self.norm(&format!("{path}.layer.1.layer_norm"))?,
-                self.attention(&format!("{path}.layer.1.EncDecAttention"))?,
+    fn block(&mut self, half: Half, index: usize) -> Result<Block, ModelError> {
+        let (config, names) = (self.config, self.config.names);
+        let sizes = config.stack(half);
+        let path = |part: &str| format!("{}.{part}", names.layer_name(half, index));
+        let cross = match half {
+            Half::Decoder => Some((
+                self.norm(&path(names.cross_norm))?,
+                self.attention(names.cross.map(path), sizes)?,
             )),
-            false => None,
+            Half::Encoder => None,
         };
         Ok(Block {
             router: None,
-            attention_norm: self.norm(&format!("{path}.layer.0.layer_norm"))?,
-            attention: self.attention(&format!("{path}.layer.0.SelfAttention"))?,
+            bias: self.bias(half, index)?,
+            attention_norm: self.norm(&path(names.attention_norm))?,
+            attention: self.attention(names.attention.map(path), sizes)?,
             cross,
-            feed_forward_norm: self.norm(&format!("{path}.layer.{last}.layer_norm"))?,
-            feed_forward: self.feed_forward(&format!("{path}.layer.{last}.DenseReluDense"))?,
+            feed_forward_norm: self.norm(&path(names.feed_forward_norm[half as usize]))?,
+            feed_forward: self.feed_forward(names.feed_forward[half as usize].map(path), sizes)?,
+            norm_first: config.norm_first,
         })
     }
 
-    fn attention(&mut self, path: &str) -> Result<Attention, ModelError> {
-        let (width, head_dim) = (self.config.width, self.config.head_dim);
-        let inner = self.config.num_heads * head_dim;
-        let mut part = |name, dims| self.reader.linear(&format!("{path}.{name}"), dims, false);
+    fn bias(&mut self, half: Half, index: usize) -> Result<Option<RelativeBias>, ModelError> {
+        let names = self.config.names;
+        let TokenPositions::Relative {
+            classes,
+            max_distance,
+            in_every_layer,
+        } = self.config.positions
+        else {
+            return Ok(None);
+        };
+        if index > 0 && !in_every_layer {
+            return Ok(None);
+        }
+        let path = format!("{}.{}", names.layer_name(half, index), names.relative);
+        let shape = [classes, self.config.stack(half).num_heads];
+        Ok(Some(RelativeBias {
+            table: self.reader.table(&path, shape)?,
+            classes,
+            max_distance,
+            is_two_way: half == Half::Encoder,
+        }))
+    }
+
+    fn attention(
+        &mut self,
+        [query, key, value, output]: [String; 4],
+        sizes: StackConfig,
+    ) -> Result<Attention, ModelError> {
+        let (width, head_dim) = (self.config.width, sizes.head_dim);
+        let inner = sizes.num_heads * head_dim;
+        let has_bias = self.config.has_biases;
+        let mut part = |path: &str, dims| self.reader.linear(path, dims, has_bias);
         Ok(Attention {
             qkv: Qkv::Apart([
-                part("q", [width, inner])?,
-                part("k", [width, inner])?,
-                part("v", [width, inner])?,
+                part(&query, [width, inner])?,
+                part(&key, [width, inner])?,
+                part(&value, [width, inner])?,
             ]),
             qk_norm: None,
-            output: part("o", [inner, width])?,
+            output: part(&output, [inner, width])?,
             head_dim,
         })
     }
 
-    fn feed_forward(&mut self, path: &str) -> Result<FeedForward, ModelError> {
-        let (width, inner) = (self.config.width, self.config.inner_width);
-        let is_gated = self.config.is_gated;
-        let mut part = |name, dims| self.reader.linear(&format!("{path}.{name}"), dims, false);
-        let gate = match is_gated {
-            true => Some(part("wi_0", [width, inner])?),
-            false => None,
-        };
-        let up = if is_gated { "wi_1" } else { "wi" };
+    fn feed_forward(
+        &mut self,
+        [gate, up, down]: [String; 3],
+        sizes: StackConfig,
+    ) -> Result<FeedForward, ModelError> {
+        let (width, inner) = (self.config.width, sizes.inner_width);
+        let (is_gated, has_bias) = (self.config.is_gated, self.config.has_biases);
+        let mut part = |path: &str, dims| self.reader.linear(path, dims, has_bias);
         Ok(FeedForward {
-            gate,
-            up: part(up, [width, inner])?,
-            down: part("wo", [inner, width])?,
+            gate: match is_gated {
+                true => Some(part(&gate, [width, inner])?),
+                false => None,
+            },
+            up: part(&up, [width, inner])?,
+            down: part(&down, [inner, width])?,
             activation: self.config.activation,
         })
     }
 
-    fn norm(&mut self, path: &str) -> Result<RmsNorm, ModelError> {
-        self.reader.rms_norm(path, self.config.width)
+    fn norm(&mut self, path: &str) -> Result<Norm, ModelError> {
+        let width = self.config.width;
+        match self.config.norm {
+            NormKind::Rms => Ok(Norm::Rms(self.reader.rms_norm(path, width)?)),
+            NormKind::RmsAddsOne => {
+                let norm = self.reader.rms_norm(path, width)?;
+                Ok(Norm::Rms(norm.with_one()))
+            }
+            NormKind::Layer => self.reader.layer_norm(path, width),
+        }
     }
 }

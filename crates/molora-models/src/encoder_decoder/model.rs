@@ -1,57 +1,47 @@
-//! T5: Raffel et al., arXiv:1910.10683, in the layout of Hugging Face's files.
+//! The order of the parts: T5 (Raffel et al., arXiv:1910.10683) with normalisation first, BART (Lewis et
+//! al., arXiv:1910.13461) with normalisation last.
 
 use std::ops::ControlFlow;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use molora_kernels::AttentionOptions;
 
-use super::bias::RelativeBias;
+use super::config::{ForcedTokens, Names};
+use super::layer::Stack;
 use crate::decoder::{
-    Attention, FeedForward, GenerateError, GenerateOptions, Generated, KvCache, Pass, Watcher,
-    check_prompts, embedded, one_token_rows, with_mask, write_on,
+    GenerateError, GenerateOptions, Generated, KvCache, Pass, Watcher, check_prompts, embedded,
+    one_token_rows, with_mask, write_on,
 };
-use crate::layers::RmsNorm;
 use crate::observe::Observation;
 use crate::{
-    DecoderInput, DecoderOutput, EmbeddingNoise, ForwardContext, LayerRouter, ModelPart,
-    RouteTrace, SavedTables, TokenTable,
+    DecoderInput, DecoderOutput, EmbeddingNoise, ForwardContext, ModelPart, RouteTrace,
+    SavedTables, TokenTable,
 };
 
-/// A layer: each part reads its normalised input and is added to it.
+/// An encoder-decoder of any family with sites at every linear layer but the head.
 #[derive(Module, Debug)]
-pub(super) struct Block {
-    pub(super) attention_norm: RmsNorm,
-    pub(super) attention: Attention,
-    /// Attention to the encoder, in the decoder.
-    pub(super) cross: Option<(RmsNorm, Attention)>,
-    pub(super) feed_forward_norm: RmsNorm,
-    pub(super) feed_forward: FeedForward,
-    /// Weighs the experts of the feed-forward part, where that has a router of its own.
-    pub(super) router: Option<LayerRouter>,
-}
-
-/// Encoder or decoder.
-#[derive(Module, Debug)]
-pub(super) struct Stack {
-    pub(super) blocks: Vec<Block>,
-    /// Read by all layers.
-    pub(super) bias: RelativeBias,
-    pub(super) final_norm: RmsNorm,
-}
-
-/// A T5 model with sites at every linear layer but the head.
-#[derive(Module, Debug)]
-pub struct T5 {
+pub struct EncoderDecoder {
     /// `[V, D]`.
     pub(super) tokens: TokenTable,
     pub(super) encoder: Stack,
     pub(super) decoder: Stack,
     /// `[V, D]`; the table of tokens where absent.
     pub(super) head: Option<TokenTable>,
+    /// Added to the scores, `[V]`.
+    pub(super) head_bias: Option<Param<Tensor<1>>>,
     pub(super) head_scale: f64,
-    pub(super) num_heads: usize,
+    pub(super) embedding_scale: f64,
+    /// Factor on scores of attention, where it is not the usual one.
+    #[module(skip)]
+    pub(super) scale: Option<f64>,
     pub(super) start_token: usize,
+    #[module(skip)]
+    pub(super) forced: ForcedTokens,
+    #[module(skip)]
+    pub(super) max_tokens: Option<usize>,
+    #[module(skip)]
+    pub(super) names: &'static Names,
     /// What the sites share.
     pub(super) part: Option<ModelPart>,
     /// What trains in the place of tables.
@@ -70,7 +60,7 @@ pub struct Encoded {
     mask: Tensor<2, Bool>,
 }
 
-impl T5 {
+impl EncoderDecoder {
     /// Reads a text. The mask of `context` is replaced by the input's.
     ///
     /// # Panics
@@ -101,8 +91,7 @@ impl T5 {
         context: &ForwardContext,
         observed: Option<Vec<Observation>>,
     ) -> (Encoded, Option<Vec<Observation>>) {
-        let tokens = source.ids.dims()[1];
-        let attention = self.options(&self.encoder, tokens, 0, tokens);
+        let attention = self.options(&self.encoder);
         let attention = attention.with_mask(Some(source.mask.clone()));
         let mut context = with_mask(context, &source.mask);
         context.guidance.prompt = None;
@@ -110,12 +99,14 @@ impl T5 {
         let mut pass = Pass::new(context, attention);
         pass.observed = observed;
         let noise = pass.context.embedding_noise;
-        let mut hidden = embedded(&self.saved, &self.tokens, source, noise);
+        let mut hidden = self.begin(&self.encoder, source, &source.mask, noise);
+        let tokens = source.ids.dims()[1];
         for block in &self.encoder.blocks {
-            hidden = block.read(hidden, &mut pass);
+            block.place(&mut pass, tokens, 0, tokens);
+            hidden = block.read(hidden, None, &mut pass);
             hidden = block.think(hidden, self.part.as_ref(), &mut pass);
         }
-        let hidden = self.encoder.final_norm.forward(hidden);
+        let hidden = self.encoder.end(hidden);
         let cross = self
             .decoder
             .blocks
@@ -174,11 +165,10 @@ impl T5 {
         let offset = cache.num_tokens();
         let mask = cache.extend_mask(target.mask.clone());
         let (queries, keys) = (target.ids.dims()[1], mask.dims()[1]);
-        let attention = self.options(&self.decoder, queries, offset, keys);
-        let attention = attention.with_causal(offset).with_mask(Some(mask));
-        let to_source = AttentionOptions::new(self.num_heads)
-            .with_scale(1.0)
-            .with_mask(Some(encoded.mask.clone()));
+        let attention = self.options(&self.decoder).with_causal(offset);
+        let attention = attention.with_mask(Some(mask.clone()));
+        let to_source = self.options(&self.decoder);
+        let to_source = to_source.with_mask(Some(encoded.mask.clone()));
         let mut context = with_mask(context, &target.mask);
         // All that is there when the writing begins.
         context.guidance.prompt = Some(first_column(&target.mask));
@@ -190,19 +180,20 @@ impl T5 {
             seed: noise.seed.child("target"),
             ..noise
         });
-        let mut hidden = embedded(&self.saved, &self.tokens, target, noise);
+        let mut hidden = self.begin(&self.decoder, target, &mask, noise);
         let layers = self.decoder.blocks.iter().zip(&mut cache.layers);
         for ((block, cache), memory) in layers.zip(&encoded.memory) {
-            let normed = block.attention_norm.forward(hidden.clone());
-            hidden = hidden + block.attention.forward(normed, Some(cache), &mut pass);
+            block.place(&mut pass, queries, offset, keys);
+            hidden = block.read(hidden, Some(cache), &mut pass);
             if let Some((norm, attention)) = &block.cross {
-                let normed = norm.forward(hidden.clone());
-                hidden = hidden + attention.look(normed, memory.clone(), &to_source, &mut pass);
+                hidden = block.added(norm, hidden, |x| {
+                    attention.look(x, memory.clone(), &to_source, &mut pass)
+                });
             }
             hidden = block.think(hidden, self.part.as_ref(), &mut pass);
         }
         let output = DecoderOutput {
-            hidden: self.decoder.final_norm.forward(hidden),
+            hidden: self.decoder.end(hidden),
             routes: pass.routes,
         };
         (output, pass.observed)
@@ -217,8 +208,13 @@ impl T5 {
     /// `[B, T, V]`.
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         let frozen = self.head.as_ref().unwrap_or(&self.tokens);
-        let hidden = hidden.mul_scalar(self.head_scale);
-        self.saved.scores(frozen, hidden)
+        let scores = self
+            .saved
+            .scores(frozen, hidden.mul_scalar(self.head_scale));
+        match &self.head_bias {
+            Some(bias) => scores + bias.val().unsqueeze(),
+            None => scores,
+        }
     }
 
     /// Writes a text for each of a padded batch of sources, with a cache.
@@ -246,7 +242,8 @@ impl T5 {
         context: &ForwardContext,
         watch: Watcher<'_>,
     ) -> Result<Vec<Generated>, GenerateError> {
-        let rows = check_prompts(sources, self.vocab_size(), usize::MAX)?.len();
+        let max_tokens = self.max_tokens.unwrap_or(usize::MAX);
+        let rows = check_prompts(sources, self.vocab_size(), max_tokens)?.len();
         let encoded = self.encode(&sources.with_plain_padding(), context);
         let start = TensorData::new(vec![self.start_token as i64; rows], [rows, 1]);
         let device = sources.ids.device();
@@ -257,11 +254,24 @@ impl T5 {
         };
         let mut cache = self.cache();
         let step = |input: &DecoderInput| {
+            let forced = self.forced_token(cache.num_tokens(), options);
             let output = self.decode_cached(input, &encoded, &mut cache, context);
-            self.logits(output.hidden)
+            let scores = self.logits(output.hidden);
+            match forced {
+                Some(token) => only(token, scores),
+                None => scores,
+            }
         };
         let rows = one_token_rows(rows);
-        write_on(rows, target, options, usize::MAX, step, watch)
+        write_on(rows, target, options, max_tokens, step, watch)
+    }
+
+    /// The token that is written behind so many others, if the scores do not decide.
+    fn forced_token(&self, written: usize, options: &GenerateOptions) -> Option<usize> {
+        let first = self.forced.first.filter(|_| written == 0);
+        let is_last = written + 1 == options.max_new_tokens;
+        let token = first.or(self.forced.last.filter(|_| is_last));
+        token.filter(|token| !options.suppressed_tokens.contains(token))
     }
 
     /// The tables of the vocabulary: embeddings, and the head where it is another one.
@@ -284,18 +294,47 @@ impl T5 {
         self.start_token
     }
 
-    /// T5 does not divide scores by the width of a head: its initial values account for it.
-    fn options(
+    /// Longest text in tokens, read or written, if there is a limit.
+    pub fn max_tokens(&self) -> Option<usize> {
+        self.max_tokens
+    }
+
+    /// Attention of half of the model, without positions.
+    fn options(&self, stack: &Stack) -> AttentionOptions {
+        AttentionOptions {
+            scale: self.scale,
+            ..AttentionOptions::new(stack.num_heads)
+        }
+    }
+
+    /// The input of the first layer of a stack. `mask` is that of all tokens so far.
+    fn begin(
         &self,
         stack: &Stack,
-        queries: usize,
-        offset: usize,
-        keys: usize,
-    ) -> AttentionOptions {
-        AttentionOptions::new(self.num_heads)
-            .with_scale(1.0)
-            .with_bias(Some(stack.bias.forward(queries, offset, keys)))
+        input: &DecoderInput,
+        mask: &Tensor<2, Bool>,
+        noise: Option<EmbeddingNoise>,
+    ) -> Tensor<3> {
+        let mut hidden = embedded(&self.saved, &self.tokens, input, noise);
+        if self.embedding_scale != 1.0 {
+            hidden = hidden.mul_scalar(self.embedding_scale);
+        }
+        if let Some(positions) = &stack.positions {
+            hidden = hidden + positions.rows(mask, input.ids.dims()[1]);
+        }
+        match &stack.embedding_norm {
+            Some(norm) => norm.forward(hidden),
+            None => hidden,
+        }
     }
+}
+
+/// Scores `[B, 1, V]` that leave one token alone.
+fn only(token: usize, scores: Tensor<3>) -> Tensor<3> {
+    let ([batch, _, size], device) = (scores.dims(), scores.device());
+    let values = (0..size).map(|index| if index == token { 0.0f32 } else { -1e30 });
+    let row = Tensor::<3>::from_data(TensorData::new(values.collect(), [1, 1, size]), &device);
+    row.expand([batch, 1, size])
 }
 
 /// 1 in the first column of a mask, 0 behind it.
@@ -308,19 +347,5 @@ fn first_column(mask: &Tensor<2, Bool>) -> Tensor<2> {
             vec![first, Tensor::zeros([batch, tokens - 1], &mask.device())],
             1,
         ),
-    }
-}
-
-impl Block {
-    fn read(&self, x: Tensor<3>, pass: &mut Pass) -> Tensor<3> {
-        let normed = self.attention_norm.forward(x.clone());
-        x + self.attention.forward(normed, None, pass)
-    }
-
-    fn think(&self, x: Tensor<3>, part: Option<&ModelPart>, pass: &mut Pass) -> Tensor<3> {
-        let router = self.router.as_ref().or(part.and_then(ModelPart::router));
-        pass.feed_forward = router.cloned();
-        let normed = self.feed_forward_norm.forward(x.clone());
-        x + self.feed_forward.forward(normed, pass)
     }
 }

@@ -1,10 +1,12 @@
-//! The linear layers of T5, and what is attached to them.
+//! The linear layers of an encoder-decoder, and what is attached to them.
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
 
-use super::model::{Block, T5};
+use super::EncoderDecoder;
+use super::config::{HEAD, Half, LINEARS};
+use super::layer::Block;
 use crate::attach::{Attachment, Place, attach_sites, layer_routers, model_part};
 use crate::decoder::{Attention, FeedForward};
 use crate::{
@@ -13,16 +15,17 @@ use crate::{
 };
 
 /// The encoder's layers come first; layers of the decoder count after those of the encoder.
-impl Adaptable for T5 {
+impl Adaptable for EncoderDecoder {
     fn linears(&self) -> Vec<(String, &MoLoraLinear)> {
-        let blocks = self.blocks().into_iter();
-        blocks
-            .flat_map(|(path, block)| {
-                linears(block)
-                    .into_iter()
-                    .map(move |(part, linear)| (format!("{path}.{part}"), linear))
-            })
-            .collect()
+        let (names, mut all) = (self.names, Vec::new());
+        for (half, index, block) in self.blocks() {
+            let path = names.layer_name(half, index);
+            let linears = linears(block).into_iter().zip(names.linears(half));
+            all.extend(
+                linears.filter_map(|(linear, part)| Some((format!("{path}.{part}"), linear?))),
+            );
+        }
+        all
     }
 
     fn linears_mut(&mut self) -> Vec<(String, &mut MoLoraLinear)> {
@@ -35,24 +38,28 @@ impl Adaptable for T5 {
     }
 
     fn saved_mut(&mut self) -> Vec<(String, &mut Param<Tensor<2>>)> {
-        self.saved.listed("shared", "lm_head")
+        self.saved.listed(&self.names.tokens(), HEAD)
     }
 
     fn is_shared_table(&self, path: &str) -> bool {
-        path == "shared"
+        path == self.names.tokens()
     }
 
     fn layer_routers(&self) -> Vec<(String, &LayerRouter)> {
-        let blocks = self.blocks().into_iter();
+        let (names, blocks) = (self.names, self.blocks().into_iter());
         blocks
-            .filter_map(|(path, block)| Some((path, block.router.as_ref()?)))
+            .filter_map(|(half, index, block)| {
+                Some((names.layer_name(half, index), block.router.as_ref()?))
+            })
             .collect()
     }
 
     fn layer_routers_mut(&mut self) -> Vec<(String, &mut LayerRouter)> {
-        let blocks = self.blocks_mut().into_iter();
+        let (names, blocks) = (self.names, self.blocks_mut().into_iter());
         blocks
-            .filter_map(|(path, block)| Some((path, block.router.as_mut()?)))
+            .filter_map(|(half, index, block)| {
+                Some((names.layer_name(half, index), block.router.as_mut()?))
+            })
             .collect()
     }
 
@@ -90,10 +97,11 @@ impl Adaptable for T5 {
         };
         let width = self.width();
         let (sites, plan) = attach_sites(self.places(), spec, width, &to)?;
+        let names = self.names;
         let mut blocks = self.blocks_mut();
-        let name = |index: usize| blocks[index].0.clone();
+        let name = |index: usize| names.layer_name(blocks[index].0, blocks[index].1);
         let routers = layer_routers(spec, &to, &sites, width, name);
-        for ((_, block), router) in blocks.iter_mut().zip(routers) {
+        for ((_, _, block), router) in blocks.iter_mut().zip(routers) {
             block.router = router;
         }
         self.part = model_part(spec, &to, width, plan);
@@ -102,119 +110,112 @@ impl Adaptable for T5 {
     }
 }
 
-impl T5 {
+impl EncoderDecoder {
     /// Every linear layer but the head, in the order of [`linears`](Adaptable::linears).
     fn places(&mut self) -> Vec<Place<'_>> {
+        let names = self.names;
         let mut places = Vec::new();
-        for (layer, (path, block)) in self.blocks_mut().into_iter().enumerate() {
-            let cross = block.cross.as_mut().map(|(_, attention)| attention);
-            let linears = linears_mut(&mut block.attention, cross, &mut block.feed_forward);
-            for (part, linear) in linears {
-                places.push(Place {
+        for (layer, (half, index, block)) in self.blocks_mut().into_iter().enumerate() {
+            let path = names.layer_name(half, index);
+            let feed_forward = names.feed_forward[half as usize];
+            for (linear, part) in linears_mut(block).into_iter().zip(names.linears(half)) {
+                places.extend(linear.map(|linear| Place {
                     path: format!("{path}.{part}"),
                     layer,
-                    in_feed_forward: part.contains(FEED_FORWARD),
-                    ends_feed_forward: part.ends_with(".wo"),
+                    in_feed_forward: feed_forward.contains(&part),
+                    ends_feed_forward: part == feed_forward[2],
                     linear,
-                });
+                }));
             }
         }
         places
     }
 
-    /// The layers of both halves with their paths, those of the encoder first.
-    fn blocks(&self) -> Vec<(String, &Block)> {
-        let path = |stack| move |(index, block)| (format!("{stack}.block.{index}"), block);
-        let encoder = self.encoder.blocks.iter().enumerate().map(path("encoder"));
+    /// The layers of both halves with their numbers, those of the encoder first.
+    fn blocks(&self) -> Vec<(Half, usize, &Block)> {
+        let numbered = |half| move |(index, block)| (half, index, block);
+        let encoder = self.encoder.blocks.iter().enumerate();
         let decoder = self.decoder.blocks.iter().enumerate();
-        encoder.chain(decoder.map(path("decoder"))).collect()
+        let decoder = decoder.map(numbered(Half::Decoder));
+        encoder
+            .map(numbered(Half::Encoder))
+            .chain(decoder)
+            .collect()
     }
 
     /// The same, to be changed.
-    fn blocks_mut(&mut self) -> Vec<(String, &mut Block)> {
-        let path = |stack| move |(index, block)| (format!("{stack}.block.{index}"), block);
+    fn blocks_mut(&mut self) -> Vec<(Half, usize, &mut Block)> {
+        let numbered = |half| move |(index, block)| (half, index, block);
         let encoder = self.encoder.blocks.iter_mut().enumerate();
         let decoder = self.decoder.blocks.iter_mut().enumerate();
-        let decoder = decoder.map(path("decoder"));
-        encoder.map(path("encoder")).chain(decoder).collect()
+        let decoder = decoder.map(numbered(Half::Decoder));
+        encoder
+            .map(numbered(Half::Encoder))
+            .chain(decoder)
+            .collect()
     }
 }
 
-/// The feed-forward part of a block in the files.
-const FEED_FORWARD: &str = "DenseReluDense";
-
-/// Paths of the parts of a block.
-struct Parts {
-    cross: String,
-    feed_forward: String,
-    up: &'static str,
-}
-
-impl Parts {
-    fn of(has_cross: bool, feed_forward: &FeedForward) -> Self {
-        let last = 1 + usize::from(has_cross);
-        Self {
-            cross: "layer.1.EncDecAttention".into(),
-            feed_forward: format!("layer.{last}.{FEED_FORWARD}"),
-            up: match feed_forward.gate {
-                Some(_) => "wi_1",
-                None => "wi",
-            },
-        }
+/// In the order of [`Names::linears`](super::config::Names::linears).
+fn linears(block: &Block) -> [Option<&MoLoraLinear>; LINEARS] {
+    fn of_attention(part: &Attention) -> [Option<&MoLoraLinear>; 4] {
+        let [query, key, value] = part.qkv.linears();
+        [query, key, value, Some(&part.output)]
     }
-}
-
-fn linears(block: &Block) -> Vec<(String, &MoLoraLinear)> {
-    let parts = Parts::of(block.cross.is_some(), &block.feed_forward);
-    let attention = |path: &str, attention| {
-        let Attention { qkv, output, .. }: &Attention = attention;
-        let names = ["q", "k", "v", "o"];
-        let named = names
-            .into_iter()
-            .zip(qkv.linears().into_iter().flatten().chain([output]));
-        let named = named.map(|(name, linear)| (format!("{path}.{name}"), linear));
-        named.collect::<Vec<_>>()
+    let [query, key, value, output] = of_attention(&block.attention);
+    let [cross_query, cross_key, cross_value, cross_output] = match &block.cross {
+        Some((_, cross)) => of_attention(cross),
+        None => [None; 4],
     };
-    let mut linears = attention("layer.0.SelfAttention", &block.attention);
-    linears.extend(
-        block
-            .cross
-            .iter()
-            .flat_map(|(_, cross)| attention(&parts.cross, cross)),
-    );
     let FeedForward { gate, up, down, .. } = &block.feed_forward;
-    let gate = gate.as_ref().map(|gate| ("wi_0", gate));
-    let named = gate.into_iter().chain([(parts.up, up), ("wo", down)]);
-    let path = |name| format!("{}.{name}", parts.feed_forward);
-    linears.extend(named.map(|(name, linear)| (path(name), linear)));
-    linears
+    [
+        query,
+        key,
+        value,
+        output,
+        cross_query,
+        cross_key,
+        cross_value,
+        cross_output,
+        gate.as_ref(),
+        Some(up),
+        Some(down),
+    ]
 }
 
-/// In the order of [`linears`].
-pub(super) fn linears_mut<'a>(
+/// In the order of [`Names::linears`](super::config::Names::linears).
+fn linears_mut(block: &mut Block) -> [Option<&mut MoLoraLinear>; LINEARS] {
+    let cross = block.cross.as_mut().map(|(_, cross)| cross);
+    linears_of(&mut block.attention, cross, &mut block.feed_forward)
+}
+
+/// The same of the parts of a layer.
+pub(super) fn linears_of<'a>(
     attention: &'a mut Attention,
     cross: Option<&'a mut Attention>,
     feed_forward: &'a mut FeedForward,
-) -> Vec<(String, &'a mut MoLoraLinear)> {
-    let parts = Parts::of(cross.is_some(), feed_forward);
-    fn named<'a>(path: &str, part: &'a mut Attention) -> Vec<(String, &'a mut MoLoraLinear)> {
-        let qkv = part.qkv.linears_mut().into_iter().flatten();
-        let named = ["q", "k", "v", "o"]
-            .into_iter()
-            .zip(qkv.chain([&mut part.output]));
-        let named = named.map(|(name, linear)| (format!("{path}.{name}"), linear));
-        named.collect()
+) -> [Option<&'a mut MoLoraLinear>; LINEARS] {
+    fn of_attention(part: &mut Attention) -> [Option<&mut MoLoraLinear>; 4] {
+        let [query, key, value] = part.qkv.linears_mut();
+        [query, key, value, Some(&mut part.output)]
     }
-    let mut linears = named("layer.0.SelfAttention", attention);
-    linears.extend(
-        cross
-            .into_iter()
-            .flat_map(|cross| named(&parts.cross, cross)),
-    );
+    let [query, key, value, output] = of_attention(attention);
+    let [cross_query, cross_key, cross_value, cross_output] = match cross {
+        Some(cross) => of_attention(cross),
+        None => [None, None, None, None],
+    };
     let FeedForward { gate, up, down, .. } = feed_forward;
-    let gate = gate.as_mut().map(|gate| ("wi_0", gate));
-    let named = gate.into_iter().chain([(parts.up, up), ("wo", down)]);
-    let path = |name| format!("{}.{name}", parts.feed_forward);
-    linears.extend(named.map(|(name, linear)| (path(name), linear)));
-    linears
+    [
+        query,
+        key,
+        value,
+        output,
+        cross_query,
+        cross_key,
+        cross_value,
+        cross_output,
+        gate.as_mut(),
+        Some(up),
+        Some(down),
+    ]
 }

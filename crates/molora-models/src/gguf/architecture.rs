@@ -199,13 +199,28 @@ mod tests {
 
     #[test]
     fn other_families_are_refused() {
-        for folder in ["gpt2", "bert", "t5"] {
+        for folder in ["gpt2", "bert", "t5", "gemma2", "gpt_neox", "mixtral"] {
             let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
                 .join("tests/golden")
                 .join(folder);
             let error = Architecture::of(&golden).expect_err(folder).to_string();
             assert!(error.contains("config.json: model_type is"), "{error}");
             assert!(error.contains("llama, mistral, qwen2 or qwen3"), "{error}");
+        }
+    }
+
+    #[test]
+    fn choices_that_were_not_checked_are_refused() {
+        for (folder, expected) in [
+            ("mistral_window", "sliding_window is 6, expected null"),
+            ("llama_yarn", "rope_parameters is of type yarn"),
+            ("llama_dynamic", "rope_parameters is of type dynamic"),
+        ] {
+            let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("tests/golden")
+                .join(folder);
+            let error = Architecture::of(&golden).expect_err(folder).to_string();
+            assert!(error.contains(expected), "{error}");
         }
     }
 }

@@ -21,7 +21,8 @@ use std::path::Path;
 use molora_parts::PartTensor;
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{ModelWeights, write_tensors};
+use crate::checkpoint::{ConfigFile, ModelWeights, write_tensors};
+use crate::decoder::any_of;
 use crate::peft::{copy_small_files, ends_with};
 use crate::{Adaptable, AdapterSpec, Backbone, ModelError, TaskHead};
 pub use computed::why_not_computed;
@@ -57,13 +58,29 @@ pub struct WholeMixture<'a> {
     pub more: Map<String, Value>,
 }
 
+/// Why the Python has no place for a mixture on a base model, in words; `None` if it has. `has_heads` says
+/// whether tasks have heads.
+pub fn why_not_on(backbone: &Backbone, has_heads: bool) -> Option<&'static str> {
+    match backbone {
+        Backbone::Encoder(model) if model.projects_positions() => {
+            Some("linear layers of the base (DeBERTa) project relative positions beside tokens")
+        }
+        // Transformers finds the reading half of T5 alone.
+        Backbone::EncoderDecoder(model) if has_heads && model.max_tokens().is_some() => {
+            Some("transformers has no text encoder of the base (BART) for the heads of tasks")
+        }
+        _ => None,
+    }
+}
+
 /// Tensors as they stand in a file, by name.
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// Writes a model that was read from `source`, with its mixture, into the folder `out`, which is there.
 ///
 /// # Errors
-/// A source that cannot be read or is of another model; a file that cannot be written.
+/// A source that cannot be read or is of another model; a family of decoders of which it has not been checked
+/// that transformers computes the same; a file that cannot be written.
 ///
 /// # Panics
 /// If [`why_not_computed`] has a reason against the specification.
@@ -75,6 +92,9 @@ pub fn write_whole_mixture(
     if let Some(why) = why_not_computed(whole.spec) {
         panic!("the mixture is not computed by transformers: {why}");
     }
+    if let Backbone::Decoder(_) = whole.backbone {
+        check_decoder(source)?;
+    }
     let weights = ModelWeights::open(source)?;
     let names = Names::of(whole.backbone, &weights)?;
     copy_small_files(source, out)?;
@@ -85,6 +105,25 @@ pub fn write_whole_mixture(
     write_weights(&weights, &tensors, out)?;
     let config = whole.config(source)?;
     write(&out.join("config.json"), format!("{config:#}\n").as_bytes())
+}
+
+/// Decoders of which it has been checked that transformers computes the same with a mixture.
+const DECODERS: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gpt2"];
+
+/// Refuses the other families of decoders.
+fn check_decoder(source: &Path) -> Result<(), ModelError> {
+    let file = ConfigFile::open(&source.join("config.json"))?;
+    let family = file.text("model_type")?;
+    match DECODERS.iter().any(|name| Some(*name) == family) {
+        true => Ok(()),
+        false => {
+            let families = any_of(&DECODERS);
+            let expected = format!(
+                "{families}, the decoders that are written with a mixture for transformers"
+            );
+            Err(file.unsupported("model_type", &expected))
+        }
+    }
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<(), ModelError> {

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use molora_models::Adaptable;
-use molora_models::transformers::{WholeMixture, why_not_computed, write_whole_mixture};
+use molora_models::transformers::{
+    WholeMixture, why_not_computed, why_not_on, write_whole_mixture,
+};
 use serde_json::{Map, Value, json};
 
 use super::{carry_ends, check_new};
@@ -52,7 +54,9 @@ pub fn export_transformers(
     check_new(&request.out)?;
     let opened = open_without_data(&request.run, request.device)?;
     let spec = &opened.loaded.spec;
-    if let Some(why) = why_not_computed(spec) {
+    let has_heads = opened.model.heads.iter().any(Option::is_some);
+    let of_base = why_not_on(&opened.model.backbone, has_heads).map(str::to_owned);
+    if let Some(why) = why_not_computed(spec).or(of_base) {
         let name = &opened.config.recipe.name;
         let why = format!("{name}: {why}");
         return Err(TrainError::run(

@@ -164,7 +164,9 @@ pub(crate) fn tokenized(
         return Ok(written.collect::<Result<_, _>>()?);
     }
     let tasks = tokenize_tasks(tasks, &tokenizer, data.max_length)?;
-    check_token_types(folder, &tasks, base.num_token_types())?;
+    if let Some(types) = base.num_token_types() {
+        check_token_types(folder, &tasks, types)?;
+    }
     Ok(tasks)
 }
 

@@ -161,11 +161,17 @@ fn validate_once(state: &mut State, setup: &Setup<'_>, phase: &Phase) -> Result<
 fn test_token(state: &mut State, setup: &Setup<'_>, phase: &Phase) -> Result<f64, TrainError> {
     let batch_size = setup.recipe.data.eval_batch_size;
     let part = |(number, task): (usize, &TokenizedTask)| {
-        let limit = if phase.tasks.contains(&number) { batch_size } else { 0 };
+        let limit = if phase.tasks.contains(&number) {
+            batch_size
+        } else {
+            0
+        };
         task.validated_on_some(Split::Test, limit)
     };
     let parts: Vec<_> = setup.tasks.iter().enumerate().map(part).collect();
-    let lengths = parts.iter().flat_map(|part| part.lengths(Split::Validation));
+    let lengths = parts
+        .iter()
+        .flat_map(|part| part.lengths(Split::Validation));
     let tokens: usize = lengths.sum();
     if tokens == 0 {
         return Ok(0.0);

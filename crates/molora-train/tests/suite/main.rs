@@ -2,6 +2,7 @@
 
 mod cases;
 mod common;
+mod families;
 mod golden_banks;
 mod golden_cases;
 mod golden_feed_forward;

@@ -139,7 +139,7 @@ impl Rope {
     }
 
     /// The rotation of every token by its position `[B, T]`, in a pass of `length` tokens.
-    pub(super) fn rotation(&self, positions: Tensor<2, Int>, length: usize) -> Rotation {
+    pub(crate) fn rotation(&self, positions: Tensor<2, Int>, length: usize) -> Rotation {
         let frequencies = self.frequencies(length);
         let frequencies: Vec<f32> = frequencies.iter().map(|&f| f as f32).collect();
         let pairs = frequencies.len();
@@ -197,14 +197,14 @@ pub(super) fn length(positions: &Tensor<2, Int>) -> usize {
 
 /// Cosines and sines, `[B, T, 1, W/2]`.
 #[derive(Debug, Clone)]
-pub(super) struct Rotation {
+pub(crate) struct Rotation {
     cos: Tensor<4>,
     sin: Tensor<4>,
 }
 
 impl Rotation {
     /// Turns the numbers at the front of the heads `[B, T, H, W]`.
-    pub(super) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+    pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         molora_kernels::rotary(x, self.cos.clone(), self.sin.clone())
     }
 }

@@ -61,7 +61,12 @@ fn matrices_are_kept_in_bf16_and_nothing_else_is() {
                 PartMut::Head(table) => assert_eq!(table.dtype(), BaseDtype::Bf16),
                 PartMut::Table(table) => {
                     let is_large = !module.path.contains("wpe");
-                    assert_eq!(table.dtype() == BaseDtype::Bf16, is_large, "{}", module.path);
+                    assert_eq!(
+                        table.dtype() == BaseDtype::Bf16,
+                        is_large,
+                        "{}",
+                        module.path
+                    );
                 }
             }
         }

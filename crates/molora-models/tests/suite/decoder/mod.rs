@@ -3,6 +3,8 @@
 mod adapters;
 mod base_dtype;
 mod config;
+mod families;
+mod family_config;
 mod files;
 mod generate;
 mod properties;

@@ -121,7 +121,11 @@ impl Engine {
             reads_whole: model.reads_prompts_whole(),
             cache: model.cache(),
             options: EngineOptions {
-                max_rows: options.max_rows.max(1),
+                // Where positions depend on the longest text of a pass, every text has one of its own.
+                max_rows: match model.depends_on_length() {
+                    true => 1,
+                    false => options.max_rows.max(1),
+                },
                 max_context,
                 piece: options.piece.max(1),
             },

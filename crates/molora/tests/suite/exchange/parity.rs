@@ -23,7 +23,7 @@ use molora_train::run::train;
 use serde_json::{Value, json};
 
 use super::decoder::{Llama, golden};
-use crate::program::writer;
+use crate::program::{families, writer};
 use crate::world::{Tensors, World, copy_folder, small, write_json, write_tensors};
 
 const TOLERANCE: f32 = 1e-5;
@@ -163,6 +163,8 @@ fn static_mixtures_of_other_families() {
         ("gpt2", &["c_attn.q", "c_attn.v", "mlp.c_fc"][..]),
         ("t5", &["q", "v", "wo"]),
         ("t5_v1_1", &["SelfAttention.q", "EncDecAttention.k", "wi_1"]),
+        ("umt5", &["SelfAttention.q", "EncDecAttention.k", "wi_0"]),
+        ("bart", &["self_attn.q_proj", "encoder_attn.k_proj", "fc2"]),
         ("qwen3", &["q_proj", "gate_proj"]),
     ] {
         let world = Llama::new();
@@ -194,14 +196,34 @@ fn static_mixtures_of_other_families() {
 fn a_trained_lora_of_an_encoder() {
     let world = World::new();
     world.train(&small("lora"), "run");
+    keep_lora(&world, "bert");
+}
+
+/// At every linear layer, as PEFT's `all-linear`.
+#[test]
+fn trained_loras_of_other_encoders() {
+    for (family, tokenizer) in families::ENCODERS {
+        let world = families::world(family, tokenizer);
+        let mut recipe = small("lora");
+        recipe.adapter.targets = vec!["all-linear".into()];
+        world.train(&recipe, "run");
+        keep_lora(&world, family);
+    }
+}
+
+/// Exports and merges a run of an encoder, and keeps both.
+fn keep_lora(world: &World, family: &str) {
     for arguments in [
         ["export", "run", "--out", "peft"],
         ["merge", "run", "--out", "merged"],
     ] {
-        assert!(world.run(&arguments).status.success(), "{arguments:?}");
+        let output = world.run(&arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{family}: {arguments:?}: {errors}");
     }
     let path = |folder: &str| world.path(folder);
-    keep("bert-lora", &path("model"), &path("peft"), &path("merged"));
+    let name = format!("{family}-lora");
+    keep(&name, &path("model"), &path("peft"), &path("merged"));
 }
 
 /// PEFT's `modules_to_save`; the decoder's tables are tied in its base.

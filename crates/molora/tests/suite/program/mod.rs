@@ -12,6 +12,7 @@ mod batches;
 mod checkpointing;
 mod compare;
 mod extend;
+pub(crate) mod families;
 mod files;
 mod formats;
 mod frozen;

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::{close, kind};
 use crate::exchange::decoder::golden;
-use crate::program::writer;
+use crate::program::{families, writer};
 use crate::world::{World, copy_folder, read_json, small, write_json};
 
 /// Prompts of different lengths, so that one is padded.
@@ -272,11 +272,15 @@ fn other_families_for_transformers() {
         ("llama", "moa", "vote"),
         ("t5", "samora", "none"),
         ("t5_v1_1", "hydralora", "sequence"),
+        ("mt5", "samora", "none"),
+        ("umt5", "hydralora", "sequence"),
+        ("bart", "samora", "none"),
+        ("bart", "hydralora", "sequence"),
     ] {
         let world = writer::world();
         copy_folder(&golden(family), &world.path("base"));
         let mut tokenizer = read_json(&world.path("writer/tokenizer.json"));
-        if family.starts_with("t5") {
+        if family.contains("t5") {
             ends_with_one(&mut tokenizer);
         }
         write_json(&world.path("base/tokenizer.json"), &tokenizer);
@@ -335,74 +339,92 @@ fn ends_with_one(tokenizer: &mut Value) {
 #[test]
 fn encoders_of_every_recipe_for_transformers() {
     for name in recipe::names().filter(|name| !REFUSED.contains(name)) {
-        let world = World::new();
-        let mut recipe = small(name);
-        let model = world.path("model").to_str().expect("UTF-8").to_owned();
-        if let Some(instructions) = recipe.instructions_mut() {
-            instructions.encoder = model.clone();
-        }
-        world.train(&recipe, "run");
-        export(&world);
-        let tokenizer = TextTokenizer::from_folder(&world.path("model")).expect("a tokenizer");
-        let has_clusters = recipe
-            .stages
-            .iter()
-            .any(|stage| matches!(stage.transform, Some(Transform::Cluster(_))));
-        let mut tasks = serde_json::Map::new();
-        let mut expected = Vec::new();
-        for task in ["pets", "weather"] {
-            let text = std::fs::read_to_string(world.data(&format!("{task}/test.jsonl")));
-            let records = text.expect("records");
-            let records: Vec<Value> = records
-                .lines()
-                .take(5)
-                .map(|line| serde_json::from_str(line).expect("JSON"))
-                .collect();
-            let asked = records.iter().map(|record| {
-                let line = json!({"id": record["id"], "input": record["input"]});
-                format!("{line}\n")
-            });
-            let file = world.path("asked.jsonl");
-            std::fs::write(&file, asked.collect::<String>()).expect("writable");
-            let output = world.run(&["predict", "run", "--task", task, "--input", "asked.jsonl"]);
-            let errors = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{errors}");
-            let labels = read_json(&world.data(&format!("{task}/task.json")))["labels"].clone();
-            let labels = labels.as_array().expect("labels").clone();
-            let text = String::from_utf8(output.stdout).expect("UTF-8");
-            let scores: Vec<f32> = text
-                .lines()
-                .flat_map(|line| {
-                    let line: Value = serde_json::from_str(line).expect("JSON");
-                    let score = |label: &Value| line["scores"][label.as_str()?].as_f64();
-                    let scores = labels
-                        .iter()
-                        .map(|label| score(label).expect("a score") as f32);
-                    scores.collect::<Vec<_>>()
-                })
-                .collect();
-            let shape = [1, records.len(), labels.len()];
-            let scores = Tensor::<3>::from_data(TensorData::new(scores, shape), &device());
-            expected.push((task, scores));
-            let inputs: Vec<&str> = records
-                .iter()
-                .map(|record| record["input"].as_str().expect("a text"))
-                .collect();
-            let pairs: Vec<_> = inputs.iter().map(|&text| (text, None)).collect();
-            let rows = tokenizer
-                .encode_batch(&pairs, recipe.data.max_length)
-                .expect("tokens");
-            let rows: Vec<_> = rows.into_iter().map(|row| row.ids).collect();
-            let vectors = has_clusters.then(|| {
-                let encoder = molora_train::guide::TextEncoder::open(&model, &device());
-                encoder
-                    .expect("the tiny model")
-                    .embed(&inputs)
-                    .expect("vectors")
-            });
-            tasks.insert(task.into(), json!({"rows": rows, "vectors": vectors}));
-        }
-        let case = json!({"kind": "encoder", "method": "heads", "tasks": tasks});
-        keep(&world, &format!("bert-{name}"), &case, &expected);
+        keep_encoder(&World::new(), "bert", name);
     }
+}
+
+/// By their own tokenizers.
+#[test]
+fn other_encoders_for_transformers() {
+    let known = families::ENCODERS.into_iter();
+    for (family, tokenizer) in known.filter(|(family, _)| !family.starts_with("deberta")) {
+        for name in ["lora", "hydralora", "samora"] {
+            keep_encoder(&families::world(family, tokenizer), family, name);
+        }
+    }
+}
+
+/// Trains an encoder by a recipe and keeps its export with the scores of classes.
+fn keep_encoder(world: &World, family: &str, name: &str) {
+    let mut recipe = small(name);
+    if family != "bert" {
+        recipe.adapter.targets = vec!["all-linear".into()];
+    }
+    let model = world.path("model").to_str().expect("UTF-8").to_owned();
+    if let Some(instructions) = recipe.instructions_mut() {
+        instructions.encoder = model.clone();
+    }
+    world.train(&recipe, "run");
+    export(world);
+    let tokenizer = TextTokenizer::from_folder(&world.path("model")).expect("a tokenizer");
+    let has_clusters = recipe
+        .stages
+        .iter()
+        .any(|stage| matches!(stage.transform, Some(Transform::Cluster(_))));
+    let mut tasks = serde_json::Map::new();
+    let mut expected = Vec::new();
+    for task in ["pets", "weather"] {
+        let text = std::fs::read_to_string(world.data(&format!("{task}/test.jsonl")));
+        let records = text.expect("records");
+        let records: Vec<Value> = records
+            .lines()
+            .take(5)
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let asked = records.iter().map(|record| {
+            let line = json!({"id": record["id"], "input": record["input"]});
+            format!("{line}\n")
+        });
+        let file = world.path("asked.jsonl");
+        std::fs::write(&file, asked.collect::<String>()).expect("writable");
+        let output = world.run(&["predict", "run", "--task", task, "--input", "asked.jsonl"]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        let labels = read_json(&world.data(&format!("{task}/task.json")))["labels"].clone();
+        let labels = labels.as_array().expect("labels").clone();
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        let scores: Vec<f32> = text
+            .lines()
+            .flat_map(|line| {
+                let line: Value = serde_json::from_str(line).expect("JSON");
+                let score = |label: &Value| line["scores"][label.as_str()?].as_f64();
+                let scores = labels
+                    .iter()
+                    .map(|label| score(label).expect("a score") as f32);
+                scores.collect::<Vec<_>>()
+            })
+            .collect();
+        let shape = [1, records.len(), labels.len()];
+        let scores = Tensor::<3>::from_data(TensorData::new(scores, shape), &device());
+        expected.push((task, scores));
+        let inputs: Vec<&str> = records
+            .iter()
+            .map(|record| record["input"].as_str().expect("a text"))
+            .collect();
+        let pairs: Vec<_> = inputs.iter().map(|&text| (text, None)).collect();
+        let rows = tokenizer
+            .encode_batch(&pairs, recipe.data.max_length)
+            .expect("tokens");
+        let rows: Vec<_> = rows.into_iter().map(|row| row.ids).collect();
+        let vectors = has_clusters.then(|| {
+            let encoder = molora_train::guide::TextEncoder::open(&model, &device());
+            encoder
+                .expect("the tiny model")
+                .embed(&inputs)
+                .expect("vectors")
+        });
+        tasks.insert(task.into(), json!({"rows": rows, "vectors": vectors}));
+    }
+    let case = json!({"kind": "encoder", "method": "heads", "tasks": tasks});
+    keep(world, &format!("{family}-{name}"), &case, &expected);
 }

@@ -1,4 +1,4 @@
-//! T5 against transformers: any configuration in a golden folder with the model's own files beside
+//! Encoder-decoders against transformers: any configuration in a golden folder with the model's own files beside
 //! `expected.safetensors`.
 
 use std::path::Path;
@@ -7,8 +7,8 @@ use burn::tensor::{Bool, Device, Tensor};
 use molora_adapters::BankConfig;
 use molora_kernels::random::Seed;
 use molora_models::{
-    Adaptable, AdapterSpec, DecoderInput, Encoded, Finish, ForwardContext, GenerateOptions,
-    Generated, ModelWeights, RouterScope, T5,
+    Adaptable, AdapterSpec, DecoderInput, Encoded, EncoderDecoder, Finish, ForwardContext,
+    GenerateOptions, Generated, ModelWeights, RouterScope,
 };
 use molora_routing::RouterConfig;
 use molora_testkit::golden::{self, Case};
@@ -17,21 +17,24 @@ use molora_testkit::{assert_close, autodiff_device, device};
 /// Relative to the largest value.
 const TOLERANCE: f32 = 1e-4;
 
-fn t5_cases() -> Vec<Case> {
+const FAMILIES: [&str; 4] = ["t5", "mt5", "umt5", "bart"];
+
+fn cases() -> Vec<Case> {
     let bundled = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden"));
     golden::of_kind(
         golden::cases(bundled, golden::MOLORA_GOLDEN),
-        "t5",
+        "encoder-decoder",
         |case| {
             let config = case.json("config.json").unwrap_or_default();
-            config["model_type"] == "t5" && case.tensors().has("decoder_input_ids")
+            let family = config["model_type"].as_str().unwrap_or_default();
+            FAMILIES.contains(&family) && case.tensors().has("decoder_input_ids")
         },
     )
 }
 
-fn read(case: &Case, device: &Device) -> (T5, DecoderInput, DecoderInput) {
-    let model =
-        T5::from_folder(&case.dir, device).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+fn read(case: &Case, device: &Device) -> (EncoderDecoder, DecoderInput, DecoderInput) {
+    let model = EncoderDecoder::from_folder(&case.dir, device)
+        .unwrap_or_else(|error| panic!("{}: {error}", case.name));
     let expected = case.tensors();
     let source = DecoderInput {
         ids: expected.int_tensor("input_ids", device),
@@ -52,7 +55,7 @@ fn context(source: &DecoderInput) -> ForwardContext {
     ForwardContext::new(source.mask.clone().float())
 }
 
-fn logits(model: &T5, target: &DecoderInput, encoded: &Encoded) -> Tensor<3> {
+fn logits(model: &EncoderDecoder, target: &DecoderInput, encoded: &Encoded) -> Tensor<3> {
     let context = context(target);
     model.logits(model.decode(target, encoded, &context).hidden)
 }
@@ -79,24 +82,24 @@ fn check(case: &Case, device: &Device) {
 }
 
 #[test]
-fn golden_t5_equals_transformers() {
-    for case in t5_cases() {
+fn golden_encoder_decoder_equals_transformers() {
+    for case in cases() {
         check(&case, &device());
     }
 }
 
 #[test]
-fn golden_t5_equals_transformers_under_autodiff() {
-    for case in t5_cases() {
+fn golden_encoder_decoder_equals_transformers_under_autodiff() {
+    for case in cases() {
         check(&case, &autodiff_device());
     }
 }
 
 /// The end token is suppressed in these cases.
 #[test]
-fn golden_t5_generates_as_transformers_does() {
+fn golden_encoder_decoder_generates_as_transformers_does() {
     let device = device();
-    for case in t5_cases() {
+    for case in cases() {
         let (model, source, _) = read(&case, &device);
         let expected = case.tensors();
         let length = expected.shape("greedy")[1];
@@ -123,9 +126,9 @@ fn golden_t5_generates_as_transformers_does() {
 
 /// What the padding of a source holds must not reach a written token.
 #[test]
-fn golden_t5_ignores_padding() {
+fn golden_encoder_decoder_ignores_padding() {
     let device = device();
-    for case in t5_cases() {
+    for case in cases() {
         let (model, source, target) = read(&case, &device);
         let padding = source.mask.clone().bool_not();
         let junk = DecoderInput {
@@ -141,9 +144,9 @@ fn golden_t5_ignores_padding() {
 }
 
 #[test]
-fn golden_t5_with_a_cache_equals_it_without() {
+fn golden_encoder_decoder_with_a_cache_equals_it_without() {
     let device = device();
-    for case in t5_cases() {
+    for case in cases() {
         let (model, source, target) = read(&case, &device);
         let encoded = model.encode(&source, &context(&source));
         let before = logits(&model, &target, &encoded);
@@ -164,9 +167,9 @@ fn golden_t5_with_a_cache_equals_it_without() {
 }
 
 #[test]
-fn golden_t5_takes_adapters_at_every_linear_layer() {
+fn golden_encoder_decoder_takes_adapters_at_every_linear_layer() {
     let device = device();
-    for case in t5_cases() {
+    for case in cases() {
         let (mut model, source, target) = read(&case, &device);
         let encoded = model.encode(&source, &context(&source));
         let before = logits(&model, &target, &encoded);

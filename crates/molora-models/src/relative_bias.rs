@@ -1,27 +1,29 @@
-//! Relative positions of T5: Raffel et al., arXiv:1910.10683, section 2.1.
+//! Biases of scores by distance: T5, Raffel et al., arXiv:1910.10683, section 2.1.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 
 /// A bias on the scores of each head, learned for classes of distances.
 #[derive(Module, Debug)]
-pub(super) struct RelativeBias {
-    /// `[classes, heads]`.
-    pub(super) table: Param<Tensor<2>>,
-    pub(super) max_distance: usize,
+pub(crate) struct RelativeBias {
+    /// `[classes, heads]`, or more rows of which no more are read.
+    pub(crate) table: Param<Tensor<2>>,
+    /// Number of classes.
+    pub(crate) classes: usize,
+    pub(crate) max_distance: usize,
     /// Whether keys behind the query have classes of their own.
-    pub(super) is_two_way: bool,
+    pub(crate) is_two_way: bool,
 }
 
 impl RelativeBias {
     /// The bias of so many queries, the first at position `offset`, and keys from position 0:
     /// `[1, H, T, S]`.
-    pub(super) fn forward(&self, queries: usize, offset: usize, keys: usize) -> Tensor<4> {
-        let [buckets, heads] = self.table.dims();
+    pub(crate) fn forward(&self, queries: usize, offset: usize, keys: usize) -> Tensor<4> {
+        let heads = self.table.dims()[1];
         let class = |query: usize, key: usize| {
             let class = bucket(
                 key as i64 - query as i64,
-                buckets,
+                self.classes,
                 self.max_distance,
                 self.is_two_way,
             );

@@ -1,21 +1,33 @@
-//! BERT encoders against transformers: any configuration in a golden folder with the model's own
+//! Encoders against transformers: any configuration in a golden folder with the model's own
 //! files beside `expected.safetensors`.
 
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
-use molora_models::{Bert, EncoderInput, ForwardContext, masked_mean};
+use molora_models::{Encoder, EncoderInput, ForwardContext, masked_mean};
 use molora_testkit::golden::{self, Case, Tensors};
 use molora_testkit::{FORWARD, autodiff_device, device};
 
-fn bert_cases() -> Vec<Case> {
+const FAMILIES: [&str; 8] = [
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "distilbert",
+    "electra",
+    "mpnet",
+    "modernbert",
+    "deberta-v2",
+];
+
+fn encoder_cases() -> Vec<Case> {
     let bundled = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden"));
     golden::of_kind(
         golden::cases(bundled, golden::MOLORA_GOLDEN),
-        "bert",
+        "encoder",
         |case| {
             let config = case.json("config.json").unwrap_or_default();
-            config["model_type"] == "bert" && case.tensors().has("last_hidden_state")
+            let family = config["model_type"].as_str().unwrap_or_default();
+            FAMILIES.contains(&family) && case.tensors().has("last_hidden_state")
         },
     )
 }
@@ -35,7 +47,7 @@ fn batch(expected: &Tensors, device: &Device) -> EncoderInput {
 }
 
 /// Hidden states `[B, T, D]` and the normalised masked mean `[B, D]`.
-fn encode(model: &Bert, input: &EncoderInput) -> (Tensor<3>, Tensor<2>) {
+fn encode(model: &Encoder, input: &EncoderInput) -> (Tensor<3>, Tensor<2>) {
     let context = ForwardContext::new(input.mask.clone().float());
     let hidden = model.forward(input, &context).hidden;
     let mean = masked_mean(hidden.clone(), &input.mask);
@@ -56,7 +68,7 @@ fn at_real_tokens(hidden: Tensor<3>, input: &EncoderInput) -> Tensor<3> {
 
 fn check(case: &Case, device: &Device) {
     let expected = case.tensors();
-    let model = Bert::from_folder(&case.dir, device)
+    let model = Encoder::from_folder(&case.dir, device)
         .unwrap_or_else(|error| panic!("{}: {error}", case.name));
     let input = batch(&expected, device);
     let (hidden, embedding) = encode(&model, &input);
@@ -69,27 +81,27 @@ fn check(case: &Case, device: &Device) {
 }
 
 #[test]
-fn golden_bert_equals_transformers() {
-    for case in bert_cases() {
+fn golden_encoder_equals_transformers() {
+    for case in encoder_cases() {
         check(&case, &device());
     }
 }
 
 /// Training runs the same kernels through autodiff, which must not change a value.
 #[test]
-fn golden_bert_equals_transformers_under_autodiff() {
-    for case in bert_cases() {
+fn golden_encoder_equals_transformers_under_autodiff() {
+    for case in encoder_cases() {
         check(&case, &autodiff_device());
     }
 }
 
 /// What padding holds must not reach a real token.
 #[test]
-fn golden_bert_ignores_the_content_of_padding() {
+fn golden_encoder_ignores_the_content_of_padding() {
     let device = device();
-    for case in bert_cases() {
+    for case in encoder_cases() {
         let expected = case.tensors();
-        let model = Bert::from_folder(&case.dir, &device).expect("read in the test above");
+        let model = Encoder::from_folder(&case.dir, &device).expect("read in the test above");
         let input = batch(&expected, &device);
         let last = model.vocab_size() as i64 - 1;
         let padding = input.mask.clone().bool_not();
