@@ -61,15 +61,15 @@ fn special(names: [&str; 4]) -> Vec<Value> {
     names.into_iter().enumerate().map(token).collect()
 }
 
-/// RoBERTa's kind: pairs of bytes, and two marks between two texts.
+/// RoBERTa's kind: pairs of bytes, of which U+0120 is a space, and two marks between two texts.
 fn byte_pairs() -> Value {
     let names = ["<s>", "<pad>", "</s>", "<unk>"];
     let mut tokens: Vec<String> = names.map(String::from).to_vec();
-    let letters = ('a'..='z').chain('0'..='9').chain(['Ġ']);
+    let letters = ('a'..='z').chain('0'..='9').chain(['\u{120}']);
     tokens.extend(letters.map(String::from));
     let mut merges = Vec::new();
     for word in WORDS {
-        let mut front = "Ġ".to_owned();
+        let mut front = "\u{120}".to_owned();
         for letter in word.chars() {
             let longer = format!("{front}{letter}");
             if !tokens.contains(&longer) {
@@ -102,13 +102,13 @@ fn byte_pairs() -> Value {
 fn unigrams() -> Value {
     let names = ["<s>", "<pad>", "</s>", "<unk>"];
     let mut vocab: Vec<Value> = names.map(|name| json!([name, 0.0])).to_vec();
-    vocab.extend(WORDS.map(|word| json!([format!("▁{word}"), -1.0])));
-    let letters = ('a'..='z').chain('0'..='9').chain(['▁']);
+    vocab.extend(WORDS.map(|word| json!([format!("\u{2581}{word}"), -1.0])));
+    let letters = ('a'..='z').chain('0'..='9').chain(['\u{2581}']);
     vocab.extend(letters.map(|letter| json!([letter.to_string(), -5.0])));
     let token = |name: &str, kind: usize| json!({"SpecialToken": {"id": name, "type_id": kind}});
     let text = |name: &str, kind: usize| json!({"Sequence": {"id": name, "type_id": kind}});
     let known = |name: &str, id: usize| json!({"id": name, "ids": [id], "tokens": [name]});
-    let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always",
+    let metaspace = json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always",
         "split": true});
     json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": special(names),
         "normalizer": null, "pre_tokenizer": metaspace, "decoder": metaspace,
