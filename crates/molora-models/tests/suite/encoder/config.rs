@@ -36,7 +36,7 @@ fn refused(case: &str, changes: Value, expected: &str) {
 }
 
 #[test]
-fn what_is_not_supported_of_bert_and_its_kind_is_named() {
+fn what_bert_and_its_kin_refuse() {
     for (case, changes, expected) in [
         (
             "bert",
@@ -88,14 +88,6 @@ fn what_is_not_supported_of_bert_and_its_kind_is_named() {
             json!({"activation": "mish"}),
             "activation is \"mish\", expected gelu, ",
         ),
-    ] {
-        refused(case, changes, expected);
-    }
-}
-
-#[test]
-fn what_is_not_supported_of_relative_positions_is_named() {
-    for (case, changes, expected) in [
         (
             "mpnet",
             json!({"relative_attention_num_buckets": 16}),
@@ -106,6 +98,14 @@ fn what_is_not_supported_of_relative_positions_is_named() {
             json!({"type_vocab_size": 2}),
             "type_vocab_size is 2, expected 0",
         ),
+    ] {
+        refused(case, changes, expected);
+    }
+}
+
+#[test]
+fn what_modernbert_and_deberta_refuse() {
+    for (case, changes, expected) in [
         (
             "modernbert",
             json!({"layer_types": ["full_attention"]}),
@@ -171,13 +171,14 @@ fn what_is_not_supported_of_relative_positions_is_named() {
             json!({"conv_act": "mish"}),
             "conv_act is \"mish\"",
         ),
+        ("deberta_v2", json!({"num_experts": 4}), "num_experts is 4"),
     ] {
         refused(case, changes, expected);
     }
 }
 
 #[test]
-fn what_is_not_supported_of_encoder_decoders_is_named() {
+fn what_encoder_decoders_refuse() {
     for (case, changes, expected) in [
         (
             "mt5",

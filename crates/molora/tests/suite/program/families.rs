@@ -61,7 +61,7 @@ fn special(names: [&str; 4]) -> Vec<Value> {
     names.into_iter().enumerate().map(token).collect()
 }
 
-/// RoBERTa's kind: pairs of bytes, and two marks between two texts.
+/// RoBERTa's kind: pairs of bytes, of which U+0120 is a space, and two marks between two texts.
 fn byte_pairs() -> Value {
     let names = ["<s>", "<pad>", "</s>", "<unk>"];
     let mut tokens: Vec<String> = names.map(String::from).to_vec();
