@@ -73,7 +73,8 @@ impl T5 {
         options: &BeamOptions,
         context: &ForwardContext,
     ) -> Result<Vec<Generated>, GenerateError> {
-        let rows = check_prompts(sources, self.vocab_size(), usize::MAX)?.len();
+        let max_tokens = self.max_tokens().unwrap_or(usize::MAX);
+        let rows = check_prompts(sources, self.vocab_size(), max_tokens)?.len();
         let encoded = self.encode(&sources.with_plain_padding(), context);
         let mut cache = self.cache();
         // Rows of one prompt read the same source, so that only what was written changes places.
@@ -81,12 +82,13 @@ impl T5 {
             if let Some(rows) = kept {
                 cache.select(rows);
             }
+            let forced = self.forced_token(cache.num_tokens(), options.max_new_tokens);
             let output = self.decode_cached(input, &encoded, &mut cache, context);
-            self.logits(output.hidden)
+            self.next_scores(output, forced)
         };
         let start = vec![self.start_token(); rows];
         let input = one_token(&start, &vec![true; rows], &sources.ids.device());
-        search(input, &vec![usize::MAX; rows], options, step)
+        search(input, &vec![max_tokens; rows], options, step)
     }
 }
 
