@@ -18,6 +18,7 @@ use crate::{encoder, encoder_decoder};
 
 /// A base model of any family, with its adapters.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one in a model")]
 pub enum Backbone {
     /// Reads a text in both directions.
     Encoder(Encoder),

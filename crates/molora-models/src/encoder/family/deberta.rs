@@ -132,7 +132,7 @@ fn convolution(file: &ConfigFile, width: usize) -> Result<Option<ConvolutionConf
         let expected = "0 or an odd number: an even one gives one token less";
         return Err(file.unsupported("conv_kernel_size", expected));
     }
-    if width % groups != 0 {
+    if !width.is_multiple_of(groups) {
         return Err(file.unsupported("conv_groups", "a divisor of hidden_size"));
     }
     Ok(Some(ConvolutionConfig {
