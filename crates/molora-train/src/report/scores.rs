@@ -22,8 +22,14 @@ pub(super) fn score_values(eval: &EvalReport, base: Option<&BaseReport>) -> Valu
             majority => width(score.majority),
             base => of_base,
         };
-        let part =
-            |test: &TestScore| context! { score => width(test.value), majority => width(0.0) };
+        let no_base: Option<String> = None;
+        let part = |test: &TestScore| {
+            context! {
+                score => width(test.value),
+                majority => width(0.0),
+                base => no_base,
+            }
+        };
         let tests = score.tests.values().map(part);
         std::iter::once(whole).chain(tests).collect::<Vec<_>>()
     };
