@@ -401,7 +401,8 @@ mod tests {
         let model = Decoder::from_folder(&golden("llama"), &device).expect("a model");
         let many = vec![2, 10, 17, 25, 40, 50, 60, 70];
         let long: [&[usize]; 2] = [&[31, 9, 57, 9, 57, 57], &[31, 9, 48, 31, 40, 44]];
-        let cases: [(Vec<usize>, usize, f64, [&[usize]; 2]); 5] = [
+        type Case<'a> = (Vec<usize>, usize, f64, [&'a [usize]; 2]);
+        let cases: [Case<'_>; 5] = [
             (vec![2], 3, 0.0, long),
             (vec![2], 4, 2.0, [long[0], &[31, 31, 40, 55, 52, 14]]),
             (many.clone(), 3, 0.0, [long[0], &[27]]),

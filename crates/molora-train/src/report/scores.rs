@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use minijinja::{Value, context};
 
-use super::details::{BaseReport, BaseWay};
+use super::details::{BaseReport, BaseWay, TestScore};
 use super::format::percent;
 use super::schema::{EvalReport, TaskScore};
 use super::table::{task_header, task_rows};
@@ -14,14 +14,29 @@ pub(super) fn score_values(eval: &EvalReport, base: Option<&BaseReport>) -> Valu
     // Another split says nothing about this one.
     let base = base.filter(|base| base.scores.split == eval.split);
     let scores = base.map(|base| &base.scores);
-    let bar = |(task, score): (&String, &TaskScore)| {
+    // One for each row of the table.
+    let bars = |(task, score): (&String, &TaskScore)| {
         let of_base = scores.and_then(|base| base.beside(eval, task)).map(width);
-        context! { score => width(score.value), majority => width(score.majority), base => of_base }
+        let whole = context! {
+            score => width(score.value),
+            majority => width(score.majority),
+            base => of_base,
+        };
+        let no_base: Option<String> = None;
+        let part = |test: &TestScore| {
+            context! {
+                score => width(test.value),
+                majority => width(0.0),
+                base => no_base,
+            }
+        };
+        let tests = score.tests.values().map(part);
+        std::iter::once(whole).chain(tests).collect::<Vec<_>>()
     };
     context! {
         head => task_header(eval, scores),
         rows => task_rows(eval, scores),
-        bars => eval.tasks.iter().map(bar).collect::<Vec<_>>(),
+        bars => eval.tasks.iter().flat_map(bars).collect::<Vec<_>>(),
         base => base.map(way),
         measures => measures(eval, scores),
     }
@@ -111,6 +126,23 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("of sms_spam, the base model as it was"));
+    }
+
+    #[test]
+    fn every_row_of_scores_has_a_bar() {
+        let mut eval = sample::eval();
+        let score = eval.tasks.get_mut("banking77").expect("a task");
+        let test = TestScore {
+            value: 0.5,
+            accuracy: Some(0.5),
+            n: 10,
+        };
+        score.tests = [("matched".to_owned(), test)].into();
+        let values = score_values(&eval, None);
+        let length = |name: &str| values.get_attr(name).expect("there").len();
+        // The row of means has none.
+        assert_eq!(length("rows"), length("bars").map(|bars| bars + 1));
+        assert_eq!(length("bars"), Some(eval.tasks.len() + 1));
     }
 
     #[test]
