@@ -126,7 +126,7 @@ fn a_fresh_adapter_changes_nothing() {
 /// The gradient of all sites together along a random direction is the difference of the losses there.
 #[test]
 fn gradients_are_those_of_the_loss() {
-    const SIZE: f64 = 1e-3;
+    const SIZE: f64 = 3e-4;
     let device = autodiff_device();
     for name in all() {
         let base = read(name, &device);
@@ -153,11 +153,16 @@ fn gradients_are_those_of_the_loss() {
             }
             let [before, after] =
                 [back, forth].map(|model| loss(&model, &input).into_scalar::<f32>());
-            let found = (after - before) / 2.0;
-            let scale = found.abs().max(1e-3 * after.abs());
+            let here = loss(&model, &input).into_scalar::<f32>();
+            let is_near = |found: f32, part: f32| {
+                (found - along).abs() < part * found.abs().max(1e-4 * here.abs())
+            };
+            // A token whose experts change on one side is a step of the loss there.
+            let has_step = ["mixtral", "qwen3_moe"].contains(&name)
+                && (is_near(after - here, 0.05) || is_near(here - before, 0.05));
             assert!(
-                (found - along).abs() < 0.02 * scale,
-                "{name}: {along} along the gradient, {found} by the losses {before} and {after}"
+                is_near((after - before) / 2.0, 0.02) || has_step,
+                "{name}: {along} along the gradient, losses {before}, {here} and {after}"
             );
         }
     }
