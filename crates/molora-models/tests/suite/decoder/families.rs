@@ -198,6 +198,46 @@ fn a_merged_and_an_exported_lora_are_the_same() {
     }
 }
 
+/// PEFT holds the experts of a layer as one matrix, gate and up together: what it has no place for is refused.
+#[test]
+fn a_lora_of_some_experts_is_not_exported() {
+    let about = PeftAbout {
+        name: "default".into(),
+        base_model: "base".into(),
+        task_type: None,
+    };
+    for (name, targets, fits) in [
+        ("mixtral", vec!["w2"], true),
+        ("mixtral", vec!["w1", "w3"], true),
+        ("mixtral", vec!["w1"], false),
+        ("qwen3_moe", vec!["experts.*.down_proj", "mlp.gate"], true),
+        ("qwen3_moe", vec!["experts.*.up_proj"], false),
+        ("qwen3_moe", vec!["experts.2.down_proj"], false),
+    ] {
+        let base = read(name, &device());
+        let spec = AdapterSpec {
+            targets: targets.iter().map(|&target| target.into()).collect(),
+            ..lora()
+        };
+        let mut model = base.clone();
+        model
+            .attach(&spec, 1, Seed::new(1), &device())
+            .expect("targets match");
+        let adapter = static_mixture(&model).expect("a plain LoRA");
+        let to = tempfile::tempdir().expect("a folder");
+        let written = write_adapter(to.path(), &base, &adapter, &about);
+        assert_eq!(written.is_ok(), fits, "{name}: {targets:?}");
+        if let Err(error) = written {
+            assert!(
+                error
+                    .to_string()
+                    .contains("hold the matrices of all experts"),
+                "{error}"
+            );
+        }
+    }
+}
+
 /// A merged model is a folder that is read again; what was not changed keeps its bits.
 #[test]
 fn a_merged_model_is_a_folder_of_its_family() {
