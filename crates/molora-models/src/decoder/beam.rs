@@ -73,7 +73,8 @@ impl T5 {
         options: &BeamOptions,
         context: &ForwardContext,
     ) -> Result<Vec<Generated>, GenerateError> {
-        let rows = check_prompts(sources, self.vocab_size(), usize::MAX)?.len();
+        let max_tokens = self.max_tokens().unwrap_or(usize::MAX);
+        let rows = check_prompts(sources, self.vocab_size(), max_tokens)?.len();
         let encoded = self.encode(&sources.with_plain_padding(), context);
         let mut cache = self.cache();
         // Rows of one prompt read the same source, so that only what was written changes places.
@@ -81,12 +82,13 @@ impl T5 {
             if let Some(rows) = kept {
                 cache.select(rows);
             }
+            let forced = self.forced_token(cache.num_tokens(), options.max_new_tokens);
             let output = self.decode_cached(input, &encoded, &mut cache, context);
-            self.logits(output.hidden)
+            self.next_scores(output, forced)
         };
         let start = vec![self.start_token(); rows];
         let input = one_token(&start, &vec![true; rows], &sources.ids.device());
-        search(input, &vec![usize::MAX; rows], options, step)
+        search(input, &vec![max_tokens; rows], options, step)
     }
 }
 
@@ -377,5 +379,72 @@ mod tests {
         assert_eq!((best.tokens.len(), best.finish), (3, Finish::MaxNewTokens));
         options.max_new_tokens = 0;
         assert_eq!(found(&options, 1)[0].tokens, [] as [usize; 0]);
+    }
+
+    fn golden(model: &str) -> std::path::PathBuf {
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        golden.join(model)
+    }
+
+    /// The prompts, each as often as there are beams.
+    fn repeated(prompts: &[&[usize]], beams: usize, device: &Device) -> DecoderInput {
+        let rows = prompts
+            .iter()
+            .flat_map(|prompt| vec![prompt.to_vec(); beams]);
+        DecoderInput::from_sequences(&rows.collect::<Vec<_>>(), device)
+    }
+
+    /// What transformers 5.24 writes with `num_beams` and `length_penalty`, the prompts one by one.
+    #[test]
+    fn a_decoder_writes_what_transformers_writes() {
+        let device = Device::default();
+        let model = Decoder::from_folder(&golden("llama"), &device).expect("a model");
+        let many = vec![2, 10, 17, 25, 40, 50, 60, 70];
+        let long: [&[usize]; 2] = [&[31, 9, 57, 9, 57, 57], &[31, 9, 48, 31, 40, 44]];
+        let cases: [(Vec<usize>, usize, f64, [&[usize]; 2]); 5] = [
+            (vec![2], 3, 0.0, long),
+            (vec![2], 4, 2.0, [long[0], &[31, 31, 40, 55, 52, 14]]),
+            (many.clone(), 3, 0.0, [long[0], &[27]]),
+            (many.clone(), 3, 1.0, [long[0], &[31, 9, 48, 31]]),
+            (many, 4, 2.0, [long[0], &[31, 9, 48, 31, 9]]),
+        ];
+        for (stop_tokens, num_beams, length_penalty, expected) in cases {
+            let options = BeamOptions {
+                num_beams,
+                length_penalty,
+                max_new_tokens: 6,
+                stop_tokens,
+            };
+            let prompts = repeated(&[&[1, 5, 9, 33, 7], &[1, 80, 12]], num_beams, &device);
+            let context = ForwardContext::new(prompts.mask.clone().float());
+            let found = model.beam_search(&prompts, &options, &context);
+            let found: Vec<Vec<usize>> = found
+                .expect("valid prompts")
+                .into_iter()
+                .map(|best| best.tokens)
+                .collect();
+            assert_eq!(found, expected, "{options:?}");
+        }
+    }
+
+    /// As [`a_decoder_writes_what_transformers_writes`].
+    #[test]
+    fn an_encoder_decoder_writes_what_transformers_writes() {
+        let device = Device::default();
+        let model = T5::from_folder(&golden("t5"), &device).expect("a model");
+        for length_penalty in [0.0, 1.0] {
+            let options = BeamOptions {
+                num_beams: 3,
+                length_penalty,
+                max_new_tokens: 6,
+                stop_tokens: vec![1, 10, 17, 25, 40],
+            };
+            let sources = repeated(&[&[5, 9, 33, 1], &[8, 12, 1]], 3, &device);
+            let context = ForwardContext::new(sources.mask.clone().float());
+            let found = model.beam_search(&sources, &options, &context);
+            let found = found.expect("valid sources");
+            assert_eq!(found[0].tokens, [76; 6]);
+            assert_eq!(found[1].tokens, [0, 14, 14, 14, 14, 14]);
+        }
     }
 }

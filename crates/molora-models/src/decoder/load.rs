@@ -75,7 +75,10 @@ fn absent_prefix(weights: &ModelWeights, names: &Names) -> &'static str {
         let rest = prefix.strip_prefix(*absent).unwrap_or(prefix);
         weights.has(&format!("{rest}{}.weight", names.tokens))
     };
-    ["", word, prefix].into_iter().find(has_tokens).unwrap_or("")
+    ["", word, prefix]
+        .into_iter()
+        .find(has_tokens)
+        .unwrap_or("")
 }
 
 struct Builder<'a> {

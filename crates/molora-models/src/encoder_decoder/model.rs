@@ -253,25 +253,32 @@ impl EncoderDecoder {
             segments: None,
         };
         let mut cache = self.cache();
+        let (longest, suppressed) = (options.max_new_tokens, &options.suppressed_tokens);
         let step = |input: &DecoderInput| {
-            let forced = self.forced_token(cache.num_tokens(), options);
+            let forced = self.forced_token(cache.num_tokens(), longest);
+            let forced = forced.filter(|token| !suppressed.contains(token));
             let output = self.decode_cached(input, &encoded, &mut cache, context);
-            let scores = self.logits(output.hidden);
-            match forced {
-                Some(token) => only(token, scores),
-                None => scores,
-            }
+            self.next_scores(output, forced)
         };
         let rows = one_token_rows(rows);
         write_on(rows, target, options, max_tokens, step, watch)
     }
 
-    /// The token that is written behind so many others, if the scores do not decide.
-    fn forced_token(&self, written: usize, options: &GenerateOptions) -> Option<usize> {
+    /// The token that is written behind so many others in a text of at most `longest` tokens, if the
+    /// scores do not decide.
+    pub(crate) fn forced_token(&self, written: usize, longest: usize) -> Option<usize> {
         let first = self.forced.first.filter(|_| written == 0);
-        let is_last = written + 1 == options.max_new_tokens;
-        let token = first.or(self.forced.last.filter(|_| is_last));
-        token.filter(|token| !options.suppressed_tokens.contains(token))
+        let is_last = written + 1 == longest;
+        first.or(self.forced.last.filter(|_| is_last))
+    }
+
+    /// Scores `[B, 1, V]` of what is written next, of which a forced token leaves itself alone.
+    pub(crate) fn next_scores(&self, output: DecoderOutput, forced: Option<usize>) -> Tensor<3> {
+        let scores = self.logits(output.hidden);
+        match forced {
+            Some(token) => only(token, scores),
+            None => scores,
+        }
     }
 
     /// The tables of the vocabulary: embeddings, and the head where it is another one.

@@ -7,8 +7,8 @@ use burn::tensor::{Bool, Device, Tensor};
 use molora_adapters::BankConfig;
 use molora_kernels::random::Seed;
 use molora_models::{
-    Adaptable, AdapterSpec, DecoderInput, Encoded, EncoderDecoder, Finish, ForwardContext,
-    GenerateOptions, Generated, ModelWeights, RouterScope,
+    Adaptable, AdapterSpec, BeamOptions, DecoderInput, Encoded, EncoderDecoder, Finish,
+    ForwardContext, GenerateOptions, Generated, ModelWeights, RouterScope,
 };
 use molora_routing::RouterConfig;
 use molora_testkit::golden::{self, Case};
@@ -121,6 +121,33 @@ fn golden_encoder_decoder_generates_as_transformers_does() {
         });
         let wanted: Vec<Generated> = wanted.collect();
         assert_eq!(generated, Ok(wanted), "{}", case.name);
+    }
+}
+
+/// Up to the end of the positions, where a family has one.
+#[test]
+fn golden_encoder_decoder_with_one_beam_is_greedy() {
+    let device = device();
+    for case in cases() {
+        let (model, source, _) = read(&case, &device);
+        let limit = model.max_tokens();
+        let longest = limit.map_or(9, |limit| limit + 5);
+        let greedy = GenerateOptions {
+            max_new_tokens: longest,
+            ..Default::default()
+        };
+        let beams = BeamOptions {
+            num_beams: 1,
+            length_penalty: 0.0,
+            max_new_tokens: longest,
+            stop_tokens: Vec::new(),
+        };
+        let context = context(&source);
+        let wanted = model.generate(&source, &greedy, &context).expect("texts");
+        let ends = limit.map_or(Finish::MaxNewTokens, |_| Finish::ContextEnd);
+        assert!(wanted.iter().all(|row| row.finish == ends), "{}", case.name);
+        let found = model.beam_search(&source, &beams, &context);
+        assert_eq!(found, Ok(wanted), "{}", case.name);
     }
 }
 
