@@ -255,6 +255,10 @@ impl BaseModel for Backbone {
         each!(self, model => model.head_scale())
     }
 
+    fn held_as_one(&self) -> Vec<Vec<String>> {
+        each!(self, model => model.held_as_one())
+    }
+
     fn leaves_out(&self, path: &str) -> bool {
         each!(self, model => model.leaves_out(path))
     }

@@ -131,6 +131,12 @@ pub trait BaseModel: Adaptable {
         1.0
     }
 
+    /// Linear layers that PEFT and transformers hold as one, by their paths: their adapters need all layers of
+    /// a group, with one rank and one scale, or none.
+    fn held_as_one(&self) -> Vec<Vec<String>> {
+        Vec::new()
+    }
+
     /// Whether a module of the files is left out of the model because nothing reads its output.
     fn leaves_out(&self, _path: &str) -> bool {
         false

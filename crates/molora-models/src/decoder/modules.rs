@@ -2,6 +2,7 @@
 
 use molora_routing::LayerRule;
 
+use super::experts::FeedForwardPart;
 use super::layer::{Layer, PartNorms};
 use super::model::Decoder;
 use super::names::Names;
@@ -35,6 +36,25 @@ impl BaseModel for Decoder {
         self.layer_rule = LayerRule::default();
         self.part = None;
         self.saved = SavedTables::default();
+    }
+
+    /// Gate and up of all experts of a layer, and down of all.
+    fn held_as_one(&self) -> Vec<Vec<String>> {
+        let names = self.names;
+        let layers = self.layers.iter().enumerate();
+        let experts = layers.filter_map(|(index, layer)| match &layer.feed_forward {
+            FeedForwardPart::Experts(part) => Some((index, part.experts.len())),
+            FeedForwardPart::Dense(_) => None,
+        });
+        let groups = experts.flat_map(|(index, count)| {
+            [&[0, 1][..], &[2]].map(|parts| {
+                let path = |expert, part| names.layer(index, &names.of_expert(expert, part));
+                let each =
+                    (0..count).flat_map(|expert| parts.iter().map(move |&part| (expert, part)));
+                each.map(|(expert, part)| path(expert, part)).collect()
+            })
+        });
+        groups.collect()
     }
 
     fn copies_table(&self, path: &str) -> bool {

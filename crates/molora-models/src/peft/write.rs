@@ -39,8 +39,9 @@ type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 ///
 /// # Errors
 /// [`ModelError::Io`] if a file cannot be written; [`ModelError::Inconsistent`] for a name that
-/// cannot be a folder, an adapter that mixes modules with and without magnitudes, or one that holds a
-/// table whole that several modules read (T5's).
+/// cannot be a folder, an adapter that mixes modules with and without magnitudes, one that holds a
+/// table whole that several modules read (T5's), or one of some experts of a layer of the base alone, all of
+/// which PEFT holds as one.
 pub fn write_adapter<M: BaseModel>(
     folder: &Path,
     model: &M,
@@ -56,6 +57,10 @@ pub fn write_adapter<M: BaseModel>(
              read its table: molora merge writes the whole model"
         )));
     }
+    model
+        .held_as_one()
+        .iter()
+        .try_for_each(|group| check_group(adapter, group))?;
     let mut model = model.clone();
     model.untie();
     let kinds = kinds(&mut model);
@@ -67,6 +72,30 @@ pub fn write_adapter<M: BaseModel>(
     std::fs::create_dir_all(&folder).map_err(|e| io(&folder, e))?;
     write_files(&folder, &tensors(adapter, &kinds), &config)?;
     Ok(folder)
+}
+
+/// Refuses an adapter that changes some of the layers that PEFT holds as one, or changes them by deltas of
+/// several ranks or scales.
+fn check_group(adapter: &ResolvedAdapter, group: &[String]) -> Result<(), ModelError> {
+    let loras: Vec<_> = group
+        .iter()
+        .map(|path| (path, adapter.lora(path)))
+        .collect();
+    let Some(&(first, Some(lora))) = loras.iter().find(|(_, lora)| lora.is_some()) else {
+        return Ok(());
+    };
+    let rank = |lora: &ModuleLora| lora.a.dims()[1];
+    let fits = |other: Option<&ModuleLora>| {
+        other.is_some_and(|other| rank(other) == rank(lora) && other.scale == lora.scale)
+    };
+    match loras.iter().find(|(_, other)| !fits(*other)) {
+        None => Ok(()),
+        Some((other, _)) => Err(ModelError::Inconsistent(format!(
+            "the adapter changes {first}, and not {other} by the same rank and scale: PEFT and transformers \
+             hold the matrices of all experts of a layer as one, gate and up together; molora merge writes \
+             the whole model"
+        ))),
+    }
 }
 
 /// Writes both files of an adapter.

@@ -126,7 +126,7 @@ fn a_fresh_adapter_changes_nothing() {
 /// The gradient of all sites together along a random direction is the difference of the losses there.
 #[test]
 fn gradients_are_those_of_the_loss() {
-    const SIZE: f64 = 1e-3;
+    const SIZE: f64 = 3e-4;
     let device = autodiff_device();
     for name in all() {
         let base = read(name, &device);
@@ -153,11 +153,16 @@ fn gradients_are_those_of_the_loss() {
             }
             let [before, after] =
                 [back, forth].map(|model| loss(&model, &input).into_scalar::<f32>());
-            let found = (after - before) / 2.0;
-            let scale = found.abs().max(1e-3 * after.abs());
+            let here = loss(&model, &input).into_scalar::<f32>();
+            let is_near = |found: f32, part: f32| {
+                (found - along).abs() < part * found.abs().max(1e-4 * here.abs())
+            };
+            // A token whose experts change on one side is a step of the loss there.
+            let has_step = ["mixtral", "qwen3_moe"].contains(&name)
+                && (is_near(after - here, 0.05) || is_near(here - before, 0.05));
             assert!(
-                (found - along).abs() < 0.02 * scale,
-                "{name}: {along} along the gradient, {found} by the losses {before} and {after}"
+                is_near((after - before) / 2.0, 0.02) || has_step,
+                "{name}: {along} along the gradient, losses {before}, {here} and {after}"
             );
         }
     }
@@ -190,6 +195,46 @@ fn a_merged_and_an_exported_lora_are_the_same() {
         let mut again = base.clone();
         attach(&mut again, &found);
         assert_close(logits(&again, &input), wanted, 2e-5, name);
+    }
+}
+
+/// PEFT holds the experts of a layer as one matrix, gate and up together: what it has no place for is refused.
+#[test]
+fn a_lora_of_some_experts_is_not_exported() {
+    let about = PeftAbout {
+        name: "default".into(),
+        base_model: "base".into(),
+        task_type: None,
+    };
+    for (name, targets, fits) in [
+        ("mixtral", vec!["w2"], true),
+        ("mixtral", vec!["w1", "w3"], true),
+        ("mixtral", vec!["w1"], false),
+        ("qwen3_moe", vec!["experts.*.down_proj", "mlp.gate"], true),
+        ("qwen3_moe", vec!["experts.*.up_proj"], false),
+        ("qwen3_moe", vec!["experts.2.down_proj"], false),
+    ] {
+        let base = read(name, &device());
+        let spec = AdapterSpec {
+            targets: targets.iter().map(|&target| target.into()).collect(),
+            ..lora()
+        };
+        let mut model = base.clone();
+        model
+            .attach(&spec, 1, Seed::new(1), &device())
+            .expect("targets match");
+        let adapter = static_mixture(&model).expect("a plain LoRA");
+        let to = tempfile::tempdir().expect("a folder");
+        let written = write_adapter(to.path(), &base, &adapter, &about);
+        assert_eq!(written.is_ok(), fits, "{name}: {targets:?}");
+        if let Err(error) = written {
+            assert!(
+                error
+                    .to_string()
+                    .contains("hold the matrices of all experts"),
+                "{error}"
+            );
+        }
     }
 }
 
