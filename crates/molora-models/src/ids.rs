@@ -82,19 +82,58 @@ mod tests {
         let decoder = "backbone.Decoder.layers.3.";
         let both = "backbone.EncoderDecoder.decoder.blocks.0.";
         for (front, now, then) in [
-            (encoder, "attention.qkv.0.adapter.bank.a", "query.adapter.bank.a"),
-            (encoder, "attention.qkv.2.adapter.bank.b", "value.adapter.bank.b"),
-            (encoder, "attention.output.adapter.bank.a", "attention_output.adapter.bank.a"),
-            (encoder, "up.adapter.router.weight", "intermediate.adapter.router.weight"),
+            (
+                encoder,
+                "attention.qkv.0.adapter.bank.a",
+                "query.adapter.bank.a",
+            ),
+            (
+                encoder,
+                "attention.qkv.2.adapter.bank.b",
+                "value.adapter.bank.b",
+            ),
+            (
+                encoder,
+                "attention.output.adapter.bank.a",
+                "attention_output.adapter.bank.a",
+            ),
+            (
+                encoder,
+                "up.adapter.router.weight",
+                "intermediate.adapter.router.weight",
+            ),
             (encoder, "down.adapter.bank.a", "output.adapter.bank.a"),
             (encoder, "router.router.weight", "router.router.weight"),
-            (decoder, "attention.qkv.Apart.1.adapter.bank.a", "attention.qkv.1.adapter.bank.a"),
-            (decoder, "attention.output.adapter.bank.a", "attention.output.adapter.bank.a"),
-            (decoder, "feed_forward.Dense.up.adapter.bank.a", "feed_forward.up.adapter.bank.a"),
-            (both, "cross.1.qkv.Apart.0.adapter.bank.a", "cross.1.qkv.0.adapter.bank.a"),
-            (both, "attention.output.adapter.core.Scale.sigma", "attention.output.adapter.rank_scale"),
+            (
+                decoder,
+                "attention.qkv.Apart.1.adapter.bank.a",
+                "attention.qkv.1.adapter.bank.a",
+            ),
+            (
+                decoder,
+                "attention.output.adapter.bank.a",
+                "attention.output.adapter.bank.a",
+            ),
+            (
+                decoder,
+                "feed_forward.Dense.up.adapter.bank.a",
+                "feed_forward.up.adapter.bank.a",
+            ),
+            (
+                both,
+                "cross.1.qkv.Apart.0.adapter.bank.a",
+                "cross.1.qkv.0.adapter.bank.a",
+            ),
+            (
+                both,
+                "attention.output.adapter.core.Scale.sigma",
+                "attention.output.adapter.rank_scale",
+            ),
         ] {
-            assert_eq!(first_path(&format!("{front}{now}")), format!("{front}{then}"));
+            assert_eq!(
+                first_path(&format!("{front}{now}")),
+                format!("{front}{then}")
+            );
         }
     }
 }
