@@ -22,12 +22,11 @@ pub(super) fn score_values(eval: &EvalReport, base: Option<&BaseReport>) -> Valu
             majority => width(score.majority),
             base => of_base,
         };
-        let no_base: Option<String> = None;
         let part = |test: &TestScore| {
             context! {
                 score => width(test.value),
                 majority => width(0.0),
-                base => no_base,
+                base => None::<String>,
             }
         };
         let tests = score.tests.values().map(part);
