@@ -137,7 +137,7 @@ fn the_prompts_of_glue_are_those_of_the_script() {
     for (task, prompt, output) in [
         (
             "cola",
-            "Is the following sentence \"\"the purr is bark dev0\"\" grammatically acceptable? Answer:",
+            "Is the following sentence \"\"the purr is bark dev0\" grammatically acceptable? Answer:",
             "no",
         ),
         (
