@@ -112,12 +112,15 @@ fn load_task_for(path: &Path, writing: &WritingConfig) -> Result<Task, DataError
     Ok(asked_by_templates(task, writing.scored_templates))
 }
 
+/// Test splits by their names, with how many records each has.
+type TestSizes = Vec<(String, usize)>;
+
 /// The rows of several test splits, one after the other, with their numbers.
 fn read_tests(
     path: &Path,
     names: &[String],
     read: &impl Fn(&[PathBuf]) -> Result<Table, DataError>,
-) -> Result<(Option<Table>, Vec<(String, usize)>), DataError> {
+) -> Result<(Option<Table>, TestSizes), DataError> {
     let (mut all, mut sets): (Option<Table>, _) = (None, Vec::new());
     for name in names {
         let files = test_files(path, name)?;

@@ -177,6 +177,7 @@ struct Asked<'a> {
     routes: Vec<molora_models::RouteTrace>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one for a batch")]
 enum State<'a> {
     Decoder {
         decoder: &'a Decoder,
