@@ -13,8 +13,11 @@ use crate::world::{
     write_json,
 };
 
+/// Makes a family's configuration or tokenizer.
+type Make = fn() -> Value;
+
 /// Folders of the encoders' families with the tokenizers that they have.
-pub(crate) const ENCODERS: [(&str, fn() -> Value); 8] = [
+pub(crate) const ENCODERS: [(&str, Make); 8] = [
     ("roberta", byte_pairs),
     ("xlm_roberta", unigrams),
     ("distilbert", words),
