@@ -5,7 +5,6 @@
 `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)` makes a class of the base's own and of one
 below: its linear layers are replaced in the base model by those of `mixture_molora.py`, and all else, `generate`
 with its cache too, is the base's. Every model takes beside the base's arguments
-
 - `task`: name or number of the task that the inputs are of, or one for each row; -1 or None is an unknown one;
 - `text_vectors` `[B, V]`: vectors of the texts by the encoder that the configuration names, for mixtures that compare
   texts with clusters or instructions: the mean of its last hidden states over at most 128 tokens, of length 1;
@@ -30,14 +29,10 @@ from .configuration_molora import MoloraConfig
 from .mixture_molora import Bank, Mixture, MixtureLinear, Pass, Router
 from .mixture_molora import decided, largest, last_only, masked_mean, unit
 
-# Arguments of a model that its base does not know.
-OWN = ("task", "text_vectors", "prompt_length")
-# Where decisions for sequences are kept, on a cache.
-KEPT = "molora_decisions"
-# Parts of linear layers that hold several side by side, in their order.
-FUSED = {"c_attn": ("q", "k", "v"), "Wqkv": ("q", "k", "v"), "Wi": ("gate", "up")}
-# Keys and values that are computed of the source.
-OF_SOURCE = ("EncDecAttention.k", "EncDecAttention.v", "encoder_attn.k_proj", "encoder_attn.v_proj")
+OWN = ("task", "text_vectors", "prompt_length")  # arguments of a model that its base does not know
+KEPT = "molora_decisions"  # where decisions for sequences are kept, on a cache
+FUSED = {"c_attn": ("q", "k", "v"), "Wqkv": ("q", "k", "v"), "Wi": ("gate", "up")}  # parts side by side
+OF_SOURCE = ("EncDecAttention.k", "EncDecAttention.v", "encoder_attn.k_proj", "encoder_attn.v_proj")  # keys, values
 
 
 class Mixed:
@@ -65,8 +60,8 @@ class Mixed:
         """Puts a mixture beside a linear layer, or beside a part of a fused one."""
         parent, _, name = path.rpartition(".")
         parts = FUSED.get(parent.rpartition(".")[2], ())
-        own = name if name in parts else None
-        if own is not None:
+        own, is_part = name, name in parts
+        if is_part:
             parent, _, name = parent.rpartition(".")
         if path.startswith("decoder.") and not hasattr(base, "decoder"):
             return  # an encoder alone, under heads
@@ -77,7 +72,7 @@ class Mixed:
             linear = MixtureLinear(linear, self.passes, reads_source)
             setattr(module, name, linear)
         (d_in, width), first, part = linear.matrix().shape, 0, "molora"
-        if own is not None:
+        if is_part:
             width //= len(parts)
             first, part = parts.index(own) * width, f"molora_{own}"
         mixture = Mixture(path, self.spec, site["experts"], d_in, width, len(self.tasks))

@@ -75,7 +75,7 @@ fn losses(
     let mut backbone = Backbone::from_folder(&case.dir, device).expect("the base");
     let attached = backbone.attach(spec, 1, Seed::new(0), device);
     attached.expect("the sites are there");
-    let heads = Vec::new();
+    let heads = vec![None];
     let mut stage = StageConfig::new(
         "families",
         4,

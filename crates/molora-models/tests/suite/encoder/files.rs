@@ -83,8 +83,8 @@ fn missing_tensors_and_other_shapes_are_named() {
 fn tensors_without_a_place_are_refused() {
     for case in CASES {
         let all = tensors(case);
-        let own = all.keys().filter(|name| name.contains("layer"));
-        let last = own.last().expect("a layer").clone();
+        let mut own = all.keys().filter(|name| name.contains("layer"));
+        let last = own.next_back().expect("a layer").clone();
         let digit = last.find(|c: char| c.is_ascii_digit()).expect("a number");
         let beyond = format!("{}7{}", &last[..digit], &last[digit + 1..]);
         let extra = match case {
