@@ -72,13 +72,7 @@ impl TokenizedTask {
     /// of the others.
     #[must_use]
     pub fn validation_part(&self, limit: usize) -> Self {
-        self.validated_on_some(Split::Validation, limit)
-    }
-
-    /// As [`validation_part`](Self::validation_part), with records of any split in the place of the validation split.
-    #[must_use]
-    pub(crate) fn validated_on_some(&self, split: Split, limit: usize) -> Self {
-        self.validated_on(split, &self.places(split, limit))
+        self.validated_on(Split::Validation, &self.places(Split::Validation, limit))
     }
 
     /// The task with the `count` longest records of a split as those of its validation split, and no others.

@@ -82,7 +82,7 @@ pub struct StageCost {
     pub step_seconds: f64,
     /// Seconds of all scores on the validation split while it trains.
     pub validation_seconds: f64,
-    /// Seconds of one pass over a token of the test split.
+    /// Seconds of one pass over a token of the validation split, padding included.
     pub token_seconds: f64,
     /// Seconds of what comes before its first step without any gradient, such as clusters of texts.
     pub begin_seconds: f64,

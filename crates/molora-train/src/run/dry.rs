@@ -16,7 +16,7 @@ use crate::model::count;
 use crate::recipe::phases;
 use crate::report::{DryRun, SiteSize, TaskSize, peak_memory_bytes};
 use crate::store::RunConfig;
-use crate::train::{Event, Setup, Start, fit, rehearse};
+use crate::train::{Event, Setup, Start, fit, padded, rehearse};
 
 /// Reads everything that a run would read, makes a few steps of each stage, and leaves nothing behind.
 ///
@@ -58,11 +58,7 @@ pub fn dry_run(
             output,
         }
     };
-    let test: usize = loaded
-        .tasks
-        .iter()
-        .flat_map(|task| task.lengths(Split::Test))
-        .sum();
+    let test = padded(&loaded.tasks, Split::Test, recipe.data.eval_batch_size);
     let token_seconds = stages.last().map_or(0.0, |stage| stage.token_seconds);
     Ok(DryRun {
         recipe: recipe.name.clone(),

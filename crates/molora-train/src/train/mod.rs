@@ -18,7 +18,7 @@ mod watch;
 pub use event::{Event, Kept, StageEvent};
 pub use fit::fit;
 pub(crate) use init::check_init;
-pub(crate) use rehearsal::rehearse;
+pub(crate) use rehearsal::{padded, rehearse};
 pub use setup::Setup;
 pub use step::{Step, StepValues};
 pub use trainer::{Start, Trained, train};

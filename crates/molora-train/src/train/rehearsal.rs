@@ -8,8 +8,7 @@ use super::trainer::{Start, State};
 use super::validate;
 use crate::TrainError;
 use crate::data::sampler::Pick;
-use crate::data::{Sampler, Split, TokenizedTask};
-use crate::eval::{EvalScope, evaluate};
+use crate::data::{Sampler, Split, TokenizedTask, eval_batches};
 use crate::recipe::Phase;
 use crate::report::StageCost;
 
@@ -83,18 +82,14 @@ fn measure(state: &mut State, setup: &Setup<'_>, phase: &Phase) -> Result<StageC
         seconds += state.step_on(setup, phase, picks, &[])?.0.seconds;
         tokens += size;
     }
+    let (one, read) = score(state, setup, phase)?;
     let due = (1..=phase.steps).filter(|&step| validate::is_due(setup, phase, step));
-    let due = due.count();
-    let validation_seconds = match due {
-        0 => 0.0,
-        _ => validate_once(state, setup, phase)? * due as f64,
-    };
     Ok(StageCost {
         stage: setup.stages[phase.stage].name.clone(),
         steps: phase.steps,
         step_seconds: seconds / tokens.max(1) as f64 * mean,
-        validation_seconds,
-        token_seconds: test_token(state, setup, phase)?,
+        validation_seconds: one * due.count() as f64,
+        token_seconds: one / read.max(1) as f64,
         begin_seconds: 0.0,
     })
 }
@@ -147,42 +142,30 @@ pub(super) fn batches(
     (0..phase.steps.clamp(1, DRAWN)).map(batch).collect()
 }
 
-/// Seconds of one pass over the validation split.
-fn validate_once(state: &mut State, setup: &Setup<'_>, phase: &Phase) -> Result<f64, TrainError> {
+/// Seconds of one pass over the validation split, and its tokens, padding included; nothing where there is none.
+fn score(state: &mut State, setup: &Setup<'_>, phase: &Phase) -> Result<(f64, usize), TrainError> {
+    let parts = validate::parts(setup, phase);
+    let tokens = padded(&parts, Split::Validation, setup.recipe.data.eval_batch_size);
+    if tokens == 0 {
+        return Ok((0.0, 0));
+    }
     let (model, guide, progress) = state.scored();
     let record = validate::score(setup, phase, model, guide, progress)?;
     // Nothing is kept of it.
     progress.best.clear();
-    Ok(record.seconds)
+    Ok((record.seconds, tokens))
 }
 
-/// Seconds of one pass over a token of the test split: of a full batch of each task, since the few records that a
-/// short run is validated on take more time for each.
-fn test_token(state: &mut State, setup: &Setup<'_>, phase: &Phase) -> Result<f64, TrainError> {
-    let batch_size = setup.recipe.data.eval_batch_size;
-    let part = |(number, task): (usize, &TokenizedTask)| {
-        let limit = if phase.tasks.contains(&number) {
-            batch_size
-        } else {
-            0
-        };
-        task.validated_on_some(Split::Test, limit)
+/// Tokens of a split of some tasks as they are scored, padding included.
+pub(crate) fn padded(tasks: &[TokenizedTask], split: Split, batch_size: usize) -> usize {
+    let of_task = |task: &TokenizedTask| -> usize {
+        let lengths = task.lengths(split);
+        let longest = |batch: &Vec<usize>| batch.iter().map(|&row| lengths[row]).max();
+        let batches = eval_batches(&lengths, batch_size);
+        let padded = batches
+            .iter()
+            .map(|batch| longest(batch).unwrap_or(0) * batch.len());
+        padded.sum()
     };
-    let parts: Vec<_> = setup.tasks.iter().enumerate().map(part).collect();
-    let lengths = parts
-        .iter()
-        .flat_map(|part| part.lengths(Split::Validation));
-    let tokens: usize = lengths.sum();
-    if tokens == 0 {
-        return Ok(0.0);
-    }
-    let scope = EvalScope {
-        only: &phase.tasks,
-        generates: false,
-        ..EvalScope::own(Split::Validation, batch_size, setup.tasks.len())
-    };
-    let (model, guide, _) = state.scored();
-    let start = Instant::now();
-    evaluate(model, &parts, scope, setup.device, guide, |_| Ok(()))?;
-    Ok(start.elapsed().as_secs_f64() / tokens as f64)
+    tasks.iter().map(of_task).sum()
 }
