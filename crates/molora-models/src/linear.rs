@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use molora_adapters::SiteDims;
 use molora_kernels::random::Seed;
 use molora_routing::{Guidance, RouterOutput};
@@ -104,6 +104,29 @@ pub struct RouteTrace {
     /// The site's low-rank code behind the core but for its scale, `[B, T, S*R]`, if the pass keeps
     /// codes and the router is the site's own.
     pub code: Option<Tensor<3>>,
+    /// The row of the batch that each row of the decisions and the code is of, `[N]`, where those are single tokens
+    /// of several rows, as at the experts of a base; else they are the batch's own.
+    pub rows: Option<Tensor<1, Int>>,
+}
+
+impl RouteTrace {
+    /// Decisions for the rows of a batch, without a code.
+    pub fn new(site: usize, routed: RouterOutput) -> Self {
+        Self {
+            site,
+            routed,
+            code: None,
+            rows: None,
+        }
+    }
+
+    /// What is known of each row of the batch, `[B, N]`, for each row of the decisions.
+    pub fn of_rows(&self, known: Tensor<2>) -> Tensor<2> {
+        match &self.rows {
+            Some(rows) => known.select(0, rows.clone()),
+            None => known,
+        }
+    }
 }
 
 /// `y = x W + b + delta(x)`, with `W` and `b` frozen and `delta` from the adapter, if any.
@@ -187,7 +210,10 @@ impl MoLoraLinear {
         };
         let (y, routed, code) = adapter.add_delta(y, x, context, None);
         let site = adapter.site();
-        let trace = |routed| RouteTrace { site, routed, code };
+        let trace = |routed| RouteTrace {
+            code,
+            ..RouteTrace::new(site, routed)
+        };
         (y, routed.map(trace))
     }
 
@@ -216,9 +242,8 @@ impl MoLoraLinear {
         (
             y,
             routed.map(|routed| RouteTrace {
-                site: adapter.site(),
-                routed,
                 code,
+                ..RouteTrace::new(adapter.site(), routed)
             }),
         )
     }

@@ -245,11 +245,7 @@ impl PooledSite {
         };
         let y = bank.mix(Some(base), low, mixing);
         routed.weights = weights.expand(routed.probs.dims());
-        let trace = RouteTrace {
-            site: self.site,
-            routed,
-            code: None,
-        };
+        let trace = RouteTrace::new(self.site, routed);
         (y, Some(trace))
     }
 

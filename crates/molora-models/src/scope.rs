@@ -67,11 +67,10 @@ pub(crate) fn decide_feed_forward(
     context: &ForwardContext,
     kept: Option<RouterOutput>,
 ) -> RouteTrace {
-    RouteTrace {
+    RouteTrace::new(
         site,
-        routed: kept.unwrap_or_else(|| router.route(x.clone(), context)),
-        code: None,
-    }
+        kept.unwrap_or_else(|| router.route(x.clone(), context)),
+    )
 }
 
 /// The path under which the decisions of a site's or layer's router are reported, by the number of
@@ -102,11 +101,7 @@ pub(crate) fn decide(
         let chosen = routed.weights.clone().detach().reshape([batch, experts]);
         context.guidance.labels = Some(chosen);
     }
-    routes.push(RouteTrace {
-        site: router.site,
-        routed: routed.clone(),
-        code: None,
-    });
+    routes.push(RouteTrace::new(router.site, routed.clone()));
     Some(routed)
 }
 

@@ -95,6 +95,7 @@ impl Experts {
             if count == 0 {
                 continue;
             }
+            let (before, mut of_rows) = (pass.routes.len(), None);
             if expert.is_adapted() {
                 let own = &plan.tokens[start..start + count];
                 let rows: Vec<usize> = own.iter().map(|token| token / tokens).collect();
@@ -102,9 +103,12 @@ impl Experts {
                 let (own, rows) = (numbers(own, &device), numbers(&rows, &device));
                 pass.context = of_tokens(&whole, &rows);
                 pass.shared = shared.as_ref().map(|shared| shared.of_tokens(&own, &rows));
+                of_rows = Some(rows);
             }
             let x = sorted_md.clone().narrow(0, start, count);
             let y = expert.forward(x.reshape([count, 1, width]), pass);
+            let routes = pass.routes[before..].iter_mut();
+            routes.for_each(|route| route.rows.clone_from(&of_rows));
             outputs.push(y.reshape([count, width]));
             start += count;
         }

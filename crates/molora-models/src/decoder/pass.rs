@@ -86,11 +86,7 @@ impl Pass<'_> {
         let is_own = adapter.router.is_some();
         if let Some(routed) = self.decided(site).filter(|_| is_own) {
             let y = linear.forward_decided(x, &self.context, adapter, &routed);
-            self.routes.push(RouteTrace {
-                site,
-                routed,
-                code: None,
-            });
+            self.routes.push(RouteTrace::new(site, routed));
             return y;
         }
         let (y, route) = linear.forward(x, &self.context, self.shared.as_ref());
@@ -111,11 +107,7 @@ impl Pass<'_> {
         let granularity = adapter.router.as_ref().map(|router| router.granularity());
         if let Some(routed) = self.decided(site).filter(|_| granularity.is_some()) {
             let y = adapter.add_decided(y, x, &self.context, &routed);
-            self.routes.push(RouteTrace {
-                site,
-                routed,
-                code: None,
-            });
+            self.routes.push(RouteTrace::new(site, routed));
             return y;
         }
         let (y, route) = last.beside(y, x, &self.context);
@@ -133,11 +125,7 @@ impl Pass<'_> {
         if let Some(routed) = self.decided(layer.site()) {
             self.shared = Some(routed.clone());
             let site = layer.site();
-            self.routes.push(RouteTrace {
-                site,
-                routed,
-                code: None,
-            });
+            self.routes.push(RouteTrace::new(site, routed));
             return;
         }
         let (context, routes) = (&mut self.context, &mut self.routes);
@@ -153,11 +141,7 @@ impl Pass<'_> {
             return;
         };
         let routed = self.decided(0).unwrap_or(found);
-        let route = RouteTrace {
-            site: 0,
-            routed: routed.clone(),
-            code: None,
-        };
+        let route = RouteTrace::new(0, routed.clone());
         self.keep(Some(router.granularity()), Some(&route));
         if is_first_layer {
             self.routes.push(route);

@@ -183,11 +183,7 @@ impl Encoder {
             None => decide(router, &hidden, self.layer_rule, context, routes),
         };
         if let Some(routed) = shared.as_ref().filter(|_| router.is_none() && index == 0) {
-            routes.push(RouteTrace {
-                site: 0,
-                routed: routed.clone(),
-                code: None,
-            });
+            routes.push(RouteTrace::new(0, routed.clone()));
         }
         let of_model = self.part.as_ref().and_then(ModelPart::router);
         let feed_forward = router.or(of_model);

@@ -49,17 +49,22 @@ impl Auxiliary<'_> {
             (keys.and_then(|router| router.keys()), route)
         };
         let lent: Vec<_> = sites.iter().map(view).collect();
-        let views = sites
-            .iter()
-            .zip(lent)
-            .map(|((_, adapter), (keys, route))| SiteView {
+        let views = sites.iter().zip(lent).map(|((_, adapter), (keys, route))| {
+            let of_rows = |known: Tensor<2>| match route {
+                Some(route) => route.of_rows(known),
+                None => known,
+            };
+            let labels = context.and_then(|context| context.guidance.labels.clone());
+            let tasks = context.and_then(|context| context.tasks.clone());
+            SiteView {
                 bank: &adapter.bank,
                 keys,
                 routed: route.map(|route| &route.routed),
-                labels: context.and_then(|context| context.guidance.labels.clone()),
-                tasks: context.and_then(|context| context.tasks.clone()),
+                labels: labels.map(of_rows),
+                tasks: tasks.map(of_rows),
                 code: route.and_then(|route| route.code.clone()),
-            });
+            }
+        });
         read(views.collect())
     }
 }

@@ -124,6 +124,10 @@ fn sentence(
     let shown = example.ids.len().min(TOKENS);
     let tokens = example.ids[..shown].iter().map(|&id| tokenizer.token(id));
     let weights = |route: &RouteTrace| {
+        // An expert of the base decides for its own tokens alone.
+        if route.rows.is_some() {
+            return None;
+        }
         let (site, groups) = names[route.site].clone();
         let weights = over_groups(route.routed.weights.clone(), groups);
         let [_, tokens, _] = weights.dims();

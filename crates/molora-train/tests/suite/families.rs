@@ -13,7 +13,7 @@ use molora_testkit::autodiff_device;
 use molora_testkit::golden::{self, Case};
 use molora_train::data::{Batch, Example, Target};
 use molora_train::recipe::{self, BaseKind, StageConfig};
-use molora_train::train::Step;
+use molora_train::train::{Step, StepValues};
 
 /// Bundled cases of decoders with their own weights.
 fn cases() -> Vec<Case> {
@@ -26,21 +26,23 @@ fn cases() -> Vec<Case> {
     })
 }
 
-fn batch(case: &Case) -> Batch {
+/// The rows of a case, of so many tasks in turn.
+fn batch(case: &Case, tasks: usize) -> Batch {
     let expected = case.tensors();
     let width = expected.shape("input_ids")[1];
     let (ids, mask) = (expected.ints("input_ids"), expected.ints("attention_mask"));
-    let row = |(ids, mask): (&[i64], &[i64])| {
+    let row = |(number, (ids, mask)): (usize, (&[i64], &[i64]))| {
         let real = ids.iter().zip(mask).filter(|(_, is_real)| **is_real != 0);
         let ids: Vec<u32> = real.map(|(id, _)| *id as u32).collect();
         Example {
             type_ids: vec![0; ids.len()],
             target: Target::Answer(vec![true; ids.len()]),
             ids,
-            task: 0,
+            task: number % tasks,
         }
     };
-    let rows: Vec<Example> = ids.chunks(width).zip(mask.chunks(width)).map(row).collect();
+    let rows = ids.chunks(width).zip(mask.chunks(width)).enumerate();
+    let rows: Vec<Example> = rows.map(row).collect();
     Batch::from_examples(&rows.iter().collect::<Vec<_>>())
 }
 
@@ -65,17 +67,18 @@ fn mixtures() -> [(AdapterSpec, ObjectiveConfig); 2] {
     [(lora, ObjectiveConfig::default()), (spec, samora.objective)]
 }
 
-/// The losses of some steps.
-fn losses(
+/// Some steps on so many tasks.
+fn train(
     case: &Case,
     (spec, objective): &(AdapterSpec, ObjectiveConfig),
+    tasks: usize,
     gradient_checkpointing: bool,
     device: &Device,
-) -> Vec<f64> {
+) -> Vec<StepValues> {
     let mut backbone = Backbone::from_folder(&case.dir, device).expect("the base");
-    let attached = backbone.attach(spec, 1, Seed::new(0), device);
+    let attached = backbone.attach(spec, tasks, Seed::new(0), device);
     attached.expect("the sites are there");
-    let heads = vec![None];
+    let heads = vec![None; tasks];
     let mut stage = StageConfig::new(
         "families",
         4,
@@ -89,7 +92,7 @@ fn losses(
     stage.gradient_checkpointing = gradient_checkpointing;
     let mut model = stage.apply(TaskModel { backbone, heads });
     let mut optimizer = stage.optimizer.init(&model);
-    let batch = batch(case);
+    let batch = batch(case, tasks);
     let steps = (0..4).map(|index| {
         let step = Step {
             task_weights: &[],
@@ -107,7 +110,7 @@ fn losses(
             .run(model.clone(), &mut optimizer, &batch)
             .unwrap_or_else(|error| panic!("{}: {error}", case.name));
         model = next;
-        values.loss
+        values
     });
     steps.collect()
 }
@@ -117,17 +120,45 @@ fn every_family_learns_and_layers_may_be_computed_again() {
     let device = autodiff_device();
     for case in cases() {
         for mixture in mixtures() {
-            let plain = losses(&case, &mixture, false, &device);
+            let losses = |checkpointing| -> Vec<f64> {
+                let steps = train(&case, &mixture, 1, checkpointing, &device);
+                steps.iter().map(|step| step.loss).collect()
+            };
+            let plain = losses(false);
             let [first, .., last] = plain[..] else {
                 unreachable!("four steps")
             };
             let name = &case.name;
             assert!(last < 0.99 * first, "{name}: {plain:?}");
-            let again = losses(&case, &mixture, true, &device);
+            let again = losses(true);
             for (plain, again) in plain.iter().zip(&again) {
                 let apart = (plain - again).abs() / plain;
                 assert!(apart < 1e-4, "{name}: {plain} and, computed again, {again}");
             }
         }
+    }
+}
+
+/// At the experts of a base every token is a row: what a term reads of a sequence goes with its tokens.
+#[test]
+fn terms_by_task_are_read_at_experts_of_the_base() {
+    let device = autodiff_device();
+    let recipe = recipe::find_for("mod-squad", BaseKind::Writer).expect("a recipe");
+    let mut spec = recipe.adapter;
+    spec.targets = vec!["all-linear".to_owned()];
+    spec.bank.dropout = 0.0;
+    let mixture = (spec, recipe.objective);
+    let cases = cases();
+    for name in ["mixtral", "qwen3_moe"] {
+        let of_name = cases.iter().filter(|case| case.name.contains(name));
+        for case in of_name.clone() {
+            for checkpointing in [false, true] {
+                for step in train(case, &mixture, 2, checkpointing, &device) {
+                    let value = step.terms["task_information"];
+                    assert!(value.is_finite() && value != 0.0, "{name}: {value}");
+                }
+            }
+        }
+        assert!(of_name.count() > 0, "no case of {name}");
     }
 }

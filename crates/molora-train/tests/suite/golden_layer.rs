@@ -167,11 +167,7 @@ impl<'a> Layer<'a> {
         let read = x.clone() * kept.clone();
         let low = adapter.bank.down(read.clone(), None);
         let (delta, routed) = adapter.mix(low, read, &context, None);
-        let route = routed.map(|routed| RouteTrace {
-            site: adapter.site(),
-            routed,
-            code: None,
-        });
+        let route = routed.map(|routed| RouteTrace::new(adapter.site(), routed));
         (self.linear.base(x) + delta, route)
     }
 
