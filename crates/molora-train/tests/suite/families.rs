@@ -11,9 +11,10 @@ use molora_regularize::ObjectiveConfig;
 use molora_routing::Guidance;
 use molora_testkit::autodiff_device;
 use molora_testkit::golden::{self, Case};
-use molora_train::data::{Batch, Example, Target};
 use molora_train::recipe::{self, BaseKind, StageConfig};
 use molora_train::train::{Step, StepValues};
+
+use crate::golden_train::batch;
 
 /// Bundled cases of decoders with their own weights.
 fn cases() -> Vec<Case> {
@@ -24,26 +25,6 @@ fn cases() -> Vec<Case> {
         let family = config["model_type"].as_str().unwrap_or_default();
         DecoderConfig::families().any(|name| name == family) && case.tensors().has("lm_loss")
     })
-}
-
-/// The rows of a case, of so many tasks in turn.
-fn batch(case: &Case, tasks: usize) -> Batch {
-    let expected = case.tensors();
-    let width = expected.shape("input_ids")[1];
-    let (ids, mask) = (expected.ints("input_ids"), expected.ints("attention_mask"));
-    let row = |(number, (ids, mask)): (usize, (&[i64], &[i64]))| {
-        let real = ids.iter().zip(mask).filter(|(_, is_real)| **is_real != 0);
-        let ids: Vec<u32> = real.map(|(id, _)| *id as u32).collect();
-        Example {
-            type_ids: vec![0; ids.len()],
-            target: Target::Answer(vec![true; ids.len()]),
-            ids,
-            task: number % tasks,
-        }
-    };
-    let rows = ids.chunks(width).zip(mask.chunks(width)).enumerate();
-    let rows: Vec<Example> = rows.map(row).collect();
-    Batch::from_examples(&rows.iter().collect::<Vec<_>>())
 }
 
 /// What is trained, with the terms beside the loss.
@@ -92,7 +73,7 @@ fn train(
     stage.gradient_checkpointing = gradient_checkpointing;
     let mut model = stage.apply(TaskModel { backbone, heads });
     let mut optimizer = stage.optimizer.init(&model);
-    let batch = batch(case, tasks);
+    let batch = batch(&case.tensors(), tasks);
     let steps = (0..4).map(|index| {
         let step = Step {
             task_weights: &[],
