@@ -169,11 +169,12 @@ fn list() -> anyhow::Result<String> {
             0 => String::new(),
             count => format!(", {count} held out"),
         };
+        let tasks = if trained == 1 { "task" } else { "tasks" };
         let rows = found.rows.len();
         writeln!(text, "  {name:<12} {}", found.title)?;
         writeln!(
             text,
-            "  {:<12} {trained} tasks{more}; {rows} rows of papers",
+            "  {:<12} {trained} {tasks}{more}; {rows} rows of papers",
             ""
         )?;
     }
