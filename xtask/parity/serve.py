@@ -20,6 +20,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # As molora writes a record for a model without a chat template.
 PROMPT = "{{instruction}}\n\n{{input}}{% if input_b %}\n{{input_b}}{% endif %}\nAnswer:"
 RECORDS = {"train": 48, "validation": 12, "test": 60}
+# The tasks, and what is asked.
+INSTRUCTIONS = {"pets": "Which animal is it?", "sky": "How is the weather?", "vowels": "Which vowel is it?"}
+# The answer of `vowels` is the last of these in what a model writes, within so many tokens: even a model that has learned
+# little has some right.
+VOWELS = "[aeiou]"
+WRITTEN = 32
 
 
 def make(folder):
@@ -100,7 +106,7 @@ def write_model(folder, tokens, width=64, inner=96, layers=2, heads=4):
 
 
 def write_tasks(folder):
-    """`pets` with labels, and `sky` whose choices are those of each record."""
+    """`pets` with labels, `sky` whose choices are those of each record, and `vowels`, whose answers are written."""
     draw = random.Random(0)
     fillers = ["small", "old", "quick", "here", "now", "very"]
 
@@ -121,32 +127,31 @@ def write_tasks(folder):
         turned = choices[first:] + choices[:first]
         return text(word), text("day"), turned, turned.index(choices[answer])
 
-    for name, record in [("pets", pets), ("sky", sky)]:
+    def vowels(index):
+        letter = "aeiou"[index % 5]
+        return text(letter), None, [f"it is {letter}"], 0
+
+    kinds = {"pets": (pets, "classification"), "sky": (sky, "multiple_choice"), "vowels": (vowels, "generation")}
+    more = {
+        "pets": {"labels": ["cat", "dog"], "metric": "accuracy"},
+        "sky": {"labels": None, "metric": "accuracy"},
+        "vowels": {"labels": None, "metric": "exact_match", "answer": {"regex": {"pattern": VOWELS, "take": "last"}}},
+    }
+    for name, (record, kind) in kinds.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        has_labels = name == "pets"
-        kind = "classification" if has_labels else "multiple_choice"
-        instruction = "Which animal is it?" if has_labels else "How is the weather?"
-        meta = {
-            "task": name,
-            "type": kind,
-            "instruction": instruction,
-            "labels": ["cat", "dog"] if has_labels else None,
-            "metric": "accuracy",
-        }
-        write(folder / name / "task.json", meta)
+        common = {"task": name, "type": kind, "instruction": INSTRUCTIONS[name]}
+        write(folder / name / "task.json", {**common, **more[name]})
         for split, count in RECORDS.items():
             lines = []
             for index in range(count):
                 first, second, choices, label = record(index)
                 line = {
                     "id": f"{name}-{split}-{index}",
-                    "task": name,
-                    "type": kind,
-                    "instruction": instruction,
+                    **common,
                     "input": first,
                     "input_b": second,
-                    "choices": None if has_labels else choices,
-                    "label": label,
+                    "choices": choices if kind == "multiple_choice" else None,
+                    "label": None if kind == "generation" else label,
                     "output": choices[label],
                 }
                 lines.append(json.dumps(line) + "\n")
@@ -309,30 +314,51 @@ def check_lm_eval(folder, url):
             model = f"{name}:task={task}" if name == "run" else name
             count, found = evaluate(folder, url, model, task)
             assert count == expected["n"], (count, expected["n"])
-            per_character = expected["also"]["accuracy_per_character"]
-            for metric, value in [("acc", expected["accuracy"]), ("acc_norm", per_character)]:
+            if "also" in expected and "accuracy_per_character" in expected["also"]:
+                compared = {"acc": expected["accuracy"], "acc_norm": expected["also"]["accuracy_per_character"]}
+            else:
+                compared = {"exact_match,last": expected["value"]}
+            for metric, value in compared.items():
                 right = [round(share * count) for share in (found[metric], value)]
-                assert right[0] == right[1], (model, metric, right)
+                assert right[0] == right[1], (model, task, metric, right)
                 print(f"lm_eval {lm_eval.__version__}: {model} {task} {metric}: {right[0]} of {count} right, as molora eval")
 
 
 def write_task(folder, meta, records):
     """A task of lm-eval made from a local file."""
     folder.mkdir(exist_ok=True)
-    choices = meta.get("labels") or "{{choices}}"
     task = {
         "task": meta["task"],
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(records)}},
-        "output_type": "multiple_choice",
         "test_split": "test",
         "doc_to_text": PROMPT,
-        "doc_to_choice": choices,
+    }
+    task |= written(meta["answer"]["regex"]) if meta["type"] == "generation" else chosen(meta)
+    # JSON is YAML.
+    write(folder / f"{meta['task']}.yaml", task)
+
+
+def chosen(meta):
+    """How lm-eval scores choices by their probabilities."""
+    return {
+        "output_type": "multiple_choice",
+        "doc_to_choice": meta.get("labels") or "{{choices}}",
         "doc_to_target": "label",
         "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")],
     }
-    # JSON is YAML.
-    write(folder / f"{meta['task']}.yaml", task)
+
+
+def written(answer):
+    """How lm-eval finds the answer in a text that a model writes."""
+    last = {"function": "regex", "regex_pattern": f"({answer['pattern']})", "group_select": -1}
+    return {
+        "output_type": "generate_until",
+        "doc_to_target": "{{output[-1]}}",
+        "generation_kwargs": {"until": ["</s>"], "max_gen_toks": WRITTEN, "temperature": 0.0, "do_sample": False},
+        "filter_list": [{"name": "last", "filter": [last, {"function": "take_first"}]}],
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
 
 
 def evaluate(folder, url, model, task):

@@ -87,7 +87,12 @@ fn link(_: &Path, _: &Path) -> Result<()> {
 fn train(shell: &Shell, program: &Path, world: &Path) -> Result<()> {
     let _folder = shell.push_dir(world);
     // Whether or not the model has a chat template: lm-eval's tasks have none.
-    let plain = ["--set", "data.writing.prompt=plain"];
+    let plain = [
+        "--set",
+        "data.writing.prompt=plain",
+        "--set",
+        "data.writing.max_new_tokens=32",
+    ];
     let small = ["--steps", "12", "--set", "data.sampling.batch_size=8"];
     let data = ["--data", "tasks"];
     let mixture = ["train", "samora", "--model", "base", "--out", "run"];
