@@ -3,7 +3,7 @@
 //! | base | rate of deltas that are scaled by `alpha / rank` | of others | of experts that train apart | batch | tokens | steps |
 //! |---|---|---|---|---|---|---|
 //! | encoder | 2e-3 | 4e-3 | 4e-3 | 32 | 64 | 600 |
-//! | generative model | 2e-3 | 4e-3 | 2e-3 | 16 | 512 | 300 |
+//! | generative model | 2e-3 | 8e-3 | 2e-3 | 16 | 512 | 300 |
 //!
 //! A recipe that is named gets those of its base model; one that is read from a file has its own. The rates
 //! were chosen on validation splits: for encoders in `docs/benchmarks/2026-11-29-xeon-2-cores`, for generative
@@ -62,7 +62,7 @@ const ENCODER: Profile = Profile {
 
 const WRITER: Profile = Profile {
     scaled_rate: 2e-3,
-    plain_rate: 4e-3,
+    plain_rate: 8e-3,
     apart_rate: 2e-3,
     batch_size: 16,
     steps: 300,
