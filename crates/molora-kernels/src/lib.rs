@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | [`gelu`] | `x * P(X <= x)`, X standard normal | `x` |
 //! | [`gelu_tanh`] | its tanh approximation | `x` |
+//! | [`soft_cap`] | `cap * tanh(x / cap)` | `x` |
 //! | [`silu_gate`] | `gate / (1 + exp(-gate)) * up` | `gate`, `up` |
 //! | [`layer_norm`] | `(x - mean) / sqrt(var + eps) * gamma + beta` | `x` |
 //! | [`rms_norm`] | `x / sqrt(mean(x^2) + eps) * weight` | `x` |
@@ -67,6 +68,7 @@ pub mod random;
 mod rms_norm;
 mod rotary;
 mod silu_gate;
+mod soft_cap;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -83,6 +85,7 @@ pub use low_rank_mix::{LowRankMix, crossover, low_rank_mix};
 pub use rms_norm::rms_norm;
 pub use rotary::rotary;
 pub use silu_gate::silu_gate;
+pub use soft_cap::soft_cap;
 pub use top_k::top_k_mask;
 
 /// The portable definitions, as oracles for tests and benches.
@@ -98,12 +101,13 @@ pub mod portable {
     pub use crate::rms_norm::portable::rms_norm;
     pub use crate::rotary::portable::rotary;
     pub use crate::silu_gate::portable::silu_gate;
+    pub use crate::soft_cap::portable::soft_cap;
     pub use crate::top_k::portable::top_k_mask;
 }
 
 /// Every operation, for the tests that all of them go through.
 #[cfg(test)]
-const OPERATIONS: [&[testing::Case]; 11] = [
+const OPERATIONS: [&[testing::Case]; 12] = [
     attention::tests::CASES,
     cross_entropy::tests::CASES,
     dropout::tests::CASES,
@@ -114,6 +118,7 @@ const OPERATIONS: [&[testing::Case]; 11] = [
     rms_norm::tests::CASES,
     rotary::tests::CASES,
     silu_gate::tests::CASES,
+    soft_cap::tests::CASES,
     top_k::tests::CASES,
 ];
 

@@ -8,13 +8,11 @@ use molora_kernels::BlockMatrix;
 use molora_kernels::random::Seed;
 
 use crate::checkpoint::ConfigFile;
-use crate::decoder::any_of;
 use crate::modules::{BaseModel, ModuleMut};
 use crate::{
-    Adaptable, AdapterSpec, BaseDtype, BaseWeight, Decoder, DecoderConfig, Encoder, EncoderDecoder,
-    LayerRouter, MoLoraLinear, ModelError, ModelPart, TokenTable,
+    Adaptable, AdapterSpec, BaseDtype, BaseWeight, Decoder, Encoder, EncoderDecoder, Family,
+    FamilyKind, LayerRouter, MoLoraLinear, ModelError, ModelPart, ModelWeights, TokenTable,
 };
-use crate::{encoder, encoder_decoder};
 
 /// A base model of any family, with its adapters.
 #[derive(Module, Debug)]
@@ -39,44 +37,6 @@ macro_rules! each {
     };
 }
 
-/// What a family is built like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Architecture {
-    Encoder,
-    Decoder,
-    EncoderDecoder,
-}
-
-impl Architecture {
-    fn of(folder: &Path) -> Result<Self, ModelError> {
-        let file = ConfigFile::open(&folder.join("config.json"))?;
-        match file.text("model_type")? {
-            Some(name) if encoder::FAMILIES.iter().any(|(family, _)| *family == name) => {
-                Ok(Self::Encoder)
-            }
-            Some(name)
-                if encoder_decoder::FAMILIES
-                    .iter()
-                    .any(|(family, _)| *family == name) =>
-            {
-                Ok(Self::EncoderDecoder)
-            }
-            Some(name) if DecoderConfig::families().any(|family| family == name) => {
-                Ok(Self::Decoder)
-            }
-            _ => {
-                let encoders = encoder::FAMILIES.iter().map(|(name, _)| *name);
-                let both = encoder_decoder::FAMILIES.iter().map(|(name, _)| *name);
-                let families: Vec<&str> = encoders
-                    .chain(DecoderConfig::families())
-                    .chain(both)
-                    .collect();
-                Err(file.unsupported("model_type", &any_of(&families)))
-            }
-        }
-    }
-}
-
 impl Backbone {
     /// Reads the model of a folder in Hugging Face layout; `model_type` in its `config.json` says of
     /// which family it is.
@@ -96,15 +56,41 @@ impl Backbone {
         dtype: BaseDtype,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        match Architecture::of(folder)? {
-            Architecture::Encoder => {
+        match Family::of(folder)?.kind {
+            FamilyKind::Encoder => {
                 Encoder::from_folder_as(folder, dtype, device).map(Self::Encoder)
             }
-            Architecture::EncoderDecoder => {
+            FamilyKind::EncoderDecoder => {
                 EncoderDecoder::from_folder_as(folder, dtype, device).map(Self::EncoderDecoder)
             }
-            Architecture::Decoder => {
+            FamilyKind::Decoder => {
                 Decoder::from_folder_as(folder, dtype, device).map(Self::Decoder)
+            }
+        }
+    }
+
+    /// The model of a `config.json` with weights from `seed`, for measurements: its time is that of a model of
+    /// these sizes, and what it computes says nothing.
+    ///
+    /// # Errors
+    /// As [`from_folder_as`](Self::from_folder_as) of the configuration.
+    pub fn with_random_weights(
+        config: &Path,
+        seed: Seed,
+        dtype: BaseDtype,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let weights = Ok(ModelWeights::random(config, seed));
+        match Family::of_file(&ConfigFile::open(config)?)?.kind {
+            FamilyKind::Encoder => {
+                Encoder::from_weights(config, weights, dtype, device).map(Self::Encoder)
+            }
+            FamilyKind::EncoderDecoder => {
+                EncoderDecoder::from_weights(config, weights, dtype, device)
+                    .map(Self::EncoderDecoder)
+            }
+            FamilyKind::Decoder => {
+                Decoder::from_weights(config, weights, dtype, device).map(Self::Decoder)
             }
         }
     }
@@ -114,7 +100,7 @@ impl Backbone {
     /// # Errors
     /// If that cannot be read, or names a family that is not supported.
     pub fn writes_in(folder: &Path) -> Result<bool, ModelError> {
-        Ok(Architecture::of(folder)? != Architecture::Encoder)
+        Ok(Family::of(folder)?.kind != FamilyKind::Encoder)
     }
 
     /// Whether it writes texts, so that every task can be learned as one.

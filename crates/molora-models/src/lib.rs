@@ -32,6 +32,7 @@ mod decoder;
 mod encoder;
 mod encoder_decoder;
 mod error;
+mod family;
 mod feed_forward;
 mod first_pass;
 pub mod gguf;
@@ -78,6 +79,7 @@ pub use encoder_decoder::{
     TokenPositions,
 };
 pub use error::ModelError;
+pub use family::{About, ConfigField, Family, FamilyKind, Sizes};
 pub use first_pass::{FirstPass, FirstPassConfig, FirstPassStates, Hidden};
 pub use ids::with_stable_ids;
 pub use layers::{Activation, LayerNorm, RmsNorm};

@@ -81,6 +81,8 @@ enum Suite {
     Scale,
     /// Greedy decoding.
     Decode,
+    /// Steps and decoding of every family of base models at the same sizes.
+    Families,
     /// Streams of `molora serve`; measured alone, and only where it is asked for.
     Serve,
 }
@@ -169,6 +171,9 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     println!("\n{}", table::measurements(&records));
     if let Some(methods) = table::methods(&records) {
         println!("\n{methods}");
+    }
+    if let Some(families) = table::families(&records) {
+        println!("\n{families}");
     }
     if python.is_some() {
         println!("\n{}", table::ratios(&records));

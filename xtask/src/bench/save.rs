@@ -84,6 +84,10 @@ impl Results {
                 "\n## A training step of every recipe, at the parameters of a LoRA of rank 32\n\n";
             text += &format!("{methods}\n");
         }
+        if let Some(families) = table::families(&self.records) {
+            text += "\n## Every family of base models at the same sizes\n\n";
+            text += &format!("{families}\n");
+        }
         if self.records.iter().any(|record| record.python.is_some()) {
             text += "\n## Against PyTorch, transformers and PEFT, in turn in one run\n\n";
             text += &format!("{}\n", table::ratios(&self.records));

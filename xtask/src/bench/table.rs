@@ -89,6 +89,51 @@ pub(crate) fn methods(records: &[Record]) -> Option<String> {
     (!is_empty).then(|| table.to_string())
 }
 
+/// What families of base models are measured against: the first that reads, and the first that writes.
+const FIRST: [&str; 2] = ["bert", "llama"];
+
+/// Steps and decoding of every family, beside those of BERT or, where it writes, of Llama; none without them.
+pub(crate) fn families(records: &[Record]) -> Option<String> {
+    let find = |what: &str, name: &str, device: &str| {
+        let case = format!("{what}-{name}");
+        let mut of_suite = records.iter().filter(|record| record.suite == "families");
+        of_suite.find(|record| record.case == case && record.device == device)
+    };
+    let rate = |record: &Record| record.ours.tokens_per_s;
+    let header = [
+        "family",
+        "device",
+        "step tokens/s",
+        "of the first",
+        "GFLOP/s",
+        "decode tokens/s",
+        "of the first",
+    ];
+    let mut table = table(&header, 2);
+    let mut is_empty = true;
+    for step in records.iter().filter(|record| record.suite == "families") {
+        let (Some(name), device) = (step.case.strip_prefix("step-"), &step.device[..]) else {
+            continue;
+        };
+        let decode = find("decode", name, device);
+        let first = FIRST[usize::from(decode.is_some())];
+        let ratio = |what: &str, record: Option<&Record>| {
+            Some(rate(record?)? / rate(find(what, first, device)?)?)
+        };
+        is_empty = false;
+        table.add_row([
+            name.to_owned(),
+            device.to_owned(),
+            number(rate(step)),
+            times(ratio("step", Some(step))),
+            number(step.ours.gflops),
+            number(decode.and_then(rate)),
+            times(ratio("decode", decode)),
+        ]);
+    }
+    (!is_empty).then(|| table.to_string())
+}
+
 /// Cases with a reference.
 pub(crate) fn ratios(records: &[Record]) -> String {
     let header = [
@@ -198,6 +243,32 @@ mod tests {
         assert!(ratios(&records).contains("0.50 x"));
         assert!(!ratios(&records).contains("3-dense"));
         assert!(bars(&judge(&records)).contains("not met"));
+    }
+
+    #[test]
+    fn families_stand_beside_the_first_of_their_kind() {
+        assert_eq!(families(&[record("step", "lora", 50.0, None)]), None);
+        let records = [
+            record("families", "step-bert", 10.0, None),
+            record("families", "step-electra", 20.0, None),
+            record("families", "step-llama", 40.0, None),
+            record("families", "decode-llama", 10.0, None),
+            record("families", "step-opt", 50.0, None),
+            record("families", "decode-opt", 5.0, None),
+        ];
+        let text = families(&records).expect("families");
+        let row = |name: &str| {
+            let line = text
+                .lines()
+                .find(|line| line.starts_with(&format!("| {name} ")));
+            let cells = line.expect("a row").split('|').map(str::trim);
+            cells.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(row("electra")[3..8], ["50000", "0.50 x", "500", "-", "-"]);
+        assert_eq!(
+            row("opt")[3..8],
+            ["20000", "0.80 x", "200", "200000", "2.00 x"]
+        );
     }
 
     #[test]

@@ -94,6 +94,30 @@ pub(crate) fn logistic(x: f32) -> (f32, f32) {
     (if x > 0.0 { larger } else { smaller }, smaller * larger)
 }
 
+/// The hyperbolic tangent and its slope `1 - tanh(x)^2`.
+///
+/// Both keep a small *relative* error, near zero and in the tails.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> (f32, f32) {
+    /// Below it the polynomial is taken.
+    const NEAR: f32 = 0.6;
+
+    let a = x.abs();
+    let t = exp(-2.0 * a);
+    let larger = 1.0 / (1.0 + t);
+    let far = ((1.0 - t) * larger).copysign(x);
+    // (tanh(x) - x) / x^3
+    let square = x * x;
+    let p = (-0.005_895_16_f32)
+        .mul_add(square, 0.020_795_97)
+        .mul_add(square, -0.053_783_83)
+        .mul_add(square, 0.133_319_24)
+        .mul_add(square, -0.333_332_98);
+    let near = (x * square).mul_add(p, x);
+    let value = if a < NEAR { near } else { far };
+    (value, 4.0 * t * larger * larger)
+}
+
 /// Sum of `map(left[i], right[i])` by [`LANES`] partial sums, in an order that depends on the
 /// length only.
 #[inline(always)]
@@ -219,6 +243,28 @@ mod tests {
         assert_eq!(logistic(f32::INFINITY), (1.0, 0.0));
         assert_eq!(logistic(f32::NEG_INFINITY), (0.0, 0.0));
         assert!(logistic(f32::NAN).0.is_nan() && logistic(f32::NAN).1.is_nan());
+    }
+
+    #[test]
+    fn tanh_has_a_small_relative_error_near_zero_and_into_the_far_tail() {
+        for i in 1..400_000 {
+            let x = 1e-4 * (20.0 * f64::from(i) / 4e5).exp2() as f32;
+            for x in [x, -x] {
+                let wide = f64::from(x);
+                let (value, slope) = tanh(x);
+                for (actual, expected) in [(value, wide.tanh()), (slope, wide.cosh().powi(-2))] {
+                    if expected.abs() > 1e-37 {
+                        let error = (f64::from(actual) / expected - 1.0).abs();
+                        assert!(error < 1e-6, "{actual:e} at {x}, expected {expected:e}");
+                    }
+                }
+            }
+        }
+        assert_eq!(tanh(0.0), (0.0, 1.0));
+        assert_eq!(tanh(1e-40).0, 1e-40);
+        assert_eq!(tanh(f32::INFINITY), (1.0, 0.0));
+        assert_eq!(tanh(f32::NEG_INFINITY), (-1.0, 0.0));
+        assert!(tanh(f32::NAN).0.is_nan() && tanh(f32::NAN).1.is_nan());
     }
 
     #[test]

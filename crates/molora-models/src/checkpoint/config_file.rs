@@ -1,7 +1,7 @@
 //! Reading `config.json` field by field, so that every refusal names its field.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -122,7 +122,8 @@ pub(crate) struct ConfigFile {
     /// Name of the object in front of its fields, with a dot; empty for the whole file.
     prefix: String,
     fields: Map<String, Value>,
-    read: RefCell<BTreeSet<String>>,
+    /// Fields that were read, and whether they have an effect.
+    read: RefCell<BTreeMap<String, bool>>,
 }
 
 impl ConfigFile {
@@ -136,7 +137,7 @@ impl ConfigFile {
         Ok(Self::new(path, "", fields))
     }
 
-    fn new(path: &Path, prefix: &str, fields: Map<String, Value>) -> Self {
+    pub(crate) fn new(path: &Path, prefix: &str, fields: Map<String, Value>) -> Self {
         Self {
             path: path.into(),
             prefix: prefix.into(),
@@ -147,8 +148,30 @@ impl ConfigFile {
 
     /// The value of a field; null counts as absent.
     pub(crate) fn get(&self, field: &str) -> Option<&Value> {
-        self.read.borrow_mut().insert(field.into());
+        self.read.borrow_mut().insert(field.into(), true);
         self.fields.get(field).filter(|value| !value.is_null())
+    }
+
+    /// Counts fields as known that have no effect.
+    pub(crate) fn pass_over(&self, fields: &[&str]) {
+        let mut read = self.read.borrow_mut();
+        for field in fields {
+            read.entry((*field).into()).or_insert(false);
+        }
+    }
+
+    /// Fields with an effect that were looked for so far, given or not, in the order of their names.
+    pub(crate) fn looked_for(&self) -> Vec<String> {
+        let read = self.read.borrow();
+        let names = read.iter().filter(|(_, has_effect)| **has_effect);
+        names.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Fields of other architectures that were not looked for: they have to be off.
+    pub(crate) fn foreign(&self) -> Vec<&'static str> {
+        let read = self.read.borrow();
+        let all = FOREIGN.iter().chain(FACTORS).copied();
+        all.filter(|name| !read.contains_key(*name)).collect()
     }
 
     /// An error about a field.
@@ -223,6 +246,7 @@ impl ConfigFile {
 
     /// Whether the file has a field, if only to say null.
     pub(crate) fn has(&self, field: &str) -> bool {
+        self.read.borrow_mut().insert(field.into(), true);
         self.fields.contains_key(field)
     }
 
@@ -296,7 +320,7 @@ impl ConfigFile {
         let read = self.read.borrow();
         let given = self.fields.iter().filter(|(_, value)| !value.is_null());
         let names = given.map(|(name, _)| name.as_str());
-        names.filter(|name| !read.contains(*name)).collect()
+        names.filter(|name| !read.contains_key(*name)).collect()
     }
 }
 

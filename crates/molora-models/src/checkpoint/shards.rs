@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
+use molora_kernels::random::{Seed, unit};
 use serde::Deserialize;
 
 use super::Weights;
@@ -22,9 +23,26 @@ pub struct ModelWeights {
     /// Which of the files holds a tensor.
     places: HashMap<String, usize>,
     names: Vec<String>,
+    /// What tensors are drawn from that are in no file.
+    drawn: Option<Seed>,
 }
 
+/// Bound of the numbers of a matrix that is drawn.
+const BOUND: f64 = 0.05;
+
 impl ModelWeights {
+    /// Weights of no file, whatever their names and shapes: matrices from U(-0.05, 0.05), vectors of ones, and
+    /// biases of zeros. `path` is that of messages.
+    pub(crate) fn random(path: &Path, seed: Seed) -> Self {
+        Self {
+            path: path.into(),
+            files: Vec::new(),
+            places: HashMap::new(),
+            names: Vec::new(),
+            drawn: Some(seed),
+        }
+    }
+
     /// Opens `model.safetensors`, or all files that `model.safetensors.index.json` names.
     ///
     /// # Errors
@@ -74,6 +92,7 @@ impl ModelWeights {
             files,
             places,
             names,
+            drawn: None,
         })
     }
 
@@ -142,7 +161,10 @@ impl ModelWeights {
     /// # Errors
     /// As [`Weights::tensor`].
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-        self.file_of(name)?.values(name, shape)
+        match self.drawn {
+            None => self.file_of(name)?.values(name, shape),
+            Some(seed) => Ok(drawn(name, shape, seed)),
+        }
     }
 
     fn file_of(&self, name: &str) -> Result<&Weights, ModelError> {
@@ -171,6 +193,20 @@ fn open_shard(folder: &Path, index: &Path, name: &str) -> Result<Weights, ModelE
 #[derive(Deserialize)]
 struct Index {
     weight_map: Pairs<String>,
+}
+
+/// The numbers of a tensor that is in no file.
+fn drawn(name: &str, shape: &[usize], seed: Seed) -> Vec<f32> {
+    let count = shape.iter().product();
+    match shape.len() {
+        1 if name.ends_with(".bias") => vec![0.0; count],
+        1 => vec![1.0; count],
+        _ => {
+            let mut generator = seed.child(name).generator();
+            let mut number = || (BOUND * (2.0 * unit(&mut generator) - 1.0)) as f32;
+            (0..count).map(|_| number()).collect()
+        }
+    }
 }
 
 /// Tensor and file, sorted by tensor.

@@ -151,33 +151,10 @@ pub struct DecoderConfig {
     pub(crate) names: &'static Names,
 }
 
-/// A function from a family's `config.json`.
-type Read = fn(&ConfigFile) -> Result<DecoderConfig, ModelError>;
-
-/// The families by the `model_type` of their `config.json`.
-const FAMILIES: &[(&str, Read)] = &[
-    ("llama", family::llama::llama),
-    ("mistral", family::llama::mistral),
-    ("qwen2", family::llama::qwen2),
-    ("qwen3", family::llama::qwen3),
-    ("olmo2", family::llama::olmo2),
-    ("granite", family::llama::granite),
-    ("smollm3", family::llama::smollm3),
-    ("gemma", family::gemma::gemma),
-    ("gemma2", family::gemma::gemma2),
-    ("gemma3_text", family::gemma::gemma3),
-    ("phi3", family::phi::phi3),
-    ("mixtral", family::experts::mixtral),
-    ("qwen3_moe", family::experts::qwen3_moe),
-    ("gpt2", family::gpt2::gpt2),
-    ("gpt_neox", family::gpt_neox::gpt_neox),
-    ("opt", family::opt::opt),
-];
-
 impl DecoderConfig {
     /// The families, by the `model_type` of their `config.json`.
     pub fn families() -> impl Iterator<Item = &'static str> {
-        FAMILIES.iter().map(|(name, _)| *name)
+        family::FAMILIES.iter().map(|(about, _)| about.model_type)
     }
 
     /// Reads and checks a `config.json` of any supported family.
@@ -187,14 +164,20 @@ impl DecoderConfig {
     /// missing or has a wrong type, and one that asks for something that is not supported.
     pub fn from_file(path: &Path) -> Result<Self, ModelError> {
         let file = ConfigFile::open(path)?;
-        let family = file.text("model_type")?;
-        let Some((_, read)) = FAMILIES.iter().find(|(name, _)| Some(*name) == family) else {
+        let config = Self::of(&file)?;
+        file.finish()?;
+        Ok(config)
+    }
+
+    /// Reads a configuration by the function of its family.
+    pub(crate) fn of(file: &ConfigFile) -> Result<Self, ModelError> {
+        let found = file.text("model_type")?;
+        let mut known = family::FAMILIES.iter();
+        let Some((_, read)) = known.find(|(about, _)| Some(about.model_type) == found) else {
             let names: Vec<&str> = Self::families().collect();
             return Err(file.unsupported("model_type", &any_of(&names)));
         };
-        let config = read(&file)?;
-        file.finish()?;
-        Ok(config)
+        read(file)
     }
 
     /// The rotary positions, where all layers have the same ones.

@@ -43,9 +43,20 @@ impl Decoder {
         dtype: BaseDtype,
         device: &Device,
     ) -> Result<Self, ModelError> {
+        let weights = ModelWeights::open(folder);
+        Self::from_weights(&folder.join("config.json"), weights, dtype, device)
+    }
+
+    /// The model of a configuration, with weights that are looked for when that has been read.
+    pub(crate) fn from_weights(
+        config: &Path,
+        weights: Result<ModelWeights, ModelError>,
+        dtype: BaseDtype,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
         dtype.check(device)?;
-        let config = DecoderConfig::from_file(&folder.join("config.json"))?;
-        let weights = ModelWeights::open(folder)?;
+        let config = DecoderConfig::from_file(config)?;
+        let weights = weights?;
         let absent_prefix = absent_prefix(&weights, config.names);
         let reader = Reader {
             weights,

@@ -30,6 +30,7 @@ pub use cache::KvCache;
 pub(crate) use cache::LayerCache;
 pub(crate) use config::any_of;
 pub use config::{DecoderConfig, ExpertsConfig, LayerConfig, NormKind, NormPlace, QkNorm, QkvForm};
+pub(crate) use family::FAMILIES;
 pub(crate) use feed_forward::FeedForward;
 pub use generate::{Finish, GenerateError, GenerateOptions, Generated, Watcher, last_real};
 pub(crate) use generate::{check_prompts, one_token_rows, with_mask, write_on};

@@ -1,6 +1,7 @@
 //! Factors and bounds of whole tensors.
 
 use burn::tensor::Tensor;
+use molora_kernels::soft_cap;
 
 /// What a family multiplies and bounds.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +28,7 @@ impl Scaling {
     pub(super) fn logits(&self, products: Tensor<3>) -> Tensor<3> {
         let logits = scaled(products, self.logits);
         match self.logit_cap {
-            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+            Some(cap) => soft_cap(logits, cap),
             None => logits,
         }
     }

@@ -207,17 +207,25 @@ impl EncoderConfig {
     /// missing or has a wrong type, and one that asks for something that is not supported.
     pub fn from_file(path: &Path) -> Result<Self, ModelError> {
         let file = ConfigFile::open(path)?;
-        let found = file.text("model_type")?;
-        let known = family::FAMILIES.iter();
-        let Some((_, read)) = known.clone().find(|(name, _)| Some(*name) == found) else {
-            let names: Vec<&str> = known.map(|(name, _)| *name).collect();
-            return Err(file.unsupported("model_type", &names.join(", ")));
-        };
-        let config = read(&file)?;
+        let config = Self::of(&file)?;
         family::pass_over(&file);
         file.finish()?;
         config.check(&file)?;
         Ok(config)
+    }
+
+    /// Reads a configuration by the function of its family.
+    pub(crate) fn of(file: &ConfigFile) -> Result<Self, ModelError> {
+        let found = file.text("model_type")?;
+        let known = family::FAMILIES.iter();
+        let mut of_name = known
+            .clone()
+            .filter(|(about, _)| Some(about.model_type) == found);
+        let Some((_, read)) = of_name.next() else {
+            let names: Vec<&str> = known.map(|(about, _)| about.model_type).collect();
+            return Err(file.unsupported("model_type", &names.join(", ")));
+        };
+        read(file)
     }
 
     /// What every family needs.

@@ -41,10 +41,21 @@ impl Encoder {
         dtype: BaseDtype,
         device: &Device,
     ) -> Result<Self, ModelError> {
+        let weights = ModelWeights::open(folder);
+        Self::from_weights(&folder.join("config.json"), weights, dtype, device)
+    }
+
+    /// The model of a configuration, with weights that are looked for when that has been read.
+    pub(crate) fn from_weights(
+        config: &Path,
+        weights: Result<ModelWeights, ModelError>,
+        dtype: BaseDtype,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
         dtype.check(device)?;
-        let config = EncoderConfig::from_file(&folder.join("config.json"))?;
+        let config = EncoderConfig::from_file(config)?;
         let names = config.names;
-        let weights = ModelWeights::open(folder)?;
+        let weights = weights?;
         let is_wrapped = weights.has(&format!("{}{}.weight", names.prefix, names.words));
         let prefix = if is_wrapped { names.prefix } else { "" };
         let reader = Reader {

@@ -194,18 +194,7 @@ impl EncoderDecoderConfig {
     /// [`ModelError::Io`] or [`ModelError::File`], naming the field that cannot be used.
     pub fn from_file(path: &Path) -> Result<Self, ModelError> {
         let file = ConfigFile::open(path)?;
-        let found = file.text("model_type")?;
-        let known = family::FAMILIES.iter();
-        let Some((_, read)) = known.clone().find(|(name, _)| Some(*name) == found) else {
-            let names: Vec<&str> = known.map(|(name, _)| *name).collect();
-            return Err(file.unsupported("model_type", &names.join(" or ")));
-        };
-        for (field, needed) in [("is_encoder_decoder", true), ("is_decoder", false)] {
-            if file.flag(field, needed)? != needed {
-                return Err(file.unsupported(field, &needed.to_string()));
-            }
-        }
-        let mut config = read(&file)?;
+        let mut config = Self::of(&file)?;
         let generation = path.with_file_name("generation_config.json");
         config.forced = match generation.is_file() {
             true => ForcedTokens::read(&ConfigFile::open(&generation)?, config.vocab_size)?,
@@ -213,6 +202,25 @@ impl EncoderDecoderConfig {
         };
         file.finish()?;
         Ok(config)
+    }
+
+    /// Reads a configuration by the function of its family.
+    pub(crate) fn of(file: &ConfigFile) -> Result<Self, ModelError> {
+        let found = file.text("model_type")?;
+        let known = family::FAMILIES.iter();
+        let mut of_name = known
+            .clone()
+            .filter(|(about, _)| Some(about.model_type) == found);
+        let Some((_, read)) = of_name.next() else {
+            let names: Vec<&str> = known.map(|(about, _)| about.model_type).collect();
+            return Err(file.unsupported("model_type", &names.join(" or ")));
+        };
+        for (field, needed) in [("is_encoder_decoder", true), ("is_decoder", false)] {
+            if file.flag(field, needed)? != needed {
+                return Err(file.unsupported(field, &needed.to_string()));
+            }
+        }
+        read(file)
     }
 
     /// Of one half.

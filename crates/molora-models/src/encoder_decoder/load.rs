@@ -36,10 +36,21 @@ impl EncoderDecoder {
         dtype: BaseDtype,
         device: &Device,
     ) -> Result<Self, ModelError> {
+        let weights = ModelWeights::open(folder);
+        Self::from_weights(&folder.join("config.json"), weights, dtype, device)
+    }
+
+    /// The model of a configuration, with weights that are looked for when that has been read.
+    pub(crate) fn from_weights(
+        config: &Path,
+        weights: Result<ModelWeights, ModelError>,
+        dtype: BaseDtype,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
         dtype.check(device)?;
-        let config = EncoderDecoderConfig::from_file(&folder.join("config.json"))?;
+        let config = EncoderDecoderConfig::from_file(config)?;
         let names = config.names;
-        let weights = ModelWeights::open(folder)?;
+        let weights = weights?;
         // Files of a model without its head leave the prefix out.
         let absent_prefix = match weights.has(&format!("{TOKENS}.weight")) {
             true => names.prefix,

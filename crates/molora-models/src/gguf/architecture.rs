@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::container::Value;
 use crate::checkpoint::ConfigFile;
-use crate::{Activation, DecoderConfig, ModelError, Rope, RopeScaling};
+use crate::decoder::any_of;
+use crate::{Activation, DecoderConfig, Family, ModelError, Rope, RopeScaling};
 
 /// A family that llama.cpp has, with what a model of it needs there.
 #[derive(Debug)]
@@ -40,15 +41,12 @@ impl Architecture {
     pub(super) fn of(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("config.json");
         let file = ConfigFile::open(&path)?;
-        let name = match file.text("model_type")? {
-            Some("llama" | "mistral") => "llama",
-            Some("qwen2") => "qwen2",
-            Some("qwen3") => "qwen3",
-            _ => {
-                let families =
-                    "llama, mistral, qwen2 or qwen3, the families that are written as GGUF";
-                return Err(file.unsupported("model_type", families));
-            }
+        let found = file.text("model_type")?.and_then(Family::find);
+        let Some(name) = found.and_then(|family| family.about.gguf) else {
+            let written = Family::all().filter(|family| family.about.gguf.is_some());
+            let names: Vec<&str> = written.map(|family| family.about.model_type).collect();
+            let expected = format!("{}, the families that are written as GGUF", any_of(&names));
+            return Err(file.unsupported("model_type", &expected));
         };
         let config = DecoderConfig::from_file(&path)?;
         if name == "qwen3" && config.qkv_bias {

@@ -40,8 +40,8 @@ type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 /// # Errors
 /// [`ModelError::Io`] if a file cannot be written; [`ModelError::Inconsistent`] for a name that
 /// cannot be a folder, an adapter that mixes modules with and without magnitudes, one that holds a
-/// table whole that several modules read (T5's), or one of some experts of a layer of the base alone, all of
-/// which PEFT holds as one.
+/// table whole that several modules read (T5's), one of some experts of a layer of the base alone, all of
+/// which PEFT holds as one, or one of a layer without experts whose name PEFT takes for an expert's.
 pub fn write_adapter<M: BaseModel>(
     folder: &Path,
     model: &M,
@@ -57,10 +57,11 @@ pub fn write_adapter<M: BaseModel>(
              read its table: molora merge writes the whole model"
         )));
     }
-    model
-        .held_as_one()
-        .iter()
-        .try_for_each(|group| check_group(adapter, group))?;
+    let groups = model.held_as_one();
+    for group in &groups {
+        check_group(adapter, group)?;
+    }
+    check_names(adapter, &groups.concat())?;
     let mut model = model.clone();
     model.untie();
     let kinds = kinds(&mut model);
@@ -94,6 +95,21 @@ fn check_group(adapter: &ResolvedAdapter, group: &[String]) -> Result<(), ModelE
             "the adapter changes {first}, and not {other} by the same rank and scale: PEFT and transformers \
              hold the matrices of all experts of a layer as one, gate and up together; molora merge writes \
              the whole model"
+        ))),
+    }
+}
+
+/// Refuses an adapter of a layer that is no expert and has an expert's name: PEFT looks for that name among the
+/// matrices that it holds as one, and would leave the layer out.
+fn check_names(adapter: &ResolvedAdapter, experts: &[String]) -> Result<(), ModelError> {
+    let name = |path: &str| path.rsplit('.').next().map(str::to_owned);
+    let names: BTreeSet<_> = experts.iter().map(|path| name(path)).collect();
+    let is_taken = |path: &&String| names.contains(&name(path)) && !experts.contains(path);
+    match adapter.loras.iter().map(|lora| &lora.path).find(is_taken) {
+        None => Ok(()),
+        Some(path) => Err(ModelError::Inconsistent(format!(
+            "the adapter changes {path}, which is no expert and has the name of one: PEFT would leave it out; \
+             molora merge writes the whole model"
         ))),
     }
 }

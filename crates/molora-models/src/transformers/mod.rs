@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::{ConfigFile, ModelWeights, write_tensors};
 use crate::decoder::any_of;
 use crate::peft::{copy_small_files, ends_with};
-use crate::{Adaptable, AdapterSpec, Backbone, ModelError, TaskHead};
+use crate::{Adaptable, AdapterSpec, Backbone, Family, ModelError, TaskHead};
 pub use computed::why_not_computed;
 
 /// The Python that computes a mixture, by the names of its files.
@@ -79,7 +79,7 @@ type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 /// Writes a model that was read from `source`, with its mixture, into the folder `out`, which is there.
 ///
 /// # Errors
-/// A source that cannot be read or is of another model; a family of decoders of which it has not been checked
+/// A source that cannot be read or is of another model; a family of which it has not been checked
 /// that transformers computes the same; a file that cannot be written.
 ///
 /// # Panics
@@ -92,9 +92,7 @@ pub fn write_whole_mixture(
     if let Some(why) = why_not_computed(whole.spec) {
         panic!("the mixture is not computed by transformers: {why}");
     }
-    if let Backbone::Decoder(_) = whole.backbone {
-        check_decoder(source)?;
-    }
+    check_family(source)?;
     let weights = ModelWeights::open(source)?;
     let names = Names::of(whole.backbone, &weights)?;
     copy_small_files(source, out)?;
@@ -107,23 +105,22 @@ pub fn write_whole_mixture(
     write(&out.join("config.json"), format!("{config:#}\n").as_bytes())
 }
 
-/// Decoders of which it has been checked that transformers computes the same with a mixture.
-const DECODERS: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gpt2"];
-
-/// Refuses the other families of decoders.
-fn check_decoder(source: &Path) -> Result<(), ModelError> {
+/// Refuses families of which it has not been checked that transformers computes the same with a mixture.
+fn check_family(source: &Path) -> Result<(), ModelError> {
     let file = ConfigFile::open(&source.join("config.json"))?;
-    let family = file.text("model_type")?;
-    match DECODERS.iter().any(|name| Some(*name) == family) {
-        true => Ok(()),
-        false => {
-            let families = any_of(&DECODERS);
-            let expected = format!(
-                "{families}, the decoders that are written with a mixture for transformers"
-            );
-            Err(file.unsupported("model_type", &expected))
-        }
+    let family = Family::of_file(&file)?;
+    if family.about.transformers {
+        return Ok(());
     }
+    let others =
+        Family::all().filter(|other| other.about.transformers && other.kind == family.kind);
+    let names: Vec<&str> = others.map(|other| other.about.model_type).collect();
+    let expected = format!(
+        "{}, the {}s that are written with a mixture for transformers",
+        any_of(&names),
+        family.kind.name()
+    );
+    Err(file.unsupported("model_type", &expected))
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<(), ModelError> {

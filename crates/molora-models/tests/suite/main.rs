@@ -2,6 +2,7 @@
 
 mod decoder;
 mod encoder;
+mod family;
 mod golden_decoder;
 mod golden_encoder;
 mod golden_encoder_decoder;

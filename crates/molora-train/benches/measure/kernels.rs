@@ -126,6 +126,9 @@ fn rowwise_cases() -> Vec<Case> {
         case!("gelu-tanh", wide, None, |_d| (), |op, _held, x| {
             op::gelu_tanh(x)
         }),
+        case!("soft-cap", wide, None, |_d| (), |op, _held, x| {
+            op::soft_cap(x, 30.0)
+        }),
         case!(
             "silu-gate",
             wide,

@@ -8,6 +8,7 @@
 
 mod clock;
 mod decode;
+mod families;
 mod kernels;
 mod matmul;
 mod methods;
@@ -87,6 +88,8 @@ enum Suite {
     Kernels,
     /// Greedy decoding with a cache.
     Decode,
+    /// Steps and decoding of every family of base models at the same sizes.
+    Families,
 }
 
 /// What a case may use.
@@ -120,6 +123,7 @@ impl Suite {
             Self::Mix => mix::cases(),
             Self::Kernels => kernels::cases(),
             Self::Decode => decode::cases(),
+            Self::Families => families::cases(),
         }
     }
 
@@ -133,6 +137,7 @@ impl Suite {
             Self::Mix => mix::run(case, world),
             Self::Kernels => kernels::run(case, world),
             Self::Decode => decode::run(case, world),
+            Self::Families => families::run(case, world),
         }
     }
 }

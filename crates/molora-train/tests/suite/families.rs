@@ -6,7 +6,9 @@ use std::path::Path;
 use burn::tensor::Device;
 use molora_adapters::BankConfig;
 use molora_kernels::random::Seed;
-use molora_models::{Adaptable, AdapterSpec, Backbone, DecoderConfig, ParameterKind, TaskModel};
+use molora_models::{
+    Adaptable, AdapterSpec, Backbone, DecoderConfig, ParameterKind, TaskHead, TaskModel,
+};
 use molora_regularize::ObjectiveConfig;
 use molora_routing::Guidance;
 use molora_testkit::autodiff_device;
@@ -28,7 +30,13 @@ fn cases() -> Vec<Case> {
 }
 
 /// What is trained, with the terms beside the loss.
-fn mixtures() -> [(AdapterSpec, ObjectiveConfig); 2] {
+pub(crate) type Mixture = (AdapterSpec, ObjectiveConfig);
+
+/// Classes that a head tells apart.
+pub(crate) const CLASSES: usize = 3;
+
+/// A LoRA, and a mixture as SAMoRA's.
+pub(crate) fn mixtures() -> [Mixture; 2] {
     let targets = vec!["all-linear".to_owned()];
     let lora = AdapterSpec {
         targets: targets.clone(),
@@ -48,10 +56,32 @@ fn mixtures() -> [(AdapterSpec, ObjectiveConfig); 2] {
     [(lora, ObjectiveConfig::default()), (spec, samora.objective)]
 }
 
+/// A stage that trains everything beside the base model.
+pub(crate) fn stage(gradient_checkpointing: bool) -> StageConfig {
+    let mut stage = StageConfig::new(
+        "families",
+        4,
+        &[
+            ParameterKind::Adapters,
+            ParameterKind::Routers,
+            ParameterKind::Gates,
+            ParameterKind::Heads,
+        ],
+    );
+    stage.optimizer.learning_rate = 2e-2;
+    stage.gradient_checkpointing = gradient_checkpointing;
+    stage
+}
+
+/// One task, with a head where it has one.
+pub(crate) fn heads(backbone: &Backbone, has_head: bool, device: &Device) -> Vec<Option<TaskHead>> {
+    vec![has_head.then(|| TaskHead::new(backbone.width(), CLASSES, Seed::new(1), device))]
+}
+
 /// Some steps on so many tasks.
 fn train(
     case: &Case,
-    (spec, objective): &(AdapterSpec, ObjectiveConfig),
+    (spec, objective): &Mixture,
     tasks: usize,
     gradient_checkpointing: bool,
     device: &Device,
@@ -60,17 +90,7 @@ fn train(
     let attached = backbone.attach(spec, tasks, Seed::new(0), device);
     attached.expect("the sites are there");
     let heads = vec![None; tasks];
-    let mut stage = StageConfig::new(
-        "families",
-        4,
-        &[
-            ParameterKind::Adapters,
-            ParameterKind::Routers,
-            ParameterKind::Gates,
-        ],
-    );
-    stage.optimizer.learning_rate = 2e-2;
-    stage.gradient_checkpointing = gradient_checkpointing;
+    let stage = stage(gradient_checkpointing);
     let mut model = stage.apply(TaskModel { backbone, heads });
     let mut optimizer = stage.optimizer.init(&model);
     let batch = batch(&case.tensors(), tasks);

@@ -23,4 +23,5 @@ mod golden_wemoe;
 mod golden_xlora;
 mod identities;
 mod mosld_site;
+mod portable;
 mod samora_site;

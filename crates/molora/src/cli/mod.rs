@@ -15,6 +15,7 @@ mod generate;
 mod grow;
 mod import;
 mod list;
+mod models;
 mod oracle;
 mod predict;
 mod progress;
@@ -91,6 +92,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// List the recipes and bundled tasks, or show a recipe as TOML
     List(list::ListArgs),
+    /// List the families of base models that are read, or show what is read of one's configuration
+    Models(models::ModelsArgs),
     /// Print a shell completion script
     Completions(shell::CompletionsArgs),
     /// Write manual pages
@@ -137,6 +140,7 @@ impl Cli {
             Command::Recover(args) => args.run(),
             Command::Verify(args) => args.run(),
             Command::List(args) => args.run(),
+            Command::Models(args) => args.run(),
             Command::Completions(args) => args.run(),
             Command::Man(args) => args.run(),
             Command::Schema(args) => args.run(),

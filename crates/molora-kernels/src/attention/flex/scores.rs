@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::rules::ItemRules;
-use crate::flex::math::{LANES, exp, join, sum};
+use crate::flex::math::{LANES, exp, join, sum, tanh};
 use crate::flex::matrix::{Into, Matrix, MatrixMut, multiply};
 use crate::flex::simd::vectorised;
 
@@ -108,11 +108,15 @@ pub(super) fn weigh(head: &Head<'_>, block: &Block, scratch: &mut Scratch) {
 
 /// Replaces scores by `cap * tanh(score / cap)`, and writes the slopes of that.
 fn bound(scores: &mut [f32], cap: f32, slopes: &mut [f32]) {
-    for (score, slope) in scores.iter_mut().zip(slopes) {
-        let share = (*score / cap).tanh();
-        *score = cap * share;
-        *slope = 1.0 - share * share;
-    }
+    vectorised(
+        #[inline(always)]
+        || {
+            for (score, slope) in scores.iter_mut().zip(slopes.iter_mut()) {
+                let (share, of_share) = tanh(*score / cap);
+                (*score, *slope) = (cap * share, of_share);
+            }
+        },
+    );
 }
 
 /// Replaces a row of scores by `exp(score - largest)`, 0 where not kept. Returns the sum, or 1 if

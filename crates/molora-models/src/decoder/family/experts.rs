@@ -1,13 +1,16 @@
 //! Families whose feed-forward parts are mixtures of experts: Mixtral (arXiv:2401.04088) and Qwen3-MoE
 //! (arXiv:2505.09388).
 
-use super::llama::{Defaults, NAMES, base};
+use serde_json::Value;
+
+use super::llama::{self, Defaults, NAMES, base};
 use super::window;
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::decoder::config::{DecoderConfig, ExpertsConfig, QkNorm};
 use crate::decoder::names::Names;
 use crate::decoder::rope::RopeFields;
+use crate::family::{About, Sizes};
 
 const MIXTRAL_NAMES: Names = Names {
     router: "block_sparse_moe.gate",
@@ -25,8 +28,25 @@ const QWEN_NAMES: Names = Names {
 
 const TOP_K: &str = "num_experts_per_tok";
 
+/// As many experts as Qwen3-MoE gives a token where a file says nothing.
+fn small(sizes: &Sizes) -> Value {
+    let mut config = llama::small(sizes);
+    config["num_local_experts"] = 8.into();
+    config
+}
+
+/// What is said of Mixtral.
+pub(super) const MIXTRAL: About = About {
+    model_type: "mixtral",
+    models: "Mixtral",
+    special: "experts with a router in the place of the feed-forward part",
+    gguf: None,
+    transformers: false,
+    small,
+};
+
 /// Mixtral: Mistral with experts in all layers.
-pub(crate) fn mixtral(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn mixtral(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     let defaults = Defaults {
         num_kv_heads: Some(8),
         epsilon: 1e-5,
@@ -53,8 +73,18 @@ pub(crate) fn mixtral(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
         .with_windows(file, window, |_| true)
 }
 
+/// What is said of Qwen3-MoE.
+pub(super) const QWEN3_MOE: About = About {
+    model_type: "qwen3_moe",
+    models: "Qwen3-MoE",
+    special: "Qwen3 with such experts in some layers or all",
+    gguf: None,
+    transformers: false,
+    small,
+};
+
 /// Qwen3-MoE: Qwen3 with experts in some layers or all, and a window in all of them.
-pub(crate) fn qwen3_moe(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn qwen3_moe(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     let defaults = Defaults {
         num_kv_heads: Some(4),
         ..Defaults::default()
@@ -62,7 +92,7 @@ pub(crate) fn qwen3_moe(file: &ConfigFile) -> Result<DecoderConfig, ModelError> 
     let in_use = file.flag("use_sliding_window", false)?;
     let window = window(file, Some(4096))?.filter(|_| in_use);
     // Of Qwen3; it says nothing here.
-    file.get("max_window_layers");
+    file.pass_over(&["max_window_layers"]);
     let experts = ExpertsConfig {
         count: count(file)?,
         top_k: file.optional_size(TOP_K)?.unwrap_or(8),
@@ -129,6 +159,6 @@ fn dense_layers(file: &ConfigFile) -> Result<Vec<u64>, ModelError> {
         return Ok(Vec::new());
     };
     let list = list.as_array();
-    let list = list.and_then(|list| list.iter().map(serde_json::Value::as_u64).collect());
+    let list = list.and_then(|list| list.iter().map(Value::as_u64).collect());
     list.ok_or_else(|| file.unsupported(FIELD, "a list of numbers of layers"))
 }

@@ -3,13 +3,16 @@
 //! Norms scale by `1 + weight` and embeddings by the square root of their width. Both are computed in
 //! f32, whatever the type of the files.
 
-use super::llama::{Defaults, NAMES, base};
+use serde_json::{Value, json};
+
+use super::llama::{self, Defaults, NAMES, base};
 use super::window;
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::decoder::config::{DecoderConfig, NormKind, NormPlace, QkNorm};
 use crate::decoder::names::Names;
 use crate::decoder::rope::{Rope, RopeFields};
+use crate::family::{About, Sizes};
 use crate::layers::Activation;
 
 /// Norms on both sides of attention and of the feed-forward part.
@@ -20,8 +23,18 @@ const FOUR_NORMS: Names = Names {
     ..NAMES
 };
 
+/// What is said of Gemma.
+pub(super) const GEMMA: About = About {
+    model_type: "gemma",
+    models: "Gemma",
+    special: "norms that scale by `1 + weight`, embeddings times the root of their width, a gate of GELU",
+    gguf: None,
+    transformers: true,
+    small: llama::small,
+};
+
 /// Gemma: a gate of GELU.
-pub(crate) fn gemma(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn gemma(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     let config = shared(file, "hidden_act", None)?;
     // The first files say `gelu` for its tanh approximation.
     let config = DecoderConfig {
@@ -43,8 +56,27 @@ pub(crate) fn gemma(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
         .without_windows(file)
 }
 
+/// What Gemma 2 and 3 cannot do without.
+fn small(sizes: &Sizes) -> Value {
+    json!({
+        "hidden_size": sizes.width, "intermediate_size": sizes.inner, "vocab_size": sizes.vocabulary,
+        "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "max_position_embeddings": sizes.tokens, "hidden_activation": "gelu_pytorch_tanh",
+    })
+}
+
+/// What is said of Gemma 2.
+pub(super) const GEMMA2: About = About {
+    model_type: "gemma2",
+    models: "Gemma 2",
+    special: "Gemma with norms on both sides, bounded scores, windows in every second layer",
+    gguf: None,
+    transformers: true,
+    small,
+};
+
 /// Gemma 2: bounded scores, norms on both sides, and windows in every second layer.
-pub(crate) fn gemma2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn gemma2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     let config = DecoderConfig {
         attention_cap: cap(file, "attn_logit_softcapping", Some(50.0))?,
         logit_cap: cap(file, "final_logit_softcapping", Some(30.0))?,
@@ -56,9 +88,19 @@ pub(crate) fn gemma2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
         .with_windows(file, window, |index| index % 2 == 0)
 }
 
+/// What is said of Gemma 3 (text).
+pub(super) const GEMMA3: About = About {
+    model_type: "gemma3_text",
+    models: "Gemma 3 (text)",
+    special: "Gemma 2 without bounds in attention, with norms on the heads of queries and keys, and two rotary bases",
+    gguf: None,
+    transformers: true,
+    small,
+};
+
 /// Gemma 3: normalised heads of queries and keys, and windows in all but every sixth layer, which have
 /// rotary positions of their own.
-pub(crate) fn gemma3(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn gemma3(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     if cap(file, "attn_logit_softcapping", None)?.is_some() {
         return Err(file.unsupported(
             "attn_logit_softcapping",
@@ -72,7 +114,7 @@ pub(crate) fn gemma3(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     };
     config.ropes = gemma3_ropes(file, config.head_dim)?;
     // A copy of the other, which no reader reads.
-    file.get("_sliding_window_pattern");
+    file.pass_over(&["_sliding_window_pattern"]);
     let pattern = file.optional_size("sliding_window_pattern")?.unwrap_or(6);
     let is_local = |index: usize| !(index + 1).is_multiple_of(pattern);
     let types = super::layer_types(file, config.num_layers)?;
@@ -97,7 +139,7 @@ fn gemma3_ropes(file: &ConfigFile, head_dim: usize) -> Result<Vec<Rope>, ModelEr
         return Err(file.problem("rope_scaling", "is given beside rope_parameters"));
     }
     if let Some(both) = &both {
-        both.finish_by(serde_json::Value::is_null)?;
+        both.finish_by(Value::is_null)?;
     }
     let theta = |theta| RopeFields {
         theta,

@@ -3,11 +3,14 @@
 //! Its files hold queries, keys and values as one matrix, `attn.c_attn`. Here they are three sites:
 //! `attn.c_attn.q`, `attn.c_attn.k` and `attn.c_attn.v`.
 
+use serde_json::{Value, json};
+
 use super::{activation, blank, shared_width};
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::decoder::config::{DecoderConfig, LayerConfig, NormKind, QkvForm};
 use crate::decoder::names::Names;
+use crate::family::{About, Sizes};
 use crate::reader::Layout;
 
 const NAMES: Names = Names {
@@ -35,8 +38,27 @@ const NAMES: Names = Names {
     unused: &[".attn.bias", ".attn.masked_bias"],
 };
 
+/// A configuration of these sizes.
+fn small(sizes: &Sizes) -> Value {
+    json!({
+        "n_embd": sizes.width, "n_inner": sizes.inner, "vocab_size": sizes.vocabulary,
+        "n_layer": sizes.layers, "n_head": sizes.heads, "n_positions": sizes.tokens,
+        "activation_function": "gelu_new",
+    })
+}
+
+/// What is said of GPT-2.
+pub(super) const GPT2: About = About {
+    model_type: "gpt2",
+    models: "GPT-2",
+    special: "layer norm, learned positions, no gate, `Conv1D`, fused queries, keys and values",
+    gguf: None,
+    transformers: true,
+    small,
+};
+
 /// GPT-2 in all sizes, DistilGPT-2.
-pub(crate) fn gpt2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn gpt2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     for (field, needed) in [
         ("scale_attn_weights", true),
         ("scale_attn_by_inverse_layer_idx", false),

@@ -1,11 +1,14 @@
 //! GPT-NeoX and Pythia (Black et al., arXiv:2204.06745; Biderman et al., arXiv:2304.01373).
 
+use serde_json::{Value, json};
+
 use super::{activation, blank, shared_width};
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::decoder::config::{DecoderConfig, LayerConfig, NormKind, QkvForm};
 use crate::decoder::names::Names;
 use crate::decoder::rope::RopeFields;
+use crate::family::{About, Sizes};
 use crate::reader::Layout;
 
 const NAMES: Names = Names {
@@ -37,8 +40,27 @@ const NAMES: Names = Names {
     ],
 };
 
+/// A configuration of these sizes.
+fn small(sizes: &Sizes) -> Value {
+    json!({
+        "hidden_size": sizes.width, "intermediate_size": sizes.inner, "vocab_size": sizes.vocabulary,
+        "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "max_position_embeddings": sizes.tokens, "hidden_act": "gelu",
+    })
+}
+
+/// What is said of GPT-NeoX, Pythia.
+pub(super) const GPT_NEOX: About = About {
+    model_type: "gpt_neox",
+    models: "GPT-NeoX, Pythia",
+    special: "layer norm, attention beside the feed-forward part, one matrix by heads, a part of each head turns",
+    gguf: None,
+    transformers: false,
+    small,
+};
+
 /// Attention and feed-forward part side by side, and rotary positions of a part of each head.
-pub(crate) fn gpt_neox(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn gpt_neox(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     if file.flag("is_decoder", false)? {
         // Read by no causal model; the other value means the same.
         file.warn("is_decoder", "has no effect");

@@ -1,11 +1,14 @@
 //! Llama (Touvron et al., arXiv:2302.13971) and the families that differ from it by a few fields.
 
+use serde_json::{Value, json};
+
 use super::{activation, blank, shared_width, window};
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::decoder::config::{DecoderConfig, LayerConfig, NormPlace, QkNorm};
 use crate::decoder::names::Names;
 use crate::decoder::rope::RopeFields;
+use crate::family::{About, Sizes};
 use crate::reader::Layout;
 
 pub(super) const NAMES: Names = Names {
@@ -42,6 +45,15 @@ const OLMO2_NAMES: Names = Names {
     ..NAMES
 };
 
+/// The fields that Llama and most of its kin cannot do without.
+pub(super) fn small(sizes: &Sizes) -> Value {
+    json!({
+        "hidden_size": sizes.width, "intermediate_size": sizes.inner, "vocab_size": sizes.vocabulary,
+        "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "max_position_embeddings": sizes.tokens, "hidden_act": "silu",
+    })
+}
+
 /// What a family has where a file says nothing.
 pub(super) struct Defaults {
     /// The width of a head; that of the hidden states by the number of heads where absent.
@@ -67,16 +79,36 @@ impl Default for Defaults {
     }
 }
 
+/// What is said of Llama 1 to 3, SmolLM, TinyLlama.
+pub(super) const LLAMA: About = About {
+    model_type: "llama",
+    models: "Llama 1 to 3, SmolLM, TinyLlama",
+    special: "grouped queries, biases, scaled rotary positions (linear, dynamic, yarn, longrope, llama3)",
+    gguf: Some("llama"),
+    transformers: true,
+    small,
+};
+
 /// Llama 1 to 3, SmolLM, TinyLlama.
-pub(crate) fn llama(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn llama(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     base(file, Defaults::default())?
         .with_biases(file, true)?
         .with_rope(file, RopeFields::default())?
         .without_windows(file)
 }
 
+/// What is said of Mistral.
+pub(super) const MISTRAL: About = About {
+    model_type: "mistral",
+    models: "Mistral",
+    special: "no biases, a sliding window in all layers",
+    gguf: Some("llama"),
+    transformers: true,
+    small,
+};
+
 /// Mistral: Llama without biases, and a sliding window in all layers (Jiang et al., arXiv:2310.06825).
-pub(crate) fn mistral(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn mistral(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     no_bias(file)?;
     let defaults = Defaults {
         num_kv_heads: Some(8),
@@ -88,8 +120,18 @@ pub(crate) fn mistral(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
         .with_windows(file, window, |_| true)
 }
 
+/// What is said of Qwen2.
+pub(super) const QWEN2: About = About {
+    model_type: "qwen2",
+    models: "Qwen2",
+    special: "biases on queries, keys and values; windows from a layer on",
+    gguf: Some("qwen2"),
+    transformers: true,
+    small,
+};
+
 /// Qwen2: biases on queries, keys and values, and windows from a layer on (arXiv:2407.10671).
-pub(crate) fn qwen2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn qwen2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     if !file.flag("attention_bias", true)? {
         return Err(file.unsupported("attention_bias", "true or nothing: Qwen2 has these biases"));
     }
@@ -101,8 +143,18 @@ pub(crate) fn qwen2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     with_late_windows(config, file)
 }
 
+/// What is said of Qwen3.
+pub(super) const QWEN3: About = About {
+    model_type: "qwen3",
+    models: "Qwen3",
+    special: "norms on the heads of queries and keys, a head width of its own; windows from a layer on",
+    gguf: Some("qwen3"),
+    transformers: true,
+    small,
+};
+
 /// Qwen3: normalised heads of queries and keys (arXiv:2505.09388).
-pub(crate) fn qwen3(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn qwen3(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     let defaults = Defaults {
         head_dim: Some(128),
         ..Defaults::default()
@@ -117,9 +169,19 @@ pub(crate) fn qwen3(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     with_late_windows(config, file)
 }
 
+/// What is said of OLMo 2.
+pub(super) const OLMO2: About = About {
+    model_type: "olmo2",
+    models: "OLMo 2",
+    special: "norms behind attention and feed-forward part instead of in front, norms over all heads of queries and keys",
+    gguf: None,
+    transformers: true,
+    small,
+};
+
 /// OLMo 2: norms behind the parts instead of in front of them, and norms over all heads of queries and
 /// keys (arXiv:2501.00656).
-pub(crate) fn olmo2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn olmo2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     let defaults = Defaults {
         epsilon: 1e-5,
         ..Defaults::default()
@@ -136,8 +198,18 @@ pub(crate) fn olmo2(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
         .without_windows(file)
 }
 
+/// What is said of Granite.
+pub(super) const GRANITE: About = About {
+    model_type: "granite",
+    models: "Granite",
+    special: "factors on embeddings, residuals, scores of attention and of the vocabulary",
+    gguf: None,
+    transformers: true,
+    small,
+};
+
 /// Granite: factors on embeddings, residuals, scores of attention and scores of the vocabulary.
-pub(crate) fn granite(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn granite(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     let factor = |field| {
         let factor = file.optional_number(field);
         factor.map(|factor| factor.unwrap_or(1.0))
@@ -155,8 +227,18 @@ pub(crate) fn granite(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
         .without_windows(file)
 }
 
+/// What is said of SmolLM3.
+pub(super) const SMOLLM3: About = About {
+    model_type: "smollm3",
+    models: "SmolLM3",
+    special: "layers without rotary positions",
+    gguf: None,
+    transformers: true,
+    small,
+};
+
 /// SmolLM3: layers without rotary positions, every fourth one unless the file names them.
-pub(crate) fn smollm3(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn smollm3(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     let defaults = Defaults {
         num_kv_heads: Some(4),
         has_tied_head: true,

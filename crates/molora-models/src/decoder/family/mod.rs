@@ -1,19 +1,43 @@
 //! Families: from `config.json` to a decoder's configuration, and names of tensors.
 
-pub(super) mod experts;
-pub(super) mod gemma;
-pub(super) mod gpt2;
-pub(super) mod gpt_neox;
-pub(super) mod llama;
-pub(super) mod opt;
-pub(super) mod phi;
+mod experts;
+mod gemma;
+mod gpt2;
+mod gpt_neox;
+mod llama;
+mod opt;
+mod phi;
 
 use super::config::{DecoderConfig, NormKind, NormPlace, QkvForm};
 use super::names::Names;
 use super::rope::{Rope, RopeFields, RopeScaling};
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
+use crate::family::About;
 use crate::layers::Activation;
+
+/// Reads the configuration of a family.
+type Read = fn(&ConfigFile) -> Result<DecoderConfig, ModelError>;
+
+/// Every family.
+pub(crate) const FAMILIES: [(&About, Read); 16] = [
+    (&llama::LLAMA, llama::llama),
+    (&llama::MISTRAL, llama::mistral),
+    (&llama::QWEN2, llama::qwen2),
+    (&llama::QWEN3, llama::qwen3),
+    (&llama::OLMO2, llama::olmo2),
+    (&llama::GRANITE, llama::granite),
+    (&llama::SMOLLM3, llama::smollm3),
+    (&gemma::GEMMA, gemma::gemma),
+    (&gemma::GEMMA2, gemma::gemma2),
+    (&gemma::GEMMA3, gemma::gemma3),
+    (&phi::PHI3, phi::phi3),
+    (&experts::MIXTRAL, experts::mixtral),
+    (&experts::QWEN3_MOE, experts::qwen3_moe),
+    (&gpt2::GPT2, gpt2::gpt2),
+    (&gpt_neox::GPT_NEOX, gpt_neox::gpt_neox),
+    (&opt::OPT, opt::opt),
+];
 
 /// Hugging Face's names of activations.
 const ACTIVATIONS: &[(&str, Activation)] = &[

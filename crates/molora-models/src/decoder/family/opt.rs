@@ -1,10 +1,13 @@
 //! OPT (Zhang et al., arXiv:2205.01068).
 
+use serde_json::{Value, json};
+
 use super::{activation, blank, shared_width};
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::decoder::config::{DecoderConfig, LayerConfig, NormKind, NormPlace};
 use crate::decoder::names::Names;
+use crate::family::{About, Sizes};
 use crate::reader::Layout;
 
 const NAMES: Names = Names {
@@ -35,8 +38,27 @@ const NAMES: Names = Names {
 /// Rows of the table of positions in front of the first one.
 const FIRST_POSITION: usize = 2;
 
+/// A configuration of these sizes.
+fn small(sizes: &Sizes) -> Value {
+    json!({
+        "hidden_size": sizes.width, "ffn_dim": sizes.inner, "vocab_size": sizes.vocabulary,
+        "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "max_position_embeddings": sizes.tokens, "activation_function": "relu",
+    })
+}
+
+/// What is said of OPT (but 350M).
+pub(super) const OPT: About = About {
+    model_type: "opt",
+    models: "OPT (but 350M)",
+    special: "layer norm, learned positions from the third row on, no gate",
+    gguf: None,
+    transformers: false,
+    small,
+};
+
 /// OPT of all sizes but 350M, whose embeddings are narrower than its hidden states.
-pub(crate) fn opt(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn opt(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     const AFFINE: &str = "layer_norm_elementwise_affine";
     const PROJECTED: &str = "word_embed_proj_dim";
     let width = file.size("hidden_size")?;

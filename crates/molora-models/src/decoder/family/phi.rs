@@ -1,12 +1,13 @@
 //! Phi-3 and Phi-4 (arXiv:2404.14219): Llama with fused matrices.
 
-use super::llama::{Defaults, NAMES, base};
+use super::llama::{Defaults, NAMES, base, small};
 use super::window;
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::decoder::config::{DecoderConfig, QkvForm};
 use crate::decoder::names::Names;
 use crate::decoder::rope::RopeFields;
+use crate::family::About;
 
 const FUSED: Names = Names {
     qkv: ["self_attn.qkv_proj", "", ""],
@@ -15,8 +16,18 @@ const FUSED: Names = Names {
     ..NAMES
 };
 
+/// What is said of Phi-3, Phi-4.
+pub(super) const PHI3: About = About {
+    model_type: "phi3",
+    models: "Phi-3, Phi-4",
+    special: "one matrix for queries, keys and values, one for gate and up; a part of each head turns; LongRoPE",
+    gguf: None,
+    transformers: true,
+    small,
+};
+
 /// Phi-3 and Phi-4 mini and medium, with LongRoPE in those of long texts.
-pub(crate) fn phi3(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
+pub(super) fn phi3(file: &ConfigFile) -> Result<DecoderConfig, ModelError> {
     let defaults = Defaults {
         epsilon: 1e-5,
         ..Defaults::default()

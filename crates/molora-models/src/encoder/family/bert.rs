@@ -1,9 +1,12 @@
 //! BERT (Devlin et al., arXiv:1810.04805) and the families that differ from it by a few fields.
 
+use serde_json::{Value, json};
+
 use super::{activation, count, integer, only_encoder};
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::encoder::config::{EncoderConfig, Names, Positions, Projection};
+use crate::family::{About, Sizes};
 
 pub(super) const NAMES: Names = Names {
     prefix: "bert.",
@@ -42,16 +45,42 @@ pub(super) const NAMES: Names = Names {
     ],
 };
 
-const ROBERTA: Names = Names {
+const ROBERTA_NAMES: Names = Names {
     prefix: "roberta.",
     ..NAMES
 };
 
-const ELECTRA: Names = Names {
+const ELECTRA_NAMES: Names = Names {
     prefix: "electra.",
     roots: &["embeddings.", "embeddings_project.", "encoder."],
     projection: "embeddings_project",
     ..NAMES
+};
+
+/// What the families with BERT's fields cannot do without.
+pub(super) fn small(sizes: &Sizes) -> Value {
+    json!({
+        "hidden_size": sizes.width, "intermediate_size": sizes.inner, "vocab_size": sizes.vocabulary,
+        "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "max_position_embeddings": sizes.tokens, "hidden_act": "gelu",
+    })
+}
+
+/// The same with types of tokens.
+fn small_with_types(sizes: &Sizes) -> Value {
+    let mut config = small(sizes);
+    config["type_vocab_size"] = 2.into();
+    config
+}
+
+/// What is said of BERT, MiniLM, TinyBERT.
+pub(super) const BERT: About = About {
+    model_type: "bert",
+    models: "BERT, MiniLM, TinyBERT",
+    special: "learned positions, types of tokens",
+    gguf: None,
+    transformers: true,
+    small: small_with_types,
 };
 
 /// BERT, and what was distilled into its layout (MiniLM, TinyBERT).
@@ -65,6 +94,26 @@ pub(super) fn bert(file: &ConfigFile) -> Result<EncoderConfig, ModelError> {
     })
 }
 
+/// What is said of RoBERTa.
+pub(super) const ROBERTA: About = About {
+    model_type: "roberta",
+    models: "RoBERTa",
+    special: "positions count from the padding token; one token type that is not read",
+    gguf: None,
+    transformers: true,
+    small: small_with_types,
+};
+
+/// What is said of XLM-R.
+pub(super) const XLM_ROBERTA: About = About {
+    model_type: "xlm-roberta",
+    models: "XLM-R",
+    special: "positions count from the padding token; one token type that is not read",
+    gguf: None,
+    transformers: true,
+    small: small_with_types,
+};
+
 /// RoBERTa (Liu et al., arXiv:1907.11692) and XLM-R (Conneau et al., arXiv:1911.02116): positions
 /// count from the padding token.
 ///
@@ -75,7 +124,7 @@ pub(super) fn roberta(file: &ConfigFile) -> Result<EncoderConfig, ModelError> {
     let padding = integer(file, "pad_token_id", 1)?;
     let padding = usize::try_from(padding)
         .map_err(|_| file.unsupported("pad_token_id", "a token: positions count from it"))?;
-    let config = base(file, &ROBERTA)?;
+    let config = base(file, &ROBERTA_NAMES)?;
     let rows = config.max_tokens;
     Ok(EncoderConfig {
         token_types,
@@ -89,6 +138,16 @@ pub(super) fn roberta(file: &ConfigFile) -> Result<EncoderConfig, ModelError> {
     })
 }
 
+/// What is said of ELECTRA.
+pub(super) const ELECTRA: About = About {
+    model_type: "electra",
+    models: "ELECTRA",
+    special: "embeddings of a width of their own, and a linear map behind them",
+    gguf: None,
+    transformers: true,
+    small: small_with_types,
+};
+
 /// ELECTRA (Clark et al., arXiv:2003.10555): embeddings of a width of their own.
 pub(super) fn electra(file: &ConfigFile) -> Result<EncoderConfig, ModelError> {
     only_encoder(file)?;
@@ -96,7 +155,7 @@ pub(super) fn electra(file: &ConfigFile) -> Result<EncoderConfig, ModelError> {
         token_types: file.size("type_vocab_size")?,
         reads_token_types: true,
         embedding_width: file.optional_size("embedding_size")?.unwrap_or(128),
-        ..base(file, &ELECTRA)?
+        ..base(file, &ELECTRA_NAMES)?
     })
 }
 

@@ -1,12 +1,13 @@
 //! DeBERTa v2 and v3 (He et al., arXiv:2006.03654 and arXiv:2111.09543): contents and relative
 //! positions attend to each other.
 
-use super::bert::{NAMES as BERT, base};
+use super::bert::{NAMES as BERT, base, small};
 use super::{activation, integer, only_encoder};
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::encoder::config::{ConvolutionConfig, EncoderConfig, Names, Projection};
 use crate::encoder::relative::Disentangled;
+use crate::family::About;
 use crate::layers::Activation;
 
 const NAMES: Names = Names {
@@ -32,6 +33,16 @@ const NAMES: Names = Names {
         "encoder.LayerNorm.bias",
     ],
     ..BERT
+};
+
+/// What is said of DeBERTa v2, v3.
+pub(super) const DEBERTA: About = About {
+    model_type: "deberta-v2",
+    models: "DeBERTa v2, v3",
+    special: "scores of contents with relative positions, a convolution beside the first layer",
+    gguf: None,
+    transformers: false,
+    small,
 };
 
 /// DeBERTa v2 and v3.

@@ -1,10 +1,13 @@
 //! DistilBERT (Sanh et al., arXiv:1910.01108): BERT without token types, by names of its own.
 
+use serde_json::{Value, json};
+
 use super::activation;
 use super::bert::NAMES as BERT;
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::encoder::config::{EncoderConfig, Names, Positions, Projection};
+use crate::family::{About, Sizes};
 
 const NAMES: Names = Names {
     prefix: "distilbert.",
@@ -18,6 +21,25 @@ const NAMES: Names = Names {
     feed_forward_norm: "output_layer_norm",
     unused: &["embeddings.position_ids"],
     ..BERT
+};
+
+/// A configuration of these sizes.
+fn small(sizes: &Sizes) -> Value {
+    json!({
+        "dim": sizes.width, "hidden_dim": sizes.inner, "vocab_size": sizes.vocabulary,
+        "n_layers": sizes.layers, "n_heads": sizes.heads,
+        "max_position_embeddings": sizes.tokens, "activation": "gelu",
+    })
+}
+
+/// What is said of DistilBERT.
+pub(super) const DISTILBERT: About = About {
+    model_type: "distilbert",
+    models: "DistilBERT",
+    special: "names, no token types",
+    gguf: None,
+    transformers: true,
+    small,
 };
 
 /// DistilBERT. Sinusoidal positions are a table in its files too.

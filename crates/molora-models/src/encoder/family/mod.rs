@@ -9,21 +9,22 @@ mod mpnet;
 use super::config::EncoderConfig;
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
+use crate::family::About;
 use crate::layers::Activation;
 
 /// Reads the configuration of a family.
 type Read = fn(&ConfigFile) -> Result<EncoderConfig, ModelError>;
 
-/// Every family by its `model_type`.
-pub(crate) const FAMILIES: [(&str, Read); 8] = [
-    ("bert", bert::bert),
-    ("roberta", bert::roberta),
-    ("xlm-roberta", bert::roberta),
-    ("electra", bert::electra),
-    ("distilbert", distilbert::distilbert),
-    ("mpnet", mpnet::mpnet),
-    ("modernbert", modernbert::modernbert),
-    ("deberta-v2", deberta::deberta),
+/// Every family.
+pub(crate) const FAMILIES: [(&About, Read); 8] = [
+    (&bert::BERT, bert::bert),
+    (&bert::ROBERTA, bert::roberta),
+    (&bert::XLM_ROBERTA, bert::roberta),
+    (&bert::ELECTRA, bert::electra),
+    (&distilbert::DISTILBERT, distilbert::distilbert),
+    (&mpnet::MPNET, mpnet::mpnet),
+    (&modernbert::MODERNBERT, modernbert::modernbert),
+    (&deberta::DEBERTA, deberta::deberta),
 ];
 
 /// Fields that change nothing without dropout, or that only heads of other uses read.
@@ -75,9 +76,7 @@ const NEUTRAL: [&str; 43] = [
 
 /// Counts fields as known that have no effect here.
 pub(super) fn pass_over(file: &ConfigFile) {
-    for field in NEUTRAL {
-        file.get(field);
-    }
+    file.pass_over(&NEUTRAL);
 }
 
 /// What a family calls the width of hidden states and the number of heads.

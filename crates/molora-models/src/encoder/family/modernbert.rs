@@ -4,7 +4,7 @@
 //! Its files hold queries, keys and values as one matrix, `attn.Wqkv`, and gate and up-projection as
 //! `mlp.Wi`. Here they are the sites `attn.Wqkv.q`, `.k`, `.v`, `mlp.Wi.gate` and `mlp.Wi.up`.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::bert::NAMES as BERT;
 use super::{activation, only_encoder};
@@ -12,6 +12,7 @@ use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::decoder::{Rope, RopeScaling};
 use crate::encoder::config::{EncoderConfig, LocalAttention, Names, Projection};
+use crate::family::{About, Sizes};
 
 const NAMES: Names = Names {
     prefix: "model.",
@@ -35,6 +36,25 @@ const NAMES: Names = Names {
 
 const FULL: &str = "full_attention";
 const LOCAL: &str = "sliding_attention";
+
+/// A configuration of these sizes.
+fn small(sizes: &Sizes) -> Value {
+    json!({
+        "hidden_size": sizes.width, "intermediate_size": sizes.inner, "vocab_size": sizes.vocabulary,
+        "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "max_position_embeddings": sizes.tokens, "hidden_activation": "gelu",
+    })
+}
+
+/// What is said of ModernBERT.
+pub(super) const MODERNBERT: About = About {
+    model_type: "modernbert",
+    models: "ModernBERT",
+    special: "normalisation first, rotary positions, layers that see neighbours alone, a gate; fused `Wqkv` and `Wi`",
+    gguf: None,
+    transformers: true,
+    small,
+};
 
 /// ModernBERT.
 pub(super) fn modernbert(file: &ConfigFile) -> Result<EncoderConfig, ModelError> {

@@ -1,10 +1,11 @@
 //! MPNet (Song et al., arXiv:2004.09297): BERT with T5's biases of distances.
 
-use super::bert::{NAMES as BERT, base, behind_padding};
+use super::bert::{NAMES as BERT, base, behind_padding, small};
 use super::only_encoder;
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::encoder::config::{EncoderConfig, Names, Positions, RelativeClasses};
+use crate::family::About;
 
 const NAMES: Names = Names {
     prefix: "mpnet.",
@@ -21,6 +22,16 @@ const PADDING: usize = 1;
 /// Classes of distances that are computed, whatever the configuration says: the field is the number
 /// of rows of their table.
 const CLASSES: usize = 32;
+
+/// What is said of MPNet.
+pub(super) const MPNET: About = About {
+    model_type: "mpnet",
+    models: "MPNet",
+    special: "positions as RoBERTa's, biases of scores by distance, no token types",
+    gguf: None,
+    transformers: true,
+    small,
+};
 
 /// MPNet.
 pub(super) fn mpnet(file: &ConfigFile) -> Result<EncoderConfig, ModelError> {

@@ -1,11 +1,14 @@
 //! BART (Lewis et al., arXiv:1910.13461): learned positions, normalisation behind each sum.
 
+use serde_json::{Value, json};
+
 use super::start_token;
 use crate::checkpoint::ConfigFile;
 use crate::encoder::activation;
 use crate::encoder_decoder::config::{
     EncoderDecoderConfig, ForcedTokens, Names, StackConfig, TokenPositions,
 };
+use crate::family::{About, Sizes};
 use crate::{ModelError, NormKind};
 
 const NAMES: Names = Names {
@@ -63,6 +66,27 @@ const NEUTRAL: [&str; 12] = [
     "save_step",
 ];
 
+/// A configuration of these sizes.
+fn small(sizes: &Sizes) -> Value {
+    json!({
+        "d_model": sizes.width, "vocab_size": sizes.vocabulary,
+        "encoder_layers": sizes.layers, "decoder_layers": sizes.layers,
+        "encoder_attention_heads": sizes.heads, "decoder_attention_heads": sizes.heads,
+        "encoder_ffn_dim": sizes.inner, "decoder_ffn_dim": sizes.inner,
+        "max_position_embeddings": sizes.tokens, "activation_function": "gelu",
+    })
+}
+
+/// What is said of BART.
+pub(super) const BART: About = About {
+    model_type: "bart",
+    models: "BART",
+    special: "learned positions, layer norm behind each sum, biases, `final_logits_bias`, tokens that generation is forced to write",
+    gguf: None,
+    transformers: true,
+    small,
+};
+
 /// BART.
 pub(super) fn bart(file: &ConfigFile) -> Result<EncoderDecoderConfig, ModelError> {
     for (field, needed) in FIXED {
@@ -70,9 +94,7 @@ pub(super) fn bart(file: &ConfigFile) -> Result<EncoderDecoderConfig, ModelError
             return Err(file.unsupported(field, &format!("{needed}: no other is supported")));
         }
     }
-    for field in NEUTRAL {
-        file.get(field);
-    }
+    file.pass_over(&NEUTRAL);
     let (width, vocab_size) = (file.size("d_model")?, file.size("vocab_size")?);
     let stack = |[heads, inner]: [&str; 2]| {
         let num_heads = file.size(heads)?;

@@ -6,16 +6,17 @@ mod t5;
 use super::config::EncoderDecoderConfig;
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
+use crate::family::About;
 
 /// Reads the configuration of a family.
 type Read = fn(&ConfigFile) -> Result<EncoderDecoderConfig, ModelError>;
 
-/// Every family by its `model_type`.
-pub(crate) const FAMILIES: [(&str, Read); 4] = [
-    ("t5", t5::t5),
-    ("mt5", t5::mt5),
-    ("umt5", t5::umt5),
-    ("bart", bart::bart),
+/// Every family.
+pub(crate) const FAMILIES: [(&About, Read); 4] = [
+    (&t5::T5, t5::t5),
+    (&t5::MT5, t5::mt5),
+    (&t5::UMT5, t5::umt5),
+    (&bart::BART, bart::bart),
 ];
 
 /// The token that every written text starts with; `default` if the file has none.

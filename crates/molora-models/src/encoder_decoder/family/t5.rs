@@ -1,11 +1,14 @@
 //! T5 (Raffel et al., arXiv:1910.10683), mT5 (Xue et al., arXiv:2010.11934) and UMT5 (Chung et al.,
 //! arXiv:2304.09151).
 
+use serde_json::{Value, json};
+
 use super::start_token;
 use crate::checkpoint::ConfigFile;
 use crate::encoder_decoder::config::{
     EncoderDecoderConfig, ForcedTokens, Names, StackConfig, TokenPositions,
 };
+use crate::family::{About, Sizes};
 use crate::layers::Activation;
 use crate::{ModelError, NormKind};
 
@@ -66,6 +69,24 @@ const FEED_FORWARD: [(&str, Activation, bool); 4] = [
     ("gelu", Activation::Gelu, false),
 ];
 
+/// A configuration of these sizes.
+fn small(sizes: &Sizes) -> Value {
+    json!({
+        "d_model": sizes.width, "d_ff": sizes.inner, "vocab_size": sizes.vocabulary,
+        "num_layers": sizes.layers, "num_heads": sizes.heads, "d_kv": sizes.width / sizes.heads,
+    })
+}
+
+/// What is said of T5, v1.1, Flan-T5.
+pub(super) const T5: About = About {
+    model_type: "t5",
+    models: "T5, v1.1, Flan-T5",
+    special: "biases of scores by distance; a gate where the configuration has one",
+    gguf: None,
+    transformers: true,
+    small,
+};
+
 /// T5, T5 v1.1, Flan-T5.
 pub(super) fn t5(file: &ConfigFile) -> Result<EncoderDecoderConfig, ModelError> {
     // Version 1.1 does not scale; its older files say so by a head that is not tied.
@@ -79,6 +100,16 @@ pub(super) fn t5(file: &ConfigFile) -> Result<EncoderDecoderConfig, ModelError> 
     })
 }
 
+/// What is said of mT5.
+pub(super) const MT5: About = About {
+    model_type: "mt5",
+    models: "mT5",
+    special: "no scale in front of the head",
+    gguf: None,
+    transformers: true,
+    small,
+};
+
 /// mT5: no scale in front of the head, whatever the configuration says of ties.
 pub(super) fn mt5(file: &ConfigFile) -> Result<EncoderDecoderConfig, ModelError> {
     file.flag("tie_word_embeddings", true)?;
@@ -87,6 +118,16 @@ pub(super) fn mt5(file: &ConfigFile) -> Result<EncoderDecoderConfig, ModelError>
     }
     base(file, "gated-gelu", false)
 }
+
+/// What is said of UMT5.
+pub(super) const UMT5: About = About {
+    model_type: "umt5",
+    models: "UMT5",
+    special: "biases by distance in every layer",
+    gguf: None,
+    transformers: true,
+    small,
+};
 
 /// UMT5: biases by distance in every layer.
 pub(super) fn umt5(file: &ConfigFile) -> Result<EncoderDecoderConfig, ModelError> {
@@ -153,9 +194,7 @@ fn base(
 
 fn feed_forward(file: &ConfigFile, default: &str) -> Result<(Activation, bool), ModelError> {
     // Both follow from `feed_forward_proj`.
-    for derived in ["dense_act_fn", "is_gated_act"] {
-        file.get(derived);
-    }
+    file.pass_over(&["dense_act_fn", "is_gated_act"]);
     let found = file.text("feed_forward_proj")?.unwrap_or(default);
     let known = FEED_FORWARD.iter().find(|(name, ..)| *name == found);
     known

@@ -19,7 +19,7 @@ use molora_models::{
 };
 use molora_testkit::{assert_close, device};
 use molora_train::Recipe;
-use molora_train::run::train;
+use molora_train::run::{Request, train};
 use serde_json::{Value, json};
 
 use super::decoder::{Llama, golden};
@@ -211,7 +211,34 @@ fn trained_loras_of_other_encoders() {
     }
 }
 
-/// Exports and merges a run of an encoder, and keeps both.
+/// At every linear layer, those of a base's experts too.
+#[test]
+fn trained_loras_of_decoders() {
+    for family in [
+        "gemma2",
+        "gemma3",
+        "gpt_neox",
+        "granite",
+        "mixtral",
+        "olmo2",
+        "opt",
+        "phi3",
+        "qwen3_moe",
+        "smollm3",
+    ] {
+        let world = families::writing_world(family);
+        let mut recipe = writer::recipe("lora", 20);
+        recipe.adapter.targets = families::targets(&world, family);
+        let request = writer::request(&world, recipe, &["pets"], "run");
+        let model = world.path(family).to_str().expect("UTF-8").to_owned();
+        let request = Request { model, ..request };
+        train(&request, &AtomicBool::new(false), &mut |_| {}).expect("a whole run");
+        copy_folder(&world.path(family), &world.path("model"));
+        keep_lora(&world, family);
+    }
+}
+
+/// Exports and merges a run, and keeps both.
 fn keep_lora(world: &World, family: &str) {
     for arguments in [
         ["export", "run", "--out", "peft"],

@@ -185,7 +185,10 @@ fn configurations_that_cannot_be_used() {
             name: "another family",
             damage: |world| config(world, "model_type", json!("albert")),
             arguments: &[],
-            expected: &["model/config.json: model_type is \"albert\", expected bert, roberta, "],
+            expected: &[
+                "model/config.json: model_type is \"albert\", expected bert, roberta, ",
+                "`molora models`",
+            ],
         },
         Mistake {
             name: "heads that do not divide the width",

@@ -1,8 +1,11 @@
-//! Runs on encoders and encoder-decoders of every family, with tokenizers of the kinds that they have.
+//! Runs on encoders and encoder-decoders of every family, with tokenizers of the kinds that they have. With
+//! `MOLORA_GOLDEN` the models are those of that folder.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
+use molora_models::{About, Family};
+use molora_testkit::golden::MOLORA_GOLDEN;
 use molora_train::run::train;
 use serde_json::{Value, json};
 
@@ -33,9 +36,12 @@ const WORDS: [&str; 8] = [
     "purr", "bark", "sun", "rain", "snow", "never", "surely", "w",
 ];
 
-fn golden(family: &str) -> PathBuf {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../molora-models/tests/golden");
-    PathBuf::from(folder).join(family)
+/// The model of a golden case: of the folder that the environment names, if it has one of this name.
+pub(crate) fn golden(family: &str) -> PathBuf {
+    let bundled = concat!(env!("CARGO_MANIFEST_DIR"), "/../molora-models/tests/golden");
+    let given = std::env::var_os(MOLORA_GOLDEN).map(|folder| PathBuf::from(folder).join(family));
+    let given = given.filter(|folder| folder.is_dir());
+    given.unwrap_or_else(|| PathBuf::from(bundled).join(family))
 }
 
 /// The world with the model of a family and its tokenizer in the place of the tiny BERT.
@@ -123,10 +129,15 @@ fn unigrams() -> Value {
         "model": {"type": "Unigram", "unk_id": 3, "vocab": vocab, "byte_fallback": false}})
 }
 
-fn done(world: &World, arguments: &[&str]) {
+pub(crate) fn done(world: &World, arguments: &[&str]) {
     let output = world.run(arguments);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {errors}");
+}
+
+/// What the family of a model in the world says of itself.
+pub(crate) fn about(world: &World, model: &str) -> &'static About {
+    Family::of(&world.path(model)).expect("a family").about
 }
 
 /// One LoRA: a run that was stopped ends as one that was not; merged, exported and asked.
@@ -155,9 +166,9 @@ fn encoders_learn_and_are_written() {
             "--out",
             "python",
         ];
-        match family.starts_with("deberta") {
-            false => done(&world, &python),
-            true => {
+        match about(&world, "model").transformers {
+            true => done(&world, &python),
+            false => {
                 let output = world.run(&python);
                 let errors = String::from_utf8_lossy(&output.stderr);
                 assert!(
@@ -206,25 +217,47 @@ fn marked(world: &World, front: Option<(&str, usize)>, end: (&str, usize)) -> Va
     tokenizer
 }
 
+/// Folders of encoder-decoders.
+pub(crate) const ENCODER_DECODERS: [&str; 3] = ["mt5", "umt5", "bart"];
+
+/// The world of the writer with the model of a family that writes, in a folder of its name.
+pub(crate) fn writing_world(family: &str) -> World {
+    let world = writer::world();
+    copy_folder(&golden(family), &world.path(family));
+    let own = read_json(&world.path("writer").join("tokenizer.json"));
+    if !ENCODER_DECODERS.contains(&family) {
+        write_json(&world.path(family).join("tokenizer.json"), &own);
+        return world;
+    }
+    let id = |name: &str| own["model"]["vocab"][name].as_u64().map(|id| id as usize);
+    let (start, end) = (id("<s>"), id("</s>"));
+    let (Some(start), Some(end)) = (start, end) else {
+        panic!("the writer has marks: {}", own["model"]["vocab"]);
+    };
+    let front = (family == "bart").then_some(("<s>", start));
+    let tokenizer = marked(&world, front, ("</s>", end));
+    write_json(&world.path(family).join("tokenizer.json"), &tokenizer);
+    // The number that the tokenizer gives the end of a text.
+    World::edit(&world.path(family).join("config.json"), |config| {
+        config["eos_token_id"] = json!(end);
+    });
+    world
+}
+
+/// Every linear layer that PEFT has a place for: of Qwen3-MoE not those of layers without experts.
+pub(crate) fn targets(world: &World, family: &str) -> Vec<String> {
+    let all = match about(world, family).model_type {
+        "qwen3_moe" => "regex:.*(self_attn|experts).*",
+        _ => "all-linear",
+    };
+    vec![all.into()]
+}
+
 /// Encoder-decoders read the prompt and write the answer.
 #[test]
 fn encoder_decoders_learn_too() {
-    for family in ["mt5", "umt5", "bart"] {
-        let world = writer::world();
-        copy_folder(&golden(family), &world.path(family));
-        let own = read_json(&world.path("writer").join("tokenizer.json"));
-        let id = |name: &str| own["model"]["vocab"][name].as_u64().map(|id| id as usize);
-        let (start, end) = (id("<s>"), id("</s>"));
-        let (Some(start), Some(end)) = (start, end) else {
-            panic!("the writer has marks: {}", own["model"]["vocab"]);
-        };
-        let front = (family == "bart").then_some(("<s>", start));
-        let tokenizer = marked(&world, front, ("</s>", end));
-        write_json(&world.path(family).join("tokenizer.json"), &tokenizer);
-        // The number that the tokenizer gives the end of a text.
-        World::edit(&world.path(family).join("config.json"), |config| {
-            config["eos_token_id"] = json!(end);
-        });
+    for family in ENCODER_DECODERS {
+        let world = writing_world(family);
         for name in ["lora", "samora"] {
             let mut recipe = writer::recipe(name, 120);
             recipe.objective.terms.clear();

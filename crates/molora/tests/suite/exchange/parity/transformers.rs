@@ -276,6 +276,15 @@ fn other_families_for_transformers() {
         ("umt5", "hydralora", "sequence"),
         ("bart", "samora", "none"),
         ("bart", "hydralora", "sequence"),
+        ("gemma", "samora", "none"),
+        ("gemma2", "hydralora", "sequence"),
+        ("gemma3", "samora", "none"),
+        ("granite", "hydralora", "dora"),
+        ("mistral_window", "samora", "none"),
+        ("olmo2", "hydralora", "sequence"),
+        ("olmo2", "moa", "first"),
+        ("phi3", "hydralora", "none"),
+        ("smollm3", "samora", "none"),
     ] {
         let world = writer::world();
         copy_folder(&golden(family), &world.path("base"));
