@@ -65,10 +65,10 @@ pub use checkpoint::{
     save_heads, save_routers, shortest_names,
 };
 pub use decoder::{
-    BeamOptions, Decoder, DecoderConfig, DecoderInput, DecoderOutput, ExpertsConfig, Finish,
-    GenerateError, GenerateOptions, Generated, KvCache, LayerConfig, NormKind, NormPlace,
-    Penalties, QkNorm, QkvForm, Rope, RopeScaling, Sampling, Watcher, choose, last_real, likeliest,
-    log_sum_exp,
+    BeamOptions, Decoder, DecoderConfig, DecoderInput, DecoderOutput, Decoders, DecodersCache,
+    ExpertsConfig, Finish, GenerateError, GenerateOptions, Generated, KvCache, LayerConfig,
+    NormKind, NormPlace, Penalties, QkNorm, QkvForm, Rope, RopeScaling, Sampling, Watcher, choose,
+    last_real, likeliest, log_sum_exp,
 };
 pub use encoder::{
     Bert, BertConfig, ConvolutionConfig, Disentangled, Encoder, EncoderConfig, EncoderInput,

@@ -145,6 +145,8 @@ pub struct MoLoraLinear {
     pub adapter: Option<Adapter>,
     /// In place of an adapter, where the experts are in a pool.
     pub pooled: Option<PooledSite>,
+    /// Which of a decoder's linear layers it is, by which those of other decoders on the same base are found.
+    pub(crate) number: usize,
 }
 
 impl From<Linear> for MoLoraLinear {
@@ -163,7 +165,14 @@ impl MoLoraLinear {
             bias: bias.map(frozen),
             adapter: None,
             pooled: None,
+            number: 0,
         }
+    }
+
+    /// Whether something is attached to it that acts on the layer's own output.
+    pub(crate) fn is_adapted(&self) -> bool {
+        let adapter = self.adapter.as_ref();
+        adapter.is_some_and(|adapter| !adapter.is_beside) || self.pooled.is_some()
     }
 
     /// Removes what was attached.
@@ -228,15 +237,42 @@ impl MoLoraLinear {
         context: &ForwardContext,
         shared: Option<&RouterOutput>,
     ) -> (Tensor<3>, Option<RouteTrace>) {
+        let y = self.product(x.clone());
+        self.adapt(y, x, context, shared)
+    }
+
+    /// What the adapter adds to: [`base`](Self::base), or without the bias where the sum is rescaled.
+    pub(crate) fn product(&self, x: Tensor<3>) -> Tensor<3> {
+        match &self.adapter {
+            Some(adapter) if !adapter.is_beside => self.before(x, adapter),
+            _ => self.base(x),
+        }
+    }
+
+    /// The [`product`](Self::product) from the output `y` of [`base`](Self::base).
+    pub(crate) fn product_of(&self, y: Tensor<3>) -> Tensor<3> {
+        let magnitude = self.adapter.as_ref().and_then(|own| own.magnitude.as_ref());
+        match (magnitude, &self.bias) {
+            (Some(_), Some(bias)) => y - bias.val().unsqueeze(),
+            _ => y,
+        }
+    }
+
+    /// As [`forward`](Self::forward) for the [`product`](Self::product) `y` `[B, T, O]` of `x`.
+    pub(crate) fn adapt(
+        &self,
+        y: Tensor<3>,
+        x: Tensor<3>,
+        context: &ForwardContext,
+        shared: Option<&RouterOutput>,
+    ) -> (Tensor<3>, Option<RouteTrace>) {
         let here = self.adapter.as_ref().filter(|adapter| !adapter.is_beside);
         let Some(adapter) = here else {
-            let base = self.base(x.clone());
             return match &self.pooled {
-                Some(pooled) => pooled.add_delta(base, x, context),
-                None => (base, None),
+                Some(pooled) => pooled.add_delta(y, x, context),
+                None => (y, None),
             };
         };
-        let y = self.before(x.clone(), adapter);
         let (y, routed, code) = adapter.add_delta(y, x, context, shared);
         let y = self.rescaled(y, adapter, routed.is_some() || shared.is_some());
         (
@@ -248,16 +284,15 @@ impl MoLoraLinear {
         )
     }
 
-    /// As [`forward`](Self::forward) under decisions `[B, 1, E]` of the site's router that were
-    /// taken before.
-    pub(crate) fn forward_decided(
+    /// As [`adapt`](Self::adapt) under decisions `[B, 1, E]` of the site's router that were taken before.
+    pub(crate) fn adapt_decided(
         &self,
+        y: Tensor<3>,
         x: Tensor<3>,
         context: &ForwardContext,
         adapter: &Adapter,
         decided: &RouterOutput,
     ) -> Tensor<3> {
-        let y = self.before(x.clone(), adapter);
         let y = adapter.add_decided(y, x, context, decided);
         self.rescaled(y, adapter, true)
     }

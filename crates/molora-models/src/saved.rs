@@ -89,6 +89,11 @@ impl SavedTables {
         }
     }
 
+    /// Whether a head is read in the place of that of the frozen model.
+    pub(crate) fn has_head(&self) -> bool {
+        self.head.is_some()
+    }
+
     /// Those that there are, by the paths that both have in files.
     pub(crate) fn listed(
         &mut self,

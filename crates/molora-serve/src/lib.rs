@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! HTTP (axum) -> fields of the body, each read or refused by name -> requests
-//!             -> a thread for each model: molora_train::generate::Engine, one pass for all texts
+//!             -> a thread for all models on one base: molora_train::generate::Engine, one pass for all texts
 //!             -> events -> one answer, or server-sent events as it is written
 //! ```
 //!
@@ -58,7 +58,7 @@ pub use models::{ServeError, Source};
 /// How a server works.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How much each model does at once.
+    /// How much each model does at once, or all together that write on one base.
     pub engine: EngineOptions,
     /// Texts that may wait for each model beside those that are written; more are refused.
     pub max_waiting: usize,
@@ -92,7 +92,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a thread for each model, given with its name.
+    /// Starts a thread for each model, given with its name, or for all that write on one base.
     ///
     /// # Errors
     /// Two models of one name, a name with a colon, or a model that cannot be served.
@@ -117,11 +117,7 @@ impl Server {
 
     /// Bytes that the caches of keys and values of all models may come to hold.
     pub fn most_cache_bytes(&self) -> usize {
-        self.app
-            .models
-            .texts()
-            .map(|model| model.most_cache_bytes)
-            .sum()
+        self.app.models.most_cache_bytes
     }
 
     /// Answers requests at an address until Ctrl-C or SIGTERM, and then those that are there already; a second

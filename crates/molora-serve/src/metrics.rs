@@ -61,7 +61,7 @@ impl Metrics {
         for (name, help, kind, of) in GAUGES {
             text.head(name, help, kind);
             for model in models.texts() {
-                let value = of(&model.worker.state());
+                let value = of(&model.state());
                 text.line(name, &[("model", &model.name)], value);
             }
         }
@@ -69,7 +69,7 @@ impl Metrics {
         let help = "Weights that routers gave to each expert in the steps that were looked at";
         text.head(name, help, "counter");
         for model in models.texts() {
-            for (expert, weight) in model.worker.state().expert_weights.iter().enumerate() {
+            for (expert, weight) in model.state().expert_weights.iter().enumerate() {
                 let expert = model.expert_name(expert);
                 text.line(
                     name,

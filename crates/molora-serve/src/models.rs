@@ -7,13 +7,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use molora_train::TrainError;
-use molora_train::generate::{Engine, EngineOptions, Variant, Writer};
+use molora_train::generate::{
+    Engine, EngineOptions, EngineState, Listener, Request, Variant, Writer,
+};
 use molora_train::guide::TextEncoder;
 use molora_train::predict::Predictor;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::worker::{TextWorker, TurnWorker};
+use crate::worker::{Room, TextWorker, TurnWorker};
 
 /// What a model does.
 #[derive(Debug)]
@@ -55,14 +57,30 @@ pub enum ServeError {
 pub(crate) struct TextModel {
     pub(crate) name: String,
     pub(crate) writer: Arc<Writer>,
-    pub(crate) worker: TextWorker,
+    /// What writes its texts, and those of other models on its base.
+    worker: Arc<TextWorker>,
+    /// Its number among those.
+    number: usize,
+    pub(crate) room: Arc<Room>,
     /// Most tokens of a prompt with its answer.
     pub(crate) max_context: usize,
-    /// Bytes that its cache may come to hold.
-    pub(crate) most_cache_bytes: usize,
 }
 
 impl TextModel {
+    /// Asks for a text.
+    pub(crate) fn ask(
+        &self,
+        request: Request,
+        listener: Box<dyn Listener>,
+    ) -> Result<(), ApiError> {
+        self.worker.ask(self.number, request, listener)
+    }
+
+    /// What is done for it.
+    pub(crate) fn state(&self) -> EngineState {
+        self.worker.state(self.number)
+    }
+
     /// The name of an expert, or its number.
     pub(crate) fn expert_name(&self, expert: usize) -> String {
         let name = self.writer.experts().get(expert);
@@ -112,13 +130,15 @@ type Part<'a> = (&'a str, &'a str);
 #[derive(Debug)]
 pub(crate) struct Models {
     models: Vec<(String, Kind)>,
+    /// Bytes that the caches of all may come to hold.
+    pub(crate) most_cache_bytes: usize,
     /// Seconds since 1970 at the start.
     created: u64,
 }
 
 impl Models {
-    /// Starts a thread for each model; `room` is how many texts each may have to write at once, those that
-    /// wait included.
+    /// Starts a thread for each model, or for all that write on one base; `room` is how many texts each may have
+    /// to write at once, those that wait included.
     pub(crate) fn start(
         sources: Vec<(String, Source)>,
         options: EngineOptions,
@@ -126,8 +146,8 @@ impl Models {
         created: u64,
     ) -> Result<Self, ServeError> {
         let mut names = BTreeSet::new();
-        let mut models = Vec::new();
-        for (name, source) in sources {
+        let (mut models, mut writers) = (Vec::new(), Vec::new());
+        for (place, (name, source)) in sources.into_iter().enumerate() {
             if name.is_empty() || name.contains(':') {
                 return Err(ServeError::BadName { name });
             }
@@ -136,17 +156,8 @@ impl Models {
             }
             let kind = match source {
                 Source::Writer(writer) => {
-                    let writer = Arc::new(*writer);
-                    let engine = Engine::new(Arc::clone(&writer), options)?;
-                    let max_context = engine.options().max_context;
-                    let most_cache_bytes = engine.most_cache_bytes();
-                    Kind::Text(TextModel {
-                        name: name.clone(),
-                        worker: TextWorker::start(&name, engine, room)?,
-                        writer,
-                        max_context,
-                        most_cache_bytes,
-                    })
+                    writers.push((place, name, Arc::new(*writer)));
+                    continue;
                 }
                 Source::Encoder(encoder) => Kind::Embedding(EmbeddingModel {
                     worker: TurnWorker::start(&name, *encoder, room)?,
@@ -156,9 +167,34 @@ impl Models {
                     worker: TurnWorker::start(&name, *predictor, room)?,
                 }),
             };
-            models.push((name, kind));
+            models.push((place, name, kind));
         }
-        Ok(Self { models, created })
+        let mut most_cache_bytes = 0;
+        for together in by_base(writers) {
+            let writers = together.iter().map(|(_, _, writer)| Arc::clone(writer));
+            let engine = Engine::new(writers.collect(), options)?;
+            let max_context = engine.options().max_context;
+            most_cache_bytes += engine.most_cache_bytes();
+            let worker = TextWorker::start(&together[0].1, engine)?;
+            for (number, (place, name, writer)) in together.into_iter().enumerate() {
+                let model = TextModel {
+                    name: name.clone(),
+                    writer,
+                    worker: Arc::clone(&worker),
+                    number,
+                    room: Room::new(room),
+                    max_context,
+                };
+                models.push((place, name, Kind::Text(model)));
+            }
+        }
+        models.sort_by_key(|(place, _, _)| *place);
+        let models = models.into_iter().map(|(_, name, kind)| (name, kind));
+        Ok(Self {
+            models: models.collect(),
+            most_cache_bytes,
+            created,
+        })
     }
 
     /// The models that write.
@@ -274,6 +310,22 @@ impl Models {
         });
         json!({"object": "list", "data": data.collect::<Vec<_>>()})
     }
+}
+
+/// A writer with its place among the sources, and its name.
+type Placed = (usize, String, Arc<Writer>);
+
+/// Writers in lists of those that one engine can have.
+fn by_base(writers: Vec<Placed>) -> Vec<Vec<Placed>> {
+    let mut lists: Vec<Vec<Placed>> = Vec::new();
+    for new in writers {
+        let found = lists.iter_mut().find(|list| list[0].2.can_join(&new.2));
+        match found {
+            Some(list) => list.push(new),
+            None => lists.push(vec![new]),
+        }
+    }
+    lists
 }
 
 impl Kind {

@@ -105,7 +105,7 @@ impl Params {
         (scores, prompt_scores): (Option<usize>, Option<usize>),
     ) -> Result<Vec<Request>, ApiError> {
         // Before anything is made for them.
-        model.worker.room.check(asked.len() * self.count)?;
+        model.room.check(asked.len() * self.count)?;
         let room = model.max_context;
         let request = |asked: &EncodedPrompt, number: usize| Request {
             variant,

@@ -50,7 +50,7 @@ pub(crate) fn ask(
     requests: Vec<Request>,
     metrics: &Arc<Metrics>,
 ) -> Result<UnboundedReceiver<Heard>, ApiError> {
-    let places = model.worker.room.take(requests.len())?;
+    let places = model.room.take(requests.len())?;
     let (events, heard) = unbounded_channel();
     for ((number, request), place) in requests.into_iter().enumerate().zip(places) {
         let line = Line {
@@ -62,7 +62,7 @@ pub(crate) fn ask(
             has_begun: false,
             _place: place,
         };
-        model.worker.ask(request, Box::new(line))?;
+        model.ask(request, Box::new(line))?;
     }
     Ok(heard)
 }

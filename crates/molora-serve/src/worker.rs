@@ -1,4 +1,4 @@
-//! Threads that compute: one for each model.
+//! Threads that compute: one for each model, or for all that write on one base.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -57,58 +57,55 @@ impl Drop for Place {
     }
 }
 
-type Job = (Request, Box<dyn Listener>);
+/// A request to the model of a number.
+type Job = (usize, Request, Box<dyn Listener>);
 
 /// An engine on a thread of its own, which ends when nobody can ask it any more.
 #[derive(Debug)]
 pub(crate) struct TextWorker {
     jobs: mpsc::Sender<Job>,
-    state: Arc<Mutex<EngineState>>,
-    pub(crate) room: Arc<Room>,
+    states: Arc<Mutex<Vec<EngineState>>>,
 }
 
 impl TextWorker {
-    pub(crate) fn start(name: &str, engine: Engine, room: usize) -> std::io::Result<Self> {
+    pub(crate) fn start(name: &str, engine: Engine) -> std::io::Result<Arc<Self>> {
         let (jobs, received) = mpsc::channel();
-        let state = Arc::new(Mutex::new(EngineState::default()));
-        let shown = Arc::clone(&state);
+        let states = Arc::new(Mutex::new(engine.states().to_vec()));
+        let shown = Arc::clone(&states);
         let thread = thread::Builder::new().name(format!("engine {name}"));
         thread.spawn(move || run(engine, &received, &shown))?;
-        Ok(Self {
-            jobs,
-            state,
-            room: Room::new(room),
-        })
+        Ok(Arc::new(Self { jobs, states }))
     }
 
+    /// Asks the model of a number for a text.
     pub(crate) fn ask(
         &self,
+        model: usize,
         request: Request,
         listener: Box<dyn Listener>,
     ) -> Result<(), ApiError> {
-        let sent = self.jobs.send((request, listener));
+        let sent = self.jobs.send((model, request, listener));
         sent.map_err(|_| ApiError::fault("the model's thread has ended"))
     }
 
-    pub(crate) fn state(&self) -> EngineState {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    /// What the engine does for the model of a number.
+    pub(crate) fn state(&self, model: usize) -> EngineState {
+        let states = self.states.lock();
+        states.unwrap_or_else(PoisonError::into_inner)[model].clone()
     }
 }
 
-fn run(mut engine: Engine, jobs: &mpsc::Receiver<Job>, shown: &Mutex<EngineState>) {
+fn run(mut engine: Engine, jobs: &mpsc::Receiver<Job>, shown: &Mutex<Vec<EngineState>>) {
     let mut is_busy = false;
     loop {
         if !is_busy {
-            let Ok((request, listener)) = jobs.recv() else {
+            let Ok((model, request, listener)) = jobs.recv() else {
                 return;
             };
-            engine.submit(request, listener);
+            engine.submit(model, request, listener);
         }
-        while let Ok((request, listener)) = jobs.try_recv() {
-            engine.submit(request, listener);
+        while let Ok((model, request, listener)) = jobs.try_recv() {
+            engine.submit(model, request, listener);
         }
         // A fault in one pass ends its requests, and not the server.
         is_busy =
@@ -116,8 +113,8 @@ fn run(mut engine: Engine, jobs: &mpsc::Receiver<Job>, shown: &Mutex<EngineState
                 engine.fail_all("the model's computation failed; the server's log says how");
                 false
             });
-        let state = engine.state().clone();
-        *shown.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        let states = engine.states().to_vec();
+        *shown.lock().unwrap_or_else(PoisonError::into_inner) = states;
     }
 }
 

@@ -1,5 +1,6 @@
 //! Keys and values of the tokens so far.
 
+use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use molora_routing::RouterOutput;
 
@@ -67,12 +68,36 @@ impl KvCache {
         self.mask.as_ref().map_or(0, |mask| mask.dims()[0])
     }
 
+    /// Keys and values with their mask, and, in a cache of its own with the same mask, what is a method's own:
+    /// those of a first pass, and decisions.
+    pub(super) fn apart(self) -> (Self, Self) {
+        let empty = Self::new(self.layers.len());
+        let own = Self {
+            first_pass: self.first_pass,
+            decisions: self.decisions,
+            mask: self.mask.clone(),
+            ..empty.clone()
+        };
+        let shared = Self {
+            layers: self.layers,
+            mask: self.mask,
+            ..empty
+        };
+        (shared, own)
+    }
+
     /// Puts the rows of another cache of the same model behind the own ones. The shorter rows get padding
     /// in front.
     ///
     /// # Panics
     /// If the caches are of different models.
     pub fn append(&mut self, other: Self) {
+        self.insert(self.num_rows(), other);
+    }
+
+    /// As [`append`](Self::append) in front of the row of a number, which only a cache without decisions of routers takes
+    /// elsewhere than at the end.
+    pub(super) fn insert(&mut self, at: usize, other: Self) {
         let (Some(own), Some(new)) = (&self.mask, &other.mask) else {
             if other.mask.is_some() {
                 *self = other;
@@ -91,17 +116,17 @@ impl KvCache {
             0 => mask,
             more => Tensor::cat(vec![Tensor::full([rows, more], false, &device), mask], 1),
         };
-        let masks = vec![
-            padded(own, own_rows, own_tokens),
-            padded(new, new_rows, new_tokens),
-        ];
-        self.mask = Some(Tensor::cat(masks, 0));
+        let own = padded(own, own_rows, own_tokens);
+        let new = padded(new, new_rows, new_tokens);
+        self.mask = Some(inserted(own, new, at));
         for (own, new) in self.layers.iter_mut().zip(other.layers) {
-            own.append(new, width);
+            own.insert(at, new, width);
         }
         for (own, new) in self.first_pass.iter_mut().zip(other.first_pass) {
-            own.append(new, width);
+            own.insert(at, new, width);
         }
+        let is_plain = self.decisions.is_empty() && self.tokens.is_none();
+        assert!(is_plain || at == own_rows, "decisions are at the end");
         self.tokens = joined(self.tokens.take(), other.tokens, width);
         let mut new = other.decisions;
         let own = std::mem::take(&mut self.decisions);
@@ -221,9 +246,26 @@ fn joined(
     Some((Tensor::cat(vec![padded(own), padded(new)], 0), stages))
 }
 
+/// The own rows with new ones in front of the row of a number.
+fn inserted<const D: usize, K: Basic>(
+    own: Tensor<D, K>,
+    new: Tensor<D, K>,
+    at: usize,
+) -> Tensor<D, K> {
+    let behind = own.dims()[0] - at;
+    if behind == 0 {
+        return Tensor::cat(vec![own, new], 0);
+    }
+    let last = own.clone().narrow(0, at, behind);
+    match at {
+        0 => Tensor::cat(vec![new, last], 0),
+        _ => Tensor::cat(vec![own.narrow(0, 0, at), new, last], 0),
+    }
+}
+
 impl LayerCache {
-    /// Puts rows of another cache behind the own ones, all with padding in front up to `width` tokens.
-    fn append(&mut self, other: Self, width: usize) {
+    /// Puts rows of another cache in front of the row of a number, all with padding in front up to `width` tokens.
+    fn insert(&mut self, at: usize, other: Self, width: usize) {
         let (Some(own), Some(new)) = (self.0.take(), other.0) else {
             return;
         };
@@ -237,7 +279,7 @@ impl LayerCache {
                 }
             }
         };
-        let both = |own, new| Tensor::cat(vec![padded(own), padded(new)], 0);
+        let both = |own, new| inserted(padded(own), padded(new), at);
         let ([keys, values], [new_keys, new_values]) = (own.filled(), new.filled());
         self.0 = Some(Stored {
             keys: both(keys, new_keys),

@@ -31,6 +31,7 @@ impl FeedForwardPart {
     /// `[B, T, D]` to `[B, T, D]`.
     pub(super) fn forward(&self, x: Tensor<3>, pass: &mut Pass) -> Tensor<3> {
         match self {
+            _ if pass.feeds_apart(matches!(self, Self::Experts(_))) => pass.feed_apart(x),
             Self::Dense(part) => part.forward(x, pass),
             Self::Experts(part) => part.forward(x, pass),
         }

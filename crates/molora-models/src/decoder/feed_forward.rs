@@ -40,10 +40,13 @@ impl FeedForward {
 
     /// Whether anything is attached to its linear layers.
     pub(crate) fn is_adapted(&self) -> bool {
-        let linears = self.gate.iter().chain([&self.up, &self.down]);
-        linears
-            .into_iter()
+        self.linears()
             .any(|linear| linear.adapter.is_some() || linear.pooled.is_some())
+    }
+
+    /// Its linear layers.
+    pub(super) fn linears(&self) -> impl Iterator<Item = &MoLoraLinear> {
+        self.gate.iter().chain([&self.up, &self.down])
     }
 
     fn parts(&self) -> FeedForwardParts<'_> {

@@ -17,7 +17,7 @@ use super::scaling::Scaling;
 use crate::checkpoint::ModelWeights;
 use crate::layers::Norm;
 use crate::reader::Reader;
-use crate::{BaseDtype, ModelError, RmsNorm, SavedTables};
+use crate::{Adaptable, BaseDtype, ModelError, RmsNorm, SavedTables};
 
 impl Decoder {
     /// Reads `config.json` and `model.safetensors`, or the files of `model.safetensors.index.json`
@@ -72,7 +72,10 @@ impl Decoder {
             config: &config,
             reader,
         };
-        let model = builder.decoder()?;
+        let mut model = builder.decoder()?;
+        for (number, (_, linear)) in model.linears_mut().into_iter().enumerate() {
+            linear.number = number;
+        }
         builder.refuse_unread()?;
         Ok(model)
     }

@@ -229,8 +229,14 @@ impl Decoder {
         self.scaling.logits(self.saved.scores(frozen, hidden))
     }
 
+    /// As [`logits`](Self::logits) by the frozen head, whatever trained beside it.
+    pub(super) fn frozen_logits(&self, hidden: Tensor<3>) -> Tensor<3> {
+        let frozen = self.head.as_ref().unwrap_or(&self.tokens);
+        self.scaling.logits(frozen.scores(hidden))
+    }
+
     /// What the layers share; `mask` `[B, S]` is that of all tokens, of which the input is the end.
-    fn pass<'a>(
+    pub(super) fn pass<'a>(
         &self,
         input: &DecoderInput,
         mask: Tensor<2, Bool>,
@@ -266,7 +272,7 @@ impl Decoder {
         self.ropes.iter().any(|rope| rope.stage(1).is_some())
     }
 
-    fn embed(
+    pub(super) fn embed(
         &self,
         input: &DecoderInput,
         positions: Tensor<2, Int>,
@@ -306,7 +312,7 @@ impl Decoder {
     }
 
     /// Runs the pass that decides for all sites, where there is one.
-    fn first_pass(
+    pub(super) fn first_pass(
         &self,
         hidden: &Tensor<3>,
         mut caches: Option<&mut Vec<LayerCache>>,
@@ -326,7 +332,7 @@ impl Decoder {
     }
 
     /// Lets the layers vote, where that is how they agree.
-    fn vote(&self, hidden: &Tensor<3>, pass: &mut Pass) {
+    pub(super) fn vote(&self, hidden: &Tensor<3>, pass: &mut Pass) {
         if self.layer_rule == LayerRule::Vote && !pass.has_decided() {
             let logits = self.votes(hidden.clone(), pass);
             let labels = pass.context.guidance.labels.take();
@@ -356,14 +362,18 @@ impl Decoder {
         cache: Option<&mut LayerCache>,
         pass: &mut Pass,
     ) -> Tensor<3> {
-        let layer = &self.layers[index];
-        pass.enter(layer.router.as_ref(), &hidden, self.layer_rule);
+        self.enter(index, &hidden, pass);
+        self.layers[index].forward(hidden, cache, pass)
+    }
+
+    /// Takes the decisions for a layer by its input.
+    pub(super) fn enter(&self, index: usize, hidden: &Tensor<3>, pass: &mut Pass) {
+        pass.enter(self.layers[index].router.as_ref(), hidden, self.layer_rule);
         pass.feed_forward = self.feed_forward_router(index);
         pass.context.pool = self.part.as_ref().and_then(ModelPart::pool).cloned();
         if let Some(first) = self.part.as_ref().and_then(ModelPart::first_pass) {
             pass.enter_after(first, index == 0);
         }
-        layer.forward(hidden, cache, pass)
     }
 
     /// The output of the feed-forward part of a layer for its input `x` `[B, T, D]`, which is normalised
@@ -463,7 +473,7 @@ pub(crate) fn embedded(
 
 /// Positions `[B, T]` of the tokens of the input: how many real tokens are in front of each, in its
 /// row or, with segments, in its segment. `mask` `[B, S]` is that of all tokens.
-fn positions(mask: &Tensor<2, Bool>, input: &DecoderInput) -> Tensor<2, Int> {
+pub(super) fn positions(mask: &Tensor<2, Bool>, input: &DecoderInput) -> Tensor<2, Int> {
     let (all, new) = (mask.dims()[1], input.ids.dims()[1]);
     let counted = mask.clone().int().cumsum(1).sub_scalar(1).clamp_min(0);
     let counted = counted.narrow(1, all - new, new);

@@ -7,6 +7,7 @@ use molora_kernels::AttentionOptions;
 use molora_routing::{Granularity, LayerRule, RouterOutput};
 
 use super::config::LayerConfig;
+use super::group::Group;
 use super::rope::Rotation;
 use crate::observe::{Observation, observation};
 use crate::scope::{decide, decide_feed_forward};
@@ -35,6 +36,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) routes: Vec<RouteTrace>,
     /// What the sites read and added, if requested.
     pub(crate) observed: Option<Vec<Observation>>,
+    /// The rows of several decoders, each of which has a pass of its own for what is attached to it.
+    pub(super) groups: Vec<Group<'a>>,
 }
 
 impl Pass<'_> {
@@ -59,6 +62,7 @@ impl Pass<'_> {
             feed_forward: None,
             routes: Vec::new(),
             observed: None,
+            groups: Vec::new(),
         }
     }
 
@@ -71,11 +75,21 @@ impl Pass<'_> {
 
     /// `[B, T, D]` to `[B, T, O]`, with the routing decision noted.
     pub(crate) fn apply(&mut self, linear: &MoLoraLinear, x: Tensor<3>) -> Tensor<3> {
+        if !self.groups.is_empty() {
+            return self.apply_groups(linear, x);
+        }
         if let Some(weight) = self.fixed {
             return linear.with_weight(x, weight);
         }
-        let Some(adapter) = &linear.adapter else {
-            let (y, route) = linear.forward(x, &self.context, None);
+        let y = linear.product(x.clone());
+        self.adapt(linear, y, x)
+    }
+
+    /// As [`apply`](Self::apply) for the layer's product `y` `[B, T, O]`, which its adapter adds to.
+    pub(super) fn adapt(&mut self, linear: &MoLoraLinear, y: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
+        let here = linear.adapter.as_ref();
+        let Some(adapter) = here.filter(|adapter| !adapter.is_beside) else {
+            let (y, route) = linear.adapt(y, x, &self.context, None);
             self.routes.extend(route);
             return y;
         };
@@ -85,11 +99,11 @@ impl Pass<'_> {
         let site = adapter.site();
         let is_own = adapter.router.is_some();
         if let Some(routed) = self.decided(site).filter(|_| is_own) {
-            let y = linear.forward_decided(x, &self.context, adapter, &routed);
+            let y = linear.adapt_decided(y, x, &self.context, adapter, &routed);
             self.routes.push(RouteTrace::new(site, routed));
             return y;
         }
-        let (y, route) = linear.forward(x, &self.context, self.shared.as_ref());
+        let (y, route) = linear.adapt(y, x, &self.context, self.shared.as_ref());
         let granularity = adapter.router.as_ref().map(|router| router.granularity());
         self.keep(granularity, route.as_ref());
         self.routes.extend(route);
@@ -99,6 +113,9 @@ impl Pass<'_> {
     /// The output `y` of a feed-forward part that read `x`, with what the adapter beside it adds, if its last
     /// linear layer has one.
     pub(crate) fn beside(&mut self, last: &MoLoraLinear, y: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
+        if !self.groups.is_empty() {
+            return self.beside_groups(last, y, x);
+        }
         let adapter = last.adapter.as_ref().filter(|adapter| adapter.is_beside);
         let Some(adapter) = adapter.filter(|_| self.fixed.is_none()) else {
             return y;

@@ -115,6 +115,14 @@ impl Adaptable for Decoder {
 }
 
 impl Decoder {
+    /// Every linear layer but the head, by its number.
+    pub(super) fn numbered(&self) -> Vec<&MoLoraLinear> {
+        let layers = self.layers.iter();
+        let mut linears: Vec<_> = layers.flat_map(layer_linears).collect();
+        linears.sort_by_key(|linear| linear.number);
+        linears
+    }
+
     /// Every linear layer but the head, in the order of the forward pass.
     fn places(&mut self) -> Vec<Place<'_>> {
         let names = self.names;
@@ -190,6 +198,20 @@ fn check_experts(
             refuse("adapter.router_scope", spec.router_scope.name(), expected)
         }
     }
+}
+
+/// The linear layers of a layer.
+fn layer_linears(layer: &Layer) -> Vec<&MoLoraLinear> {
+    let qkv = layer.attention.qkv.linears().into_iter().flatten();
+    let mut linears: Vec<_> = qkv.chain([&layer.attention.output]).collect();
+    match &layer.feed_forward {
+        FeedForwardPart::Dense(part) => linears.extend(part.linears()),
+        FeedForwardPart::Experts(part) => {
+            linears.push(&part.router);
+            linears.extend(part.experts.iter().flat_map(FeedForward::linears));
+        }
+    }
+    linears
 }
 
 /// The linear layers of a layer with their names in it.

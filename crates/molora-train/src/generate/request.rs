@@ -1,12 +1,13 @@
 //! From requests to a server to tokens and router inputs, and back.
 
 use burn::tensor::Tensor;
-use molora_models::{ForwardContext, GenerateError};
+use molora_models::{Backbone, Decoder, ForwardContext, GenerateError};
 
 use super::Prompt;
 use super::engine::{EncodedPrompt, Variant};
 use super::writer::{WriteOptions, Writer};
 use crate::error::TrainError;
+use crate::run::ReadBase;
 
 impl Writer {
     /// A prompt as the model reads it; with `is_chat` a text is a user's message.
@@ -76,6 +77,28 @@ impl Writer {
         match &self.mixture {
             None => Some("it is no run"),
             Some(mixture) => mixture.why_none_exactly(),
+        }
+    }
+
+    /// Whether one [engine](super::Engine) can write texts of both in the same passes: they are decoders on the
+    /// same base in the same type, on the same device, whose positions do not depend on the longest text.
+    pub fn can_join(&self, other: &Self) -> bool {
+        let is_alike = match (&self.backbone, &other.backbone) {
+            (Backbone::Decoder(own), Backbone::Decoder(_)) => !own.depends_on_length(),
+            _ => false,
+        };
+        let same = |own: &ReadBase| other.read.as_ref().is_some_and(|other| own.is_same(other));
+        is_alike && self.read.as_ref().is_some_and(same)
+    }
+
+    /// The model of a writer that an engine has.
+    ///
+    /// # Panics
+    /// If it is no decoder, which engines refuse.
+    pub(super) fn decoder(&self) -> &Decoder {
+        match &self.backbone {
+            Backbone::Decoder(model) => model,
+            _ => unreachable!("refused when the engine was made"),
         }
     }
 

@@ -36,7 +36,7 @@ pub struct Writer {
     pub(super) device: Device,
     folder: PathBuf,
     /// The base model, for runs on it to share.
-    read: Option<ReadBase>,
+    pub(super) read: Option<ReadBase>,
 }
 
 /// How texts are continued.

@@ -38,9 +38,7 @@ impl ReadBase {
         known: &[&Self],
     ) -> Result<Self, TrainError> {
         let place = place_of(folder);
-        let is_it = |known: &&&Self| {
-            known.folder == place && known.dtype == dtype && known.device == *device
-        };
+        let is_it = |known: &&&Self| known.is_of(&place, dtype, device);
         if let Some(known) = known.iter().find(is_it) {
             return Ok((*known).clone());
         }
@@ -56,6 +54,15 @@ impl ReadBase {
             device: device.clone(),
             backbone,
         }
+    }
+
+    fn is_of(&self, place: &Path, dtype: BaseDtype, device: &Device) -> bool {
+        self.folder == place && self.dtype == dtype && self.device == *device
+    }
+
+    /// Whether another one is the same model, in the same type and on the same device.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.is_of(&other.folder, other.dtype, &other.device)
     }
 
     /// The model, which shares its weights with all others of it.

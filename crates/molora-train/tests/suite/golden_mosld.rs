@@ -71,10 +71,8 @@ fn forward_dropped(
     let factors = keep_dr.transpose().div_scalar(keep);
     let low = adapter.bank.down_masked(x.clone(), factors);
     let (delta, routed) = adapter.mix(low, x.clone(), context, None);
-    let base = MoLoraLinear {
-        adapter: None,
-        ..linear.clone()
-    };
+    let mut base = linear.clone();
+    base.adapter = None;
     (
         base.forward(x, context, None).0 + delta,
         routed.expect("routed"),

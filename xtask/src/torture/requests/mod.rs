@@ -40,7 +40,7 @@ const BETWEEN: usize = 250;
 /// The question, whose answer never changes.
 const GOOD: &str = r#"{"model": "base", "prompt": "w1 cat w2", "max_tokens": 6, "temperature": 0}"#;
 
-/// Starts a server of a decoder `base`, an encoder `model`, and a run `run` of it.
+/// Starts a server of a decoder `base`, another model `beside` on it, an encoder `model`, and a run `run` of it.
 fn serve(stage: &Stage, root: &Path, name: &str) -> Result<Served> {
     let place = stage.folder.join(name);
     tree::replace(stage.state("two")?, &place)?;
@@ -54,8 +54,8 @@ fn serve(stage: &Stage, root: &Path, name: &str) -> Result<Served> {
     let template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}";
     let config = json!({ "chat_template": template });
     std::fs::write(base.join("tokenizer_config.json"), config.to_string())?;
-    let arguments = ["serve", "base", "model", "run", "--grace", "5"];
-    let arguments: Vec<String> = arguments.map(str::to_owned).to_vec();
+    let arguments = "serve base beside=base model run --grace 5".split(' ');
+    let arguments: Vec<String> = arguments.map(str::to_owned).collect();
     let mut command: Command = stage.program.command(&place, &arguments);
     command.args(["--max-context", "64"]);
     Served::start(command)

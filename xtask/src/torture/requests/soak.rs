@@ -49,12 +49,18 @@ pub(in crate::torture) fn run(stage: &Stage, root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A request to one of the two models that share a base.
+fn asked(number: usize, more: &str) -> Vec<u8> {
+    let model = ["base", "beside"][number % 2];
+    let body = format!(r#"{{"model": "{model}", "prompt": "w1 cat w2", {more}}}"#);
+    cases::post("/v1/completions", body.as_bytes())
+}
+
 /// So many requests, by several clients at once, each of which is answered.
 fn short(served: &Served, count: usize) -> Result<()> {
-    let body = br#"{"model": "base", "prompt": "w1 cat w2", "max_tokens": 2, "seed": 1}"#;
-    let request = [(cases::post("/v1/completions", body), Duration::ZERO)];
-    each(count, |_| {
-        let answer = Answer::to(served.address, &request)?;
+    each(count, |number| {
+        let request = asked(number, r#""max_tokens": 2, "seed": 1"#);
+        let answer = Answer::to(served.address, &[(request, Duration::ZERO)])?;
         let is_good = answer.outcome() == Ok(Outcome::Answered);
         ensure!(is_good, "a short request: {answer:?}");
         Ok(())
@@ -63,11 +69,10 @@ fn short(served: &Served, count: usize) -> Result<()> {
 
 /// Clients that go away in the middle of a stream, at another place each.
 fn hang_up(served: &Served) -> Result<()> {
-    let body = br#"{"model": "base", "prompt": "w1", "max_tokens": 60, "n": 4, "stream": true, "stop": ["none"]}"#;
-    let request = cases::post("/v1/completions", body);
+    let more = r#""max_tokens": 55, "n": 4, "stream": true, "stop": ["none"]"#;
     each(GONE, |number| {
         let pause = Duration::from_millis(number as u64 % 40);
-        let pieces = [(request.clone(), pause)];
+        let pieces = [(asked(number, more), pause)];
         drop(send(served.address, &pieces)?);
         Ok(())
     })

@@ -4,23 +4,24 @@ use burn::tensor::Tensor;
 use molora_adapters::task_selector;
 use molora_kernels::random::Seed;
 use molora_models::{
-    AdapterSpec, Composition, Decoder, DecoderInput, ForwardContext, KvCache, PoolConfig,
-    PoolWeights, choose,
+    AdapterSpec, Composition, Decoder, DecoderInput, Decoders, ForwardContext, KvCache, PoolConfig,
+    PoolWeights, SavedModule, choose,
 };
 use molora_routing::{Granularity, Guidance, LayerRule, RouterConfig, Selection, expert_labels};
 use molora_testkit::device;
 use proptest::prelude::*;
 
 use super::adapters::{adapted_for, routers, spec};
-use super::world::{llama, sequence};
+use super::world::{gpt2, llama, model, sequence};
 
 const TASKS: usize = 2;
 /// Scores agree up to the order of sums.
 const ROUNDING: f32 = 1e-5;
 
-/// A row: what it reads, what is known of it, and what it wrote with which scores.
+/// A row: which model writes it, what it reads, what is known of it, and what it wrote with which scores.
 #[derive(Clone)]
 struct Row {
+    model: usize,
     prompt: Vec<usize>,
     count: usize,
     context: ForwardContext,
@@ -39,6 +40,7 @@ impl Row {
             ..Guidance::default()
         };
         Self {
+            model: 0,
             prompt: sequence(length, number),
             count,
             context,
@@ -104,16 +106,23 @@ fn alone(model: &Decoder, row: &Row) -> Row {
     row
 }
 
-/// All rows, each of which joins after so many steps from the one before it.
-fn together(model: &Decoder, rows: &[Row], waits: &[usize], piece: usize) -> Vec<Row> {
+/// All rows, each of which joins after so many steps from the one before it; those of one model stand side by side.
+fn together(models: &[&Decoder], rows: &[Row], waits: &[usize], piece: usize) -> Vec<Row> {
     let mut rows = rows.to_vec();
-    let (mut cache, mut inside) = (model.cache(), Vec::<usize>::new());
+    let decoders = Decoders::new(models.to_vec());
+    let (mut cache, mut inside) = (decoders.cache(), Vec::<usize>::new());
     let (mut next, mut waited) = (0, 0);
     while next < rows.len() || !inside.is_empty() {
         while next < rows.len() && (waited >= waits[next] || inside.is_empty()) {
-            let own = rows[next].read(model, piece);
-            cache.append(own);
-            inside.push(next);
+            let number = rows[next].model;
+            let piece = match models[number].reads_prompts_whole() {
+                true => usize::MAX,
+                false => piece,
+            };
+            let own = rows[next].read(models[number], piece);
+            cache.join(number, own);
+            let place = inside.partition_point(|&row| rows[row].model <= number);
+            inside.insert(place, next);
             (next, waited) = (next + 1, 0);
         }
         let stays = |place: &usize| !rows[inside[*place]].is_done();
@@ -134,15 +143,50 @@ fn together(model: &Decoder, rows: &[Row], waits: &[usize], piece: usize) -> Vec
             longest.max().expect("a row"),
             "no column for nobody"
         );
-        let contexts: Vec<_> = inside.iter().map(|&row| &rows[row].context).collect();
+        let groups: Vec<_> = inside
+            .chunk_by(|&a, &b| rows[a].model == rows[b].model)
+            .map(|group| {
+                let contexts: Vec<_> = group.iter().map(|&row| &rows[row].context).collect();
+                (rows[group[0]].model, ForwardContext::cat(&contexts))
+            })
+            .collect();
         let newest: Vec<_> = inside.iter().map(|&row| vec![rows[row].newest()]).collect();
-        let scores = step(model, &mut cache, &newest, &ForwardContext::cat(&contexts));
-        for (&row, scores) in inside.iter().zip(scores) {
-            rows[row].write(scores);
+        let input = DecoderInput::from_sequences(&newest, &device());
+        let (hidden, routes) = decoders.forward_cached(&input, &mut cache, &groups);
+        assert_eq!(routes.len(), groups.len());
+        let counts: Vec<_> = groups
+            .iter()
+            .map(|(model, context)| (*model, context.mask.dims()[0]))
+            .collect();
+        let scores = decoders.logits(hidden, &counts).into_data();
+        let scores: Vec<f32> = scores.iter::<f32>().collect();
+        for (&row, scores) in inside.iter().zip(scores.chunks(scores.len() / inside.len())) {
+            rows[row].write(scores.to_vec());
         }
         waited += 1;
     }
     rows
+}
+
+/// Rows that are written together get what they get alone.
+fn are_alike(
+    models: &[&Decoder],
+    rows: &[Row],
+    waits: &[usize],
+    piece: usize,
+) -> Result<(), TestCaseError> {
+    let beside = together(models, rows, waits, piece);
+    for (row, beside) in rows.iter().zip(&beside) {
+        let alone = alone(models[row.model], row);
+        for ((token, scores), (other, others)) in alone.written.iter().zip(&beside.written) {
+            let far = scores.iter().zip(others).map(|(a, b)| (a - b).abs());
+            let far = far.fold(0.0, f32::max);
+            prop_assert!(far <= ROUNDING, "{far}: model {}", row.model);
+            prop_assert_eq!(token, other, "model {}", row.model);
+        }
+        prop_assert_eq!(alone.written.len(), beside.written.len());
+    }
+    Ok(())
 }
 
 /// The mixtures of the suite, and one that is gated by task.
@@ -173,19 +217,57 @@ proptest! {
             };
             let rows: Vec<Row> = (0..).zip(&sizes).map(row).collect();
             let waits: Vec<usize> = sizes.iter().map(|&(_, _, wait)| wait).collect();
-            let beside = together(&model, &rows, &waits, piece);
-            for (row, beside) in rows.iter().zip(&beside) {
-                let alone = alone(&model, row);
-                for ((token, scores), (other, others)) in alone.written.iter().zip(&beside.written) {
-                    let far = scores.iter().zip(others).map(|(a, b)| (a - b).abs());
-                    let far = far.fold(0.0, f32::max);
-                    prop_assert!(far <= ROUNDING, "{far}: {spec:?}");
-                    prop_assert_eq!(token, other, "{:?}", spec);
-                }
-                prop_assert_eq!(alone.written.len(), beside.written.len());
-            }
+            are_alike(&[&model], &rows, &waits, piece)?;
         }
     }
+
+    /// The base, every mixture of the suite, and tables that trained, in one pass.
+    #[test]
+    fn rows_of_several_models_do_not_depend_on_those_beside_them(
+        sizes in prop::collection::vec((1..9usize, 1..8usize, 0..3usize, any::<usize>()), 4..12),
+        piece in 1..5usize, start in 0..100u64,
+    ) {
+        let saved = |module| AdapterSpec {
+            modules_to_save: vec![module],
+            ..spec(&llama(), None)
+        };
+        let tables = [SavedModule::Embeddings, SavedModule::Head].map(saved);
+        let specs = specs().into_iter().chain(tables);
+        let adapted = specs.map(|spec| adapted_for(&llama(), &spec, TASKS));
+        let models: Vec<Decoder> = [model(&llama(), 1)].into_iter().chain(adapted).collect();
+        check_several(&models, &sizes, piece, start)?;
+    }
+
+    /// Biases, and magnitudes of the sum of the weight and what is added.
+    #[test]
+    fn rows_of_several_models_with_biases_do_not_depend_on_those_beside_them(
+        sizes in prop::collection::vec((1..9usize, 1..8usize, 0..3usize, any::<usize>()), 2..6),
+        piece in 1..5usize, start in 0..100u64,
+    ) {
+        let dora = |router| AdapterSpec {
+            dora: true,
+            ..spec(&gpt2(), router)
+        };
+        let specs = [dora(None), spec(&gpt2(), None), dora(Some(RouterConfig::default()))];
+        let models = specs.map(|spec| adapted_for(&gpt2(), &spec, TASKS));
+        check_several(&models, &sizes, piece, start)?;
+    }
+}
+
+/// Rows of the sizes: length of the prompt, tokens to write, steps to wait, and a number that says which model writes.
+fn check_several(
+    models: &[Decoder],
+    sizes: &[(usize, usize, usize, usize)],
+    piece: usize,
+    start: u64,
+) -> Result<(), TestCaseError> {
+    let row = |(number, &(length, count, _, model)): (u64, &(usize, usize, usize, usize))| Row {
+        model: model % models.len(),
+        ..Row::new(start + number, length, count, None)
+    };
+    let rows: Vec<Row> = (0..).zip(sizes).map(row).collect();
+    let waits: Vec<usize> = sizes.iter().map(|&(_, _, wait, _)| wait).collect();
+    are_alike(&models.iter().collect::<Vec<_>>(), &rows, &waits, piece)
 }
 
 #[test]

@@ -1,10 +1,12 @@
-//! Many texts at once with one model: requests join and leave between tokens.
+//! Many texts at once with one model, or with several on one base: requests join and leave between tokens.
 //!
 //! ```text
 //! submit -> waiting -> reading (its prompt, in pieces) -> rows -> out
-//!                        one at a time                     one pass for all rows, whatever their
-//!                        in a cache of its own             task or expert, in one cache
+//!           by model     one at a time                     one pass for all rows, whatever their
+//!                        in a cache of its own             model, task or expert, in one cache
 //! ```
+//!
+//! Rows are sorted by model. Models take turns with their prompts, so that one that many ask holds up no other.
 //!
 //! A [`step`](Engine::step) reads up to so many tokens of prompts, and then writes one token of every row.
 //! So a long prompt delays the others by a bounded time, unless a router decides by the whole prompt, which
@@ -12,18 +14,22 @@
 
 mod request;
 mod row;
+mod waiting;
 
-use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use molora_models::{Backbone, Decoder, DecoderInput, ForwardContext, KvCache, RouteTrace};
+use molora_models::{
+    Backbone, Decoder, DecoderInput, Decoders, DecodersCache, ForwardContext, KvCache, RouteTrace,
+};
 use rayon::prelude::*;
 
 use super::Writer;
 use crate::error::{RunProblem, TrainError};
 pub use request::{EncodedPrompt, Event, Listener, Request, TokenScore, Variant};
 use row::{Row, score};
+use waiting::Waiting;
 
 /// Experts' shares are looked at in one step of so many: they cost a wait for the device.
 const LOAD_STEPS: u64 = 16;
@@ -41,7 +47,7 @@ pub struct EngineOptions {
     pub piece: usize,
 }
 
-/// What an engine has done, and what it holds.
+/// What an engine has done for a model, and what it holds of its texts.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EngineState {
     /// Requests that nothing was read of yet.
@@ -69,19 +75,19 @@ struct Reading {
     scores: Vec<TokenScore>,
 }
 
-/// A model that writes many texts at once.
+/// A model that writes many texts at once, or several on one base.
 pub struct Engine {
-    writer: Arc<Writer>,
+    writers: Vec<Arc<Writer>>,
     options: EngineOptions,
-    reads_whole: bool,
-    waiting: VecDeque<(Request, Box<dyn Listener>)>,
+    waiting: Waiting,
     reading: Option<Reading>,
+    /// Sorted by model.
     rows: Vec<Row>,
-    cache: KvCache,
-    /// What the rows' routers read; none where rows have joined or left since it was made.
-    context: Option<ForwardContext>,
+    cache: DecodersCache,
+    /// What the routers read of the rows of each model; none where rows have joined or left since it was made.
+    contexts: Vec<Option<ForwardContext>>,
     steps: u64,
-    state: EngineState,
+    states: Vec<EngineState>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -89,53 +95,47 @@ impl std::fmt::Debug for Engine {
         let mut shown = f.debug_struct("Engine");
         shown
             .field("options", &self.options)
-            .field("state", &self.state);
+            .field("states", &self.states);
         shown.finish_non_exhaustive()
     }
 }
 
 impl Engine {
-    /// An engine for a model or a run that writes.
+    /// An engine for models or runs that write, all of which [can join](Writer::can_join) the first one.
     ///
     /// # Errors
     /// [`RunProblem::NotServed`] for a model that reads a text and writes another, or a mixture of which a
     /// text depends on those beside it.
-    pub fn new(writer: Arc<Writer>, options: EngineOptions) -> Result<Self, TrainError> {
-        let refuse = |why| {
-            Err(TrainError::run(
-                writer.folder(),
-                RunProblem::NotServed { why },
-            ))
-        };
-        let Backbone::Decoder(model) = &writer.backbone else {
-            return refuse("it is an encoder-decoder, and only decoders are");
-        };
-        if model.mixes_rows() {
-            return refuse(
-                "its routers mix experts by all texts of a pass (pool weights \"released\"), so that \
-                 answers would depend on other requests",
-            );
+    ///
+    /// # Panics
+    /// If there is no model.
+    pub fn new(writers: Vec<Arc<Writer>>, options: EngineOptions) -> Result<Self, TrainError> {
+        for writer in &writers {
+            if let Some(why) = why_not_served(writer) {
+                let problem = RunProblem::NotServed { why };
+                return Err(TrainError::run(writer.folder(), problem));
+            }
         }
-        let max_context = options.max_context.min(model.max_tokens()).max(1);
-        Ok(Self {
-            reads_whole: model.reads_prompts_whole(),
-            cache: model.cache(),
-            options: EngineOptions {
-                // Where positions depend on the longest text of a pass, every text has one of its own.
-                max_rows: match model.depends_on_length() {
-                    true => 1,
-                    false => options.max_rows.max(1),
-                },
-                max_context,
-                piece: options.piece.max(1),
+        let model = writers[0].decoder();
+        let options = EngineOptions {
+            // Where positions depend on the longest text of a pass, every text has one of its own.
+            max_rows: match model.depends_on_length() {
+                true => 1,
+                false => options.max_rows.max(1),
             },
-            writer,
-            waiting: VecDeque::new(),
+            max_context: options.max_context.min(model.max_tokens()).max(1),
+            piece: options.piece.max(1),
+        };
+        Ok(Self {
+            options,
+            waiting: Waiting::of(writers.len()),
             reading: None,
             rows: Vec::new(),
-            context: None,
+            cache: decoders(&writers).cache(),
+            contexts: vec![None; writers.len()],
             steps: 0,
-            state: EngineState::default(),
+            states: vec![EngineState::default(); writers.len()],
+            writers,
         })
     }
 
@@ -147,19 +147,24 @@ impl Engine {
     /// Bytes that the cache may come to hold.
     pub fn most_cache_bytes(&self) -> usize {
         let tokens = self.options.max_rows * Decoder::cache_room(self.options.max_context);
-        tokens * self.model().cache_bytes_per_token()
+        let models = self.writers.iter().map(|writer| writer.decoder());
+        let most = models.map(Decoder::cache_bytes_per_token).max();
+        tokens * most.unwrap_or(0)
     }
 
-    /// What it has done, and what it holds.
-    pub fn state(&self) -> &EngineState {
-        &self.state
+    /// What it has done for each model, and what it holds of its texts.
+    pub fn states(&self) -> &[EngineState] {
+        &self.states
     }
 
-    /// Takes a request in, which is answered in the order of arrival as there is room. One that cannot be
-    /// answered fails at once.
-    pub fn submit(&mut self, request: Request, mut listener: Box<dyn Listener>) {
+    /// Takes a request to the model of a number in, which is answered in the order of arrival as there is room. One
+    /// that cannot be answered fails at once.
+    ///
+    /// # Panics
+    /// If there is no such model.
+    pub fn submit(&mut self, model: usize, request: Request, mut listener: Box<dyn Listener>) {
         match request.check(self.options.max_context) {
-            Ok(()) => self.waiting.push_back((request, listener)),
+            Ok(()) => self.waiting.add(model, request, listener),
             Err(error) => drop(listener.hear(Event::Failed(error.to_string()))),
         }
         self.count();
@@ -178,34 +183,40 @@ impl Engine {
 
     /// Ends all requests with an error.
     pub fn fail_all(&mut self, why: &str) {
-        for (_, mut listener) in self.waiting.drain(..) {
+        for mut listener in self.waiting.drain() {
             let _ = listener.hear(Event::Failed(why.to_owned()));
         }
         let reading = self.reading.take().map(|reading| reading.row);
         for mut row in reading.into_iter().chain(self.rows.drain(..)) {
             row.fail(why);
         }
-        self.cache = self.model().cache();
-        self.context = None;
+        self.cache = decoders(&self.writers).cache();
+        self.contexts.fill(None);
         self.count();
     }
 
-    fn model(&self) -> &Decoder {
-        match &self.writer.backbone {
-            Backbone::Decoder(model) => model,
-            _ => unreachable!("refused when the engine was made"),
+    fn count(&mut self) {
+        let width = self.cache.num_tokens();
+        for model in 0..self.states.len() {
+            let rows = self.rows_of(model).len();
+            let mut reading = self.reading.iter();
+            let is_read = reading.any(|reading| reading.row.model == model);
+            let state = &mut self.states[model];
+            state.waiting = self.waiting.count(model);
+            state.rows = rows + usize::from(is_read);
+            state.cache_tokens = rows * width;
         }
     }
 
-    fn count(&mut self) {
-        self.state.waiting = self.waiting.len();
-        self.state.rows = self.rows.len() + usize::from(self.reading.is_some());
-        self.state.cache_tokens = self.cache.num_rows() * self.cache.num_tokens();
+    /// The rows of a model.
+    fn rows_of(&self, model: usize) -> Range<usize> {
+        let before = |last: usize| self.rows.partition_point(|row| row.model < last);
+        before(model)..before(model + 1)
     }
 
     /// Drops requests whose listener has gone.
     fn leave(&mut self) {
-        self.waiting.retain(|(_, listener)| !listener.is_gone());
+        self.waiting.leave();
         if self
             .reading
             .as_ref()
@@ -223,11 +234,13 @@ impl Engine {
             return;
         }
         let kept: Vec<usize> = (0..stays.len()).filter(|&row| stays[row]).collect();
+        for (row, _) in self.rows.iter().zip(stays).filter(|(_, stays)| !**stays) {
+            self.contexts[row.model] = None;
+        }
         let mut stay = stays.iter();
         self.rows
             .retain(|_| *stay.next().expect("one for each row"));
         self.cache.select(&kept);
-        self.context = None;
     }
 
     /// Reads prompts up to the tokens of a piece, while there is room for their rows.
@@ -238,10 +251,10 @@ impl Engine {
                 return;
             };
             let missing = reading.row.request.asked.tokens.len() - reading.done;
-            let count = if self.reads_whole {
-                missing
-            } else {
-                missing.min(left)
+            let model = self.writers[reading.row.model].decoder();
+            let count = match model.reads_prompts_whole() {
+                true => missing,
+                false => missing.min(left),
             };
             left = left.saturating_sub(count);
             self.read(&mut reading, count);
@@ -255,12 +268,13 @@ impl Engine {
     /// The next request that can be read.
     fn begin(&mut self) -> Option<Reading> {
         loop {
-            let (request, mut listener) = self.waiting.pop_front()?;
-            match self.writer.context_of(&request.asked.text, request.variant) {
+            let (model, (request, mut listener)) = self.waiting.next()?;
+            let writer = &self.writers[model];
+            match writer.context_of(&request.asked.text, request.variant) {
                 Ok(context) => {
                     return Some(Reading {
-                        row: Row::new(request, context, listener),
-                        cache: self.model().cache(),
+                        cache: writer.decoder().cache(),
+                        row: Row::new(model, request, context, listener),
                         done: 0,
                         next: Vec::new(),
                         scores: Vec::new(),
@@ -274,20 +288,24 @@ impl Engine {
     /// Reads so many more tokens of a prompt.
     fn read(&mut self, reading: &mut Reading, count: usize) {
         let tokens = &reading.row.request.asked.tokens;
-        let from = reading.done;
+        let writer = &self.writers[reading.row.model];
+        let (model, from) = (writer.decoder(), reading.done);
         let piece = vec![tokens[from..from + count].to_vec()];
-        let (hidden, _) = self.pass(&piece, &mut reading.cache, &reading.row.context);
+        let input = DecoderInput::from_sequences(&piece, &writer.device);
+        let context = with_mask(&reading.row.context, [1, count]);
+        let hidden = model.forward_cached(&input, &mut reading.cache, &context);
+        let hidden = hidden.hidden;
         reading.done += count;
-        self.state.prompt_tokens += count as u64;
+        self.states[reading.row.model].prompt_tokens += count as u64;
         let Some(likeliest) = reading.row.request.prompt_scores else {
             let last = hidden.narrow(1, count - 1, 1);
-            reading.next = host(self.model().logits(last));
+            reading.next = host(model.logits(last));
             return;
         };
         // The scores behind a token are those of the next one.
         for first in (0..count).step_by(SCORED) {
             let part = SCORED.min(count - first);
-            let logits = host(self.model().logits(hidden.clone().narrow(1, first, part)));
+            let logits = host(model.logits(hidden.clone().narrow(1, first, part)));
             let width = logits.len() / part;
             for (index, logits) in logits.chunks(width).enumerate() {
                 if let Some(&token) = tokens.get(from + first + index + 1) {
@@ -308,65 +326,72 @@ impl Engine {
             scores,
             ..
         } = reading;
-        if !row.read(scores, &self.writer) {
+        let (model, writer) = (row.model, &self.writers[row.model]);
+        if !row.read(scores, writer) {
             return;
         }
-        let goes_on = row.choose(&mut next, self.options.max_context, &self.writer);
-        self.state.new_tokens += row.written.len() as u64;
+        let goes_on = row.choose(&mut next, self.options.max_context, writer);
+        self.states[model].new_tokens += row.written.len() as u64;
         if goes_on {
-            self.cache.append(cache);
-            self.rows.push(row);
-            self.context = None;
+            self.cache.join(model, cache);
+            let end = self.rows_of(model).end;
+            self.rows.insert(end, row);
+            self.contexts[model] = None;
         }
     }
 
     /// Writes a token of every row.
     fn write(&mut self) {
+        let groups = self.groups();
         let newest: Vec<Vec<usize>> = self.rows.iter().map(|row| vec![row.newest()]).collect();
-        let context = self.context.take().unwrap_or_else(|| {
-            let contexts: Vec<_> = self.rows.iter().map(|row| &row.context).collect();
-            ForwardContext::cat(&contexts)
-        });
-        let empty = self.model().cache();
-        let mut cache = std::mem::replace(&mut self.cache, empty);
-        let (hidden, routes) = self.pass(&newest, &mut cache, &context);
+        let models = decoders(&self.writers);
+        let mut cache = std::mem::replace(&mut self.cache, models.cache());
+        let input = DecoderInput::from_sequences(&newest, &self.writers[0].device);
+        let (hidden, routes) = models.forward_cached(&input, &mut cache, &groups);
+        let counts = groups.iter().map(|(model, _)| *model);
+        let counts: Vec<_> = counts
+            .map(|model| (model, self.rows_of(model).len()))
+            .collect();
+        let mut logits = host(models.logits(hidden, &counts));
         self.cache = cache;
-        self.context = Some(context);
-        let mut logits = host(self.model().logits(hidden));
         let width = logits.len() / self.rows.len();
-        let (writer, max_context) = (&self.writer, self.options.max_context);
-        let before: usize = self.rows.iter().map(|row| row.written.len()).sum();
+        let (writers, max_context) = (&self.writers, self.options.max_context);
+        let before: Vec<usize> = self.rows.iter().map(|row| row.written.len()).collect();
         let chosen = self.rows.par_iter_mut().zip(logits.par_chunks_mut(width));
         let stays: Vec<bool> = chosen
-            .map(|(row, logits)| row.choose(logits, max_context, writer))
+            .map(|(row, logits)| row.choose(logits, max_context, &writers[row.model]))
             .collect();
-        let after: usize = self.rows.iter().map(|row| row.written.len()).sum();
-        self.state.new_tokens += (after - before) as u64;
-        if self.steps.is_multiple_of(LOAD_STEPS) {
-            self.note_load(&routes);
+        for (row, before) in self.rows.iter().zip(before) {
+            self.states[row.model].new_tokens += (row.written.len() - before) as u64;
+        }
+        let is_noted = self.steps.is_multiple_of(LOAD_STEPS);
+        for ((model, context), routes) in groups.into_iter().zip(routes) {
+            self.contexts[model] = Some(context);
+            if is_noted {
+                self.note_load(model, &routes);
+            }
         }
         self.steps += 1;
         self.keep(&stays);
     }
 
-    /// Hidden states `[B, T, D]` of new tokens, and what routers decided.
-    fn pass(
-        &self,
-        tokens: &[Vec<usize>],
-        cache: &mut KvCache,
-        context: &ForwardContext,
-    ) -> (Tensor<3>, Vec<RouteTrace>) {
-        let input = DecoderInput::from_sequences(tokens, &self.writer.device);
-        let context = ForwardContext {
-            mask: input.mask.clone().float(),
-            ..context.clone()
+    /// The models that have rows, with what their routers read.
+    fn groups(&mut self) -> Vec<(usize, ForwardContext)> {
+        let models = (0..self.writers.len()).map(|model| (model, self.rows_of(model)));
+        let models: Vec<_> = models.filter(|(_, rows)| !rows.is_empty()).collect();
+        let of = |(model, rows): (usize, Range<usize>)| {
+            let context = self.contexts[model].take().unwrap_or_else(|| {
+                let contexts = self.rows[rows.clone()].iter().map(|row| &row.context);
+                let context = ForwardContext::cat(&contexts.collect::<Vec<_>>());
+                with_mask(&context, [rows.len(), 1])
+            });
+            (model, context)
         };
-        let output = self.model().forward_cached(&input, cache, &context);
-        (output.hidden, output.routes)
+        models.into_iter().map(of).collect()
     }
 
     /// Adds what routers gave to each expert, as the mean over sites.
-    fn note_load(&mut self, routes: &[RouteTrace]) {
+    fn note_load(&mut self, model: usize, routes: &[RouteTrace]) {
         let Some(first) = routes.first() else {
             return;
         };
@@ -378,11 +403,37 @@ impl Engine {
             .map(|route| route.routed.sum_counted(route.routed.weights.clone()))
             .collect();
         let mean = Tensor::stack::<2>(sums, 0).mean_dim(0);
-        self.state.expert_weights.resize(experts, 0.0);
+        let sums = &mut self.states[model].expert_weights;
+        sums.resize(experts, 0.0);
         let found = mean.into_data().iter::<f64>().collect::<Vec<_>>();
-        for (sum, weight) in self.state.expert_weights.iter_mut().zip(found) {
+        for (sum, weight) in sums.iter_mut().zip(found) {
             *sum += weight;
         }
+    }
+}
+
+/// Why a model cannot write many texts at once, if so.
+fn why_not_served(writer: &Writer) -> Option<&'static str> {
+    match &writer.backbone {
+        Backbone::Decoder(model) if model.mixes_rows() => Some(
+            "its routers mix experts by all texts of a pass (pool weights \"released\"), so that \
+             answers would depend on other requests",
+        ),
+        Backbone::Decoder(_) => None,
+        _ => Some("it is an encoder-decoder, and only decoders are"),
+    }
+}
+
+/// The models of writers.
+fn decoders(writers: &[Arc<Writer>]) -> Decoders<'_> {
+    Decoders::new(writers.iter().map(|writer| writer.decoder()).collect())
+}
+
+/// A context for rows of so many real tokens.
+fn with_mask(context: &ForwardContext, rows: [usize; 2]) -> ForwardContext {
+    ForwardContext {
+        mask: Tensor::ones(rows, &context.mask.device()),
+        ..context.clone()
     }
 }
 

@@ -11,6 +11,8 @@ use crate::generate::writer::stop_at;
 
 /// A request and how far it is.
 pub(super) struct Row {
+    /// The number of the model that writes it.
+    pub(super) model: usize,
     pub(super) request: Request,
     pub(super) context: ForwardContext,
     listener: Box<dyn Listener>,
@@ -21,11 +23,13 @@ pub(super) struct Row {
 
 impl Row {
     pub(super) fn new(
+        model: usize,
         request: Request,
         context: ForwardContext,
         listener: Box<dyn Listener>,
     ) -> Self {
         Self {
+            model,
             request,
             context,
             listener,

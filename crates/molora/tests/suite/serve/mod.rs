@@ -6,4 +6,5 @@ mod disturbed;
 mod documented;
 mod encoders;
 mod refusal;
+mod several;
 mod texts;
