@@ -85,6 +85,17 @@ pub use rotary::rotary;
 pub use silu_gate::silu_gate;
 pub use top_k::top_k_mask;
 
+/// Runs `work`, whose operations are those of a token that is written: small, and many. Where a device is the processor
+/// and its kernels share what they do between threads, these stay awake meanwhile.
+pub fn together<T>(device: &burn::tensor::Device, work: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "flex")]
+    if *device == burn::tensor::Device::flex() {
+        return flex::team::together(work);
+    }
+    let _ = device;
+    work()
+}
+
 /// The portable definitions, as oracles for tests and benches.
 #[doc(hidden)]
 pub mod portable {

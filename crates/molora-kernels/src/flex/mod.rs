@@ -8,6 +8,7 @@ pub(crate) mod buffer;
 pub(crate) mod math;
 pub(crate) mod matrix;
 pub(crate) mod simd;
+pub(crate) mod team;
 pub(crate) mod views;
 
 use burn::tensor::{DType, Device, Tensor};
