@@ -5,7 +5,6 @@ a prompt up to the scores of its next token.
 """
 
 import argparse
-import ctypes
 import time
 
 import clock
@@ -45,24 +44,35 @@ class Model:
     def clear(self):
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
 
+    def read(self, tokens):
+        """Reads a text from its start, so that there are scores behind each of its tokens."""
+        self.decode([tokens], 0, lambda index: True)
+
+    def scores(self, index):
+        """The scores of the next token behind a token of the last call."""
+        scores = llama_cpp.llama_get_logits_ith(self.context, index)
+        return numpy.ctypeslib.as_array(scores, (self.vocab_size,))
+
     def step(self, tokens, position):
         """The likeliest token behind `tokens[row]`, which stand from `position` on, of each row."""
-        batch, count, ends = self.batch, 0, []
+        last = len(tokens[0]) - 1
+        self.decode(tokens, position, lambda index: index == last)
+        ends = ((row + 1) * len(tokens[0]) - 1 for row in range(len(tokens)))
+        return [int(self.scores(end).argmax()) for end in ends]
+
+    def decode(self, tokens, position, is_scored):
+        batch, count = self.batch, 0
         for row, of_row in enumerate(tokens):
             for index, token in enumerate(of_row):
                 batch.token[count] = token
                 batch.pos[count] = position + index
                 batch.n_seq_id[count] = 1
                 batch.seq_id[count][0] = row
-                batch.logits[count] = index == len(of_row) - 1
+                batch.logits[count] = is_scored(index)
                 count += 1
-            ends.append(count - 1)
         batch.n_tokens = count
         if llama_cpp.llama_decode(self.context, batch) != 0:
             raise SystemExit("llama.cpp cannot decode")
-        shape = (self.vocab_size,)
-        scores = (llama_cpp.llama_get_logits_ith(self.context, end) for end in ends)
-        return [int(numpy.ctypeslib.as_array(of_row, shape).argmax()) for of_row in scores]
 
 
 def main():

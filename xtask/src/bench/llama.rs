@@ -46,7 +46,10 @@ impl Llama {
             arguments.extend([file.display().to_string(), "--name".into(), format.into()]);
             Some(arguments)
         };
-        formats(case).iter().filter_map(|of| arguments(of)).collect()
+        formats(case)
+            .iter()
+            .filter_map(|of| arguments(of))
+            .collect()
     }
 
     /// Runs a reference.

@@ -54,7 +54,7 @@ pub(crate) struct Bench {
     /// SmolLM2-135M, and for `serve`.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// The program that serves [default: molora, built for release]
+    /// The program that serves, and writes files for llama.cpp [default: molora, built for release]
     #[arg(long)]
     program: Option<PathBuf>,
 }
@@ -210,7 +210,8 @@ impl Bench {
             }
             Some(Peer::Llama) => {
                 let model = self.model.as_deref();
-                let model = model.context("llama.cpp needs a decoder with a tokenizer: --model DIR")?;
+                let model =
+                    model.context("llama.cpp needs a decoder with a tokenizer: --model DIR")?;
                 let program = workspace::program(shell, self.program.as_deref())?;
                 references.llama = Some(Llama::of(shell, &program, model)?);
             }

@@ -212,7 +212,11 @@ mod tests {
                         for_each(tasks, |task| {
                             counts[task].fetch_add(1, Ordering::Relaxed);
                         });
-                        assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+                        assert!(
+                            counts
+                                .iter()
+                                .all(|count| count.load(Ordering::Relaxed) == 1)
+                        );
                     }
                 });
             });
@@ -230,7 +234,10 @@ mod tests {
                         numbers[task].store(before + task, Ordering::Relaxed);
                     });
                 }
-                numbers.iter().map(|n| n.load(Ordering::Relaxed)).sum::<usize>()
+                numbers
+                    .iter()
+                    .map(|n| n.load(Ordering::Relaxed))
+                    .sum::<usize>()
             })
         });
         assert_eq!(sum, 21 * 5001);
@@ -245,7 +252,9 @@ mod tests {
         on_threads(3, || {
             together(|| {
                 together(|| for_each(4, |_| for_each(5, add)));
-                (0..6usize).into_par_iter().for_each(|_| together(|| for_each(2, add)));
+                (0..6usize)
+                    .into_par_iter()
+                    .for_each(|_| together(|| for_each(2, add)));
                 for_each(3, add);
             });
         });

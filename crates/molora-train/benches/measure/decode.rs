@@ -177,5 +177,8 @@ fn bytes(model: &Decoder) -> f64 {
         None => 0,
     };
     let linears = model.linears().into_iter();
-    (head + linears.map(|(_, linear)| weight(&linear.weight)).sum::<usize>()) as f64
+    (head
+        + linears
+            .map(|(_, linear)| weight(&linear.weight))
+            .sum::<usize>()) as f64
 }

@@ -48,7 +48,10 @@ pub(super) fn product(x: Matrix<'_>, weight: Matrix<'_>, bias: Option<&[f32]>) -
         stride: x.row_stride(),
         inner,
     };
-    assert!(x.numbers.len() >= (rows - 1) * x.stride + inner, "rows of x");
+    assert!(
+        x.numbers.len() >= (rows - 1) * x.stride + inner,
+        "rows of x"
+    );
     let transposed = weight.adjacent().is_none();
     // SAFETY: the processor has the instructions; the tasks have all columns or rows, and each its own.
     Some(unsafe {
@@ -93,12 +96,7 @@ unsafe fn by_columns(
 
 /// `x * W` by sums over some rows of `W` in each task, which reads them as they lie.
 #[target_feature(enable = "avx512f")]
-unsafe fn by_rows(
-    rows: usize,
-    x: Rows<'_>,
-    weight: Matrix<'_>,
-    bias: Option<&[f32]>,
-) -> Vec<f32> {
+unsafe fn by_rows(rows: usize, x: Rows<'_>, weight: Matrix<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let (inner, cols) = (x.inner, weight.num_cols());
     let parts = (inner * cols * size_of::<f32>()).div_ceil(PART).min(MOST);
     let step = inner.div_ceil(parts).next_multiple_of(BLOCK);
@@ -109,6 +107,8 @@ unsafe fn by_rows(
         // SAFETY: as promised by the caller; each part has rows of the target of its own.
         unsafe {
             match rows {
+                // Of few columns all sums are in registers from the start to the end.
+                1 if cols <= LANES => as_it_lies::<1, 1>(x, weight, bias, of, target),
                 1 => as_it_lies::<1, 8>(x, weight, bias, of, target),
                 2 => as_it_lies::<2, 8>(x, weight, bias, of, target),
                 3 => as_it_lies::<3, 6>(x, weight, bias, of, target),
@@ -151,8 +151,9 @@ unsafe fn as_it_lies<const M: usize, const S: usize>(
     target: Target,
 ) {
     let cols = weight.num_cols();
-    for first in rows.clone().step_by(BLOCK) {
-        let block = first..rows.end.min(first + BLOCK);
+    let step = if cols <= S * LANES { rows.len() } else { BLOCK };
+    for first in rows.clone().step_by(step.max(1)) {
+        let block = first..rows.end.min(first + step);
         let start = (first == rows.start).then_some(bias);
         for column in (0..cols).step_by(S * LANES) {
             let columns = column..cols.min(column + S * LANES);
@@ -368,7 +369,12 @@ mod tests {
                 };
                 let is_first = |value: &f32| *value == first || value.is_nan() && first.is_nan();
                 assert!(out[cols..2 * cols].iter().all(is_first));
-                assert!(out[..cols].iter().chain(&out[2 * cols..]).all(|value| *value == 0.0));
+                assert!(
+                    out[..cols]
+                        .iter()
+                        .chain(&out[2 * cols..])
+                        .all(|value| *value == 0.0)
+                );
             }
         }
     }

@@ -56,7 +56,9 @@ pub(super) fn fill(
     // SAFETY: the tasks have all columns.
     unsafe {
         Target::filled(rows, cols, |target| {
-            fill_columns(cols, TASK_ROWS, bytes * rows, |columns| run(target, columns));
+            fill_columns(cols, TASK_ROWS, bytes * rows, |columns| {
+                run(target, columns)
+            });
         })
     }
 }

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -225,24 +226,52 @@ unsafe fn tile<const M: usize>(
         for (index, block) in blocks.enumerate() {
             let words = panel.words.as_ptr().add(index * WORDS * COLUMNS);
             let scales = panel.scales.as_ptr().add(index * COLUMNS);
-            for (m, sums) in sums.iter_mut().enumerate() {
-                let at = (row + m) * x.blocks + block;
-                let codes = x.codes.as_ptr().add(at * BLOCK).cast::<i32>();
-                let mut whole = [_mm512_set1_epi32(*x.offsets.as_ptr().add(at)); REGISTERS];
-                for word in 0..WORDS {
-                    let x = _mm512_set1_epi32(codes.add(word).read_unaligned());
-                    for (part, whole) in whole.iter_mut().enumerate() {
-                        let w = words.add(word * COLUMNS + part * LANES);
-                        *whole = _mm512_dpbusd_epi32(*whole, _mm512_loadu_si512(w.cast()), x);
-                    }
-                }
-                let x_scale = _mm512_set1_ps(*x.scales.as_ptr().add(at));
-                for (part, (sum, whole)) in sums.iter_mut().zip(whole).enumerate() {
-                    let scale = _mm512_mul_ps(_mm512_loadu_ps(scales.add(part * LANES)), x_scale);
-                    *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, *sum);
-                }
+            let at = |m: usize| (row + m) * x.blocks + block;
+            let (pairs, rest) = sums.as_chunks_mut::<2>();
+            for (pair, sums) in pairs.iter_mut().enumerate() {
+                add_block(x, [at(2 * pair), at(2 * pair + 1)], words, scales, sums);
+            }
+            for sums in rest.as_chunks_mut::<1>().0 {
+                add_block(x, [at(M - 1)], words, scales, sums);
             }
         }
         write(&sums, out, cols, mask);
+    }
+}
+
+/// Adds the products of a block of each of `P` rows, which are at some places among all blocks of `x`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn add_block<const P: usize>(
+    x: &Rounded,
+    at: [usize; P],
+    words: *const u32,
+    scales: *const f32,
+    sums: &mut [[__m512; REGISTERS]; P],
+) {
+    // Read again for every row: there are too many words to keep them in registers.
+    let words = black_box(words);
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let codes = at.map(|at| x.codes.as_ptr().add(at * BLOCK).cast::<i32>());
+        let mut whole = at.map(|at| [_mm512_set1_epi32(*x.offsets.as_ptr().add(at)); REGISTERS]);
+        for word in 0..WORDS {
+            let w: [_; REGISTERS] = std::array::from_fn(|part| {
+                _mm512_loadu_si512(words.add(word * COLUMNS + part * LANES).cast())
+            });
+            for (whole, codes) in whole.iter_mut().zip(codes) {
+                let x = _mm512_set1_epi32(codes.add(word).read_unaligned());
+                for (whole, w) in whole.iter_mut().zip(w) {
+                    *whole = _mm512_dpbusd_epi32(*whole, w, x);
+                }
+            }
+        }
+        for ((sums, whole), at) in sums.iter_mut().zip(whole).zip(at) {
+            let x_scale = _mm512_set1_ps(*x.scales.as_ptr().add(at));
+            for (part, (sum, whole)) in sums.iter_mut().zip(whole).enumerate() {
+                let scale = _mm512_mul_ps(_mm512_loadu_ps(scales.add(part * LANES)), x_scale);
+                *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, *sum);
+            }
+        }
     }
 }

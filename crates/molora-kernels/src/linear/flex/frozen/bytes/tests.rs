@@ -65,13 +65,7 @@ fn rounded(x: &[f32], inner: usize) -> Vec<f64> {
         .collect()
 }
 
-fn check(
-    [rows, inner, outputs]: [usize; 3],
-    bits: usize,
-    has_bias: bool,
-    x: &[f32],
-    seed: u64,
-) {
+fn check([rows, inner, outputs]: [usize; 3], bits: usize, has_bias: bool, x: &[f32], seed: u64) {
     let Some(processor) = Processor::detect() else {
         return;
     };
@@ -179,7 +173,10 @@ fn the_same_bits_for_any_number_of_threads() {
             let pool = pool.expect("threads can be started");
             let compute = || product(processor, &x, matrix.blocks(), None);
             let asleep = pool.install(compute);
-            assert_eq!(asleep, pool.install(|| crate::flex::team::together(compute)));
+            assert_eq!(
+                asleep,
+                pool.install(|| crate::flex::team::together(compute))
+            );
             asleep
         };
         assert_eq!(run(1), run(3));
