@@ -23,8 +23,8 @@ def measure(run, seconds, warm_up=3, least=5):
     return samples
 
 
-def report(samples, tokens, dtype):
-    """Prints the line; `tokens` is what one sample goes through."""
+def report(samples, tokens, dtype, read=None):
+    """Prints the line; `tokens` is what one sample goes through, `read` the bytes of weights that it reads."""
     samples = sorted(samples)
     median = statistics.median(samples)
     last = len(samples) - 1
@@ -38,6 +38,7 @@ def report(samples, tokens, dtype):
         "best_ms": samples[0] * 1e3,
         "spread": middle / median,
         "tokens_per_s": tokens / median,
+        "gb_per_s": read and read / median / 1e9,
         "peak_memory_mib": peak,
     }
     print(json.dumps(line))

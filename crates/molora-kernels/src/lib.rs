@@ -24,6 +24,7 @@
 //! | [`linear_transposed`] | `x * table^T + b` | nothing but a frozen `table` |
 //! | [`linear_blocks`] | `x * W^T + b`, `W` of 8 or 4 bits | nothing but `W` |
 //! | [`low_rank_mix`] | `y + sum_e w_e * (sigma o low_e) * B_e` | `low`, `w`, `B` |
+//! | [`cosines`] | cosines of rows with rows | as the definition |
 //! | [`top_k_mask`] | which entries are the `k` largest of their row | no gradient |
 //! | [`dropout`] | `x * mask / (1 - p)`, the mask from a seed | nothing |
 //! | [`dropout_linear`] | `dropout(x) * W` | `x`, `W` |
@@ -54,6 +55,7 @@
 #[cfg(feature = "allocator")]
 pub mod allocator;
 mod attention;
+mod cosines;
 mod cross_entropy;
 #[cfg(feature = "cube")]
 mod cube;
@@ -76,6 +78,7 @@ mod tests;
 mod top_k;
 
 pub use attention::{AttentionOptions, attention, attention_with};
+pub use cosines::cosines;
 pub use cross_entropy::{smoothed_cross_entropy, softmax_cross_entropy};
 pub use dropout::{dropout, dropout_linear};
 pub use gelu::{gelu, gelu_tanh};
@@ -88,10 +91,22 @@ pub use silu_gate::silu_gate;
 pub use soft_cap::soft_cap;
 pub use top_k::top_k_mask;
 
+/// Runs `work`, whose operations are those of a token that is written: small, and many. Where a device is the processor
+/// and its kernels share what they do between threads, these stay awake meanwhile.
+pub fn together<T>(device: &burn::tensor::Device, work: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "flex")]
+    if *device == burn::tensor::Device::flex() {
+        return flex::team::together(work);
+    }
+    let _ = device;
+    work()
+}
+
 /// The portable definitions, as oracles for tests and benches.
 #[doc(hidden)]
 pub mod portable {
     pub use crate::attention::portable::{attention, attention_with};
+    pub use crate::cosines::portable::cosines;
     pub use crate::cross_entropy::portable::softmax_cross_entropy;
     pub use crate::dropout::portable::dropout_linear;
     pub use crate::gelu::portable::{gelu, gelu_tanh};
@@ -109,6 +124,7 @@ pub mod portable {
 #[cfg(test)]
 const OPERATIONS: [&[testing::Case]; 12] = [
     attention::tests::CASES,
+    cosines::tests::CASES,
     cross_entropy::tests::CASES,
     dropout::tests::CASES,
     gelu::tests::CASES,

@@ -3,11 +3,10 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use molora_kernels::random::{Seed, uniform};
-use molora_kernels::top_k_mask;
+use molora_kernels::{cosines, top_k_mask};
 
 use crate::RoutingError;
 use crate::normaliser::Weighed;
-use crate::scorer::cosines;
 
 /// Smallest norm of a text vector, PyTorch's default for cosines.
 const TEXT_EPSILON: f64 = 1e-8;

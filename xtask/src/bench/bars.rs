@@ -15,12 +15,16 @@ enum Promise {
     Peak(f64),
     /// Time, at most this multiple of another case's of the suite.
     Growth(&'static str, f64),
+    /// Tokens per second, at least this multiple of llama.cpp's.
+    Llama(f64),
+    /// Time, at most this multiple of llama.cpp's.
+    LlamaTime(f64),
 }
 
-use Promise::{Growth, Memory, Peak, Throughput, Time};
+use Promise::{Growth, Llama, LlamaTime, Memory, Peak, Throughput, Time};
 
 /// Suite, case, promise; on the processor.
-const BARS: [(&str, &str, Promise); 18] = [
+const BARS: &[(&str, &str, Promise)] = &[
     ("step", "lora", Time(0.7)),
     ("step", "samora-3", Time(0.6)),
     ("step", "samora-8", Time(0.5)),
@@ -39,6 +43,20 @@ const BARS: [(&str, &str, Promise); 18] = [
     ("decode", "batch-8", Throughput(1.5)),
     ("decode", "batch-1-bf16", Throughput(1.5)),
     ("decode", "batch-8-bf16", Throughput(1.5)),
+    ("decode", "batch-1", Llama(0.9)),
+    ("decode", "batch-1-bf16", Llama(0.9)),
+    ("decode", "batch-1-q8", Llama(0.9)),
+    ("decode", "batch-1-q4", Llama(0.9)),
+    ("decode", "batch-8", Llama(1.1)),
+    ("decode", "batch-8-bf16", Llama(1.1)),
+    ("decode", "batch-8-q8", Llama(1.1)),
+    ("decode", "batch-8-q4", Llama(1.1)),
+    ("decode", "prompt-512", LlamaTime(1.1)),
+    ("decode", "prompt-512-q4", LlamaTime(1.1)),
+    ("decode", "samora-3", Growth("batch-1", 1.15)),
+    ("decode", "samora-3-bf16", Growth("batch-1-bf16", 1.15)),
+    ("decode", "samora-3-q8", Growth("batch-1-q8", 1.3)),
+    ("decode", "samora-3-q4", Growth("batch-1-q4", 1.3)),
 ];
 
 /// How a promise was kept.
@@ -68,6 +86,8 @@ pub(crate) fn judge(records: &[Record]) -> Vec<Verdict> {
                 let from = find(suite, from)?.ours.median_ms;
                 (record.ours.median_ms / from, limit, true)
             }
+            Llama(limit) => (1.0 / record.llama_time_ratio()?, limit, false),
+            LlamaTime(limit) => (record.llama_time_ratio()?, limit, true),
         };
         Some(Verdict {
             case: format!("{suite}/{case}"),
@@ -91,13 +111,15 @@ impl Promise {
             Throughput(limit) => format!("tokens/s at least {limit} x the reference"),
             Peak(limit) => format!("at least {limit} of the matmul peak"),
             Growth(from, limit) => format!("time at most {limit} x {from}"),
+            Llama(limit) => format!("tokens/s at least {limit} x llama.cpp"),
+            LlamaTime(limit) => format!("time at most {limit} x llama.cpp"),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::tests::record;
+    use super::super::record::tests::{measurement, record};
     use super::*;
 
     #[test]
@@ -130,6 +152,26 @@ mod tests {
                 ),
             ]
         );
+    }
+
+    #[test]
+    fn llama_is_a_reference_of_its_own() {
+        let with = |case: &str, ours: f64, llama: f64| Record {
+            llama: Some(measurement(llama)),
+            ..record("decode", case, ours, None)
+        };
+        let records = [
+            with("batch-1-q8", 10.0, 9.2),
+            with("prompt-512", 12.0, 10.0),
+            record("decode", "batch-1-q4", 1.0, None),
+        ];
+        let verdicts = judge(&records);
+        let met: Vec<_> = verdicts.iter().map(|v| (&*v.promise, v.is_met)).collect();
+        let expected = [
+            ("tokens/s at least 0.9 x llama.cpp", true),
+            ("time at most 1.1 x llama.cpp", false),
+        ];
+        assert_eq!(met, expected);
     }
 
     #[test]

@@ -62,6 +62,17 @@ impl<'a> Measure<'a> {
         Ok(peak)
     }
 
+    /// What the device reads from its memory at best, in GB/s.
+    pub(crate) fn bandwidth(&self, device: DeviceName) -> Result<f64> {
+        let mut peak = 0.0_f64;
+        for case in self.list("memory")? {
+            let measured = self.run(device, "memory", &case, PEAK_SECONDS)?;
+            let rate = measured.gb_per_s.unwrap_or(0.0);
+            peak = peak.max(rate * measured.median_ms / measured.best_ms);
+        }
+        Ok(peak)
+    }
+
     /// Folder of the decoder that is measured.
     pub(crate) fn decoder(&self) -> PathBuf {
         let random = || self.models.join("smollm2");

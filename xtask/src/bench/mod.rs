@@ -6,6 +6,7 @@
 
 mod bars;
 mod hardware;
+mod llama;
 mod measure;
 mod python;
 mod record;
@@ -15,13 +16,14 @@ mod table;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use xshell::Shell;
 
+use self::llama::Llama;
 use self::measure::Measure;
 use self::python::Python;
-use self::record::{Measurement, Record, combine};
+use self::record::{Measurement, Record, combine, fastest};
 use crate::workspace;
 
 /// What `cargo xtask bench` is asked for.
@@ -52,7 +54,7 @@ pub(crate) struct Bench {
     /// SmolLM2-135M, and for `serve`.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// The program that serves [default: molora, built for release]
+    /// The program that serves, and writes files for llama.cpp [default: molora, built for release]
     #[arg(long)]
     program: Option<PathBuf>,
 }
@@ -92,6 +94,16 @@ enum Suite {
 enum Peer {
     /// PyTorch, transformers and PEFT.
     Python,
+    /// llama.cpp by llama-cpp-python, in decoding a model with a tokenizer (--model).
+    #[value(name = "llama.cpp")]
+    Llama,
+}
+
+/// What is compared with.
+#[derive(Debug, Default)]
+struct References {
+    python: Option<Python>,
+    llama: Option<Llama>,
 }
 
 impl DeviceName {
@@ -157,15 +169,12 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         return Ok(());
     }
     let measure = Measure::build(&shell, &wanted, bench)?;
-    let python = match bench.against {
-        None => None,
-        Some(Peer::Python) => Some(Python::find(&shell)?),
-    };
+    let references = bench.references(&shell)?;
     let mut records = Vec::new();
     for device in wanted {
         match measure.probe(device)? {
             Some(reason) => skip(device, &reason),
-            None => records.extend(bench.device(device, &measure, python.as_ref())?),
+            None => records.extend(bench.device(device, &measure, &references)?),
         }
     }
     println!("\n{}", table::measurements(&records));
@@ -175,8 +184,11 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     if let Some(families) = table::families(&records) {
         println!("\n{families}");
     }
-    if python.is_some() {
+    if references.python.is_some() {
         println!("\n{}", table::ratios(&records));
+    }
+    if let Some(llama) = table::llama(&records) {
+        println!("\n{llama}");
     }
     let verdicts = bars::judge(&records);
     if !verdicts.is_empty() {
@@ -193,23 +205,47 @@ fn skip(device: DeviceName, reason: &str) {
 }
 
 impl Bench {
+    /// What is asked for, ready to be run.
+    fn references(&self, shell: &Shell) -> Result<References> {
+        let mut references = References::default();
+        match self.against {
+            None => {}
+            Some(Peer::Python) => {
+                references.python = Some(Python::find(shell, "requirements.txt")?);
+            }
+            Some(Peer::Llama) => {
+                let model = self.model.as_deref();
+                let model =
+                    model.context("llama.cpp needs a decoder with a tokenizer: --model DIR")?;
+                let program = workspace::program(shell, self.program.as_deref())?;
+                references.llama = Some(Llama::of(shell, &program, model)?);
+            }
+        }
+        Ok(references)
+    }
+
     /// All cases on a device.
     fn device(
         &self,
         device: DeviceName,
         measure: &Measure<'_>,
-        python: Option<&Python>,
+        references: &References,
     ) -> Result<Vec<Record>> {
         let peak = measure.peak(device)?;
         println!("{}: matmul peak {peak:.0} GFLOP/s", device.feature());
+        let bandwidth = match device {
+            DeviceName::Flex => measure.bandwidth(device)?,
+            // Their memory is not that of the processor.
+            _ => 0.0,
+        };
+        println!("{}: memory peak {bandwidth:.1} GB/s", device.feature());
         let mut records = Vec::new();
         for suite in self.suites() {
             for case in measure.cases(suite)? {
                 if self.filter.as_ref().is_none_or(|part| case.contains(part)) {
-                    // The reference runs on the processor too.
-                    let python = python.filter(|_| device == DeviceName::Flex);
-                    let mut record = self.case(device, suite, &case, (measure, python))?;
+                    let mut record = self.case(device, suite, &case, (measure, references))?;
                     record.peak_gflops = peak;
+                    record.peak_gb_per_s = bandwidth;
                     println!("{}", table::line(&record));
                     records.push(record);
                 }
@@ -228,35 +264,49 @@ impl Bench {
         }
     }
 
-    /// One case, in turn with its reference if there is one.
+    /// One case, in turn with its references if there are any.
     fn case(
         &self,
         device: DeviceName,
         suite: Suite,
         case: &str,
-        (measure, python): (&Measure<'_>, Option<&Python>),
+        (measure, references): (&Measure<'_>, &References),
     ) -> Result<Record> {
-        let model = measure.decoder();
-        let reference = python.and_then(|python| {
-            let arguments = python::reference(&suite.name(), case, &model)?;
+        let (name, model) = (suite.name(), measure.decoder());
+        // They run on the processor too.
+        let is_compared = device == DeviceName::Flex;
+        let python = references.python.as_ref().filter(|_| is_compared);
+        let python = python.and_then(|python| {
+            let arguments = python::reference(&name, case, &model)?;
             Some((python, arguments))
         });
-        let rounds = if reference.is_some() { self.rounds } else { 1 };
+        let llama = references.llama.as_ref().filter(|_| is_compared);
+        let llama = llama.map(|llama| (llama, llama.references(&name, case)));
+        let is_alone = python.is_none() && llama.as_ref().is_none_or(|(_, of)| of.is_empty());
+        let rounds = if is_alone { 1 } else { self.rounds };
         let (mut ours, mut theirs): (Vec<Measurement>, Vec<Measurement>) = Default::default();
+        let mut formats = vec![Vec::new(); llama.as_ref().map_or(0, |(_, of)| of.len())];
         for _ in 0..rounds.max(1) {
-            ours.push(measure.run(device, &suite.name(), case, self.seconds)?);
-            if let Some((python, arguments)) = &reference {
+            ours.push(measure.run(device, &name, case, self.seconds)?);
+            if let Some((python, arguments)) = &python {
                 theirs.push(python.run(arguments, self.seconds)?);
+            }
+            if let Some((llama, references)) = &llama {
+                for (arguments, rounds) in references.iter().zip(&mut formats) {
+                    rounds.push(llama.run(arguments, self.seconds)?);
+                }
             }
         }
         Ok(Record {
-            suite: suite.name(),
+            suite: name,
             case: case.into(),
             device: device.feature().into(),
             peak_gflops: 0.0,
+            peak_gb_per_s: 0.0,
             commit: String::new(),
             ours: combine(ours).unwrap_or_default(),
             python: combine(theirs),
+            llama: fastest(formats),
         })
     }
 }

@@ -12,7 +12,7 @@ use super::record::Measurement;
 /// Names an interpreter that has the packages already.
 const VARIABLE: &str = "MOLORA_PYTHON";
 
-/// An interpreter with the packages of `xtask/python/requirements.txt`.
+/// An interpreter with the packages of a file of `xtask/python`.
 #[derive(Debug)]
 pub(crate) struct Python {
     interpreter: PathBuf,
@@ -20,13 +20,13 @@ pub(crate) struct Python {
 }
 
 impl Python {
-    /// The interpreter that `MOLORA_PYTHON` names, else that of a virtual environment, which is made
-    /// if it is not there.
-    pub(crate) fn find(shell: &Shell) -> Result<Self> {
+    /// The interpreter that `MOLORA_PYTHON` names, else that of a virtual environment with the packages of a file,
+    /// which is made if it is not there.
+    pub(crate) fn find(shell: &Shell, requirements: &str) -> Result<Self> {
         let scripts = shell.current_dir().join("xtask/python");
         let interpreter = match std::env::var_os(VARIABLE) {
             Some(given) => given.into(),
-            None => environment(&target_folder(shell)?, &scripts)?,
+            None => environment(&target_folder(shell)?, &scripts.join(requirements))?,
         };
         Ok(Self {
             interpreter,
@@ -34,11 +34,18 @@ impl Python {
         })
     }
 
+    /// A script of `xtask/python` that is to be run.
+    pub(crate) fn script(&self, name: &str) -> Command {
+        let mut command = Command::new(&self.interpreter);
+        command.arg(self.scripts.join(name));
+        command
+    }
+
     /// Runs a reference: a script and its arguments.
     pub(crate) fn run(&self, arguments: &[String], seconds: f64) -> Result<Measurement> {
         let (script, arguments) = arguments.split_first().context("no script")?;
-        let mut command = Command::new(&self.interpreter);
-        command.arg(self.scripts.join(script)).args(arguments);
+        let mut command = self.script(script);
+        command.args(arguments);
         command.args(["--seconds", &seconds.to_string()]);
         let printed = run(&mut command)
             .with_context(|| format!("the reference {script} was not measured"))?;
@@ -48,8 +55,9 @@ impl Python {
 }
 
 /// A virtual environment with the packages, made at the first use.
-fn environment(target: &Path, scripts: &Path) -> Result<PathBuf> {
-    let folder = target.join("bench-venv");
+fn environment(target: &Path, requirements: &Path) -> Result<PathBuf> {
+    let name = requirements.file_stem().unwrap_or_default();
+    let folder = target.join("bench-venv").join(name);
     let interpreter = folder.join("bin/python");
     let is_whole = folder.join("whole");
     if !is_whole.exists() {
@@ -59,7 +67,6 @@ fn environment(target: &Path, scripts: &Path) -> Result<PathBuf> {
         );
         run(Command::new("python3").args(["-m", "venv"]).arg(&folder))
             .context("cannot make a virtual environment")?;
-        let requirements = scripts.join("requirements.txt");
         let mut install = Command::new(&interpreter);
         install.args(["-m", "pip", "install", "--quiet", "--requirement"]);
         run(install.arg(requirements)).context("cannot install the references' packages")?;

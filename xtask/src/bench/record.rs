@@ -20,6 +20,9 @@ pub(crate) struct Measurement {
     /// Operations of matrix products that the task needs, per second.
     #[serde(default)]
     pub(crate) gflops: Option<f64>,
+    /// Gigabytes of weights that are read per second.
+    #[serde(default)]
+    pub(crate) gb_per_s: Option<f64>,
     /// Peak resident memory of the process.
     pub(crate) peak_memory_mib: Option<f64>,
 }
@@ -32,11 +35,17 @@ pub(crate) struct Record {
     pub(crate) device: String,
     /// The device's best f32 matmul in the same run.
     pub(crate) peak_gflops: f64,
+    /// The most that all cores read from memory in the same run, in GB/s; 0 where it was not measured.
+    #[serde(default)]
+    pub(crate) peak_gb_per_s: f64,
     /// What was measured; empty until it is saved.
     pub(crate) commit: String,
     pub(crate) ours: Measurement,
-    /// The reference, which ran in turn.
+    /// The reference in Python, which ran in turn.
     pub(crate) python: Option<Measurement>,
+    /// llama.cpp in the fastest of its formats of that size, which ran in turn.
+    #[serde(default)]
+    pub(crate) llama: Option<Measurement>,
 }
 
 impl Record {
@@ -52,6 +61,18 @@ impl Record {
     /// Share of the device's matmul peak.
     pub(crate) fn share_of_peak(&self) -> Option<f64> {
         self.ours.gflops.map(|gflops| gflops / self.peak_gflops)
+    }
+
+    /// Share of the memory's measured peak of a measurement of this record.
+    pub(crate) fn share_of_memory(&self, measured: &Measurement) -> Option<f64> {
+        let is_known = self.peak_gb_per_s > 0.0;
+        let rate = measured.gb_per_s.filter(|_| is_known)?;
+        Some(rate / self.peak_gb_per_s)
+    }
+
+    /// Our time as a share of llama.cpp's.
+    pub(crate) fn llama_time_ratio(&self) -> Option<f64> {
+        Some(self.ours.median_ms / self.llama.as_ref()?.median_ms)
     }
 
     /// Our time as a share of the reference's.
@@ -97,11 +118,18 @@ pub(crate) fn combine(mut rounds: Vec<Measurement>) -> Option<Measurement> {
             .fold(between, f64::max),
         tokens_per_s: rate(low.tokens_per_s),
         gflops: rate(low.gflops),
+        gb_per_s: rate(low.gb_per_s),
         peak_memory_mib: rounds
             .iter()
             .filter_map(|round| round.peak_memory_mib)
             .reduce(f64::max),
     })
+}
+
+/// The fastest of several references, each in its rounds.
+pub(crate) fn fastest(references: Vec<Vec<Measurement>>) -> Option<Measurement> {
+    let combined = references.into_iter().filter_map(combine);
+    combined.min_by(|a, b| a.median_ms.total_cmp(&b.median_ms))
 }
 
 #[cfg(test)]
@@ -117,6 +145,7 @@ pub(crate) mod tests {
             spread: 0.01,
             tokens_per_s: Some(1e6 / median_ms),
             gflops: Some(1e4 / median_ms),
+            gb_per_s: Some(1e3 / median_ms),
             peak_memory_mib: Some(200.0),
         }
     }
@@ -127,9 +156,11 @@ pub(crate) mod tests {
             case: case.into(),
             device: "flex".into(),
             peak_gflops: 200.0,
+            peak_gb_per_s: 40.0,
             commit: String::new(),
             ours: measurement(ours),
             python: python.map(measurement),
+            llama: None,
         }
     }
 
@@ -154,6 +185,21 @@ pub(crate) mod tests {
         assert_eq!(both.time_ratio(), Some(0.5));
         assert_eq!(both.throughput_ratio(), Some(2.0));
         assert_eq!(both.memory_ratio(), Some(1.0));
+    }
+
+    #[test]
+    fn the_fastest_format_of_a_size_is_the_reference() {
+        let rounds = |times: [f64; 2]| times.map(measurement).to_vec();
+        assert_eq!(fastest(vec![Vec::new()]), None);
+        let found = fastest(vec![rounds([5.0, 7.0]), rounds([4.0, 6.0])]);
+        assert_eq!(found.map(|found| found.median_ms), Some(5.0));
+        let mut record = record("decode", "batch-1", 50.0, None);
+        assert_eq!(record.llama_time_ratio(), None);
+        record.llama = Some(measurement(40.0));
+        assert_eq!(record.llama_time_ratio(), Some(1.25));
+        assert_eq!(record.share_of_memory(&record.ours), Some(0.5));
+        record.peak_gb_per_s = 0.0;
+        assert_eq!(record.share_of_memory(&record.ours), None);
     }
 
     #[test]

@@ -92,6 +92,10 @@ impl Results {
             text += "\n## Against PyTorch, transformers and PEFT, in turn in one run\n\n";
             text += &format!("{}\n", table::ratios(&self.records));
         }
+        if let Some(llama) = table::llama(&self.records) {
+            text += "\n## Against llama.cpp, in turn in one run\n\n";
+            text += &format!("{llama}\n");
+        }
         let verdicts = bars::judge(&self.records);
         if !verdicts.is_empty() {
             text += &format!("\n## Bars\n\n{}\n", table::bars(&verdicts));

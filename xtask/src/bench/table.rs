@@ -26,6 +26,8 @@ pub(crate) fn measurements(records: &[Record]) -> String {
         "tokens/s",
         "GFLOP/s",
         "of peak",
+        "GB/s",
+        "of peak",
         "MiB",
     ];
     let mut table = table(&header, 3);
@@ -40,6 +42,8 @@ pub(crate) fn measurements(records: &[Record]) -> String {
             number(ours.tokens_per_s),
             number(ours.gflops),
             percent(record.share_of_peak()),
+            number(ours.gb_per_s),
+            percent(record.share_of_memory(ours)),
             number(ours.peak_memory_mib),
         ]);
     }
@@ -165,6 +169,43 @@ pub(crate) fn ratios(records: &[Record]) -> String {
     table.to_string()
 }
 
+/// Cases that llama.cpp went through as well, in the fastest of its formats of the same size; none without one.
+pub(crate) fn llama(records: &[Record]) -> Option<String> {
+    let header = [
+        "case",
+        "base",
+        "llama.cpp",
+        "tokens/s",
+        "llama.cpp",
+        "ratio",
+        "GB/s",
+        "of peak",
+        "llama.cpp",
+        "of peak",
+    ];
+    let mut table = table(&header, 3);
+    let compared = records.iter().filter_map(|record| {
+        let llama = record.llama.as_ref()?;
+        Some((record, &record.ours, llama))
+    });
+    for (record, ours, llama) in compared {
+        table.add_row([
+            format!("{}/{}", record.suite, record.case),
+            ours.dtype.clone(),
+            llama.dtype.clone(),
+            number(ours.tokens_per_s),
+            number(llama.tokens_per_s),
+            times(record.llama_time_ratio().map(|ratio| 1.0 / ratio)),
+            number(ours.gb_per_s),
+            percent(record.share_of_memory(ours)),
+            number(llama.gb_per_s),
+            percent(record.share_of_memory(llama)),
+        ]);
+    }
+    let is_some = records.iter().any(|record| record.llama.is_some());
+    is_some.then(|| table.to_string())
+}
+
 /// Promises and how they were kept.
 pub(crate) fn bars(verdicts: &[Verdict]) -> String {
     let mut table = table(&["case", "bar", "measured", ""], 2);
@@ -181,12 +222,16 @@ pub(crate) fn line(record: &Record) -> String {
     let ratio = record
         .time_ratio()
         .map(|ratio| format!(", {ratio:.2} x Python"));
+    let llama = record
+        .llama_time_ratio()
+        .map(|ratio| format!(", {ratio:.2} x llama.cpp"));
     format!(
-        "  {}/{}: {} ms{}",
+        "  {}/{}: {} ms{}{}",
         record.suite,
         record.case,
         number(Some(record.ours.median_ms)),
-        ratio.unwrap_or_default()
+        ratio.unwrap_or_default(),
+        llama.unwrap_or_default()
     )
 }
 
@@ -211,7 +256,7 @@ fn times(ratio: Option<f64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::bars::judge;
-    use super::super::record::tests::record;
+    use super::super::record::tests::{measurement, record};
     use super::*;
 
     #[test]
@@ -227,7 +272,7 @@ mod tests {
         assert!(lines[1].contains("--"), "{text}");
         let cells: Vec<&str> = lines[2].split('|').map(str::trim).collect();
         assert_eq!(
-            cells[1..10],
+            cells[1..12],
             [
                 "step/lora",
                 "flex",
@@ -237,12 +282,24 @@ mod tests {
                 "20000",
                 "200",
                 "100 %",
+                "20.0",
+                "50 %",
                 "200"
             ]
         );
         assert!(ratios(&records).contains("0.50 x"));
         assert!(!ratios(&records).contains("3-dense"));
         assert!(bars(&judge(&records)).contains("not met"));
+        assert_eq!(llama(&records), None);
+        let against = Record {
+            llama: Some(measurement(25.0)),
+            ..record("decode", "batch-1", 50.0, None)
+        };
+        let text = llama(&[against]).expect("a row");
+        let last = text.lines().last().expect("a row");
+        let cells: Vec<&str> = last.split('|').map(str::trim).collect();
+        let expected = ["20000", "40000", "0.50 x", "20.0", "50 %", "40.0", "100 %"];
+        assert_eq!(cells[4..11], expected);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Reading and making the tensors of the backend `flex`, and handing out their rows to tasks.
 
 use std::mem::MaybeUninit;
+use std::sync::{Mutex, PoisonError};
 
 use burn::backend::{Flex, tensor::FloatTensor};
 use burn::tensor::{Shape, TensorData};
 use rayon::prelude::*;
 
 use super::simd::vectorised;
+use super::team::{for_each, is_together};
 
 /// The primitive tensor of the backend.
 pub(crate) type FlexTensor = FloatTensor<Flex>;
@@ -14,6 +16,8 @@ pub(crate) type FlexTensor = FloatTensor<Flex>;
 /// Elements that one task of a row-wise operation takes: large beside the cost of a task, small
 /// enough to stay in the second-level cache.
 const TASK_ELEMENTS: usize = 16 * 1024;
+/// The same where the other threads are awake.
+const AWAKE_ELEMENTS: usize = 2 * 1024;
 
 /// The same values without gaps, in row-major order. Copies only if `tensor` is a view.
 pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
@@ -80,7 +84,11 @@ pub(crate) fn map_rows(
     width: usize,
     map: impl Fn(usize, &mut [f32]) + Sync,
 ) -> FlexTensor {
-    let chunk = task_elements(width);
+    // Rows do not depend on each other, so that any number of them can be a task.
+    let chunk = match is_together() {
+        true => (AWAKE_ELEMENTS / width.max(1)).max(1) * width.max(1),
+        false => task_elements(width),
+    };
     if tensor.is_unique() {
         // No copy either, unless the tensor is a view.
         let mut owned = tensor.to_contiguous();
@@ -189,6 +197,13 @@ pub(crate) fn for_each_task<T: Send>(
     if target.len() <= chunk {
         // Not worth waking a thread.
         return task(0, target);
+    }
+    if is_together() {
+        let parts: Vec<_> = target.chunks_mut(chunk).map(Mutex::new).collect();
+        return for_each(parts.len(), |i| {
+            let mut part = parts[i].lock().unwrap_or_else(PoisonError::into_inner);
+            task(i * chunk, &mut part);
+        });
     }
     target
         .par_chunks_mut(chunk)

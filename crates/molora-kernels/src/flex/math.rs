@@ -136,6 +136,25 @@ pub(crate) fn sum(left: &[f32], right: &[f32], map: impl Fn(f32, f32) -> f32) ->
     join(lanes, |a, b| a + b)
 }
 
+/// Sum of the products of two rows, in an order that depends on the length only. Faster than [`sum`] for short rows.
+#[inline(always)]
+pub(crate) fn dot(left: &[f32], right: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (left, left_rest) = left.as_chunks::<LANES>();
+    let (right, right_rest) = right.as_chunks::<LANES>();
+    for (a, b) in left.iter().zip(right) {
+        for lane in 0..LANES {
+            lanes[lane] = a[lane].mul_add(b[lane], lanes[lane]);
+        }
+    }
+    // Written out, so that it stays in registers.
+    let eight: [f32; 8] = std::array::from_fn(|lane| lanes[lane] + lanes[lane + 8]);
+    let four: [f32; 4] = std::array::from_fn(|lane| eight[lane] + eight[lane + 4]);
+    let total = (four[0] + four[2]) + (four[1] + four[3]);
+    let rest = left_rest.iter().zip(right_rest);
+    rest.fold(total, |total, (&a, &b)| a.mul_add(b, total))
+}
+
 /// Folds the lanes pairwise.
 #[inline(always)]
 pub(crate) fn join(mut lanes: [f32; LANES], step: impl Fn(f32, f32) -> f32) -> f32 {
@@ -177,6 +196,17 @@ mod tests {
             total += term;
         }
         0.5 + density * total
+    }
+
+    #[test]
+    fn dot_is_the_sum_of_products_at_any_length() {
+        for len in 0..70 {
+            let left: Vec<f32> = (0..len).map(|i| (i * 7 % 11) as f32 - 5.0).collect();
+            let right: Vec<f32> = (0..len).map(|i| (i * 5 % 13) as f32 - 6.0).collect();
+            // Whole numbers, exact in any order.
+            let expected: f32 = left.iter().zip(&right).map(|(a, b)| a * b).sum();
+            assert_eq!(dot(&left, &right), expected, "{len}");
+        }
     }
 
     #[test]

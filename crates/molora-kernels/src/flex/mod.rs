@@ -8,9 +8,13 @@ pub(crate) mod buffer;
 pub(crate) mod math;
 pub(crate) mod matrix;
 pub(crate) mod simd;
+pub(crate) mod team;
 pub(crate) mod views;
 
+use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind};
 use burn::tensor::{DType, Device, Tensor};
+
+use self::buffer::FlexTensor;
 
 /// Whether the fast path takes `tensor`: f32 on `flex`, and not empty. Must hold for every float
 /// input of an operation: a tensor of another backend would panic in it.
@@ -19,6 +23,26 @@ pub(crate) fn supports<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32
         && tensor.device() == Device::flex()
         && tensor.shape().num_elements() > 0
+}
+
+/// The primitive of a tensor on `flex` whose device tracks no gradients; else the tensor. Small operations go this way:
+/// to route them through the backends takes longer than to compute them.
+pub(crate) fn untracked(tensor: DispatchTensor) -> Result<FlexTensor, DispatchTensor> {
+    match tensor {
+        DispatchTensor {
+            kind: DispatchTensorKind::Flex(BackendTensor::Float(primitive)),
+            autodiff: DispatchAutodiffContext::Disabled,
+        } => Ok(primitive),
+        other => Err(other),
+    }
+}
+
+/// The tensor of a primitive that [`untracked`] gave, or of one like it.
+pub(crate) fn tensor<const D: usize>(primitive: FlexTensor) -> Tensor<D> {
+    Tensor::from_dispatch(DispatchTensor {
+        kind: DispatchTensorKind::Flex(BackendTensor::Float(primitive)),
+        autodiff: DispatchAutodiffContext::Disabled,
+    })
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ impl LinearOps for Flex {
         bias: FlexTensor,
         shape: BlockShape,
     ) -> FlexTensor {
-        frozen::forward_blocks(x, [codes, scales], bias, shape)
+        frozen::forward_blocks(x, [codes, scales], bias, shape, false)
     }
 }
 
@@ -126,7 +126,7 @@ impl<C: CheckpointStrategy> LinearOps for Autodiff<Flex, C> {
         let parts = [codes, scales.into_primitive()];
         let run = |x: FloatTensor<Self>, parts, bias: FloatTensor<Self>| {
             let (x, bias) = (x.into_primitive(), bias.into_primitive());
-            frozen::forward_blocks(x, parts, bias, shape)
+            frozen::forward_blocks(x, parts, bias, shape, true)
         };
         match BlockLinear.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => {

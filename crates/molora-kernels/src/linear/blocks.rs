@@ -153,10 +153,10 @@ fn encode_rows(
 
 /// Computes `x * matrix^T + bias` over the last axis, as [`linear_transposed`](crate::linear_transposed) does.
 ///
-/// The fast path rounds `x` and the gradient to bf16 where the processor multiplies bf16. For one token of each
-/// sequence, as in decoding, it rounds `x` to whole multiples of a scale for every 32 numbers (codes of 8 bits)
-/// where the processor multiplies bytes (AVX-512-VNNI): a relative error of about `2^-8` of the largest of
-/// those numbers. A row's result does not depend on the other rows.
+/// On a device without gradients, and for one token of each sequence on any, the fast path rounds `x` to whole
+/// multiples of a scale for every 32 numbers (codes of 8 bits) where the processor multiplies bytes (AVX-512-VNNI): a
+/// relative error of about `2^-8` of the largest of those numbers. A row's result does not depend on the other rows.
+/// Else it rounds `x` and the gradient to bf16 where the processor multiplies bf16.
 ///
 /// # Shapes
 /// - `x`: `[..., in]`; the axis in front of the last is that of tokens, if there is one

@@ -20,7 +20,7 @@ pub(super) fn supports_half(weight: &Tensor<2>) -> bool {
         && weight.shape().num_elements() > 0
 }
 
-/// Runs an operation of the fast path on the rows of `x`, with zeros for an absent bias.
+/// Runs an operation of the fast path on the rows of `x`, with a zero in the place of an absent bias.
 pub(super) fn over_rows<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
@@ -32,7 +32,7 @@ pub(super) fn over_rows<const D: usize>(
     let inputs = shape[D - 1];
     let rows = shape.iter().product::<usize>() / inputs;
     shape[D - 1] = outputs;
-    let bias = bias.unwrap_or_else(|| Tensor::zeros([outputs], &x.device()));
+    let bias = bias.unwrap_or_else(|| Tensor::zeros([1], &x.device()));
     let out = run(
         x.reshape([rows, inputs]).into_dispatch(),
         weight.into_dispatch(),

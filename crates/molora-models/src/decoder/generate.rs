@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use molora_kernels::random::Seed;
 
+use super::model::one_token;
 use super::sample::{Sampling, choose as choose_token};
 use super::{Decoder, DecoderInput};
 use crate::ForwardContext;
@@ -159,8 +160,11 @@ impl Decoder {
         let input = prompts.with_plain_padding();
         let step = |input: &DecoderInput| {
             let context = with_mask(context, &input.mask);
-            let hidden = self.forward_cached(input, &mut cache, &context).hidden;
-            self.logits(last_real(hidden, &input.mask))
+            let [_, tokens] = input.ids.dims();
+            one_token(tokens, &input.ids.device(), || {
+                let hidden = self.forward_cached(input, &mut cache, &context).hidden;
+                self.logits(last_real(hidden, &input.mask))
+            })
         };
         write_on(rows, input, options, self.max_tokens(), step, watch)
     }

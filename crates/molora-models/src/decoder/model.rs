@@ -161,6 +161,19 @@ impl Decoder {
         cache: &mut KvCache,
         context: &ForwardContext,
     ) -> DecoderOutput {
+        let [_, tokens] = input.ids.dims();
+        one_token(tokens, &input.ids.device(), || {
+            self.follow(input, cache, context)
+        })
+    }
+
+    /// See [`forward_cached`](Self::forward_cached).
+    fn follow(
+        &self,
+        input: &DecoderInput,
+        cache: &mut KvCache,
+        context: &ForwardContext,
+    ) -> DecoderOutput {
         assert!(input.segments.is_none(), "a cache takes one sequence a row");
         assert_eq!(cache.layers.len(), self.layers.len(), "layers of the cache");
         let mask = cache.extend_mask(input.mask.clone());
@@ -226,7 +239,10 @@ impl Decoder {
     /// `[B, T, D]` to `[B, T, V]`
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         let frozen = self.head.as_ref().unwrap_or(&self.tokens);
-        self.scaling.logits(self.saved.scores(frozen, hidden))
+        let [_, tokens, _] = hidden.dims();
+        one_token(tokens, &hidden.device(), || {
+            self.scaling.logits(self.saved.scores(frozen, hidden))
+        })
     }
 
     /// As [`logits`](Self::logits) by the frozen head, whatever trained beside it.
@@ -445,6 +461,14 @@ impl Decoder {
     /// Longest sequence in tokens; [`usize::MAX`] where there is no limit.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
+    }
+}
+
+/// Runs a pass or a part of one. With one token of each row its operations are small and many.
+pub(super) fn one_token<T>(tokens: usize, device: &Device, run: impl FnOnce() -> T) -> T {
+    match tokens {
+        1 => molora_kernels::together(device, run),
+        _ => run(),
     }
 }
 

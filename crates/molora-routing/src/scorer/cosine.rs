@@ -38,7 +38,7 @@ pub struct CosineScorer {
 impl Score for CosineScorer {
     /// `[N, F]` to cosines `[N, E]`; features of norm 0 have cosine 0 with every key.
     fn score(&self, features: Tensor<2>) -> Tensor<2> {
-        cosines(features, self.keys.val(), 1e-12)
+        molora_kernels::cosines(features, self.keys.val(), 1e-12)
     }
 
     fn tensors(&mut self) -> Vec<PartTensor<'_>> {
@@ -52,20 +52,6 @@ impl Score for CosineScorer {
     fn keys(&self) -> Option<Tensor<2>> {
         Some(self.keys.val())
     }
-}
-
-/// Cosines of every row of `a` `[N, F]` with every row of `b` `[M, F]`, `[N, M]`; norms are at least
-/// `epsilon`, so a row of zeros has cosine 0.
-pub(crate) fn cosines(a: Tensor<2>, b: Tensor<2>, epsilon: f64) -> Tensor<2> {
-    unit_rows(a, epsilon).matmul(unit_rows(b, epsilon).transpose())
-}
-
-/// Rows divided by `max(norm, epsilon)`.
-///
-/// The square is clamped before the root, so the gradient at a zero row is zero instead of NaN.
-fn unit_rows(rows: Tensor<2>, epsilon: f64) -> Tensor<2> {
-    let square = rows.clone().square().sum_dim(1);
-    rows / square.clamp_min(epsilon * epsilon).sqrt()
 }
 
 #[cfg(test)]

@@ -322,7 +322,6 @@ scorers! {
     "blend" => blend::Blend(BlendConfig, BlendScorer),
 }
 
-pub(crate) use cosine::cosines;
 pub use grouped::{WithinGroup, WithinScorer};
 pub use magnitude::CountTarget;
 pub use table::UnknownTask;

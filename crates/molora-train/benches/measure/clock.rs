@@ -30,6 +30,8 @@ pub(crate) struct Measured {
     /// Floating-point operations of a run's matrix products, a multiplication with an addition
     /// counted as two: those that the task needs, not those that an implementation repeats.
     pub(crate) flops: Option<f64>,
+    /// Bytes of weights that a run reads, each once for every pass.
+    pub(crate) bytes: Option<f64>,
 }
 
 impl Measured {
@@ -40,6 +42,7 @@ impl Measured {
             samples,
             tokens: None,
             flops: None,
+            bytes: None,
         }
     }
 
@@ -60,6 +63,7 @@ impl Measured {
             "spread": (self.quantile(0.75) - self.quantile(0.25)) / median,
             "tokens_per_s": self.tokens.map(|tokens| tokens / median),
             "gflops": self.flops.map(|flops| flops / median / 1e9),
+            "gb_per_s": self.bytes.map(|bytes| bytes / median / 1e9),
         })
     }
 }

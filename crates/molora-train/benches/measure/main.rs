@@ -11,6 +11,7 @@ mod decode;
 mod families;
 mod kernels;
 mod matmul;
+mod memory;
 mod methods;
 mod mix;
 mod model;
@@ -76,6 +77,8 @@ struct Run {
 enum Suite {
     /// f32 matmuls: the best of them is the machine's peak.
     Matmul,
+    /// Reading memory: the best is the machine's peak.
+    Memory,
     /// Whole training steps.
     Step,
     /// Training steps with more experts, and with longer sequences.
@@ -117,6 +120,7 @@ impl Suite {
     fn cases(self) -> Vec<String> {
         match self {
             Self::Matmul => matmul::cases(),
+            Self::Memory => memory::cases(),
             Self::Step => step::names(&step::STEP),
             Self::Scale => step::names(&step::SCALE),
             Self::Methods => methods::cases(),
@@ -131,6 +135,7 @@ impl Suite {
     fn run(self, case: &str, world: &World) -> Option<Result<Measured>> {
         match self {
             Self::Matmul => matmul::run(case, world),
+            Self::Memory => memory::run(case, world),
             Self::Step => step::run(&step::STEP, case, world),
             Self::Scale => step::run(&step::SCALE, case, world),
             Self::Methods => methods::run(case, world),

@@ -9,16 +9,19 @@ mod backend;
 mod rules;
 mod scores;
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
 pub(super) use self::backend::FlexAttention;
 pub(super) use self::rules::Rules;
-use self::scores::{Head, Scratch, slope, weigh};
+use self::scores::{Head, Scratch, add_weighed, slope, weigh};
 use crate::flex::buffer::{
     FlexTensor, contiguous, contiguous_items, distant_items, elements, from_values,
 };
 use crate::flex::matrix::{Into, Matrix, MatrixMut, multiply};
+use crate::flex::team::for_each;
 
 /// Products of a query's numbers with keys that one thread computes sooner than several.
 const FEW: usize = 64 * 1024;
@@ -128,6 +131,12 @@ fn forward(inputs: [FlexTensor; 4], rules: &Rules) -> FlexTensor {
         let mut scratch = scratch();
         let targets = targets.into_iter().enumerate();
         targets.for_each(|target| run(&mut scratch, target));
+    } else if inputs.queries == 1 {
+        let targets: Vec<_> = targets.into_iter().map(Mutex::new).collect();
+        for_each(targets.len(), |task| {
+            let mut target = targets[task].lock().unwrap_or_else(PoisonError::into_inner);
+            forward_head(&inputs.head(task), &mut target, &mut scratch());
+        });
     } else {
         let targets = targets.into_par_iter().enumerate();
         targets.for_each_init(scratch, run);
@@ -140,10 +149,14 @@ fn forward_head(head: &Head<'_>, target: &mut MatrixMut<'_>, scratch: &mut Scrat
     for block in head.blocks() {
         weigh(head, &block, scratch);
         let (rows, keys) = (block.queries.len(), block.keys.clone());
-        let weights = Matrix::new(&scratch.weights, rows, keys.len(), block.stride());
         let value = head.value.rows(keys.start, keys.len());
         let mut target = target.rows(block.queries.start, rows);
-        multiply(&mut target, Into::Replace, 1.0, weights, value);
+        if rows == 1 {
+            add_weighed(&scratch.weights, value, target.row(0));
+        } else {
+            let weights = Matrix::new(&scratch.weights, rows, keys.len(), block.stride());
+            multiply(&mut target, Into::Replace, 1.0, weights, value);
+        }
         // The output is narrower than the scores, so it is cheaper to normalise.
         for (row, total) in scratch.totals.iter().enumerate() {
             let factor = 1.0 / total;

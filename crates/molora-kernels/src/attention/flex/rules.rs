@@ -139,9 +139,18 @@ impl ItemRules<'_> {
         start..last.map_or(start, |last| last + 1)
     }
 
-    /// Whether all queries may attend to the same keys.
-    pub(super) fn is_shared(&self) -> bool {
-        !self.is_causal && self.segments.is_none() && self.window.is_none()
+    /// Whether each query may attend to the same keys as the ones behind it, up to those that it [sees](Self::seen).
+    pub(super) fn is_prefix(&self) -> bool {
+        self.segments.is_none() && self.window.is_none()
+    }
+
+    /// How many of `keys` are not behind a query.
+    #[inline(always)]
+    pub(super) fn seen(&self, query: usize, keys: &Range<usize>) -> usize {
+        match self.is_causal {
+            true => (self.query_offset + query + 1).clamp(keys.start, keys.end) - keys.start,
+            false => keys.len(),
+        }
     }
 
     /// Writes 1 for each key of `keys` that `query` may attend to and 0 for the others, and 0 to
@@ -149,10 +158,7 @@ impl ItemRules<'_> {
     #[inline(always)]
     pub(super) fn write(&self, query: usize, keys: Range<usize>, keep: &mut [f32]) {
         let position = self.query_offset + query;
-        let seen = match self.is_causal {
-            true => (position + 1).clamp(keys.start, keys.end) - keys.start,
-            false => keys.len(),
-        };
+        let seen = self.seen(query, &keys);
         keep[seen..].fill(0.0);
         let keep = &mut keep[..seen];
         match self.mask {

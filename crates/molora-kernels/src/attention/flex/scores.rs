@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::rules::ItemRules;
-use crate::flex::math::{LANES, exp, join, sum, tanh};
+use crate::flex::math::{LANES, dot, exp, join, sum, tanh};
 use crate::flex::matrix::{Into, Matrix, MatrixMut, multiply};
 use crate::flex::simd::vectorised;
 
@@ -81,26 +81,87 @@ pub(super) fn weigh(head: &Head<'_>, block: &Block, scratch: &mut Scratch) {
         }
         mode = Into::Add;
     }
-    let mut target = MatrixMut::new(&mut scratch.weights, rows, keys.len(), stride);
     let query = head.query.rows(block.queries.start, rows);
     let key = head.key.rows(keys.start, keys.len());
-    multiply(&mut target, mode, head.scale, query, key.transposed());
+    if rows == 1 {
+        score(query.row(0), key, head.scale, &mut scratch.weights);
+    } else {
+        let mut target = MatrixMut::new(&mut scratch.weights, rows, keys.len(), stride);
+        multiply(&mut target, mode, head.scale, query, key.transposed());
+    }
     if let Some(cap) = head.soft_cap {
         reset(&mut scratch.bounds, rows * stride);
         bound(&mut scratch.weights, cap, &mut scratch.bounds);
     }
 
-    let (rules, is_shared) = (head.rules, head.rules.is_shared());
+    let (rules, is_prefix) = (head.rules, head.rules.is_prefix());
     let (weights, totals, keep) = (&mut scratch.weights, &mut scratch.totals, &mut scratch.keep);
     vectorised(
         #[inline(always)]
         || {
             let weights = weights.chunks_exact_mut(stride);
+            // What the last query may attend to; of a prefix, the others see less of it.
+            rules.write(block.queries.end - 1, keys.clone(), keep);
+            let first = keep.iter().position(|&keep| keep != 0.0);
             for (row, (weights, total)) in weights.zip(totals.iter_mut()).enumerate() {
-                if row == 0 || !is_shared {
-                    rules.write(block.queries.start + row, keys.clone(), keep);
+                let query = block.queries.start + row;
+                let seen = rules.seen(query, &keys);
+                let is_open = match is_prefix {
+                    true => first.is_some_and(|first| first < seen),
+                    false => {
+                        rules.write(query, keys.clone(), keep);
+                        keep[..seen].iter().any(|&keep| keep != 0.0)
+                    }
+                };
+                *total = match is_open {
+                    true => exponentials(weights, keep, seen),
+                    false => {
+                        weights.fill(0.0);
+                        1.0
+                    }
+                };
+            }
+        },
+    );
+}
+
+/// Adds the scores of one query: a matrix product would take longer to begin.
+fn score(query: &[f32], key: Matrix<'_>, scale: f32, scores: &mut [f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (index, score) in scores[..key.num_rows()].iter_mut().enumerate() {
+                *score += scale * dot(query, key.row(index));
+            }
+        },
+    );
+}
+
+/// Numbers whose sums stay in registers.
+const WIDE: usize = 4 * LANES;
+
+/// Replaces `out` by the sum of the rows of `value`, each `weights` times.
+pub(super) fn add_weighed(weights: &[f32], value: Matrix<'_>, out: &mut [f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            let (wide, rest) = out.as_chunks_mut::<WIDE>();
+            for (part, out) in wide.iter_mut().enumerate() {
+                let mut sums = [0.0; WIDE];
+                for (index, &weight) in weights[..value.num_rows()].iter().enumerate() {
+                    let value = &value.row(index)[part * WIDE..][..WIDE];
+                    for (sum, &value) in sums.iter_mut().zip(value) {
+                        *sum = weight.mul_add(value, *sum);
+                    }
                 }
-                *total = exponentials(weights, keep);
+                *out = sums;
+            }
+            rest.fill(0.0);
+            let first = wide.len() * WIDE;
+            for (index, &weight) in weights[..value.num_rows()].iter().enumerate() {
+                for (out, &value) in rest.iter_mut().zip(&value.row(index)[first..]) {
+                    *out = weight.mul_add(value, *out);
+                }
             }
         },
     );
@@ -119,12 +180,15 @@ fn bound(scores: &mut [f32], cap: f32, slopes: &mut [f32]) {
     );
 }
 
-/// Replaces a row of scores by `exp(score - largest)`, 0 where not kept. Returns the sum, or 1 if
-/// nothing is kept.
+/// Replaces the first `seen` scores of a row, of which some are kept, by `exp(score - largest)`, 0 where not kept, and
+/// the others by 0. Returns the sum.
 #[inline(always)]
-fn exponentials(row: &mut [f32], keep: &[f32]) -> f32 {
+fn exponentials(row: &mut [f32], keep: &[f32], seen: usize) -> f32 {
+    let end = seen.next_multiple_of(LANES);
+    row[end..].fill(0.0);
+    let row = &mut row[..end];
+    row[seen..].fill(f32::NEG_INFINITY);
     let mut largest = [f32::NEG_INFINITY; LANES];
-    let mut kept = [0.0f32; LANES];
     let chunks = row.as_chunks_mut::<LANES>().0.iter_mut();
     for (row, keep) in chunks.zip(keep.as_chunks::<LANES>().0) {
         for lane in 0..LANES {
@@ -134,7 +198,6 @@ fn exponentials(row: &mut [f32], keep: &[f32]) -> f32 {
                 f32::NEG_INFINITY
             };
             row[lane] = score;
-            kept[lane] += keep[lane];
             largest[lane] = if score > largest[lane] {
                 score
             } else {
@@ -142,15 +205,15 @@ fn exponentials(row: &mut [f32], keep: &[f32]) -> f32 {
             };
         }
     }
-    if join(kept, |a, b| a + b) == 0.0 {
-        row.fill(0.0);
-        return 1.0;
-    }
     let largest = join(largest, |a, b| if b > a { b } else { a });
-    for score in row.iter_mut() {
-        *score = exp(*score - largest);
+    let mut total = [0.0; LANES];
+    for row in row.as_chunks_mut::<LANES>().0 {
+        for lane in 0..LANES {
+            row[lane] = exp(row[lane] - largest);
+            total[lane] += row[lane];
+        }
     }
-    sum(row, row, |value, _| value)
+    join(total, |a, b| a + b)
 }
 
 /// After [`weigh`], normalises `scratch.weights` to probabilities `p` and sets `scratch.slopes` to

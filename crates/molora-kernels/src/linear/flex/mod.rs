@@ -1,5 +1,7 @@
 //! The affine map `x * weight + bias` on rows.
 
+#[cfg(target_arch = "x86_64")]
+mod few;
 pub(super) mod frozen;
 mod half;
 #[cfg(target_arch = "x86_64")]
@@ -15,12 +17,18 @@ use crate::flex::buffer::{
 use crate::flex::matrix::{Into, Matrix, MatrixMut, multiply_parallel};
 use crate::flex::views::{matrix, with_matrix};
 
-/// `x * weight + bias` for `x` `[rows, in]`, `weight` `[in, out]` and `bias` `[out]`.
+/// `x * weight + bias` for `x` `[rows, in]`, `weight` `[in, out]` and `bias` `[out]`, or a zero
+/// in the place of none.
 pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
     let (x, bias) = (contiguous(x), contiguous(bias));
     with_matrix(weight, |weight| {
-        product(matrix(&x), weight, Some(elements(&bias)))
+        product(matrix(&x), weight, given(&bias, weight.num_cols()))
     })
+}
+
+/// The bias of so many columns; what is shorter stands in for none.
+fn given(bias: &FlexTensor, columns: usize) -> Option<&[f32]> {
+    Some(elements(bias)).filter(|bias| bias.len() == columns)
 }
 
 /// Gradient for `x`: `grad * weight^T`.
@@ -47,7 +55,9 @@ pub(super) fn backward_bias(grad: FlexTensor) -> FlexTensor {
 fn product(left: Matrix<'_>, right: Matrix<'_>, bias: Option<&[f32]>) -> FlexTensor {
     let shape = Shape::from([left.num_rows(), right.num_cols()]);
     #[cfg(target_arch = "x86_64")]
-    if let Some(values) = tiles::product(left, right, bias) {
+    if let Some(values) =
+        few::product(left, right, bias).or_else(|| tiles::product(left, right, bias))
+    {
         return from_values(values, shape);
     }
     from_values(plain(left, right, bias), shape)

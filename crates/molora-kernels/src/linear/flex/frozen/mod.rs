@@ -4,8 +4,8 @@
 //! processor multiplies pairs of bf16 (AVX-512-BF16), `x` is rounded to bf16 (to nearest, ties to
 //! even) and products are summed in f32; elsewhere the matrix is widened and all is f32. Blocks are decoded
 //! to bf16 part by part. A few rows of `x`, as in decoding, go through kernels that read the rows of the
-//! matrix once, as they lie; for one token of each sequence `x` is rounded to bytes too where the matrix is of
-//! blocks, and products are those of whole numbers (AVX-512-VNNI).
+//! matrix once, as they lie. Where the matrix is of blocks, and there is no gradient or one token of each sequence, `x` is
+//! rounded to bytes too, and products are those of whole numbers (AVX-512-VNNI).
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -19,10 +19,13 @@ mod plain;
 mod rows;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod whole;
 
 use burn::tensor::Shape;
 
 use self::matrix::{Blocks, Frozen, Numbers};
+use super::given;
 use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values};
 
 /// How a matrix of blocks is to be read.
@@ -42,7 +45,8 @@ pub(in crate::linear) fn forward(
     is_transposed: bool,
 ) -> FlexTensor {
     let (x, weight, bias) = (contiguous(x), contiguous(weight), contiguous(bias));
-    affine(&x, half(&weight, is_transposed), Some(elements(&bias)))
+    let weight = half(&weight, is_transposed);
+    affine(&x, weight, given(&bias, weight.outer()))
 }
 
 /// Gradient for `x`: the product with the other side of the matrix.
@@ -55,21 +59,26 @@ pub(in crate::linear) fn backward_x(
     affine(&grad, half(&weight, !is_transposed), None)
 }
 
-/// `x * W^T + bias` for a matrix of blocks.
+/// `x * W^T + bias` for a matrix of blocks. With a gradient, `x` is rounded to bytes in a step alone.
 pub(in crate::linear) fn forward_blocks(
     x: FlexTensor,
     [codes, scales]: [FlexTensor; 2],
     bias: FlexTensor,
     shape: BlockShape,
+    has_gradient: bool,
 ) -> FlexTensor {
     let [x, bias, codes, scales] = [x, bias, codes, scales].map(contiguous);
     let weight = blocks(&codes, &scales, shape);
-    let bias = Some(elements(&bias));
+    let bias = given(&bias, weight.dims[0]);
     #[cfg(target_arch = "x86_64")]
-    if shape.is_step
+    if (shape.is_step || !has_gradient)
         && let Some(processor) = avx512::Processor::detect()
     {
-        let values = bytes::product(processor, elements(&x), weight, bias);
+        let product = match shape.is_step {
+            true => bytes::product,
+            false => whole::product,
+        };
+        let values = product(processor, elements(&x), weight, bias);
         let rows = x.layout().shape()[0];
         return from_values(values, Shape::from([rows, weight.dims[0]]));
     }

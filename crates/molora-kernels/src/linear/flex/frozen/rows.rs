@@ -4,22 +4,18 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::avx512::{Processor, Rounded};
 use super::matrix::Frozen;
+use crate::flex::team::fill_columns;
 use crate::linear::flex::half::Half;
 use crate::linear::flex::tiles::{LANES, Target, dot};
 
 /// Numbers in a register of bf16.
 const PAIRED: usize = 2 * LANES;
-/// Bytes of the matrix that a task reads at least for one row of `x`, and fewer for more: waking a thread for less
-/// costs more.
-const TASK: usize = 128 * 1024;
 /// Rows of the matrix that a task takes a multiple of.
 const TASK_ROWS: usize = 16;
-/// How many bytes ahead memory is asked for.
-pub(super) const AHEAD: usize = 1024;
+/// How many bytes ahead memory is asked for at least.
+pub(super) const AHEAD: usize = 4096;
 
 /// The product of up to eight rows with the transposed matrix.
 pub(super) fn product(
@@ -57,18 +53,14 @@ pub(super) fn fill(
     cols: usize,
     run: impl Fn(Target, Range<usize>) + Sync,
 ) -> Vec<f32> {
-    let share = cols.div_ceil(rayon::current_num_threads());
-    let least = TASK / (bytes * rows).max(1);
-    let step = share.max(least).next_multiple_of(TASK_ROWS);
-    let all = |target| match step >= cols {
-        true => run(target, 0..cols),
-        false => {
-            let starts = (0..cols).into_par_iter().step_by(step);
-            starts.for_each(|start| run(target, start..cols.min(start + step)));
-        }
-    };
     // SAFETY: the tasks have all columns.
-    unsafe { Target::filled(rows, cols, all) }
+    unsafe {
+        Target::filled(rows, cols, |target| {
+            fill_columns(cols, TASK_ROWS, bytes * rows, |columns| {
+                run(target, columns)
+            });
+        })
+    }
 }
 
 /// Columns of the product of `M` rows.
@@ -124,6 +116,8 @@ fn dots<const M: usize, const R: usize>(x: &Rounded, part: Half<'_>) -> [[f32; M
     let cols = part.cols;
     let rows: [_; R] = std::array::from_fn(|r| part.row(r).as_ptr());
     let x: [_; M] = std::array::from_fn(|m| x.row(m)[..cols.div_ceil(PAIRED) * LANES].as_ptr());
+    // The rows that follow these, but not too near.
+    let ahead = (2 * R * part.stride).max(AHEAD);
     let mut sums = [[_mm512_setzero_ps(); M]; R];
     for start in (0..cols).step_by(PAIRED) {
         let mask = u32::MAX >> (PAIRED - PAIRED.min(cols - start));
@@ -132,7 +126,7 @@ fn dots<const M: usize, const R: usize>(x: &Rounded, part: Half<'_>) -> [[f32; M
             // and asking for memory ahead reads nothing.
             unsafe {
                 _mm_prefetch::<_MM_HINT_T0>(
-                    row.wrapping_add(start).wrapping_byte_add(AHEAD).cast(),
+                    row.wrapping_add(start).wrapping_byte_add(ahead).cast(),
                 );
                 let w = _mm512_maskz_loadu_epi16(mask, row.add(start).cast());
                 for (sum, x) in sums.iter_mut().zip(&x) {

@@ -7,9 +7,9 @@ use super::Words;
 use super::panel::{COLUMNS, LANES, Panel};
 
 /// Rows of a tile, whose sums fill 24 of the 32 registers.
-pub(super) const ROWS: usize = 6;
+pub(crate) const ROWS: usize = 6;
 /// Registers of sums for each row.
-const REGISTERS: usize = COLUMNS / LANES;
+pub(crate) const REGISTERS: usize = COLUMNS / LANES;
 
 /// The product while it is made: rows of adjacent numbers.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +38,16 @@ impl Target {
         values
     }
 
+    /// The rows from one on.
+    pub(crate) fn from_row(self, row: usize) -> Self {
+        assert!(row <= self.rows);
+        Self {
+            first: self.first.wrapping_add(row * self.cols),
+            rows: self.rows - row,
+            ..self
+        }
+    }
+
     /// Writes a column of `M` rows from `row` on.
     ///
     /// # Safety
@@ -64,7 +74,7 @@ unsafe impl Sync for Target {}
 // One for each task, on the stack: no reason to put the larger one elsewhere.
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
-pub(super) enum Start {
+pub(crate) enum Start {
     /// A number for each column.
     Bias([f32; COLUMNS]),
     /// What the target holds.
@@ -183,7 +193,7 @@ pub(crate) fn dot(sum: __m512, x: __m512i, w: __m512i) -> __m512 {
 /// The sums that a tile starts from.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn read<const M: usize>(
+pub(crate) unsafe fn read<const M: usize>(
     start: &Start,
     out: *const f32,
     cols: usize,
@@ -204,7 +214,7 @@ unsafe fn read<const M: usize>(
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn write<const M: usize>(
+pub(crate) unsafe fn write<const M: usize>(
     sums: &[[__m512; REGISTERS]; M],
     out: *mut f32,
     cols: usize,

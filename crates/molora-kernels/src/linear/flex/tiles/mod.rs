@@ -15,9 +15,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub(super) use self::kernel::{Kind, Target, dot};
-use self::kernel::{ROWS, Start};
-pub(super) use self::panel::{COLUMNS, LANES, Panel};
+pub(super) use self::kernel::{Kind, REGISTERS, ROWS, Start, Target, dot, read, write};
+pub(super) use self::panel::{COLUMNS, LANES, Panel, fill_square};
 pub(super) use self::single::product;
 
 /// Words of the inner axis that are summed at once: their panel takes a part of the second-level cache.
@@ -82,7 +81,7 @@ pub(super) unsafe fn multiply<R>(
 }
 
 /// The bias of a panel's columns; 0 where there is none.
-fn padded(bias: Option<&[f32]>, column: usize) -> [f32; COLUMNS] {
+pub(super) fn padded(bias: Option<&[f32]>, column: usize) -> [f32; COLUMNS] {
     let mut padded = [0.0; COLUMNS];
     if let Some(bias) = bias {
         let bias = &bias[column..];

@@ -142,7 +142,7 @@ impl Panel {
 /// Writes [`LANES`] words of each column, which `column` reads.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn fill_square(target: &mut [u32], column: impl Fn(usize) -> __m512i) {
+pub(crate) fn fill_square(target: &mut [u32], column: impl Fn(usize) -> __m512i) {
     for first in (0..COLUMNS).step_by(LANES) {
         let mut square = [_mm512_setzero_si512(); LANES];
         for (lane, words) in square.iter_mut().enumerate() {
