@@ -24,6 +24,7 @@
 //! | [`linear_blocks`] | `x * W^T + b`, `W` of 8 or 4 bits | nothing but `W` |
 //! | [`low_rank_mix`] | `y + sum_e w_e * (sigma o low_e) * B_e` | `low`, `w`, `B` |
 //! | [`cosines`] | cosines of rows with rows | as the definition |
+//! | [`task_gate`] | `sigmoid(selector * (embedding * weight) + bias)` | as the definition |
 //! | [`top_k_mask`] | which entries are the `k` largest of their row | no gradient |
 //! | [`dropout`] | `x * mask / (1 - p)`, the mask from a seed | nothing |
 //! | [`dropout_linear`] | `dropout(x) * W` | `x`, `W` |
@@ -69,6 +70,7 @@ pub mod random;
 mod rms_norm;
 mod rotary;
 mod silu_gate;
+mod task_gate;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -86,6 +88,7 @@ pub use low_rank_mix::{LowRankMix, crossover, low_rank_mix};
 pub use rms_norm::rms_norm;
 pub use rotary::rotary;
 pub use silu_gate::silu_gate;
+pub use task_gate::task_gate;
 pub use top_k::top_k_mask;
 
 /// Runs `work`, whose operations are those of a token that is written: small, and many. Where a device is the processor
@@ -113,12 +116,13 @@ pub mod portable {
     pub use crate::rms_norm::portable::rms_norm;
     pub use crate::rotary::portable::rotary;
     pub use crate::silu_gate::portable::silu_gate;
+    pub use crate::task_gate::portable::task_gate;
     pub use crate::top_k::portable::top_k_mask;
 }
 
 /// Every operation, for the tests that all of them go through.
 #[cfg(test)]
-const OPERATIONS: [&[testing::Case]; 12] = [
+const OPERATIONS: [&[testing::Case]; 13] = [
     attention::tests::CASES,
     cosines::tests::CASES,
     cross_entropy::tests::CASES,
@@ -130,6 +134,7 @@ const OPERATIONS: [&[testing::Case]; 12] = [
     rms_norm::tests::CASES,
     rotary::tests::CASES,
     silu_gate::tests::CASES,
+    task_gate::tests::CASES,
     top_k::tests::CASES,
 ];
 
