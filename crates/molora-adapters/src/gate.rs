@@ -6,7 +6,7 @@
 //! switches a whole batch.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData, activation::sigmoid};
+use burn::tensor::{Device, Tensor, TensorData};
 use molora_kernels::random::{Seed, normal, uniform};
 use molora_parts::{Axis, ParameterKind, PartTensor};
 use schemars::JsonSchema;
@@ -98,12 +98,9 @@ impl TaskGate {
     /// - `selector`: `[B, tasks]` from [`task_selector`]
     /// - returns `[B, 1, 1]`, to be multiplied with expert weights
     pub fn forward(&self, selector: Tensor<2>) -> Tensor<3> {
-        let logits_n1 = self.embedding.val().matmul(self.weight.val());
-        let mut logits_b1 = selector.matmul(logits_n1);
-        if let Some(bias) = &self.bias {
-            logits_b1 = logits_b1 + bias.val().unsqueeze();
-        }
-        sigmoid(logits_b1).unsqueeze_dim(2)
+        let (embedding, weight) = (self.embedding.val(), self.weight.val());
+        let bias = self.bias.as_ref().map(Param::val);
+        molora_kernels::task_gate(selector, embedding, weight, bias).unsqueeze_dim(2)
     }
 }
 

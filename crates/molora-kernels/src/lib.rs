@@ -25,6 +25,7 @@
 //! | [`linear_blocks`] | `x * W^T + b`, `W` of 8 or 4 bits | nothing but `W` |
 //! | [`low_rank_mix`] | `y + sum_e w_e * (sigma o low_e) * B_e` | `low`, `w`, `B` |
 //! | [`cosines`] | cosines of rows with rows | as the definition |
+//! | [`task_gate`] | `sigmoid(selector * (embedding * weight) + bias)` | as the definition |
 //! | [`top_k_mask`] | which entries are the `k` largest of their row | no gradient |
 //! | [`dropout`] | `x * mask / (1 - p)`, the mask from a seed | nothing |
 //! | [`dropout_linear`] | `dropout(x) * W` | `x`, `W` |
@@ -71,6 +72,7 @@ mod rms_norm;
 mod rotary;
 mod silu_gate;
 mod soft_cap;
+mod task_gate;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -89,6 +91,7 @@ pub use rms_norm::rms_norm;
 pub use rotary::rotary;
 pub use silu_gate::silu_gate;
 pub use soft_cap::soft_cap;
+pub use task_gate::task_gate;
 pub use top_k::top_k_mask;
 
 /// Runs `work`, whose operations are those of a token that is written: small, and many. Where a device is the processor
@@ -117,12 +120,13 @@ pub mod portable {
     pub use crate::rotary::portable::rotary;
     pub use crate::silu_gate::portable::silu_gate;
     pub use crate::soft_cap::portable::soft_cap;
+    pub use crate::task_gate::portable::task_gate;
     pub use crate::top_k::portable::top_k_mask;
 }
 
 /// Every operation, for the tests that all of them go through.
 #[cfg(test)]
-const OPERATIONS: [&[testing::Case]; 12] = [
+const OPERATIONS: [&[testing::Case]; 13] = [
     attention::tests::CASES,
     cosines::tests::CASES,
     cross_entropy::tests::CASES,
@@ -135,6 +139,7 @@ const OPERATIONS: [&[testing::Case]; 12] = [
     rotary::tests::CASES,
     silu_gate::tests::CASES,
     soft_cap::tests::CASES,
+    task_gate::tests::CASES,
     top_k::tests::CASES,
 ];
 

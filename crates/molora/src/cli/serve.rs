@@ -43,7 +43,7 @@ pub(super) struct ServeArgs {
     /// File with the key that every request has to bring (Authorization: Bearer KEY)
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Texts that a model writes at once; others wait
+    /// Texts that are written at once by all models on one base; others wait
     #[arg(long, value_name = "N", default_value = "16")]
     max_rows: NonZeroUsize,
     /// Most tokens of a prompt with its answer, within what the model can

@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 use molora_adapters::task_selector;
 use molora_kernels::random::Seed;
 use molora_models::{
-    AdapterSpec, Composition, Decoder, DecoderInput, Decoders, ForwardContext, KvCache, PoolConfig,
-    PoolWeights, SavedModule, choose,
+    AdapterSpec, Composition, Decoder, DecoderInput, Decoders, DecodersCache, ForwardContext,
+    KvCache, PoolConfig, PoolWeights, SavedModule, choose,
 };
 use molora_routing::{Granularity, Guidance, LayerRule, RouterConfig, Selection, expert_labels};
 use molora_testkit::device;
@@ -143,29 +143,42 @@ fn together(models: &[&Decoder], rows: &[Row], waits: &[usize], piece: usize) ->
             longest.max().expect("a row"),
             "no column for nobody"
         );
-        let groups: Vec<_> = inside
-            .chunk_by(|&a, &b| rows[a].model == rows[b].model)
-            .map(|group| {
-                let contexts: Vec<_> = group.iter().map(|&row| &rows[row].context).collect();
-                (rows[group[0]].model, ForwardContext::cat(&contexts))
-            })
-            .collect();
-        let newest: Vec<_> = inside.iter().map(|&row| vec![rows[row].newest()]).collect();
-        let input = DecoderInput::from_sequences(&newest, &device());
-        let (hidden, routes) = decoders.forward_cached(&input, &mut cache, &groups);
-        assert_eq!(routes.len(), groups.len());
-        let counts: Vec<_> = groups
-            .iter()
-            .map(|(model, context)| (*model, context.mask.dims()[0]))
-            .collect();
-        let scores = decoders.logits(hidden, &counts).into_data();
-        let scores: Vec<f32> = scores.iter::<f32>().collect();
-        for (&row, scores) in inside.iter().zip(scores.chunks(scores.len() / inside.len())) {
-            rows[row].write(scores.to_vec());
-        }
+        write_one(&decoders, &mut cache, &mut rows, &inside);
         waited += 1;
     }
     rows
+}
+
+/// Writes a token of every row that is inside.
+fn write_one(
+    decoders: &Decoders<'_>,
+    cache: &mut DecodersCache,
+    rows: &mut [Row],
+    inside: &[usize],
+) {
+    let groups: Vec<_> = inside
+        .chunk_by(|&a, &b| rows[a].model == rows[b].model)
+        .map(|group| {
+            let contexts: Vec<_> = group.iter().map(|&row| &rows[row].context).collect();
+            (rows[group[0]].model, ForwardContext::cat(&contexts))
+        })
+        .collect();
+    let newest: Vec<_> = inside.iter().map(|&row| vec![rows[row].newest()]).collect();
+    let input = DecoderInput::from_sequences(&newest, &device());
+    let (hidden, routes) = decoders.forward_cached(&input, cache, &groups);
+    assert_eq!(routes.len(), groups.len());
+    let counts: Vec<_> = groups
+        .iter()
+        .map(|(model, context)| (*model, context.mask.dims()[0]))
+        .collect();
+    let scores = decoders.logits(hidden, &counts).into_data();
+    let scores: Vec<f32> = scores.iter::<f32>().collect();
+    for (&row, scores) in inside
+        .iter()
+        .zip(scores.chunks(scores.len() / inside.len()))
+    {
+        rows[row].write(scores.to_vec());
+    }
 }
 
 /// Rows that are written together get what they get alone.

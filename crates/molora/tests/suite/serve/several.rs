@@ -22,7 +22,7 @@ fn prompt(number: usize) -> String {
 fn runs(names: &[&str]) -> World {
     let world = writer::world();
     for name in names {
-        let mut recipe = writer::recipe(name.trim_end_matches("-tables"), 4);
+        let mut recipe = writer::recipe(name.trim_end_matches("-tables"), 8);
         if *name == "lora" {
             recipe.adapter.bank.rank = 7;
         }
@@ -56,8 +56,7 @@ fn are_those_of_generate(names: &[&str], counts: &[usize]) {
             generated(&world, model, &prompt)
         })
         .collect();
-    let written = expected.iter().filter(|text| !text.is_empty());
-    assert!(2 * written.count() > expected.len(), "{expected:?}");
+    assert!(expected.iter().any(|text| *text != expected[0]));
     for &count in counts {
         std::thread::scope(|scope| {
             let answer = |number: usize| {
@@ -72,7 +71,11 @@ fn are_those_of_generate(names: &[&str], counts: &[usize]) {
             for (number, answer) in answers.into_iter().enumerate() {
                 let answer = answer.join().expect("an answer");
                 let (model, expected) = (asked(number).0, &expected[number % expected.len()]);
-                assert_eq!(answer["choices"][0]["text"], expected[..], "{model} of {count}");
+                assert_eq!(
+                    answer["choices"][0]["text"],
+                    expected[..],
+                    "{model} of {count}"
+                );
             }
         });
     }
@@ -91,6 +94,13 @@ fn answers_of_several_runs_are_those_of_generate() {
 /// Feed-forward parts that are mixed whole, a first pass, experts of all layers, and a run's own tables.
 #[test]
 fn runs_of_every_kind_share_a_pass() {
-    let names = ["writer", "mixlora", "x-lora", "lily", "mosld", "lora-tables"];
+    let names = [
+        "writer",
+        "mixlora",
+        "x-lora",
+        "lily",
+        "mosld",
+        "lora-tables",
+    ];
     are_those_of_generate(&names, &[16]);
 }
