@@ -7,6 +7,7 @@ mod event;
 mod fit;
 mod guard;
 mod init;
+mod micro_batch;
 mod rehearsal;
 mod setup;
 mod step;

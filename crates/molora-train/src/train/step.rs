@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
-use molora_models::{AdapterSpec, EmbeddingNoise, RouteTrace, TaskModel};
+use molora_models::{AdapterSpec, EmbeddingNoise, TaskModel};
 use molora_regularize::ObjectiveConfig;
 use molora_routing::Guidance;
 
-use super::balance::SelectionCounts;
+use super::balance::{SelectionCounts, plain};
 use super::checkpointed::{self, MicroBatchShare};
+use super::micro_batch::{Measured, MicroBatch, Name, gathered};
 use super::watch::{Found, Watch};
 use crate::TrainError;
+use crate::collective::{self, Collective, TreeSum};
 use crate::data::Batch;
 use crate::model::{Auxiliary, NewValues, inputs, sum_of, task_losses};
 use crate::recipe::{GuardRule, StageConfig, clip_global_norm};
@@ -34,16 +36,6 @@ pub struct StepValues {
     pub watched: Vec<Found>,
 }
 
-/// A number of the step that is still on the device.
-enum Name {
-    Task(usize),
-    Term(&'static str),
-    GradientNorm,
-}
-
-/// A number, its share in the step's, and its tensor `[1]`.
-type Measured = (Name, f64, Tensor<1>);
-
 /// Everything that decides a step beside the model and the batch.
 #[expect(missing_debug_implementations, reason = "functions have none")]
 pub struct Step<'a> {
@@ -63,6 +55,8 @@ pub struct Step<'a> {
     pub dropout: Seed,
     /// The device, with autodiff.
     pub device: &'a Device,
+    /// The ranks that each compute a share of the micro-batches.
+    pub collective: &'a dyn Collective,
     /// The rules of a guard that looks at the step; none where it does not.
     pub rules: &'a [GuardRule],
     /// The guidance of the routers for the sequences of a batch.
@@ -73,38 +67,38 @@ impl Step<'_> {
     /// Runs the step: forward and backward over the micro-batches, clipping, AdamW.
     ///
     /// The task loss is the mean over all examples of the batch, each times the weight of its task, and
-    /// gradients of micro-batches are added
-    /// up, so that splitting a batch changes nothing but rounding (and dropout masks). Auxiliary
+    /// gradients of micro-batches are added up along one [tree](TreeSum), so that splitting a batch changes nothing
+    /// but rounding (and dropout masks), and ranks that share its micro-batches nothing at all. Auxiliary
     /// terms are weighted by each micro-batch's share of the tokens: exact for penalties on weights
     /// and for means over tokens, while a load balance is then that of the micro-batches.
     ///
     /// # Errors
-    /// A task number out of range.
+    /// A task number out of range, ranks that cannot exchange data.
     pub fn run(
         &self,
         model: TaskModel,
         optimizer: &mut ModuleOptimizer,
         batch: &Batch,
     ) -> Result<(TaskModel, StepValues), TrainError> {
-        let mut accumulator = GradientsAccumulator::new();
-        let mut measured: Vec<Measured> = Vec::new();
-        let micro_rows = self.micro_rows(batch);
-        let (mut choices, mut watch) = (SelectionCounts::default(), Watch::default());
-        for (index, micro) in batch.split(micro_rows).into_iter().enumerate() {
-            let routes = self.backward(
-                &model,
-                batch,
-                &micro,
-                index,
-                &mut accumulator,
-                &mut measured,
-            )?;
-            choices.add(SelectionCounts::of(&model, &routes));
-            if !self.rules.is_empty() {
-                watch.add(&routes);
-            }
+        let micro_batches = batch.split(self.micro_rows(batch));
+        let (rank, ranks) = (self.collective.rank(), self.collective.world_size());
+        let (mut sum, mut own) = (TreeSum::default(), Vec::new());
+        for index in collective::share(micro_batches.len(), rank, ranks) {
+            let micro = &micro_batches[index];
+            let (gradients, found) = self.backward(&model, batch, micro, index)?;
+            sum.push_leaf(index, gradients, |left, right| {
+                collective::add(&model, left, right)
+            });
+            own.push(found);
         }
-        let mut gradients = accumulator.grads();
+        let (mut gradients, all) = gathered(self.collective, &model, sum, own)?;
+        let (mut choices, mut watch) = (SelectionCounts::default(), Watch::default());
+        let mut measured = Vec::new();
+        for micro in all {
+            choices.add(micro.choices);
+            watch.add(micro.watch);
+            measured.extend(micro.measured);
+        }
         if let Some(only) = self.only {
             only.keep_others(&mut gradients, &model);
         }
@@ -123,24 +117,23 @@ impl Step<'_> {
         Ok((model, values))
     }
 
-    /// Rows of a forward pass.
+    /// Rows of a forward pass: every rank has one at least.
     fn micro_rows(&self, batch: &Batch) -> usize {
+        let of_rank = batch.rows.div_ceil(self.collective.world_size());
         match self.stage.micro_batch_size {
-            0 => batch.rows,
-            rows => rows,
+            0 => of_rank,
+            rows => rows.min(of_rank),
         }
     }
 
-    /// Adds the gradients of micro-batch number `index`; the decisions in it.
+    /// The gradients of micro-batch number `index`, and what was found in it.
     fn backward(
         &self,
         model: &TaskModel,
         batch: &Batch,
         micro: &Batch,
         index: usize,
-        accumulator: &mut GradientsAccumulator<TaskModel>,
-        measured: &mut Vec<Measured>,
-    ) -> Result<Vec<RouteTrace>, TrainError> {
+    ) -> Result<(GradientsParams, MicroBatch), TrainError> {
         let part = MicroBatchShare {
             examples: batch.num_examples() as f64,
             tokens: micro.num_tokens() as f64 / batch.num_tokens() as f64,
@@ -162,10 +155,11 @@ impl Step<'_> {
             objective: self.objective,
             spec: self.spec,
         };
+        let mut accumulator = GradientsAccumulator::new();
         let (tasks, found, routes) =
             if self.stage.gradient_checkpointing && model.num_blocks().is_some() {
                 let pass = (&input, &context);
-                checkpointed::backward(model, micro, pass, &auxiliary, part, accumulator)
+                checkpointed::backward(model, micro, pass, &auxiliary, part, &mut accumulator)
             } else {
                 let output = model.forward(&input, &context);
                 let routes = output.routes.clone();
@@ -180,17 +174,27 @@ impl Step<'_> {
                 (tasks, found, routes)
             };
         let tasks = tasks.into_iter();
-        measured.extend(tasks.map(|(task, loss)| (Name::Task(task), 1.0, loss)));
+        let mut measured: Vec<_> = tasks
+            .map(|(task, loss)| (Name::Task(task), 1.0, loss))
+            .collect();
         let terms = found.into_iter().flat_map(|found| found.terms);
-        measured.extend(terms.map(|(name, value)| (Name::Term(name), part.tokens, value)));
-        Ok(routes)
+        measured.extend(terms.map(|(name, value)| (Name::Term(name.into()), part.tokens, value)));
+        let found = MicroBatch {
+            measured,
+            choices: SelectionCounts::of(model, &routes),
+            watch: match self.rules.is_empty() {
+                true => Watch::default(),
+                false => Watch::of(&routes),
+            },
+        };
+        Ok((accumulator.grads(), found))
     }
 
     /// Brings all measured numbers to the host in one transfer.
     fn read(&self, measured: Vec<Measured>, batch: &Batch) -> StepValues {
         let (names, tensors): (Vec<_>, Vec<_>) = measured
             .into_iter()
-            .map(|(name, share, tensor)| ((name, share), tensor.inner()))
+            .map(|(name, share, tensor)| ((name, share), plain(tensor)))
             .unzip();
         let numbers = Tensor::cat(tensors, 0).into_data();
         let numbers = numbers.try_into_vec::<f32>().expect("losses are f32");
@@ -211,7 +215,7 @@ impl Step<'_> {
                     let weight = self.task_weights.get(task).copied().unwrap_or(1.0);
                     values.task_loss += weight * number / batch.num_examples() as f64;
                 }
-                Name::Term(name) => *values.terms.entry(name.into()).or_default() += number,
+                Name::Term(name) => *values.terms.entry(name).or_default() += number,
                 Name::GradientNorm => values.gradient_norm = number,
             }
         }

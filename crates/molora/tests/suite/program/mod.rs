@@ -28,6 +28,7 @@ mod machine;
 mod optimization;
 mod oracle;
 mod predict;
+mod ranks;
 mod recover;
 mod refusal;
 mod report;
