@@ -3,6 +3,7 @@
 mod balance;
 mod begin;
 mod checkpointed;
+mod decisions;
 mod event;
 mod fit;
 mod guard;
@@ -18,6 +19,7 @@ mod watch;
 
 pub use event::{Event, Kept, StageEvent};
 pub use fit::fit;
+pub(crate) use decisions::Whole;
 pub(crate) use init::check_init;
 pub(crate) use rehearsal::{padded, rehearse};
 pub use setup::Setup;

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
-use molora_models::{AdapterSpec, EmbeddingNoise, TaskModel};
+use molora_models::{AdapterSpec, EmbeddingNoise, ForwardContext, TaskModel, TextInput};
 use molora_regularize::ObjectiveConfig;
 use molora_routing::Guidance;
 
 use super::balance::{SelectionCounts, plain};
 use super::checkpointed::{self, MicroBatchShare};
+use super::decisions::{self, Whole};
 use super::micro_batch::{Measured, MicroBatch, Name, gathered};
 use super::watch::{Found, Watch};
 use crate::TrainError;
@@ -69,8 +71,8 @@ impl Step<'_> {
     /// The task loss is the mean over all examples of the batch, each times the weight of its task, and
     /// gradients of micro-batches are added up along one [tree](TreeSum), so that splitting a batch changes nothing
     /// but rounding (and dropout masks), and ranks that share its micro-batches nothing at all. Auxiliary
-    /// terms are weighted by each micro-batch's share of the tokens: exact for penalties on weights
-    /// and for means over tokens, while a load balance is then that of the micro-batches.
+    /// terms about decisions, such as a load balance, are those of the whole batch; others are weighted by each
+    /// micro-batch's share of the tokens, which is exact for penalties on weights.
     ///
     /// # Errors
     /// A task number out of range, ranks that cannot exchange data.
@@ -82,10 +84,12 @@ impl Step<'_> {
     ) -> Result<(TaskModel, StepValues), TrainError> {
         let micro_batches = batch.split(self.micro_rows(batch));
         let (rank, ranks) = (self.collective.rank(), self.collective.world_size());
+        let whole = self.whole(&model, batch, &micro_batches)?;
         let (mut sum, mut own) = (TreeSum::default(), Vec::new());
         for index in collective::share(micro_batches.len(), rank, ranks) {
             let micro = &micro_batches[index];
-            let (gradients, found) = self.backward(&model, batch, micro, index)?;
+            let (gradients, found) =
+                self.backward(&model, batch, (index, micro), whole.as_ref())?;
             sum.push_leaf(index, gradients, |left, right| {
                 collective::add(&model, left, right)
             });
@@ -126,20 +130,53 @@ impl Step<'_> {
         }
     }
 
-    /// The gradients of micro-batch number `index`, and what was found in it.
-    fn backward(
+    /// What terms about the whole batch read, if there are any and the batch is in several parts.
+    fn whole(
         &self,
         model: &TaskModel,
         batch: &Batch,
-        micro: &Batch,
-        index: usize,
-    ) -> Result<(GradientsParams, MicroBatch), TrainError> {
-        let part = MicroBatchShare {
-            examples: batch.num_examples() as f64,
-            tokens: micro.num_tokens() as f64 / batch.num_tokens() as f64,
-            weights: self.task_weights,
-            smoothing: self.stage.label_smoothing,
+        micro_batches: &[Batch],
+    ) -> Result<Option<Whole>, TrainError> {
+        let Some(objective) = self.objective.map(|terms| terms.of_decisions(true)) else {
+            return Ok(None);
         };
+        if objective.terms.is_empty() || micro_batches.len() < 2 {
+            return Ok(None);
+        }
+        let (rank, ranks) = (self.collective.rank(), self.collective.world_size());
+        let starts = micro_batches.iter().scan(0, |rows, micro| {
+            let first = *rows;
+            *rows += micro.rows;
+            Some(first)
+        });
+        let first_rows: Vec<usize> = starts.collect();
+        let inner = model.valid();
+        let mut own = Vec::new();
+        for index in collective::share(micro_batches.len(), rank, ranks) {
+            let (input, context) = self.inputs(model, batch, index, &micro_batches[index])?;
+            let routes = inner.forward(&input, &context).routes;
+            own.push(decisions::kept(routes, first_rows[index]));
+        }
+        let device = self.device.clone().inner();
+        let (count, guidance) = (model.heads.len(), (self.guidance)(batch)?);
+        let (_, context) = inputs(batch, count, None, guidance, self.device)?;
+        Ok(Some(Whole {
+            objective,
+            others: self.objective.map(|terms| terms.of_decisions(false)).unwrap_or_default(),
+            context,
+            decisions: decisions::gathered(self.collective, own, &device)?,
+            first_rows,
+        }))
+    }
+
+    /// The tensors of micro-batch number `index`, and the context of its pass.
+    fn inputs(
+        &self,
+        model: &TaskModel,
+        batch: &Batch,
+        index: usize,
+        micro: &Batch,
+    ) -> Result<(TextInput, ForwardContext), TrainError> {
         let seed = self.dropout.index(index as u64);
         let guidance = (self.guidance)(micro)?;
         let count = model.heads.len();
@@ -151,23 +188,49 @@ impl Step<'_> {
             first_row: index * self.micro_rows(batch),
         });
         context.keeps_codes = self.objective.is_some_and(ObjectiveConfig::reads_codes);
+        Ok((input, context))
+    }
+
+    /// The gradients of a micro-batch and its number, and what was found in it.
+    fn backward(
+        &self,
+        model: &TaskModel,
+        batch: &Batch,
+        (index, micro): (usize, &Batch),
+        whole: Option<&Whole>,
+    ) -> Result<(GradientsParams, MicroBatch), TrainError> {
+        let part = MicroBatchShare {
+            index,
+            examples: batch.num_examples() as f64,
+            tokens: micro.num_tokens() as f64 / batch.num_tokens() as f64,
+            weights: self.task_weights,
+            smoothing: self.stage.label_smoothing,
+        };
+        let (input, context) = self.inputs(model, batch, index, micro)?;
         let auxiliary = Auxiliary {
-            objective: self.objective,
+            objective: whole.map_or(self.objective, |whole| Some(&whole.others)),
             spec: self.spec,
         };
         let mut accumulator = GradientsAccumulator::new();
         let (tasks, found, routes) =
             if self.stage.gradient_checkpointing && model.num_blocks().is_some() {
                 let pass = (&input, &context);
-                checkpointed::backward(model, micro, pass, &auxiliary, part, &mut accumulator)
+                let auxiliary = (&auxiliary, whole);
+                checkpointed::backward(model, micro, pass, auxiliary, part, &mut accumulator)
             } else {
                 let output = model.forward(&input, &context);
                 let routes = output.routes.clone();
                 let tasks = task_losses(model, &input, output, micro, part.smoothing);
                 let mut total = sum_of(&tasks, part.examples, part.weights, self.device);
-                let found = auxiliary.evaluate(model, &routes, &context);
+                let mut found = auxiliary.evaluate(model, &routes, &context);
                 if let Some(extra) = found.as_ref().and_then(|found| found.total.clone()) {
                     total = total + extra.mul_scalar(part.tokens);
+                }
+                if let Some(whole) = whole {
+                    let about = auxiliary.evaluate_whole(whole, model, index, &routes);
+                    total = about.total.into_iter().fold(total, |total, extra| total + extra);
+                    let terms = found.get_or_insert_default();
+                    terms.terms.extend(about.terms);
                 }
                 let gradients = GradientsParams::from_grads(total.backward(), model);
                 accumulator.accumulate(model, gradients);
