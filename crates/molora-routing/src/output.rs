@@ -225,7 +225,12 @@ mod tests {
         let both = RouterOutput::cat(vec![of(vec![1.0, 2.0], 1), of(vec![3.0, 4.0, 5.0, 6.0], 2)]);
         let expected = [[[1.0, 2.0], [0.0, 0.0]], [[3.0, 4.0], [5.0, 6.0]]];
         assert_close(both.weights.clone(), expected, 0.0, "weights");
-        assert_close(both.counted.clone(), [[1.0, 0.0], [1.0, 1.0]], 0.0, "counted");
+        assert_close(
+            both.counted.clone(),
+            [[1.0, 0.0], [1.0, 1.0]],
+            0.0,
+            "counted",
+        );
         assert_close(both.num_decisions(), [3.0], 0.0, "decisions");
         let sum = both.sum_counted(both.weights.clone());
         assert_close(sum, [9.0, 12.0], 0.0, "sum");

@@ -56,7 +56,10 @@ pub(crate) fn summed(
     let range = share(layout.len(), rank, ranks);
     let mut sum = TreeSum::default();
     for (from, bytes) in collective.exchange(parts)?.into_iter().enumerate() {
-        let mut reader = Reader { from, bytes: &bytes };
+        let mut reader = Reader {
+            from,
+            bytes: &bytes,
+        };
         while !reader.bytes.is_empty() {
             let node = reader.node(layout.ids.len(), range.len())?;
             sum.push(node, |left, right| layout.add(range.start, left, right));
@@ -69,7 +72,10 @@ pub(crate) fn summed(
     bytes.extend_from_slice(note);
     let (mut whole, mut notes) = (layout.nothing(0), Vec::new());
     for (from, bytes) in collective.gather(bytes)?.into_iter().enumerate() {
-        let mut reader = Reader { from, bytes: &bytes };
+        let mut reader = Reader {
+            from,
+            bytes: &bytes,
+        };
         let length = share(layout.len(), from, ranks).len();
         let slice = reader.slice(layout.ids.len(), length)?;
         whole.values.extend(slice.values);
@@ -222,7 +228,11 @@ fn write_node(bytes: &mut Vec<u8>, node: &Node<Slice>, range: std::ops::Range<us
 
 fn write_slice(bytes: &mut Vec<u8>, slice: &Slice, range: std::ops::Range<usize>) {
     bytes.extend(slice.has.iter().map(|&has| u8::from(has)));
-    bytes.extend(slice.values[range].iter().flat_map(|value| value.to_le_bytes()));
+    bytes.extend(
+        slice.values[range]
+            .iter()
+            .flat_map(|value| value.to_le_bytes()),
+    );
 }
 
 /// What came from a rank.

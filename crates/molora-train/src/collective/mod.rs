@@ -43,7 +43,9 @@ pub enum CollectiveError {
         problem: String,
     },
     /// A rank would compute another run.
-    #[error("rank {rank} has another {what} than rank 0: all ranks have to be started alike, with the same files")]
+    #[error(
+        "rank {rank} has another {what} than rank 0: all ranks have to be started alike, with the same files"
+    )]
     Differs {
         /// The rank.
         rank: usize,
@@ -62,7 +64,9 @@ pub enum CollectiveError {
         folder: PathBuf,
     },
     /// More ranks than rows.
-    #[error("{ranks} ranks share batches of {rows} rows, expected at most one rank for each row of data.sampling.batch_size")]
+    #[error(
+        "{ranks} ranks share batches of {rows} rows, expected at most one rank for each row of data.sampling.batch_size"
+    )]
     TooMany {
         /// Number of ranks.
         ranks: usize,

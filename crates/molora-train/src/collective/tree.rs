@@ -13,9 +13,7 @@ pub struct Node<T> {
 
 impl<T> Node<T> {
     fn is_left_of(&self, other: &Self) -> bool {
-        self.level == other.level
-            && self.index.is_multiple_of(2)
-            && other.index == self.index + 1
+        self.level == other.level && self.index.is_multiple_of(2) && other.index == self.index + 1
     }
 }
 
@@ -50,7 +48,14 @@ impl<T> TreeSum<T> {
     /// Adds the leaf of that number. Leaves come in ascending order, and need not begin with 0.
     pub fn push_leaf(&mut self, leaf: usize, value: T, add: impl Fn(T, T) -> T) {
         let (level, index) = (0, leaf);
-        self.push(Node { level, index, value }, add);
+        self.push(
+            Node {
+                level,
+                index,
+                value,
+            },
+            add,
+        );
     }
 
     /// Adds a node whose leaves are behind all that are there.
@@ -124,7 +129,11 @@ mod tests {
                         all.push(node, add);
                     }
                 }
-                assert_eq!(all.total(add), expected, "{world_size} ranks, {count} leaves");
+                assert_eq!(
+                    all.total(add),
+                    expected,
+                    "{world_size} ranks, {count} leaves"
+                );
             }
         }
     }

@@ -82,7 +82,10 @@ impl Pass<'_> {
             (pass.progress)(rows.len())?;
             Ok((found, routes))
         })?;
-        for (row, found) in found.into_iter().flat_map(|(rows, found)| rows.into_iter().zip(found)) {
+        for (row, found) in found
+            .into_iter()
+            .flat_map(|(rows, found)| rows.into_iter().zip(found))
+        {
             scores[row] = found;
         }
         Ok(scores)

@@ -4,8 +4,8 @@ use molora_kernels::random::Seed;
 use molora_models::{Backbone, BeamOptions, GenerateOptions, Generated};
 
 use crate::TrainError;
-use crate::data::example::Written;
 use crate::data::Question;
+use crate::data::example::Written;
 use crate::model::token_losses;
 use crate::report::{Predictions, TaskScore};
 
@@ -101,7 +101,10 @@ impl Pass<'_> {
             (pass.progress)(rows.len())?;
             Ok((found, Vec::new()))
         })?;
-        for (row, text) in found.into_iter().flat_map(|(rows, found)| rows.into_iter().zip(found)) {
+        for (row, text) in found
+            .into_iter()
+            .flat_map(|(rows, found)| rows.into_iter().zip(found))
+        {
             texts[row] = text;
         }
         Ok(texts)

@@ -36,8 +36,8 @@ pub(crate) use answer::answers;
 pub(crate) use head::{score, score_numbers};
 pub(crate) use probe_batch::Probed;
 pub use probe_batch::{ProbeOutput, ProbeRecord, ProbeRow};
-use routing::{RoutingSums, site_sums};
 pub(crate) use routing::layer_of;
+use routing::{RoutingSums, site_sums};
 
 /// What the evaluation of a split found.
 #[derive(Debug)]

@@ -360,6 +360,7 @@ impl Growth<'_> {
             &self.config,
             &self.loaded,
             &trained,
+            &Local,
             self.stop,
             on_event,
         )?;

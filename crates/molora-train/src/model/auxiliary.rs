@@ -4,8 +4,6 @@ use burn::tensor::{Device, Tensor};
 use molora_models::{Adaptable, AdapterSpec, ForwardContext, RouteTrace, TaskModel};
 use molora_regularize::{LossBreakdown, ObjectiveConfig, SiteView};
 
-use crate::train::Whole;
-
 /// The auxiliary terms of a step, and what they need to know of its mixture.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Auxiliary<'a> {
@@ -27,20 +25,6 @@ impl Auxiliary<'_> {
         Some(self.with_views(model, routes, Some(context), |views| {
             objective.evaluate(&views)
         }))
-    }
-
-    /// The terms about a whole batch, with the gradient of the decisions `routes` of one of its micro-batches.
-    pub(crate) fn evaluate_whole(
-        &self,
-        whole: &Whole,
-        model: &TaskModel,
-        index: usize,
-        routes: &[RouteTrace],
-    ) -> LossBreakdown {
-        let all = whole.all(index, routes);
-        self.with_views(model, &all, Some(&whole.context), |views| {
-            whole.objective.evaluate(&views)
-        })
     }
 
     /// The weighted sum of the terms that read weights alone.

@@ -39,7 +39,7 @@ pub(crate) struct MicroBatchShare<'a> {
 }
 
 /// Adds the gradients of a micro-batch to `accumulator`.
-pub(crate) fn backward(
+pub(super) fn backward(
     model: &TaskModel,
     batch: &Batch,
     (input, context): (&TextInput, &ForwardContext),
@@ -63,12 +63,13 @@ pub(crate) fn backward(
     });
 
     let about = whole.map(|whole| {
-        let of_whole = auxiliary.evaluate_whole(whole, &inner, part.index, &routes);
+        let of_whole = whole.evaluate(auxiliary, &inner, part.index, &routes);
         let terms = found.get_or_insert_default();
         terms.terms.extend(of_whole.terms);
         let all = whole.all(part.index, &routes);
-        let read = |views: Vec<_>| whole.objective.shown(&views);
-        let shown = auxiliary.with_views(&inner, &all, Some(&whole.context), read);
+        let shown = auxiliary.with_views(&inner, &all, Some(&whole.context), |views| {
+            whole.objective.shown(&views)
+        });
         (whole, shown)
     });
 
@@ -95,7 +96,14 @@ pub(crate) fn backward(
         }
         let of_whole = about.as_ref().and_then(|(whole, shown)| {
             let around = whole.around(part.index, &routes);
-            share_of(&whole.objective, shown, auxiliary, model, &around, &whole.context)
+            share_of(
+                &whole.objective,
+                shown,
+                auxiliary,
+                model,
+                &around,
+                &whole.context,
+            )
         });
         if let Some(own) = of_whole {
             total = total + own;

@@ -5,16 +5,17 @@
 //! add up to that of the whole. It costs a forward pass more, and only where a recipe has such terms.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use molora_models::{ForwardContext, RouteTrace};
-use molora_regularize::ObjectiveConfig;
+use molora_models::{ForwardContext, RouteTrace, TaskModel};
+use molora_regularize::{LossBreakdown, ObjectiveConfig};
 use molora_routing::{RoutedPart, RouterOutput};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::collective::{Collective, CollectiveError};
+use crate::model::Auxiliary;
 
 /// What terms about a whole batch read.
-pub(crate) struct Whole {
+pub(super) struct Whole {
     /// These terms.
     pub(super) objective: ObjectiveConfig,
     /// The others, which each micro-batch has for itself.
@@ -33,6 +34,20 @@ impl Whole {
         own.iter()
             .map(|route| self.site(index, route.site, own))
             .collect()
+    }
+
+    /// The terms, with the gradients of the decisions `own` of micro-batch number `index`.
+    pub(super) fn evaluate(
+        &self,
+        auxiliary: &Auxiliary<'_>,
+        model: &TaskModel,
+        index: usize,
+        own: &[RouteTrace],
+    ) -> LossBreakdown {
+        let all = self.all(index, own);
+        auxiliary.with_views(model, &all, Some(&self.context), |views| {
+            self.objective.evaluate(&views)
+        })
     }
 
     /// The same for all sites, among them such as have no decision in `own`.
@@ -131,7 +146,10 @@ pub(super) fn gathered(
     }
     let mut writer = Writer::default();
     for routes in own {
-        let routes: Vec<_> = routes.into_iter().map(|route| writer.route(route)).collect();
+        let routes: Vec<_> = routes
+            .into_iter()
+            .map(|route| writer.route(route))
+            .collect();
         writer.micro_batches.push(routes);
     }
     let mut all = Vec::new();
@@ -173,14 +191,15 @@ impl Writer {
         let counted = |counted: Tensor<2>| counted.unsqueeze_dim::<3>(2);
         let mut tensors = vec![routed.logits, routed.probs, routed.weights];
         tensors.push(counted(routed.counted));
-        tensors.extend(routed.selected.map(Tensor::float));
+        tensors.extend(routed.selected.map(|selected| selected.float()));
         tensors.extend(routed.learned);
         let parts = routed.parts.into_iter();
         tensors.extend(parts.flat_map(|part| [part.probs, counted(part.counted)]));
         for tensor in tensors {
             sent.shapes.push(tensor.dims());
             let data = tensor.into_data();
-            self.numbers.extend(data.iter::<f32>().flat_map(f32::to_le_bytes));
+            self.numbers
+                .extend(data.iter::<f32>().flat_map(f32::to_le_bytes));
         }
         sent
     }

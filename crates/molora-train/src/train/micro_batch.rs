@@ -72,7 +72,9 @@ pub(super) fn gathered(
 
 fn device_of(micro: &MicroBatch) -> Device {
     let first = micro.measured.first();
-    first.map_or_else(Device::default, |(_, _, value)| plain(value.clone()).device())
+    first.map_or_else(Device::default, |(_, _, value)| {
+        plain(value.clone()).device()
+    })
 }
 
 impl Sent {
@@ -111,7 +113,7 @@ impl Sent {
             ),
             watch: Watch {
                 sums: watch.map(|(site, sums)| (site, tensor(sums))).collect(),
-                ..Watch::default()
+                gradients: None,
             },
         }
     }

@@ -19,7 +19,6 @@ mod watch;
 
 pub use event::{Event, Kept, StageEvent};
 pub use fit::fit;
-pub(crate) use decisions::Whole;
 pub(crate) use init::check_init;
 pub(crate) use rehearsal::{padded, rehearse};
 pub use setup::Setup;

@@ -162,7 +162,10 @@ impl Step<'_> {
         let (_, context) = inputs(batch, count, None, guidance, self.device)?;
         Ok(Some(Whole {
             objective,
-            others: self.objective.map(|terms| terms.of_decisions(false)).unwrap_or_default(),
+            others: self
+                .objective
+                .map(|terms| terms.of_decisions(false))
+                .unwrap_or_default(),
             context,
             decisions: decisions::gathered(self.collective, own, &device)?,
             first_rows,
@@ -227,8 +230,11 @@ impl Step<'_> {
                     total = total + extra.mul_scalar(part.tokens);
                 }
                 if let Some(whole) = whole {
-                    let about = auxiliary.evaluate_whole(whole, model, index, &routes);
-                    total = about.total.into_iter().fold(total, |total, extra| total + extra);
+                    let about = whole.evaluate(&auxiliary, model, index, &routes);
+                    total = about
+                        .total
+                        .into_iter()
+                        .fold(total, |total, extra| total + extra);
                     let terms = found.get_or_insert_default();
                     terms.terms.extend(about.terms);
                 }

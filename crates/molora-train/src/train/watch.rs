@@ -28,7 +28,7 @@ pub struct Found {
 #[derive(Default)]
 pub(super) struct Watch {
     pub(super) sums: BTreeMap<usize, Tensor<1>>,
-    gradients: Option<Tensor<1>>,
+    pub(super) gradients: Option<Tensor<1>>,
 }
 
 impl Watch {

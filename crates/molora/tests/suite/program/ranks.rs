@@ -91,7 +91,10 @@ fn a_run_is_resumed_by_another_number_of_ranks() {
         train_on(&stopped, rank, &stop, &mut on_event).map(drop)
     });
     for ended in ended {
-        assert!(matches!(ended, Err(TrainError::Interrupted { step: 4, .. })), "{ended:?}");
+        assert!(
+            matches!(ended, Err(TrainError::Interrupted { step: 4, .. })),
+            "{ended:?}"
+        );
     }
     let ended = on_threads(2, |rank| {
         let (part, stop) = (ResumeOptions::default(), AtomicBool::new(false));
@@ -129,7 +132,10 @@ fn ranks_that_do_not_fit_together_are_refused_on_all_of_them() {
     let expected = "rank 1 has another recipe than rank 0: all ranks have to be started alike, with the same files";
     assert!(others.iter().all(|text| text == expected), "{others:?}");
     for name in ["many", "others"] {
-        assert!(!world.path(name).exists(), "{name}: a run that does not begin leaves nothing");
+        assert!(
+            !world.path(name).exists(),
+            "{name}: a run that does not begin leaves nothing"
+        );
     }
 }
 
@@ -138,13 +144,20 @@ fn a_run_that_a_rank_does_not_see_is_not_gone_on_with() {
     let world = World::new();
     let seen = world.path("model");
     let ended = on_threads(2, |rank| {
-        let folder = if rank.rank() == 0 { &seen } else { Path::new("nowhere") };
+        let folder = if rank.rank() == 0 {
+            &seen
+        } else {
+            Path::new("nowhere")
+        };
         let (part, stop) = (ResumeOptions::default(), AtomicBool::new(false));
         resume_on(folder, &part, rank, &stop, &mut |_| {}).map(drop)
     });
     for ended in ended {
         let error = ended.expect_err("no run");
-        let unseen = matches!(&error, TrainError::Collective(CollectiveError::Unseen { .. }));
+        let unseen = matches!(
+            &error,
+            TrainError::Collective(CollectiveError::Unseen { .. })
+        );
         assert!(unseen, "{error}");
     }
 }
