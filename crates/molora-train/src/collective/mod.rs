@@ -81,7 +81,7 @@ pub enum CollectiveError {
 /// A way in which the ranks of a run exchange bytes.
 ///
 /// Every rank makes the same calls in the same order; a call returns when all ranks have made it.
-pub trait Collective: Debug + Sync {
+pub trait Collective: Debug {
     /// This rank, from 0. Rank 0 writes the run folder.
     fn rank(&self) -> usize;
 

@@ -15,9 +15,12 @@ mod generate;
 mod grow;
 mod import;
 mod list;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod oracle;
 mod predict;
 mod progress;
+mod ranks;
 mod recover;
 mod report;
 mod reproduce;
