@@ -30,8 +30,8 @@ pub struct ObjectiveConfig {
     pub terms: Vec<TermConfig>,
 }
 
-/// The values of all terms in one step.
-#[derive(Debug, Clone)]
+/// The values of all terms in one step; none by default.
+#[derive(Debug, Clone, Default)]
 pub struct LossBreakdown {
     /// Weighted sum, `[1]`; `None` if there are no terms.
     pub total: Option<Tensor<1>>,
@@ -124,6 +124,19 @@ impl ObjectiveConfig {
         Self {
             terms: terms
                 .filter(|config| config.term.reads_routes() == reads_routes)
+                .cloned()
+                .collect(),
+        }
+    }
+
+    /// The terms about the decisions of a batch as a whole, or the others. Those about experts' outputs are no such
+    /// terms: they need codes.
+    pub fn of_decisions(&self, is_about_them: bool) -> Self {
+        let is_about = |term: &Term| term.reads_routes() && !term.needs_any(Need::Codes);
+        let terms = self.terms.iter();
+        Self {
+            terms: terms
+                .filter(|config| is_about(&config.term) == is_about_them)
                 .cloned()
                 .collect(),
         }

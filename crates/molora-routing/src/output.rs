@@ -58,12 +58,13 @@ impl RouterOutput {
     }
 
     /// The decisions of several batches as those of one, in the same order: a batch `[B1, T', E]` and one
-    /// `[B2, T', E]` become one of `[B1 + B2, T', E]`.
+    /// `[B2, T', E]` become one of `[B1 + B2, T', E]`. Where one has fewer decisions for each row, some that do not
+    /// count stand behind them.
     ///
     /// # Panics
     /// If there is no batch, or the decisions are not of the same router.
     pub fn cat(batches: Vec<Self>) -> Self {
-        let of = |part: fn(&Self) -> Tensor<3>| Tensor::cat(batches.iter().map(part).collect(), 0);
+        let of = |part: fn(&Self) -> Tensor<3>| cat_padded(batches.iter().map(part).collect());
         let first = &batches[0];
         let counted = batches.iter().map(|batch| batch.counted.clone());
         // Where one batch has a selection, the others select all.
@@ -76,20 +77,20 @@ impl RouterOutput {
         let part = |index: usize| {
             let parts = || batches.iter().map(|batch| &batch.parts[index]);
             RoutedPart {
-                probs: Tensor::cat(parts().map(|part| part.probs.clone()).collect(), 0),
-                counted: Tensor::cat(parts().map(|part| part.counted.clone()).collect(), 0),
+                probs: cat_padded(parts().map(|part| part.probs.clone()).collect()),
+                counted: cat_counted(parts().map(|part| part.counted.clone())),
             }
         };
         Self {
             logits: of(|batch| batch.logits.clone()),
             probs: of(|batch| batch.probs.clone()),
             weights: of(|batch| batch.weights.clone()),
-            selected: any_selected.then(|| Tensor::cat(selected.collect(), 0).greater_elem(0.5)),
-            counted: Tensor::cat(counted.collect(), 0),
+            selected: any_selected.then(|| cat_padded(selected.collect()).greater_elem(0.5)),
+            counted: cat_counted(counted),
             learned: first
                 .learned
                 .as_ref()
-                .map(|_| Tensor::cat(batches.iter().map(learned).collect(), 0)),
+                .map(|_| cat_padded(batches.iter().map(learned).collect())),
             parts: (0..first.parts.len()).map(part).collect(),
             reaches_all: first.reaches_all,
         }
@@ -186,10 +187,54 @@ impl RouterOutput {
     }
 }
 
+/// Tensors `[B, T', N]` behind each other, where rows with fewer decisions have zeros behind them.
+fn cat_padded(tensors: Vec<Tensor<3>>) -> Tensor<3> {
+    let most = tensors.iter().map(|tensor| tensor.dims()[1]).max();
+    let padded = tensors.into_iter().map(|tensor| {
+        let [rows, decisions, width] = tensor.dims();
+        match most.unwrap_or(0) - decisions {
+            0 => tensor,
+            missing => {
+                let zeros = Tensor::zeros([rows, missing, width], &tensor.device());
+                Tensor::cat(vec![tensor, zeros], 1)
+            }
+        }
+    });
+    Tensor::cat(padded.collect(), 0)
+}
+
+fn cat_counted(counted: impl Iterator<Item = Tensor<2>>) -> Tensor<2> {
+    let counted = counted.map(|counted| counted.unsqueeze_dim::<3>(2));
+    cat_padded(counted.collect()).squeeze_dim::<2>(2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use molora_testkit::{assert_close, device};
+
+    #[test]
+    fn batches_with_fewer_decisions_are_padded() {
+        let of = |values: Vec<f32>, decisions: usize| {
+            let shape = [1, decisions, 2];
+            let data = burn::tensor::TensorData::new(values, shape);
+            let weights = Tensor::<3>::from_data(data, &device());
+            let counted = Tensor::ones([1, decisions], &device());
+            RouterOutput::new(weights.clone(), Weighed::new(weights, None), counted)
+        };
+        let both = RouterOutput::cat(vec![of(vec![1.0, 2.0], 1), of(vec![3.0, 4.0, 5.0, 6.0], 2)]);
+        let expected = [[[1.0, 2.0], [0.0, 0.0]], [[3.0, 4.0], [5.0, 6.0]]];
+        assert_close(both.weights.clone(), expected, 0.0, "weights");
+        assert_close(
+            both.counted.clone(),
+            [[1.0, 0.0], [1.0, 1.0]],
+            0.0,
+            "counted",
+        );
+        assert_close(both.num_decisions(), [3.0], 0.0, "decisions");
+        let sum = both.sum_counted(both.weights.clone());
+        assert_close(sum, [9.0, 12.0], 0.0, "sum");
+    }
 
     fn output(weights: [[[f32; 2]; 1]; 2], selects: bool) -> RouterOutput {
         let weights = Tensor::<3>::from_data(weights, &device());

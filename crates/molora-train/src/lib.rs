@@ -13,6 +13,7 @@
 //! ```
 
 pub mod base;
+pub mod collective;
 pub mod compare;
 pub mod data;
 mod error;

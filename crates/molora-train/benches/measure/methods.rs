@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use molora_kernels::random::Seed;
 use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
 use molora_routing::{Guidance, expert_labels};
+use molora_train::collective::Local;
 use molora_train::compare::Counter;
 use molora_train::data::Batch;
 use molora_train::model::with_stable_ids;
@@ -99,6 +100,7 @@ fn measure(recipe: &Recipe, world: &World) -> Result<Measured> {
             rate_factor: 1.0,
             dropout: Seed::new(2).index(number),
             device: &device,
+            collective: &Local,
             rules: &[],
             guidance: &guidance,
         };

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use molora_kernels::random::{Seed, unit};
 use molora_models::{Adaptable, AdapterSpec, Backbone, BaseDtype, TaskHead, TaskModel};
 use molora_routing::{Guidance, Selection};
+use molora_train::collective::Local;
 use molora_train::data::{Batch, Example, Target};
 use molora_train::model::with_stable_ids;
 use molora_train::recipe;
@@ -129,6 +130,7 @@ impl Case {
                 rate_factor: 1.0,
                 dropout: Seed::new(2).index(number),
                 device: &device,
+                collective: &Local,
                 rules: &[],
                 guidance: &|_| Ok(Guidance::default()),
             };

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use molora_adapters::AdapterError;
 use molora_models::{GenerateError, ModelError};
 
+use crate::collective::CollectiveError;
 use crate::data::{ChatError, DataError};
 use crate::hub::HubError;
 use crate::report::ReportError;
@@ -113,6 +114,9 @@ pub enum TrainError {
         /// Why it cannot be had.
         problem: String,
     },
+    /// The ranks of a run cannot exchange data.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
     /// The loss stopped being a number.
     #[error("step {step}: the {what} is {value}; {advice}")]
     NotFinite {

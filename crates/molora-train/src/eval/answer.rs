@@ -45,6 +45,7 @@ pub(crate) fn answers(
         split: scope.split,
         batch_size: scope.batch_size,
         generates: true,
+        collective: scope.collective,
         device,
         guide,
         routing: &mut RoutingSums::new(model),

@@ -3,13 +3,14 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use molora_adapters::task_selector;
 use molora_models::{
-    Backbone, Decoder, DecoderInput, Encoded, ForwardContext, KvCache, T5, TaskModel, last_real,
+    Backbone, Decoder, DecoderInput, Encoded, ForwardContext, KvCache, RouteTrace, T5, TaskModel,
+    last_real,
 };
 
 use crate::TrainError;
 use crate::data::example::Written;
 use crate::data::metrics::accuracy;
-use crate::data::{AnswerToken, Normalize, Question, Split, eval_batches};
+use crate::data::{AnswerToken, Normalize, Question, Split};
 use crate::model::token_losses;
 use crate::report::{Predictions, TaskScore};
 
@@ -71,28 +72,34 @@ impl Pass<'_> {
     pub(super) fn scores(&mut self, questions: &[Question]) -> Result<Vec<Vec<f64>>, TrainError> {
         let mut scores = vec![Vec::new(); questions.len()];
         let lengths: Vec<usize> = questions.iter().map(|q| q.prompt.len()).collect();
-        for rows in eval_batches(&lengths, self.batch_size) {
+        let found = self.each_batch(&lengths, |pass, rows| {
             let asked: Vec<&Question> = rows.iter().map(|&row| &questions[row]).collect();
-            for (&row, found) in rows.iter().zip(self.log_probabilities(&asked, &rows)?) {
+            let (found, routes) = pass.log_probabilities(&asked, rows)?;
+            for (&row, found) in rows.iter().zip(&found) {
                 let numbers = found.iter().copied();
-                self.check_finite(row, "log-probability of an answer", numbers)?;
-                scores[row] = found;
+                pass.check_finite(row, "log-probability of an answer", numbers)?;
             }
-            (self.progress)(rows.len())?;
+            (pass.progress)(rows.len())?;
+            Ok((found, routes))
+        })?;
+        for (row, found) in found
+            .into_iter()
+            .flat_map(|(rows, found)| rows.into_iter().zip(found))
+        {
+            scores[row] = found;
         }
         Ok(scores)
     }
 
-    /// `log p(candidate | prompt)` of every candidate of the questions of one batch.
+    /// `log p(candidate | prompt)` of every candidate of the questions of one batch, and what was decided of the prompts.
     fn log_probabilities(
-        &mut self,
+        &self,
         questions: &[&Question],
         rows: &[usize],
-    ) -> Result<Vec<Vec<f64>>, TrainError> {
+    ) -> Result<(Vec<Vec<f64>>, Vec<RouteTrace>), TrainError> {
         let prompts = self.prompts(questions);
         let context = self.context(&prompts, rows)?;
         let mut asked = Asked::new(self.model, &prompts, context);
-        self.routing.add(&self.task.name, &asked.routes);
         let most = questions.iter().map(|q| q.choices.len()).max().unwrap_or(0);
         let mut found = vec![Vec::new(); questions.len()];
         for number in 0..most {
@@ -107,7 +114,7 @@ impl Pass<'_> {
                 }
             }
         }
-        Ok(found)
+        Ok((found, asked.routes))
     }
 
     /// The prompts of questions, padded on the left.
@@ -174,7 +181,7 @@ struct Asked<'a> {
     model: &'a TaskModel,
     state: State<'a>,
     context: ForwardContext,
-    routes: Vec<molora_models::RouteTrace>,
+    routes: Vec<RouteTrace>,
 }
 
 #[allow(clippy::large_enum_variant, reason = "there is one for a batch")]

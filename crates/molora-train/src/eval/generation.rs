@@ -4,8 +4,8 @@ use molora_kernels::random::Seed;
 use molora_models::{Backbone, BeamOptions, GenerateOptions, Generated};
 
 use crate::TrainError;
+use crate::data::Question;
 use crate::data::example::Written;
-use crate::data::{Question, eval_batches};
 use crate::model::token_losses;
 use crate::report::{Predictions, TaskScore};
 
@@ -54,19 +54,21 @@ impl Pass<'_> {
 
     /// The mean of `-log p` over the tokens of all right answers.
     fn answer_nll(&mut self) -> Result<f64, TrainError> {
-        let (mut sum, mut count) = (0.0, 0);
-        for rows in eval_batches(&self.task.lengths(self.split), self.batch_size) {
-            let (batch, input, context) = self.inputs(&rows)?;
-            let output = self.model.forward(&input, &context);
-            self.routing.add(&self.task.name, &output.routes);
+        let found = self.each_batch(&self.task.lengths(self.split), |pass, rows| {
+            let (batch, input, context) = pass.inputs(rows)?;
+            let output = pass.model.forward(&input, &context);
             let states = output.written.expect("a model that writes");
             let answers = batch.answers();
-            let losses = host(token_losses(self.model, states, &answers, 0.0));
+            let losses = host(token_losses(pass.model, states, &answers, 0.0));
             for (answer, &loss) in answers.iter().zip(&losses) {
-                self.check_finite(rows[answer.row], "log-probability of an answer", [loss])?;
+                pass.check_finite(rows[answer.row], "log-probability of an answer", [loss])?;
             }
+            Ok((losses, output.routes))
+        })?;
+        let (mut sum, mut count) = (0.0, 0);
+        for (_, losses) in found {
             sum += losses.iter().sum::<f64>();
-            count += answers.len();
+            count += losses.len();
         }
         Ok(sum / count.max(1) as f64)
     }
@@ -88,15 +90,22 @@ impl Pass<'_> {
         };
         let mut texts = vec![String::new(); questions.len()];
         let lengths: Vec<usize> = questions.iter().map(|q| q.prompt.len()).collect();
-        for rows in eval_batches(&lengths, self.batch_size) {
+        let found = self.each_batch(&lengths, |pass, rows| {
             let asked: Vec<&Question> = rows.iter().map(|&row| &questions[row]).collect();
-            let found = self.generate(&asked, &rows, &options, writing.beams)?;
-            for (&row, generated) in rows.iter().zip(found) {
+            let mut found = Vec::new();
+            for generated in pass.generate(&asked, rows, &options, writing.beams)? {
                 let tokens: Vec<u32> = generated.tokens.iter().map(|&id| id as u32).collect();
                 let text = writing.tokenizer.decode(&tokens)?;
-                texts[row] = writing.format.answer_of(&text).trim().to_owned();
+                found.push(writing.format.answer_of(&text).trim().to_owned());
             }
-            (self.progress)(rows.len())?;
+            (pass.progress)(rows.len())?;
+            Ok((found, Vec::new()))
+        })?;
+        for (row, text) in found
+            .into_iter()
+            .flat_map(|(rows, found)| rows.into_iter().zip(found))
+        {
+            texts[row] = text;
         }
         Ok(texts)
     }

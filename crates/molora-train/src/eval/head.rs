@@ -2,7 +2,7 @@
 
 use crate::TrainError;
 use crate::data::metrics::{accuracy, pearson, rmse};
-use crate::data::{Split, Target, TokenizedTask, eval_batches};
+use crate::data::{Split, Target, TokenizedTask};
 use crate::report::{Predictions, TaskScore};
 
 use super::Pass;
@@ -38,10 +38,10 @@ impl Pass<'_> {
         let examples = self.task.split(self.split);
         let mut answers = vec![T::default(); examples.len()];
         let mut losses = vec![0.0; examples.len()];
-        for rows in eval_batches(&self.task.lengths(self.split), self.batch_size) {
-            let (_, input, context) = self.inputs(&rows)?;
-            let (pooled, routes) = self.model.encode(&input, &context);
-            let head = self.model.heads[self.known.expect("heads are of own tasks")].as_ref();
+        let found = self.each_batch(&self.task.lengths(self.split), |pass, rows| {
+            let (_, input, context) = pass.inputs(rows)?;
+            let (pooled, routes) = pass.model.encode(&input, &context);
+            let head = pass.model.heads[pass.known.expect("heads are of own tasks")].as_ref();
             let outputs = head
                 .expect("a task without text has a head")
                 .forward(pooled);
@@ -49,12 +49,17 @@ impl Pass<'_> {
             let outputs: Vec<f32> = outputs.into_data().iter::<f32>().collect();
             for (&row, outputs) in rows.iter().zip(outputs.chunks(width)) {
                 let numbers = outputs.iter().map(|&number| f64::from(number));
-                self.check_finite(row, "output of the head", numbers)?;
+                pass.check_finite(row, "output of the head", numbers)?;
+            }
+            (pass.progress)(rows.len())?;
+            Ok((outputs, routes))
+        })?;
+        for (rows, outputs) in found {
+            let width = outputs.len() / rows.len();
+            for (row, outputs) in rows.into_iter().zip(outputs.chunks(width)) {
                 answers[row] = answer(outputs);
                 losses[row] = loss(outputs, &examples[row].target);
             }
-            self.routing.add(&self.task.name, &routes);
-            (self.progress)(rows.len())?;
         }
         // In the order of the records, whatever the batches were.
         let mean = losses.iter().sum::<f64>() / losses.len().max(1) as f64;

@@ -19,10 +19,13 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use molora_models::{ForwardContext, TaskModel, TextInput};
+use molora_models::{ForwardContext, RouteTrace, TaskModel, TextInput};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::TrainError;
-use crate::data::{Batch, Split, TaskKind, TokenizedTask};
+use crate::collective::{Collective, Local, gather_values, share};
+use crate::data::{Batch, Split, TaskKind, TokenizedTask, eval_batches};
 use crate::guide::Guide;
 use crate::model::inputs_for;
 use crate::report::{
@@ -33,8 +36,8 @@ pub(crate) use answer::answers;
 pub(crate) use head::{score, score_numbers};
 pub(crate) use probe_batch::Probed;
 pub use probe_batch::{ProbeOutput, ProbeRecord, ProbeRow};
-use routing::RoutingSums;
 pub(crate) use routing::layer_of;
+use routing::{RoutingSums, site_sums};
 
 /// What the evaluation of a split found.
 #[derive(Debug)]
@@ -63,10 +66,12 @@ pub struct EvalScope<'a> {
     pub only: &'a [usize],
     /// Whether answers that are texts are written; if not, they are scored by their probability.
     pub generates: bool,
+    /// The ranks that each answer a share of the batches.
+    pub collective: &'a dyn Collective,
 }
 
 impl EvalScope<'_> {
-    /// All of a model's own tasks.
+    /// All of a model's own tasks, by one process.
     pub fn own(split: Split, batch_size: usize, num_tasks: usize) -> Self {
         Self {
             split,
@@ -75,6 +80,7 @@ impl EvalScope<'_> {
             numbers: &[],
             only: &[],
             generates: true,
+            collective: &Local,
         }
     }
 }
@@ -111,6 +117,7 @@ pub fn evaluate(
             split: scope.split,
             batch_size: scope.batch_size,
             generates: scope.generates,
+            collective: scope.collective,
             device,
             guide,
             routing: &mut routing,
@@ -166,6 +173,7 @@ struct Pass<'a> {
     split: Split,
     batch_size: usize,
     generates: bool,
+    collective: &'a dyn Collective,
     device: &'a Device,
     guide: Option<&'a Guide>,
     routing: &'a mut RoutingSums,
@@ -201,6 +209,29 @@ impl Pass<'_> {
         numbers: impl IntoIterator<Item = f64>,
     ) -> Result<(), TrainError> {
         check_finite(&self.task.name, (self.split, row), what, numbers)
+    }
+
+    /// What `answer` finds in each batch of records of these lengths, with the batch's rows; every rank does its share.
+    /// What it says of the routers is added to their sums.
+    fn each_batch<T: Serialize + DeserializeOwned>(
+        &mut self,
+        lengths: &[usize],
+        answer: impl Fn(&mut Self, &[usize]) -> Result<(T, Vec<RouteTrace>), TrainError>,
+    ) -> Result<Vec<(Vec<usize>, T)>, TrainError> {
+        let batches = eval_batches(lengths, self.batch_size);
+        let (rank, ranks) = (self.collective.rank(), self.collective.world_size());
+        let mut own = Vec::new();
+        for rows in &batches[share(batches.len(), rank, ranks)] {
+            let (found, routes) = answer(self, rows)?;
+            own.push((found, site_sums(&routes)));
+        }
+        let all = gather_values(self.collective, own)?.into_iter().flatten();
+        let mut found = Vec::new();
+        for (rows, (answer, sums)) in batches.into_iter().zip(all) {
+            self.routing.add(&self.task.name, &sums);
+            found.push((rows, answer));
+        }
+        Ok(found)
     }
 
     /// The tensors of some records of the split as they were learned, and the context of their pass.

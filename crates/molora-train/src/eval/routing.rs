@@ -21,24 +21,16 @@ impl RoutingSums {
         }
     }
 
-    pub(super) fn add(&mut self, task: &str, routes: &[RouteTrace]) {
-        for route in routes {
-            let [batch, tokens, experts] = route.routed.weights.dims();
-            debug_assert_eq!(route.routed.counted.dims(), [batch, tokens]);
-            let sum = route.routed.sum_counted(route.routed.weights.clone());
-            let values = host(Tensor::cat(
-                vec![sum, route.routed.counted.clone().sum()],
-                0,
-            ));
+    /// Adds the sums of a batch of a task.
+    pub(super) fn add(&mut self, task: &str, sums: &[SiteSums]) {
+        for (site, values) in sums {
+            let experts = values.len() - 1;
             let zero = || (vec![0.0; experts], 0.0);
-            let entry = self
-                .sums
-                .entry((route.site, task.into()))
-                .or_insert_with(zero);
+            let entry = self.sums.entry((*site, task.into())).or_insert_with(zero);
             entry
                 .0
                 .iter_mut()
-                .zip(&values)
+                .zip(values)
                 .for_each(|(total, value)| *total += value);
             entry.1 += values[experts];
         }
@@ -62,6 +54,22 @@ impl RoutingSums {
             has_general: false,
         }
     }
+}
+
+/// A site, and the sums of its experts' weights over the decisions of a batch, with the number of decisions behind them.
+pub(super) type SiteSums = (usize, Vec<f64>);
+
+/// The sums of one pass, on the host.
+pub(super) fn site_sums(routes: &[RouteTrace]) -> Vec<SiteSums> {
+    let sums = routes.iter().map(|route| {
+        let routed = &route.routed;
+        let [batch, tokens, _] = routed.weights.dims();
+        debug_assert_eq!(routed.counted.dims(), [batch, tokens]);
+        let sum = routed.sum_counted(routed.weights.clone());
+        let values = Tensor::cat(vec![sum, routed.counted.clone().sum()], 0);
+        (route.site, host(values))
+    });
+    sums.collect()
 }
 
 /// The values of a tensor on the host.

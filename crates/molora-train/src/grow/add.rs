@@ -14,6 +14,7 @@ use crate::base::base_model::absolute;
 use crate::base::files::{copy, is_there};
 use crate::base::place::{NewFolder, discard};
 use crate::base::{DeviceSpec, bundled};
+use crate::collective::Local;
 use crate::data::{Task, WritingConfig, load_tasks_for};
 use crate::error::{GrowthProblem, TrainError};
 use crate::guide::{Instructions, check_instructions};
@@ -206,6 +207,7 @@ impl Growth<'_> {
             tasks: &self.loaded.tasks,
             seed,
             device: &self.loaded.device,
+            collective: &Local,
             folder,
             stop: self.stop,
             until: None,
@@ -358,6 +360,7 @@ impl Growth<'_> {
             &self.config,
             &self.loaded,
             &trained,
+            &Local,
             self.stop,
             on_event,
         )?;

@@ -11,6 +11,7 @@ use super::{names, progress, stored_mixture};
 use crate::base::files::{copy, copy_into};
 use crate::base::place::discard;
 use crate::base::{DeviceSpec, base_model};
+use crate::collective::Local;
 use crate::error::{GrowthProblem, TrainError};
 use crate::guide::Instructions;
 use crate::model::with_stable_ids;
@@ -127,7 +128,7 @@ fn rebuild(
     }
     // What is left is short, and nothing could resume it.
     let never = AtomicBool::new(false);
-    let finished = finish(&new, &config, &loaded, &trained, &never, on_event)?;
+    let finished = finish(&new, &config, &loaded, &trained, &Local, &never, on_event)?;
     write_config(&new, &config)?;
     let away = [
         format!("{}/{task}", pool::EXPERTS),

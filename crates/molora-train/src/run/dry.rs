@@ -11,6 +11,7 @@ use super::{
     with_prompt,
 };
 use crate::TrainError;
+use crate::collective::Local;
 use crate::data::{Split, TaskKind, TokenizedTask, task_names};
 use crate::model::count;
 use crate::recipe::phases;
@@ -127,6 +128,7 @@ fn on_trial<T>(
         tasks: &loaded.tasks,
         seed: Seed::new(config.seed),
         device: &loaded.device,
+        collective: &Local,
         folder: folder.path(),
         stop,
         until: until.map(|name| stage_number(recipe, name)).transpose()?,

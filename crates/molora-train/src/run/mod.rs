@@ -14,6 +14,7 @@ mod inputs;
 mod load;
 mod named;
 mod oracle;
+mod ranks;
 mod request;
 mod stages;
 
@@ -27,6 +28,7 @@ use molora_kernels::random::Seed;
 
 use crate::base::base_model;
 use crate::base::place::{write_atomically, write_json_atomically};
+use crate::collective::{Collective, Local};
 use crate::data::{PromptStyle, Split, TokenizedTask, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::eval::EvalScope;
@@ -69,6 +71,7 @@ pub(crate) use inputs::{refuse_changed, with_base_digests, with_digests};
 pub(crate) use load::{Loaded, ReadBase, load, load_run_tasks, tokenized};
 pub(crate) use named::{expert_number, task_number};
 pub use oracle::{MAX_PATHS, OracleReport, OracleRequest, OracleScore, search_oracle};
+use ranks::{Place, agree};
 pub use request::{Request, ResumeOptions, Schedule};
 use stages::{begin_again, stage_number};
 pub(crate) use stages::{check_tasks, with_groups};
@@ -104,6 +107,26 @@ pub fn train(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
+    train_on(request, &Local, stop, on_event)
+}
+
+/// [`train`] on several ranks: each calls this with the same request, and gets the same result. Rank 0 writes the run
+/// folder. With micro-batches of one size (`micro_batch_size`) the run is the same, to the bit, for any number of
+/// ranks on a processor.
+///
+/// # Errors
+/// As [`train`], and if the ranks differ in what they train, or one of them ends.
+pub fn train_on(
+    request: &Request,
+    collective: &dyn Collective,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Finished, TrainError> {
+    let place = Place::new(collective, &request.out)?;
+    let request = &Request {
+        out: place.folder().to_owned(),
+        ..request.clone()
+    };
     let Checked {
         claim,
         recipe,
@@ -124,6 +147,7 @@ pub fn train(
         config: &config,
         loaded,
         until: request.until.as_deref(),
+        collective,
     };
     run.to_its_end(Some(claim), stop, on_event)
 }
@@ -139,6 +163,22 @@ pub fn resume(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
+    resume_on(folder, part, &Local, stop, on_event)
+}
+
+/// [`resume`] on several ranks, as many as before or not; see [`train_on`]. All of them have to see the folder.
+///
+/// # Errors
+/// As [`resume`] and [`train_on`].
+pub fn resume_on(
+    folder: &Path,
+    part: &ResumeOptions,
+    collective: &dyn Collective,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Finished, TrainError> {
+    let place = Place::of_run(collective, folder)?;
+    let folder = place.folder();
     let _writing = Writing::begin(folder)?;
     let mut config = read_config(folder)?;
     // Before anything of the run is changed.
@@ -167,6 +207,7 @@ pub fn resume(
         config: &config,
         loaded,
         until: part.until.as_deref(),
+        collective,
     };
     run.to_its_end(None, stop, on_event)
 }
@@ -203,6 +244,7 @@ struct Run<'a> {
     config: &'a RunConfig,
     loaded: Loaded,
     until: Option<&'a str>,
+    collective: &'a dyn Collective,
 }
 
 impl Run<'_> {
@@ -215,6 +257,7 @@ impl Run<'_> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Finished, TrainError> {
         let (folder, config, loaded) = (self.folder, self.config, &self.loaded);
+        agree(self.collective, config)?;
         let recipe = &config.recipe;
         let until = self.until.map(|name| stage_number(recipe, name));
         let names = task_names(&loaded.tasks);
@@ -229,6 +272,7 @@ impl Run<'_> {
             tasks: &loaded.tasks,
             seed: Seed::new(config.seed),
             device: &loaded.device,
+            collective: self.collective,
             folder,
             stop,
             until: until.transpose()?,
@@ -246,7 +290,8 @@ impl Run<'_> {
             }
         };
         let trained = go_on(&setup, state, on_event)?;
-        let finished = finish(folder, config, loaded, &trained, stop, on_event)?;
+        let ranks = self.collective;
+        let finished = finish(folder, config, loaded, &trained, ranks, stop, on_event)?;
         checkpoint::retain(folder, &trained.progress, recipe.checkpoint.keep_last)?;
         Ok(finished)
     }
@@ -259,6 +304,7 @@ pub(crate) fn finish(
     config: &RunConfig,
     loaded: &Loaded,
     trained: &Trained,
+    collective: &dyn Collective,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Finished, TrainError> {
@@ -272,6 +318,7 @@ pub(crate) fn finish(
     let rows = config.recipe.data.eval_batch_size;
     let scope = EvalScope {
         generates: split == Split::Test || config.recipe.validation.generate,
+        collective,
         ..EvalScope::own(split, rows, tasks.len())
     };
     let guide = guide.as_ref();

@@ -9,7 +9,7 @@ use molora_routing::Router;
 /// For each site whose router is balanced after steps: the number of decisions that chose each expert,
 /// `[E]`, and the number of all, `[1]`. They stay on the device.
 #[derive(Default)]
-pub(super) struct SelectionCounts(BTreeMap<usize, (Tensor<1>, Tensor<1>)>);
+pub(super) struct SelectionCounts(pub(super) BTreeMap<usize, (Tensor<1>, Tensor<1>)>);
 
 impl SelectionCounts {
     /// What was chosen in one pass.

@@ -12,6 +12,7 @@ use burn::tensor::{Gradients, Tensor};
 use molora_models::{ForwardContext, RouteTrace, TaskModel, TextInput};
 use molora_regularize::{LossBreakdown, ObjectiveConfig, Shown};
 
+use super::decisions::Whole;
 use crate::data::Batch;
 use crate::model::{Auxiliary, sum_of, task_losses};
 
@@ -25,6 +26,8 @@ pub(crate) type Measured = (
 /// The part of a micro-batch in its step, and how its losses are taken.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MicroBatchShare<'a> {
+    /// Number of the micro-batch.
+    pub(crate) index: usize,
     /// Examples of the whole batch, by which task losses are divided.
     pub(crate) examples: f64,
     /// The micro-batch's share of the tokens, with which auxiliary terms count.
@@ -36,11 +39,11 @@ pub(crate) struct MicroBatchShare<'a> {
 }
 
 /// Adds the gradients of a micro-batch to `accumulator`.
-pub(crate) fn backward(
+pub(super) fn backward(
     model: &TaskModel,
     batch: &Batch,
     (input, context): (&TextInput, &ForwardContext),
-    auxiliary: &Auxiliary<'_>,
+    (auxiliary, whole): (&Auxiliary<'_>, Option<&Whole>),
     part: MicroBatchShare<'_>,
     accumulator: &mut GradientsAccumulator<TaskModel>,
 ) -> Measured {
@@ -53,10 +56,21 @@ pub(crate) fn backward(
         hidden = next;
         routes.extend(decided);
     }
-    let found = auxiliary.evaluate(&inner, &routes, context);
+    let mut found = auxiliary.evaluate(&inner, &routes, context);
     let routed = auxiliary.objective.map(|objective| objective.part(true));
     let shown = routed.as_ref().map(|routed| {
         auxiliary.with_views(&inner, &routes, Some(context), |views| routed.shown(&views))
+    });
+
+    let about = whole.map(|whole| {
+        let of_whole = whole.evaluate(auxiliary, &inner, part.index, &routes);
+        let terms = found.get_or_insert_default();
+        terms.terms.extend(of_whole.terms);
+        let all = whole.all(part.index, &routes);
+        let shown = auxiliary.with_views(&inner, &all, Some(&whole.context), |views| {
+            whole.objective.shown(&views)
+        });
+        (whole, shown)
     });
 
     let top = leaf(hidden);
@@ -79,6 +93,20 @@ pub(crate) fn backward(
             });
         if let Some(own) = own {
             total = total + own.mul_scalar(part.tokens);
+        }
+        let of_whole = about.as_ref().and_then(|(whole, shown)| {
+            let around = whole.around(part.index, &routes);
+            share_of(
+                &whole.objective,
+                shown,
+                auxiliary,
+                model,
+                &around,
+                &whole.context,
+            )
+        });
+        if let Some(own) = of_whole {
+            total = total + own;
         }
         gradient = carry(total.backward(), &hidden, model, accumulator);
     }

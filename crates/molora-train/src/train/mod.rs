@@ -3,10 +3,12 @@
 mod balance;
 mod begin;
 mod checkpointed;
+mod decisions;
 mod event;
 mod fit;
 mod guard;
 mod init;
+mod micro_batch;
 mod rehearsal;
 mod setup;
 mod step;

@@ -10,6 +10,7 @@ use molora_regularize::ObjectiveConfig;
 use molora_routing::{Guidance, expert_labels};
 
 use crate::TrainError;
+use crate::collective::Collective;
 use crate::data::{Batch, Split, TokenizedTask};
 use crate::guide::Guide;
 use crate::model::with_stable_ids;
@@ -35,6 +36,8 @@ pub struct Setup<'a> {
     pub seed: Seed,
     /// The device, with autodiff.
     pub device: &'a Device,
+    /// What the ranks of the run exchange data by.
+    pub collective: &'a dyn Collective,
     /// The run folder.
     pub folder: &'a Path,
     /// Set from outside to stop after the current step.

@@ -2,17 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor};
 use molora_kernels::random::Seed;
-use molora_models::{AdapterSpec, EmbeddingNoise, RouteTrace, TaskModel};
+use molora_models::{AdapterSpec, EmbeddingNoise, ForwardContext, TaskModel, TextInput};
 use molora_regularize::ObjectiveConfig;
 use molora_routing::Guidance;
 
-use super::balance::SelectionCounts;
+use super::balance::{SelectionCounts, plain};
 use super::checkpointed::{self, MicroBatchShare};
+use super::decisions::{self, Whole};
+use super::micro_batch::{Measured, MicroBatch, Name, gathered};
 use super::watch::{Found, Watch};
 use crate::TrainError;
+use crate::collective::{self, Collective, TreeSum};
 use crate::data::Batch;
 use crate::model::{Auxiliary, NewValues, inputs, sum_of, task_losses};
 use crate::recipe::{GuardRule, StageConfig, clip_global_norm};
@@ -34,16 +38,6 @@ pub struct StepValues {
     pub watched: Vec<Found>,
 }
 
-/// A number of the step that is still on the device.
-enum Name {
-    Task(usize),
-    Term(&'static str),
-    GradientNorm,
-}
-
-/// A number, its share in the step's, and its tensor `[1]`.
-type Measured = (Name, f64, Tensor<1>);
-
 /// Everything that decides a step beside the model and the batch.
 #[expect(missing_debug_implementations, reason = "functions have none")]
 pub struct Step<'a> {
@@ -63,6 +57,8 @@ pub struct Step<'a> {
     pub dropout: Seed,
     /// The device, with autodiff.
     pub device: &'a Device,
+    /// The ranks that each compute a share of the micro-batches.
+    pub collective: &'a dyn Collective,
     /// The rules of a guard that looks at the step; none where it does not.
     pub rules: &'a [GuardRule],
     /// The guidance of the routers for the sequences of a batch.
@@ -73,38 +69,40 @@ impl Step<'_> {
     /// Runs the step: forward and backward over the micro-batches, clipping, AdamW.
     ///
     /// The task loss is the mean over all examples of the batch, each times the weight of its task, and
-    /// gradients of micro-batches are added
-    /// up, so that splitting a batch changes nothing but rounding (and dropout masks). Auxiliary
-    /// terms are weighted by each micro-batch's share of the tokens: exact for penalties on weights
-    /// and for means over tokens, while a load balance is then that of the micro-batches.
+    /// gradients of micro-batches are added up along one [tree](TreeSum), so that splitting a batch changes nothing
+    /// but rounding (and dropout masks), and ranks that share its micro-batches nothing at all. Auxiliary
+    /// terms about decisions, such as a load balance, are those of the whole batch; others are weighted by each
+    /// micro-batch's share of the tokens, which is exact for penalties on weights.
     ///
     /// # Errors
-    /// A task number out of range.
+    /// A task number out of range, ranks that cannot exchange data.
     pub fn run(
         &self,
         model: TaskModel,
         optimizer: &mut ModuleOptimizer,
         batch: &Batch,
     ) -> Result<(TaskModel, StepValues), TrainError> {
-        let mut accumulator = GradientsAccumulator::new();
-        let mut measured: Vec<Measured> = Vec::new();
-        let micro_rows = self.micro_rows(batch);
-        let (mut choices, mut watch) = (SelectionCounts::default(), Watch::default());
-        for (index, micro) in batch.split(micro_rows).into_iter().enumerate() {
-            let routes = self.backward(
-                &model,
-                batch,
-                &micro,
-                index,
-                &mut accumulator,
-                &mut measured,
-            )?;
-            choices.add(SelectionCounts::of(&model, &routes));
-            if !self.rules.is_empty() {
-                watch.add(&routes);
-            }
+        let micro_batches = batch.split(self.micro_rows(batch));
+        let (rank, ranks) = (self.collective.rank(), self.collective.world_size());
+        let whole = self.whole(&model, batch, &micro_batches)?;
+        let (mut sum, mut own) = (TreeSum::default(), Vec::new());
+        for index in collective::share(micro_batches.len(), rank, ranks) {
+            let micro = &micro_batches[index];
+            let (gradients, found) =
+                self.backward(&model, batch, (index, micro), whole.as_ref())?;
+            sum.push_leaf(index, gradients, |left, right| {
+                collective::add(&model, left, right)
+            });
+            own.push(found);
         }
-        let mut gradients = accumulator.grads();
+        let (mut gradients, all) = gathered(self.collective, &model, sum, own)?;
+        let (mut choices, mut watch) = (SelectionCounts::default(), Watch::default());
+        let mut measured = Vec::new();
+        for micro in all {
+            choices.add(micro.choices);
+            watch.add(micro.watch);
+            measured.extend(micro.measured);
+        }
         if let Some(only) = self.only {
             only.keep_others(&mut gradients, &model);
         }
@@ -123,30 +121,65 @@ impl Step<'_> {
         Ok((model, values))
     }
 
-    /// Rows of a forward pass.
+    /// Rows of a forward pass: every rank has one at least.
     fn micro_rows(&self, batch: &Batch) -> usize {
+        let of_rank = batch.rows.div_ceil(self.collective.world_size());
         match self.stage.micro_batch_size {
-            0 => batch.rows,
-            rows => rows,
+            0 => of_rank,
+            rows => rows.min(of_rank),
         }
     }
 
-    /// Adds the gradients of micro-batch number `index`; the decisions in it.
-    fn backward(
+    /// What terms about the whole batch read, if there are any and the batch is in several parts.
+    fn whole(
         &self,
         model: &TaskModel,
         batch: &Batch,
-        micro: &Batch,
-        index: usize,
-        accumulator: &mut GradientsAccumulator<TaskModel>,
-        measured: &mut Vec<Measured>,
-    ) -> Result<Vec<RouteTrace>, TrainError> {
-        let part = MicroBatchShare {
-            examples: batch.num_examples() as f64,
-            tokens: micro.num_tokens() as f64 / batch.num_tokens() as f64,
-            weights: self.task_weights,
-            smoothing: self.stage.label_smoothing,
+        micro_batches: &[Batch],
+    ) -> Result<Option<Whole>, TrainError> {
+        let Some(objective) = self.objective.map(|terms| terms.of_decisions(true)) else {
+            return Ok(None);
         };
+        if objective.terms.is_empty() || micro_batches.len() < 2 {
+            return Ok(None);
+        }
+        let (rank, ranks) = (self.collective.rank(), self.collective.world_size());
+        let starts = micro_batches.iter().scan(0, |rows, micro| {
+            let first = *rows;
+            *rows += micro.rows;
+            Some(first)
+        });
+        let first_rows: Vec<usize> = starts.collect();
+        let inner = model.valid();
+        let mut own = Vec::new();
+        for index in collective::share(micro_batches.len(), rank, ranks) {
+            let (input, context) = self.inputs(model, batch, index, &micro_batches[index])?;
+            let routes = inner.forward(&input, &context).routes;
+            own.push(decisions::kept(routes, first_rows[index]));
+        }
+        let device = self.device.clone().inner();
+        let (count, guidance) = (model.heads.len(), (self.guidance)(batch)?);
+        let (_, context) = inputs(batch, count, None, guidance, self.device)?;
+        Ok(Some(Whole {
+            objective,
+            others: self
+                .objective
+                .map(|terms| terms.of_decisions(false))
+                .unwrap_or_default(),
+            context,
+            decisions: decisions::gathered(self.collective, own, &device)?,
+            first_rows,
+        }))
+    }
+
+    /// The tensors of micro-batch number `index`, and the context of its pass.
+    fn inputs(
+        &self,
+        model: &TaskModel,
+        batch: &Batch,
+        index: usize,
+        micro: &Batch,
+    ) -> Result<(TextInput, ForwardContext), TrainError> {
         let seed = self.dropout.index(index as u64);
         let guidance = (self.guidance)(micro)?;
         let count = model.heads.len();
@@ -158,39 +191,79 @@ impl Step<'_> {
             first_row: index * self.micro_rows(batch),
         });
         context.keeps_codes = self.objective.is_some_and(ObjectiveConfig::reads_codes);
+        Ok((input, context))
+    }
+
+    /// The gradients of a micro-batch and its number, and what was found in it.
+    fn backward(
+        &self,
+        model: &TaskModel,
+        batch: &Batch,
+        (index, micro): (usize, &Batch),
+        whole: Option<&Whole>,
+    ) -> Result<(GradientsParams, MicroBatch), TrainError> {
+        let part = MicroBatchShare {
+            index,
+            examples: batch.num_examples() as f64,
+            tokens: micro.num_tokens() as f64 / batch.num_tokens() as f64,
+            weights: self.task_weights,
+            smoothing: self.stage.label_smoothing,
+        };
+        let (input, context) = self.inputs(model, batch, index, micro)?;
         let auxiliary = Auxiliary {
-            objective: self.objective,
+            objective: whole.map_or(self.objective, |whole| Some(&whole.others)),
             spec: self.spec,
         };
+        let mut accumulator = GradientsAccumulator::new();
         let (tasks, found, routes) =
             if self.stage.gradient_checkpointing && model.num_blocks().is_some() {
                 let pass = (&input, &context);
-                checkpointed::backward(model, micro, pass, &auxiliary, part, accumulator)
+                let auxiliary = (&auxiliary, whole);
+                checkpointed::backward(model, micro, pass, auxiliary, part, &mut accumulator)
             } else {
                 let output = model.forward(&input, &context);
                 let routes = output.routes.clone();
                 let tasks = task_losses(model, &input, output, micro, part.smoothing);
                 let mut total = sum_of(&tasks, part.examples, part.weights, self.device);
-                let found = auxiliary.evaluate(model, &routes, &context);
+                let mut found = auxiliary.evaluate(model, &routes, &context);
                 if let Some(extra) = found.as_ref().and_then(|found| found.total.clone()) {
                     total = total + extra.mul_scalar(part.tokens);
+                }
+                if let Some(whole) = whole {
+                    let about = whole.evaluate(&auxiliary, model, index, &routes);
+                    total = about
+                        .total
+                        .into_iter()
+                        .fold(total, |total, extra| total + extra);
+                    let terms = found.get_or_insert_default();
+                    terms.terms.extend(about.terms);
                 }
                 let gradients = GradientsParams::from_grads(total.backward(), model);
                 accumulator.accumulate(model, gradients);
                 (tasks, found, routes)
             };
         let tasks = tasks.into_iter();
-        measured.extend(tasks.map(|(task, loss)| (Name::Task(task), 1.0, loss)));
+        let mut measured: Vec<_> = tasks
+            .map(|(task, loss)| (Name::Task(task), 1.0, loss))
+            .collect();
         let terms = found.into_iter().flat_map(|found| found.terms);
-        measured.extend(terms.map(|(name, value)| (Name::Term(name), part.tokens, value)));
-        Ok(routes)
+        measured.extend(terms.map(|(name, value)| (Name::Term(name.into()), part.tokens, value)));
+        let found = MicroBatch {
+            measured,
+            choices: SelectionCounts::of(model, &routes),
+            watch: match self.rules.is_empty() {
+                true => Watch::default(),
+                false => Watch::of(&routes),
+            },
+        };
+        Ok((accumulator.grads(), found))
     }
 
     /// Brings all measured numbers to the host in one transfer.
     fn read(&self, measured: Vec<Measured>, batch: &Batch) -> StepValues {
         let (names, tensors): (Vec<_>, Vec<_>) = measured
             .into_iter()
-            .map(|(name, share, tensor)| ((name, share), tensor.inner()))
+            .map(|(name, share, tensor)| ((name, share), plain(tensor)))
             .unzip();
         let numbers = Tensor::cat(tensors, 0).into_data();
         let numbers = numbers.try_into_vec::<f32>().expect("losses are f32");
@@ -211,7 +284,7 @@ impl Step<'_> {
                     let weight = self.task_weights.get(task).copied().unwrap_or(1.0);
                     values.task_loss += weight * number / batch.num_examples() as f64;
                 }
-                Name::Term(name) => *values.terms.entry(name.into()).or_default() += number,
+                Name::Term(name) => *values.terms.entry(name).or_default() += number,
                 Name::GradientNorm => values.gradient_norm = number,
             }
         }

@@ -12,6 +12,7 @@ use super::setup::{Setup, guidance, not_finite, objective, phase_seed, task_weig
 use super::step::Step;
 use super::validate;
 use super::watch::Found;
+use crate::collective;
 use crate::data::sampler::Pick;
 use crate::data::{Average, Batch, task_names};
 use crate::error::TrainError;
@@ -110,8 +111,9 @@ pub(crate) fn go_on(
             .progress
             .step
             .is_multiple_of(setup.recipe.checkpoint_every);
-        let is_stopped =
-            setup.stop.load(Ordering::SeqCst) && setup.phases.get(state.progress.phase).is_some();
+        // A signal may reach one rank alone, and all stop after the same step.
+        let is_asked = collective::any(setup.collective, setup.stop.load(Ordering::SeqCst))?;
+        let is_stopped = is_asked && setup.phases.get(state.progress.phase).is_some();
         // A state that is kept stays as it was; what follows it is done again when the run is resumed.
         let is_halted = halted.is_some();
         if (is_over || is_stopped || is_due || is_halted) && !is_kept {
@@ -290,6 +292,7 @@ impl State {
             rate_factor: factor,
             dropout,
             device: setup.device,
+            collective: setup.collective,
             rules,
             guidance: &guidance,
         };

@@ -49,6 +49,7 @@ pub(super) fn score(
     let scope = EvalScope {
         only: &phase.tasks,
         generates: setup.recipe.validation.generate,
+        collective: setup.collective,
         ..EvalScope::own(
             Split::Validation,
             setup.recipe.data.eval_batch_size,

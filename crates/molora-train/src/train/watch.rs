@@ -27,21 +27,34 @@ pub struct Found {
 /// Sums over the decisions of a batch, by site: entropies, decisions and experts' weights, `[2 + E]`.
 #[derive(Default)]
 pub(super) struct Watch {
-    sums: BTreeMap<usize, Tensor<1>>,
-    gradients: Option<Tensor<1>>,
+    pub(super) sums: BTreeMap<usize, Tensor<1>>,
+    pub(super) gradients: Option<Tensor<1>>,
 }
 
 impl Watch {
-    /// Adds the decisions of one pass.
-    pub(super) fn add(&mut self, routes: &[RouteTrace]) {
-        for route in routes.iter().filter(|route| route.routed.num_experts() > 1) {
-            let sums = sums(&route.routed);
-            let sums = match self.sums.remove(&route.site) {
-                Some(before) => before + sums,
-                None => sums,
-            };
-            self.sums.insert(route.site, sums);
+    /// The decisions of one pass.
+    pub(super) fn of(routes: &[RouteTrace]) -> Self {
+        let routes = routes.iter().filter(|route| route.routed.num_experts() > 1);
+        let mut watch = Self::default();
+        for route in routes {
+            watch.add_sums(route.site, sums(&route.routed));
         }
+        watch
+    }
+
+    /// Adds the decisions of another pass.
+    pub(super) fn add(&mut self, other: Self) {
+        for (site, sums) in other.sums {
+            self.add_sums(site, sums);
+        }
+    }
+
+    fn add_sums(&mut self, site: usize, sums: Tensor<1>) {
+        let sums = match self.sums.remove(&site) {
+            Some(before) => before + sums,
+            None => sums,
+        };
+        self.sums.insert(site, sums);
     }
 
     /// Keeps the share of the routers in a gradient.

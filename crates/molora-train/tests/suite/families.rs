@@ -13,6 +13,7 @@ use molora_regularize::ObjectiveConfig;
 use molora_routing::Guidance;
 use molora_testkit::autodiff_device;
 use molora_testkit::golden::{self, Case};
+use molora_train::collective::Local;
 use molora_train::recipe::{self, BaseKind, StageConfig};
 use molora_train::train::{Step, StepValues};
 
@@ -104,6 +105,7 @@ fn train(
             rate_factor: 1.0,
             dropout: Seed::new(0).index(index),
             device,
+            collective: &Local,
             rules: &[],
             guidance: &|_| Ok(Guidance::default()),
         };

@@ -9,6 +9,7 @@ use molora_models::{Adaptable, AdapterSpec, Backbone, ParameterKind, TaskModel, 
 use molora_routing::Guidance;
 use molora_testkit::golden::{self, Case, Tensors};
 use molora_testkit::{assert_close, autodiff_device};
+use molora_train::collective::Local;
 use molora_train::data::{Batch, Example, Target};
 use molora_train::recipe::{OptimizerConfig, StageConfig};
 use molora_train::train::Step;
@@ -106,6 +107,7 @@ fn golden_training_equals_peft() {
                 rate_factor: 1.0,
                 dropout: Seed::new(0).index(index as u64),
                 device: &device,
+                collective: &Local,
                 rules: &[],
                 guidance: &|_| Ok(Guidance::default()),
             };

@@ -16,9 +16,12 @@ mod grow;
 mod import;
 mod list;
 mod models;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod oracle;
 mod predict;
 mod progress;
+mod ranks;
 mod recover;
 mod report;
 mod reproduce;

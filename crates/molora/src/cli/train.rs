@@ -8,14 +8,18 @@ use clap::Args;
 use super::batch::BatchArgs;
 use super::choice::ScheduleChoice;
 use super::progress::Progress;
+use super::ranks::on_ranks;
 use super::signals::stop_on_signal;
 use super::source::{FoundBase, SourceArgs};
 use super::validation::ValidationArgs;
 use super::{print, read_utf8};
+use molora_train::collective::Collective;
 use molora_train::data::Split;
 use molora_train::recipe::{self, LogFormat, MAX_STEPS, Recipe, overrides};
 use molora_train::report::{dry_run_table, idle_summary, summary_table, task_table};
-use molora_train::run::{Finished, Request, ResumeOptions, check, dry_run, resume, train};
+use molora_train::run::{
+    Event, Finished, Request, ResumeOptions, check, dry_run, resume_on, train_on,
+};
 
 /// Options of `molora train`.
 #[derive(Debug, Args)]
@@ -97,8 +101,23 @@ impl TrainArgs {
             self.schedule.is_none() || (self.resume.is_some() && self.steps.is_some()),
             "--schedule needs --resume and --steps"
         );
+        on_ranks(|ranks| self.run_on(ranks))
+    }
+
+    fn run_on(&self, ranks: &dyn Collective) -> anyhow::Result<()> {
+        let is_first = ranks.rank() == 0;
+        ensure!(
+            !self.dry_run || ranks.world_size() == 1,
+            "--dry-run is for one process, and this is one of {} ranks",
+            ranks.world_size()
+        );
         let stop = stop_on_signal()?;
         let mut progress = Progress::new();
+        let mut show = |event: Event<'_>| {
+            if is_first {
+                progress.show(event);
+            }
+        };
         let part = ResumeOptions {
             from: self.from_stage.clone(),
             until: self.until_stage.clone(),
@@ -108,22 +127,25 @@ impl TrainArgs {
         let (folder, finished) = match &self.resume {
             Some(folder) => (
                 folder.clone(),
-                resume(folder, &part, &stop, &mut |e| progress.show(e))?,
+                resume_on(folder, &part, ranks, &stop, &mut show)?,
             ),
             None => {
                 let before = |base: &FoundBase| Ok(check(&self.request(base)?)?);
                 let request = self.request(&self.source.found(&stop, before)?)?;
                 if self.dry_run {
-                    let dry = dry_run(&request, &stop, &mut |event| progress.show(event))?;
+                    let dry = dry_run(&request, &stop, &mut show)?;
                     progress.finish();
                     return print(&format!("\n{}", dry_run_table(&dry)));
                 }
-                let finished = train(&request, &stop, &mut |event| progress.show(event))?;
+                let finished = train_on(&request, ranks, &stop, &mut show)?;
                 (request.out, finished)
             }
         };
         progress.finish();
-        print(&closing(&folder, &finished))
+        match is_first {
+            true => print(&closing(&folder, &finished)),
+            false => Ok(()),
+        }
     }
 
     fn request(&self, base: &FoundBase) -> anyhow::Result<Request> {

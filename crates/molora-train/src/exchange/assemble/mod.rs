@@ -29,6 +29,7 @@ pub(super) use recipe::of_given;
 
 use crate::base::base_model::absolute;
 use crate::base::{DeviceSpec, bundled};
+use crate::collective::Local;
 use crate::data::{ChatTemplate, Split, Task, TaskKind, load_tasks, task_names};
 use crate::error::{RunProblem, TrainError};
 use crate::exchange::refuse_twice;
@@ -319,6 +320,7 @@ impl Assembly<'_> {
                 config,
                 &self.loaded,
                 &trained,
+                &Local,
                 &never,
                 on_event,
             )?),
@@ -355,6 +357,7 @@ impl Assembly<'_> {
             tasks: &loaded.tasks,
             seed: Seed::new(self.config.seed),
             device: &loaded.device,
+            collective: &Local,
             folder: self.place.out,
             stop,
             until: None,

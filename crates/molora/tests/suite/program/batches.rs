@@ -1,7 +1,6 @@
 //! Seeds, micro-batches and mixed batches.
 
-use molora_regularize::RouterZLoss;
-use molora_regularize::{Reduction, Term, TermConfig};
+use molora_regularize::{Need, Reduction, RouterZLoss, Term, TermConfig};
 use molora_train::recipe;
 use molora_train::recipe::{Recipe, StageConfig, StageRouting};
 use molora_train::report::StepRecord;
@@ -77,9 +76,8 @@ fn micro_batches_give_the_losses_of_the_whole_batch() {
             recipe.stages[first].optimizer.learning_rate = 1e-3;
             // Experts at random are drawn for every micro-batch anew, too.
             recipe.stages[first].routing = StageRouting::Router;
-            // Balance is a product of two means over the batch: its parts do not add up.
-            let adds_up =
-                |term: &Term| matches!(term, Term::Orthogonality(_) | Term::KeyMatching(_));
+            // Terms about experts' outputs are those of the micro-batches.
+            let adds_up = |term: &Term| !term.needs_any(Need::Codes);
             recipe
                 .objective
                 .terms

@@ -164,6 +164,7 @@ fn base_stays(recipe: &Recipe) {
         tasks: &tasks,
         seed,
         device: &device,
+        collective: &molora_train::collective::Local,
         folder: &world.path("run"),
         stop: &AtomicBool::new(false),
         until: None,

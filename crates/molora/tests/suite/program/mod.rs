@@ -30,6 +30,7 @@ mod models;
 mod optimization;
 mod oracle;
 mod predict;
+mod ranks;
 mod recover;
 mod refusal;
 mod report;
