@@ -14,6 +14,7 @@ use molora_models::{
     GenerateOptions, Sizes, TaskHead, TaskModel, with_stable_ids,
 };
 use molora_routing::Guidance;
+use molora_train::collective::Local;
 use molora_train::data::{Batch, Example, Target};
 use molora_train::recipe::StageConfig;
 use molora_train::train::Step;
@@ -171,6 +172,7 @@ fn step(family: &Family, world: &World) -> Result<Measured> {
             rate_factor: 1.0,
             dropout: Seed::new(2).index(number),
             device: &device,
+            collective: &Local,
             rules: &[],
             guidance: &|_| Ok(Guidance::default()),
         };

@@ -15,6 +15,7 @@ use molora_routing::Guidance;
 use molora_testkit::GRADIENT;
 use molora_testkit::golden::{self, Case};
 use molora_train::base::DeviceSpec;
+use molora_train::collective::Local;
 use molora_train::data::{Batch, Example, Target};
 use molora_train::model::inputs;
 use molora_train::train::Step;
@@ -124,6 +125,7 @@ fn trained(mut model: TaskModel, mixture: &Mixture, batch: &Batch, device: &Devi
             rate_factor: 1.0,
             dropout: Seed::new(0).index(index),
             device,
+            collective: &Local,
             rules: &[],
             guidance: &|_| Ok(Guidance::default()),
         };

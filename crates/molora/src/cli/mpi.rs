@@ -33,7 +33,9 @@ impl Mpi {
         let begun = mpi::initialize_with_threading(Threading::Serialized);
         let (universe, threading) = begun.context("MPI has begun already")?;
         if threading < Threading::Serialized {
-            bail!("this MPI allows calls of the first thread alone, expected MPI_THREAD_SERIALIZED");
+            bail!(
+                "this MPI allows calls of the first thread alone, expected MPI_THREAD_SERIALIZED"
+            );
         }
         Ok(Self {
             world: universe.world(),
@@ -66,7 +68,8 @@ impl Collective for Mpi {
         let (own, all) = (sizes.iter().sum::<usize>(), incoming.iter().sum::<usize>());
         if own.max(all) > MOST {
             let most = own.max(all);
-            let problem = format!("a step would move {most} bytes at once, expected at most {MOST}");
+            let problem =
+                format!("a step would move {most} bytes at once, expected at most {MOST}");
             return Err(CollectiveError::Transport(problem));
         }
         let sent = parts.concat();
@@ -75,7 +78,8 @@ impl Collective for Mpi {
         let sending = Partition::new(&sent[..], counts, starts);
         let (counts, starts) = places(&incoming);
         let mut receiving = PartitionMut::new(&mut found[..], counts, starts);
-        self.world.all_to_all_varcount_into(&sending, &mut receiving);
+        self.world
+            .all_to_all_varcount_into(&sending, &mut receiving);
         let mut rest = &found[..];
         let mut take = |size: usize| {
             let (taken, behind) = rest.split_at(size);
@@ -93,5 +97,8 @@ fn places(sizes: &[usize]) -> (Vec<i32>, Vec<i32>) {
         *next += size;
         Some(start as i32)
     });
-    (sizes.iter().map(|&size| size as i32).collect(), starts.collect())
+    (
+        sizes.iter().map(|&size| size as i32).collect(),
+        starts.collect(),
+    )
 }
