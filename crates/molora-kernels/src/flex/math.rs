@@ -112,7 +112,7 @@ pub(crate) fn tanh(x: f32) -> (f32, f32) {
         .mul_add(square, 0.020_795_97)
         .mul_add(square, -0.053_783_83)
         .mul_add(square, 0.133_319_24)
-        .mul_add(square, -0.333_332_98);
+        .mul_add(square, -0.333_333);
     let near = (x * square).mul_add(p, x);
     let value = if a < NEAR { near } else { far };
     (value, 4.0 * t * larger * larger)
