@@ -126,7 +126,7 @@ pub mod portable {
 
 /// Every operation, for the tests that all of them go through.
 #[cfg(test)]
-const OPERATIONS: [&[testing::Case]; 13] = [
+const OPERATIONS: [&[testing::Case]; 14] = [
     attention::tests::CASES,
     cosines::tests::CASES,
     cross_entropy::tests::CASES,
