@@ -23,7 +23,7 @@ pub fn cosines(a: Tensor<2>, b: Tensor<2>, epsilon: f64) -> Tensor<2> {
     #[cfg(feature = "flex")]
     if crate::flex::supports(&a) && crate::flex::supports(&b) {
         let (left, right) = (a.clone().into_dispatch(), b.clone().into_dispatch());
-        if let (Ok(a), Ok(b)) = (crate::flex::untracked(left), crate::flex::untracked(right)) {
+        if let (Some(a), Some(b)) = (crate::flex::untracked(left), crate::flex::untracked(right)) {
             return crate::flex::tensor(flex::cosines(a, b, epsilon as f32));
         }
     }

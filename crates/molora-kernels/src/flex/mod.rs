@@ -25,15 +25,15 @@ pub(crate) fn supports<const D: usize>(tensor: &Tensor<D>) -> bool {
         && tensor.shape().num_elements() > 0
 }
 
-/// The primitive of a tensor on `flex` whose device tracks no gradients; else the tensor. Small operations go this way:
+/// The primitive of a tensor on `flex` whose device tracks no gradients. Small operations go this way:
 /// to route them through the backends takes longer than to compute them.
-pub(crate) fn untracked(tensor: DispatchTensor) -> Result<FlexTensor, DispatchTensor> {
+pub(crate) fn untracked(tensor: DispatchTensor) -> Option<FlexTensor> {
     match tensor {
         DispatchTensor {
             kind: DispatchTensorKind::Flex(BackendTensor::Float(primitive)),
             autodiff: DispatchAutodiffContext::Disabled,
-        } => Ok(primitive),
-        other => Err(other),
+        } => Some(primitive),
+        _ => None,
     }
 }
 

@@ -40,9 +40,11 @@ pub fn task_gate(
     {
         let tensors = [&selector, &embedding, &weight];
         let tensors = tensors.map(|tensor| crate::flex::untracked(tensor.clone().into_dispatch()));
-        let shift = bias.clone().map(Tensor::into_dispatch);
-        let shift = shift.map(crate::flex::untracked).transpose();
-        if let ([Ok(selector), Ok(embedding), Ok(weight)], Ok(shift)) = (tensors, shift) {
+        let shift = match bias.clone() {
+            Some(bias) => crate::flex::untracked(bias.into_dispatch()).map(Some),
+            None => Some(None),
+        };
+        if let ([Some(selector), Some(embedding), Some(weight)], Some(shift)) = (tensors, shift) {
             let gates = flex::gates([selector, embedding, weight], shift);
             return crate::flex::tensor(gates);
         }

@@ -6,7 +6,8 @@ use molora_routing::LayerRule;
 
 use super::cache::KvCache;
 use super::group::Group;
-use super::model::{Decoder, DecoderInput, positions};
+use super::input::{DecoderInput, positions};
+use super::model::Decoder;
 use super::pass::Pass;
 use crate::{ForwardContext, ModelPart, RouteTrace};
 

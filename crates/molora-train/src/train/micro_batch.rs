@@ -40,6 +40,8 @@ struct Sent {
 
 /// The sum of all gradients, and what was found in all micro-batches in their order.
 ///
+/// `device` is that of the model, without autodiff.
+///
 /// # Errors
 /// If the ranks cannot exchange data.
 pub(super) fn gathered(
@@ -47,17 +49,16 @@ pub(super) fn gathered(
     model: &TaskModel,
     sum: TreeSum<GradientsParams>,
     own: Vec<MicroBatch>,
+    device: &Device,
 ) -> Result<(GradientsParams, Vec<MicroBatch>), TrainError> {
     // Alone nothing leaves the device.
     if collective.world_size() == 1 {
         let (gradients, _) = collective::summed(collective, model, sum, &[])?;
         return Ok((gradients, own));
     }
-    let device = own.first().map(device_of);
     let sent: Vec<Sent> = own.into_iter().map(Sent::of).collect();
     let note = serde_json::to_vec(&sent).expect("numbers are JSON");
     let (gradients, notes) = collective::summed(collective, model, sum, &note)?;
-    let device = device.unwrap_or_default();
     let mut all = Vec::new();
     for (rank, note) in notes.into_iter().enumerate() {
         let found: Result<Vec<Sent>, _> = serde_json::from_slice(&note);
@@ -65,16 +66,9 @@ pub(super) fn gathered(
             rank,
             problem: error.to_string(),
         })?;
-        all.extend(found.into_iter().map(|sent| sent.on(&device)));
+        all.extend(found.into_iter().map(|sent| sent.on(device)));
     }
     Ok((gradients, all))
-}
-
-fn device_of(micro: &MicroBatch) -> Device {
-    let first = micro.measured.first();
-    first.map_or_else(Device::default, |(_, _, value)| {
-        plain(value.clone()).device()
-    })
 }
 
 impl Sent {

@@ -95,7 +95,8 @@ impl Step<'_> {
             });
             own.push(found);
         }
-        let (mut gradients, all) = gathered(self.collective, &model, sum, own)?;
+        let device = self.device.clone().inner();
+        let (mut gradients, all) = gathered(self.collective, &model, sum, own, &device)?;
         let (mut choices, mut watch) = (SelectionCounts::default(), Watch::default());
         let mut measured = Vec::new();
         for micro in all {
@@ -121,12 +122,11 @@ impl Step<'_> {
         Ok((model, values))
     }
 
-    /// Rows of a forward pass: every rank has one at least.
+    /// Rows of a forward pass. Without a number of its own, each rank has one.
     fn micro_rows(&self, batch: &Batch) -> usize {
-        let of_rank = batch.rows.div_ceil(self.collective.world_size());
         match self.stage.micro_batch_size {
-            0 => of_rank,
-            rows => rows.min(of_rank),
+            0 => batch.rows.div_ceil(self.collective.world_size()),
+            rows => rows,
         }
     }
 

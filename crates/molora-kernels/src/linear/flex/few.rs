@@ -123,7 +123,7 @@ unsafe fn by_rows(rows: usize, x: Rows<'_>, weight: Matrix<'_>, bias: Option<&[f
     // SAFETY: the parts write their rows whole.
     let mut sums = unsafe {
         Target::filled(parts * rows, cols, |target| {
-            for_each(parts, |part| run(part, target.from_row(part * rows)));
+            for_each(parts, |part| run(part, target.rows_from(part * rows)));
         })
     };
     let (total, others) = sums.split_at_mut(rows * cols);

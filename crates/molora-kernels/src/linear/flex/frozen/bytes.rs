@@ -260,6 +260,10 @@ fn sums<const BITS: usize, const M: usize, const R: usize>(
                 let scale = _mm_castsi128_ps(_mm_slli_epi32::<16>(_mm_cvtepu16_epi32(scale)));
                 _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(scale))
             });
+            #[expect(
+                clippy::needless_range_loop,
+                reason = "sums are by row of the matrix first"
+            )]
             for m in 0..M {
                 let chunk_of_x = m * x.chunks + index;
                 let x = x_codes.add(chunk_of_x * chunk(BITS));

@@ -39,7 +39,7 @@ impl Target {
     }
 
     /// The rows from one on.
-    pub(crate) fn from_row(self, row: usize) -> Self {
+    pub(crate) fn rows_from(self, row: usize) -> Self {
         assert!(row <= self.rows);
         Self {
             first: self.first.wrapping_add(row * self.cols),
