@@ -333,7 +333,7 @@ fn a_recipe_fits_its_base_model() {
         }
     };
     let shown = text(&["list", "--show", "samora", "--model", "writer"]);
-    let numbers = ["learning_rate = 0.004", "batch_size = 16", "steps = 300"];
+    let numbers = ["learning_rate = 0.008", "batch_size = 16", "steps = 300"];
     has(&shown, &numbers);
     has(&shown, &["prompt = \"auto\""]);
     has(
