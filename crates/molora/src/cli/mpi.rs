@@ -72,8 +72,11 @@ impl Collective for Mpi {
                 format!("a step would move {most} bytes at once, expected at most {MOST}");
             return Err(CollectiveError::Transport(problem));
         }
-        let sent = parts.concat();
-        let mut found = vec![0_u8; all];
+        // With room for one more: the address of a vector without any is 1, which Open MPI takes for MPI_IN_PLACE.
+        let mut sent = Vec::with_capacity(own + 1);
+        parts.iter().for_each(|part| sent.extend_from_slice(part));
+        let mut found = Vec::with_capacity(all + 1);
+        found.resize(all, 0_u8);
         let (counts, starts) = places(&sizes);
         let sending = Partition::new(&sent[..], counts, starts);
         let (counts, starts) = places(&incoming);
