@@ -67,8 +67,9 @@ pub(crate) mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
+        // Elsewhere than on the processor the definition itself runs.
         #[test]
-        fn equals_the_portable_definition(
+        fn the_path_of_the_processor_equals_the_definition(
             rows in 1usize..40, others in 1usize..12, width in 1usize..90, tracked: [bool; 2], seed: u64,
         ) {
             let mut oracle = Oracle::new(seed);
