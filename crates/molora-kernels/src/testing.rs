@@ -37,6 +37,29 @@ pub(crate) fn values(len: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
+/// Compares `x * W + bias`, of the shape `[rows, inner] x [inner, cols]`, with the sums of products in f64; `number` is
+/// that of `W` in a row and a column.
+#[track_caller]
+pub(crate) fn assert_product(
+    actual: &[f32],
+    x: &[f32],
+    [rows, inner, cols]: [usize; 3],
+    number: impl Fn(usize, usize) -> f32,
+    bias: Option<&[f32]>,
+    what: &str,
+) {
+    assert_eq!(actual.len(), rows * cols, "{what}");
+    for (i, &actual) in actual.iter().enumerate() {
+        let (row, col) = (i / cols, i % cols);
+        let x = &x[row * inner..][..inner];
+        let terms = (0..inner).map(|i| f64::from(x[i]) * f64::from(number(i, col)));
+        let bias = bias.map_or(0.0, |bias| bias[col].into());
+        let scale = terms.clone().map(f64::abs).sum::<f64>() + f64::abs(bias);
+        let error = (f64::from(actual) - terms.sum::<f64>() - bias).abs();
+        assert!(error <= 2e-6 * scale, "{what}, at {row}, {col}: {error}");
+    }
+}
+
 /// A mask on another device, whose backend may store it otherwise.
 pub(crate) fn moved(mask: &Tensor<2, Bool>, device: &Device) -> Tensor<2, Bool> {
     let values = mask.to_data().iter::<bool>().collect::<Vec<bool>>();

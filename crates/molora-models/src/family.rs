@@ -96,6 +96,26 @@ pub struct ConfigField {
     pub limits: Vec<String>,
 }
 
+/// The function that reads a configuration, of those of a kind of family by its `model_type`.
+///
+/// # Errors
+/// A family that is not among them; `list` puts their names together.
+pub(crate) fn reader<Read: Copy>(
+    families: &[(&About, Read)],
+    file: &ConfigFile,
+    list: impl FnOnce(&[&str]) -> String,
+) -> Result<Read, ModelError> {
+    let found = file.text(MODEL_TYPE)?;
+    let mut known = families.iter();
+    match known.find(|(about, _)| Some(about.model_type) == found) {
+        Some((_, read)) => Ok(*read),
+        None => {
+            let names: Vec<&str> = families.iter().map(|(about, _)| about.model_type).collect();
+            Err(file.unsupported(MODEL_TYPE, &list(&names)))
+        }
+    }
+}
+
 /// A family of base models.
 #[derive(Debug, Clone, Copy)]
 pub struct Family {

@@ -7,6 +7,7 @@ use super::names::Names;
 use super::rope::Rope;
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
+use crate::family::reader;
 use crate::layers::Activation;
 
 /// Which normalisation a family has.
@@ -171,12 +172,7 @@ impl DecoderConfig {
 
     /// Reads a configuration by the function of its family.
     pub(crate) fn of(file: &ConfigFile) -> Result<Self, ModelError> {
-        let found = file.text("model_type")?;
-        let mut known = family::FAMILIES.iter();
-        let Some((_, read)) = known.find(|(about, _)| Some(about.model_type) == found) else {
-            let names: Vec<&str> = Self::families().collect();
-            return Err(file.unsupported("model_type", &any_of(&names)));
-        };
+        let read = reader(&family::FAMILIES, file, any_of)?;
         read(file)
     }
 

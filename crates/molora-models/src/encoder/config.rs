@@ -7,6 +7,7 @@ use super::relative::Disentangled;
 use crate::ModelError;
 use crate::checkpoint::ConfigFile;
 use crate::decoder::Rope;
+use crate::family::reader;
 use crate::layers::Activation;
 
 /// Sizes and choices of an encoder, whatever its family calls them.
@@ -216,15 +217,7 @@ impl EncoderConfig {
 
     /// Reads a configuration by the function of its family.
     pub(crate) fn of(file: &ConfigFile) -> Result<Self, ModelError> {
-        let found = file.text("model_type")?;
-        let known = family::FAMILIES.iter();
-        let mut of_name = known
-            .clone()
-            .filter(|(about, _)| Some(about.model_type) == found);
-        let Some((_, read)) = of_name.next() else {
-            let names: Vec<&str> = known.map(|(about, _)| about.model_type).collect();
-            return Err(file.unsupported("model_type", &names.join(", ")));
-        };
+        let read = reader(&family::FAMILIES, file, |names| names.join(", "))?;
         read(file)
     }
 

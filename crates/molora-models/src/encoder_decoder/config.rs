@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::family;
 use crate::checkpoint::ConfigFile;
+use crate::family::reader;
 use crate::layers::Activation;
 use crate::{ModelError, NormKind};
 
@@ -206,15 +207,7 @@ impl EncoderDecoderConfig {
 
     /// Reads a configuration by the function of its family.
     pub(crate) fn of(file: &ConfigFile) -> Result<Self, ModelError> {
-        let found = file.text("model_type")?;
-        let known = family::FAMILIES.iter();
-        let mut of_name = known
-            .clone()
-            .filter(|(about, _)| Some(about.model_type) == found);
-        let Some((_, read)) = of_name.next() else {
-            let names: Vec<&str> = known.map(|(about, _)| about.model_type).collect();
-            return Err(file.unsupported("model_type", &names.join(" or ")));
-        };
+        let read = reader(&family::FAMILIES, file, |names| names.join(" or "))?;
         for (field, needed) in [("is_encoder_decoder", true), ("is_decoder", false)] {
             if file.flag(field, needed)? != needed {
                 return Err(file.unsupported(field, &needed.to_string()));

@@ -13,8 +13,6 @@ use molora_models::{
     Adaptable, AdapterSpec, Backbone, BaseDtype, DecoderInput, Family, FamilyKind, ForwardContext,
     GenerateOptions, Sizes, TaskHead, TaskModel, with_stable_ids,
 };
-use molora_routing::Guidance;
-use molora_train::collective::Local;
 use molora_train::data::{Batch, Example, Target};
 use molora_train::recipe::StageConfig;
 use molora_train::train::Step;
@@ -163,19 +161,7 @@ fn step(family: &Family, world: &World) -> Result<Measured> {
     let mut optimizer = stage.optimizer.init(&model);
     let (batch, mut number) = (batch(family.kind), 0);
     let measured = time(world.effort, &world.device, || {
-        let step = Step {
-            task_weights: &[],
-            spec: &spec,
-            objective: None,
-            stage: &stage,
-            only: None,
-            rate_factor: 1.0,
-            dropout: Seed::new(2).index(number),
-            device: &device,
-            collective: &Local,
-            rules: &[],
-            guidance: &|_| Ok(Guidance::default()),
-        };
+        let step = Step::new(&spec, &stage, Seed::new(2).index(number), &device);
         let (next, values) = step.run(model.clone(), &mut optimizer, &batch)?;
         anyhow::ensure!(values.loss.is_finite(), "the loss is {}", values.loss);
         (model, number) = (next, number + 1);

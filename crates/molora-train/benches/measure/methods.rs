@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use molora_kernels::random::Seed;
 use molora_models::{Adaptable, AdapterSpec, Backbone, TaskHead, TaskModel};
 use molora_routing::{Guidance, expert_labels};
-use molora_train::collective::Local;
 use molora_train::compare::Counter;
 use molora_train::data::Batch;
 use molora_train::model::with_stable_ids;
@@ -92,17 +91,9 @@ fn measure(recipe: &Recipe, world: &World) -> Result<Measured> {
     let (batch, mut number) = (batch(ROWS, TOKENS), 0);
     let measured = time(world.effort, &world.device, || {
         let step = Step {
-            task_weights: &[],
-            spec: &spec,
             objective: objective.as_ref(),
-            stage: &stage,
-            only: None,
-            rate_factor: 1.0,
-            dropout: Seed::new(2).index(number),
-            device: &device,
-            collective: &Local,
-            rules: &[],
             guidance: &guidance,
+            ..Step::new(&spec, &stage, Seed::new(2).index(number), &device)
         };
         let (next, values) = step.run(model.clone(), &mut optimizer, &batch)?;
         anyhow::ensure!(values.loss.is_finite(), "the loss is {}", values.loss);

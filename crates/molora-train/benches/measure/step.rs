@@ -3,8 +3,7 @@
 use anyhow::{Context, Result};
 use molora_kernels::random::{Seed, unit};
 use molora_models::{Adaptable, AdapterSpec, Backbone, BaseDtype, TaskHead, TaskModel};
-use molora_routing::{Guidance, Selection};
-use molora_train::collective::Local;
+use molora_routing::Selection;
 use molora_train::data::{Batch, Example, Target};
 use molora_train::model::with_stable_ids;
 use molora_train::recipe;
@@ -122,17 +121,8 @@ impl Case {
         let (batch, mut number) = (batch(self.rows, self.tokens), 0);
         let measured = time(world.effort, &world.device, || {
             let step = Step {
-                task_weights: &[],
-                spec: &recipe.adapter,
                 objective: stage.objective(&recipe.objective),
-                stage: &stage,
-                only: None,
-                rate_factor: 1.0,
-                dropout: Seed::new(2).index(number),
-                device: &device,
-                collective: &Local,
-                rules: &[],
-                guidance: &|_| Ok(Guidance::default()),
+                ..Step::new(&recipe.adapter, &stage, Seed::new(2).index(number), &device)
             };
             let (next, values) = step.run(model.clone(), &mut optimizer, &batch)?;
             anyhow::ensure!(values.loss.is_finite(), "the loss is {}", values.loss);

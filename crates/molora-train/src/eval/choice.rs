@@ -72,14 +72,13 @@ impl Pass<'_> {
     pub(super) fn scores(&mut self, questions: &[Question]) -> Result<Vec<Vec<f64>>, TrainError> {
         let mut scores = vec![Vec::new(); questions.len()];
         let lengths: Vec<usize> = questions.iter().map(|q| q.prompt.len()).collect();
-        let found = self.each_batch(&lengths, |pass, rows| {
+        let found = self.each_batch(&lengths, true, |pass, rows| {
             let asked: Vec<&Question> = rows.iter().map(|&row| &questions[row]).collect();
             let (found, routes) = pass.log_probabilities(&asked, rows)?;
             for (&row, found) in rows.iter().zip(&found) {
                 let numbers = found.iter().copied();
                 pass.check_finite(row, "log-probability of an answer", numbers)?;
             }
-            (pass.progress)(rows.len())?;
             Ok((found, routes))
         })?;
         for (row, found) in found

@@ -54,7 +54,7 @@ impl Pass<'_> {
 
     /// The mean of `-log p` over the tokens of all right answers.
     fn answer_nll(&mut self) -> Result<f64, TrainError> {
-        let found = self.each_batch(&self.task.lengths(self.split), |pass, rows| {
+        let found = self.each_batch(&self.task.lengths(self.split), false, |pass, rows| {
             let (batch, input, context) = pass.inputs(rows)?;
             let output = pass.model.forward(&input, &context);
             let states = output.written.expect("a model that writes");
@@ -90,7 +90,7 @@ impl Pass<'_> {
         };
         let mut texts = vec![String::new(); questions.len()];
         let lengths: Vec<usize> = questions.iter().map(|q| q.prompt.len()).collect();
-        let found = self.each_batch(&lengths, |pass, rows| {
+        let found = self.each_batch(&lengths, true, |pass, rows| {
             let asked: Vec<&Question> = rows.iter().map(|&row| &questions[row]).collect();
             let mut found = Vec::new();
             for generated in pass.generate(&asked, rows, &options, writing.beams)? {
@@ -98,7 +98,6 @@ impl Pass<'_> {
                 let text = writing.tokenizer.decode(&tokens)?;
                 found.push(writing.format.answer_of(&text).trim().to_owned());
             }
-            (pass.progress)(rows.len())?;
             Ok((found, Vec::new()))
         })?;
         for (row, text) in found

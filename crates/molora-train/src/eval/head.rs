@@ -38,7 +38,7 @@ impl Pass<'_> {
         let examples = self.task.split(self.split);
         let mut answers = vec![T::default(); examples.len()];
         let mut losses = vec![0.0; examples.len()];
-        let found = self.each_batch(&self.task.lengths(self.split), |pass, rows| {
+        let found = self.each_batch(&self.task.lengths(self.split), true, |pass, rows| {
             let (_, input, context) = pass.inputs(rows)?;
             let (pooled, routes) = pass.model.encode(&input, &context);
             let head = pass.model.heads[pass.known.expect("heads are of own tasks")].as_ref();
@@ -51,7 +51,6 @@ impl Pass<'_> {
                 let numbers = outputs.iter().map(|&number| f64::from(number));
                 pass.check_finite(row, "output of the head", numbers)?;
             }
-            (pass.progress)(rows.len())?;
             Ok((outputs, routes))
         })?;
         for (rows, outputs) in found {

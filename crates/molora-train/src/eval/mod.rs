@@ -212,20 +212,28 @@ impl Pass<'_> {
     }
 
     /// What `answer` finds in each batch of records of these lengths, with the batch's rows; every rank does its share.
-    /// What it says of the routers is added to their sums.
+    /// What it says of the routers is added to their sums. `counts` says whether the records are done by that.
     fn each_batch<T: Serialize + DeserializeOwned>(
         &mut self,
         lengths: &[usize],
-        answer: impl Fn(&mut Self, &[usize]) -> Result<(T, Vec<RouteTrace>), TrainError>,
+        counts: bool,
+        answer: impl Fn(&Self, &[usize]) -> Result<(T, Vec<RouteTrace>), TrainError>,
     ) -> Result<Vec<(Vec<usize>, T)>, TrainError> {
         let batches = eval_batches(lengths, self.batch_size);
         let (rank, ranks) = (self.collective.rank(), self.collective.world_size());
-        let mut own = Vec::new();
+        let (mut own, mut done) = (Vec::new(), 0);
         for rows in &batches[share(batches.len(), rank, ranks)] {
             let (found, routes) = answer(self, rows)?;
             own.push((found, site_sums(&routes)));
+            if counts {
+                (self.progress)(rows.len())?;
+            }
+            done += rows.len();
         }
         let all = gather_values(self.collective, own)?.into_iter().flatten();
+        if counts && done < lengths.len() {
+            (self.progress)(lengths.len() - done)?;
+        }
         let mut found = Vec::new();
         for (rows, (answer, sums)) in batches.into_iter().zip(all) {
             self.routing.add(&self.task.name, &sums);

@@ -16,7 +16,7 @@ use super::decisions::{self, Whole};
 use super::micro_batch::{Measured, MicroBatch, Name, gathered};
 use super::watch::{Found, Watch};
 use crate::TrainError;
-use crate::collective::{self, Collective, TreeSum};
+use crate::collective::{self, Collective, Local, TreeSum};
 use crate::data::Batch;
 use crate::model::{Auxiliary, NewValues, inputs, sum_of, task_losses};
 use crate::recipe::{GuardRule, StageConfig, clip_global_norm};
@@ -63,6 +63,31 @@ pub struct Step<'a> {
     pub rules: &'a [GuardRule],
     /// The guidance of the routers for the sequences of a batch.
     pub guidance: &'a dyn Fn(&Batch) -> Result<Guidance, TrainError>,
+}
+
+impl<'a> Step<'a> {
+    /// A step at the peak rates, of one process, with nothing beside the task loss: what a training of one's own begins
+    /// with.
+    pub fn new(
+        spec: &'a AdapterSpec,
+        stage: &'a StageConfig,
+        dropout: Seed,
+        device: &'a Device,
+    ) -> Self {
+        Self {
+            spec,
+            objective: None,
+            stage,
+            only: None,
+            rate_factor: 1.0,
+            task_weights: &[],
+            dropout,
+            device,
+            collective: &Local,
+            rules: &[],
+            guidance: &|_| Ok(Guidance::default()),
+        }
+    }
 }
 
 impl Step<'_> {

@@ -10,10 +10,8 @@ use molora_models::{
     Adaptable, AdapterSpec, Backbone, DecoderConfig, ParameterKind, TaskHead, TaskModel,
 };
 use molora_regularize::ObjectiveConfig;
-use molora_routing::Guidance;
 use molora_testkit::autodiff_device;
 use molora_testkit::golden::{self, Case};
-use molora_train::collective::Local;
 use molora_train::recipe::{self, BaseKind, StageConfig};
 use molora_train::train::{Step, StepValues};
 
@@ -97,17 +95,8 @@ fn train(
     let batch = batch(&case.tensors(), tasks);
     let steps = (0..4).map(|index| {
         let step = Step {
-            task_weights: &[],
-            spec,
             objective: Some(objective),
-            stage: &stage,
-            only: None,
-            rate_factor: 1.0,
-            dropout: Seed::new(0).index(index),
-            device,
-            collective: &Local,
-            rules: &[],
-            guidance: &|_| Ok(Guidance::default()),
+            ..Step::new(spec, &stage, Seed::new(0).index(index), device)
         };
         let (next, values) = step
             .run(model.clone(), &mut optimizer, &batch)

@@ -6,10 +6,8 @@ use burn::tensor::{Device, Tensor};
 use molora_adapters::{BankConfig, Scaling};
 use molora_kernels::random::Seed;
 use molora_models::{Adaptable, AdapterSpec, Backbone, ParameterKind, TaskModel, load_adapter};
-use molora_routing::Guidance;
 use molora_testkit::golden::{self, Case, Tensors};
 use molora_testkit::{assert_close, autodiff_device};
-use molora_train::collective::Local;
 use molora_train::data::{Batch, Example, Target};
 use molora_train::recipe::{OptimizerConfig, StageConfig};
 use molora_train::train::Step;
@@ -98,19 +96,7 @@ fn golden_training_equals_peft() {
         batch.average_over_tokens();
         let mut losses = Vec::new();
         for index in 0..expected.shape("losses")[0] {
-            let step = Step {
-                task_weights: &[],
-                spec: &spec,
-                objective: None,
-                stage: &stage,
-                only: None,
-                rate_factor: 1.0,
-                dropout: Seed::new(0).index(index as u64),
-                device: &device,
-                collective: &Local,
-                rules: &[],
-                guidance: &|_| Ok(Guidance::default()),
-            };
+            let step = Step::new(&spec, &stage, Seed::new(0).index(index as u64), &device);
             let (next, values) = step.run(model, &mut optimizer, &batch).expect("a step");
             model = next;
             losses.push(values.loss as f32);

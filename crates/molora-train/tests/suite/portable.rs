@@ -15,7 +15,6 @@ use molora_routing::Guidance;
 use molora_testkit::GRADIENT;
 use molora_testkit::golden::{self, Case};
 use molora_train::base::DeviceSpec;
-use molora_train::collective::Local;
 use molora_train::data::{Batch, Example, Target};
 use molora_train::model::inputs;
 use molora_train::train::Step;
@@ -117,17 +116,8 @@ fn trained(mut model: TaskModel, mixture: &Mixture, batch: &Batch, device: &Devi
     let mut optimizer = stage.optimizer.init(&model);
     for index in 0..STEPS {
         let step = Step {
-            task_weights: &[],
-            spec,
             objective: Some(objective),
-            stage: &stage,
-            only: None,
-            rate_factor: 1.0,
-            dropout: Seed::new(0).index(index),
-            device,
-            collective: &Local,
-            rules: &[],
-            guidance: &|_| Ok(Guidance::default()),
+            ..Step::new(spec, &stage, Seed::new(0).index(index), device)
         };
         model = step.run(model, &mut optimizer, batch).expect("a step").0;
     }

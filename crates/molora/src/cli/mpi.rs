@@ -15,8 +15,8 @@ const MOST: usize = i32::MAX as usize;
 
 /// A rank of MPI.
 pub(super) struct Mpi {
-    // Dropped last: it ends MPI.
     world: SimpleCommunicator,
+    /// Dropped last, which ends MPI.
     _universe: Universe,
 }
 

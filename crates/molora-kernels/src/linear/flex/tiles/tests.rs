@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::flex::matrix::Matrix;
-use crate::testing::values;
+use crate::testing::{assert_product, values};
 
 /// Numbers between the rows of `x` and of the matrix.
 const GAP: usize = 3;
@@ -35,19 +35,8 @@ fn check([rows, inner, cols]: [usize; 3], is_transposed: bool, has_bias: bool, s
     let Some(actual) = product(x_view, weight, bias) else {
         return; // another processor
     };
-    assert_eq!(actual.len(), rows * cols);
-    for (i, &actual) in actual.iter().enumerate() {
-        let (row, col) = (i / cols, i % cols);
-        let x = &x[row * inner..][..inner];
-        let terms = (0..inner).map(|i| f64::from(x[i]) * f64::from(number(i, col)));
-        let bias = bias.map_or(0.0, |bias| bias[col].into());
-        let scale = terms.clone().map(f64::abs).sum::<f64>() + f64::abs(bias);
-        let error = (f64::from(actual) - terms.sum::<f64>() - bias).abs();
-        assert!(
-            error <= 2e-6 * scale,
-            "[{rows}, {inner}] x [{inner}, {cols}] transposed: {is_transposed}, at {row}, {col}: {error}"
-        );
-    }
+    let what = format!("[{rows}, {inner}] x [{inner}, {cols}] transposed: {is_transposed}");
+    assert_product(&actual, &x, [rows, inner, cols], number, bias, &what);
 }
 
 proptest! {
