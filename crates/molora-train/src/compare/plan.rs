@@ -203,7 +203,7 @@ fn read_tasks(data: &Path, request: &Request) -> Result<Tasks, DataError> {
     // Templates decide how many questions a record becomes.
     let writing = request.recipes.first().map(|recipe| &recipe.data.writing);
     let trained = match writing.filter(|writing| writing.has_templates()) {
-        Some(writing) => load_tasks_for(data, Some(&names), writing)?,
+        Some(writing) => load_tasks_for(data, Some(&names), writing, false)?,
         None => load_tasks(data, Some(&names))?,
     };
     require_classification(&unseen)?;
@@ -271,7 +271,7 @@ fn planned_task(task: &Task) -> PlannedTask {
     PlannedTask {
         name: task.meta.name.clone(),
         labels: task.meta.labels.clone(),
-        records: [task.train.len(), task.validation.len(), task.test.len()],
+        records: [task.num_train(), task.validation.len(), task.test.len()],
     }
 }
 

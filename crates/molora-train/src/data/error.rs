@@ -311,6 +311,26 @@ pub enum DataError {
         /// The allowed range.
         expected: &'static str,
     },
+    /// A task that cannot be read piece by piece.
+    #[error("{}: cannot be streamed (data.streaming): {problem}", path.display())]
+    Streaming {
+        /// The task.
+        path: PathBuf,
+        /// Why not, and what would be.
+        problem: String,
+    },
+    /// Two texts for a model that knows one.
+    #[error(
+        "task {task}: its second texts have token type {found}, but the model knows {limit} types"
+    )]
+    TokenType {
+        /// The task.
+        task: String,
+        /// The type.
+        found: u32,
+        /// Number of types.
+        limit: usize,
+    },
     /// A restored sampler does not belong to this data.
     #[error("sampler: the saved state belongs to other data: {0}")]
     SamplerData(String),

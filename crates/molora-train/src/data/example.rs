@@ -4,16 +4,18 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::error::DataError;
 use super::metrics::Metric;
 use super::record::{Label, Record};
+use super::stream::StreamedTask;
 use super::task::{Split, Task, TaskKind};
 use super::tokenizer::{Encoded, TextTokenizer};
 use super::written::{Question, Writing};
 
 /// What a model should answer for one example.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Target {
     /// Index into the task's labels, predicted by a head.
     Class(usize),
@@ -26,7 +28,7 @@ pub enum Target {
 }
 
 /// One tokenized record.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Example {
     /// Token ids, special tokens included.
     pub ids: Vec<u32>,
@@ -74,6 +76,8 @@ pub struct TokenizedTask {
     pub(crate) requests: [Vec<String>; 3],
     /// How its answers are written; `None` where a head predicts them.
     pub(crate) written: Option<Written>,
+    /// Its training split where that is read piece by piece, and `train` is empty.
+    pub(crate) streamed: Option<Arc<StreamedTask>>,
 }
 
 /// A task whose answers are written.
@@ -194,7 +198,14 @@ impl TokenizedTask {
             requests: [Split::Train, Split::Validation, Split::Test]
                 .map(|split| task.split(split).iter().map(request).collect()),
             written: None,
+            streamed: None,
         })
+    }
+
+    /// Number of training examples, or of a training split that is streamed of its records.
+    pub fn num_train(&self) -> usize {
+        let streamed = self.streamed.as_ref();
+        streamed.map_or(self.train.len(), |streamed| streamed.records())
     }
 
     /// Keeps and says how many texts were cut.
@@ -320,7 +331,11 @@ fn tokenize_split(
     Ok((examples.collect::<Result<_, _>>()?, cut))
 }
 
-fn example(record: &Record, encoded: Encoded, task: usize) -> Result<Example, DataError> {
+pub(super) fn example(
+    record: &Record,
+    encoded: Encoded,
+    task: usize,
+) -> Result<Example, DataError> {
     let Encoded { ids, type_ids, .. } = encoded;
     // A row without a token would have nothing to pool.
     if ids.is_empty() {

@@ -4,7 +4,8 @@
 //! these mean and makes them a `record`, `prompt` puts its text together, `tokenizer` turns
 //! texts into token ids, `example` and `written` hold
 //! tokenized records, `batch` pads them, `sampler`
-//! decides which examples the next step sees. The format is described in `docs/data.md`.
+//! decides which examples the next step sees. `stream` goes the same way for training splits that do not fit
+//! into memory. The format is described in `docs/data.md`.
 
 mod ask;
 pub(crate) mod batch;
@@ -27,6 +28,7 @@ pub(crate) mod sampler;
 mod schema;
 mod source;
 mod special;
+pub(crate) mod stream;
 mod subset;
 pub(crate) mod task;
 mod thought;
@@ -51,6 +53,8 @@ pub(crate) use sampler::{Sampler, eval_batches};
 pub use sampler::{SamplerConfig, Strategy};
 pub(crate) use source::task_files;
 pub(crate) use special::SpecialTokens;
+pub(crate) use stream::{Encoder, Plan, StreamState, StreamedTask, Streams, TaskSource};
+pub use stream::{StreamedSplit, StreamsState};
 pub use task::{Split, Task, TaskKind, TaskMeta, list_tasks, load_task, load_tasks, task_path};
 pub(crate) use task::{load_tasks_for, require_classification};
 pub use tokenizer::{Encoded, TextTokenizer};

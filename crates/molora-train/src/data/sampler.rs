@@ -229,15 +229,20 @@ impl Sampler {
     }
 
     fn draw_task(&mut self) -> usize {
-        let mut rest = below(&mut self.rng, self.weights.iter().sum());
-        for (task, &weight) in self.weights.iter().enumerate() {
-            if rest < weight {
-                return task;
-            }
-            rest -= weight;
-        }
-        unreachable!("the draw lies below the sum of the weights")
+        draw_task(&mut self.rng, &self.weights)
     }
+}
+
+/// A task by its weight among all.
+pub(super) fn draw_task(rng: &mut Xoshiro256PlusPlus, weights: &[u64]) -> usize {
+    let mut rest = below(rng, weights.iter().sum());
+    for (task, &weight) in weights.iter().enumerate() {
+        if rest < weight {
+            return task;
+        }
+        rest -= weight;
+    }
+    unreachable!("the draw lies below the sum of the weights")
 }
 
 impl Deck {
@@ -267,7 +272,7 @@ impl Deck {
 ///
 /// Those of a temperature are rounded to 2^-32 of the largest: `powf` may differ in its last bit
 /// between platforms.
-fn task_weights(strategy: Strategy, sizes: &[usize]) -> Vec<u64> {
+pub(super) fn task_weights(strategy: Strategy, sizes: &[usize]) -> Vec<u64> {
     let largest = sizes.iter().copied().max().unwrap_or(1) as f64;
     let weight = |&size: &usize| match strategy {
         Strategy::Proportional => size as u64,

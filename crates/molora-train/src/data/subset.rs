@@ -58,6 +58,7 @@ impl Task {
             validation: of(Split::Validation),
             test: of(Split::Test),
             test_sets: part_of(&self.test_sets, kept),
+            streamed: None,
         }
     }
 }
@@ -100,6 +101,7 @@ impl TokenizedTask {
             cut: 0,
             requests: [Vec::new(), pick(self.requests(split), places), Vec::new()],
             written: None,
+            streamed: None,
         };
         part.written = self.written.as_ref().map(|written| {
             let questions = pick(written.questions(split), places);

@@ -1,14 +1,16 @@
 //! Tasks: what is said about them and the three splits of their records, read and checked.
 
-mod asked;
+pub(super) mod asked;
+mod streamed;
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::asked::asked_by_templates;
+use self::streamed::{not_streamed, streamed};
 use super::error::DataError;
-use super::format::{Row, read_rows};
+use super::format::{Format, Row, Wanted, read_rows};
 use super::hold_out::hold_out;
 pub use super::kind::{Split, TaskKind};
 use super::meta::MetaFile;
@@ -17,6 +19,7 @@ use super::prompt::PromptTemplate;
 use super::record::Record;
 use super::schema::{Reading, Schema, is_read, rename_all, warn_of_places, warn_of_unread};
 use super::source::{is_task, split_files, task_name, test_files, warn_of_other_files};
+use super::stream::StreamedSplit;
 use super::written::WritingConfig;
 
 /// What is known about a task: what `task.json` says, or what is usual where it says nothing.
@@ -46,7 +49,7 @@ pub struct TaskMeta {
     pub template: Option<PromptTemplate>,
 }
 
-/// A task with all its records.
+/// A task with all its records, or all but those of a training split that is streamed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {
     /// What `task.json` says.
@@ -60,9 +63,17 @@ pub struct Task {
     /// Names and numbers of records of several test splits, in the order of `test`; empty where there is
     /// one.
     pub test_sets: Vec<(String, usize)>,
+    /// The training split where that is read piece by piece, and `train` is empty.
+    pub streamed: Option<StreamedSplit>,
 }
 
 impl Task {
+    /// Number of training records.
+    pub fn num_train(&self) -> usize {
+        let streamed = self.streamed.as_ref();
+        streamed.map_or(self.train.len(), StreamedSplit::records)
+    }
+
     /// The records of one split.
     pub fn split(&self, split: Split) -> &[Record] {
         match split {
@@ -82,13 +93,17 @@ impl Task {
 /// # Errors
 /// The first thing found wrong, with file and line; see [`DataError`].
 pub fn load_task(path: &Path) -> Result<Task, DataError> {
-    load_task_for(path, &WritingConfig::default())
+    load_task_for(path, &WritingConfig::default(), false)
 }
 
-/// [`load_task`] with the prompts that a template writes, if there is one for the task.
-fn load_task_for(path: &Path, writing: &WritingConfig) -> Result<Task, DataError> {
+/// [`load_task`] with the prompts that a template writes, if there is one for the task. With `streaming` the
+/// training split is not held.
+fn load_task_for(path: &Path, writing: &WritingConfig, streaming: bool) -> Result<Task, DataError> {
     let name = task_name(path)?;
     let template = writing.template_of(&name)?;
+    if path.is_file() && streaming {
+        return Err(not_streamed(path, "it is one file"));
+    }
     if path.is_file() {
         let file = Table::read(&[path.to_path_buf()], None, template.as_ref())?;
         let task = assemble(path, &name, None, template, [Some(file), None, None])?;
@@ -106,8 +121,22 @@ fn load_task_for(path: &Path, writing: &WritingConfig) -> Result<Task, DataError
         [] => (table(Split::Test)?, Vec::new()),
         names => read_tests(path, names, &read)?,
     };
-    let tables = [table(Split::Train)?, table(Split::Validation)?, test];
+    let (streamed, train) = match streaming {
+        true => streamed(path, meta_file.as_ref(), template.as_ref())?,
+        false => (None, table(Split::Train)?),
+    };
+    let tables = [train, table(Split::Validation)?, test];
+    for (split, table) in [Split::Validation, Split::Test].iter().zip(&tables[1..]) {
+        if streaming && table.is_none() {
+            return Err(not_streamed(path, &format!("there is no {split} split")));
+        }
+    }
     let mut task = assemble(path, &name, meta_file, template, tables)?;
+    if streaming {
+        // The first records are checked by now like all others as they come.
+        task.train.clear();
+        task.streamed = streamed;
+    }
     task.test_sets = test_sets;
     Ok(asked_by_templates(task, writing.scored_templates))
 }
@@ -143,24 +172,27 @@ fn read_tests(
 /// A name that is not there (with near names), a name given twice, no task at all, or what
 /// [`load_task`] finds.
 pub fn load_tasks(path: &Path, names: Option<&[String]>) -> Result<Vec<Task>, DataError> {
-    load_tasks_for(path, names, &WritingConfig::default())
+    load_tasks_for(path, names, &WritingConfig::default(), false)
 }
 
-/// [`load_tasks`] for a generative model: templates of one's own write the prompts of the records.
+/// [`load_tasks`] for a generative model: templates of one's own write the prompts of the records. With
+/// `streaming` training splits are not held.
 ///
 /// # Errors
-/// As [`load_tasks`]; a template that is broken, or a record that it cannot ask.
+/// As [`load_tasks`]; a template that is broken, or a record that it cannot ask; a task that cannot be
+/// streamed.
 pub(crate) fn load_tasks_for(
     path: &Path,
     names: Option<&[String]>,
     writing: &WritingConfig,
+    streaming: bool,
 ) -> Result<Vec<Task>, DataError> {
     let available = list_tasks(path)?;
     let chosen = names.unwrap_or(&available);
     check_selection(path, chosen, &available)?;
     chosen
         .iter()
-        .map(|name| load_task_for(&task_path(path, name), writing))
+        .map(|name| load_task_for(&task_path(path, name), writing, streaming))
         .collect()
 }
 
@@ -254,6 +286,13 @@ fn near_names(name: &str, available: &[String]) -> Vec<String> {
         .collect()
 }
 
+/// The columns that are read of a task's files.
+fn wanted(meta_file: Option<&MetaFile>, template: Option<&PromptTemplate>) -> Wanted {
+    let (meta, own) = (meta_file.cloned(), template.cloned());
+    let is_own = move |name: &str| own.as_ref().is_some_and(|own| own.reads(name));
+    Arc::new(move |name: &str| is_read(name, meta.as_ref()) || is_own(name))
+}
+
 /// The rows of one split, from one file or several.
 struct Table {
     schema: Schema,
@@ -268,26 +307,34 @@ impl Table {
     ) -> Result<Self, DataError> {
         let mut table: Option<Self> = None;
         for file in files {
-            let (meta, own) = (meta_file.cloned(), template.cloned());
-            let is_own = move |name: &str| own.as_ref().is_some_and(|own| own.reads(name));
-            let is_wanted =
-                Arc::new(move |name: &str| is_read(name, meta.as_ref()) || is_own(name));
-            let (format, mut rows) = read_rows(file, is_wanted)?;
-            rename_all(&mut rows, meta_file)?;
-            let schema = match &table {
-                Some(table) => table.schema,
-                None => Schema::detect(&rows[0])?,
-            };
-            for row in &mut rows {
-                format.type_values(row, schema == Schema::Own)?;
-            }
-            warn_of_unread(schema, template, file, &rows);
+            let found = read_rows(file, wanted(meta_file, template))?;
+            let schema = table.as_ref().map(|table| table.schema);
+            let mut read = Self::of(file, found, (meta_file, template), schema)?;
             match &mut table {
-                Some(table) => table.rows.append(&mut rows),
-                None => table = Some(Self { schema, rows }),
+                Some(table) => table.rows.append(&mut read.rows),
+                None => table = Some(read),
             }
         }
         Ok(table.expect("a split has at least one file"))
+    }
+
+    /// Rows of one file, whose schema is that of their first, or `schema` of an earlier file.
+    fn of(
+        file: &Path,
+        (format, mut rows): (Format, Vec<Row>),
+        (meta_file, template): (Option<&MetaFile>, Option<&PromptTemplate>),
+        schema: Option<Schema>,
+    ) -> Result<Self, DataError> {
+        rename_all(&mut rows, meta_file)?;
+        let schema = match schema {
+            Some(schema) => schema,
+            None => Schema::detect(&rows[0])?,
+        };
+        for row in &mut rows {
+            format.type_values(row, schema == Schema::Own)?;
+        }
+        warn_of_unread(schema, template, file, &rows);
+        Ok(Self { schema, rows })
     }
 
     fn records(
@@ -361,6 +408,7 @@ fn assemble(
         validation: validation.or(held_validation).unwrap_or_default(),
         test: test.or(held_test).unwrap_or_default(),
         test_sets: Vec::new(),
+        streamed: None,
     })
 }
 

@@ -31,6 +31,9 @@ pub struct Question {
     pub output: String,
 }
 
+/// Which parts of chats a format shows.
+pub(super) type Shown = BTreeMap<&'static str, bool>;
+
 /// The tokens of a text, without the mark of its end.
 struct Unended {
     ids: Vec<u32>,
@@ -165,30 +168,42 @@ impl Writing {
     /// # Errors
     /// [`DataError::NotShown`] with the record.
     pub(super) fn check(&self, task: &Task) -> Result<(), DataError> {
-        let mut known = BTreeMap::new();
-        let records = [&task.train, &task.validation, &task.test];
-        for record in records.into_iter().flatten() {
-            for part in Chat::parts(&record.messages, record.tools.as_deref()) {
-                let is_first = !known.contains_key(part.name());
-                let is_shown = *known
-                    .entry(part.name())
-                    .or_insert_with(|| self.format.shows(part));
-                match part {
-                    _ if is_shown => {}
-                    Part::Calls | Part::Results => {
-                        return Err(DataError::NotShown {
-                            id: record.id.clone(),
-                            part: part.name(),
-                            format: self.format.name(),
-                        });
-                    }
-                    _ if is_first => {
-                        let (task, part, format) =
-                            (&task.meta.name, part.name(), self.format.name());
-                        tracing::warn!("task {task}: {format} does not show {part}");
-                    }
-                    _ => {}
+        let mut known = Shown::new();
+        let mut records = [&task.train, &task.validation, &task.test]
+            .into_iter()
+            .flatten();
+        records.try_for_each(|record| self.check_record(record, &task.meta, &mut known))
+    }
+
+    /// [`check`](Self::check) of one record of a task, of whose records `known` was found.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub(super) fn check_record(
+        &self,
+        record: &Record,
+        meta: &TaskMeta,
+        known: &mut Shown,
+    ) -> Result<(), DataError> {
+        for part in Chat::parts(&record.messages, record.tools.as_deref()) {
+            let is_first = !known.contains_key(part.name());
+            let is_shown = *known
+                .entry(part.name())
+                .or_insert_with(|| self.format.shows(part));
+            match part {
+                _ if is_shown => {}
+                Part::Calls | Part::Results => {
+                    return Err(DataError::NotShown {
+                        id: record.id.clone(),
+                        part: part.name(),
+                        format: self.format.name(),
+                    });
                 }
+                _ if is_first => {
+                    let (task, part, format) = (&meta.name, part.name(), self.format.name());
+                    tracing::warn!("task {task}: {format} does not show {part}");
+                }
+                _ => {}
             }
         }
         Ok(())

@@ -188,6 +188,11 @@ impl TrainError {
         }
     }
 
+    /// That something looks at all training records, of a run whose data are streamed.
+    pub(crate) fn streamed(what: &str) -> Self {
+        Self::run(std::path::Path::new(what), RunProblem::Streamed)
+    }
+
     pub(crate) fn json(path: &std::path::Path) -> impl FnOnce(serde_json::Error) -> Self {
         let path = path.to_owned();
         move |error| Self::run(&path, RunProblem::from(error))

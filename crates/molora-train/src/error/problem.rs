@@ -12,6 +12,11 @@ use crate::report::format::mebibytes;
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the texts say what their fields are")]
 pub enum RunProblem {
+    /// What needs all training records, of a run whose data are streamed.
+    #[error(
+        "needs all training records in memory, and data.streaming is true: leave one of them out"
+    )]
+    Streamed,
     /// A file where a folder belongs.
     #[error("is a file, expected a folder")]
     IsFile,

@@ -124,6 +124,7 @@ mod tests {
             validation: Vec::new(),
             test: Vec::new(),
             test_sets: Vec::new(),
+            streamed: None,
         }
     }
 

@@ -15,12 +15,12 @@ use crate::base::files::{copy, is_there};
 use crate::base::place::{NewFolder, discard};
 use crate::base::{DeviceSpec, bundled};
 use crate::collective::Local;
-use crate::data::{Task, WritingConfig, load_tasks_for};
+use crate::data::{Task, load_tasks_for};
 use crate::error::{GrowthProblem, TrainError};
 use crate::guide::{Instructions, check_instructions};
 use crate::model::{NewValues, with_stable_ids};
 use crate::recipe::Scope;
-use crate::recipe::{InstructionConfig, Phase, StageConfig, phases};
+use crate::recipe::{DataConfig, InstructionConfig, Phase, StageConfig, phases};
 use crate::report::{Record, StepWriter, read_records};
 use crate::run::{
     Finished, Loaded, device_of, find_model, finish, load, load_run_tasks, read_finished,
@@ -75,7 +75,7 @@ pub fn add_expert(
     }
     let data = request.data.as_deref().map_or(old.data.clone(), absolute);
     check_name(run, "name of a task", &request.task)?;
-    let task = find_task(&data, &request.task, &old.recipe.data.writing)?;
+    let task = find_task(&data, &request.task, &old.recipe.data)?;
     let config = grown(run, &old, way, (&task, &data), request.group.as_deref())?;
     if config.recipe.instructions().is_some() {
         check_instructions([(&task.meta.name, &task.meta.instruction)])?;
@@ -125,9 +125,10 @@ fn check_growth(config: &RunConfig, stages: &[StageConfig]) -> Result<(), TrainE
     Ok(())
 }
 
-fn find_task(data: &str, name: &String, writing: &WritingConfig) -> Result<Task, TrainError> {
+fn find_task(data: &str, name: &String, config: &DataConfig) -> Result<Task, TrainError> {
     let names = std::slice::from_ref(name);
-    let mut tasks = load_tasks_for(&bundled::folder(data)?, Some(names), writing)?;
+    let (writing, streaming) = (&config.writing, config.streaming);
+    let mut tasks = load_tasks_for(&bundled::folder(data)?, Some(names), writing, streaming)?;
     Ok(tasks.remove(0))
 }
 

@@ -135,6 +135,8 @@ impl Recipe {
             ("checkpoint_every", self.checkpoint_every),
             ("data.eval_batch_size", self.data.eval_batch_size),
             ("data.max_length", self.data.max_length),
+            ("data.shuffle_buffer", self.data.shuffle_buffer),
+            ("data.streams", self.data.streams),
             ("data.writing.max_length", self.data.writing.max_length),
         ];
         for (field, value) in at_least_one {
@@ -155,6 +157,10 @@ impl Recipe {
             }
         }
         problems.extend(self.validation.problems());
+        if self.data.streaming && self.cluster_texts().is_some() {
+            let text = "data.streaming is true, but a stage clusters the training texts, which needs all of them";
+            problems.push(text.into());
+        }
         problems
     }
 

@@ -17,6 +17,17 @@ pub struct DataConfig {
     pub eval_batch_size: usize,
     /// How training batches are drawn.
     pub sampling: SamplerConfig,
+    /// Whether the training split of each task is read piece by piece while it is trained on, so that it need not
+    /// fit into memory. Its files have to be JSON lines or Parquet, and the task has to bring its other splits.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub streaming: bool,
+    /// With `streaming`: examples of each task that wait in memory, among which the next one is drawn.
+    #[serde(skip_serializing_if = "is_usual_buffer")]
+    pub shuffle_buffer: usize,
+    /// With `streaming`: streams that each task is read by, at most as many as a batch has rows. Ranks share
+    /// them out, so that more ranks than streams read no more at once.
+    #[serde(skip_serializing_if = "are_usual_streams")]
+    pub streams: usize,
     /// How much the losses of tasks count, by name, relative to each other: 1 for those that are not
     /// named. See [`relative_weights`](Self::relative_weights).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -25,12 +36,29 @@ pub struct DataConfig {
     pub writing: WritingConfig,
 }
 
+/// Usual values.
+const SHUFFLE_BUFFER: usize = 8192;
+const STREAMS: usize = 16;
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_usual_buffer(examples: &usize) -> bool {
+    *examples == SHUFFLE_BUFFER
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn are_usual_streams(streams: &usize) -> bool {
+    *streams == STREAMS
+}
+
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
             max_length: 64,
             eval_batch_size: 64,
             sampling: SamplerConfig::default(),
+            streaming: false,
+            shuffle_buffer: SHUFFLE_BUFFER,
+            streams: STREAMS,
             task_weights: BTreeMap::new(),
             writing: WritingConfig::default(),
         }
@@ -38,6 +66,14 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
+    /// Rows of a batch that each stream gives, where the data are streamed.
+    pub(crate) fn rows_of_streams(&self) -> Vec<usize> {
+        let rows = self.sampling.batch_size;
+        let streams = self.streams.min(rows);
+        let share = |stream| crate::collective::share(rows, stream, streams).len();
+        (0..streams).map(share).collect()
+    }
+
     /// What the losses of tasks that are trained together are multiplied by, in their order: their
     /// weights divided by the mean of these. None where all are equal, which is a training without
     /// weights.

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::Recipe;
 
 /// The largest number under a key, wherever it stands.
-const LARGEST: [(&str, u64); 14] = [
+const LARGEST: [(&str, u64); 16] = [
     ("num_experts", 4096),
     ("by_layer", 4096),
     ("rank", 65_536),
@@ -18,6 +18,8 @@ const LARGEST: [(&str, u64); 14] = [
     ("eval_batch_size", 65_536),
     ("micro_batch_size", 65_536),
     ("bucket_batches", 65_536),
+    ("shuffle_buffer", 1 << 24),
+    ("streams", 4096),
     ("examples", 1000),
     ("max_length", 1 << 20),
     ("max_new_tokens", 1 << 20),

@@ -64,8 +64,12 @@ pub(super) fn checked(request: &Request) -> Result<Checked, TrainError> {
         check_init(init, &request.recipe)?;
     }
     base_model::check(&request.model)?;
-    let writing = &request.recipe.data.writing;
-    let tasks = load_tasks_for(&data, request.tasks.as_deref(), writing)?;
+    let config = &request.recipe.data;
+    if config.streaming && request.memory.is_some() {
+        return Err(TrainError::streamed("--batch-size auto"));
+    }
+    let (writing, streaming) = (&config.writing, config.streaming);
+    let tasks = load_tasks_for(&data, request.tasks.as_deref(), writing, streaming)?;
     let digest = |task: &Task| {
         let name = task.meta.name.clone();
         Ok((name, Digests::of_task(&data, &task.meta.name)?))
@@ -76,7 +80,7 @@ pub(super) fn checked(request: &Request) -> Result<Checked, TrainError> {
         .collect::<Result<_, TrainError>>()?;
     let mut recipe = with_groups(&request.recipe, &tasks)?;
     if let Some(epochs) = request.epochs {
-        let records: usize = tasks.iter().map(|task| task.train.len()).sum();
+        let records: usize = tasks.iter().map(Task::num_train).sum();
         let one = records as f64 / recipe.data.sampling.batch_size as f64;
         let steps = (epochs * one).ceil();
         if steps > MAX_STEPS as f64 {

@@ -28,6 +28,9 @@ pub fn dry_run(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<DryRun, TrainError> {
+    if request.recipe.data.streaming {
+        return Err(TrainError::streamed("--dry-run"));
+    }
     let Checked { recipe, tasks, .. } = checked(request)?;
     let model = find_model(&request.model, stop, on_event)?;
     let recipe = with_prompt(recipe, &model.folder)?;

@@ -176,7 +176,7 @@ pub fn evaluate_other(
     }
     let data = bundled::folder(data.unwrap_or(&config.data))?;
     let writing = &config.recipe.data.writing;
-    let tasks = scored.of(folder, &load_tasks_for(&data, Some(names), writing)?)?;
+    let tasks = scored.of(folder, &load_tasks_for(&data, Some(names), writing, false)?)?;
     let tasks = tokenized(&loaded.folder, &loaded.base, &tasks, &config.recipe.data)?;
     let number = |task: &TokenizedTask| {
         let own = &config.tasks;
@@ -231,7 +231,10 @@ pub fn evaluate_base(
 ) -> Result<EvalReport, TrainError> {
     device.check()?;
     let data = bundled::folder(data)?;
-    let tasks = scored.of(&data, &load_tasks_for(&data, names, &config.writing)?)?;
+    let tasks = scored.of(
+        &data,
+        &load_tasks_for(&data, names, &config.writing, false)?,
+    )?;
     let device = device.open()?;
     let (folder, backbone) = match model {
         ModelSource::Base(name) => {
@@ -361,6 +364,7 @@ pub(crate) fn bare_task(labels: &TaskLabels) -> Task {
         validation: Vec::new(),
         test: Vec::new(),
         test_sets: Vec::new(),
+        streamed: None,
     }
 }
 

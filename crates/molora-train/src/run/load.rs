@@ -9,8 +9,8 @@ use molora_models::{Adaptable, AdapterSpec, Backbone, BaseDtype, TaskHead, TaskM
 
 use crate::base::{DeviceSpec, bundled, chat_stop_tokens, stop_tokens};
 use crate::data::{
-    ChatTemplate, PromptFormat, PromptStyle, Task, TextTokenizer, TokenizedTask, Writing,
-    WritingConfig, load_tasks_for, tokenize_tasks,
+    ChatTemplate, Encoder, PromptFormat, PromptStyle, StreamedTask, Task, TextTokenizer,
+    TokenizedTask, Writing, WritingConfig, load_tasks_for, tokenize_tasks,
 };
 use crate::error::{RunProblem, TrainError};
 use crate::model::with_stable_ids;
@@ -166,15 +166,31 @@ pub(crate) fn tokenized(
     tokenizer.check_vocabulary(base.vocab_size())?;
     if base.writes() {
         let writing = Arc::new(writing(folder, base, tokenizer, &data.writing)?);
-        let tasks = tasks.iter().enumerate();
-        let written = tasks.map(|(index, task)| TokenizedTask::written(task, index, &writing));
-        return Ok(written.collect::<Result<_, _>>()?);
+        let numbered = tasks.iter().enumerate();
+        let written = numbered.map(|(index, task)| TokenizedTask::written(task, index, &writing));
+        let written = written.collect::<Result<_, _>>()?;
+        return Ok(streamed(written, tasks, &Encoder::Writer(writing)));
     }
-    let tasks = tokenize_tasks(tasks, &tokenizer, data.max_length)?;
+    let tokenizer = Arc::new(tokenizer);
+    let encoder = Encoder::Head(tokenizer.clone(), data.max_length, base.num_token_types());
+    let tokenized = tokenize_tasks(tasks, &tokenizer, data.max_length)?;
+    let tasks = streamed(tokenized, tasks, &encoder);
     if let Some(types) = base.num_token_types() {
         check_token_types(folder, &tasks, types)?;
     }
     Ok(tasks)
+}
+
+/// The tasks with their training splits, where those are streamed.
+fn streamed(
+    mut tokenized: Vec<TokenizedTask>,
+    tasks: &[Task],
+    encoder: &Encoder,
+) -> Vec<TokenizedTask> {
+    for (number, (tokenized, task)) in tokenized.iter_mut().zip(tasks).enumerate() {
+        tokenized.streamed = StreamedTask::of(task, number, encoder);
+    }
+    tokenized
 }
 
 /// How the model of a folder is prompted and answers.
@@ -261,7 +277,8 @@ pub(crate) fn load_run_tasks(
         let own = trained.data.as_deref().unwrap_or(&config.data);
         let data = bundled::folder(data.unwrap_or(own))?;
         let name = std::slice::from_ref(&trained.name);
-        let found = load_tasks_for(&data, Some(name), &config.recipe.data.writing)?;
+        let (writing, streaming) = (&config.recipe.data.writing, config.recipe.data.streaming);
+        let found = load_tasks_for(&data, Some(name), writing, streaming)?;
         let task = &found[0];
         if task.meta.labels != trained.labels {
             let problem = RunProblem::OtherLabels {

@@ -438,10 +438,9 @@ fn summary(config: &RunConfig, trained: &Trained) -> RunSummary {
 }
 
 fn sizes(task: &TokenizedTask) -> SplitSizes {
-    let [train, validation, test] =
-        [Split::Train, Split::Validation, Split::Test].map(|split| task.split(split).len());
+    let [validation, test] = [Split::Validation, Split::Test].map(|split| task.split(split).len());
     SplitSizes {
-        train,
+        train: task.num_train(),
         validation,
         test,
     }

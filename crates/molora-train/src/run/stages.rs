@@ -88,6 +88,7 @@ pub(crate) fn check_tasks(recipe: &Recipe, tasks: &[Task]) -> Result<(), TrainEr
     }
     recipe.for_tasks(&names)?;
     check_smoothing(recipe, tasks)?;
+    check_streams(recipe, tasks)?;
     phases(&recipe.name, &recipe.stages, &names, 0..names.len())?;
     if let Some(encoder) = recipe.text_encoder() {
         base_model::check(encoder)?;
@@ -97,6 +98,24 @@ pub(crate) fn check_tasks(recipe: &Recipe, tasks: &[Task]) -> Result<(), TrainEr
     }
     let tasks = tasks.iter().map(|task| &task.meta);
     check_instructions(tasks.map(|meta| (&meta.name, &meta.instruction)))
+}
+
+/// A stream without records would have nothing to give to a batch.
+fn check_streams(recipe: &Recipe, tasks: &[Task]) -> Result<(), DataError> {
+    let rows = recipe.data.rows_of_streams();
+    let fewest = rows.iter().copied().min().unwrap_or(1);
+    let (streams, least) = (rows.len(), rows.iter().sum::<usize>().div_ceil(fewest));
+    let mut streamed = tasks.iter().filter(|task| task.streamed.is_some());
+    match streamed.find(|task| task.num_train() < least) {
+        None => Ok(()),
+        Some(task) => Err(DataError::Streaming {
+            path: (&task.meta.name).into(),
+            problem: format!(
+                "its training split has {} records, expected at least {least} for {streams} streams (data.streams)",
+                task.num_train()
+            ),
+        }),
+    }
 }
 
 /// Labels of numbers cannot be smoothed: a stage that has nothing else is asked for nothing.

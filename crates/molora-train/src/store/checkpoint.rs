@@ -16,8 +16,8 @@ use super::folder::{CHECKPOINTS, STAGES};
 use crate::TrainError;
 use crate::base::files::{copy, copy_into};
 use crate::base::place::{NewFolder, discard};
-use crate::data::Sampler;
 use crate::data::contain::contain;
+use crate::data::{Sampler, StreamsState};
 use crate::error::RunProblem;
 
 const STATE: &str = "state.json";
@@ -50,8 +50,12 @@ pub struct Progress {
     pub padded_tokens: usize,
     /// Seconds of training so far.
     pub seconds: f64,
-    /// The phase's sampler with its generator; none after the last phase.
+    /// The phase's sampler with its generator; none after the last phase, and where the data are streamed.
     pub sampler: Option<Sampler>,
+    /// Where the streams of the phase's data are, if these are streamed. A training that runs has them elsewhere,
+    /// and writes them down in checkpoints alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<StreamsState>,
     /// SHA-256 of the optimizer's state beside it, which its own reader does not check; none if there is
     /// no optimizer, or in a checkpoint of an earlier version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -134,7 +138,8 @@ impl Progress {
                 "best or kept has step {step}, which is not done yet"
             ));
         }
-        if self.phase_step < length && !self.is_early && self.sampler.is_none() {
+        let has_data = self.sampler.is_some() || self.streams.is_some();
+        if self.phase_step < length && !self.is_early && !has_data {
             return Some("sampler is missing".into());
         }
         let is_time = [self.seconds, self.validation_seconds]

@@ -22,7 +22,7 @@ fn read(suite: &Suite, prepared: &Prepared, task: &str) -> Task {
     let recipe = suite.set_up(&recipe("lora").expect("listed"), BaseKind::Writer, prepared);
     let writing = recipe.expect("settings that there are").data.writing;
     let names = [task.to_owned()];
-    let tasks = load_tasks_for(&prepared.data(), Some(&names), &writing);
+    let tasks = load_tasks_for(&prepared.data(), Some(&names), &writing, false);
     tasks.expect("a task").remove(0)
 }
 

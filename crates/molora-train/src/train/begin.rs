@@ -9,7 +9,7 @@ use super::event::{Event, StageEvent};
 use super::init::begin_with;
 use super::setup::{Setup, attach, lengths, phase_seed};
 use super::trainer::State;
-use super::transform;
+use super::{streaming, transform};
 use crate::TrainError;
 use crate::data::{Sampler, task_names};
 use crate::error::RunProblem;
@@ -56,6 +56,7 @@ impl State {
         let Some((phase, stage)) = phase.zip(stage) else {
             return Ok(());
         };
+        let streams = self.progress.streams.take();
         if let Some(sampler) = &self.progress.sampler {
             sampler.check(&setup.recipe.data.sampling, &lengths(setup, phase))?;
         }
@@ -70,7 +71,10 @@ impl State {
             if !self.progress.best.is_empty() {
                 self.leave(setup, phase, on_event)?;
             }
-            self.enter(setup, self.progress.phase + 1, on_event)?;
+            return self.enter(setup, self.progress.phase + 1, on_event);
+        }
+        if let Some(state) = streams {
+            self.streams = streaming::resume(setup, phase, &state)?;
         }
         Ok(())
     }
@@ -88,6 +92,7 @@ impl State {
         }
         (progress.phase, progress.phase_step, progress.is_early) = (number, 0, false);
         (progress.sampler, progress.since_best) = (None, 0);
+        self.streams = None;
         progress.balance_factor = None;
         let Some(phase) = setup.phases.get(number) else {
             return Ok(());
@@ -118,14 +123,18 @@ impl State {
         }
         self.model = with_stable_ids(self.to_be_trained(stage));
         self.optimizer = stage.optimizer.init(&self.model);
-        let config = setup.recipe.data.sampling.clone();
-        let seed = phase_seed(setup, phase, "sampler").value();
-        self.progress.sampler = Some(Sampler::new(config, &lengths(setup, phase), seed)?);
+        self.streams = streaming::begin(setup, phase);
+        if self.streams.is_none() {
+            let config = setup.recipe.data.sampling.clone();
+            let seed = phase_seed(setup, phase, "sampler").value();
+            self.progress.sampler = Some(Sampler::new(config, &lengths(setup, phase), seed)?);
+        }
         let is_first_of_stage = number == 0 || setup.phases[number - 1].stage != phase.stage;
         if is_first_of_stage && self.progress.step > 0 {
             let names = task_names(setup.tasks);
             let spec = stage.spec(setup.spec);
-            let snapshot = self.snapshot(&spec, &names, false);
+            let progress = self.noted(setup)?;
+            let snapshot = self.snapshot(&progress, &spec, &names, false);
             checkpoint::save_stage(setup.folder, &stage.name, &snapshot)?;
         }
         Ok(())

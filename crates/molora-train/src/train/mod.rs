@@ -12,6 +12,7 @@ mod micro_batch;
 mod rehearsal;
 mod setup;
 mod step;
+mod streaming;
 mod trainer;
 pub(crate) mod transform;
 mod validate;

@@ -10,11 +10,11 @@ use molora_models::{AdapterSpec, TaskHead, TaskModel};
 use super::event::{Event, Kept};
 use super::setup::{Setup, guidance, not_finite, objective, phase_seed, task_weights};
 use super::step::Step;
-use super::validate;
 use super::watch::Found;
+use super::{streaming, validate};
 use crate::collective;
 use crate::data::sampler::Pick;
-use crate::data::{Average, Batch, task_names};
+use crate::data::{Average, Batch, Example, Streams, task_names};
 use crate::error::TrainError;
 use crate::guide::Guide;
 use crate::model::{NewValues, find_not_finite};
@@ -150,6 +150,8 @@ pub(crate) struct State {
     pub(super) only: Option<Box<NewValues>>,
     pub(super) optimizer: ModuleOptimizer,
     pub(super) progress: Progress,
+    /// The streams of the phase's data, if these are streamed.
+    pub(super) streams: Option<Streams>,
 }
 
 impl State {
@@ -177,6 +179,7 @@ impl State {
             only,
             optimizer: AdamWConfig::new().init(),
             progress: Progress::default(),
+            streams: None,
         };
         match checkpoint::latest(setup.folder)? {
             Some(path) => state.load(setup, &path, on_event)?,
@@ -237,14 +240,23 @@ impl State {
         setup: &Setup<'_>,
         phase: &Phase,
     ) -> Result<(StepRecord, Vec<Found>), TrainError> {
-        let sampler = self.progress.sampler.as_mut();
-        let picks = sampler.expect("a phase that trains has one").next_batch();
         let guard = &setup.recipe.guard;
         let rules = match guard.is_due(self.progress.phase_step + 1) {
             true if !setup.stages[phase.stage].trains_alone() => &guard.rules[..],
             _ => &[],
         };
-        let (record, watched) = self.step_on(setup, phase, &picks, rules)?;
+        let (record, watched) = match &mut self.streams {
+            Some(streams) => {
+                let examples = streaming::next_batch(setup, streams)?;
+                let examples: Vec<&Example> = examples.iter().collect();
+                self.step_with(setup, phase, (&examples, Vec::new()), rules)?
+            }
+            None => {
+                let sampler = self.progress.sampler.as_mut();
+                let picks = sampler.expect("a phase that trains has one").next_batch();
+                self.step_on(setup, phase, &picks, rules)?
+            }
+        };
         self.count(&record);
         Ok((record, watched))
     }
@@ -257,21 +269,33 @@ impl State {
         picks: &[Pick],
         rules: &[GuardRule],
     ) -> Result<(StepRecord, Vec<Found>), TrainError> {
-        let start = Instant::now();
-        let stage = &setup.stages[phase.stage];
         let examples: Vec<_> = picks
             .iter()
             .map(|&(place, index)| &setup.tasks[phase.tasks[place]].train[index])
             .collect();
+        let records = picks.iter().map(|&(_, index)| index).collect();
+        self.step_with(setup, phase, (&examples, records), rules)
+    }
+
+    /// A step on examples, with the places of their records where these are known.
+    fn step_with(
+        &mut self,
+        setup: &Setup<'_>,
+        phase: &Phase,
+        (examples, records): (&[&Example], Vec<usize>),
+        rules: &[GuardRule],
+    ) -> Result<(StepRecord, Vec<Found>), TrainError> {
+        let start = Instant::now();
+        let stage = &setup.stages[phase.stage];
         let writing = &setup.recipe.data.writing;
         let mut batch = match writing.packing {
             true if examples.iter().all(|example| example.can_be_packed()) => {
-                Batch::packed(&examples, writing.max_length)
+                Batch::packed(examples, writing.max_length)
             }
-            _ => Batch::from_examples(&examples),
+            _ => Batch::from_examples(examples),
         };
         if batch.segments.is_none() {
-            batch.records = picks.iter().map(|&(_, index)| index).collect();
+            batch.records = records;
         }
         if writing.average == Average::Tokens {
             batch.average_over_tokens();
@@ -421,7 +445,8 @@ impl State {
         let spec = phase.map_or(setup.spec.clone(), |phase| {
             setup.stages[phase.stage].spec(setup.spec)
         });
-        let snapshot = self.snapshot(&spec, &names, true);
+        let progress = self.noted(setup)?;
+        let snapshot = self.snapshot(&progress, &spec, &names, true);
         checkpoint::save(setup.folder, &snapshot, setup.recipe.checkpoint.keep_last)
     }
 
@@ -433,11 +458,23 @@ impl State {
         }
         self.check_weights(setup)?;
         let (names, spec) = (task_names(setup.tasks), stage.spec(setup.spec));
-        checkpoint::save_end(setup.folder, &self.snapshot(&spec, &names, true))
+        let progress = self.noted(setup)?;
+        checkpoint::save_end(setup.folder, &self.snapshot(&progress, &spec, &names, true))
+    }
+
+    /// Where the run is, with the streams of all ranks.
+    pub(super) fn noted(&self, setup: &Setup<'_>) -> Result<Progress, TrainError> {
+        let streams = self.streams.as_ref();
+        let streams = streams.map(|streams| streaming::state(setup, streams));
+        Ok(Progress {
+            streams: streams.transpose()?,
+            ..self.progress.clone()
+        })
     }
 
     pub(super) fn snapshot<'a>(
         &'a self,
+        progress: &'a Progress,
         spec: &'a AdapterSpec,
         tasks: &'a [String],
         with_optimizer: bool,
@@ -447,7 +484,7 @@ impl State {
             spec,
             tasks,
             optimizer: with_optimizer.then_some(&self.optimizer),
-            progress: &self.progress,
+            progress,
         }
     }
 }

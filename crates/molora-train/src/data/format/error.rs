@@ -41,6 +41,25 @@ pub enum FormatError {
         /// What the parquet crate said.
         message: String,
     },
+    /// A format of which no part can be read alone.
+    #[error(
+        "{}: data.streaming reads .jsonl and .parquet, which can be read in parts: convert the file",
+        path.display()
+    )]
+    NotByPieces {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A line of a file that is read in parts.
+    #[error(
+        "{place}: the line is longer than {limit} MiB, expected a record of that length at most"
+    )]
+    LongLine {
+        /// The line.
+        place: Place,
+        /// The longest in MiB.
+        limit: usize,
+    },
     /// This build cannot read Parquet.
     #[error(
         "{}: this molora was built without Parquet: build it with the feature parquet, or convert \

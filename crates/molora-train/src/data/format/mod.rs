@@ -5,10 +5,12 @@
 
 mod csv;
 mod error;
+mod index;
 mod json;
 mod jsonl;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod reader;
 mod tabs;
 
 use std::collections::HashSet;
@@ -18,7 +20,9 @@ use serde_json::{Map, Value};
 
 use super::error::{At, DataError, Place};
 pub use error::FormatError;
+pub(super) use index::Index;
 pub(super) use jsonl::parse_lines;
+pub(super) use reader::Reader;
 
 /// One record as it stands in a file.
 #[derive(Debug, Clone)]
@@ -136,19 +140,37 @@ fn read_parquet(path: &Path, _: Wanted) -> Result<Vec<Row>, DataError> {
     Err(FormatError::NoParquet { path: path.into() }.into())
 }
 
+/// Numbers of records of the row groups of a Parquet file.
+#[cfg(feature = "parquet")]
+fn row_groups(path: &Path) -> Result<Vec<usize>, DataError> {
+    parquet::row_groups(path)
+}
+
+#[cfg(not(feature = "parquet"))]
+fn row_groups(path: &Path) -> Result<Vec<usize>, DataError> {
+    Err(FormatError::NoParquet { path: path.into() }.into())
+}
+
+/// What some programs put in front of a text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Refuses a pipe or a device, which may never end.
+fn check_is_file(path: &Path) -> std::io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(std::io::Error::other("is no regular file")),
+        _ => Ok(()),
+    }
+}
+
 /// A file's text without a byte order mark.
 pub(super) fn read_text(path: &Path) -> Result<Vec<u8>, DataError> {
-    let read = match std::fs::metadata(path) {
-        // A pipe or a device may never end.
-        Ok(found) if !found.is_file() => Err(std::io::Error::other("is no regular file")),
-        _ => std::fs::read(path),
-    };
+    let read = check_is_file(path).and_then(|()| std::fs::read(path));
     let mut text = read.map_err(|source| DataError::Read {
         path: path.into(),
         source,
     })?;
-    if text.starts_with(b"\xef\xbb\xbf") {
-        text.drain(..3);
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len());
     }
     Ok(text)
 }

@@ -206,3 +206,98 @@ fn without_the_feature_parquet_files_are_refused() {
     let found = message("a.parquet", "");
     assert!(found.contains("built without Parquet"), "{found}");
 }
+
+/// Reads ranges of the records of a split, in this order, and what `read_rows` has there.
+fn assert_read_by_numbers(files: &[PathBuf], ranges: &[std::ops::Range<usize>]) {
+    let is_wanted: super::Wanted = std::sync::Arc::new(|_: &str| true);
+    let whole = files
+        .iter()
+        .flat_map(|file| super::read_rows(file, is_wanted.clone()).unwrap().1);
+    let whole: Vec<super::Row> = whole.collect();
+    let index = std::sync::Arc::new(super::Index::of(files).unwrap());
+    assert_eq!(index.records(), whole.len());
+    let mut reader = super::Reader::new(index, is_wanted);
+    for range in ranges {
+        let found = reader.read(range.clone()).unwrap();
+        assert_eq!(found.len(), range.len());
+        for (found, expected) in found.iter().zip(&whole[range.clone()]) {
+            assert_eq!(found.place, expected.place);
+            assert_eq!(found.columns, expected.columns);
+        }
+    }
+}
+
+#[test]
+fn records_are_read_by_their_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let lines = |count: usize, end: &str| -> String {
+        let line = |n| format!("{{\"input\": \"{}\", \"n\": {n}}}{end}", "é".repeat(n % 50));
+        (0..count).map(line).collect()
+    };
+    // With a mark in front, another end of lines, blank lines at the end, and no end of the last line.
+    let last = lines(7, "\n");
+    let files = [
+        file("train-0.jsonl", format!("\u{feff}{}", lines(2500, "\r\n"))),
+        file("train-1.jsonl", lines(1030, "\n") + " \n\n"),
+        file("train-2.jsonl", last.trim_end().into()),
+    ];
+    let all = 3537;
+    let ranges = [
+        0..5,
+        5..9,
+        20..40,
+        2490..2520,
+        1024..1025,
+        1023..1026,
+        3529..all,
+        0..1,
+        0..all,
+        2048..2048,
+        all - 1..all,
+    ];
+    assert_read_by_numbers(&files, &ranges);
+    if cfg!(feature = "parquet") {
+        // Several row groups, and files that follow each other.
+        let files = [fixture("chat.parquet"), fixture("alpaca.parquet")];
+        assert_read_by_numbers(&files, &[0..3, 3..4, 9..30, 8..9, 0..48, 47..48, 20..21]);
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_streamed_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.jsonl");
+    let index = |text: &str| {
+        fs::write(&path, text).unwrap();
+        super::Index::of(std::slice::from_ref(&path)).map(std::sync::Arc::new)
+    };
+    let error = |text: &str| index(text).unwrap_err().to_string();
+    assert!(error("").ends_with("train.jsonl: holds no records"));
+    assert!(error(" \n\n").ends_with("train.jsonl: holds no records"));
+    let blank = error("{\"a\": 1}\n\n \n{\"a\": 2}\n");
+    assert!(
+        blank.ends_with("train.jsonl:2: blank line between records"),
+        "{blank}"
+    );
+    let csv = super::Index::of(&[fixture("pets.csv")])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        csv.contains("pets.csv: data.streaming reads .jsonl and .parquet"),
+        "{csv}"
+    );
+    let broken = "{\"a\": 1}\n{\"a\": }\n{\"a\": 3}\n";
+    let mut reader = super::Reader::new(index(broken).unwrap(), std::sync::Arc::new(|_| true));
+    assert_eq!(reader.read(0..1).unwrap().len(), 1);
+    let error = reader.read(1..3).unwrap_err().to_string();
+    assert!(error.contains("train.jsonl:2: broken JSON"), "{error}");
+    assert_eq!(reader.read(2..3).unwrap().len(), 1, "records behind it");
+    fs::write(&path, "{\"a\": 1}\n").unwrap();
+    let error = reader.read(2..3).unwrap_err().to_string();
+    assert!(error.contains("it has become shorter"), "{error}");
+}

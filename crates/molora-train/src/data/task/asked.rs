@@ -10,14 +10,8 @@ use crate::data::written::ScoredTemplates;
 /// Decides which of several templates asks for each record: of those that are trained on, one that the
 /// record's name draws; of the others the first, or each in turn.
 pub(super) fn asked_by_templates(mut task: Task, scored: ScoredTemplates) -> Task {
-    let seed = Seed::new(0).child("templates").child(&task.meta.name);
     for record in &mut task.train {
-        let prompts = std::mem::take(&mut record.prompts);
-        if !prompts.is_empty() {
-            let mut draw = seed.child(&record.id).generator();
-            let number = below(&mut draw, prompts.len() as u64) as usize;
-            record.prompt = prompts.into_iter().nth(number);
-        }
+        ask_by_one(record, &task.meta.name);
     }
     for split in [&mut task.validation, &mut task.test] {
         match scored {
@@ -30,6 +24,17 @@ pub(super) fn asked_by_templates(mut task: Task, scored: ScoredTemplates) -> Tas
         sets.for_each(|(_, records)| *records *= template.count());
     }
     task
+}
+
+/// Lets one of several templates of a task ask for a record, which the record's name draws.
+pub(in crate::data) fn ask_by_one(record: &mut Record, task: &str) {
+    let prompts = std::mem::take(&mut record.prompts);
+    if !prompts.is_empty() {
+        let seed = Seed::new(0).child("templates").child(task);
+        let mut draw = seed.child(&record.id).generator();
+        let number = below(&mut draw, prompts.len() as u64) as usize;
+        record.prompt = prompts.into_iter().nth(number);
+    }
 }
 
 /// A record as each of its task's templates asks for it.
@@ -174,7 +179,7 @@ mod tests {
             .to_vec();
         let templates = crate::data::Templates::new(sources).unwrap();
         writing.templates.insert("nli".into(), templates);
-        let task = load_task_for(&dir, &writing).unwrap();
+        let task = load_task_for(&dir, &writing, false).unwrap();
         let first = |record: &Record| record.prompt.as_ref().unwrap().chars().next().unwrap();
         let drawn: BTreeSet<char> = task.train.iter().map(first).collect();
         assert_eq!(drawn, ['A', 'B'].into(), "both are drawn");
@@ -186,7 +191,7 @@ mod tests {
         );
         assert!(task.train.iter().all(|record| record.prompts.is_empty()));
         writing.scored_templates = ScoredTemplates::All;
-        let all = load_task_for(&dir, &writing).unwrap();
+        let all = load_task_for(&dir, &writing, false).unwrap();
         assert_eq!(all.train, task.train, "what is trained on stays");
         let asked: Vec<String> = all.test.iter().filter_map(|r| r.prompt.clone()).collect();
         assert_eq!(asked, ["A e", "B e", "A f", "B f"]);

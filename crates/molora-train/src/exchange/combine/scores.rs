@@ -67,7 +67,7 @@ impl Asked {
             }
         }
         let config = data_config(base, origins);
-        let tasks = load_tasks_for(&path, Some(&names), &config.writing)?;
+        let tasks = load_tasks_for(&path, Some(&names), &config.writing, false)?;
         for task in tasks.iter().filter(|_| !base.writes()) {
             let classes = own(&task.meta.name).map_or(0, |(_, head)| head.num_classes());
             let labels = match task.meta.kind {

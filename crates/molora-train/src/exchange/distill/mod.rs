@@ -99,6 +99,10 @@ pub fn distill(
     }
     on_event(Event::Phase("loading model and tasks"));
     let opened = request.teacher.open(request.device)?;
+    let mut tasks = opened.loaded.tasks.iter();
+    if tasks.any(|task| task.streamed.is_some()) {
+        return Err(TrainError::streamed("molora distill"));
+    }
     if !opened.loaded.spec.modules_to_save.is_empty() {
         let what = "trained its embeddings or head whole (adapter.modules_to_save)".to_owned();
         return Err(TrainError::run(folder, RunProblem::NotDistilled { what }));

@@ -39,6 +39,7 @@ mod resume;
 mod saved;
 #[cfg(unix)]
 mod signals;
+mod streaming;
 mod switches;
 mod task_weights;
 mod templates;

@@ -12,7 +12,7 @@ use super::writer;
 use crate::world::{World, assert_same_run, small};
 
 /// Batches of eight rows in micro-batches of one size.
-fn in_micro_batches(mut recipe: Recipe, rows: usize) -> Recipe {
+pub(super) fn in_micro_batches(mut recipe: Recipe, rows: usize) -> Recipe {
     recipe.data.sampling.batch_size = 8;
     for stage in &mut recipe.stages {
         stage.micro_batch_size = rows;
@@ -21,7 +21,7 @@ fn in_micro_batches(mut recipe: Recipe, rows: usize) -> Recipe {
 }
 
 /// Trains on so many ranks; all of them have to end well.
-fn train_on_ranks(request: &Request, ranks: usize) {
+pub(super) fn train_on_ranks(request: &Request, ranks: usize) {
     let ended = on_threads(ranks, |rank| {
         train_on(request, rank, &AtomicBool::new(false), &mut |_| {}).map(drop)
     });
@@ -31,7 +31,7 @@ fn train_on_ranks(request: &Request, ranks: usize) {
 }
 
 /// Trains a request on 1 to 4 ranks, and compares every file.
-fn assert_same_on_ranks(request: &Request) {
+pub(super) fn assert_same_on_ranks(request: &Request) {
     let of = |ranks: usize| Request {
         out: request.out.with_file_name(format!("ranks-{ranks}")),
         ..request.clone()
@@ -62,7 +62,7 @@ fn a_decoder_with_packed_texts_is_the_same_on_any_number_of_ranks() {
     assert_same_on_ranks(&writer::request(&world, recipe, &["pets", "sums"], "run"));
 }
 
-fn stop_after(step: usize, stop: &AtomicBool) -> impl FnMut(Event<'_>) + '_ {
+pub(super) fn stop_after(step: usize, stop: &AtomicBool) -> impl FnMut(Event<'_>) + '_ {
     move |event| {
         if let Event::Step(record, _) = event
             && record.step == step
