@@ -87,9 +87,6 @@ fn head(
     scope: BaseScope<'_>,
     progress: &mut dyn FnMut(usize, usize) -> Result<(), TrainError>,
 ) -> Result<BaseAnswers, TrainError> {
-    if task.streamed.is_some() {
-        return Err(TrainError::streamed("report.base"));
-    }
     let frozen = Frozen {
         model,
         num_tasks: 1,

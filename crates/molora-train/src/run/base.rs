@@ -66,6 +66,13 @@ pub(super) fn base_report(
     if !config.recipe.report.base || config.scored != Split::Test {
         return Ok(None);
     }
+    let mut tasks = loaded.tasks.iter();
+    if tasks.any(|task| task.streamed.is_some() && task.written.is_none()) {
+        warn!(
+            "the base model's scores are left out: a probe needs training records, and they are streamed"
+        );
+        return Ok(None);
+    }
     let backbone = loaded.base.clone();
     let heads = Vec::new();
     let model = TaskModel { backbone, heads }.valid();
