@@ -14,6 +14,7 @@ mod bench;
 mod book;
 mod ci;
 mod embed;
+mod mpi;
 mod parity;
 mod served;
 mod tidy;
@@ -42,6 +43,8 @@ enum Command {
     Embed,
     /// Formats every file, those behind the lists of axes too, which `cargo fmt` does not see.
     Fmt,
+    /// Runs on real processes of Open MPI and MPICH: equal, killed, stopped, on two network namespaces.
+    Mpi(mpi::Mpi),
     /// Let transformers and PEFT read the files that molora writes, and clients ask its server (needs Python).
     Parity(parity::Parity),
     /// The project's own rules: dependency arrows, line budgets, documents, plain text.
@@ -68,6 +71,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Ci => ci::run(),
         Command::Embed => embed::run(),
         Command::Fmt => ci::format(&workspace::shell()?),
+        Command::Mpi(mpi) => mpi::run(mpi),
         Command::Parity(parity) => parity::run(parity),
         Command::Tidy => tidy::run(),
         Command::Torture(torture) => torture::run(torture),

@@ -19,7 +19,7 @@ mod process;
 mod report;
 mod requests;
 mod scenario;
-mod tree;
+pub(crate) mod tree;
 mod trial;
 
 use process::Program;
@@ -145,7 +145,7 @@ fn prepare(shell: &Shell, options: &Torture, folder: &Path) -> Result<Program> {
 
 /// SplitMix64: the same draws for the same seed.
 #[derive(Debug)]
-struct Draw(u64);
+pub(crate) struct Draw(pub(crate) u64);
 
 impl Draw {
     fn next(&mut self) -> u64 {
@@ -156,7 +156,7 @@ impl Draw {
     }
 
     /// A whole number below a limit.
-    fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         (self.next() >> 33) as usize % limit.max(1)
     }
 
