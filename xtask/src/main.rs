@@ -19,6 +19,7 @@ mod parity;
 mod served;
 mod tidy;
 mod torture;
+mod weights;
 mod workspace;
 
 /// Checks and chores of the molora workspace.
@@ -49,6 +50,8 @@ enum Command {
     Parity(parity::Parity),
     /// The project's own rules: dependency arrows, line budgets, documents, plain text.
     Tidy,
+    /// Writes a decoder of random weights in the shape of a large one, in sharded files.
+    Weights(weights::Weights),
     /// Kills, errors of the disk, pairs of commands, a hub that lies and requests that are none.
     Torture(torture::Torture),
 }
@@ -74,6 +77,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Mpi(mpi) => mpi::run(mpi),
         Command::Parity(parity) => parity::run(parity),
         Command::Tidy => tidy::run(),
+        Command::Weights(weights) => weights::run(weights),
         Command::Torture(torture) => torture::run(torture),
     }
 }
