@@ -83,10 +83,10 @@ impl Case {
         let folder = folder.unwrap_or_else(|| world.models.join(SMOLLM2));
         let mut backbone = Backbone::from_folder_as(&folder, self.dtype, &device)?;
         backbone.attach(&recipe.adapter, TASKS, Seed::new(0), &device)?;
-        let flops = flops(&backbone, &recipe.adapter);
         let batch = batch(backbone.vocab_size());
         let heads = (0..TASKS).map(|_| None).collect();
         let mut model = with_stable_ids(stage.apply(TaskModel { backbone, heads }));
+        let flops = flops(&model, &recipe.adapter);
         let mut optimizer = stage.optimizer.init(&model);
         let mut number = 0;
         let measured = time(world.effort, &world.device, || {
@@ -119,10 +119,12 @@ pub(crate) fn run(case: &str, world: &World) -> Option<Result<Measured>> {
 
 /// What the matrix products of a step need: the base's forward and to its inputs, attention over what comes before, and the
 /// adapters' forward and in both directions back. What is computed once more to save memory is not counted.
-fn flops(model: &Backbone, spec: &AdapterSpec) -> f64 {
+fn flops(model: &TaskModel, spec: &AdapterSpec) -> f64 {
     let tokens = (ROWS * TOKENS) as f64;
-    let (mut base, mut adapters) = ((model.width() * model.vocab_size()) as f64, 0.0);
-    for (_, linear) in model.linears() {
+    let backbone = &model.backbone;
+    let width = backbone.width();
+    let (mut base, mut adapters) = ((width * backbone.vocab_size()) as f64, 0.0);
+    for (_, linear) in backbone.linears() {
         let dims = linear.dims();
         base += (dims.d_input * dims.d_output) as f64;
         if linear.adapter.is_some() {
@@ -132,7 +134,7 @@ fn flops(model: &Backbone, spec: &AdapterSpec) -> f64 {
     }
     let layers = model.num_blocks().unwrap_or_default();
     // Half of the pairs of tokens, in scores and in sums, forward and twice back.
-    let attention = 6.0 * (layers * model.width() * TOKENS) as f64;
+    let attention = 6.0 * (layers * width * TOKENS) as f64;
     tokens * (4.0 * base + 6.0 * adapters + attention)
 }
 

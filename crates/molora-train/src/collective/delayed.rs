@@ -59,3 +59,41 @@ impl<C: Collective + ?Sized> Collective for Box<C> {
         (**self).group(count)
     }
 }
+
+impl<C: Collective + ?Sized> Collective for &C {
+    fn rank(&self) -> usize {
+        (**self).rank()
+    }
+
+    fn world_size(&self) -> usize {
+        (**self).world_size()
+    }
+
+    fn exchange(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        (**self).exchange(parts)
+    }
+
+    fn group(&self, count: usize) -> Result<Box<dyn Collective + '_>, CollectiveError> {
+        (**self).group(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::on_threads;
+
+    #[test]
+    fn slow_messages_are_the_same_messages() {
+        let found = on_threads(3, |rank| {
+            let slow = Delayed::new(rank, Duration::from_millis(1));
+            let all = slow.gather(vec![rank.rank() as u8]).expect("all are here");
+            let group = slow.group(3).expect("groups of one");
+            let own = group.gather(vec![rank.rank() as u8]).expect("alone");
+            (all.concat(), own.concat(), group.world_size())
+        });
+        for (rank, found) in found.into_iter().enumerate() {
+            assert_eq!(found, (vec![0, 1, 2], vec![rank as u8], 1));
+        }
+    }
+}

@@ -241,28 +241,32 @@ impl Wire {
                 }) => drop(answer.send(self.exchange(&members, &parts))),
                 Ok(Call::Abort) => self.world.abort(1),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.tell(ENDED),
+                Err(RecvTimeoutError::Disconnected) => return self.end(),
             }
             self.listen();
         }
     }
 
-    /// Sends a sign to all others.
+    /// Sends a sign to others: that it is there to those that are, that it ends to all.
     fn tell(&mut self, sign: u8) {
-        let others = (0..self.peers.len()).filter(|&peer| peer != self.rank);
-        for peer in others.filter(|&peer| !self.peers[peer].has_ended) {
+        for peer in self
+            .others()
+            .filter(|&peer| sign == ENDED || !self.peers[peer].has_ended)
+        {
             let process = self.world.process_at_rank(peer as i32);
             process.send_with_tag(&sign, SIGN);
         }
         self.told = Some(Instant::now());
     }
 
-    /// Says that this rank is there, if it is time, hears the others, and ends the run if one is silent.
-    fn listen(&mut self) {
-        if self.told.is_some_and(|told| told.elapsed() < SIGN_EVERY) {
-            return;
-        }
-        self.tell(ALIVE);
+    /// All ranks but this one.
+    fn others(&self) -> impl Iterator<Item = usize> + Clone + use<> {
+        let own = self.rank;
+        (0..self.peers.len()).filter(move |&peer| peer != own)
+    }
+
+    /// Reads the signs that have come.
+    fn hear(&mut self) {
         while let Some((message, status)) = self
             .world
             .any_process()
@@ -273,15 +277,42 @@ impl Wire {
             peer.heard = Instant::now();
             peer.has_ended |= sign == ENDED;
         }
+    }
+
+    /// Says that this rank is there, if it is time, hears the others, and ends the run if one is silent.
+    fn listen(&mut self) {
+        if self.told.is_some_and(|told| told.elapsed() < SIGN_EVERY) {
+            return;
+        }
+        // Who was stopped itself has heard nothing, of nobody.
+        if self.told.is_some_and(|told| told.elapsed() > SILENCE / 2) {
+            let now = Instant::now();
+            self.peers.iter_mut().for_each(|peer| peer.heard = now);
+        }
+        self.tell(ALIVE);
+        self.hear();
+        self.watch();
+    }
+
+    /// Says that this rank ends, and waits for all others to do so: nothing is on its way when MPI ends.
+    fn end(&mut self) {
+        self.tell(ENDED);
+        while self.others().any(|peer| !self.peers[peer].has_ended) {
+            std::thread::sleep(PAUSE);
+            self.hear();
+            self.watch();
+        }
+    }
+
+    /// Ends the run if a rank is silent.
+    fn watch(&self) {
         let silent = |peer: &Peer| !peer.has_ended && peer.heard.elapsed() > SILENCE;
-        let others = (0..self.peers.len()).filter(|&peer| peer != self.rank);
-        let Some(lost) = others.clone().find(|&peer| silent(&self.peers[peer])) else {
+        let Some(lost) = self.others().find(|&peer| silent(&self.peers[peer])) else {
             return;
         };
         // One of those that hear each other speaks first.
-        let speaks = others
-            .filter(|&peer| !silent(&self.peers[peer]))
-            .all(|peer| peer > self.rank);
+        let mut heard = self.others().filter(|&peer| !silent(&self.peers[peer]));
+        let speaks = heard.all(|peer| peer > self.rank);
         if !speaks && self.peers[lost].heard.elapsed() < SILENCE + 2 * SIGN_EVERY {
             return;
         }

@@ -3,12 +3,11 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::ensure;
 use clap::Args;
 
 use super::choice::Budget;
 use super::progress::Progress;
-use super::ranks::{Voice, on_ranks, set_voice};
+use super::ranks::{Misuse, Voice, on_ranks, set_voice};
 use super::signals::stop_on_signal;
 use super::source::{FoundBase, SourceArgs};
 use super::train::{read_recipe, set_steps};
@@ -84,12 +83,14 @@ impl CompareArgs {
     }
 
     /// Number of groups of ranks, of which each makes runs of its own.
-    fn groups(&self, ranks: &dyn Collective) -> anyhow::Result<usize> {
+    fn groups(&self, ranks: &dyn Collective) -> Result<usize, Misuse> {
         let (count, each) = (ranks.world_size(), self.ranks_per_run.get());
-        ensure!(
-            count.is_multiple_of(each),
-            "--ranks-per-run is {each}, and there are {count} ranks, expected a number that divides them"
-        );
+        if !count.is_multiple_of(each) {
+            let problem = format!(
+                "--ranks-per-run is {each}, and there are {count} ranks, expected a number that divides them"
+            );
+            return Err(Misuse(problem));
+        }
         let groups = count / each;
         // What a run of another group is warned of is nowhere else to be seen.
         if ranks.rank() > 0 && ranks.rank().is_multiple_of(each) {

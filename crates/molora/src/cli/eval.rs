@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::download::Downloads;
 use super::progress::Progress;
-use super::ranks::on_ranks;
+use super::ranks::{on_ranks, one_process};
 use super::source::adapter_of;
 use super::{print, print_written};
 use molora_train::base::{AdapterFolder, DeviceSpec, base_model, bundled};
@@ -90,9 +90,8 @@ impl EvalArgs {
     fn run_on(&self, ranks: &dyn Collective) -> anyhow::Result<()> {
         let has = |name: &str| self.run.join(name).exists();
         let is_run = is_run(&self.run)? || ["checkpoints", ".swap"].into_iter().any(has);
-        if self.unseen && ranks.world_size() > 1 {
-            let count = ranks.world_size();
-            bail!("--unseen is for one process, and this is one of {count} ranks");
+        if self.unseen {
+            one_process("--unseen", ranks)?;
         }
         if !is_run && let Some(eval) = self.of_base(ranks)? {
             return self.show(&eval, None, None);

@@ -1,5 +1,6 @@
 //! Programs that are ranks of one run.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use molora_train::collective::{Collective, Local};
@@ -16,6 +17,28 @@ pub(super) enum Voice {
     Warnings,
     /// Nothing but why it ends all ranks.
     None,
+}
+
+/// What the user asked of several ranks and cannot have; all of them know it before they have exchanged anything.
+#[derive(Debug)]
+pub(super) struct Misuse(pub(super) String);
+
+impl fmt::Display for Misuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Misuse {}
+
+/// Refuses what one process alone does.
+pub(super) fn one_process(what: &str, ranks: &dyn Collective) -> Result<(), Misuse> {
+    match ranks.world_size() {
+        1 => Ok(()),
+        count => Err(Misuse(format!(
+            "{what} is for one process, and this is one of {count} ranks"
+        ))),
+    }
 }
 
 static VOICE: AtomicU8 = AtomicU8::new(0);
@@ -76,14 +99,23 @@ fn on_mpi<T>(
         set_voice(Voice::None);
     }
     let result = run(&ranks);
-    if let Err(error) = &result
-        && !is_of_all(error)
-    {
-        let text = super::terminal::line(&crate::one_line(error));
-        super::say_anyway(&format!("error: rank {}: {text}", ranks.rank()));
-        ranks.abort();
+    match &result {
+        Err(error) if !is_of_all(error) => {
+            // What all ranks have found is said by the first, which ends the others.
+            if ranks.rank() > 0 {
+                std::thread::sleep(LATER);
+            }
+            let text = super::terminal::line(&crate::one_line(error));
+            super::say_anyway(&format!("error: rank {}: {text}", ranks.rank()));
+            ranks.abort()
+        }
+        // Rank 0 says it, and has the exit code of all: a launcher ends every rank as soon as one has failed.
+        Err(_) if ranks.rank() > 0 => {
+            drop(ranks);
+            std::process::exit(0)
+        }
+        _ => result,
     }
-    result
 }
 
 #[cfg(not(feature = "mpi"))]
@@ -96,6 +128,10 @@ fn on_mpi<T>(
          `--features mpi`, or start one process"
     )
 }
+
+/// How much later than rank 0 another rank says why it ends all of them.
+#[cfg(feature = "mpi")]
+const LATER: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Whether all ranks have the error and end by themselves.
 #[cfg(feature = "mpi")]
@@ -112,6 +148,9 @@ fn is_of_all(error: &anyhow::Error) -> bool {
         ),
         _ => false,
     };
+    if error.is::<Misuse>() {
+        return true;
+    }
     match (error.downcast_ref(), error.downcast_ref()) {
         (Some(error), _) => of_training(error),
         (_, Some(CompareError::Train(TrainError::Collective(error)))) => {

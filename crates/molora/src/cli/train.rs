@@ -9,7 +9,7 @@ use clap::Args;
 use super::batch::BatchArgs;
 use super::choice::ScheduleChoice;
 use super::progress::Progress;
-use super::ranks::on_ranks;
+use super::ranks::{on_ranks, one_process};
 use super::signals::stop_on_signal;
 use super::source::{FoundBase, SourceArgs};
 use super::validation::ValidationArgs;
@@ -110,11 +110,9 @@ impl TrainArgs {
     }
 
     fn run_on(&self, ranks: &dyn Collective) -> anyhow::Result<()> {
-        ensure!(
-            !self.dry_run || ranks.world_size() == 1,
-            "--dry-run is for one process, and this is one of {} ranks",
-            ranks.world_size()
-        );
+        if self.dry_run {
+            one_process("--dry-run", ranks)?;
+        }
         let stop = stop_on_signal()?;
         let mut progress = Progress::new();
         let mut show = |event: Event<'_>| progress.show(event);
