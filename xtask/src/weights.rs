@@ -60,8 +60,10 @@ const TOKENIZER: [&str; 3] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
 ];
-/// Numbers that are drawn before they are written.
+/// Bytes that are drawn before they are written.
 const PART: usize = 4 << 20;
+/// Four ones of bf16.
+const ONES: u64 = 0x3f80_3f80_3f80_3f80;
 
 impl Shape {
     fn sizes(self) -> Sizes {
@@ -200,38 +202,42 @@ fn write_shard(path: &Path, tensors: &[(String, Vec<usize>)]) -> Result<()> {
     for (number, (name, shape)) in tensors.iter().enumerate() {
         let count = shape.iter().product();
         match name.contains("norm") {
-            true => write_numbers(&mut file, count, || 1.0)?,
+            true => write_numbers(&mut file, count, || ONES)?,
             false => {
                 let mut draw = Draw(start ^ number as u64);
-                write_numbers(&mut file, count, || uniform(&mut draw))?;
+                write_numbers(&mut file, count, || four(&mut draw))?;
             }
         }
     }
     file.flush().with_context(|| path.display().to_string())
 }
 
-/// A number of U(-0.035, 0.035).
-fn uniform(draw: &mut Draw) -> f32 {
-    const BITS: u32 = 24;
-    let number = draw.below(1 << BITS) as f32 / (1 << BITS) as f32;
-    0.07 * (number - 0.5)
+/// Four numbers of U(-0.035, 0.035) as bf16, whose bits are the upper half of those of f32.
+fn four(draw: &mut Draw) -> u64 {
+    let bits = draw.next();
+    (0..4).fold(0, |four, part| {
+        let number = f32::from((bits >> (16 * part)) as u16) - 32767.5;
+        let number = number * (0.035 / 32768.0);
+        four | u64::from(number.to_bits() >> 16) << (16 * part)
+    })
 }
 
-/// Writes numbers as bf16, whose bits are the upper half of those of f32.
+/// Writes numbers of bf16, four at a time.
 fn write_numbers(
     file: &mut impl Write,
-    mut count: usize,
-    mut number: impl FnMut() -> f32,
+    count: usize,
+    mut four: impl FnMut() -> u64,
 ) -> Result<()> {
-    let mut buffer = Vec::with_capacity(2 * PART.min(count));
-    while count > 0 {
-        let part = PART.min(count);
+    let mut left = 2 * count;
+    let mut buffer = Vec::with_capacity(PART);
+    while left > 0 {
         buffer.clear();
-        for _ in 0..part {
-            buffer.extend(((number().to_bits() >> 16) as u16).to_le_bytes());
+        while buffer.len() < PART.min(left) {
+            buffer.extend_from_slice(&four().to_le_bytes());
         }
+        buffer.truncate(left);
         file.write_all(&buffer)?;
-        count -= part;
+        left -= buffer.len();
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ pub(super) fn same_runs(place: &mut Place<'_>) -> Result<String> {
     let recipes = [
         ("samora", 1, ""),
         ("mosld", 1, " --set adapter.experts.by_layer=[3,4]"),
-        ("moa", 2, ""),
+        ("moa", 3, ""),
     ];
     for (recipe, stages, also) in recipes {
         let line = train(recipe, stages, 12) + also;
