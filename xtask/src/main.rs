@@ -14,10 +14,12 @@ mod bench;
 mod book;
 mod ci;
 mod embed;
+mod mpi;
 mod parity;
 mod served;
 mod tidy;
 mod torture;
+mod weights;
 mod workspace;
 
 /// Checks and chores of the molora workspace.
@@ -42,10 +44,14 @@ enum Command {
     Embed,
     /// Formats every file, those behind the lists of axes too, which `cargo fmt` does not see.
     Fmt,
+    /// Runs on real processes of Open MPI and MPICH: equal, killed, stopped, on two network namespaces.
+    Mpi(mpi::Mpi),
     /// Let transformers and PEFT read the files that molora writes, and clients ask its server (needs Python).
     Parity(parity::Parity),
     /// The project's own rules: dependency arrows, line budgets, documents, plain text.
     Tidy,
+    /// Writes a decoder of random weights in the shape of a large one, in sharded files.
+    Weights(weights::Weights),
     /// Kills, errors of the disk, pairs of commands, a hub that lies and requests that are none.
     Torture(torture::Torture),
 }
@@ -68,8 +74,10 @@ fn run(command: &Command) -> Result<()> {
         Command::Ci => ci::run(),
         Command::Embed => embed::run(),
         Command::Fmt => ci::format(&workspace::shell()?),
+        Command::Mpi(mpi) => mpi::run(mpi),
         Command::Parity(parity) => parity::run(parity),
         Command::Tidy => tidy::run(),
+        Command::Weights(weights) => weights::run(weights),
         Command::Torture(torture) => torture::run(torture),
     }
 }

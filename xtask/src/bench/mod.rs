@@ -85,6 +85,8 @@ enum Suite {
     Decode,
     /// Steps and decoding of every family of base models at the same sizes.
     Families,
+    /// Training steps of a language model, at attention and at all linear layers.
+    LmStep,
     /// Streams of `molora serve`; measured alone, and only where it is asked for.
     Serve,
 }
@@ -138,7 +140,8 @@ impl DeviceName {
 
 impl Suite {
     fn name(self) -> String {
-        format!("{self:?}").to_lowercase()
+        let value = self.to_possible_value().expect("no suite is skipped");
+        value.get_name().to_owned()
     }
 }
 

@@ -87,11 +87,27 @@ pub(crate) fn reference(suite: &str, case: &str, decoder: &Path) -> Option<Vec<S
         ("decode", "batch-8") => "decode.py --batch 8",
         ("decode", "batch-1-bf16") => "decode.py --batch 1 --dtype bf16",
         ("decode", "batch-8-bf16") => "decode.py --batch 8 --dtype bf16",
+        ("lm-step", case) => return language_model(case, decoder),
         _ => return None,
     };
     let mut arguments: Vec<String> = text.split(' ').map(str::to_owned).collect();
     if suite == "decode" {
         arguments.push(decoder.display().to_string());
+    }
+    Some(arguments)
+}
+
+/// The reference of a language model's step; the mixtures have that of LoRA, since PEFT has none of them.
+fn language_model(case: &str, decoder: &Path) -> Option<Vec<String>> {
+    let mut parts = case.split('-').skip(1);
+    let layers = parts.next()?;
+    let mut arguments = vec!["lm_step.py".to_owned(), decoder.display().to_string()];
+    arguments.extend(["--layers".into(), layers.into()]);
+    for part in parts {
+        match part {
+            "checkpointed" => arguments.push("--checkpointed".into()),
+            dtype => arguments.extend(["--dtype".into(), dtype.into()]),
+        }
     }
     Some(arguments)
 }
@@ -107,6 +123,9 @@ mod tests {
         assert_eq!(lora, ["step.py", "lora"]);
         let decode = of("decode", "batch-8").expect("a reference");
         assert_eq!(decode, ["decode.py", "--batch", "8", "dir"]);
+        let step = of("lm-step", "samora-all-bf16-checkpointed").expect("a reference");
+        let expected = "lm_step.py dir --layers all --dtype bf16 --checkpointed";
+        assert_eq!(step.join(" "), expected);
         assert_eq!(of("mix", "3-dense"), None);
     }
 }

@@ -19,7 +19,7 @@ mod process;
 mod report;
 mod requests;
 mod scenario;
-mod tree;
+pub(crate) mod tree;
 mod trial;
 
 use process::Program;
@@ -145,10 +145,10 @@ fn prepare(shell: &Shell, options: &Torture, folder: &Path) -> Result<Program> {
 
 /// SplitMix64: the same draws for the same seed.
 #[derive(Debug)]
-struct Draw(u64);
+pub(crate) struct Draw(pub(crate) u64);
 
 impl Draw {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -156,7 +156,7 @@ impl Draw {
     }
 
     /// A whole number below a limit.
-    fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         (self.next() >> 33) as usize % limit.max(1)
     }
 

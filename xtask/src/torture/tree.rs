@@ -19,7 +19,7 @@ const FOR_PEOPLE: [&str; 5] = [
 
 /// What is below a folder, by its path: the content of files, nothing for folders.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Tree(BTreeMap<String, Option<Vec<u8>>>);
+pub(crate) struct Tree(BTreeMap<String, Option<Vec<u8>>>);
 
 impl Tree {
     /// All below a folder, byte by byte.
@@ -30,7 +30,7 @@ impl Tree {
     }
 
     /// All below a folder without what differs from run to run: times, and where the folder is.
-    pub(super) fn read_result(folder: &Path) -> Result<Self> {
+    pub(crate) fn read_result(folder: &Path) -> Result<Self> {
         let mut tree = Self::read(folder)?;
         let root = folder.to_str().context("a path of UTF-8")?.to_owned();
         for (path, content) in &mut tree.0 {
@@ -64,7 +64,7 @@ impl Tree {
     }
 
     /// The part below a folder, without what a writer leaves behind.
-    pub(super) fn recovered(&self, folder: &str) -> Self {
+    pub(crate) fn recovered(&self, folder: &str) -> Self {
         let begin = format!("{folder}/");
         let kept = self.0.iter().filter_map(|(path, content)| {
             let path = path.strip_prefix(&begin)?;
@@ -106,7 +106,7 @@ impl Tree {
     }
 
     /// Where this differs from what is expected, in words; nothing if it does not.
-    pub(super) fn difference(&self, expected: &Self) -> Option<String> {
+    pub(crate) fn difference(&self, expected: &Self) -> Option<String> {
         let missing = expected.0.keys().filter(|path| !self.has(path));
         let missing = missing.map(|path| format!("{path} is missing"));
         let more = self.0.keys().filter(|path| !expected.has(path));
@@ -181,7 +181,7 @@ fn forget_times(value: &mut Value) {
 }
 
 /// Copies a folder with all in it to a place where nothing is.
-pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
@@ -195,7 +195,7 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Makes a place a copy of a folder, whatever was there.
-pub(super) fn replace(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn replace(from: &Path, to: &Path) -> Result<()> {
     remove(to)?;
     copy(from, to)
 }

@@ -19,9 +19,9 @@ use crate::flex::simd::vectorised;
 
 /// A frozen matrix `[out, in]` whose numbers are whole multiples of a scale for every 32 of a row.
 ///
-/// The number is `scale * (code - 2^(bits - 1))` with a code of `bits` bits. The number of largest
-/// magnitude in a block has code 0, so that each other is off by half of the scale at most, or by
-/// the whole of it at the other end of the range. With scales in bf16, 8 bits a number take 8.5 and 4
+/// The number is `scale * (code - 2^(bits - 1))` with a code of `bits` bits. Of 8 bits the number of largest
+/// magnitude in a block is 127 scales, and each is off by half of the scale at most. Of 4 bits that number has code 0, and
+/// each other is off by half of the scale at most, or by the whole of it at the other end of the range. With scales in bf16, 8 bits a number take 8.5 and 4
 /// bits 4.5. The layout is the same on every backend, whether or not it has types of 4 bits.
 #[derive(Module, Debug)]
 pub struct BlockMatrix {
@@ -221,6 +221,22 @@ mod tests {
         assert_eq!(wide[..6], [7.0, 3.5, -0.875, 0.0, -6.125, 0.0]);
         assert_eq!(wide[32], 2.0);
         assert_eq!(matrix.dims(), [1, 33]);
+    }
+
+    #[test]
+    fn of_8_bits_both_ends_are_alike() {
+        let mut block = vec![0.0f32; 32];
+        block[..4].copy_from_slice(&[-1.27, 1.27, 0.64, -0.01]);
+        let matrix = BlockMatrix::new(TensorData::new(block, [1, 32]), 8, &device());
+        let wide = wide(&matrix);
+        assert_eq!(wide[0], -wide[1]);
+        // The scale is rounded to bf16.
+        for (found, expected) in wide.iter().zip([-1.27f32, 1.27, 0.64, -0.01]) {
+            assert!(
+                (found - expected).abs() <= 0.004 * 1.27,
+                "{found}, expected {expected}"
+            );
+        }
     }
 
     #[test]

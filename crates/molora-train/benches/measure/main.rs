@@ -10,6 +10,7 @@ mod clock;
 mod decode;
 mod families;
 mod kernels;
+mod lm_step;
 mod matmul;
 mod memory;
 mod methods;
@@ -93,6 +94,8 @@ enum Suite {
     Decode,
     /// Steps and decoding of every family of base models at the same sizes.
     Families,
+    /// Training steps of a language model, at attention and at all linear layers.
+    LmStep,
 }
 
 /// What a case may use.
@@ -128,6 +131,7 @@ impl Suite {
             Self::Kernels => kernels::cases(),
             Self::Decode => decode::cases(),
             Self::Families => families::cases(),
+            Self::LmStep => lm_step::cases(),
         }
     }
 
@@ -143,6 +147,7 @@ impl Suite {
             Self::Kernels => kernels::run(case, world),
             Self::Decode => decode::run(case, world),
             Self::Families => families::run(case, world),
+            Self::LmStep => lm_step::run(case, world),
         }
     }
 }

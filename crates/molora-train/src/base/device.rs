@@ -14,6 +14,9 @@ use crate::TrainError;
 /// Whether the processor's settings were read.
 static TUNED: Once = Once::new();
 
+/// This process's number among the ranks of its machine.
+static LOCAL_RANK: AtomicUsize = AtomicUsize::new(0);
+
 /// How many devices are being opened.
 static OPENING: AtomicUsize = AtomicUsize::new(0);
 
@@ -44,6 +47,12 @@ impl DeviceSpec {
         ("wgpu", Self::Wgpu),
         ("cuda", Self::Cuda),
     ];
+
+    /// Says which of the ranks on this machine the process is, from 0: of several graphics processors each rank opens one
+    /// of its own, and ranks share them where there are fewer. For [`Self::Wgpu`] rank 0 has the one that is preferred.
+    pub fn set_local_rank(rank: usize) {
+        LOCAL_RANK.store(rank, Ordering::SeqCst);
+    }
 
     /// Whether it computes in the memory of the program itself.
     pub fn is_processor(self) -> bool {
@@ -150,13 +159,32 @@ impl DeviceSpec {
             #[allow(deprecated)] // kept as a cross-check as long as burn has it
             Self::NdArray => Some(Device::ndarray()),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => Some(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+            Self::Wgpu => Some(wgpu_device(LOCAL_RANK.load(Ordering::SeqCst))),
             #[cfg(feature = "cuda")]
-            Self::Cuda => Some(Device::cuda(0)),
+            Self::Cuda => {
+                let count = Device::enumerate(burn::tensor::DeviceType::Cuda).len();
+                Some(Device::cuda(
+                    LOCAL_RANK.load(Ordering::SeqCst) % count.max(1),
+                ))
+            }
             #[allow(unreachable_patterns)] // all of them may be compiled in
             _ => None,
         }
     }
+}
+
+/// The graphics processor of a rank: one of its own, if there are so many.
+#[cfg(feature = "wgpu")]
+fn wgpu_device(rank: usize) -> Device {
+    use burn::tensor::DeviceKind;
+    let own = || {
+        let device = Device::wgpu(DeviceKind::DiscreteGpu(rank));
+        Tensor::<1>::ones([2], &device).sum().into_scalar::<f32>();
+        device
+    };
+    // The first takes what is preferred, which may be no such processor. That one is not there, a panic says.
+    let found = (rank > 0).then(|| catch_unwind(own).ok()).flatten();
+    found.unwrap_or_else(|| Device::wgpu(DeviceKind::DefaultDevice))
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -19,4 +19,9 @@ impl Collective for Local {
         assert_eq!(parts.len(), 1, "a part for each rank");
         Ok(parts)
     }
+
+    fn group(&self, count: usize) -> Result<Box<dyn Collective + '_>, CollectiveError> {
+        assert_eq!(count, 1, "groups of one rank");
+        Ok(Box::new(Self))
+    }
 }

@@ -5,8 +5,11 @@
 //! Numbers are added along one fixed binary [tree](TreeSum) of micro-batches, whatever rank computed which, so that
 //! the sum has the same bits for any number of ranks.
 
+mod delayed;
 mod gradients;
 mod local;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod threads;
 mod tree;
 
@@ -17,8 +20,11 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use delayed::Delayed;
 pub(crate) use gradients::{add, summed};
 pub use local::Local;
+#[cfg(feature = "mpi")]
+pub use mpi::Mpi;
 pub use threads::{ThreadRank, on_threads};
 pub use tree::{Node, TreeSum};
 
@@ -33,6 +39,19 @@ pub enum CollectiveError {
         rank: usize,
         /// How many there are.
         world_size: usize,
+    },
+    /// Nothing is heard of another rank.
+    #[error(
+        "rank {rank} of {world_size} has given no sign for {seconds} s: it was stopped, hangs, or cannot be reached; \
+         all ranks end, and a resumed run goes on from its newest checkpoint"
+    )]
+    Silent {
+        /// The rank.
+        rank: usize,
+        /// How many there are.
+        world_size: usize,
+        /// For how long.
+        seconds: u64,
     },
     /// What came from a rank is not what was expected.
     #[error("rank {rank} sent something else than expected: {problem}")]
@@ -117,6 +136,16 @@ pub trait Collective: Debug {
         Ok(self.exchange(parts)?.swap_remove(0))
     }
 
+    /// This rank's group of `count` groups of consecutive ranks, as many in each as in any other or one more: a
+    /// collective of its own, whose ranks exchange data without the others.
+    ///
+    /// # Errors
+    /// As [`exchange`](Self::exchange).
+    ///
+    /// # Panics
+    /// If there are not 1 to [`world_size`](Self::world_size) groups.
+    fn group(&self, count: usize) -> Result<Box<dyn Collective + '_>, CollectiveError>;
+
     /// Waits until all ranks are here.
     ///
     /// # Errors
@@ -129,6 +158,20 @@ pub trait Collective: Debug {
 /// The share of a rank in so many pieces of work: consecutive ones, as many as any other rank has, or one more.
 pub fn share(count: usize, rank: usize, world_size: usize) -> Range<usize> {
     count * rank / world_size..count * (rank + 1) / world_size
+}
+
+/// The number of a rank's [group](Collective::group) and the ranks that it has, of `count` groups.
+///
+/// # Panics
+/// If there are not 1 to `world_size` groups, or there is no such rank.
+pub fn group_of(rank: usize, count: usize, world_size: usize) -> (usize, Range<usize>) {
+    assert!(
+        (1..=world_size).contains(&count),
+        "{count} groups of {world_size} ranks"
+    );
+    let groups = (0..count).map(|group| (group, share(world_size, group, count)));
+    let mut own = groups.filter(|(_, ranks)| ranks.contains(&rank));
+    own.next().expect("every rank is in a group")
 }
 
 /// The values of all ranks, by rank.
@@ -154,12 +197,23 @@ pub fn gather_values<T: Serialize + DeserializeOwned>(
     gathered.into_iter().enumerate().map(read).collect()
 }
 
-/// Whether any rank says so.
+/// Which of some things any rank says.
 ///
 /// # Errors
 /// As [`Collective::exchange`].
-pub(crate) fn any(collective: &dyn Collective, own: bool) -> Result<bool, CollectiveError> {
-    Ok(gather_values(collective, own)?.into_iter().any(|said| said))
+pub(crate) fn any<const N: usize>(
+    collective: &dyn Collective,
+    own: [bool; N],
+) -> Result<[bool; N], CollectiveError> {
+    let own = own.map(u8::from).to_vec();
+    let mut found = [false; N];
+    for said in collective.gather(own)? {
+        found
+            .iter_mut()
+            .zip(said)
+            .for_each(|(found, said)| *found |= said != 0);
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Ranks that are threads of one process: for tests, and for trying out what many ranks do.
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
-use super::{Collective, CollectiveError};
+use super::{Collective, CollectiveError, group_of};
 
 /// What ranks have put down for each other.
 #[derive(Debug)]
@@ -21,6 +23,32 @@ struct Table {
 struct Meeting {
     table: Mutex<Table>,
     changed: Condvar,
+    /// Where the ranks of groups meet, by the groups' ranks.
+    groups: Mutex<HashMap<Range<usize>, Arc<Meeting>>>,
+}
+
+impl Meeting {
+    fn of(ranks: usize) -> Arc<Self> {
+        let table = Table {
+            parts: vec![vec![None; ranks]; ranks],
+            taken: 0,
+            sent: 0,
+            gone: None,
+        };
+        Arc::new(Self {
+            table: Mutex::new(table),
+            changed: Condvar::new(),
+            groups: Mutex::default(),
+        })
+    }
+
+    /// Where some of the ranks meet.
+    fn group(&self, ranks: Range<usize>) -> Arc<Self> {
+        let groups = self.groups.lock();
+        let mut groups = groups.unwrap_or_else(PoisonError::into_inner);
+        let meeting = groups.entry(ranks.clone());
+        Arc::clone(meeting.or_insert_with(|| Self::of(ranks.len())))
+    }
 }
 
 /// One of several ranks that are threads of this process.
@@ -33,16 +61,7 @@ pub struct ThreadRank {
 
 impl ThreadRank {
     fn all(world_size: usize) -> Vec<Self> {
-        let table = Table {
-            parts: vec![vec![None; world_size]; world_size],
-            taken: 0,
-            sent: 0,
-            gone: None,
-        };
-        let meeting = Arc::new(Meeting {
-            table: Mutex::new(table),
-            changed: Condvar::new(),
-        });
+        let meeting = Meeting::of(world_size);
         let rank = |rank| Self {
             rank,
             world_size,
@@ -106,6 +125,15 @@ impl Collective for ThreadRank {
         meeting.changed.notify_all();
         Ok(own.into_iter().flatten().collect())
     }
+
+    fn group(&self, count: usize) -> Result<Box<dyn Collective + '_>, CollectiveError> {
+        let (_, ranks) = group_of(self.rank, count, self.world_size);
+        Ok(Box::new(Self {
+            rank: self.rank - ranks.start,
+            world_size: ranks.len(),
+            meeting: self.meeting.group(ranks),
+        }))
+    }
 }
 
 impl Drop for ThreadRank {
@@ -161,6 +189,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn groups_meet_without_the_others() {
+        let found = on_threads(5, |rank| {
+            let group = rank.group(2).expect("two groups");
+            // Other ranks may be behind: as many exchanges as the rank's number says would not end otherwise.
+            let rounds = if rank.rank() < 2 { 3 } else { 1 };
+            let mut all = Vec::new();
+            for _ in 0..rounds {
+                all = group.gather(vec![rank.rank() as u8]).expect("all are here");
+            }
+            rank.barrier().expect("all are here");
+            all.concat()
+        });
+        let (first, second) = (vec![0, 1], vec![2, 3, 4]);
+        assert_eq!(
+            found,
+            [first.clone(), first, second.clone(), second.clone(), second]
+        );
     }
 
     #[test]

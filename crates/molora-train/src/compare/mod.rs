@@ -11,6 +11,7 @@
 //!
 //! How to read it, and what the interval covers, is in `docs/comparing.md`.
 
+mod crew;
 mod error;
 mod outcome;
 mod page;
@@ -24,16 +25,18 @@ mod tune;
 mod unseen;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use molora_models::BaseDtype;
 
 use crate::base::DeviceSpec;
-use crate::base::place::{clean, write_atomically, write_json_atomically};
+use crate::base::place::{write_atomically, write_json_atomically};
+use crate::collective::{Collective, Local};
 use crate::recipe::Recipe;
-use crate::store::{FolderLock, RUN, SUMMARY, check_page, read_config, recover};
+use crate::store::{RUN, SUMMARY, check_page, read_config, recover};
 use crate::{TrainError, run};
 
+use crew::Crew;
 pub use error::CompareError;
 pub use page::{is_comparison, page_of_comparison, page_of_runs, runs_of};
 pub use plan::{Budget, Plan, PlannedRecipe, PlannedTask};
@@ -135,27 +138,52 @@ pub fn compare(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Comparison, CompareError> {
+    compare_on(request, &Local, 1, stop, on_event)
+}
+
+/// [`compare`] on several ranks: each calls this with the same request, and sees the same folder. Trials and runs are dealt
+/// to `groups` of them, and each of a group's runs is computed by all of its ranks. Every rank hears of the runs of its own
+/// group and gets the whole result; rank 0 writes it.
+///
+/// # Errors
+/// As [`compare`], and if the ranks differ in what they compare, a rank does not see the folder, or one of them ends.
+///
+/// # Panics
+/// If there are not 1 to `collective.world_size()` groups.
+pub fn compare_on(
+    request: &Request,
+    collective: &dyn Collective,
+    groups: usize,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Comparison, CompareError> {
     plan::check_folder(&request.out)?;
     // Before anything is trained.
     check_page(&request.out.join(PAGE))?;
     let mut inside = |event: run::Event<'_>| on_event(Event::Inside(event));
     let (plan, tasks) = plan::resolve(request, stop, &mut inside)?;
-    fs_err::create_dir_all(&request.out)?;
-    let _lock = FolderLock::take(&request.out)?;
-    clean(&request.out)?;
-    // Another process may have been here just now.
-    plan::check_folder(&request.out)?;
-    plan::write_or_agree(&plan, &request.out)?;
+    let crew = Crew::new(collective, groups)?;
+    let _lock = crew.begin(&plan, &request.out)?;
     on_event(Event::Planned(&plan));
-    let (plan, tuned) = tune::tune_all(request, &plan, stop, on_event)?;
+    let (plan, tuned) = tune::tune_all(request, &plan, &crew, stop, on_event)?;
     on_event(Event::Tuned(&tuned));
-    train_all(request, &plan, stop, on_event)?;
+    train_all(request, &plan, &crew, stop, on_event)?;
     let outcomes = outcome::read_all(&plan, &request.out, &tasks.trained)?;
     let mut comparison = Comparison::new(&plan, &outcomes);
     comparison.tuned = tuned;
     if !plan.unseen.is_empty() {
-        let reports = unseen::measure_all(&plan, &request.out, request.device, stop, on_event)?;
+        // The first rank measures, and the others read what it found.
+        let mut measure =
+            || unseen::measure_all(&plan, &request.out, request.device, stop, on_event);
+        if crew.is_first() {
+            measure()?;
+        }
+        crew.all_are_here()?;
+        let reports = measure()?;
         comparison.unseen = Some(UnseenComparison::new(&plan, &tasks.unseen, &reports));
+    }
+    if !crew.is_first() {
+        return Ok(comparison);
     }
     write_json_atomically(&request.out.join(RESULT), &comparison)?;
     let text = table::document(&comparison);
@@ -176,20 +204,25 @@ pub fn check(request: &Request) -> Result<(), CompareError> {
 fn train_all(
     request: &Request,
     plan: &Plan,
+    crew: &Crew<'_>,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(), CompareError> {
     let total = plan.recipes.len() * plan.seeds as usize;
     let runs = (0..plan.seeds).flat_map(|seed| plan.recipes.iter().map(move |r| (seed, r)));
     for (index, (seed, recipe)) in runs.enumerate() {
+        if !crew.does(index % plan.recipes.len(), seed as usize) {
+            continue;
+        }
         let one = One {
             request,
             plan,
             recipe,
             seed,
+            crew,
         };
         let folder = run_folder(&request.out, &recipe.name, seed);
-        let (number, state) = (index + 1, state(&folder));
+        let (number, state) = (index + 1, crew.state(&folder)?);
         let what = "run";
         let interrupted = CompareError::Interrupted {
             what,
@@ -203,7 +236,7 @@ fn train_all(
             seed,
             state,
         }));
-        if stop.load(Ordering::SeqCst) && state != State::Finished {
+        if crew.is_stopped(stop)? && state != State::Finished {
             return Err(interrupted);
         }
         let mut inside = |event: run::Event<'_>| on_event(Event::Inside(event));
@@ -214,7 +247,7 @@ fn train_all(
             other => other?,
         }
     }
-    Ok(())
+    crew.all_are_here()
 }
 
 /// Folder of one run of a comparison.
@@ -236,6 +269,7 @@ struct One<'a> {
     plan: &'a Plan,
     recipe: &'a PlannedRecipe,
     seed: u64,
+    crew: &'a Crew<'a>,
 }
 
 impl One<'_> {
@@ -248,19 +282,21 @@ impl One<'_> {
     ) -> Result<(), CompareError> {
         if state == State::New {
             let request = self.plan.run(self.request, self.recipe, self.seed, folder);
-            run::train(&request, stop, on_event)?;
+            run::train_on(&request, self.crew.group(), stop, on_event)?;
             return Ok(());
         }
         self.check(folder)?;
         match state {
-            State::Unfinished => drop(run::resume(
+            State::Unfinished => drop(run::resume_on(
                 folder,
                 &run::ResumeOptions::default(),
+                self.crew.group(),
                 stop,
                 on_event,
             )?),
             // A kill after its end may have left checkpoints.
-            _ => drop(recover(folder)?),
+            _ if self.crew.writes() => drop(recover(folder)?),
+            _ => {}
         }
         Ok(())
     }

@@ -5,14 +5,14 @@
 //! its folder nothing is kept but the record `trials/<recipe>-<number>.json`.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
 
 use super::error::CompareError;
 use super::plan::{Plan, PlannedRecipe, steps};
 use super::setting::{Setting, TunedKey, Tuning, number, with_setting};
-use super::{Event, Request, State, state};
+use super::{Crew, Event, Request, State};
 use crate::base::place::{discard, write_json_atomically};
 use crate::data::Split;
 use crate::recipe::Recipe;
@@ -84,6 +84,7 @@ pub struct TrialEvent<'a> {
 pub(super) fn tune_all(
     request: &Request,
     plan: &Plan,
+    crew: &Crew<'_>,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(Plan, Vec<Tuned>), CompareError> {
@@ -92,18 +93,22 @@ pub(super) fn tune_all(
     };
     let settings = tuning.settings();
     let total = settings.len() * plan.recipes.len();
-    let (mut tuned_plan, mut all) = (plan.clone(), Vec::new());
+    let one = |planned, place| One {
+        request,
+        plan,
+        planned,
+        setting: &settings[place],
+        crew,
+        place: trial_place(&request.out, &planned.name, place),
+    };
     for (index, planned) in plan.recipes.iter().enumerate() {
-        let mut trials = Vec::new();
         for (place, setting) in settings.iter().enumerate() {
+            if !crew.does(index, place) {
+                continue;
+            }
             let number = index * settings.len() + place + 1;
-            let one = One {
-                request,
-                plan,
-                planned,
-                setting,
-                place: trial_place(&request.out, &planned.name, place),
-            };
+            let one = one(planned, place);
+            let [is_done] = crew.first_says(|| [one.record().exists()])?;
             let interrupted = CompareError::Interrupted {
                 what: "trial",
                 number,
@@ -114,16 +119,30 @@ pub(super) fn tune_all(
                 total,
                 recipe: &planned.name,
                 setting,
-                is_done: one.record().exists(),
+                is_done,
             }));
+            if is_done {
+                one.read()?;
+                one.clear()?;
+                continue;
+            }
+            if crew.is_stopped(stop)? {
+                return Err(interrupted);
+            }
             let mut inside = |event: run::Event<'_>| on_event(Event::Inside(event));
             match one.go_on(tuning, stop, &mut inside) {
                 Err(CompareError::Train(TrainError::Interrupted { .. })) => {
                     return Err(interrupted);
                 }
-                other => trials.push(other?),
+                other => other?,
             }
         }
+    }
+    crew.all_are_here()?;
+    let (mut tuned_plan, mut all) = (plan.clone(), Vec::new());
+    for (index, planned) in plan.recipes.iter().enumerate() {
+        let trials = (0..settings.len()).map(|place| one(planned, place).read());
+        let trials = trials.collect::<Result<_, _>>()?;
         let tuned = chosen(planned, tuning, trials)?;
         tuned_plan.recipes[index].recipe = with_setting(&planned.recipe, tuned.setting())?;
         all.push(tuned);
@@ -180,6 +199,7 @@ struct One<'a> {
     plan: &'a Plan,
     planned: &'a PlannedRecipe,
     setting: &'a Setting,
+    crew: &'a Crew<'a>,
     /// Its folder.
     place: PathBuf,
 }
@@ -196,16 +216,7 @@ impl One<'_> {
         tuning: &Tuning,
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(run::Event<'_>),
-    ) -> Result<Trial, CompareError> {
-        let path = self.record();
-        if path.exists() {
-            discard(&self.place)?;
-            return self.read(&path);
-        }
-        if stop.load(Ordering::SeqCst) {
-            let (step, run) = (0, self.place.clone());
-            return Err(TrainError::Interrupted { step, run }.into());
-        }
+    ) -> Result<(), CompareError> {
         let recipe = tuning.trial(&self.planned.recipe, self.setting)?;
         let steps = steps(&recipe);
         let metric = recipe.checkpoint.metric;
@@ -217,8 +228,10 @@ impl One<'_> {
                 let value = metric.of(&ValidationScores::of(&finished.eval.tasks));
                 (value.is_finite().then_some(value), None, seconds)
             }
-            Err(error) if is_divergence(&error) => (None, Some(error.to_string()), 0.0),
-            Err(error) => return Err(error.into()),
+            Err(CompareError::Train(error)) if is_divergence(&error) => {
+                (None, Some(error.to_string()), 0.0)
+            }
+            Err(error) => return Err(error),
         };
         let trial = Trial {
             version: SCHEMA_VERSION,
@@ -228,13 +241,23 @@ impl One<'_> {
             problem,
             seconds,
         };
-        write_json_atomically(&path, &trial)?;
-        discard(&self.place)?;
-        Ok(trial)
+        if self.crew.writes() {
+            write_json_atomically(&self.record(), &trial)?;
+        }
+        self.clear()
     }
 
-    /// Reads the record of a trial that was made before, of the same setting.
-    fn read(&self, path: &Path) -> Result<Trial, CompareError> {
+    /// Removes the trial's folder.
+    fn clear(&self) -> Result<(), CompareError> {
+        match self.crew.writes() {
+            true => Ok(discard(&self.place)?),
+            false => Ok(()),
+        }
+    }
+
+    /// Reads the record of a trial, which has to be of the same setting.
+    fn read(&self) -> Result<Trial, CompareError> {
+        let path = &self.record();
         let text = fs_err::read(path)?;
         let trial: Trial = serde_json::from_slice(&text)
             .map_err(|error| CompareError::folder(path, error.to_string()))?;
@@ -252,18 +275,20 @@ impl One<'_> {
         recipe: Recipe,
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(run::Event<'_>),
-    ) -> Result<run::Finished, TrainError> {
-        if state(&self.place) == State::Unfinished {
-            return run::resume(&self.place, &run::ResumeOptions::default(), stop, on_event);
+    ) -> Result<run::Finished, CompareError> {
+        let (place, group) = (&self.place, self.crew.group());
+        if self.crew.state(place)? == State::Unfinished {
+            let whole = run::ResumeOptions::default();
+            return Ok(run::resume_on(place, &whole, group, stop, on_event)?);
         }
         // A kill between its end and its record: it is short, and made anew.
-        discard(&self.place)?;
+        self.clear()?;
         let request = run::Request {
             recipe,
             scored: Split::Validation,
             ..self.plan.run(self.request, self.planned, 0, &self.place)
         };
-        run::train(&request, stop, on_event)
+        Ok(run::train_on(&request, group, stop, on_event)?)
     }
 }
 

@@ -1,5 +1,7 @@
 //! How a run is watched on the validation split, and which of its states is kept.
 
+use std::num::NonZeroU64;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +105,10 @@ pub struct CheckpointConfig {
     /// The state that a stage ends with.
     #[serde(rename = "final")]
     pub final_state: FinalState,
+    /// A checkpoint is written after the step that ends so many seconds, or more, after the last one, beside
+    /// those every `checkpoint_every` steps; never by the clock where it is not given. It changes no number of a run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_seconds: Option<NonZeroU64>,
 }
 
 impl CheckpointConfig {

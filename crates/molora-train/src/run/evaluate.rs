@@ -10,7 +10,9 @@ use molora_models::{Backbone, BaseDtype, TaskModel};
 
 use super::inputs::warn_of_changed;
 use super::load::{Loaded, ReadBase, load_beside, load_run_tasks, tokenized};
+use super::ranks::agree_on_scored;
 use crate::base::{AdapterFolder, DeviceSpec, base_model, bundled};
+use crate::collective::{Collective, Local};
 use crate::data::metrics::Metric;
 use crate::data::{Split, Task, TaskMeta, TokenizedTask, load_tasks_for, task_names};
 use crate::error::{RunProblem, TrainError};
@@ -106,31 +108,65 @@ pub fn evaluate_run(
     data: Option<&str>,
     device: Option<DeviceSpec>,
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
-    let scored = ScoredRecords::default();
-    evaluate_run_by(folder, data, device, None, scored, &mut |_| {})
+    let options = EvalOptions {
+        data,
+        device,
+        ..EvalOptions::default()
+    };
+    evaluate_run_by(folder, &options, &mut |_| {})
 }
 
-/// [`evaluate_run`] on other records, and with another source of the queries than the recipe's.
+/// How a run is scored.
+#[derive(Debug, Clone, Copy)]
+pub struct EvalOptions<'a> {
+    /// Folder of the tasks, or `bundled:tasks`; that of the training if `None`.
+    pub data: Option<&'a str>,
+    /// The device; that of the training if `None`.
+    pub device: Option<DeviceSpec>,
+    /// What is compared with the experts' instructions; what the recipe says if `None`.
+    pub query: Option<&'a Query>,
+    /// The records.
+    pub scored: ScoredRecords,
+    /// The ranks that each answer a share of the records; all get the whole result.
+    pub collective: &'a dyn Collective,
+}
+
+impl Default for EvalOptions<'_> {
+    /// The test split as the training had it, by one process.
+    fn default() -> Self {
+        Self {
+            data: None,
+            device: None,
+            query: None,
+            scored: ScoredRecords::default(),
+            collective: &Local,
+        }
+    }
+}
+
+/// [`evaluate_run`] on other records, with another source of the queries than the recipe's, or on several ranks.
 ///
 /// # Errors
-/// As [`evaluate_run`]; also if there is a query for a run without instructions, or a task has no
-/// record in the split.
+/// As [`evaluate_run`]; also if there is a query for a run without instructions, a task has no
+/// record in the split, or the ranks differ in what they score.
 pub fn evaluate_run_by(
     folder: &Path,
-    data: Option<&str>,
-    device: Option<DeviceSpec>,
-    query: Option<&Query>,
-    scored: ScoredRecords,
+    options: &EvalOptions<'_>,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
-    let opened = open_scored(folder, data, scored, device)?;
-    let guide = match opened.query(query, folder)? {
+    let scored = options.scored;
+    let opened = open_scored(folder, options.data, scored, options.device)?;
+    let guide = match opened.query(options.query, folder)? {
         Query::Task => opened.guide()?,
         query => guide_by(&opened, &query, scored.split)?,
     };
     let rows = opened.config.recipe.data.eval_batch_size;
     let (model, Loaded { tasks, device, .. }) = (&opened.model, &opened.loaded);
-    let scope = EvalScope::own(scored.split, rows, tasks.len());
+    agree_on_scored(options.collective, folder, tasks)?;
+    let scope = EvalScope {
+        collective: options.collective,
+        ..EvalScope::own(scored.split, rows, tasks.len())
+    };
     let found = evaluate_showing(model, tasks, scope, device, guide.as_ref(), on_event)?;
     let mut routing = found.routing;
     routing.has_general = opened.loaded.spec.general.is_some();
@@ -161,20 +197,17 @@ pub(super) fn open_scored(
 /// As [`evaluate_run_by`]; also if the model is an encoder, which has no head for other tasks.
 pub fn evaluate_other(
     folder: &Path,
-    data: Option<&str>,
     names: &[String],
-    device: Option<DeviceSpec>,
-    query: Option<&Query>,
-    scored: ScoredRecords,
+    options: &EvalOptions<'_>,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(EvalReport, RoutingReport), TrainError> {
-    let opened = open_without_data(folder, device)?;
-    let (config, loaded) = (&opened.config, &opened.loaded);
-    let query = opened.query(query, folder)?;
+    let opened = open_without_data(folder, options.device)?;
+    let (config, loaded, scored) = (&opened.config, &opened.loaded, options.scored);
+    let query = opened.query(options.query, folder)?;
     if !loaded.base.writes() {
         return Err(TrainError::run(&folder.join(RUN), RunProblem::NoHeads));
     }
-    let data = bundled::folder(data.unwrap_or(&config.data))?;
+    let data = bundled::folder(options.data.unwrap_or(&config.data))?;
     let writing = &config.recipe.data.writing;
     let tasks = scored.of(folder, &load_tasks_for(&data, Some(names), writing, false)?)?;
     let tasks = tokenized(&loaded.folder, &loaded.base, &tasks, &config.recipe.data)?;
@@ -191,8 +224,10 @@ pub fn evaluate_other(
             Some(instructions.guide_of(&query, &tasks, scored.split, &encoder)?)
         }
     };
+    agree_on_scored(options.collective, folder, &tasks)?;
     let scope = EvalScope {
         numbers: &numbers,
+        collective: options.collective,
         ..EvalScope::own(
             scored.split,
             config.recipe.data.eval_batch_size,
@@ -216,20 +251,21 @@ pub enum ModelSource<'a> {
     Adapter(&'a AdapterFolder),
 }
 
-/// Scores a generative model, as it is or with an adapter that no run holds, on tasks in `data`.
+/// Scores a generative model, as it is or with an adapter that no run holds, on tasks in `data`; the options' own `data`
+/// and `query` are not looked at.
 ///
 /// # Errors
 /// If the model cannot be found or read, is an encoder, or the tasks cannot be read.
 pub fn evaluate_base(
     model: ModelSource<'_>,
-    data: &str,
-    names: Option<&[String]>,
-    device: DeviceSpec,
+    (data, names): (&str, Option<&[String]>),
     config: &DataConfig,
-    scored: ScoredRecords,
+    options: &EvalOptions<'_>,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<EvalReport, TrainError> {
+    let device = options.device.unwrap_or(DeviceSpec::Cpu);
     device.check()?;
+    let scored = options.scored;
     let data = bundled::folder(data)?;
     let tasks = scored.of(
         &data,
@@ -251,9 +287,11 @@ pub fn evaluate_base(
         return Err(TrainError::run(&folder, RunProblem::UntrainedEncoder));
     }
     let tasks = tokenized(&folder, &backbone, &tasks, config)?;
+    agree_on_scored(options.collective, &folder, &tasks)?;
     let numbers = vec![None; tasks.len()];
     let scope = EvalScope {
         numbers: &numbers,
+        collective: options.collective,
         ..EvalScope::own(scored.split, config.eval_batch_size, 1)
     };
     let heads = Vec::new();

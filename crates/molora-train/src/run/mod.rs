@@ -56,7 +56,8 @@ pub use dry::dry_run;
 use dry::with_micro_batches;
 use evaluate::evaluate_showing;
 pub use evaluate::{
-    ModelSource, ScoredRecords, evaluate_base, evaluate_other, evaluate_run, evaluate_run_by,
+    EvalOptions, ModelSource, ScoredRecords, evaluate_base, evaluate_other, evaluate_run,
+    evaluate_run_by,
 };
 pub(crate) use evaluate::{
     Opened, bare_task, check_finished, device_of, guide_by, open, open_as, open_without_data,
@@ -194,6 +195,9 @@ pub fn resume_on(
     }
     if folder.join(SUMMARY).exists() {
         return Err(TrainError::run(folder, RunProblem::Finished));
+    }
+    if part.checkpoint_every_seconds.is_some() {
+        config.recipe.checkpoint.every_seconds = part.checkpoint_every_seconds;
     }
     let device = device_of(folder, &config, None)?;
     let tasks = load_run_tasks(folder, &config, None)?;

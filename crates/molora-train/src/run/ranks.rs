@@ -3,14 +3,16 @@
 //! All ranks do the same, but for their shares of batches ([`collective`](crate::collective)). Rank 0 has the run folder;
 //! the others have folders of their own for what they write, which are removed when they end.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use crate::base::files::copy_into;
 use crate::collective::{Collective, CollectiveError, gather_values};
+use crate::data::{Split, TokenizedTask};
 use crate::error::TrainError;
-use crate::store::{RUN, RunConfig};
+use crate::store::{RUN, RunConfig, SUMMARY};
 
 /// Name of the run folder of a rank other than the first.
 const OWN: &str = "run";
@@ -88,7 +90,47 @@ pub(super) fn agree(collective: &dyn Collective, config: &RunConfig) -> Result<(
         ("model or data", format!("{:?}", config.digests)),
         ("base data type", format!("{:?}", config.base_dtype)),
     ];
-    let all = gather_values(collective, facts.clone().map(|(_, fact)| fact).to_vec())?;
+    same_on_all(collective, &facts)
+}
+
+/// Refuses ranks that would score different records, or what different folders have: a share of each would be nobody's
+/// score.
+///
+/// # Errors
+/// If a rank has another model or other records than rank 0.
+pub(super) fn agree_on_scored(
+    collective: &dyn Collective,
+    folder: &Path,
+    tasks: &[TokenizedTask],
+) -> Result<(), TrainError> {
+    if collective.world_size() == 1 {
+        return Ok(());
+    }
+    let names = [RUN, SUMMARY, "config.json", "adapter_config.json"];
+    let files = names.map(|name| std::fs::read_to_string(folder.join(name)).ok());
+    let records = tasks.iter().flat_map(|task| {
+        let splits = [Split::Train, Split::Validation, Split::Test];
+        let examples = splits.into_iter().flat_map(|split| task.split(split));
+        examples.map(|example| &example.ids)
+    });
+    let mut hasher = DefaultHasher::new();
+    records.for_each(|ids| ids.hash(&mut hasher));
+    let names: Vec<&str> = tasks.iter().map(|task| &task.name[..]).collect();
+    let facts = [
+        ("run or model", format!("{files:?}")),
+        ("tasks", format!("{names:?}")),
+        ("record", hasher.finish().to_string()),
+    ];
+    same_on_all(collective, &facts)
+}
+
+/// Refuses ranks of which one has another fact than rank 0.
+fn same_on_all(
+    collective: &dyn Collective,
+    facts: &[(&'static str, String)],
+) -> Result<(), TrainError> {
+    let own: Vec<String> = facts.iter().map(|(_, fact)| fact.clone()).collect();
+    let all = gather_values(collective, own)?;
     for (rank, own) in all.iter().enumerate() {
         let differs = facts.iter().zip(&all[0]).zip(own);
         let what = differs

@@ -1,5 +1,6 @@
 //! The request of a user.
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use molora_models::BaseDtype;
@@ -101,6 +102,8 @@ pub struct ResumeOptions {
     pub steps: Option<usize>,
     /// What the learning rate does over the steps that are added.
     pub schedule: Schedule,
+    /// Seconds between checkpoints by the clock, in place of the recipe's `checkpoint.every_seconds`.
+    pub checkpoint_every_seconds: Option<NonZeroU64>,
 }
 
 /// What the learning rate does over steps that are added to a finished run.

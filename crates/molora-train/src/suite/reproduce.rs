@@ -15,7 +15,7 @@ use crate::compare::{self, CompareError, Comparison, Event, compare, run_folder}
 use crate::recipe::BaseKind;
 use crate::report::format::last_part;
 use crate::report::{EvalReport, SCHEMA_VERSION, Spread, TaskScore, read_json};
-use crate::run::{self, ScoredRecords};
+use crate::run::{self, EvalOptions};
 
 /// File of the result in a reproduction's folder.
 const RESULT: &str = "reproduce.json";
@@ -231,10 +231,12 @@ fn score(
     }
     let data = request.prepared.held_out_data().display().to_string();
     let mut inside = |event: run::Event<'_>| on_event(Event::Inside(event));
-    let device = Some(request.compare.device);
-    let scored = ScoredRecords::default();
-    let (report, _) =
-        run::evaluate_other(run, Some(&data), names, device, None, scored, &mut inside)?;
+    let options = EvalOptions {
+        data: Some(&data),
+        device: Some(request.compare.device),
+        ..EvalOptions::default()
+    };
+    let (report, _) = run::evaluate_other(run, names, &options, &mut inside)?;
     write_json_atomically(file, &report)?;
     Ok(report)
 }

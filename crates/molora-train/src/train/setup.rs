@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use burn::tensor::Device;
 use molora_kernels::random::Seed;
@@ -48,6 +49,14 @@ pub struct Setup<'a> {
     pub keeps_end: bool,
     /// Folder of the run or adapter whose weights the training begins with.
     pub init: Option<&'a Path>,
+}
+
+impl Setup<'_> {
+    /// Whether a checkpoint is due by the clock, whose last one was written at `saved`.
+    pub(super) fn is_time(&self, saved: Instant) -> bool {
+        let interval = self.recipe.checkpoint.every_seconds;
+        interval.is_some_and(|seconds| saved.elapsed().as_secs() >= seconds.get())
+    }
 }
 
 /// The guidance of the routers for the sequences of a batch, beside their features.

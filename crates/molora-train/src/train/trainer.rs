@@ -76,6 +76,7 @@ pub(crate) fn go_on(
         writer = writer.with_events(&setup.folder.join(TENSORBOARD))?;
     }
     let total: usize = setup.phases.iter().map(|phase| phase.steps).sum();
+    let mut saved = Instant::now();
     while let Some(phase) = setup.phases.get(state.progress.phase) {
         let (record, watched) = state.step(setup, phase)?;
         writer.write(&record)?;
@@ -92,6 +93,7 @@ pub(crate) fn go_on(
         if is_kept {
             writer.sync()?;
             state.save(setup)?;
+            saved = Instant::now();
         }
         let next = setup
             .phases
@@ -111,14 +113,18 @@ pub(crate) fn go_on(
             .progress
             .step
             .is_multiple_of(setup.recipe.checkpoint_every);
-        // A signal may reach one rank alone, and all stop after the same step.
-        let is_asked = collective::any(setup.collective, setup.stop.load(Ordering::SeqCst))?;
+        // A signal may reach one rank alone, and each has a clock of its own: all do the same after the same step.
+        let [is_asked, is_time] = collective::any(
+            setup.collective,
+            [setup.stop.load(Ordering::SeqCst), setup.is_time(saved)],
+        )?;
         let is_stopped = is_asked && setup.phases.get(state.progress.phase).is_some();
         // A state that is kept stays as it was; what follows it is done again when the run is resumed.
         let is_halted = halted.is_some();
-        if (is_over || is_stopped || is_due || is_halted) && !is_kept {
+        if (is_over || is_stopped || is_due || is_time || is_halted) && !is_kept {
             writer.sync()?;
             state.save(setup)?;
+            saved = Instant::now();
         }
         if let Some(act) = halted {
             let run = setup.folder.to_owned();

@@ -1,19 +1,22 @@
 //! `molora compare`.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::choice::Budget;
 use super::progress::Progress;
+use super::ranks::{Misuse, Voice, on_ranks, set_voice};
 use super::signals::stop_on_signal;
 use super::source::{FoundBase, SourceArgs};
 use super::train::{read_recipe, set_steps};
 use super::validation::ValidationArgs;
 use super::{print, say};
+use molora_train::collective::Collective;
 use molora_train::compare::{
     Comparison, Event, LEARNING_RATE, PAGE, Plan, Request, RunEvent, State, TABLES, TrialEvent,
-    Tuned, TunedKey, Tuning, check, compare, setting_text, tables,
+    Tuned, TunedKey, Tuning, check, compare_on, setting_text, tables,
 };
 use molora_train::recipe::{Recipe, overrides};
 use molora_train::report::thousands;
@@ -47,6 +50,9 @@ pub(super) struct CompareArgs {
     /// --unseen` does; separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     unseen: Vec<String>,
+    /// Under mpirun or srun: so many ranks compute each run together, and runs are dealt to groups of them
+    #[arg(long, value_name = "R", default_value_t = NonZeroUsize::MIN)]
+    ranks_per_run: NonZeroUsize,
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
@@ -61,13 +67,36 @@ pub(super) struct CompareArgs {
 
 impl CompareArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        on_ranks(|ranks| self.run_on(ranks))
+    }
+
+    fn run_on(&self, ranks: &dyn Collective) -> anyhow::Result<()> {
+        let groups = self.groups(ranks)?;
         let stop = stop_on_signal()?;
         let before = |base: &FoundBase| Ok(check(&self.request(base)?)?);
         let request = self.request(&self.source.found(&stop, before)?)?;
         let mut shown = Shown::new();
-        let comparison = compare(&request, &stop, &mut |event| shown.show(event))?;
+        let show = &mut |event: Event<'_>| shown.show(event);
+        let comparison = compare_on(&request, ranks, groups, &stop, show)?;
         shown.finish();
         print(&closing(&request.out, &comparison))
+    }
+
+    /// Number of groups of ranks, of which each makes runs of its own.
+    fn groups(&self, ranks: &dyn Collective) -> Result<usize, Misuse> {
+        let (count, each) = (ranks.world_size(), self.ranks_per_run.get());
+        if !count.is_multiple_of(each) {
+            let problem = format!(
+                "--ranks-per-run is {each}, and there are {count} ranks, expected a number that divides them"
+            );
+            return Err(Misuse(problem));
+        }
+        let groups = count / each;
+        // What a run of another group is warned of is nowhere else to be seen.
+        if ranks.rank() > 0 && ranks.rank().is_multiple_of(each) {
+            set_voice(Voice::Warnings);
+        }
+        Ok(groups)
     }
 
     fn request(&self, base: &FoundBase) -> anyhow::Result<Request> {

@@ -9,15 +9,18 @@ use serde_json::json;
 
 use super::download::Downloads;
 use super::progress::Progress;
+use super::ranks::{on_ranks, one_process};
 use super::source::adapter_of;
 use super::{print, print_written};
 use molora_train::base::{AdapterFolder, DeviceSpec, base_model, bundled};
+use molora_train::collective::Collective;
 use molora_train::data::{Split, load_tasks};
 use molora_train::guide::Query;
 use molora_train::recipe::{self, BaseKind, overrides};
 use molora_train::report::{EvalReport, idle_summary, task_table};
 use molora_train::run::{
-    ModelSource, ScoredRecords, changed_inputs, evaluate_base, evaluate_other, evaluate_run_by,
+    EvalOptions, ModelSource, ScoredRecords, changed_inputs, evaluate_base, evaluate_other,
+    evaluate_run_by,
 };
 use molora_train::store::{is_run, read_base, read_config};
 use molora_train::train::Event;
@@ -81,9 +84,16 @@ pub(super) struct EvalArgs {
 
 impl EvalArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        on_ranks(|ranks| self.run_on(ranks))
+    }
+
+    fn run_on(&self, ranks: &dyn Collective) -> anyhow::Result<()> {
         let has = |name: &str| self.run.join(name).exists();
         let is_run = is_run(&self.run)? || ["checkpoints", ".swap"].into_iter().any(has);
-        if !is_run && let Some(eval) = self.of_base()? {
+        if self.unseen {
+            one_process("--unseen", ranks)?;
+        }
+        if !is_run && let Some(eval) = self.of_base(ranks)? {
             return self.show(&eval, None, None);
         }
         if self.model.is_some() {
@@ -102,25 +112,28 @@ impl EvalArgs {
         if self.unseen {
             return self.run_unseen();
         }
-        let (data, query) = (self.data.as_deref(), self.query.as_ref());
-        let scored = self.scored();
+        let options = self.options(ranks);
         let mut progress = Progress::new();
         let show = &mut |event: Event<'_>| progress.show(event);
         let (eval, routing) = match &self.tasks {
-            None => evaluate_run_by(&self.run, data, self.device, query, scored, show)?,
-            Some(tasks) => {
-                evaluate_other(&self.run, data, tasks, self.device, query, scored, show)?
-            }
+            None => evaluate_run_by(&self.run, &options, show)?,
+            Some(tasks) => evaluate_other(&self.run, tasks, &options, show)?,
         };
         progress.finish();
         let base = self.base()?;
         self.show(&eval, base.as_ref(), idle_summary(&routing))
     }
 
-    fn scored(&self) -> ScoredRecords {
-        ScoredRecords {
-            split: self.split,
-            limit: self.limit,
+    fn options<'a>(&'a self, ranks: &'a dyn Collective) -> EvalOptions<'a> {
+        EvalOptions {
+            data: self.data.as_deref(),
+            device: self.device,
+            query: self.query.as_ref(),
+            scored: ScoredRecords {
+                split: self.split,
+                limit: self.limit,
+            },
+            collective: ranks,
         }
     }
 
@@ -138,7 +151,7 @@ impl EvalArgs {
     }
 
     /// The scores of a base model, if that is what is named.
-    fn of_base(&self) -> anyhow::Result<Option<EvalReport>> {
+    fn of_base(&self, ranks: &dyn Collective) -> anyhow::Result<Option<EvalReport>> {
         let name = self.run.to_string_lossy();
         let is_elsewhere = !self.run.exists();
         if is_elsewhere && self.data.is_none() && !self.unseen {
@@ -172,21 +185,10 @@ impl EvalArgs {
                 ModelSource::Base(&found)
             }
         };
-        let (tasks, device) = (
-            self.tasks.as_deref(),
-            self.device.unwrap_or(DeviceSpec::Cpu),
-        );
         let mut progress = Progress::new();
         let show = &mut |event: Event<'_>| progress.show(event);
-        let eval = evaluate_base(
-            model,
-            data,
-            tasks,
-            device,
-            &recipe.data,
-            self.scored(),
-            show,
-        )?;
+        let (place, options) = ((&data[..], self.tasks.as_deref()), self.options(ranks));
+        let eval = evaluate_base(model, place, &recipe.data, &options, show)?;
         progress.finish();
         Ok(Some(eval))
     }

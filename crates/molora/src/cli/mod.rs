@@ -16,8 +16,6 @@ mod grow;
 mod import;
 mod list;
 mod models;
-#[cfg(feature = "mpi")]
-mod mpi;
 mod oracle;
 mod predict;
 mod progress;
@@ -41,6 +39,8 @@ use std::path::Path;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use molora_train::data::text_of;
+
+use ranks::{Voice, voice};
 
 /// Train mixtures of LoRA experts, evaluate them, and see what they learned.
 #[derive(Debug, Parser)]
@@ -167,9 +167,16 @@ fn read_utf8(path: &Path) -> anyhow::Result<String> {
     Ok(text_of(&bytes, path)?)
 }
 
-/// Writes a line to standard error. Nobody has to read it: a reader that went away and a full disk
-/// end nothing.
+/// Writes a line to standard error, unless another rank speaks. Nobody has to read it: a reader that went away and a
+/// full disk end nothing.
 pub(crate) fn say(text: &str) {
+    if voice() == Voice::Whole {
+        say_anyway(text);
+    }
+}
+
+/// Writes a line to standard error on any rank.
+fn say_anyway(text: &str) {
     use std::io::Write;
     drop(std::io::stderr().write_all(format!("{text}\n").as_bytes()));
 }
@@ -180,7 +187,9 @@ pub(crate) struct Quiet;
 
 impl std::io::Write for Quiet {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        drop(std::io::stderr().write_all(bytes));
+        if voice() != Voice::None {
+            drop(std::io::stderr().write_all(bytes));
+        }
         Ok(bytes.len())
     }
 
@@ -206,6 +215,9 @@ fn print_written(text: &str) -> anyhow::Result<()> {
 /// Writes to standard output; a reader that went away is no error.
 fn print_raw(text: &str) -> anyhow::Result<()> {
     use std::io::Write;
+    if voice() != Voice::Whole {
+        return Ok(());
+    }
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::download::Downloads;
+use super::ranks::{Voice, voice};
 use super::say;
 use super::terminal::line;
 use molora_train::report::{StepRecord, ValidationRecord};
@@ -55,7 +56,7 @@ impl Speed {
 
 impl Progress {
     pub(super) fn new() -> Self {
-        let is_terminal = std::io::stderr().is_terminal();
+        let is_terminal = std::io::stderr().is_terminal() && voice() == Voice::Whole;
         Self {
             bar: None,
             downloads: Downloads::new(),

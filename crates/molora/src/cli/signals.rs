@@ -6,9 +6,13 @@ use std::sync::atomic::AtomicBool;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::{register, register_conditional_shutdown};
 
-/// Ctrl-C and SIGTERM, which Slurm, Docker and `timeout` send, set the flag: the work ends after the
-/// current step with a checkpoint. A second one ends the program at once.
+/// Ctrl-C, SIGTERM, which Slurm, Docker and `timeout` send, and SIGUSR1, which `mpirun` passes on and Slurm can send
+/// before a job's time is over, set the flag: the work ends after the current step with a checkpoint. A second one ends the
+/// program at once.
 pub(super) fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+    #[cfg(unix)]
+    return flag_of(&[SIGINT, SIGTERM, signal_hook::consts::SIGUSR1]);
+    #[cfg(not(unix))]
     flag_of(&[SIGINT, SIGTERM])
 }
 

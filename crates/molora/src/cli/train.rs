@@ -1,5 +1,6 @@
 //! `molora train`.
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure};
@@ -8,7 +9,7 @@ use clap::Args;
 use super::batch::BatchArgs;
 use super::choice::ScheduleChoice;
 use super::progress::Progress;
-use super::ranks::on_ranks;
+use super::ranks::{on_ranks, one_process};
 use super::signals::stop_on_signal;
 use super::source::{FoundBase, SourceArgs};
 use super::validation::ValidationArgs;
@@ -60,6 +61,10 @@ pub(super) struct TrainArgs {
     batch: BatchArgs,
     #[command(flatten)]
     validation: ValidationArgs,
+    /// Write a checkpoint after the step that ends N seconds, or more, after the last one, beside those of
+    /// checkpoint_every
+    #[arg(long, value_name = "N")]
+    checkpoint_every_seconds: Option<NonZeroU64>,
     /// Log the training for another program too: tensorboard, into the run's folder of that name
     #[arg(
         long,
@@ -105,24 +110,18 @@ impl TrainArgs {
     }
 
     fn run_on(&self, ranks: &dyn Collective) -> anyhow::Result<()> {
-        let is_first = ranks.rank() == 0;
-        ensure!(
-            !self.dry_run || ranks.world_size() == 1,
-            "--dry-run is for one process, and this is one of {} ranks",
-            ranks.world_size()
-        );
+        if self.dry_run {
+            one_process("--dry-run", ranks)?;
+        }
         let stop = stop_on_signal()?;
         let mut progress = Progress::new();
-        let mut show = |event: Event<'_>| {
-            if is_first {
-                progress.show(event);
-            }
-        };
+        let mut show = |event: Event<'_>| progress.show(event);
         let part = ResumeOptions {
             from: self.from_stage.clone(),
             until: self.until_stage.clone(),
             steps: self.steps,
             schedule: self.schedule.unwrap_or_default().into(),
+            checkpoint_every_seconds: self.checkpoint_every_seconds,
         };
         let (folder, finished) = match &self.resume {
             Some(folder) => (
@@ -142,10 +141,7 @@ impl TrainArgs {
             }
         };
         progress.finish();
-        match is_first {
-            true => print(&closing(&folder, &finished)),
-            false => Ok(()),
-        }
+        print(&closing(&folder, &finished))
     }
 
     fn request(&self, base: &FoundBase) -> anyhow::Result<Request> {
@@ -154,6 +150,9 @@ impl TrainArgs {
         set_steps(&mut recipe, self.steps)?;
         let memory = self.batch.apply(&mut recipe)?;
         self.validation.apply(&mut recipe);
+        if self.checkpoint_every_seconds.is_some() {
+            recipe.checkpoint.every_seconds = self.checkpoint_every_seconds;
+        }
         if !self.log.is_empty() {
             recipe.report.log.clone_from(&self.log);
         }

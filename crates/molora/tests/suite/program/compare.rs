@@ -33,7 +33,8 @@ fn short(name: &str) -> Recipe {
     recipe
 }
 
-fn request(world: &World, out: &str) -> Request {
+/// Two recipes, two seeds, six steps.
+pub(super) fn request(world: &World, out: &str) -> Request {
     let run = world.request(short("lora"), out);
     Request {
         recipes: vec![run.recipe, short("samora")],

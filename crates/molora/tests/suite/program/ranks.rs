@@ -1,13 +1,19 @@
 //! Runs that several ranks compute: the same as by one, whatever their number. Ranks are threads here.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use molora_train::TrainError;
 use molora_train::collective::{Collective, CollectiveError, on_threads};
+use molora_train::compare::{TunedKey, Tuning, compare, compare_on, run_folder};
 use molora_train::recipe::Recipe;
-use molora_train::run::{Event, Request, ResumeOptions, resume_on, train_on};
+use molora_train::run::{
+    EvalOptions, Event, Request, ResumeOptions, ScoredRecords, evaluate_other, evaluate_run,
+    evaluate_run_by, resume_on, train_on,
+};
 
+use super::compare::request as comparison;
 use super::writer;
 use crate::world::{World, assert_same_run, small};
 
@@ -159,5 +165,93 @@ fn a_run_that_a_rank_does_not_see_is_not_gone_on_with() {
             TrainError::Collective(CollectiveError::Unseen { .. })
         );
         assert!(unseen, "{error}");
+    }
+}
+
+/// Every rank gets the scores that one process gives, of a run's own tasks and of others.
+#[test]
+fn an_evaluation_is_shared_by_ranks() {
+    let world = writer::world();
+    let recipe = in_micro_batches(writer::recipe("samora", 4), 2);
+    let request = writer::request(&world, recipe, &["pets", "sums"], "run");
+    train_on_ranks(&request, 1);
+    let alone = evaluate_run(&request.out, None, None).expect("a finished run");
+    let names = ["sums".to_owned()];
+    let options = EvalOptions::default();
+    let other = evaluate_other(&request.out, &names, &options, &mut |_| {}).expect("scored");
+    for ranks in [2, 3] {
+        let found = on_threads(ranks, |rank| {
+            let options = EvalOptions {
+                collective: rank,
+                ..EvalOptions::default()
+            };
+            let own = evaluate_run_by(&request.out, &options, &mut |_| {}).expect("scored");
+            let other = evaluate_other(&request.out, &names, &options, &mut |_| {});
+            (own, other.expect("scored"))
+        });
+        for found in found {
+            assert_eq!(found, (alone.clone(), other.clone()), "{ranks} ranks");
+        }
+    }
+}
+
+#[test]
+fn ranks_that_score_different_records_are_refused() {
+    let world = World::new();
+    train_on_ranks(&world.request(in_micro_batches(small("lora"), 2), "run"), 1);
+    let found = on_threads(2, |rank| {
+        let options = EvalOptions {
+            scored: ScoredRecords {
+                limit: NonZeroUsize::new(3 + rank.rank()),
+                ..ScoredRecords::default()
+            },
+            collective: rank,
+            ..EvalOptions::default()
+        };
+        evaluate_run_by(&world.path("run"), &options, &mut |_| {}).map(drop)
+    });
+    for found in found {
+        let text = found.expect_err("other records").to_string();
+        assert!(
+            text.starts_with("rank 1 has another record than rank 0"),
+            "{text}"
+        );
+    }
+}
+
+/// Runs and trials are dealt to ranks, and to groups of them; every rank gets the result that one process has.
+#[test]
+fn a_comparison_is_dealt_to_ranks() {
+    let world = World::new();
+    let request = |out: &str| {
+        let mut request = comparison(&world, out);
+        let recipes = request.recipes.into_iter();
+        request.recipes = recipes.map(|recipe| in_micro_batches(recipe, 2)).collect();
+        request.tune = Some(Tuning {
+            steps: Some(2),
+            keys: vec![TunedKey::parse("learning_rate=1e-3,1e-2").expect("a key")],
+        });
+        request
+    };
+    let alone = request("alone");
+    let stop = AtomicBool::new(false);
+    let expected = compare(&alone, &stop, &mut |_| {}).expect("compared");
+    for (ranks, groups) in [(2, 2), (3, 3), (4, 2)] {
+        let shared = request(&format!("ranks-{ranks}"));
+        let found = on_threads(ranks, |rank| {
+            compare_on(&shared, rank, groups, &stop, &mut |_| {}).expect("compared")
+        });
+        for found in &found {
+            for (found, expected) in found.recipes.iter().zip(&expected.recipes) {
+                assert_eq!(found.tasks, expected.tasks, "{ranks} ranks");
+                assert_eq!(found.gain, expected.gain, "{ranks} ranks");
+            }
+        }
+        for recipe in ["lora", "samora"] {
+            for seed in 0..2 {
+                let run = |out: &Path| run_folder(out, recipe, seed);
+                assert_same_run(&run(&shared.out), &run(&alone.out));
+            }
+        }
     }
 }

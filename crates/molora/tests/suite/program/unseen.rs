@@ -6,7 +6,7 @@ use burn::module::Module;
 use molora_train::guide::{Instructions, Query};
 use molora_train::recipe::{InstructionConfig, QuerySource, Recipe, StageConfig, Transform};
 use molora_train::report::{RoutingReport, TaskScore};
-use molora_train::run::{ScoredRecords, evaluate_run, evaluate_run_by};
+use molora_train::run::{EvalOptions, evaluate_run, evaluate_run_by};
 use molora_train::unseen::{UnseenReport, UnseenRequest, evaluate_unseen};
 
 use super::refusal::assert_refused;
@@ -223,16 +223,12 @@ fn a_query_is_the_task_the_request_or_a_text() {
     let world = World::new();
     let run = train(&world, glider(&world, QuerySource::Task), "run");
     let routing = |query: Option<&Query>| {
-        evaluate_run_by(
-            &run,
-            None,
-            None,
+        let options = EvalOptions {
             query,
-            ScoredRecords::default(),
-            &mut |_| {},
-        )
-        .expect("a finished run")
-        .1
+            ..EvalOptions::default()
+        };
+        let found = evaluate_run_by(&run, &options, &mut |_| {});
+        found.expect("a finished run").1
     };
     assert_eq!(routing(None), routing(Some(&Query::Task)));
     let texts = ["purr bark", "rain snow"].map(|text| routing(Some(&Query::Text(text.into()))));
@@ -293,16 +289,12 @@ fn a_recipes_query_is_kept_from_training_to_evaluation() {
     assert_eq!(without_losses(scores), without_losses(stored("eval.json")));
     let kept: RoutingReport = serde_json::from_value(stored("routing.json")).expect("a report");
     assert!(distance(&routing, &kept) < 1e-5);
-    let by_task = evaluate_run_by(
-        &run,
-        None,
-        None,
-        Some(&Query::Task),
-        ScoredRecords::default(),
-        &mut |_| {},
-    )
-    .expect("a run")
-    .1;
+    let options = EvalOptions {
+        query: Some(&Query::Task),
+        ..EvalOptions::default()
+    };
+    let by_task = evaluate_run_by(&run, &options, &mut |_| {});
+    let by_task = by_task.expect("a run").1;
     assert!(distance(&routing, &by_task) > 1e-3);
 }
 
