@@ -50,7 +50,7 @@ pub struct TaskMeta {
 }
 
 /// A task with all its records, or all but those of a training split that is streamed.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Task {
     /// What `task.json` says.
     pub meta: TaskMeta,

@@ -121,10 +121,7 @@ mod tests {
                 ..TaskMeta::default()
             },
             train: train.collect(),
-            validation: Vec::new(),
-            test: Vec::new(),
-            test_sets: Vec::new(),
-            streamed: None,
+            ..Task::default()
         }
     }
 

@@ -19,14 +19,11 @@ pub struct DataConfig {
     pub sampling: SamplerConfig,
     /// Whether the training split of each task is read piece by piece while it is trained on, so that it need not
     /// fit into memory. Its files have to be JSON lines or Parquet, and the task has to bring its other splits.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub streaming: bool,
     /// With `streaming`: examples of each task that wait in memory, among which the next one is drawn.
-    #[serde(skip_serializing_if = "is_usual_buffer")]
     pub shuffle_buffer: usize,
     /// With `streaming`: streams that each task is read by, at most as many as a batch has rows. Ranks share
     /// them out, so that more ranks than streams read no more at once.
-    #[serde(skip_serializing_if = "are_usual_streams")]
     pub streams: usize,
     /// How much the losses of tasks count, by name, relative to each other: 1 for those that are not
     /// named. See [`relative_weights`](Self::relative_weights).
@@ -36,20 +33,6 @@ pub struct DataConfig {
     pub writing: WritingConfig,
 }
 
-/// Usual values.
-const SHUFFLE_BUFFER: usize = 8192;
-const STREAMS: usize = 16;
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_usual_buffer(examples: &usize) -> bool {
-    *examples == SHUFFLE_BUFFER
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn are_usual_streams(streams: &usize) -> bool {
-    *streams == STREAMS
-}
-
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
@@ -57,8 +40,8 @@ impl Default for DataConfig {
             eval_batch_size: 64,
             sampling: SamplerConfig::default(),
             streaming: false,
-            shuffle_buffer: SHUFFLE_BUFFER,
-            streams: STREAMS,
+            shuffle_buffer: 8192,
+            streams: 16,
             task_weights: BTreeMap::new(),
             writing: WritingConfig::default(),
         }

@@ -398,11 +398,7 @@ pub(crate) fn bare_task(labels: &TaskLabels) -> Task {
             metric: Some(Metric::Accuracy),
             ..TaskMeta::default()
         },
-        train: Vec::new(),
-        validation: Vec::new(),
-        test: Vec::new(),
-        test_sets: Vec::new(),
-        streamed: None,
+        ..Task::default()
     }
 }
 
