@@ -32,6 +32,8 @@ const ENDED: u8 = 2;
 const SIGN_EVERY: Duration = Duration::from_secs(2);
 /// A rank that was silent for so long is given up.
 const SILENCE: Duration = Duration::from_secs(20);
+/// A launcher passes on within so long what a rank has written.
+const SAID: Duration = Duration::from_millis(300);
 /// Who waits for data looks again and again for so long, and less often then.
 const EAGER: Duration = Duration::from_millis(2);
 /// The pause between two looks after that.
@@ -239,7 +241,7 @@ impl Wire {
                     parts,
                     answer,
                 }) => drop(answer.send(self.exchange(&members, &parts))),
-                Ok(Call::Abort) => self.world.abort(1),
+                Ok(Call::Abort) => self.end_all(),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.end(),
             }
@@ -326,6 +328,12 @@ impl Wire {
     /// Ends all ranks, since one is lost.
     fn lose(&self, error: CollectiveError) -> ! {
         (self.on_lost)(&error);
+        self.end_all()
+    }
+
+    /// Ends all ranks, when the launcher has had time to pass on what was said.
+    fn end_all(&self) -> ! {
+        std::thread::sleep(SAID);
         self.world.abort(1)
     }
 
