@@ -202,10 +202,9 @@ fn read_tasks(data: &Path, request: &Request) -> Result<Tasks, DataError> {
     }
     // Templates decide how many questions a record becomes.
     let writing = request.recipes.first().map(|recipe| &recipe.data.writing);
-    let trained = match writing.filter(|writing| writing.has_templates()) {
-        Some(writing) => load_tasks_for(data, Some(&names), writing, false)?,
-        None => load_tasks(data, Some(&names))?,
-    };
+    let writing = writing.filter(|writing| writing.has_templates()).cloned();
+    let streaming = request.recipes.iter().all(|recipe| recipe.data.streaming);
+    let trained = load_tasks_for(data, Some(&names), &writing.unwrap_or_default(), streaming)?;
     require_classification(&unseen)?;
     Ok(Tasks { trained, unseen })
 }

@@ -278,7 +278,7 @@ pub enum RunProblem {
     )]
     NoHeads,
     /// A task has no record in the split that is to be scored.
-    #[error("task {task} has no record in the {split} split")]
+    #[error("task {task} has no record in the {split} split, or none in memory (data.streaming)")]
     NothingToScore {
         /// The task.
         task: String,

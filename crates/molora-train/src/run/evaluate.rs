@@ -267,10 +267,8 @@ pub fn evaluate_base(
     device.check()?;
     let scored = options.scored;
     let data = bundled::folder(data)?;
-    let tasks = scored.of(
-        &data,
-        &load_tasks_for(&data, names, &config.writing, false)?,
-    )?;
+    let tasks = load_tasks_for(&data, names, &config.writing, false)?;
+    let tasks = scored.of(&data, &tasks)?;
     let device = device.open()?;
     let (folder, backbone) = match model {
         ModelSource::Base(name) => {

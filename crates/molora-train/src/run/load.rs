@@ -272,12 +272,15 @@ pub(crate) fn load_run_tasks(
     config: &RunConfig,
     data: Option<&str>,
 ) -> Result<Vec<Task>, TrainError> {
+    let data_is_own = data.is_none();
     let mut tasks = Vec::new();
     for trained in &config.tasks {
         let own = trained.data.as_deref().unwrap_or(&config.data);
         let data = bundled::folder(data.unwrap_or(own))?;
         let name = std::slice::from_ref(&trained.name);
-        let (writing, streaming) = (&config.recipe.data.writing, config.recipe.data.streaming);
+        let writing = &config.recipe.data.writing;
+        // Other data are scored, and need not be such as can be streamed.
+        let streaming = config.recipe.data.streaming && data_is_own;
         let found = load_tasks_for(&data, Some(name), writing, streaming)?;
         let task = &found[0];
         if task.meta.labels != trained.labels {

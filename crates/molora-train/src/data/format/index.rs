@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::super::error::DataError;
-use super::{Format, FormatError, jsonl, row_groups};
+use super::{Format, FormatError, jsonl, parquet};
 
 /// Records from which a file can be read on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Index {
         let pieces: Vec<(u64, usize)> = match format {
             Format::Jsonl => jsonl::pieces(path)?,
             Format::Parquet => {
-                let groups = row_groups(path)?;
+                let groups = parquet::row_groups(path)?;
                 (0..).zip(groups).collect()
             }
             Format::Json | Format::Csv => {

@@ -10,6 +10,9 @@ mod json;
 mod jsonl;
 #[cfg(feature = "parquet")]
 mod parquet;
+#[cfg(not(feature = "parquet"))]
+#[path = "no_parquet.rs"]
+mod parquet;
 mod reader;
 mod tabs;
 
@@ -102,7 +105,7 @@ pub(super) fn read_rows(path: &Path, is_wanted: Wanted) -> Result<(Format, Vec<R
         Format::Jsonl => jsonl::read(path)?,
         Format::Json => json::read(path)?,
         Format::Csv => csv::read(path)?,
-        Format::Parquet => read_parquet(path, is_wanted)?,
+        Format::Parquet => parquet::read(path, is_wanted)?,
     };
     match rows.is_empty() {
         true => Err(DataError::EmptySplit { path: path.into() }),
@@ -128,27 +131,6 @@ pub(crate) fn read_published(
         true => Err(DataError::EmptySplit { path: path.into() }),
         false => Ok(rows),
     }
-}
-
-#[cfg(feature = "parquet")]
-fn read_parquet(path: &Path, is_wanted: Wanted) -> Result<Vec<Row>, DataError> {
-    parquet::read(path, is_wanted)
-}
-
-#[cfg(not(feature = "parquet"))]
-fn read_parquet(path: &Path, _: Wanted) -> Result<Vec<Row>, DataError> {
-    Err(FormatError::NoParquet { path: path.into() }.into())
-}
-
-/// Numbers of records of the row groups of a Parquet file.
-#[cfg(feature = "parquet")]
-fn row_groups(path: &Path) -> Result<Vec<usize>, DataError> {
-    parquet::row_groups(path)
-}
-
-#[cfg(not(feature = "parquet"))]
-fn row_groups(path: &Path) -> Result<Vec<usize>, DataError> {
-    Err(FormatError::NoParquet { path: path.into() }.into())
 }
 
 /// What some programs put in front of a text.

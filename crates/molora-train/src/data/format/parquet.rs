@@ -22,6 +22,9 @@ const MEMORY_OF_BYTE: u64 = 64;
 const TIME: Duration = Duration::from_secs(60);
 const TIME_OF_MIB: Duration = Duration::from_secs(2);
 
+/// Rows that are skipped within the bounds of a few.
+const SKIPPED: usize = 1 << 16;
+
 /// What reading a few rows may take.
 const BOUNDS: Bounds = Bounds {
     stack: 16 << 20,
@@ -81,20 +84,32 @@ pub(super) fn open(
     })
 }
 
-/// The next `count` rows behind `skipped` others, and what follows them.
+/// What follows the next `count` rows.
 ///
 /// # Errors
 /// As [`read`], and if there are fewer rows.
-pub(super) fn read_on(
-    mut rows: Rows,
-    skipped: usize,
-    count: usize,
-) -> Result<(Rows, Vec<Row>), DataError> {
+pub(super) fn skip(mut rows: Rows, mut count: usize) -> Result<Rows, DataError> {
+    while count > 0 {
+        let part = count.min(SKIPPED);
+        let path = rows.path.clone();
+        rows = within(BOUNDS, &path, move || {
+            for _ in 0..part {
+                rows.undecoded().ok_or_else(|| rows.too_few())??;
+            }
+            Ok(rows)
+        })?;
+        count -= part;
+    }
+    Ok(rows)
+}
+
+/// The next `count` rows, and what follows them.
+///
+/// # Errors
+/// As [`read`], and if there are fewer rows.
+pub(super) fn read_on(mut rows: Rows, count: usize) -> Result<(Rows, Vec<Row>), DataError> {
     let path = rows.path.clone();
     within(BOUNDS, &path, move || {
-        for _ in 0..skipped {
-            rows.undecoded().ok_or_else(|| rows.too_few())??;
-        }
         let mut found = Vec::with_capacity(count);
         for _ in 0..count {
             found.push(rows.next().ok_or_else(|| rows.too_few())??);

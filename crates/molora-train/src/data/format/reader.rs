@@ -8,9 +8,7 @@ use std::sync::Arc;
 
 use super::super::error::{At, DataError, Place};
 use super::index::{Block, Index};
-#[cfg(feature = "parquet")]
-use super::parquet;
-use super::{Format, Row, Wanted, jsonl};
+use super::{Format, Row, Wanted, jsonl, parquet};
 
 /// Reads records of a split by their numbers. What follows the records that were read last is read on from there;
 /// other records from the beginning of their block.
@@ -33,7 +31,7 @@ enum Position {
     /// The byte at which the next line begins. The file is opened for every few lines: many streams would hold
     /// as many files open.
     Line(u64),
-    #[cfg(feature = "parquet")]
+    /// The rows that are left of the file.
     Rows(parquet::Rows),
 }
 
@@ -105,9 +103,8 @@ impl Reader {
             Position::Line(byte) => {
                 Position::Line(read_lines(path, byte, skipped, first_row, count, rows)?)
             }
-            #[cfg(feature = "parquet")]
             Position::Rows(reached) => {
-                let (reached, found) = parquet::read_on(reached, skipped, count)?;
+                let (reached, found) = parquet::read_on(parquet::skip(reached, skipped)?, count)?;
                 rows.extend(found);
                 Position::Rows(reached)
             }
@@ -116,18 +113,15 @@ impl Reader {
         Ok(place)
     }
 
-    #[cfg_attr(
-        not(feature = "parquet"),
-        expect(clippy::unnecessary_wraps, clippy::unused_self)
-    )]
     fn open(&self, path: &Path, format: Format, block: &Block) -> Result<Position, DataError> {
-        #[cfg(feature = "parquet")]
-        if format == Format::Parquet {
-            let rows = parquet::open(path, &self.is_wanted, (block.at as usize, block.row))?;
-            return Ok(Position::Rows(rows));
+        match format {
+            Format::Parquet => {
+                let start = (block.at as usize, block.row);
+                Ok(Position::Rows(parquet::open(path, &self.is_wanted, start)?))
+            }
+            // Others are not indexed.
+            Format::Jsonl | Format::Json | Format::Csv => Ok(Position::Line(block.at)),
         }
-        let _ = (path, format);
-        Ok(Position::Line(block.at))
     }
 }
 

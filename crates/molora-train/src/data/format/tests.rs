@@ -236,7 +236,12 @@ fn records_are_read_by_their_numbers() {
         path
     };
     let lines = |count: usize, end: &str| -> String {
-        let line = |n| format!("{{\"input\": \"{}\", \"n\": {n}}}{end}", "\u{e9}".repeat(n % 50));
+        let line = |n| {
+            format!(
+                "{{\"input\": \"{}\", \"n\": {n}}}{end}",
+                "\u{e9}".repeat(n % 50)
+            )
+        };
         (0..count).map(line).collect()
     };
     // With a mark in front, another end of lines, blank lines at the end, and no end of the last line.

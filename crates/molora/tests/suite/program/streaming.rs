@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use molora_train::collective::{Collective, on_threads};
+use molora_train::collective::{Collective, Local, on_threads};
 use molora_train::exchange::{DistillRequest, Teacher, distill};
 use molora_train::grow::{AddRequest, add_expert};
 use molora_train::recipe::Recipe;
@@ -70,6 +70,14 @@ fn without_micro_batches_ranks_see_the_same_records() {
             .collect()
     };
     assert_eq!(read(3), read(1));
+    // A finished run knows where its streams were.
+    let more = ResumeOptions {
+        steps: Some(25),
+        ..ResumeOptions::default()
+    };
+    let run = request(1).out;
+    resume_on(&run, &more, &Local, &AtomicBool::new(false), &mut |_| {}).expect("more steps");
+    assert_eq!(steps(&run).len(), 25);
 }
 
 #[test]
