@@ -223,11 +223,7 @@ fn four(draw: &mut Draw) -> u64 {
 }
 
 /// Writes numbers of bf16, four at a time.
-fn write_numbers(
-    file: &mut impl Write,
-    count: usize,
-    mut four: impl FnMut() -> u64,
-) -> Result<()> {
+fn write_numbers(file: &mut impl Write, count: usize, mut four: impl FnMut() -> u64) -> Result<()> {
     let mut left = 2 * count;
     let mut buffer = Vec::with_capacity(PART);
     while left > 0 {

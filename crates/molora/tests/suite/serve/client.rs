@@ -93,6 +93,19 @@ impl Served {
         found.trim().parse().expect("a number")
     }
 
+    /// Waits until a gauge is 0: an answer is sent a moment before it is.
+    pub(super) fn wait_for_none(&self, line: &str) {
+        let begun = std::time::Instant::now();
+        while self.metric(line) > 0.0 {
+            assert!(
+                begun.elapsed().as_secs() < 20,
+                "{line} stays {}",
+                self.metric(line)
+            );
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
     /// Asks the server to end, and waits until it has.
     #[cfg(unix)]
     pub(super) fn end(mut self) -> std::process::ExitStatus {
