@@ -302,6 +302,14 @@ fn what_is_wrong_with_a_streamed_file_is_named() {
     let error = reader.read(1..3).unwrap_err().to_string();
     assert!(error.contains("train.jsonl:2: broken JSON"), "{error}");
     assert_eq!(reader.read(2..3).unwrap().len(), 1, "records behind it");
+    let long = fs::File::create(folder.path().join("long.jsonl")).unwrap();
+    long.set_len((64 << 20) + 2).unwrap();
+    let long = super::Index::of(&[folder.path().join("long.jsonl")]);
+    let long = long.unwrap_err().to_string();
+    assert!(
+        long.contains("long.jsonl:1: the line is longer than 64 MiB"),
+        "{long}"
+    );
     fs::write(&path, "{\"a\": 1}\n").unwrap();
     let error = reader.read(2..3).unwrap_err().to_string();
     assert!(error.contains("it has become shorter"), "{error}");

@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::path::Path;
 
 use molora_kernels::random::Seed;
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use super::source::{Held, Source};
 use super::state::Plan;
 use super::{StreamState, Streams, StreamsState};
 use crate::data::error::DataError;
-use crate::data::{Example, SamplerConfig, Target};
+use crate::data::{Example, SamplerConfig, Target, Templates, WritingConfig, load_tasks_for};
 
 /// Records whose tokens are their own number, as often as the record is long; every seventh has two examples.
 struct Numbers {
@@ -307,4 +308,56 @@ fn records_are_dealt_as_rows_are() {
         *least.unwrap() >= 2 && *most.unwrap() <= 6,
         "{least:?} {most:?}"
     );
+}
+
+/// With other names of columns, and several templates of which one asks for each record.
+#[test]
+fn streamed_records_are_those_of_a_task_that_is_read_whole() {
+    let formats = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/formats");
+    let root = tempfile::tempdir().unwrap();
+    let ending = if cfg!(feature = "parquet") {
+        "parquet"
+    } else {
+        "jsonl"
+    };
+    for name in ["chat", "alpaca", "quiz"] {
+        let folder = root.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        let copy = |from: &str, to: &str| {
+            std::fs::copy(formats.join(format!("{name}.{from}")), folder.join(to)).unwrap();
+        };
+        copy(ending, &format!("train.{ending}"));
+        copy("jsonl", "validation.jsonl");
+        copy("jsonl", "test.jsonl");
+    }
+    let meta = r#"{"columns": {"input": "question", "output": "choices"}, "type": "generation"}"#;
+    std::fs::create_dir(root.path().join("other")).unwrap();
+    for file in ["train", "validation", "test"] {
+        let line = |n| format!("{{\"question\": \"{n}?\", \"choices\": \"{n}!\"}}\n");
+        let lines: String = (0..30).map(line).collect();
+        let path = root.path().join(format!("other/{file}.jsonl"));
+        std::fs::write(path, lines).unwrap();
+    }
+    std::fs::write(root.path().join("other/task.json"), meta).unwrap();
+    let mut writing = WritingConfig::default();
+    let sources = ["A {{ input }}", "B {{ input }}"].map(String::from);
+    let templates = Templates::new(sources.to_vec()).unwrap();
+    writing.templates.insert("other".into(), templates);
+    let of = |streaming| load_tasks_for(root.path(), None, &writing, streaming).unwrap();
+    for (whole, task) in of(false).iter().zip(of(true)) {
+        let split = task.streamed.as_ref().expect("it is streamed");
+        assert!(task.train.is_empty() && whole.streamed.is_none());
+        assert_eq!(
+            (split.records(), task.num_train()),
+            (whole.num_train(), whole.train.len())
+        );
+        let rows = split.reader().read(0..split.records()).unwrap();
+        let record = |(number, row)| split.record(row, number, &task.meta).unwrap();
+        let records: Vec<_> = rows.into_iter().enumerate().map(record).collect();
+        assert_eq!(records, whole.train, "{}", task.meta.name);
+        assert_eq!(
+            (&task.validation, &task.test),
+            (&whole.validation, &whole.test)
+        );
+    }
 }
