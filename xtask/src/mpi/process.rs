@@ -165,13 +165,13 @@ fn ranks_in(world: &Path) -> BTreeMap<usize, u32> {
         }
         let variables = std::fs::read(file("environ")).ok()?;
         let variables = String::from_utf8_lossy(&variables).into_owned();
-        let value = |name: &&str| {
+        let value = |name: &str| {
             let found = variables
                 .split('\0')
-                .find_map(|text| text.strip_prefix(*name));
+                .find_map(|text| text.strip_prefix(name));
             found.and_then(|rank| rank.parse().ok())
         };
-        Some((NAMES.iter().find_map(|name| value(&name))?, process))
+        Some((NAMES.iter().find_map(|name| value(name))?, process))
     };
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

@@ -33,7 +33,6 @@ fn short(name: &str) -> Recipe {
     recipe
 }
 
-/// Two recipes, two seeds, six steps.
 pub(super) fn request(world: &World, out: &str) -> Request {
     let run = world.request(short("lora"), out);
     Request {
