@@ -1,8 +1,10 @@
 //! A resumed run is the uninterrupted one, bit for bit.
 
 use std::io::Write;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use molora_models::{BaseDtype, ParameterKind};
 use molora_train::data::Strategy;
@@ -167,6 +169,31 @@ fn stages_go_on_at_and_around_their_border() {
     recipe.stages[0].steps = 9;
     recipe.stages.push(StageConfig { steps: 8, ..heads });
     check(&recipe, &[&[8], &[9], &[10], &[4, 9, 16]]);
+}
+
+/// By the clock there is one after a slow step, and the run is as it was without.
+#[test]
+fn checkpoints_may_come_by_the_clock() {
+    let world = World::new();
+    let mut recipe = small("lora");
+    recipe.checkpoint_every = 1000;
+    let whole = world.train(&recipe, "whole");
+    recipe.checkpoint.every_seconds = NonZeroU64::new(1);
+    let request = world.request(recipe, "run");
+    let checkpoints =
+        || std::fs::read_dir(request.out.join("checkpoints")).map_or(0, Iterator::count);
+    let mut found = Vec::new();
+    let mut on_event = |event: Event<'_>| {
+        if let Event::Step(record, _) = event {
+            found.push(checkpoints());
+            if record.step == 3 {
+                std::thread::sleep(Duration::from_millis(1100));
+            }
+        }
+    };
+    train(&request, &AtomicBool::new(false), &mut on_event).expect("a whole run");
+    assert_eq!((found[0], found[3]), (0, 1), "{found:?}");
+    assert_same_run(&request.out, &whole);
 }
 
 /// What a kill may leave behind beside whole checkpoints: steps after the newest of them, a line
