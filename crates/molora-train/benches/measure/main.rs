@@ -169,7 +169,8 @@ impl Run {
             format!("no case `{}`, expected one of {known}", self.case)
         })??;
         let mut line = measured.to_json();
-        line["suite"] = format!("{:?}", self.suite).to_lowercase().into();
+        let suite = self.suite.to_possible_value();
+        line["suite"] = suite.context("a suite without a name")?.get_name().into();
         line["case"] = self.case.into();
         line["device"] = self.device.to_string().into();
         let peak = peak_memory_bytes();
