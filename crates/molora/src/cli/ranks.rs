@@ -123,6 +123,13 @@ fn on_mpi<T>(
     ranks: usize,
     _: impl FnOnce(&dyn Collective) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
+    /// Variables in which Open MPI, MPICH and Slurm number the ranks.
+    const RANKS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"];
+    let rank = RANKS.iter().find_map(|name| std::env::var(name).ok());
+    // The first one says it for all, and fails for all: a launcher ends every rank as soon as one has failed.
+    if rank.is_some_and(|rank| rank != "0") {
+        std::process::exit(0);
+    }
     anyhow::bail!(
         "this is one of {ranks} ranks, but this molora is built without MPI: install it with \
          `--features mpi`, or start one process"
