@@ -255,3 +255,32 @@ fn a_comparison_is_dealt_to_ranks() {
         }
     }
 }
+
+/// What a launcher would start: the first rank alone says so.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn a_program_without_mpi_is_no_rank() {
+    let world = World::new();
+    for (size, rank) in [
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+        ("PMI_SIZE", "PMI_RANK"),
+        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ] {
+        let as_rank = |number: &str| {
+            let mut command = world.program(&["eval", "run"]);
+            let output = command.env(size, "2").env(rank, number).output();
+            output.expect("the program starts")
+        };
+        let (first, second) = (as_rank("0"), as_rank("1"));
+        let errors = String::from_utf8_lossy(&first.stderr);
+        assert!(!first.status.success(), "{size}");
+        assert!(
+            errors.starts_with("error: this is one of 2 ranks") && errors.lines().count() == 1,
+            "{errors}"
+        );
+        assert!(
+            second.status.success() && second.stderr.is_empty(),
+            "{size}"
+        );
+    }
+}
