@@ -110,9 +110,11 @@ pub(crate) fn run(options: &Mpi) -> Result<()> {
     }
     let (mut tried, mut failed) = (0, 0);
     for (name, compiler, launcher, packages) in IMPLEMENTATIONS {
-        let is_asked = options.implementation.is_none_or(|asked| asked == name);
+        if options.implementation.is_some_and(|asked| asked != name) {
+            continue;
+        }
         let is_there = cmd!(shell, "{compiler} --version").quiet().ignore_stdout();
-        if !is_asked || is_there.ignore_stderr().run().is_err() {
+        if is_there.ignore_stderr().run().is_err() {
             println!("{launcher}: skipped (Debian has it in {packages})");
             continue;
         }

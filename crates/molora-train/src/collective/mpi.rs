@@ -38,6 +38,10 @@ const SAID: Duration = Duration::from_millis(300);
 const EAGER: Duration = Duration::from_millis(2);
 /// The pause between two looks after that.
 const PAUSE: Duration = Duration::from_micros(50);
+/// Who has waited for longer than this waits for another run, or for the end.
+const LONG: Duration = Duration::from_secs(1);
+/// The pause then.
+const LONG_PAUSE: Duration = Duration::from_millis(1);
 
 /// What the thread of MPI is asked to do.
 enum Call {
@@ -53,8 +57,9 @@ enum Call {
 
 /// A rank of MPI.
 ///
-/// There is one in a process, and it begins and ends MPI. A rank that another one is waited for by and that gives no sign
-/// of life for 20 s ends the program on all ranks, as does one that has ended before the others.
+/// There is one in a process, and it begins and ends MPI. A rank that gives no sign of life for 20 s ends the program on all
+/// ranks, as does one that has ended while another one waits for its data. Dropping it waits for all other ranks to drop
+/// theirs.
 pub struct Mpi {
     rank: usize,
     world_size: usize,
@@ -300,7 +305,7 @@ impl Wire {
     fn end(&mut self) {
         self.tell(ENDED);
         while self.others().any(|peer| !self.peers[peer].has_ended) {
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(LONG_PAUSE);
             self.hear();
             self.watch();
         }
@@ -427,9 +432,10 @@ impl Wait {
     }
 
     fn a_while(&self) {
-        match self.since.elapsed() < EAGER {
-            true => std::thread::yield_now(),
-            false => std::thread::sleep(PAUSE),
+        match self.since.elapsed() {
+            waited if waited < EAGER => std::thread::yield_now(),
+            waited if waited < LONG => std::thread::sleep(PAUSE),
+            _ => std::thread::sleep(LONG_PAUSE),
         }
     }
 }
