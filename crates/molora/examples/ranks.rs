@@ -29,8 +29,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mpi = Mpi::start(|error| eprintln!("error: {error}"))?;
-    let slow = |delay: &str| -> Result<Delayed<Mpi>, Box<dyn Error>> {
-        Ok(Delayed::new(mpi, Duration::from_millis(delay.parse()?)))
+    let slow = |delay: &str| -> Result<_, Box<dyn Error>> {
+        Ok(Delayed::new(&mpi, Duration::from_millis(delay.parse()?)))
     };
     match words[..] {
         ["measure", delay, sizes] => measure(&slow(delay)?, sizes),

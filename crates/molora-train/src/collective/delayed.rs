@@ -1,25 +1,27 @@
 //! Ranks whose messages take longer than they do.
 
+use std::fmt::Debug;
+use std::ops::Deref;
 use std::time::Duration;
 
 use super::{Collective, CollectiveError};
 
 /// A collective each of whose exchanges takes a while longer, as over a network: for tests, and for measuring what a slow
-/// one costs.
+/// one costs. `C` is a reference or a box of the one that is delayed.
 #[derive(Debug)]
 pub struct Delayed<C> {
     inner: C,
     delay: Duration,
 }
 
-impl<C: Collective> Delayed<C> {
+impl<C: Deref<Target: Collective> + Debug> Delayed<C> {
     /// Delays every exchange of `inner`.
     pub fn new(inner: C, delay: Duration) -> Self {
         Self { inner, delay }
     }
 }
 
-impl<C: Collective> Collective for Delayed<C> {
+impl<C: Deref<Target: Collective> + Debug> Collective for Delayed<C> {
     fn rank(&self) -> usize {
         self.inner.rank()
     }
@@ -35,46 +37,8 @@ impl<C: Collective> Collective for Delayed<C> {
     }
 
     fn group(&self, count: usize) -> Result<Box<dyn Collective + '_>, CollectiveError> {
-        Ok(Box::new(Delayed {
-            inner: self.inner.group(count)?,
-            delay: self.delay,
-        }))
-    }
-}
-
-impl<C: Collective + ?Sized> Collective for Box<C> {
-    fn rank(&self) -> usize {
-        (**self).rank()
-    }
-
-    fn world_size(&self) -> usize {
-        (**self).world_size()
-    }
-
-    fn exchange(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CollectiveError> {
-        (**self).exchange(parts)
-    }
-
-    fn group(&self, count: usize) -> Result<Box<dyn Collective + '_>, CollectiveError> {
-        (**self).group(count)
-    }
-}
-
-impl<C: Collective + ?Sized> Collective for &C {
-    fn rank(&self) -> usize {
-        (**self).rank()
-    }
-
-    fn world_size(&self) -> usize {
-        (**self).world_size()
-    }
-
-    fn exchange(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CollectiveError> {
-        (**self).exchange(parts)
-    }
-
-    fn group(&self, count: usize) -> Result<Box<dyn Collective + '_>, CollectiveError> {
-        (**self).group(count)
+        let group = self.inner.group(count)?;
+        Ok(Box::new(Delayed::new(group, self.delay)))
     }
 }
 

@@ -73,6 +73,11 @@ impl<'a> Crew<'a> {
         self.all.rank() == 0
     }
 
+    /// Whether there is no other rank.
+    pub(super) fn is_alone(&self) -> bool {
+        self.all.world_size() == 1
+    }
+
     /// Whether this rank writes what its group makes.
     pub(super) fn writes(&self) -> bool {
         self.group.rank() == 0

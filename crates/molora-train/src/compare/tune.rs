@@ -101,6 +101,10 @@ pub(super) fn tune_all(
         crew,
         place: trial_place(&request.out, &planned.name, place),
     };
+    let choose = |planned| {
+        let trials = (0..settings.len()).map(|place| one(planned, place).read());
+        chosen(planned, tuning, trials.collect::<Result<_, _>>()?)
+    };
     for (index, planned) in plan.recipes.iter().enumerate() {
         for (place, setting) in settings.iter().enumerate() {
             if !crew.does(index, place) {
@@ -137,13 +141,15 @@ pub(super) fn tune_all(
                 other => other?,
             }
         }
+        // Who has all trials of a recipe need not make those of others where none of them worked.
+        if crew.is_alone() {
+            choose(planned)?;
+        }
     }
     crew.all_are_here()?;
     let (mut tuned_plan, mut all) = (plan.clone(), Vec::new());
     for (index, planned) in plan.recipes.iter().enumerate() {
-        let trials = (0..settings.len()).map(|place| one(planned, place).read());
-        let trials = trials.collect::<Result<_, _>>()?;
-        let tuned = chosen(planned, tuning, trials)?;
+        let tuned = choose(planned)?;
         tuned_plan.recipes[index].recipe = with_setting(&planned.recipe, tuned.setting())?;
         all.push(tuned);
     }

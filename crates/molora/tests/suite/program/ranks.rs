@@ -68,7 +68,7 @@ fn a_decoder_with_packed_texts_is_the_same_on_any_number_of_ranks() {
     assert_same_on_ranks(&writer::request(&world, recipe, &["pets", "sums"], "run"));
 }
 
-pub(super) fn stop_after(step: usize, stop: &AtomicBool) -> impl FnMut(Event<'_>) + '_ {
+fn stop_after(step: usize, stop: &AtomicBool) -> impl FnMut(Event<'_>) + '_ {
     move |event| {
         if let Event::Step(record, _) = event
             && record.step == step
@@ -78,11 +78,9 @@ pub(super) fn stop_after(step: usize, stop: &AtomicBool) -> impl FnMut(Event<'_>
     }
 }
 
-/// One rank alone hears the signal, and the run goes on with another number of ranks.
-#[test]
-fn a_run_is_resumed_by_another_number_of_ranks() {
+/// One rank of three alone hears a signal, and two go on: the run is as by one.
+pub(super) fn assert_goes_on_by_others(recipe: Recipe) {
     let world = World::new();
-    let recipe = in_micro_batches(small("hydralora"), 2);
     let whole = world.request(recipe.clone(), "whole");
     train_on_ranks(&whole, 1);
     let stopped = world.request(recipe, "stopped");
@@ -108,6 +106,11 @@ fn a_run_is_resumed_by_another_number_of_ranks() {
     });
     assert!(ended.iter().all(Result::is_ok), "{ended:?}");
     assert_same_run(&stopped.out, &whole.out);
+}
+
+#[test]
+fn a_run_is_resumed_by_another_number_of_ranks() {
+    assert_goes_on_by_others(in_micro_batches(small("hydralora"), 2));
 }
 
 fn refused(ranks: usize, run: impl Fn(usize) -> Request + Sync) -> Vec<String> {

@@ -3,18 +3,20 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use molora_train::collective::{Collective, Local, on_threads};
+use molora_train::collective::{Local, on_threads};
 use molora_train::exchange::{DistillRequest, Teacher, distill};
 use molora_train::grow::{AddRequest, add_expert};
 use molora_train::recipe::Recipe;
 use molora_train::report::StepRecord;
 use molora_train::run::{
-    Event, Request, ResumeOptions, changed_inputs, check, dry_run, evaluate_run, resume_on, train,
+    Request, ResumeOptions, changed_inputs, check, dry_run, evaluate_run, resume_on, train,
     train_on,
 };
 use serde_json::{Value, json};
 
-use super::ranks::{assert_same_on_ranks, in_micro_batches, stop_after, train_on_ranks};
+use super::ranks::{
+    assert_goes_on_by_others, assert_same_on_ranks, in_micro_batches, train_on_ranks,
+};
 use super::writer;
 use crate::world::{
     World, assert_same_run, entries, read_json, resume_to_end, resume_until, small, steps,
@@ -82,28 +84,7 @@ fn without_micro_batches_ranks_see_the_same_records() {
 
 #[test]
 fn a_run_is_resumed_by_another_number_of_ranks() {
-    let world = World::new();
-    let recipe = in_micro_batches(streamed(small("hydralora")), 2);
-    let whole = world.request(recipe.clone(), "whole");
-    train_on_ranks(&whole, 1);
-    let stopped = world.request(recipe, "stopped");
-    let ended = on_threads(3, |rank| {
-        let stop = AtomicBool::new(false);
-        let mut listen = stop_after(4, &stop);
-        let mut on_event = |event: Event<'_>| {
-            if rank.rank() == 2 {
-                listen(event);
-            }
-        };
-        train_on(&stopped, rank, &stop, &mut on_event).map(drop)
-    });
-    assert!(ended.iter().all(Result::is_err), "{ended:?}");
-    let ended = on_threads(2, |rank| {
-        let (part, stop) = (ResumeOptions::default(), AtomicBool::new(false));
-        resume_on(&stopped.out, &part, rank, &stop, &mut |_| {}).map(drop)
-    });
-    assert!(ended.iter().all(Result::is_ok), "{ended:?}");
-    assert_same_run(&stopped.out, &whole.out);
+    assert_goes_on_by_others(in_micro_batches(streamed(small("hydralora")), 2));
 }
 
 /// Before the first checkpoint that is due, between stages, and within an expert's few steps.
