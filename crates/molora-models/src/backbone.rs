@@ -127,6 +127,15 @@ impl Backbone {
         }
     }
 
+    /// Whether the head that scores its vocabulary trains, beside the adapters.
+    pub(crate) fn trains_head(&self) -> bool {
+        match self {
+            Self::Encoder(_) => false,
+            Self::Decoder(model) => model.saved.has_head(),
+            Self::EncoderDecoder(model) => model.saved.has_head(),
+        }
+    }
+
     /// Its matrices of 8 or 4 bits a number, tables among them.
     pub fn block_matrices(&self) -> Vec<&BlockMatrix> {
         let tables = match self {

@@ -221,6 +221,11 @@ impl TaskModel {
         (self.pool(output.hidden, &input.mask), output.routes)
     }
 
+    /// Whether the head that scores the vocabulary trains, beside the adapters.
+    pub fn trains_head(&self) -> bool {
+        self.backbone.trains_head()
+    }
+
     /// Scores of every token of the vocabulary as the next one: `[N, D]` to `[N, V]`; none for an
     /// encoder.
     pub fn logits(&self, hidden: Tensor<2>) -> Option<Tensor<2>> {

@@ -6,7 +6,7 @@ use molora_models::{TaskModel, TextInput, TextOutput};
 use crate::data::{AnswerToken, Batch, Target};
 
 /// Rows of logits at a time: they are as wide as the vocabulary.
-const LOGIT_ROWS: usize = 1024;
+const LOGIT_ROWS: usize = 512;
 
 /// The loss of each task in a batch summed over its examples, `[1]`, by task number.
 ///
@@ -143,7 +143,7 @@ fn written_losses(
 }
 
 /// `-log p(token)` of each answer token, `[N]`, or its cross-entropy with a smoothed label. The head is
-/// computed at target positions only.
+/// computed at target positions only, and some of them at a time. Of a frozen head, no logits are kept for the backward.
 pub(crate) fn token_losses(
     model: &TaskModel,
     written: Tensor<3>,
@@ -152,21 +152,73 @@ pub(crate) fn token_losses(
 ) -> Tensor<1> {
     let ([batch, tokens, width], device) = (written.dims(), written.device());
     let hidden = written.reshape([batch * tokens, width]);
+    let is_at_once = hidden.is_autodiff() && !model.trains_head();
     let losses = answers.chunks(LOGIT_ROWS).map(|answers| {
         let rows: Vec<usize> = answers
             .iter()
             .map(|answer| answer.row * tokens + answer.place)
             .collect();
         let hidden = hidden.clone().select(0, places(&rows, &device));
-        let logits = model.logits(hidden).expect("a model that writes");
         let targets: Vec<usize> = answers.iter().map(|answer| answer.token as usize).collect();
-        molora_kernels::smoothed_cross_entropy(logits, places(&targets, &device), smoothing)
+        let losses = |hidden| {
+            let logits = model.logits(hidden).expect("a model that writes");
+            molora_kernels::smoothed_cross_entropy(logits, places(&targets, &device), smoothing)
+        };
+        match is_at_once {
+            true => with_slopes(hidden, losses),
+            false => losses(hidden),
+        }
     });
     Tensor::cat(losses.collect(), 0)
+}
+
+/// The losses `[N]` of rows `[N, D]`, each of its own row and of nothing else that trains, with their gradients taken
+/// here and now: the backward multiplies these by what comes from above, and what `losses` computes is not kept for it.
+fn with_slopes(rows: Tensor<2>, losses: impl FnOnce(Tensor<2>) -> Tensor<1>) -> Tensor<1> {
+    let leaf = rows.clone().detach().require_grad();
+    let values = losses(leaf.clone());
+    let mut gradients = values.clone().sum().backward();
+    let slopes = leaf.grad_remove(&mut gradients);
+    let slopes = Tensor::from_inner(slopes.expect("the losses are of the rows"));
+    // A straight line through the values with the slopes: what is added to the values is zero.
+    let line = (rows * slopes).sum_dim(1).squeeze_dim(1);
+    values.detach() + (line.clone() - line.detach())
 }
 
 fn places(values: &[usize], device: &Device) -> Tensor<1, Int> {
     let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
     let shape = [values.len()];
     Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use molora_testkit::{assert_close, autodiff_device};
+
+    use super::*;
+
+    #[test]
+    fn losses_with_slopes_have_the_values_and_gradients_of_the_losses() {
+        let device = autodiff_device();
+        let rows = [[0.5, -1.0], [2.0, 0.25], [-0.125, 1.0]];
+        let table = [[1.0, -2.0, 0.5], [0.25, 3.0, -1.0]];
+        let table = Tensor::<2>::from_floats(table, &device);
+        let losses = |rows: Tensor<2>| {
+            let targets = places(&[2, 0, 1], &rows.device());
+            molora_kernels::smoothed_cross_entropy(rows.matmul(table.clone()), targets, 0.1)
+        };
+        let from_above = Tensor::<1>::from_floats([1.0, -2.0, 0.5], &device);
+        let evaluate = |run: &dyn Fn(Tensor<2>) -> Tensor<1>| {
+            let rows = Tensor::<2>::from_floats(rows, &device).require_grad();
+            let values = run(rows.clone() * 2.0);
+            let gradients = (values.clone() * from_above.clone()).sum().backward();
+            (values, rows.grad(&gradients).expect("rows train"))
+        };
+        let (expected, expected_gradient) = evaluate(&losses);
+        let (values, gradient) = evaluate(&|rows| with_slopes(rows, losses));
+        values
+            .into_data()
+            .assert_eq(&expected.into_data(), true);
+        assert_close(gradient, expected_gradient, 1e-6, "gradient");
+    }
 }
