@@ -31,6 +31,8 @@
 //! | [`dropout_linear`] | `dropout(x) * W` | `x`, `W` |
 //! | [`softmax_cross_entropy`] | `-log softmax(logits)[target]` | `logits`, replaced by their gradient |
 //!
+//! Inside of [`saving_in_bf16`] the inputs of norms, activations, gates and attention are kept in bf16.
+//!
 //! Values are the same bits for any number of threads. Against an f64 evaluation the forward is
 //! within 2e-6 and the backward within 1e-5 of the largest value. NaN goes through.
 //!
@@ -102,6 +104,16 @@ pub fn together<T>(device: &burn::tensor::Device, work: impl FnOnce() -> T) -> T
         return flex::team::together(work);
     }
     let _ = device;
+    work()
+}
+
+/// Runs `work`, whose operations round to bf16 what they keep of their inputs for the backward, at half of the memory: the
+/// inputs of norms, activations and gates, and queries, keys and values. What `work` computes is not rounded; gradients
+/// have errors of about `2^-8` of their size. The fast path of the processor does so; on other backends nothing changes.
+pub fn saving_in_bf16<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "flex")]
+    return flex::saved::saving_in_bf16(work);
+    #[cfg(not(feature = "flex"))]
     work()
 }
 

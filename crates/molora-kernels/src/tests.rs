@@ -64,6 +64,22 @@ fn gradients_are_the_same_bits_for_any_number_of_threads() {
     }
 }
 
+#[test]
+fn what_is_saved_in_bf16_leaves_values_as_they_are_and_gradients_near() {
+    for case in cases() {
+        let expected = evaluate(case, [36, 96]);
+        let found = crate::saving_in_bf16(|| evaluate(case, [36, 96]));
+        assert_same_bits(&found[..1], &expected[..1]);
+        for (found, expected) in found[1..].iter().zip(&expected[1..]) {
+            let [found, expected] = [found, expected].map(|data| {
+                let shape = [data.num_elements()];
+                Tensor::<1>::from_data(data.clone(), &Device::flex()).reshape(shape)
+            });
+            molora_testkit::assert_close(found, expected, 2e-2, case.name);
+        }
+    }
+}
+
 /// Rows of ordinary numbers, each with one number of another kind somewhere.
 fn with_one_of(kind: f32, [rows, cols]: [usize; 2]) -> Tensor<2> {
     let mut numbers = values(rows * cols, 7);

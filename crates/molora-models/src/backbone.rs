@@ -118,6 +118,13 @@ impl Backbone {
         each!(self, model => model.vocab_size())
     }
 
+    /// Whether the matrices of its linear layers are kept in fewer bits than f32 has.
+    pub(crate) fn is_narrow(&self) -> bool {
+        let linears = self.linears();
+        let first = linears.first();
+        first.is_some_and(|(_, linear)| linear.weight.dtype() != BaseDtype::F32)
+    }
+
     /// Whether its embeddings train, beside the adapters.
     pub(crate) fn trains_embeddings(&self) -> bool {
         match self {

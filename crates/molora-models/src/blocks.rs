@@ -101,7 +101,7 @@ impl TaskModel {
         hidden: Tensor<3>,
         state: &mut BlockState,
     ) -> (Tensor<3>, Vec<RouteTrace>) {
-        match (&self.backbone, &mut state.0) {
+        self.saving(|| match (&self.backbone, &mut state.0) {
             (Backbone::Encoder(model), State::Encoder(shared)) => {
                 let (around, context) = &mut **shared;
                 let mut routes = Vec::new();
@@ -113,7 +113,7 @@ impl TaskModel {
                 (hidden, std::mem::take(&mut pass.routes))
             }
             _ => panic!("the state is of another model"),
-        }
+        })
     }
 
     /// What [`forward`](Self::forward) returns, from the output of the last layer; without routes.

@@ -123,11 +123,25 @@ impl TaskModel {
         found
     }
 
-    /// Hidden states of a batch, and the routing decisions behind them.
+    /// Hidden states of a batch, and the routing decisions behind them. What is kept for a backward is in bf16 where the
+    /// base is narrower than f32, see [`saving_in_bf16`](molora_kernels::saving_in_bf16).
     ///
     /// # Panics
     /// As the model's own forward pass, or if the input is packed for a model that is no decoder.
     pub fn forward(&self, input: &TextInput, context: &ForwardContext) -> TextOutput {
+        self.saving(|| self.whole(input, context))
+    }
+
+    /// Runs a part of a pass that keeps for its backward what is as narrow as the base.
+    pub(crate) fn saving<T>(&self, pass: impl FnOnce() -> T) -> T {
+        match self.backbone.is_narrow() {
+            true => molora_kernels::saving_in_bf16(pass),
+            false => pass(),
+        }
+    }
+
+    /// See [`forward`](Self::forward).
+    fn whole(&self, input: &TextInput, context: &ForwardContext) -> TextOutput {
         let text = || DecoderInput {
             ids: input.ids.clone(),
             mask: input.mask.clone(),

@@ -352,21 +352,28 @@ impl TextEncoder {
 
     /// One vector for every text, which is cut to so many tokens.
     fn embed_within(&self, texts: &[&str], limit: usize) -> Result<Vec<Vec<f32>>, TrainError> {
-        let mut vectors = Vec::with_capacity(texts.len());
-        for texts in texts.chunks(BATCH) {
-            let pairs: Vec<(&str, Option<&str>)> = texts.iter().map(|&text| (text, None)).collect();
-            let examples: Vec<Example> = self
-                .tokenizer
-                .encode_batch(&pairs, limit)?
-                .into_iter()
-                .map(|encoded| Example {
-                    ids: encoded.ids,
-                    type_ids: encoded.type_ids,
-                    task: 0,
-                    target: Target::Class(0),
-                })
-                .collect();
-            vectors.extend(self.pass(&Batch::from_examples(&examples.iter().collect::<Vec<_>>())));
+        let pairs: Vec<(&str, Option<&str>)> = texts.iter().map(|&text| (text, None)).collect();
+        let examples: Vec<Example> = self
+            .tokenizer
+            .encode_batch(&pairs, limit)?
+            .into_iter()
+            .map(|encoded| Example {
+                ids: encoded.ids,
+                type_ids: encoded.type_ids,
+                task: 0,
+                target: Target::Class(0),
+            })
+            .collect();
+        // Texts of similar length are read together, with little padding.
+        let mut order: Vec<usize> = (0..examples.len()).collect();
+        order.sort_by_key(|&text| examples[text].ids.len());
+        let mut vectors = vec![Vec::new(); examples.len()];
+        for places in order.chunks(BATCH) {
+            let batch: Vec<&Example> = places.iter().map(|&text| &examples[text]).collect();
+            let found = self.pass(&Batch::from_examples(&batch));
+            for (&place, vector) in places.iter().zip(found) {
+                vectors[place] = vector;
+            }
         }
         Ok(vectors)
     }

@@ -148,11 +148,11 @@ pub(crate) fn sum_over_rows(
 ///
 /// # Panics
 /// If `init` hands back fewer elements than it was given.
-pub(crate) fn build(
+pub(crate) fn build<T: Send>(
     len: usize,
     chunk: usize,
-    init: impl Fn(usize, &mut [MaybeUninit<f32>]) -> &mut [f32] + Sync,
-) -> Vec<f32> {
+    init: impl Fn(usize, &mut [MaybeUninit<T>]) -> &mut [T] + Sync,
+) -> Vec<T> {
     let mut values = Vec::with_capacity(len);
     for_each_task(
         &mut values.spare_capacity_mut()[..len],
@@ -164,12 +164,37 @@ pub(crate) fn build(
         },
     );
     // SAFETY: the capacity is at least `len`, and the tasks cover `..len`: each handed back its
-    // chunk, the same addresses, as initialised f32.
+    // chunk, the same addresses, as initialised.
     #[allow(unsafe_code)]
     unsafe {
         values.set_len(len);
     }
     values
+}
+
+/// What `map` makes of each of some numbers, in parallel.
+///
+/// `map` must be inlined, see [`vectorised`].
+pub(crate) fn map_numbers<S: Copy + Sync, T: Send>(
+    source: &[S],
+    map: impl Fn(S) -> T + Sync,
+) -> Vec<T> {
+    build(source.len(), task_elements(1), |first, target| {
+        let source = &source[first..first + target.len()];
+        vectorised(
+            #[inline(always)]
+            || {
+                for (target, &source) in target.iter_mut().zip(source) {
+                    target.write(map(source));
+                }
+            },
+        );
+        // SAFETY: there are as many numbers as there are places, so the loop initialised each.
+        #[allow(unsafe_code)]
+        unsafe {
+            target.assume_init_mut()
+        }
+    })
 }
 
 /// Fills `target` with copies of `row`.

@@ -7,6 +7,7 @@
 pub(crate) mod buffer;
 pub(crate) mod math;
 pub(crate) mod matrix;
+pub(crate) mod saved;
 pub(crate) mod simd;
 pub(crate) mod team;
 pub(crate) mod views;

@@ -12,6 +12,7 @@ use burn::backend::{Backend, Flex, backend_extension};
 
 use super::flex;
 use crate::flex::buffer::FlexTensor;
+use crate::flex::saved::{Saved, save};
 
 /// The fast path, for tensors with and without gradients.
 #[backend_extension(Flex, Autodiff)]
@@ -39,7 +40,7 @@ impl<C: CheckpointStrategy> GeluOps for Autodiff<Flex, C> {
         let prepared = Gelu.prepare::<C>([x.node()]).memory_bound();
         match prepared.retro_forward(again).parents([&x]).stateful() {
             OpsKind::Tracked(mut prepared) => {
-                let state = prepared.checkpoint(&x);
+                let state = save(&mut prepared, &x);
                 prepared.finish(state, flex::forward(x.into_primitive()))
             }
             OpsKind::UnTracked(prepared) => prepared.finish(flex::forward(x.into_primitive())),
@@ -51,7 +52,7 @@ impl<C: CheckpointStrategy> GeluOps for Autodiff<Flex, C> {
         let prepared = GeluTanh.prepare::<C>([x.node()]).memory_bound();
         match prepared.retro_forward(again).parents([&x]).stateful() {
             OpsKind::Tracked(mut prepared) => {
-                let state = prepared.checkpoint(&x);
+                let state = save(&mut prepared, &x);
                 prepared.finish(state, flex::forward_tanh(x.into_primitive()))
             }
             OpsKind::UnTracked(prepared) => prepared.finish(flex::forward_tanh(x.into_primitive())),
@@ -63,13 +64,13 @@ impl<C: CheckpointStrategy> GeluOps for Autodiff<Flex, C> {
 struct Gelu;
 
 impl Backward<Flex, 1> for Gelu {
-    type State = NodeId;
+    type State = Saved;
 
-    fn backward(self, ops: Ops<NodeId, 1>, grads: &mut Gradients, saved: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Saved, 1>, grads: &mut Gradients, saved: &mut Checkpointer) {
         let grad = grads.consume::<Flex>(&ops.node);
-        let x: FlexTensor = saved.retrieve_node_output(ops.state);
+        let x = ops.state.find(saved);
         if let [Some(node)] = ops.parents {
-            grads.register::<Flex>(node.id, flex::backward(x, grad));
+            grads.register::<Flex>(node.id, flex::backward(&x, grad));
         }
     }
 }
@@ -89,13 +90,13 @@ impl RetroForward for GeluAgain {
 struct GeluTanh;
 
 impl Backward<Flex, 1> for GeluTanh {
-    type State = NodeId;
+    type State = Saved;
 
-    fn backward(self, ops: Ops<NodeId, 1>, grads: &mut Gradients, saved: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Saved, 1>, grads: &mut Gradients, saved: &mut Checkpointer) {
         let grad = grads.consume::<Flex>(&ops.node);
-        let x: FlexTensor = saved.retrieve_node_output(ops.state);
+        let x = ops.state.find(saved);
         if let [Some(node)] = ops.parents {
-            grads.register::<Flex>(node.id, flex::backward_tanh(x, grad));
+            grads.register::<Flex>(node.id, flex::backward_tanh(&x, grad));
         }
     }
 }

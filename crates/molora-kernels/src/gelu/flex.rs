@@ -1,7 +1,8 @@
 //! GELU and its derivative, 16 numbers at a time.
 
-use crate::flex::buffer::{FlexTensor, contiguous, elements, map_rows};
+use crate::flex::buffer::{FlexTensor, map_rows};
 use crate::flex::math::{logistic, normal};
+use crate::flex::saved::Kept;
 use crate::flex::simd::vectorised;
 
 /// `x * P(X <= x)`.
@@ -19,11 +20,10 @@ pub(super) fn forward(x: FlexTensor) -> FlexTensor {
 }
 
 /// `grad * (P(X <= x) + x * density(x))`.
-pub(super) fn backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
-    let x = contiguous(x);
-    let x = elements(&x);
+pub(super) fn backward(x: &Kept, grad: FlexTensor) -> FlexTensor {
     map_rows(grad, 1, |first, grads| {
-        let x = &x[first..first + grads.len()];
+        let mut place = Vec::new();
+        let x = x.part(first, grads.len(), &mut place);
         vectorised(
             #[inline(always)]
             || {
@@ -60,11 +60,10 @@ pub(super) fn forward_tanh(x: FlexTensor) -> FlexTensor {
 }
 
 /// `grad * (P + x * P * (1 - P) * sqrt(8 / pi) * (1 + 3 * CUBIC * x^2))`.
-pub(super) fn backward_tanh(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
-    let x = contiguous(x);
-    let x = elements(&x);
+pub(super) fn backward_tanh(x: &Kept, grad: FlexTensor) -> FlexTensor {
     map_rows(grad, 1, |first, grads| {
-        let x = &x[first..first + grads.len()];
+        let mut place = Vec::new();
+        let x = x.part(first, grads.len(), &mut place);
         vectorised(
             #[inline(always)]
             || {

@@ -1,15 +1,16 @@
 //! What burn routes to, and the record of the backward.
 
+use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Flex, backend_extension};
 
 use super::flex;
 use crate::flex::buffer::FlexTensor;
+use crate::flex::saved::{Saved, save};
 
 /// The fast path, for tensors with and without gradients.
 #[backend_extension(Flex, Autodiff)]
@@ -44,10 +45,10 @@ impl<C: CheckpointStrategy> LayerNormOps for Autodiff<Flex, C> {
         let nodes = [x.node(), gamma.node(), beta.node()];
         match LayerNorm.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prepared) => {
-                let x_id = prepared.checkpoint(&x);
+                let saved = save(&mut prepared, &x);
                 let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
                 let out = flex::forward(x.into_primitive(), gamma.clone(), beta, epsilon);
-                prepared.finish((x_id, gamma, epsilon), out)
+                prepared.finish((saved, gamma, epsilon), out)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(flex::forward(
                 x.into_primitive(),
@@ -64,15 +65,15 @@ struct LayerNorm;
 
 impl Backward<Flex, 3> for LayerNorm {
     /// `x`, `gamma` and epsilon.
-    type State = (NodeId, FlexTensor, f32);
+    type State = (Saved, FlexTensor, f32);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, saved: &mut Checkpointer) {
         let grad = grads.consume::<Flex>(&ops.node);
         let (x, gamma, epsilon) = ops.state;
-        let x: FlexTensor = saved.retrieve_node_output(x);
+        let x = x.find(saved);
         let [x_node, gamma_node, beta_node] = ops.parents;
         if gamma_node.is_some() || beta_node.is_some() {
-            let (to_gamma, to_beta) = flex::backward_affine(x.clone(), grad.clone(), epsilon);
+            let (to_gamma, to_beta) = flex::backward_affine(x.whole(), grad.clone(), epsilon);
             if let Some(node) = gamma_node {
                 grads.register::<Flex>(node.id, to_gamma);
             }
@@ -81,7 +82,7 @@ impl Backward<Flex, 3> for LayerNorm {
             }
         }
         if let Some(node) = x_node {
-            let to_x = flex::backward_x(x, gamma, grad, epsilon);
+            let to_x = flex::backward_x(&x, gamma, grad, epsilon);
             grads.register::<Flex>(node.id, to_x);
         }
     }

@@ -4,6 +4,7 @@ use burn::tensor::Shape;
 
 use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, sum_over_rows};
 use crate::flex::math::sum;
+use crate::flex::saved::Kept;
 use crate::flex::simd::vectorised;
 
 /// `(x - mean) / sqrt(variance + epsilon) * gamma + beta` of each row.
@@ -33,16 +34,17 @@ pub(super) fn forward(
 /// Gradient for `x`: with `h = grad * gamma` and the normalised row `n`,
 /// `(h - mean(h) - n * mean(h * n)) / sqrt(variance + epsilon)`.
 pub(super) fn backward_x(
-    x: FlexTensor,
+    x: &Kept,
     gamma: FlexTensor,
     grad: FlexTensor,
     epsilon: f32,
 ) -> FlexTensor {
-    let (x, gamma) = (contiguous(x), contiguous(gamma));
-    let (x, gamma) = (elements(&x), elements(&gamma));
+    let gamma = contiguous(gamma);
+    let gamma = elements(&gamma);
     let width = gamma.len();
     map_rows(grad, width, |first, grads| {
-        let x = &x[first..first + grads.len()];
+        let mut place = Vec::new();
+        let x = x.part(first, grads.len(), &mut place);
         vectorised(
             #[inline(always)]
             || {

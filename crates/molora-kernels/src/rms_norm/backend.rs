@@ -1,15 +1,16 @@
 //! What burn routes to, and the record of the backward.
 
+use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Flex, backend_extension};
 
 use super::flex;
 use crate::flex::buffer::FlexTensor;
+use crate::flex::saved::{Saved, save};
 
 /// The fast path, for tensors with and without gradients.
 #[backend_extension(Flex, Autodiff)]
@@ -38,10 +39,10 @@ impl<C: CheckpointStrategy> RmsNormOps for Autodiff<Flex, C> {
         let run = |x: FloatTensor<Self>, weight| flex::forward(x.into_primitive(), weight, epsilon);
         match RmsNorm.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prepared) => {
-                let x_id = prepared.checkpoint(&x);
+                let saved = save(&mut prepared, &x);
                 let weight = weight.into_primitive();
                 let out = run(x, weight.clone());
-                prepared.finish((x_id, weight, epsilon), out)
+                prepared.finish((saved, weight, epsilon), out)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(run(x, weight.into_primitive())),
         }
@@ -53,19 +54,19 @@ struct RmsNorm;
 
 impl Backward<Flex, 2> for RmsNorm {
     /// `x`, the weight and epsilon.
-    type State = (NodeId, FlexTensor, f32);
+    type State = (Saved, FlexTensor, f32);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, saved: &mut Checkpointer) {
         let grad = grads.consume::<Flex>(&ops.node);
         let (x, weight, epsilon) = ops.state;
-        let x: FlexTensor = saved.retrieve_node_output(x);
+        let x = x.find(saved);
         let [x_node, weight_node] = ops.parents;
         if let Some(node) = weight_node {
-            let to_weight = flex::backward_weight(x.clone(), grad.clone(), epsilon);
+            let to_weight = flex::backward_weight(x.whole(), grad.clone(), epsilon);
             grads.register::<Flex>(node.id, to_weight);
         }
         if let Some(node) = x_node {
-            let to_x = flex::backward_x(x, weight, grad, epsilon);
+            let to_x = flex::backward_x(&x, weight, grad, epsilon);
             grads.register::<Flex>(node.id, to_x);
         }
     }

@@ -4,6 +4,7 @@ use burn::tensor::Shape;
 
 use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, sum_over_rows};
 use crate::flex::math::sum;
+use crate::flex::saved::Kept;
 use crate::flex::simd::vectorised;
 
 /// `x / sqrt(mean(x^2) + epsilon) * weight` of each row.
@@ -28,16 +29,17 @@ pub(super) fn forward(x: FlexTensor, weight: FlexTensor, epsilon: f32) -> FlexTe
 /// Gradient for `x`: with `h = grad * weight`, `s = 1 / sqrt(mean(x^2) + epsilon)` and `n = s * x`,
 /// `(h - n * mean(h * n)) * s`.
 pub(super) fn backward_x(
-    x: FlexTensor,
+    x: &Kept,
     weight: FlexTensor,
     grad: FlexTensor,
     epsilon: f32,
 ) -> FlexTensor {
-    let (x, weight) = (contiguous(x), contiguous(weight));
-    let (x, weight) = (elements(&x), elements(&weight));
+    let weight = contiguous(weight);
+    let weight = elements(&weight);
     let width = weight.len();
     map_rows(grad, width, |first, grads| {
-        let x = &x[first..first + grads.len()];
+        let mut place = Vec::new();
+        let x = x.part(first, grads.len(), &mut place);
         vectorised(
             #[inline(always)]
             || {

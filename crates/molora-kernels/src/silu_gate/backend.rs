@@ -12,6 +12,7 @@ use burn::backend::{Backend, Flex, backend_extension};
 
 use super::flex;
 use crate::flex::buffer::FlexTensor;
+use crate::flex::saved::{Saved, save};
 
 /// The fast path, for tensors with and without gradients.
 #[backend_extension(Flex, Autodiff)]
@@ -41,7 +42,7 @@ impl<C: CheckpointStrategy> SiluGateOps for Autodiff<Flex, C> {
             .stateful()
         {
             OpsKind::Tracked(mut prepared) => {
-                let state = [prepared.checkpoint(&gate), prepared.checkpoint(&up)];
+                let state = [save(&mut prepared, &gate), save(&mut prepared, &up)];
                 prepared.finish(state, run(gate, up))
             }
             OpsKind::UnTracked(prepared) => prepared.finish(run(gate, up)),
@@ -54,14 +55,12 @@ struct SiluGate;
 
 impl Backward<Flex, 2> for SiluGate {
     /// Gate and up.
-    type State = [NodeId; 2];
+    type State = [Saved; 2];
 
-    fn backward(self, ops: Ops<[NodeId; 2], 2>, grads: &mut Gradients, saved: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, saved: &mut Checkpointer) {
         let grad = grads.consume::<Flex>(&ops.node);
-        let [gate, up] = ops
-            .state
-            .map(|id| saved.retrieve_node_output::<FlexTensor>(id));
-        let (to_gate, to_up) = flex::backward(gate, up, grad);
+        let [gate, up] = ops.state.map(|input| input.find(saved));
+        let (to_gate, to_up) = flex::backward(&gate, &up, grad);
         for (node, gradient) in ops.parents.into_iter().zip([to_gate, to_up]) {
             if let Some(node) = node {
                 grads.register::<Flex>(node.id, gradient);

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::flex::buffer::{FlexTensor, contiguous, elements, from_values, map_rows, task_elements};
 use crate::flex::math::logistic;
+use crate::flex::saved::Kept;
 use crate::flex::simd::vectorised;
 
 /// `gate * P * up` with `P = 1 / (1 + exp(-gate))`.
@@ -24,14 +25,10 @@ pub(super) fn forward(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
 }
 
 /// Gradients for gate and up: `grad * up * (P + gate * P * (1 - P))` and `grad * gate * P`.
-pub(super) fn backward(
-    gate: FlexTensor,
-    up: FlexTensor,
-    grad: FlexTensor,
-) -> (FlexTensor, FlexTensor) {
+pub(super) fn backward(gate: &Kept, up: &Kept, grad: FlexTensor) -> (FlexTensor, FlexTensor) {
     let shape = grad.layout().shape().clone();
-    let (gate, up, grad) = (contiguous(gate), contiguous(up), contiguous(grad));
-    let (gate, up, grad) = (elements(&gate), elements(&up), elements(&grad));
+    let grad = contiguous(grad);
+    let grad = elements(&grad);
     let (mut to_gate, mut to_up) = (vec![0.0; grad.len()], vec![0.0; grad.len()]);
     let chunk = task_elements(1);
     to_gate
@@ -39,9 +36,12 @@ pub(super) fn backward(
         .zip(to_up.par_chunks_mut(chunk))
         .enumerate()
         .for_each(|(task, (to_gate, to_up))| {
-            let part = task * chunk..task * chunk + to_gate.len();
-            let inputs = gate[part.clone()].iter().zip(&up[part.clone()]);
-            let inputs = inputs.zip(&grad[part]);
+            let (first, count) = (task * chunk, to_gate.len());
+            let mut places = [Vec::new(), Vec::new()];
+            let [of_gate, of_up] = &mut places;
+            let gate = gate.part(first, count, of_gate);
+            let up = up.part(first, count, of_up);
+            let inputs = gate.iter().zip(up).zip(&grad[first..]);
             vectorised(
                 #[inline(always)]
                 || {

@@ -216,9 +216,7 @@ mod tests {
         };
         let (expected, expected_gradient) = evaluate(&losses);
         let (values, gradient) = evaluate(&|rows| with_slopes(rows, losses));
-        values
-            .into_data()
-            .assert_eq(&expected.into_data(), true);
+        values.into_data().assert_eq(&expected.into_data(), true);
         assert_close(gradient, expected_gradient, 1e-6, "gradient");
     }
 }

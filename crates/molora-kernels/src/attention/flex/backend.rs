@@ -10,6 +10,7 @@ use burn::backend::{Backend, Flex, backend_extension};
 
 use super::{Rules, backward, backward_bias, forward};
 use crate::flex::buffer::FlexTensor;
+use crate::flex::saved::{Saved, save};
 
 /// The fast path, for tensors with and without gradients.
 #[backend_extension(Flex, Autodiff)]
@@ -51,9 +52,12 @@ impl<C: CheckpointStrategy> FlexAttention for Autodiff<Flex, C> {
         };
         match Attention.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prepared) => {
-                let ids = inputs.each_ref().map(|input| prepared.checkpoint(input));
+                let [query, key, value, bias] = &inputs;
+                let saved = [query, key, value].map(|input| save(&mut prepared, input));
+                // One bias may serve all layers.
+                let bias = prepared.checkpoint(bias);
                 let out = run(inputs, &rules);
-                prepared.finish((ids, rules), out)
+                prepared.finish((saved, bias, rules), out)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(run(inputs, &rules)),
         }
@@ -65,12 +69,14 @@ struct Attention;
 
 impl Backward<Flex, 4> for Attention {
     /// Query, key, value and bias, and what may be attended to.
-    type State = ([NodeId; 4], Rules);
+    type State = ([Saved; 3], NodeId, Rules);
 
     fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, saved: &mut Checkpointer) {
         let grad = grads.consume::<Flex>(&ops.node);
-        let (ids, rules) = ops.state;
-        let inputs = ids.map(|id| saved.retrieve_node_output::<FlexTensor>(id));
+        let (inputs, bias, rules) = ops.state;
+        let [query, key, value] = inputs.map(|input| input.find(saved).whole());
+        let bias = saved.retrieve_node_output::<FlexTensor>(bias);
+        let inputs = [query, key, value, bias];
         let [query, key, value, bias] = ops.parents;
         if let Some(node) = bias {
             let to_bias = backward_bias(inputs.clone(), &rules, grad.clone());
