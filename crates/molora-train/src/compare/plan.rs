@@ -382,14 +382,28 @@ pub(super) fn write_or_agree(plan: &Plan, folder: &Path) -> Result<(), CompareEr
         return Ok(write_atomically(&path, text.as_bytes())?);
     }
     let stored = fs_err::read_to_string(&path)?;
-    let stored: toml::Table = toml::from_str(&stored)
-        .map_err(|error| CompareError::folder(&path, error.message().replace('\n', " ")))?;
-    // As text, since a single-precision number becomes another one in double precision.
-    let asked: toml::Table = toml::from_str(&text).expect("its own text");
-    match difference("", &Value::Table(stored), &Value::Table(asked)) {
-        None => Ok(()),
-        Some(difference) => Err(CompareError::Differs { path, difference }),
+    match differs(&stored, &text) {
+        Ok(None) => Ok(()),
+        Ok(Some(difference)) => Err(CompareError::Differs { path, difference }),
+        Err(error) => {
+            let text = error.message().replace('\n', " ");
+            Err(CompareError::folder(&path, text))
+        }
     }
+}
+
+/// The first field in which the texts of two plans differ, in words. What an older version did not write has the value
+/// that it stands for.
+fn differs(stored: &str, asked: &str) -> Result<Option<String>, toml::de::Error> {
+    let written: toml::Table = toml::from_str(stored)?;
+    // As text, since a single-precision number becomes another one in double precision.
+    let stored = match toml::from_str::<Plan>(stored) {
+        Ok(plan) => toml::from_str(&toml::to_string(&plan).expect("plain data"))?,
+        // The field that only the other version knows is what differs.
+        Err(_) => written,
+    };
+    let asked = toml::from_str(asked)?;
+    Ok(difference("", &Value::Table(stored), &Value::Table(asked)))
 }
 
 /// The first field in which two values differ, in words.
@@ -466,10 +480,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_plan_survives_its_own_text() {
+    fn plan() -> Plan {
         let recipe = crate::recipe::find("samora").expect("listed");
-        let plan = Plan {
+        Plan {
             version: SCHEMA_VERSION,
             molora_version: "0.1.0".into(),
             model: "bundled:m".into(),
@@ -490,8 +503,35 @@ mod tests {
                 parameters: 12,
                 recipe,
             }],
-        };
+        }
+    }
+
+    #[test]
+    fn a_plan_survives_its_own_text() {
+        let plan = plan();
         let text = toml::to_string(&plan).expect("plain data");
         assert_eq!(toml::from_str::<Plan>(&text).expect("its own text"), plan);
+        assert_eq!(differs(&text, &text), Ok(None));
+    }
+
+    #[test]
+    fn a_key_that_an_older_version_did_not_write_has_its_default_value() {
+        let mut plan = plan();
+        let text = |plan: &Plan| toml::to_string(plan).expect("plain data");
+        let older = text(&plan).replace("shuffle_buffer = 8192\n", "");
+        assert_ne!(older, text(&plan), "the key is there");
+        assert_eq!(differs(&older, &text(&plan)), Ok(None));
+        plan.recipes[0].recipe.data.shuffle_buffer = 7;
+        let field = "recipes.0.recipe.data.shuffle_buffer";
+        let expected = format!("{field} is 8192, asked now is 7");
+        assert_eq!(differs(&older, &text(&plan)), Ok(Some(expected)));
+    }
+
+    #[test]
+    fn a_key_that_only_a_newer_version_knows_is_named() {
+        let text = toml::to_string(&plan()).expect("plain data");
+        let newer = text.replace("seeds = 3\n", "seeds = 3\nmoons = 1\n");
+        let expected = "moons is present, asked now is not".to_owned();
+        assert_eq!(differs(&newer, &text), Ok(Some(expected)));
     }
 }
