@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::agree;
 use super::error::CompareError;
 use super::plan::{self, Plan};
 use super::{COMPARISON, State, state};
@@ -54,7 +55,7 @@ impl<'a> Crew<'a> {
             clean(folder)?;
             // Another process may have been here just now.
             plan::check_folder(folder)?;
-            plan::write_or_agree(plan, folder)?;
+            agree::write_or_agree(plan, folder)?;
         }
         self.all_are_here()?;
         let sees = gather_values(self.all, folder.join(COMPARISON).is_file());

@@ -11,6 +11,7 @@
 //!
 //! How to read it, and what the interval covers, is in `docs/comparing.md`.
 
+mod agree;
 mod crew;
 mod error;
 mod outcome;
