@@ -423,3 +423,27 @@ pub(crate) fn unit_rows(matrix: Tensor<2>) -> Vec<Vec<f32>> {
     let values: Vec<f32> = (matrix / norm).into_data().iter::<f32>().collect();
     values.chunks(width).map(<[f32]>::to_vec).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::bundled;
+
+    #[test]
+    fn texts_of_any_length_have_the_vectors_that_they_have_alone() {
+        let encoder = TextEncoder::open(bundled::MODEL, &molora_testkit::device());
+        let encoder = encoder.expect("the repository has it");
+        // More than a batch, long and short ones by turns.
+        let texts: Vec<String> = (0..BATCH + 6)
+            .map(|number| format!("card {number} ").repeat(1 + number * 7 % 11))
+            .collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let all = encoder.embed(&texts).expect("texts have tokens");
+        assert_eq!(all.len(), texts.len());
+        for (&text, found) in texts.iter().zip(&all) {
+            let alone = encoder.embed(&[text]).expect("a text has tokens");
+            let cosine: f32 = found.iter().zip(&alone[0]).map(|(a, b)| a * b).sum();
+            assert!((cosine - 1.0).abs() < 1e-5, "{text}: {cosine}");
+        }
+    }
+}

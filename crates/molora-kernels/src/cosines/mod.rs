@@ -64,13 +64,37 @@ pub(crate) mod tests {
         cosines(a, Tensor::ones([1, 3], &device()), 1e-12);
     }
 
+    #[test]
+    fn numbers_have_cosines_of_one_and_no_gradient() {
+        for device in [device(), autodiff_device()] {
+            let a = Tensor::<2>::from_floats([[0.5], [-3.0]], &device);
+            let b = Tensor::<2>::from_floats([[2.0], [-0.7]], &device);
+            let out = cosines(a, b, 1e-12);
+            assert_close(out, [[1.0, -1.0], [-1.0, 1.0]], 1e-6, "cosines");
+        }
+        let device = autodiff_device();
+        let a = Tensor::<2>::from_floats([[0.5], [-3.0]], &device).require_grad();
+        let b = Tensor::<2>::from_floats([[2.0], [-0.7]], &device).require_grad();
+        let grads = cosines(a.clone(), b.clone(), 1e-12).sum().backward();
+        for leaf in [a, b] {
+            let largest: f32 = leaf
+                .grad(&grads)
+                .expect("tracked")
+                .abs()
+                .max()
+                .into_scalar();
+            assert!(largest < 1e-5, "{largest}");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
-        // Elsewhere than on the processor the definition itself runs.
+        // Elsewhere than on the processor the definition itself runs. Of one column a gradient is zero but for what its
+        // products lose, which no tolerance relative to it allows.
         #[test]
         fn the_path_of_the_processor_equals_the_definition(
-            rows in 1usize..40, others in 1usize..12, width in 1usize..90, tracked: [bool; 2], seed: u64,
+            rows in 1usize..40, others in 1usize..12, width in 2usize..90, tracked: [bool; 2], seed: u64,
         ) {
             let mut oracle = Oracle::new(seed);
             let a = oracle.tensor([rows, width], 2.0, tracked[0]);

@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::ops::{Backward, OpsPrep, Tracked};
 use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::FloatTensor;
@@ -49,7 +50,7 @@ pub(crate) fn save<O, S, C, const N: usize>(
     input: &FloatTensor<Autodiff<Flex, C>>,
 ) -> Saved
 where
-    C: burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy,
+    C: CheckpointStrategy,
     S: Clone + Send + std::fmt::Debug + 'static,
     O: Backward<Flex, N, State = S>,
 {
